@@ -1,0 +1,188 @@
+"""The training objectives of F2LLM as pure functions of unnormalised embeddings.
+
+All of them follow the released training code of F2LLM-v2 (the paper, arXiv 2603.19223, gives no formula for the
+matryoshka weights): cosine similarities over a temperature, cross-entropy against the positive, averaged over the rows
+and, under matryoshka learning, summed over the trained widths with falling weights.
+
+Every width needs the cosine of the leading ``m`` dimensions. Dot products and squared norms are therefore accumulated
+block by block, so that all widths together cost one pass over the embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from .configuration_f2llm import matryoshka_dims
+
+__all__ = [
+    "TEMPERATURE",
+    "distillation_loss",
+    "hard_negative_loss",
+    "in_batch_loss",
+    "matryoshka_dims",
+    "matryoshka_weights",
+]
+
+TEMPERATURE = 0.05
+# The floor of a vector's length that torch.nn.functional.normalize uses, squared.
+_SMALLEST_SQUARED_NORM = 1e-24
+
+
+def matryoshka_weights(dims: Sequence[int]) -> list[float]:
+    """Weights of the widths ``dims`` (widest first) in the matryoshka sum.
+
+    The k-th width ``m`` of a ``d``-dimensional embedding, counted from 1, weighs ``1 / (k * sqrt(d / m))``.
+
+    Raises:
+        ValueError: If the widths do not fall strictly.
+
+    Example:
+        >>> [round(weight, 3) for weight in matryoshka_weights([320, 256, 128])]
+        [1.0, 0.447, 0.211]
+    """
+    if any(wide <= narrow for wide, narrow in zip(dims, dims[1:], strict=False)):
+        raise ValueError(f"matryoshka dimensions must fall strictly, got {list(dims)}")
+    return [1 / (k * math.sqrt(dims[0] / dim)) for k, dim in enumerate(dims, start=1)]
+
+
+def _paired_dots(query: Tensor, candidates: Tensor) -> Tensor:
+    """``(n, d)`` and ``(n, k, d)`` → ``(n, k)``: each query against its own candidates."""
+    return torch.einsum("nd,nkd->nk", query, candidates)
+
+
+def _shared_dots(query: Tensor, candidates: Tensor) -> Tensor:
+    """``(n, d)`` and ``(m, d)`` → ``(n, m)``: each query against all candidates."""
+    return query @ candidates.T
+
+
+def _prefix_cosines(
+    query: Tensor, candidates: Tensor, dims: Sequence[int], dots_of: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """Yields the cosines of the leading ``m`` dimensions for each ``m`` of ``dims``, narrowest first."""
+    dots: Tensor | float = 0.0
+    query_norms: Tensor | float = 0.0
+    candidate_norms: Tensor | float = 0.0
+    start = 0
+    for end in sorted(dims):
+        q, c = query[..., start:end], candidates[..., start:end]
+        dots = dots + dots_of(q, c)
+        query_norms = query_norms + q.square().sum(-1)
+        candidate_norms = candidate_norms + c.square().sum(-1)
+        query_scale = query_norms.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
+        yield dots * query_scale[:, None] * candidate_norms.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
+        start = end
+
+
+def _contrastive_loss(
+    query: Tensor,
+    candidates: Tensor,
+    labels: Tensor,
+    dots_of: Callable[[Tensor, Tensor], Tensor],
+    temperature: float,
+    dims: Sequence[int] | None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the labels under cosine / temperature, averaged over rows and weighted over widths."""
+    width = query.shape[-1]
+    dims = [width] if dims is None else list(dims)
+    if not dims or max(dims) > width or min(dims) < 1:
+        raise ValueError(f"matryoshka dimensions {dims} do not fit embeddings of {width} dimensions")
+    if not len(query):
+        return query.sum()
+    weights = dict(zip(dims, matryoshka_weights(dims), strict=True))
+    loss = query.new_zeros((), dtype=torch.float32)
+    # Similarities in bf16 are too coarse for a temperature of 0.05.
+    with torch.autocast(query.device.type, enabled=False):
+        cosines = _prefix_cosines(query.float(), candidates.float(), dims, dots_of)
+        for dim, cosine in zip(sorted(dims), cosines, strict=True):
+            logits = cosine / temperature
+            if exclude is not None:
+                logits = logits.masked_fill(exclude, float("-inf"))
+            loss = loss + weights[dim] * cross_entropy(logits, labels)
+    return loss
+
+
+def in_batch_loss(
+    query: Tensor,
+    positive: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+    dims: Sequence[int] | None = None,
+    labels: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Contrasts each query's positive with the positives of all other rows.
+
+    Args:
+        query: ``(n, d)`` unnormalised query embeddings.
+        positive: ``(m, d)`` unnormalised positives, those of other processes included.
+        temperature: Divisor of the cosines.
+        dims: Widths of matryoshka learning, widest first; None trains the full width only.
+        labels: ``(n,)`` row of ``positive`` that belongs to each query; row ``i`` to query ``i`` by default.
+        exclude: ``(n, m)`` boolean, true where a positive of another row is no negative for this query.
+
+    Returns:
+        Scalar loss, averaged over the queries.
+
+    Raises:
+        ValueError: If a dimension does not fit the embeddings.
+    """
+    if labels is None:
+        labels = torch.arange(len(query), device=query.device)
+    return _contrastive_loss(query, positive, labels, _shared_dots, temperature, dims, exclude)
+
+
+def hard_negative_loss(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    *,
+    temperature: float = TEMPERATURE,
+    dims: Sequence[int] | None = None,
+) -> Tensor:
+    """Contrasts each query's positive with its own hard negatives.
+
+    Args:
+        query: ``(n, d)`` unnormalised query embeddings.
+        positive: ``(n, d)`` unnormalised positives.
+        negatives: ``(n, k, d)`` unnormalised hard negatives. With none (``k`` = 0, or None) the loss is zero.
+        temperature: Divisor of the cosines.
+        dims: Widths of matryoshka learning, widest first; None trains the full width only.
+
+    Returns:
+        Scalar loss, averaged over the queries.
+
+    Raises:
+        ValueError: If a dimension does not fit the embeddings.
+    """
+    candidates = positive[:, None] if negatives is None else torch.cat([positive[:, None], negatives], dim=1)
+    labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return _contrastive_loss(query, candidates, labels, _paired_dots, temperature, dims)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between a student and the leading dimensions of its teacher, both unnormalised.
+
+    F2LLM-v2 adds this term for queries, positives and negatives with equal weight, at the student's full width only.
+
+    Args:
+        student: ``(…, d)`` embeddings; zero rows give zero.
+        teacher: ``(…, D)`` embeddings of the same texts, ``D >= d``; no gradient flows into them.
+
+    Returns:
+        Scalar loss, averaged over all elements.
+
+    Raises:
+        ValueError: If the teacher is narrower than the student.
+    """
+    width = student.shape[-1]
+    if teacher.shape[-1] < width:
+        raise ValueError(f"the teacher's {teacher.shape[-1]} dimensions do not cover the student's {width}")
+    if not student.numel():
+        return student.sum()
+    return mse_loss(student.float(), teacher[..., :width].detach().float())

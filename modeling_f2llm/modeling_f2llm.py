@@ -1,0 +1,217 @@
+"""F2LLM's encoder: Qwen3 without padding.
+
+This file travels with every released model as remote code: it imports torch, transformers and its two neighbours only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, Qwen3Model
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .configuration_f2llm import F2LLMConfig
+from .packing import (
+    BOUNDARY_NAMES,
+    PACKED_ATTENTION,
+    PaddedLayout,
+    boundary_kwargs,
+    check_available,
+    packed_position_ids,
+    sequence_lengths_of,
+)
+
+__all__ = ["F2LLMModel"]
+
+
+class F2LLMModel(Qwen3Model):
+    """Qwen3 encoder with the inputs and outputs of :class:`~transformers.Qwen3Model` that computes no padded token.
+
+    A padded batch is packed into one flat sequence, run through the Qwen3 layers with positions that start again at
+    every text, and unpacked. Parameters, their names and the numbers are those of ``Qwen3Model``; released folders load
+    as either class.
+
+    ``attn_implementation`` chooses how attention keeps the texts apart: left out, the fastest that the device can run
+    (flash-attn if installed, torch's variable-length kernel on CUDA, else scaled-dot-product attention per text);
+    ``"sdpa"``, ``"torch_varlen"`` and ``"flash_attention_2"`` name one. Every other implementation of transformers
+    (``"eager"``, ``"flex_attention"``) runs packed too, under transformers' own block-diagonal mask.
+
+    Example:
+        >>> config = F2LLMConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        ...     num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0, bos_token_id=0, eos_token_id=1)
+        >>> model = F2LLMModel(config).eval()
+        >>> ids, mask = torch.tensor([[5, 6, 1], [7, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> model(input_ids=ids, attention_mask=mask).last_hidden_state.shape
+        torch.Size([2, 3, 32])
+    """
+
+    config_class = F2LLMConfig
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Maps the name that was asked for to a packed implementation.
+
+        Raises:
+            ImportError: If what was asked for by name is not installed.
+            ValueError: If no such implementation exists.
+        """
+        implementation = PACKED_ATTENTION.get(requested_attention)
+        if implementation is None:
+            return self._standard_attn_implementation(requested_attention, is_init_check)
+        check_available(implementation)
+        return implementation
+
+    def _standard_attn_implementation(self, requested_attention: str, is_init_check: bool) -> str:
+        try:
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        except ImportError as error:
+            raise ImportError(
+                f"attn_implementation={requested_attention!r} cannot be used: {error} Install it (flash-attn: "
+                '`pip install "f2llm[flash]"`), or leave attn_implementation out.'
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{error} F2LLMModel adds 'packed' (the default) and 'torch_varlen'.") from error
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
+        """Encodes a padded or an already packed batch.
+
+        Args:
+            input_ids: ``(batch, width)`` token ids, padded on either side; or ``(1, T)`` packed ids.
+            attention_mask: ``(batch, width)``, non-zero at real tokens. None means that nothing is padded.
+            position_ids: As for Qwen3Model. With a single unmasked row they mark a packed batch: a position that does
+                not follow the one before it starts a new text.
+            past_key_values: With a cache (as with ``use_cache=True``, attention weights to be returned, a ready-made
+                mask, or padding between real tokens) the call is Qwen3Model's own, padding and all.
+            inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
+            use_cache: See ``past_key_values``.
+            **kwargs: ``sequence_lengths`` (list of ``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks
+                a packed batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
+
+        Returns:
+            ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding, or ``(1, T, hidden_size)``
+            for a packed batch; hidden states, if asked for, in the same shape.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        inputs = inputs_embeds if input_ids is None else input_ids
+        unpackable = (
+            past_key_values is not None
+            or use_cache
+            or kwargs.get("output_attentions", self.config.output_attentions)
+            or (attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2))
+        )
+        lengths = None if unpackable else _packed_lengths(inputs, attention_mask, position_ids, kwargs)
+        if lengths is not None:
+            if position_ids is None:
+                position_ids = packed_position_ids(lengths, inputs.device)
+            return self._forward_packed(input_ids, inputs_embeds, position_ids, lengths, kwargs)
+        layout = None if unpackable else _padded_layout(inputs, attention_mask)
+        if layout is None:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return self._forward_padded(input_ids, inputs_embeds, position_ids, layout, kwargs)
+
+    def _forward_padded(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor | None,
+        layout: PaddedLayout,
+        kwargs: dict[str, Any],
+    ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
+        """Packs a padded batch, encodes it and brings every output back to ``(batch, width, …)``."""
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self._forward_packed(
+            None if input_ids is None else layout.pack(input_ids),
+            None if inputs_embeds is None else layout.pack(inputs_embeds),
+            layout.position_ids if position_ids is None else layout.pack(position_ids.expand(layout.shape)),
+            layout.lengths,
+            kwargs,
+        )
+        outputs.last_hidden_state = layout.unpack(outputs.last_hidden_state)
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = tuple(
+                None if states is None else layout.unpack(states) for states in outputs.hidden_states
+            )
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+    def _forward_packed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor,
+        lengths: list[int],
+        kwargs: dict[str, Any],
+    ) -> BaseModelOutputWithPast:
+        """Runs the layers over one flat sequence of ``T`` tokens."""
+        device = position_ids.device
+        implementation = self.config._attn_implementation
+        # A dict reaches the layers as it is. Backends that read no boundaries get None instead: transformers then
+        # builds the block-diagonal mask from positions that start again.
+        reads_boundaries = implementation in PACKED_ATTENTION.values() or implementation.startswith("flash_attention")
+        mask = dict.fromkeys(self.config.layer_types) if reads_boundaries else None
+        boundaries = boundary_kwargs(lengths, device) if reads_boundaries else {}
+        others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            **boundaries,
+            **others,
+        )
+
+
+def _packed_lengths(
+    inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]
+) -> list[int] | None:
+    """Lengths of the texts if the caller's batch is packed already, else None.
+
+    Raises:
+        ValueError: If the boundaries do not fit the batch.
+    """
+    lengths = kwargs.get("sequence_lengths")
+    if lengths is None and kwargs.get("cu_seq_lens_q") is not None:
+        lengths = kwargs["cu_seq_lens_q"].diff().tolist()
+    if lengths is None:
+        if attention_mask is None and position_ids is not None and tuple(position_ids.shape) == (1, inputs.shape[1]):
+            return sequence_lengths_of(position_ids) if inputs.shape[0] == 1 else None
+        return None
+    if inputs.shape[0] != 1 or sum(lengths) != inputs.shape[1]:
+        raise ValueError(
+            f"a packed batch has the shape (1, {sum(lengths)}) that its sequence lengths add up to, "
+            f"got {tuple(inputs.shape[:2])}"
+        )
+    return list(lengths)
+
+
+def _padded_layout(inputs: Tensor, attention_mask: Tensor | None) -> PaddedLayout | None:
+    batch, width = inputs.shape[:2]
+    if attention_mask is None:
+        return PaddedLayout.without_padding(batch, width, inputs.device)
+    if attention_mask.shape != (batch, width):
+        return None
+    return PaddedLayout.from_mask(attention_mask)
+
+
+F2LLMModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,283 @@
+"""Batches without padding: sequences laid end to end, and the attention that keeps them apart.
+
+A packed batch is one flat sequence of shape ``(1, T)`` that holds ``n`` texts one after the other, together with their
+lengths. Everything in a Qwen3 layer but attention works token by token, so only attention needs to know where a text
+ends. The names of the boundary arguments (``cu_seq_lens_q``, ``max_length_q``, …) are those of
+``transformers``' ``FlashAttentionKwargs``; ``sequence_lengths`` adds the same numbers as Python integers, so that no
+layer waits for the device to learn them.
+
+This file travels with every released model as remote code: it imports torch and transformers only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+__all__ = [
+    "BOUNDARY_NAMES",
+    "PACKED_ATTENTION",
+    "PaddedLayout",
+    "boundary_kwargs",
+    "check_available",
+    "packed_position_ids",
+    "sequence_lengths_of",
+]
+
+
+@dataclass(frozen=True)
+class PaddedLayout:
+    """Where the real tokens of a padded batch lie, in the order in which they are packed.
+
+    Sequences are packed shortest first, so that equal lengths are neighbours and share one attention call.
+
+    Attributes:
+        shape: ``(batch, width)`` of the padded batch.
+        index: ``(T,)`` position of each packed token in the flattened padded batch; ``None`` if nothing is padded.
+        position_ids: ``(1, T)`` position of each token within its own sequence.
+        lengths: Length of each packed sequence, zero for a row that is all padding.
+    """
+
+    shape: tuple[int, int]
+    index: Tensor | None
+    position_ids: Tensor
+    lengths: list[int]
+
+    @classmethod
+    def from_mask(cls, attention_mask: Tensor) -> PaddedLayout | None:
+        """Reads the layout from a ``(batch, width)`` mask that is non-zero at real tokens.
+
+        Returns ``None`` if real tokens of a row are interrupted by padding: that is a mask, not a padded batch.
+        """
+        mask = attention_mask.bool()
+        batch, width = mask.shape
+        lengths = mask.sum(dim=1)
+        first = mask.int().argmax(dim=1)
+        last = width - 1 - mask.flip(1).int().argmax(dim=1)
+        contiguous = (last - first + 1 == lengths) | (lengths == 0)
+        *host, whole = torch.cat([lengths, contiguous.all()[None].long()]).tolist()
+        if not whole:
+            return None
+        if min(host, default=0) == width:
+            return cls.without_padding(batch, width, mask.device)
+        order = lengths.argsort(stable=True)
+        row, column = mask[order].nonzero(as_tuple=True)
+        return cls(
+            shape=(batch, width),
+            index=order[row] * width + column,
+            position_ids=(column - first[order][row])[None],
+            lengths=sorted(host),
+        )
+
+    @classmethod
+    def without_padding(cls, batch: int, width: int, device: torch.device) -> PaddedLayout:
+        """The layout of a batch whose rows all have the full width."""
+        position_ids = torch.arange(width, device=device).repeat(batch)[None]
+        return cls(shape=(batch, width), index=None, position_ids=position_ids, lengths=[width] * batch)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """``(batch, width, …)`` → ``(1, T, …)``."""
+        flat = padded.flatten(0, 1)
+        return (flat if self.index is None else flat[self.index])[None]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """``(1, T, …)`` → ``(batch, width, …)`` with zeros at padding."""
+        flat = packed[0]
+        if self.index is not None:
+            flat = flat.new_zeros(self.shape[0] * self.shape[1], *flat.shape[1:]).index_copy(0, self.index, flat)
+        return flat.unflatten(0, self.shape)
+
+
+def packed_position_ids(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """``(1, T)`` positions that start again at zero with every sequence."""
+    return torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+
+
+def sequence_lengths_of(position_ids: Tensor) -> list[int]:
+    """Lengths of the sequences in a packed batch, from ``(1, T)`` positions that start again with each of them."""
+    starts = (position_ids[0].diff(prepend=position_ids.new_full((1,), -2)) != 1).nonzero()[:, 0]
+    return starts.diff(append=starts.new_full((1,), position_ids.shape[1])).tolist()
+
+
+# Every argument by which a caller, or `boundary_kwargs`, says where the sequences of a packed batch end.
+BOUNDARY_NAMES = ("sequence_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """Keyword arguments that tell every attention backend where the sequences of a packed batch end."""
+    lengths = list(lengths)
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    longest = max(lengths, default=0)
+    return {
+        "sequence_lengths": lengths,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _equal_length_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yields (first token, number of sequences, length) for each run of neighbours of equal length."""
+    start = 0
+    for length, run in groupby(lengths):
+        count = sum(1 for _ in run)
+        if length:
+            yield start, count, length
+        start += count * length
+
+
+def _sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """``(length, length)`` boolean mask: a token sees itself and the ``window - 1`` tokens before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype."""
+    window, outputs = options["sliding_window"], []
+    for start, count, length in _equal_length_runs(options["sequence_lengths"]):
+        q, k, v = (
+            states[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
+            for states in (query, key, value)
+        )
+        bounded = window is not None and window < length
+        mask = _sliding_mask(length, window, query.device) if bounded else None
+        output = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=options["dropout"],
+            is_causal=mask is None and length > 1,
+            scale=options["scaling"],
+            enable_gqa=True,
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs) if outputs else torch.empty_like(query)
+
+
+def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """torch's own variable-length attention (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = options["cu_seq_lens_q"], options["max_length_q"]
+    # torch 2.10 has is_causal, later versions a window whose right end is zero.
+    if "window_size" in inspect.signature(varlen_attn).parameters:
+        window = options["sliding_window"]
+        causal = {"window_size": (-1 if window is None else window - 1, 0)}
+    elif options["sliding_window"] is None:
+        causal = {"is_causal": True}
+    else:
+        raise ValueError("sliding-window layers need torch >= 2.11 with attn_implementation='torch_varlen'")
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    return varlen_attn(query, key, value, ends, ends, longest, longest, **causal)
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """The variable-length kernel of the flash-attn package (CUDA, half precision)."""
+    from flash_attn import flash_attn_varlen_func
+
+    ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
+    return flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        ends,
+        ends,
+        longest,
+        longest,
+        dropout_p=options["dropout"],
+        softmax_scale=options["scaling"],
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+    )
+
+
+def _has_torch_varlen() -> bool:
+    try:
+        import torch.nn.attention.varlen  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def _automatic(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """The fastest backend that can run these tensors."""
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if half and is_flash_attn_2_available():
+        return _flash_attn(query, key, value, options)
+    # torch's kernel has no dropout; Qwen3 trains without it.
+    if half and not options["dropout"] and _has_torch_varlen():
+        return _torch_varlen(query, key, value, options)
+    return _sdpa(query, key, value, options)
+
+
+def _as_attention_interface(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """Wraps a kernel over ``(T, heads, head_dim)`` states as a transformers attention function."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        sequence_lengths: list[int] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if sequence_lengths is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        options = {
+            "dropout": dropout,
+            "scaling": scaling,
+            "sliding_window": sliding_window,
+            "sequence_lengths": sequence_lengths,
+            **kwargs,
+        }
+        # (1, heads, T, head_dim) → (T, heads, head_dim); rotary embeddings under autocast leave q and k in fp32.
+        states = [tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)]
+        return kernel(*states, options)[None], None
+
+    return attention
+
+
+# The implementation name in the config, by the name that users ask for (None: nothing was asked for).
+PACKED_ATTENTION: dict[str | None, str] = {
+    None: "packed",
+    "packed": "packed",
+    "sdpa": "packed_sdpa",
+    "packed_sdpa": "packed_sdpa",
+    "torch_varlen": "packed_torch_varlen",
+    "packed_torch_varlen": "packed_torch_varlen",
+}
+_KERNELS = {"packed": _automatic, "packed_sdpa": _sdpa, "packed_torch_varlen": _torch_varlen}
+
+for _name, _kernel in _KERNELS.items():
+    AttentionInterface.register(_name, _as_attention_interface(_kernel))
+    AttentionMaskInterface.register(_name, sdpa_mask)
+
+
+def check_available(implementation: str) -> None:
+    """Raises ImportError, saying what to install, if a packed implementation cannot run on this machine."""
+    if implementation == "packed_torch_varlen" and not _has_torch_varlen():
+        raise ImportError(
+            "attn_implementation='torch_varlen' needs torch >= 2.10 built for CUDA and a CUDA device "
+            f"(found torch {torch.__version__}, CUDA {'present' if torch.cuda.is_available() else 'absent'}): "
+            "install a CUDA build of torch, or leave attn_implementation out"
+        )
