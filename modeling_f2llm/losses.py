@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def matryoshka_weights(dims: Sequence[int]) -> list[float]:
         >>> [round(weight, 3) for weight in matryoshka_weights([320, 256, 128])]
         [1.0, 0.447, 0.211]
     """
-    if any(wide <= narrow for wide, narrow in zip(dims, dims[1:], strict=False)):
+    if any(wide <= narrow for wide, narrow in pairwise(dims)):
         raise ValueError(f"matryoshka dimensions must fall strictly, got {list(dims)}")
     return [1 / (k * math.sqrt(dims[0] / dim)) for k, dim in enumerate(dims, start=1)]
 

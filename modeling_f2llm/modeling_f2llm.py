@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -39,8 +38,18 @@ class F2LLMModel(Qwen3Model):
     (``"eager"``, ``"flex_attention"``) runs packed too, under transformers' own block-diagonal mask.
 
     Example:
-        >>> config = F2LLMConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        ...     num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0, bos_token_id=0, eos_token_id=1)
+        >>> config = F2LLMConfig(
+        ...     vocab_size=64,
+        ...     hidden_size=32,
+        ...     intermediate_size=48,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=4,
+        ...     num_key_value_heads=2,
+        ...     head_dim=8,
+        ...     pad_token_id=0,
+        ...     bos_token_id=0,
+        ...     eos_token_id=1,
+        ... )
         >>> model = F2LLMModel(config).eval()
         >>> ids, mask = torch.tensor([[5, 6, 1], [7, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
         >>> model(input_ids=ids, attention_mask=mask).last_hidden_state.shape

@@ -207,7 +207,7 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, An
 
 def _has_torch_varlen() -> bool:
     try:
-        import torch.nn.attention.varlen  # noqa: F401
+        import torch.nn.attention.varlen
     except ImportError:
         return False
     return torch.cuda.is_available()

@@ -26,7 +26,7 @@ TASK_INSTRUCTIONS: dict[str, str] = {
 
 
 def instruct(instruction: str, text: str = "") -> str:
-    """Puts an instruction before a text; without a text, returns the prompt that goes before any.
+    r"""Puts an instruction before a text; without a text, returns the prompt that goes before any.
 
     Template and text must be tokenised together: a space or newline may merge with what follows it.
 

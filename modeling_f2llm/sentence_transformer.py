@@ -59,8 +59,8 @@ def build_sentence_transformer(
         ValueError: If the tokenizer has no EOS token or more tokens than the model has embeddings.
 
     Example:
-        >>> sentence_transformer = build_sentence_transformer(model, tokenizer)     # doctest: +SKIP
-        >>> sentence_transformer.encode_query(["Where do pandas live?"]).shape      # doctest: +SKIP
+        >>> sentence_transformer = build_sentence_transformer(model, tokenizer)  # doctest: +SKIP
+        >>> sentence_transformer.encode_query(["Where do pandas live?"]).shape  # doctest: +SKIP
         (1, 896)
     """
     if len(tokenizer) > model.config.vocab_size:

@@ -1,0 +1,1 @@
+"""The training recipe: data, stages, pruning, evaluation and publishing."""

@@ -1,0 +1,197 @@
+"""What a stage of a recipe may say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
+
+from modeling_f2llm.configuration_f2llm import matryoshka_dims
+from training.errors import UserError
+
+__all__ = ["StageArguments"]
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
+
+    A recipe names the global batch; how it is split over devices is not its business, so ``per_device_train_batch_size``
+    and ``gradient_accumulation_steps`` have no effect here and are refused.
+    """
+
+    # Data
+    manifest: str | None = field(default=None, metadata={"help": "Manifest (YAML) of the sources."})
+    builder: str | None = field(
+        default=None, metadata={"help": "Builder that makes the manifest and its files if they are missing (cldr)."}
+    )
+    sources: list[str] | None = field(
+        default=None, metadata={"help": "Names of the sources to train on, * as in file names; all if left out."}
+    )
+    task_types: list[str] | None = field(
+        default=None,
+        metadata={"help": "Task types to train on: retrieval, clustering, classification; all if left out."},
+    )
+    cap: int | None = field(default=None, metadata={"help": "Rows per source at most, drawn by key."})
+    validation_share: float = field(default=0.01, metadata={"help": "Share of the rows kept for validation."})
+    prepared_dir: str | None = field(
+        default=None, metadata={"help": "Where tokenised sources are kept; OUTPUT_DIR/prepared if left out."}
+    )
+
+    # Text
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Name or folder of a tokenizer, or 'train'; the model's own if left out."},
+    )
+    tokenizer_vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
+    max_length: int = field(default=1024, metadata={"help": "Tokens of a text at most, EOS included."})
+    instructions: bool = field(
+        default=True, metadata={"help": "Put the source's instruction before queries (stage 2), or train on raw text."}
+    )
+    document_instruction_share: float = field(
+        default=0.3, metadata={"help": "Share of the documents of symmetric sources that carry the instruction too."}
+    )
+    query_instruction: str | None = field(
+        default=None,
+        metadata={"help": "Instruction of the saved model's query prompt; the published one if left out."},
+    )
+
+    # Model
+    model: str | None = field(
+        default=None, metadata={"help": "Folder, Hub name or earlier stage of the recipe to start from."}
+    )
+    model_config: str | None = field(
+        default=None,
+        metadata={"help": "A new model instead: F2LLMConfig fields as JSON, with 'family' to start from a known size."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention backend; chosen by device and precision if left out."}
+    )
+
+    # Batches
+    global_batch_size: int = field(default=512, metadata={"help": "Rows of a batch over all processes, at most."})
+    num_hard_negatives_retrieval: int = field(default=7, metadata={"help": "Hard negatives per retrieval row."})
+    num_hard_negatives_clustering: int = field(default=9, metadata={"help": "Hard negatives per clustering row."})
+    num_hard_negatives_classification: int = field(
+        default=1, metadata={"help": "Hard negatives per classification row."}
+    )
+
+    # Objective
+    temperature: float = field(default=0.05, metadata={"help": "Divisor of the cosines."})
+    matryoshka: bool = field(default=True, metadata={"help": "Train nested widths."})
+    matryoshka_min_dim: int = field(default=8, metadata={"help": "Narrowest width trained, a power of two."})
+    matryoshka_dimensions: list[int] | None = field(
+        default=None, metadata={"help": "Widths trained; powers of two from matryoshka_min_dim if left out."}
+    )
+    mask_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Leave rows with the same query or positive text out of each other's in-batch negatives."},
+    )
+
+    # Evaluation of the finished model
+    evaluation_pairs: str | None = field(
+        default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
+    )
+    evaluation_candidates: str | None = field(
+        default=None, metadata={"help": "Parquet whose 'passage' column lists what to find it among."}
+    )
+
+    # Other defaults than those of transformers
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step."})
+    report_to: str | list[str] | None = field(
+        default=None, metadata={"help": "Trackers to log to; TensorBoard if it is installed and this is left out."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect."})
+
+    def __post_init__(self) -> None:
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        super().__post_init__()
+        self._check_batching()
+        self._check_ranges()
+        if (self.model is None) == (self.model_config is None):
+            raise UserError(
+                "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
+            )
+
+    def _check_batching(self) -> None:
+        if self.per_device_train_batch_size != 8 or self.gradient_accumulation_steps != 1:
+            raise UserError(
+                "keys 'per_device_train_batch_size' and 'gradient_accumulation_steps' have no effect; "
+                "give 'global_batch_size'"
+            )
+        if self.global_batch_size < 1:
+            raise UserError(f"key 'global_batch_size' must be at least 1, got {self.global_batch_size}")
+
+    def _check_ranges(self) -> None:
+        for key in ("validation_share", "document_instruction_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"key {key!r} must lie between 0 and 1, got {getattr(self, key)}")
+        for key in (
+            "max_length",
+            "tokenizer_vocab_size",
+            "matryoshka_min_dim",
+            *(("cap",) if self.cap is not None else ()),
+        ):
+            if getattr(self, key) < 1:
+                raise UserError(f"key {key!r} must be at least 1, got {getattr(self, key)}")
+        for task_type, count in self.num_hard_negatives.items():
+            if count < 0:
+                raise UserError(f"key 'num_hard_negatives_{task_type}' must not be negative, got {count}")
+        if not self.temperature > 0:
+            raise UserError(f"key 'temperature' must be positive, got {self.temperature}")
+
+    @property
+    def num_hard_negatives(self) -> dict[str, int]:
+        """Hard negatives drawn per row, by task type."""
+        return {
+            "retrieval": self.num_hard_negatives_retrieval,
+            "clustering": self.num_hard_negatives_clustering,
+            "classification": self.num_hard_negatives_classification,
+        }
+
+    @property
+    def prepared_folder(self) -> Path:
+        """Where this stage's prepared sources lie."""
+        return Path(self.prepared_dir or Path(self.output_dir) / "prepared")
+
+    def model_config_fields(self) -> dict[str, Any]:
+        """The fields of ``model_config``.
+
+        Raises:
+            UserError: If it is no JSON object.
+        """
+        try:
+            fields = json.loads(self.model_config or "{}")
+        except ValueError as error:
+            raise UserError(f"key 'model_config' is not valid JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"key 'model_config' must hold F2LLMConfig fields by name, got {fields!r}")
+        return fields
+
+    def train_dims(self, hidden_size: int) -> list[int] | None:
+        """Widths to train a model of this width at, widest first; None for the full width only.
+
+        Raises:
+            UserError: If a width does not fit the model.
+        """
+        if not self.matryoshka:
+            return None
+        if self.matryoshka_dimensions is None:
+            try:
+                return matryoshka_dims(hidden_size, self.matryoshka_min_dim)
+            except ValueError as error:
+                raise UserError(f"key 'matryoshka_min_dim': {error}") from None
+        wrong = [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]
+        if wrong:
+            raise UserError(
+                f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions; "
+                f"give widths from 1 to {hidden_size}"
+            )
+        # The full width is what the model is used at when nobody truncates.
+        return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)

@@ -1,0 +1,107 @@
+"""Rows of one source → one flat batch of distinct texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from training.data.prepared import PreparedSource
+from training.errors import UserError
+from training.keyed import keyed_bits
+from training.sampler import RowKey
+
+__all__ = ["PackedCollator", "PreparedRows", "Row"]
+
+_NEGATIVES = 21
+
+
+class Row(NamedTuple):
+    """A row and its key; ``positions`` are those of query, passage and all negatives among the source's texts."""
+
+    key: RowKey
+    positions: np.ndarray
+
+
+class PreparedRows(Dataset[Row]):
+    """The rows of one split of some prepared sources, by their keys."""
+
+    def __init__(self, sources: Sequence[PreparedSource], split: str = "train") -> None:
+        self.sources = list(sources)
+        self.split = split
+
+    def __len__(self) -> int:
+        return sum(len(source.rows[self.split]) for source in self.sources)
+
+    def __getitem__(self, key: RowKey) -> Row:
+        return Row(key, np.asarray(self.sources[key.source].rows[self.split][key.row]))
+
+
+class PackedCollator:
+    """Draws the hard negatives of each row and packs every distinct text of the batch once.
+
+    The negatives of a row are drawn by (seed, epoch, source, row) alone.
+
+    Args:
+        sources: The sources that row keys refer to.
+        num_hard_negatives: Negatives drawn per row, by task type.
+        seed: Seed of the draws.
+
+    Raises:
+        UserError: If a source has fewer negatives than are to be drawn.
+
+    A batch is a dict of
+
+    - ``input_ids``: ``(1, T)``, the ``n`` distinct texts end to end, shortest first;
+    - ``sequence_lengths``: their ``n`` lengths;
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, indices into the texts;
+    - ``source`` and ``task_type``: names.
+    """
+
+    def __init__(self, sources: Sequence[PreparedSource], num_hard_negatives: Mapping[str, int], seed: int = 0) -> None:
+        self.sources = list(sources)
+        self.num_hard_negatives = dict(num_hard_negatives)
+        self.seed = seed
+        for source in self.sources:
+            wanted = self.num_hard_negatives[source.task_type]
+            if source.num_negatives < wanted:
+                raise UserError(
+                    f"{source.folder}: rows have {source.num_negatives} negatives, but {wanted} are to be drawn; "
+                    f"lower num_hard_negatives_{source.task_type}"
+                )
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Builds the batch; all rows must be of one source."""
+        source = self.sources[rows[0].key.source]
+        positions = np.stack([row.positions for row in rows]).astype(np.int64)
+        negatives = self._draw_negatives(rows, positions[:, 2:], self.num_hard_negatives[source.task_type])
+        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
+        lengths = source.lengths(texts)
+        order = np.argsort(lengths, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        index = torch.from_numpy(rank[index].reshape(len(rows), -1))
+        tokens = np.concatenate([source.tokens(text) for text in texts[order]])
+        return {
+            "input_ids": torch.from_numpy(tokens.astype(np.int64))[None],
+            "sequence_lengths": lengths[order].tolist(),
+            "query": index[:, 0],
+            "positive": index[:, 1],
+            "negatives": index[:, 2:],
+            "source": source.name,
+            "task_type": source.task_type,
+        }
+
+    def _draw_negatives(self, rows: Sequence[Row], negatives: np.ndarray, count: int) -> np.ndarray:
+        """``(b, n)`` positions, -1 where a row has none → ``(b, count)`` drawn without replacement."""
+        keys = np.array([row.key for row in rows], dtype=np.int64)
+        columns = np.arange(negatives.shape[1])
+        draws = keyed_bits(self.seed, _NEGATIVES, keys[:, :1], keys[:, 1:2], keys[:, 2:], columns)
+        draws = np.where(negatives >= 0, draws, np.iinfo(np.uint64).max)
+        chosen = np.argsort(draws, axis=1, kind="stable")[:, :count]
+        drawn = np.take_along_axis(negatives, chosen, axis=1)
+        assert (drawn >= 0).all(), "preparation checks that every row has enough negatives"
+        return drawn

@@ -1,0 +1,70 @@
+"""Prepared sources: tokens of every distinct text and rows of integers into them, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.errors import UserError
+
+__all__ = ["DESCRIPTION", "OFFSETS", "SPLITS", "TOKENS", "PreparedSource"]
+
+# A prepared source is a folder of these files: raw little-endian arrays, and a JSON file that is written last.
+TOKENS = "tokens.int32"
+OFFSETS = "offsets.int64"
+SPLITS = {"train": "train.int32", "validation": "validation.int32"}
+DESCRIPTION = "source.json"
+
+
+def _open(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r", shape=shape) if all(shape) else np.zeros(shape, dtype)
+
+
+class PreparedSource:
+    """One prepared source, opened without reading it.
+
+    Attributes:
+        name: The source's name.
+        task_type: ``retrieval``, ``clustering`` or ``classification``.
+        num_negatives: Negative columns of the rows; a row that has fewer is filled with -1.
+        rows: ``(n, 2 + num_negatives)`` int32 positions of query, passage and negatives among the texts, by split.
+        description: Everything that ``source.json`` says.
+
+    Raises:
+        UserError: If the folder does not hold a finished prepared source.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        try:
+            self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder}: not a prepared source ({error}); prepare it again") from None
+        self.name: str = self.description["name"]
+        self.task_type: str = self.description["task_type"]
+        self.num_negatives: int = self.description["negatives"]
+        try:
+            self._tokens = _open(self.folder / TOKENS, "<i4", (self.description["tokens"],))
+            self._offsets = _open(self.folder / OFFSETS, "<i8", (self.description["texts"] + 1,))
+            self.rows = {
+                split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
+                for split, file in SPLITS.items()
+            }
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder}: damaged ({error}); delete the folder and prepare it again") from None
+
+    def __repr__(self) -> str:
+        rows = {split: len(rows) for split, rows in self.rows.items()}
+        return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
+
+    def lengths(self, texts: np.ndarray) -> np.ndarray:
+        """``(n,)`` token counts of the texts at the given positions."""
+        return self._offsets[texts + 1] - self._offsets[texts]
+
+    def tokens(self, text: int) -> np.ndarray:
+        """``(length,)`` token ids of one text, EOS last."""
+        return self._tokens[self._offsets[text] : self._offsets[text + 1]]

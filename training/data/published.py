@@ -1,0 +1,125 @@
+"""Reading the published format: one parquet file per source with `query`, `passage`, `negative_1` … `negative_n`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from training.errors import UserError
+
+__all__ = ["PublishedFile", "TextBatch"]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Some rows of a file, column by column.
+
+    Attributes:
+        first_row: Number of the first row within the file, from 0.
+        columns: ``query``, ``passage`` and negatives in order; a missing negative is None.
+    """
+
+    first_row: int
+    columns: dict[str, list[str | None]]
+
+    def __len__(self) -> int:
+        return len(self.columns["query"])
+
+
+class PublishedFile:
+    """One parquet file of a source, read in batches and checked row by row.
+
+    Args:
+        path: The file.
+        required_negatives: Negatives that every row must have.
+
+    Raises:
+        UserError: If the file is missing, empty, no parquet, or lacks a column.
+    """
+
+    def __init__(self, path: Path, required_negatives: int = 0) -> None:
+        self.path = path
+        self.required_negatives = required_negatives
+        self._parquet = self._open()
+        schema = self._parquet.schema_arrow
+        self.negatives = sorted(
+            (name for name in schema.names if re.fullmatch(r"negative_\d+", name)),
+            key=lambda name: int(name.removeprefix("negative_")),
+        )
+        self._check_columns(schema)
+        self.num_rows = self._parquet.metadata.num_rows
+        if not self.num_rows:
+            raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+
+    def _open(self) -> pq.ParquetFile:
+        if not self.path.exists():
+            raise UserError(f"{self.path}: no such file; download or build it")
+        if not self.path.stat().st_size:
+            raise UserError(f"{self.path}: the file is empty; download or build it again")
+        try:
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:200]
+        return UserError(f"{self.path}: not a readable parquet file ({reason}); download or build it again")
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        for name in ("query", "passage"):
+            if name not in schema.names:
+                raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
+        if len(self.negatives) < self.required_negatives:
+            raise UserError(
+                f"{self.path}: {len(self.negatives)} negative columns, but the recipe samples "
+                f"{self.required_negatives} per row; add columns or lower num_hard_negatives for this task type"
+            )
+        for name in ("query", "passage", *self.negatives):
+            kind = schema.field(name).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
+
+    def batches(self, batch_rows: int = 8192) -> Iterator[TextBatch]:
+        """Yields the rows in order, ``batch_rows`` at a time.
+
+        Raises:
+            UserError: At the first null, empty or blank text, or row with too few negatives.
+        """
+        columns, row = ["query", "passage", *self.negatives], 0
+        try:
+            for batch in self._parquet.iter_batches(batch_rows, columns=columns):
+                self._check_rows(batch, row)
+                yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
+                row += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _check_rows(self, batch: pa.RecordBatch, first_row: int) -> None:
+        negatives = np.zeros(len(batch), dtype=np.int64)
+        for name in batch.schema.names:
+            column = batch.column(name)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            missing = np.asarray(pc.is_null(column))
+            if name in self.negatives:
+                negatives += ~missing
+            else:
+                self._refuse(missing, first_row, name, "is null")
+            blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+            self._refuse(np.asarray(pc.fill_null(blank, False)), first_row, name, "is empty")
+        short = negatives < self.required_negatives
+        self._refuse(short, first_row, "negative_*", f"has fewer than {self.required_negatives} texts")
+
+    def _refuse(self, faulty: np.ndarray, first_row: int, column: str, fault: str) -> None:
+        if faulty.any():
+            row = first_row + int(faulty.argmax())
+            raise UserError(f"{self.path}: row {row}, column {column!r} {fault}; correct or drop the row")

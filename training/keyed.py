@@ -1,0 +1,47 @@
+"""Random draws that depend on nothing but their key.
+
+A draw is a function of (seed, what it is for, where it is), not of what was drawn before. A resumed run, another number
+of processes or of loader workers therefore makes the same draws.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+
+__all__ = ["keyed_bits", "keyed_uniform", "text_key"]
+
+# The mixing step of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    return state ^ (state >> np.uint64(31))
+
+
+def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
+    """Returns 64 random bits per key, as ``uint64`` of the shape that the keys broadcast to.
+
+    Args:
+        *keys: Integers or integer arrays. The order of the keys counts.
+    """
+    state = np.zeros((), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN_GAMMA)
+    return state
+
+
+def keyed_uniform(*keys: int | np.ndarray) -> np.ndarray:
+    """Returns one ``float64`` in [0, 1) per key."""
+    return (keyed_bits(*keys) >> np.uint64(11)) * 2.0**-53
+
+
+def text_key(text: str) -> int:
+    """A stable 64-bit key for a text (Python's own ``hash`` differs from run to run)."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

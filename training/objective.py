@@ -1,0 +1,60 @@
+"""What a batch is trained on: embeddings of its texts → the terms of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling_f2llm.losses import TEMPERATURE, hard_negative_loss, in_batch_loss
+
+__all__ = ["Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """F2LLM's contrastive objective.
+
+    Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
+    positives of other rows may be of the same class.
+
+    Attributes:
+        temperature: Divisor of the cosines.
+        dims: Widths of matryoshka learning, widest first; None trains the full width only.
+        mask_duplicates: Whether a row whose query or positive is the very text of another row's is left out of that
+            row's in-batch negatives. The published training keeps it in.
+    """
+
+    temperature: float = TEMPERATURE
+    dims: Sequence[int] | None = None
+    mask_duplicates: bool = False
+
+    def terms(self, embeddings: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns the terms of the loss by name; the loss is their sum.
+
+        Args:
+            embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
+            batch: What :class:`~training.collator.PackedCollator` built.
+        """
+        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
+        negatives = embeddings[batch["negatives"]]
+        terms = {}
+        if batch["task_type"] == "retrieval":
+            terms["in_batch"] = in_batch_loss(
+                query,
+                positive,
+                temperature=self.temperature,
+                dims=self.dims,
+                exclude=_duplicates(batch["query"], batch["positive"]) if self.mask_duplicates else None,
+            )
+        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        return terms
+
+
+def _duplicates(query: Tensor, positive: Tensor) -> Tensor:
+    """``(b, b)`` booleans: other rows that share this row's query text or positive text."""
+    same = (query[:, None] == query) | (positive[:, None] == positive)
+    return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)

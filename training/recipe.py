@@ -1,0 +1,168 @@
+"""Recipes: YAML files that say what to train, and command lines that change them.
+
+A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`, with two more:
+
+- ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
+- ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
+  writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from training.arguments import StageArguments
+from training.data.manifest import load_yaml, unknown_key
+from training.errors import UserError
+
+__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "recipe_help"]
+
+# Name of the folder, below a stage's output, that holds its finished model.
+FINAL_MODEL = "model"
+_STAGE_KEYS = {field.name for field in fields(StageArguments) if field.init}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name, what it was told (``keys``) and what that means (``arguments``)."""
+
+    name: str
+    keys: dict[str, Any]
+    arguments: StageArguments
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in the order in which they run."""
+
+    path: Path
+    stages: list[Stage]
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def recipe_help() -> str:
+    """Describes every key of a recipe."""
+    parser = _Parser(StageArguments, prog="run_stage.py", add_help=False, allow_abbrev=False)
+    return parser.format_help()
+
+
+def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Reads a recipe and checks all of it before anything runs.
+
+    Args:
+        path: The YAML file.
+        overrides: Keys that replace those of the recipe, in every stage.
+
+    Raises:
+        UserError: If the file or a file that it extends is missing or faulty, or a key is unknown or has a wrong value.
+    """
+    path = Path(path)
+    keys = _read(path)
+    stages = keys.pop("stages", None)
+    overrides = overrides or {}
+    if stages is None:
+        return Recipe(path, [_stage(path, path.stem, {**keys, **overrides})])
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
+    shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
+    output_dir = Path(shared.get("output_dir") or _missing(path, "output_dir"))
+    made: dict[str, str] = {}
+    result = []
+    for name, own in stages.items():
+        stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
+        stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
+        stage_keys["model"] = made.get(stage_keys.get("model"), stage_keys.get("model"))
+        result.append(_stage(path, name, stage_keys))
+        made[name] = str(Path(stage_keys["output_dir"]) / FINAL_MODEL)
+    return Recipe(path, result)
+
+
+def _missing(path: Path, key: str) -> NoReturn:
+    raise UserError(f"{path}: key {key!r} is missing; add it")
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Reads a recipe file with what it extends."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
+    keys = load_yaml(path)
+    base = keys.pop("extends", None)
+    known = [*_STAGE_KEYS, "stages", "extends"]
+    for owner in (keys, *(stage for stage in _stages_of(keys) if isinstance(stage, dict))):
+        for key in owner:
+            if key not in known:
+                raise unknown_key(str(path), key, known)
+    if base is None:
+        return keys
+    return {**_read(path.parent / str(base), (*seen, path.resolve())), **keys}
+
+
+def _stages_of(keys: dict[str, Any]) -> Iterable[Any]:
+    stages = keys.get("stages")
+    return stages.values() if isinstance(stages, dict) else ()
+
+
+def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
+    where = f"{path}: stage {name!r}"
+    keys = {key: value for key, value in keys.items() if value is not None}
+    if "output_dir" not in keys:
+        _missing(path, "output_dir")
+    parser = _Parser(StageArguments, allow_abbrev=False)
+    try:
+        (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    return Stage(name, keys, arguments)
+
+
+def _as_command_line(keys: dict[str, Any]) -> list[str]:
+    """Values as words: argparse then converts and checks those of a file and of a command line alike."""
+    words = []
+    for key, value in keys.items():
+        words.append(f"--{key}")
+        if isinstance(value, dict):
+            words.append(json.dumps(value))
+        elif isinstance(value, list):
+            words += [str(item) for item in value]
+        else:
+            words.append(str(value).lower() if isinstance(value, bool) else str(value))
+    return words
+
+
+def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Reads ``--key value …`` and ``--key=value`` words; a key without a value means true.
+
+    Raises:
+        UserError: If a word belongs to no key or a key is unknown.
+    """
+    overrides: dict[str, Any] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if key not in _STAGE_KEYS:
+                raise unknown_key("command line", key, sorted(_STAGE_KEYS))
+            values = [value] if equals else []
+            overrides[key] = values
+        elif not overrides:
+            raise UserError(f"command line: {word!r} belongs to no key; write --key value")
+        else:
+            values.append(word)
+    return {key: _single(values) for key, values in overrides.items()}
+
+
+def _single(values: list[str]) -> Any:
+    if not values:
+        return True
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,81 @@
+"""Trains the stages of a recipe, one after the other, and evaluates what comes out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.errors import UserError
+from training.recipe import command_line_overrides, load_recipe, recipe_help
+from training.stage import run_stage
+from training.trainer import NonFiniteLossError
+
+QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
+
+logger = logging.getLogger("training")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 if training failed, 2 for faulty input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        _run(_arguments(words))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except NonFiniteLossError as error:
+        sys.stderr.write(f"stopped: {error}\n")
+        return 1
+    return 0
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_stage.py", description=__doc__, allow_abbrev=False, add_help=False)
+    parser.add_argument(
+        "recipe", nargs="?", default=QUICKSTART, type=Path, help="recipe (YAML); the quickstart if none"
+    )
+    parser.add_argument("--stage", action="append", help="run this stage of the recipe only (repeatable)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints; skip finished stages")
+    parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
+    words = sys.argv[1:] if words is None else words
+    # A recipe's own keys come after the recipe and may take several values; argparse would split them wrongly.
+    own = {"--stage", "--resume", "-h", "--help"}
+    start = next((i for i, word in enumerate(words) if word.startswith("-") and word.split("=")[0] not in own), None)
+    arguments, rest = parser.parse_known_args(words if start is None else words[:start])
+    keys = rest + ([] if start is None else words[start:])
+    if "--resume" in keys:
+        keys.remove("--resume")
+        arguments.resume = True
+    if arguments.help:
+        sys.stdout.write(f"{parser.format_help()}\nKeys of a recipe, also given as --key value:\n\n{recipe_help()}")
+        raise SystemExit(0)
+    arguments.overrides = command_line_overrides(keys)
+    return arguments
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    names = [stage.name for stage in recipe.stages]
+    for name in arguments.stage or []:
+        if name not in names:
+            raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
+    for stage in recipe.stages:
+        if arguments.stage and stage.name not in arguments.stage:
+            continue
+        logger.info("stage %s", stage.name)
+        model = run_stage(stage, resume=arguments.resume)
+        if stage.arguments.evaluation_pairs:
+            # scikit-learn and sentence-transformers are not needed to train.
+            from training.evaluation.pairs import evaluate_and_report
+
+            evaluate_and_report(model, stage.arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""Running one stage: data, tokenizer, model, training, saving."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from training.arguments import StageArguments
+from training.data.builders import build
+from training.data.manifest import Source, load_manifest, select_sources
+from training.data.prepare import PreparationOptions, prepare
+from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
+from training.errors import UserError
+from training.recipe import FINAL_MODEL, Stage
+from training.trainer import F2LLMTrainer
+
+__all__ = ["run_stage"]
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "recipe.yaml"
+# Keys that may differ between a run and its continuation.
+_FREE_KEYS = {"output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"}
+
+
+def run_stage(stage: Stage, resume: bool = False) -> Path:
+    """Runs a stage to its end and returns the folder of the finished model.
+
+    Args:
+        stage: The stage.
+        resume: Go on from the last checkpoint, or return at once if the stage is finished.
+
+    Raises:
+        UserError: If something the user gave is faulty, or the output folder holds another run.
+    """
+    args = stage.arguments
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise UserError(f"stage {stage.name!r}: one process and one device for now; set CUDA_VISIBLE_DEVICES to one")
+    output_dir = Path(args.output_dir)
+    final = output_dir / FINAL_MODEL
+    _claim(output_dir, stage, resume)
+    if (final / "config.json").exists():
+        logger.info("stage %s is finished: %s", stage.name, final)
+        return final
+    set_seed(args.seed)
+    sources = _sources(args)
+    tokenizer = _tokenizer(args, sources[0])
+    model = _model(args, tokenizer)
+    args.train_dims(model.config.hidden_size)
+    prepared = prepare(sources[1], tokenizer, args.prepared_folder, _options(args))
+    trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
+    partial = output_dir / f".{FINAL_MODEL}.partial"
+    trainer.save_model(str(partial))
+    partial.rename(final)
+    return final
+
+
+def _claim(output_dir: Path, stage: Stage, resume: bool) -> None:
+    """Makes the output folder this run's, or checks that it is."""
+    written = output_dir / RECIPE
+    held = output_dir.is_dir() and any(output_dir.iterdir())
+    if held and not written.exists():
+        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
+    if held and not resume:
+        raise UserError(
+            f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
+        )
+    if held:
+        _check_same_recipe(written, stage.keys)
+        return
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        written.write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+
+
+def _check_same_recipe(written: Path, keys: dict[str, Any]) -> None:
+    before = yaml.safe_load(written.read_text())
+    changed = sorted(key for key in {*before, *keys} - _FREE_KEYS if _plain(before.get(key)) != _plain(keys.get(key)))
+    if changed:
+        differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
+        raise UserError(f"{written}: the run was started with other keys ({differences}); give another output_dir")
+
+
+def _plain(value: Any) -> Any:
+    """A value as the command line would give it."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return value if value is None or isinstance(value, dict) else str(value).lower()
+
+
+def _last_checkpoint(output_dir: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its state file comes last."""
+    checkpoints = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
+    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
+
+
+def _sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
+    """All sources of the manifest, and those of this stage."""
+    if args.manifest is None:
+        raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
+    if args.builder is not None:
+        build(args.builder, Path(args.manifest).parent, args.seed)
+    sources = load_manifest(args.manifest)
+    return sources, select_sources(sources, args.sources, args.task_types)
+
+
+def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokenizerBase:
+    name = args.tokenizer or args.model
+    if name is None:
+        raise UserError("key 'tokenizer' is missing: a new model has none; give a name, a folder or 'train'")
+    if name != "train":
+        return load_tokenizer(name)
+    folder = Path(args.output_dir) / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        # All sources of the manifest: later stages use this tokenizer too.
+        train_tokenizer(source_texts(sources), args.tokenizer_vocab_size).save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def _model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
+    """Loads or makes the model, in fp32: AdamW at these learning rates is lost on bf16 weights."""
+    try:
+        if args.model is not None:
+            model = F2LLMModel.from_pretrained(
+                args.model, dtype=torch.float32, attn_implementation=args.attn_implementation
+            )
+        else:
+            model = F2LLMModel._from_config(
+                _new_config(args, tokenizer), dtype=torch.float32, attn_implementation=args.attn_implementation
+            )
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {reason}") from None
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size} embeddings; "
+            "use the model's own tokenizer (leave out 'tokenizer') or a larger vocab_size in 'model_config'"
+        )
+    return model
+
+
+def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
+    fields = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **args.model_config_fields(),
+    }
+    family = fields.pop("family", None)
+    return F2LLMConfig(**fields) if family is None else F2LLMConfig.from_family(family, **fields)
+
+
+def _options(args: StageArguments) -> PreparationOptions:
+    return PreparationOptions(
+        max_length=args.max_length,
+        instructions=args.instructions,
+        document_instruction_share=args.document_instruction_share,
+        validation_share=args.validation_share,
+        cap=args.cap,
+        num_hard_negatives=tuple(args.num_hard_negatives.items()),
+        seed=args.seed,
+    )
+
+
+def _prompts(args: StageArguments) -> dict[str, str]:
+    """A model trained on raw text is used on raw text."""
+    query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
+    return {"query": query, "document": ""}
