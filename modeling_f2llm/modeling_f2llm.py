@@ -38,14 +38,13 @@ class F2LLMModel(Qwen3Model):
     (``"eager"``, ``"flex_attention"``) runs packed too, under transformers' own block-diagonal mask.
 
     Example:
-        >>> config = F2LLMConfig(
+        >>> import torch
+        >>> from modeling_f2llm import F2LLMConfig, F2LLMModel
+        >>> config = F2LLMConfig.from_family(
+        ...     "f2llm-v2-80m",
         ...     vocab_size=64,
         ...     hidden_size=32,
-        ...     intermediate_size=48,
         ...     num_hidden_layers=2,
-        ...     num_attention_heads=4,
-        ...     num_key_value_heads=2,
-        ...     head_dim=8,
         ...     pad_token_id=0,
         ...     bos_token_id=0,
         ...     eos_token_id=1,

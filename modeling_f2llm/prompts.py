@@ -32,7 +32,7 @@ def instruct(instruction: str, text: str = "") -> str:
 
     Example:
         >>> instruct("Retrieve semantically similar text.", "A cat sleeps.")
-        'Instruct: Retrieve semantically similar text.\\nQuery: A cat sleeps.'
+        'Instruct: Retrieve semantically similar text.\nQuery: A cat sleeps.'
     """
     return TEMPLATE.format(instruction=instruction) + text
 

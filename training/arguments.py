@@ -20,8 +20,8 @@ __all__ = ["StageArguments"]
 class StageArguments(TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
-    A recipe names the global batch; how it is split over devices is not its business, so ``per_device_train_batch_size``
-    and ``gradient_accumulation_steps`` have no effect here and are refused.
+    A recipe names the global batch; how it is split over devices is not its business, so
+    ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` have no effect here and are refused.
     """
 
     # Data
