@@ -68,15 +68,16 @@ def _prefix_cosines(
     dots: Tensor | float = 0.0
     query_norms: Tensor | float = 0.0
     candidate_norms: Tensor | float = 0.0
-    start = 0
-    for end in sorted(dims):
-        q, c = query[..., start:end], candidates[..., start:end]
+    ends = sorted(dims)
+    widths = [end - start for start, end in pairwise([0, *ends])]
+    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole.
+    blocks = (states[..., : ends[-1]].split(widths, dim=-1) for states in (query, candidates))
+    for q, c in zip(*blocks, strict=True):
         dots = dots + dots_of(q, c)
         query_norms = query_norms + q.square().sum(-1)
         candidate_norms = candidate_norms + c.square().sum(-1)
         query_scale = query_norms.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
         yield dots * query_scale[:, None] * candidate_norms.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
-        start = end
 
 
 def _contrastive_loss(

@@ -151,7 +151,7 @@ class F2LLMModel(Qwen3Model):
             None if inputs_embeds is None else layout.pack(inputs_embeds),
             layout.position_ids if position_ids is None else layout.pack(position_ids.expand(layout.shape)),
             layout.lengths,
-            kwargs,
+            {**kwargs, "return_dict": True},
         )
         outputs.last_hidden_state = layout.unpack(outputs.last_hidden_state)
         if outputs.hidden_states is not None:

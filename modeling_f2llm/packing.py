@@ -12,7 +12,7 @@ This file travels with every released model as remote code: it imports torch and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -101,7 +101,9 @@ class PaddedLayout:
 
 def packed_position_ids(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
     """``(1, T)`` positions that start again at zero with every sequence."""
-    return torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    counts = torch.tensor(lengths, device=device)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return (torch.arange(len(starts), device=device) - starts)[None]
 
 
 def sequence_lengths_of(position_ids: Tensor) -> list[int]:
@@ -128,14 +130,9 @@ def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, A
     }
 
 
-def _equal_length_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yields (first token, number of sequences, length) for each run of neighbours of equal length."""
-    start = 0
-    for length, run in groupby(lengths):
-        count = sum(1 for _ in run)
-        if length:
-            yield start, count, length
-        start += count * length
+def _equal_length_runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(number of sequences, length) for each run of neighbours of equal length."""
+    return [(sum(1 for _ in run), length) for length, run in groupby(lengths)]
 
 
 def _sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
@@ -145,12 +142,16 @@ def _sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype."""
+    runs = _equal_length_runs(options["sequence_lengths"])
+    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
+    pieces = zip(
+        *(states.split([count * length for count, length in runs]) for states in (query, key, value)), strict=True
+    )
     window, outputs = options["sliding_window"], []
-    for start, count, length in _equal_length_runs(options["sequence_lengths"]):
-        q, k, v = (
-            states[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
-            for states in (query, key, value)
-        )
+    for (count, length), states in zip(runs, pieces, strict=True):
+        if not length:
+            continue
+        q, k, v = (piece.unflatten(0, (count, length)).transpose(1, 2) for piece in states)
         bounded = window is not None and window < length
         mask = _sliding_mask(length, window, query.device) if bounded else None
         output = scaled_dot_product_attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class StageArguments(TrainingArguments):
         metadata={"help": "Task types to train on: retrieval, clustering, classification; all if left out."},
     )
     cap: int | None = field(default=None, metadata={"help": "Rows per source at most, drawn by key."})
+    source_caps: str | None = field(
+        default=None, metadata={"help": "Rows at most of single sources as JSON: name (* as in file names) to number."}
+    )
     validation_share: float = field(default=0.01, metadata={"help": "Share of the rows kept for validation."})
     prepared_dir: str | None = field(
         default=None, metadata={"help": "Where tokenised sources are kept; OUTPUT_DIR/prepared if left out."}
@@ -103,7 +107,8 @@ class StageArguments(TrainingArguments):
     # Other defaults than those of transformers
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step."})
-    report_to: str | list[str] | None = field(
+    # HfArgumentParser reads a union of three only with None in front.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default=None, metadata={"help": "Trackers to log to; TensorBoard if it is installed and this is left out."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect."})
@@ -166,13 +171,30 @@ class StageArguments(TrainingArguments):
         Raises:
             UserError: If it is no JSON object.
         """
+        return self._mapping("model_config")
+
+    def cap_of(self, source: str) -> int | None:
+        """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all.
+
+        Raises:
+            UserError: If ``source_caps`` is no JSON object of positive integers.
+        """
+        caps = self._mapping("source_caps")
+        for pattern, cap in caps.items():
+            if not isinstance(cap, int) or cap < 1:
+                raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
+        fitting = [cap for pattern, cap in caps.items() if fnmatch(source, pattern)]
+        return min([*fitting, *([self.cap] if self.cap is not None else [])], default=None)
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        """The value of a key that holds a mapping, written as JSON."""
         try:
-            fields = json.loads(self.model_config or "{}")
+            mapping = json.loads(getattr(self, key) or "{}")
         except ValueError as error:
-            raise UserError(f"key 'model_config' is not valid JSON ({error})") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"key 'model_config' must hold F2LLMConfig fields by name, got {fields!r}")
-        return fields
+            raise UserError(f"key {key!r} is not valid JSON ({error})") from None
+        if not isinstance(mapping, dict):
+            raise UserError(f"key {key!r} must map names to values, got {mapping!r}")
+        return mapping
 
     def train_dims(self, hidden_size: int) -> list[int] | None:
         """Widths to train a model of this width at, widest first; None for the full width only.

@@ -39,10 +39,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order in which they run."""
+    """Stages in the order in which they run, and the folder below which all of them write."""
 
     path: Path
     stages: list[Stage]
+    output_dir: Path
 
 
 class _Parser(HfArgumentParser):
@@ -71,7 +72,8 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     stages = keys.pop("stages", None)
     overrides = overrides or {}
     if stages is None:
-        return Recipe(path, [_stage(path, path.stem, {**keys, **overrides})])
+        stage = _stage(path, path.stem, {**keys, **overrides})
+        return Recipe(path, [stage], Path(stage.arguments.output_dir))
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
@@ -84,7 +86,7 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         stage_keys["model"] = made.get(stage_keys.get("model"), stage_keys.get("model"))
         result.append(_stage(path, name, stage_keys))
         made[name] = str(Path(stage_keys["output_dir"]) / FINAL_MODEL)
-    return Recipe(path, result)
+    return Recipe(path, result, output_dir)
 
 
 def _missing(path: Path, key: str) -> NoReturn:

@@ -23,7 +23,10 @@ logger = logging.getLogger("training")
 def main(words: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 if training failed, 2 for faulty input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "sentence_transformers"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # The bars of reading and writing weights, not the one of training.
+    disable_progress_bar()
     try:
         _run(_arguments(words))
     except UserError as error:
@@ -36,26 +39,23 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_stage.py", description=__doc__, allow_abbrev=False, add_help=False)
-    parser.add_argument(
-        "recipe", nargs="?", default=QUICKSTART, type=Path, help="recipe (YAML); the quickstart if none"
+    words = sys.argv[1:] if words is None else list(words)
+    recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else QUICKSTART
+    parser = argparse.ArgumentParser(
+        prog="run_stage.py",
+        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--resume] [--key value ...]",
+        description=f"{__doc__} Without a recipe, the quickstart runs.",
+        allow_abbrev=False,
+        add_help=False,
     )
     parser.add_argument("--stage", action="append", help="run this stage of the recipe only (repeatable)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints; skip finished stages")
     parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
-    words = sys.argv[1:] if words is None else words
-    # A recipe's own keys come after the recipe and may take several values; argparse would split them wrongly.
-    own = {"--stage", "--resume", "-h", "--help"}
-    start = next((i for i, word in enumerate(words) if word.startswith("-") and word.split("=")[0] not in own), None)
-    arguments, rest = parser.parse_known_args(words if start is None else words[:start])
-    keys = rest + ([] if start is None else words[start:])
-    if "--resume" in keys:
-        keys.remove("--resume")
-        arguments.resume = True
+    arguments, keys = parser.parse_known_args(words)
     if arguments.help:
         sys.stdout.write(f"{parser.format_help()}\nKeys of a recipe, also given as --key value:\n\n{recipe_help()}")
         raise SystemExit(0)
-    arguments.overrides = command_line_overrides(keys)
+    arguments.recipe, arguments.overrides = recipe, command_line_overrides(keys)
     return arguments
 
 
@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
             # scikit-learn and sentence-transformers are not needed to train.
             from training.evaluation.pairs import evaluate_and_report
 
-            evaluate_and_report(model, stage.arguments)
+            evaluate_and_report(model, stage.arguments, recipe.output_dir / "evaluation.json")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         draws = keyed_bits(self.seed, _BATCH_ORDER, self.epoch, np.arange(len(self._batches)))
         for index in np.argsort(draws, kind="stable"):
             source, number, count = self._batches[index]
-            yield self._own_share(source, np.array_split(orders[source], count)[number])
+            rows = self.rows_per_source[source]
+            yield self._own_share(source, orders[source][number * rows // count : (number + 1) * rows // count])
 
     def _own_share(self, source: int, rows: np.ndarray) -> list[RowKey]:
         share = np.array_split(rows, self.world_size)[self.rank]

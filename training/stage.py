@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ __all__ = ["run_stage"]
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"
+# Every so many rows are enough to learn the pieces of words from.
+_TOKENIZER_ROWS = 4
+# What a run makes before it starts to train; whatever else was changed since, these are checked on their own.
+_PREPARATIONS = {"prepared", "tokenizer"}
 # Keys that may differ between a run and its continuation.
 _FREE_KEYS = {"output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"}
 
@@ -46,17 +52,21 @@ def run_stage(stage: Stage, resume: bool = False) -> Path:
         raise UserError(f"stage {stage.name!r}: one process and one device for now; set CUDA_VISIBLE_DEVICES to one")
     output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
-    _claim(output_dir, stage, resume)
+    _check_output(output_dir, stage, resume)
     if (final / "config.json").exists():
         logger.info("stage %s is finished: %s", stage.name, final)
         return final
     set_seed(args.seed)
-    sources = _sources(args)
-    tokenizer = _tokenizer(args, sources[0])
+    all_sources, sources = _sources(args)
+    tokenizer = _tokenizer(args, all_sources)
     model = _model(args, tokenizer)
+    # Fails on widths that do not fit before the data is prepared.
     args.train_dims(model.config.hidden_size)
-    prepared = prepare(sources[1], tokenizer, args.prepared_folder, _options(args))
+    prepared = prepare(sources, tokenizer, args.prepared_folder, _options(args))
+    if not any(len(source.rows["train"]) for source in prepared):
+        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
     trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args))
+    (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
     trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
     partial = output_dir / f".{FINAL_MODEL}.partial"
     trainer.save_model(str(partial))
@@ -64,24 +74,23 @@ def run_stage(stage: Stage, resume: bool = False) -> Path:
     return final
 
 
-def _claim(output_dir: Path, stage: Stage, resume: bool) -> None:
-    """Makes the output folder this run's, or checks that it is."""
-    written = output_dir / RECIPE
-    held = output_dir.is_dir() and any(output_dir.iterdir())
-    if held and not written.exists():
-        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
-    if held and not resume:
+def _check_output(output_dir: Path, stage: Stage, resume: bool) -> None:
+    """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
+        if not os.access(output_dir, os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as error:
+        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+    if RECIPE in held and not resume:
         raise UserError(
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
         )
+    if held and RECIPE not in held:
+        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
     if held:
-        _check_same_recipe(written, stage.keys)
-        return
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        written.write_text(yaml.safe_dump(stage.keys, sort_keys=False))
-    except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+        _check_same_recipe(output_dir / RECIPE, stage.keys)
 
 
 def _check_same_recipe(written: Path, keys: dict[str, Any]) -> None:
@@ -112,7 +121,13 @@ def _sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed)
     sources = load_manifest(args.manifest)
-    return sources, select_sources(sources, args.sources, args.task_types)
+    selected = select_sources(sources, args.sources, args.task_types)
+    return sources, [_capped(source, args.cap_of(source.name)) for source in selected]
+
+
+def _capped(source: Source, cap: int | None) -> Source:
+    caps = [each for each in (source.cap, cap) if each is not None]
+    return replace(source, cap=min(caps, default=None))
 
 
 def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokenizerBase:
@@ -124,7 +139,7 @@ def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokeniz
     folder = Path(args.output_dir) / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         # All sources of the manifest: later stages use this tokenizer too.
-        train_tokenizer(source_texts(sources), args.tokenizer_vocab_size).save_pretrained(folder)
+        train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
     return load_tokenizer(str(folder))
 
 
@@ -168,7 +183,6 @@ def _options(args: StageArguments) -> PreparationOptions:
         instructions=args.instructions,
         document_instruction_share=args.document_instruction_share,
         validation_share=args.validation_share,
-        cap=args.cap,
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
         seed=args.seed,
     )

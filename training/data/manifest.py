@@ -79,8 +79,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def unknown_key(where: str, key: str, known: Sequence[str]) -> UserError:
     """The error for a key that nobody reads, with the nearest known one."""
-    near = difflib.get_close_matches(key, known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(str(key), known, n=1)
+    listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
+    remedy = f"did you mean {near[0]!r}?" if near else listed
     return UserError(f"{where}: unknown key {key!r}; {remedy}")
 
 
@@ -145,7 +146,7 @@ def _check_types(where: str, entry: dict[str, Any]) -> None:
         raise UserError(f"{where}: unknown task_type {entry['task_type']!r}; use one of {', '.join(TASK_TYPES)}")
     if "/" in entry["name"] or entry["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
-    if (entry.get("cap") or 1) < 1:
+    if entry.get("cap") is not None and entry["cap"] < 1:
         raise UserError(f"{where}: cap must be at least 1, got {entry['cap']}")
 
 

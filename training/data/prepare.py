@@ -43,7 +43,6 @@ class PreparationOptions:
         instructions: Whether queries carry their source's instruction (stage 2) or are raw (stage 1).
         document_instruction_share: Share of the documents of symmetric sources that carry it too.
         validation_share: Share of the rows kept for validation.
-        cap: Rows of a source at most; a source's own cap applies as well.
         num_hard_negatives: Negatives that a row must have, by task type.
         seed: Seed of all draws.
     """
@@ -52,7 +51,6 @@ class PreparationOptions:
     instructions: bool = True
     document_instruction_share: float = 0.3
     validation_share: float = 0.01
-    cap: int | None = None
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
     seed: int = 0
 
@@ -157,7 +155,11 @@ def _fingerprint(source: Source, tokenizer: PreTrainedTokenizerBase, options: Pr
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files if path.exists()]
     described = [FORMAT, source.name, source.task_type, source.symmetric, source.instruction, source.cap, files]
     digest.update(json.dumps([described, asdict(options)]).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    backend = tokenizer.backend_tokenizer
+    # The truncation and padding of the last call would be part of the JSON.
+    backend.no_truncation()
+    backend.no_padding()
+    digest.update(backend.to_str().encode())
     return digest.hexdigest()
 
 
@@ -199,7 +201,7 @@ def _positions(
     source: Source, files: Sequence[PublishedFile], width: int, texts: _Texts, options: PreparationOptions
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields blocks of rows, as positions of their texts, with the split that they belong to."""
-    kept = _kept_rows(source, sum(file.num_rows for file in files), options)
+    kept = _kept_rows(source, sum(file.num_rows for file in files), options.seed)
     key = text_key(source.name)
     row = 0
     for file in files:
@@ -216,14 +218,13 @@ def _positions(
             yield "validation", block[held_out]
 
 
-def _kept_rows(source: Source, num_rows: int, options: PreparationOptions) -> np.ndarray | None:
-    """``(num_rows,)`` booleans of the rows under the cap, drawn by key; None for all."""
-    caps = [cap for cap in (source.cap, options.cap) if cap is not None]
-    if not caps or num_rows <= min(caps):
+def _kept_rows(source: Source, num_rows: int, seed: int) -> np.ndarray | None:
+    """``(num_rows,)`` booleans of the rows under the source's cap, drawn by key; None for all."""
+    if source.cap is None or num_rows <= source.cap:
         return None
-    draws = keyed_bits(options.seed, _CAP, text_key(source.name), np.arange(num_rows))
+    draws = keyed_bits(seed, _CAP, text_key(source.name), np.arange(num_rows))
     kept = np.zeros(num_rows, dtype=bool)
-    kept[np.argpartition(draws, min(caps))[: min(caps)]] = True
+    kept[np.argpartition(draws, source.cap)[: source.cap]] = True
     return kept
 
 

@@ -42,10 +42,12 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     return append_eos(tokenizer)
 
 
-def source_texts(sources: Sequence[Source]) -> Iterator[str]:
-    """Yields what the model will read of the sources: queries under their instruction, and passages as they are."""
+def source_texts(sources: Sequence[Source], every: int = 1) -> Iterator[str]:
+    """Yields what a model reads of every ``every``-th row: the query under its instruction, the passage as it is."""
     for source in sources:
         for path in source.files:
             for batch in PublishedFile(path).batches():
-                yield from (instruct(source.instruction, text) for text in batch.columns["query"] if text)
-                yield from (text for text in batch.columns["passage"] if text)
+                queries, passages = (batch.columns[name][::every] for name in ("query", "passage"))
+                for query, passage in zip(queries, passages, strict=True):
+                    if query and passage:
+                        yield from (instruct(source.instruction, query), passage)

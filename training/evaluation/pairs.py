@@ -140,13 +140,12 @@ def report(result: dict[str, Any], most_scripts: int = 12) -> str:
     return "\n".join([*widths, "", *scripts])
 
 
-def evaluate_and_report(folder: Path, args: StageArguments) -> dict[str, Any]:
-    """Evaluates a finished stage, saves ``evaluation.json`` beside its output folder and prints the table."""
+def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
+    """Evaluates a finished model on a stage's pairs, saves the result to ``path`` and prints the table."""
     pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
     model = SentenceTransformer(str(folder), trust_remote_code=True)
     width = model.get_embedding_dimension()
     result = {**evaluate_pairs(model, pairs, args.train_dims(width) or [width]), "model": str(folder)}
-    path = Path(args.output_dir).parent / "evaluation.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     sys.stdout.write(f"\nFinding the English name of {result['pairs']} held-out names\n\n{report(result)}\n\n{path}\n")
     quarter = next((dim for dim in args.train_dims(width) or [] if dim <= width // 4), width)

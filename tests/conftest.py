@@ -1,0 +1,115 @@
+"""What all tests share: a two-layer model, its tokenizer and random batches. No network, no downloads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from tempfile import mkdtemp
+
+# Read when huggingface_hub and transformers are imported. Remote code is copied to a folder of this run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = mkdtemp(prefix="f2llm-tests-")
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, append_eos
+
+# Tensors of a two-layer model are too small to share, and threads that wait for a busy core take ten times as long.
+torch.set_num_threads(1)
+
+# Ids of the tiny tokenizer: the lowest that is neither padding nor EOS begins the ordinary tokens.
+PAD, EOS, FIRST_TOKEN = 0, 1, 2
+
+SENTENCES = [
+    "Where do giant pandas live?",
+    "Giant pandas live in the mountain forests of Sichuan.",
+    "Der Große Panda lebt in den Bergwäldern Chinas.",
+    "Où vivent les pandas géants ?",
+    "大熊猫生活在四川的山林里。",
+    "ジャイアントパンダは竹を食べます。",
+    "Панды живут в бамбуковых лесах.",
+    "تعيش الباندا في غابات الخيزران.",
+    "विशाल पांडा बाँस खाते हैं।",
+    "판다는 대나무를 먹는다.",
+]
+
+RandomBatch = Callable[..., dict[str, Tensor]]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Ten short texts in nine languages, those the tiny tokenizer was trained on."""
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> F2LLMConfig:
+    """Two layers, 32 wide, 320 tokens. Shared by the whole session: pass ``deepcopy(tiny_config)`` to a model."""
+    return F2LLMConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=PAD,
+        eos_token_id=EOS,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of 300 tokens that appends EOS. Shared by the whole session: copy before changing."""
+    blank = Qwen2Tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = blank.train_new_from_iterator(iter(SENTENCES), vocab_size=300, show_progress=False)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (PAD, EOS)
+    return append_eos(tokenizer)
+
+
+@pytest.fixture
+def tiny_model(tiny_config: F2LLMConfig) -> F2LLMModel:
+    """A fresh model on the CPU, fp32, in eval mode; the same weights in every test."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return F2LLMModel(deepcopy(tiny_config)).eval()
+
+
+@pytest.fixture(scope="session")
+def random_batch(tiny_config: F2LLMConfig) -> RandomBatch:
+    """``random_batch(lengths, side="right", seed=0)``: a padded batch of random texts that end with EOS.
+
+    Returns ``input_ids`` and ``attention_mask``, both ``(len(lengths), max(lengths))``. ``side`` says where the padding
+    goes: ``"right"``, ``"left"`` or ``"both"``.
+    """
+
+    def build(lengths: Sequence[int], side: str = "right", seed: int = 0) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        width = max(lengths)
+        input_ids = torch.full((len(lengths), width), PAD)
+        attention_mask = torch.zeros(len(lengths), width, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            start = {"right": 0, "left": width - length, "both": (width - length) // 2}[side]
+            text = torch.randint(FIRST_TOKEN, tiny_config.vocab_size, (length,), generator=generator)
+            text[length - 1 :] = EOS
+            input_ids[row, start : start + length] = text
+            attention_mask[row, start : start + length] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    return build

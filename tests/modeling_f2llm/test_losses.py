@@ -1,0 +1,318 @@
+"""The objectives: the values of the published training code, and one pass over all widths equal to a loop over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from modeling_f2llm import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_dims, matryoshka_weights
+
+# Values and gradient norms computed with the published training code; "about" in the file says from which inputs.
+REFERENCE = json.loads((Path(__file__).parent / "loss_values.json").read_text())["cases"]
+DIMS = [32, 16, 8]
+
+
+class Inputs(NamedTuple):
+    query: Tensor
+    positive: Tensor
+    negatives: Tensor
+    teacher_query: Tensor
+    teacher_positive: Tensor
+    teacher_negatives: Tensor
+
+
+def inputs_of(seed: int, batch: int, negatives: int, dim: int, teacher_dim: int) -> Inputs:
+    random = np.random.RandomState(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+
+    query, noise_p, noise_n = draw(batch, dim), draw(batch, dim), draw(batch, negatives, dim)
+    teachers = draw(batch, teacher_dim), draw(batch, teacher_dim), draw(batch, negatives, teacher_dim)
+    positive, negatives_ = 0.15 * query + noise_p, 0.1 * query[:, None] + noise_n
+    return Inputs(*(tensor.requires_grad_() for tensor in (query, positive, negatives_)), *teachers)
+
+
+def small_inputs() -> Inputs:
+    return inputs_of(seed=7, batch=6, negatives=3, dim=32, teacher_dim=48)
+
+
+def gradients(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, tensors))
+
+
+def naive_loss(logits_of: Callable[[int], Tensor], labels: Tensor, dims: list[int]) -> Tensor:
+    """Width by width, each with its own normalisation, as in the published code."""
+    weights = matryoshka_weights(dims)
+    return sum(w * cross_entropy(logits_of(dim), labels) for dim, w in zip(dims, weights, strict=True))
+
+
+def naive_in_batch(query: Tensor, positive: Tensor, dims: list[int], temperature: float = 0.05) -> Tensor:
+    def logits_of(dim: int) -> Tensor:
+        return normalize(query[:, :dim], dim=-1) @ normalize(positive[:, :dim], dim=-1).T / temperature
+
+    return naive_loss(logits_of, torch.arange(len(query)), dims)
+
+
+def naive_hard(
+    query: Tensor, positive: Tensor, negatives: Tensor, dims: list[int], temperature: float = 0.05
+) -> Tensor:
+    candidates = torch.cat([positive[:, None], negatives], dim=1)
+
+    def logits_of(dim: int) -> Tensor:
+        q, c = normalize(query[:, :dim], dim=-1), normalize(candidates[..., :dim], dim=-1)
+        return (q[:, None] * c).sum(-1) / temperature
+
+    return naive_loss(logits_of, torch.zeros(len(query), dtype=torch.long), dims)
+
+
+@pytest.fixture(params=REFERENCE, ids=lambda case: f"dim{case['dim']}-teacher{case['teacher_dim']}")
+def case(request: pytest.FixtureRequest) -> dict:
+    return request.param
+
+
+@pytest.fixture
+def inputs(case: dict) -> Inputs:
+    return inputs_of(*(case[name] for name in ("seed", "batch", "negatives", "dim", "teacher_dim")))
+
+
+@pytest.mark.parametrize("kind", ["full", "matryoshka"])
+def test_losses_and_gradients_have_the_published_values(case: dict, inputs: Inputs, kind: str):
+    dims = sorted(case["matryoshka_dims"], reverse=True) if kind == "matryoshka" else None
+    query, positive, negatives = inputs[:3]
+
+    in_batch = in_batch_loss(query, positive, dims=dims)
+    hard = hard_negative_loss(query, positive, negatives, dims=dims)
+    assert in_batch.item() == pytest.approx(case[kind]["in_batch"], rel=1e-5)
+    assert hard.item() == pytest.approx(case[kind]["hard"], rel=1e-5)
+
+    norms = [grad.norm().item() for grad in gradients(in_batch, query, positive)]
+    assert norms == pytest.approx(case[kind]["grad_in_batch"], rel=1e-5)
+    norms = [grad.norm().item() for grad in gradients(hard, query, positive, negatives)]
+    assert norms == pytest.approx(case[kind]["grad_hard"], rel=1e-5)
+
+
+def test_distillation_has_the_published_value(case: dict, inputs: Inputs):
+    students, teachers = inputs[:3], inputs[3:]
+    loss = sum(distillation_loss(student, teacher) for student, teacher in zip(students, teachers, strict=True))
+    assert loss.item() == pytest.approx(case["distillation"], rel=1e-5)
+
+
+def test_reference_dimensions_are_the_trained_ones(case: dict):
+    assert matryoshka_dims(case["dim"]) == sorted(case["matryoshka_dims"], reverse=True)
+
+
+@pytest.mark.parametrize("dims", [None, [32], [32, 16, 8], [24, 5, 1], [16]])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_one_pass_equals_the_loop_over_widths(dims: list[int] | None, temperature: float):
+    inputs = small_inputs()
+    query, positive, negatives = inputs[:3]
+    for loss, naive, tensors in [
+        (in_batch_loss, naive_in_batch, (query, positive)),
+        (hard_negative_loss, naive_hard, (query, positive, negatives)),
+    ]:
+        actual = loss(*tensors, dims=dims, temperature=temperature)
+        expected = naive(*tensors, dims or [32], temperature)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(gradients(actual, *tensors), gradients(expected, *tensors), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_does_not_depend_on_the_length_of_the_embeddings():
+    query, positive, negatives = small_inputs()[:3]
+    torch.testing.assert_close(
+        in_batch_loss(100 * query, 1e-8 * positive, dims=DIMS), in_batch_loss(query, positive, dims=DIMS)
+    )
+    torch.testing.assert_close(
+        hard_negative_loss(1e-8 * query, 7 * positive, 1e-8 * negatives, dims=DIMS),
+        hard_negative_loss(query, positive, negatives, dims=DIMS),
+    )
+
+
+def test_in_batch_loss_equals_sentence_transformers():
+    query, positive = small_inputs()[:2]
+    model = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
+    ranking = losses.MultipleNegativesRankingLoss(model, scale=20.0)
+    expected = sum(
+        weight * ranking.compute_loss_from_embeddings([query[:, :dim], positive[:, :dim]], None)
+        for dim, weight in zip(DIMS, matryoshka_weights(DIMS), strict=True)
+    )
+    torch.testing.assert_close(in_batch_loss(query, positive, dims=DIMS), expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "published"),
+    [
+        (320, [1, 0.447, 0.211, 0.112, 0.063, 0.037, 0.023]),
+        (1024, [1, 0.354, 0.167, 0.088, 0.050, 0.030, 0.018, 0.011]),
+        (896, [1, 0.378, 0.178, 0.095, 0.054, 0.032, 0.019, 0.012]),
+    ],
+)
+def test_matryoshka_weights_are_the_published_ones(width: int, published: list[float]):
+    assert matryoshka_weights(matryoshka_dims(width)) == pytest.approx(published, abs=6e-4)  # given to three places
+
+
+@pytest.mark.parametrize("dims", [[8, 16, 32], [32, 32, 8]])
+def test_dimensions_must_fall(dims: list[int]):
+    with pytest.raises(ValueError, match="fall strictly"):
+        matryoshka_weights(dims)
+    with pytest.raises(ValueError, match="fall strictly"):
+        in_batch_loss(*small_inputs()[:2], dims=dims)
+
+
+@pytest.mark.parametrize("dims", [[64, 32], [33], [32, 0], []])
+def test_dimensions_that_do_not_fit_are_refused(dims: list[int]):
+    query, positive, negatives = small_inputs()[:3]
+    with pytest.raises(ValueError, match="do not fit embeddings of 32 dimensions"):
+        in_batch_loss(query, positive, dims=dims)
+    with pytest.raises(ValueError, match="do not fit embeddings of 32 dimensions"):
+        hard_negative_loss(query, positive, negatives, dims=dims)
+
+
+@pytest.mark.parametrize("dims", [None, DIMS])
+@pytest.mark.parametrize("negatives", [None, torch.empty(6, 0, 32)], ids=["none", "k=0"])
+def test_no_hard_negatives_give_zero(negatives: Tensor | None, dims: list[int] | None):
+    query, positive = small_inputs()[:2]
+    loss = hard_negative_loss(query, positive, negatives, dims=dims)
+    assert loss.item() == 0
+    assert all(grad.count_nonzero() == 0 for grad in gradients(loss, query, positive))
+
+
+def test_an_empty_batch_gives_zero():
+    query, positive, negatives = (torch.empty(0, *shape, requires_grad=True) for shape in ([32], [32], [3, 32]))
+    for loss in (
+        in_batch_loss(query, positive, dims=DIMS),
+        in_batch_loss(query, small_inputs().positive, dims=DIMS),
+        hard_negative_loss(query, positive, negatives, dims=DIMS),
+        distillation_loss(query, torch.empty(0, 64)),
+    ):
+        assert loss.item() == 0
+        assert gradients(loss, query)[0].shape == query.shape
+
+
+@pytest.mark.parametrize("dims", [None, DIMS])
+def test_two_processes_with_label_offsets_equal_one(dims: list[int] | None):
+    query, positive = small_inputs()[:2]
+    whole = in_batch_loss(query, positive, dims=dims)
+    halves = [
+        in_batch_loss(query[rows], positive, dims=dims, labels=torch.tensor(rows)) for rows in ([0, 1, 2], [3, 4, 5])
+    ]
+    parts = torch.stack(halves).mean()
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(gradients(parts, query, positive), gradients(whole, query, positive))
+
+
+def test_labels_point_into_distinct_positives():
+    query, positive = small_inputs()[:2]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    shuffled = in_batch_loss(query, positive[order], dims=DIMS, labels=order.argsort())
+    torch.testing.assert_close(shuffled, in_batch_loss(query, positive, dims=DIMS))
+
+
+def test_an_excluded_positive_is_as_good_as_absent():
+    query, positive = small_inputs()[:2]
+    exclude = torch.zeros(6, 6, dtype=torch.bool)
+    exclude[:5, 5] = True
+    torch.testing.assert_close(
+        in_batch_loss(query[:5], positive, dims=DIMS, exclude=exclude[:5]),
+        in_batch_loss(query[:5], positive[:5], dims=DIMS),
+    )
+    grad = gradients(in_batch_loss(query[:5], positive, dims=DIMS, exclude=exclude[:5]), positive)[0]
+    assert grad[5].count_nonzero() == 0
+    assert (grad[:5].abs().amax(dim=1) > 0).all()
+
+
+def test_excluding_nothing_changes_nothing():
+    query, positive = small_inputs()[:2]
+    nothing = torch.zeros(6, 6, dtype=torch.bool)
+    assert in_batch_loss(query, positive, dims=DIMS, exclude=nothing) == in_batch_loss(query, positive, dims=DIMS)
+
+
+def test_excluding_everything_else_gives_zero():
+    query, positive = small_inputs()[:2]
+    assert in_batch_loss(query, positive, dims=DIMS, exclude=~torch.eye(6, dtype=torch.bool)).item() == 0
+
+
+def test_zero_vectors_equal_the_loop_and_keep_gradients_finite():
+    query, positive, negatives = (tensor.detach().clone() for tensor in small_inputs()[:3])
+    query[0] = positive[1] = negatives[2, 0] = 0
+    query[3, :8] = 0  # the leading dimensions only
+    tensors = [tensor.requires_grad_() for tensor in (query, positive, negatives)]
+    torch.testing.assert_close(
+        in_batch_loss(*tensors[:2], dims=DIMS), naive_in_batch(*tensors[:2], DIMS), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        hard_negative_loss(*tensors, dims=DIMS), naive_hard(*tensors, DIMS), rtol=1e-5, atol=1e-6
+    )
+    for loss, own in [(in_batch_loss(*tensors[:2], dims=DIMS), tensors[:2]), (hard_negative_loss(*tensors), tensors)]:
+        assert all(grad.isfinite().all() for grad in gradients(loss, *own))
+
+
+def test_bf16_embeddings_under_autocast_are_compared_in_fp32():
+    inputs = small_inputs()
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs[:3]]
+    singles = [tensor.detach().float() for tensor in halves]
+    teacher = inputs.teacher_query
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = [
+            in_batch_loss(*halves[:2], dims=DIMS),
+            hard_negative_loss(*halves, dims=DIMS),
+            distillation_loss(halves[0], teacher.bfloat16()),
+        ]
+    expected = [
+        in_batch_loss(*singles[:2], dims=DIMS),
+        hard_negative_loss(*singles, dims=DIMS),
+        distillation_loss(singles[0], teacher.bfloat16().float()),
+    ]
+    assert [loss.dtype for loss in actual] == [torch.float32] * 3
+    assert [loss.item() for loss in actual] == [loss.item() for loss in expected]
+    assert gradients(actual[0], halves[0])[0].dtype == torch.bfloat16
+
+
+def test_distillation_reads_the_leading_dimensions_of_a_wider_teacher():
+    inputs = small_inputs()
+    student, teacher = inputs.query, inputs.teacher_query
+    loss = distillation_loss(student, teacher)
+    torch.testing.assert_close(loss, (student - teacher[:, :32]).square().mean())
+    assert loss == distillation_loss(student, teacher[:, :32])
+    torch.testing.assert_close(gradients(loss, student)[0], 2 * (student - teacher[:, :32]) / student.numel())
+
+
+def test_distillation_averages_over_negatives_as_over_rows():
+    inputs = small_inputs()
+    flat = distillation_loss(inputs.negatives.flatten(0, 1), inputs.teacher_negatives.flatten(0, 1))
+    assert distillation_loss(inputs.negatives, inputs.teacher_negatives) == flat
+
+
+def test_distilling_from_itself_gives_zero():
+    query = small_inputs().query
+    assert distillation_loss(query, query.detach()).item() == 0
+
+
+def test_a_narrower_teacher_is_refused():
+    with pytest.raises(ValueError, match="31 dimensions do not cover the student's 32"):
+        distillation_loss(small_inputs().query, torch.zeros(6, 31))
+
+
+def test_no_gradient_reaches_the_teacher():
+    student, teacher = small_inputs()[:2]
+    distillation_loss(student, teacher).backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_distilling_no_negatives_gives_zero():
+    student = torch.empty(6, 0, 32, requires_grad=True)
+    loss = distillation_loss(student, torch.empty(6, 0, 48))
+    assert loss.item() == 0
+    assert gradients(loss, student)[0].shape == student.shape

@@ -1,0 +1,241 @@
+"""The SentenceTransformer and the released folder: stock libraries alone load it and compute the same embeddings."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerBase, Qwen3Model
+
+from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, append_eos, build_sentence_transformer
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return deepcopy(tiny_tokenizer)
+
+
+@pytest.fixture
+def built(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+    return build_sentence_transformer(tiny_model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def released_json(released_folder: Path) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in released_folder.glob("*.json")}
+
+
+def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def by_hand(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
+    """The last hidden state at EOS, text by text, at unit length."""
+    last = []
+    with torch.no_grad():
+        for text in texts:
+            ids = torch.tensor([tokenizer(text).input_ids])
+            assert ids[0, -1] == tokenizer.eos_token_id
+            last.append(model(input_ids=ids).last_hidden_state[0, -1])
+    return normalize(torch.stack(last), dim=-1).numpy()
+
+
+def test_documents_are_the_normalised_last_token(
+    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+):
+    expected = by_hand(tiny_model, tokenizer, sentences)
+    assert_same(built.encode_document(sentences), expected)
+    assert_same(built.encode(sentences), expected)
+    assert_same(np.linalg.norm(expected, axis=1), np.ones(len(sentences)))
+
+
+def test_queries_carry_the_published_prompt(
+    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+):
+    prompt = "Instruct: Given a question, retrieve passages that can help answer the question.\nQuery: "
+    expected = by_hand(tiny_model, tokenizer, [prompt + text for text in sentences])
+    assert_same(built.encode_query(sentences), expected)
+    assert_same(built.encode(sentences, prompt_name="query"), expected)
+    assert built.prompts == DEFAULT_PROMPTS
+
+
+def test_own_prompts_replace_the_published_ones(
+    tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+):
+    prompts = {"query": "Q: ", "document": "D: "}
+    built = build_sentence_transformer(tiny_model, tokenizer, prompts)
+    assert_same(built.encode_query(sentences), by_hand(tiny_model, tokenizer, ["Q: " + text for text in sentences]))
+    assert_same(built.encode_document(sentences), by_hand(tiny_model, tokenizer, ["D: " + text for text in sentences]))
+
+
+def test_similarity_is_the_cosine(built: SentenceTransformer, sentences: list[str]):
+    assert built.similarity_fn_name == "cosine"
+    queries, documents = built.encode_query(sentences), built.encode_document(sentences)
+    assert_same(built.similarity(queries, documents).numpy(), queries @ documents.T)
+
+
+def test_modules_are_sentence_transformers_own(built: SentenceTransformer):
+    assert [type(module) for module in built] == [Transformer, Pooling, Normalize]
+    assert built[1].pooling_mode == "lasttoken"
+    assert built.get_embedding_dimension() == 32
+
+
+def test_the_model_is_shared_not_copied(
+    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase
+):
+    assert built[0].auto_model is tiny_model
+    assert {id(parameter) for parameter in built.parameters()} == {id(p) for p in tiny_model.parameters()}
+    assert tokenizer("text").input_ids == built.tokenizer("text").input_ids
+
+
+def test_a_longer_text_is_cut_before_eos(
+    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase
+):
+    built.max_seq_length = 6
+    text = "Giant pandas live in the mountain forests of Sichuan."
+    ids = [*tokenizer(text).input_ids[:5], tokenizer.eos_token_id]
+    with torch.no_grad():
+        expected = normalize(tiny_model(input_ids=torch.tensor([ids])).last_hidden_state[:, -1], dim=-1)
+    assert_same(built.encode_document([text]), expected.numpy())
+
+
+def test_a_tokenizer_gains_eos_while_building(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase):
+    bare = deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = None
+    assert bare("text").input_ids == tokenizer("text").input_ids[:-1]
+    built = build_sentence_transformer(tiny_model, bare)
+    assert bare("text").input_ids == tokenizer("text").input_ids
+    assert_same(built.encode_document(["text"]), by_hand(tiny_model, tokenizer, ["text"]))
+
+
+def test_a_stock_model_can_be_wrapped(
+    stock_model: Qwen3Model, built: SentenceTransformer, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+):
+    stock = build_sentence_transformer(stock_model, tokenizer)
+    assert_same(stock.encode_query(sentences), built.encode_query(sentences))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_config: F2LLMConfig, tiny_tokenizer):
+    tokens = len(tiny_tokenizer)
+    fitting, small = (
+        F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "vocab_size": size})) for size in (tokens, tokens - 1)
+    )
+    build_sentence_transformer(fitting, deepcopy(tiny_tokenizer))
+    with pytest.raises(ValueError, match=f"the tokenizer has {tokens} tokens but the model only {tokens - 1}"):
+        build_sentence_transformer(small, deepcopy(tiny_tokenizer))
+
+
+def test_a_tokenizer_without_eos_is_refused(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase):
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        build_sentence_transformer(tiny_model, tokenizer)
+
+
+# -- the released folder -----------------------------------------------------------------------------------------------
+
+
+def test_released_config_is_qwen3_with_the_fields_that_servers_read(released_json: dict[str, dict]):
+    config = released_json["config.json"]
+    assert config["model_type"] == "qwen3"
+    assert config["architectures"] == ["Qwen3Model"]
+    assert config["is_matryoshka"] is True
+    assert config["matryoshka_dimensions"] == [32, 16, 8]
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_f2llm.F2LLMConfig",
+        "AutoModel": "modeling_f2llm.F2LLMModel",
+    }
+
+
+def test_released_modules_need_no_code_of_ours(released_json: dict[str, dict]):
+    modules = released_json["modules.json"]
+    assert [module["type"].split(".")[0] for module in modules] == ["sentence_transformers"] * 3
+    assert [module["type"].split(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
+
+
+def test_released_folder_states_prompts_and_similarity(released_json: dict[str, dict], released_folder: Path):
+    config = released_json["config_sentence_transformers.json"]
+    assert config["prompts"] == DEFAULT_PROMPTS
+    assert config["similarity_fn_name"] == "cosine"
+    pooling = json.loads((released_folder / "1_Pooling" / "config.json").read_text())
+    assert (pooling["pooling_mode"], pooling["embedding_dimension"]) == ("lasttoken", 32)
+    assert pooling["include_prompt"] is True
+
+
+def test_released_weights_are_safetensors_and_the_code_is_complete(released_folder: Path):
+    files = {path.name for path in released_folder.rglob("*") if path.is_file()}
+    assert {path for path in files if path.endswith(".safetensors")} == {"model.safetensors"}
+    assert not {path for path in files if Path(path).suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}}
+    assert {path for path in files if path.endswith(".py")} == {
+        "configuration_f2llm.py",
+        "modeling_f2llm.py",
+        "packing.py",
+    }
+
+
+def test_released_tokenizer_appends_eos(released_folder: Path, tokenizer: PreTrainedTokenizerBase):
+    loaded = SentenceTransformer(str(released_folder), device="cpu").tokenizer
+    assert loaded("some text").input_ids == tokenizer("some text").input_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"), [("st", "Qwen3Model"), ("st_truncated", "Qwen3Model"), ("st_remote", "F2LLMModel")]
+)
+def test_sentence_transformers_alone_gives_the_same_embeddings(
+    built: SentenceTransformer, loaded_elsewhere, sentences: list[str], name: str, class_name: str
+):
+    arrays, facts = loaded_elsewhere
+    assert facts[f"{name}_class"] == class_name
+    assert facts[f"{name}_modules"] == ["sentence_transformers"] * 3
+    for kind, encode in {"query": built.encode_query, "document": built.encode_document}.items():
+        expected = encode(sentences)
+        assert_same(arrays[f"{name}_{kind}"], expected[:, :8] if name == "st_truncated" else expected)
+
+
+def test_truncated_embeddings_normalise_to_the_narrow_ones(
+    built: SentenceTransformer, loaded_elsewhere, sentences: list[str]
+):
+    truncated = torch.from_numpy(loaded_elsewhere.arrays["st_truncated_query"])
+    expected = built.encode_query(sentences, truncate_dim=8, normalize_embeddings=True)
+    assert_same(normalize(truncated, dim=-1).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["stock", "remote", "resaved_stock", "resaved_remote"])
+def test_transformers_alone_gives_the_same_embeddings(
+    built: SentenceTransformer, loaded_elsewhere, sentences: list[str], name: str
+):
+    assert_same(loaded_elsewhere.arrays[f"{name}_embedding"], built.encode_document(sentences))
+
+
+def test_saving_a_loaded_release_gives_the_same_weights_and_embeddings(
+    released_folder: Path, built: SentenceTransformer, sentences: list[str], tmp_path: Path
+):
+    model = F2LLMModel.from_pretrained(released_folder)
+    again = build_sentence_transformer(model, append_eos(built.tokenizer))
+    again.save_pretrained(str(tmp_path))
+    assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*")} == {
+        p.relative_to(released_folder) for p in released_folder.rglob("*")
+    }
+    loaded = SentenceTransformer(str(tmp_path), device="cpu")
+    assert_same(loaded.encode_query(sentences), built.encode_query(sentences))
+
+
+def test_an_embedding_does_not_depend_on_the_batch(built: SentenceTransformer, sentences: list[str]):
+    alone = np.concatenate([built.encode_query([text]) for text in sentences])
+    assert_same(alone, built.encode_query(sentences, batch_size=4))
+    assert_same(alone, built.encode_query(sentences, batch_size=len(sentences)))
+
+
+def test_bf16_embeddings_are_close_to_fp32(built: SentenceTransformer, sentences: list[str]):
+    exact = built.encode_query(sentences, convert_to_tensor=True)
+    half: Tensor = built.bfloat16().encode_query(sentences, convert_to_tensor=True)
+    cosines = torch.nn.functional.cosine_similarity(half.float(), exact)
+    assert cosines.min() > 0.999

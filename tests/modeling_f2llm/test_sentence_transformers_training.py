@@ -1,0 +1,142 @@
+"""sentence-transformers trains F2LLMModel as it trains Qwen3Model: the same losses, step by step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import (
+    EmbedDistillLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Model
+
+from modeling_f2llm import F2LLMModel, build_sentence_transformer, in_batch_loss, matryoshka_weights
+
+STEPS = 6
+
+
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+    return build_sentence_transformer(model, deepcopy(tokenizer))
+
+
+def ranking(model: SentenceTransformer) -> nn.Module:
+    dims = [32, 16, 8]
+    loss = MultipleNegativesRankingLoss(model, scale=20.0)
+    return MatryoshkaLoss(model, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims))
+
+
+def distilling(model: SentenceTransformer) -> nn.Module:
+    return EmbedDistillLoss(model, distance_metric="mse")
+
+
+@pytest.fixture
+def teacher(tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+    model = deepcopy(tiny_model)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return wrap(model, tiny_tokenizer)
+
+
+@pytest.fixture
+def pairs(sentences: list[str]) -> Dataset:
+    return Dataset.from_dict({"query": [f"{text[:12]} …?" for text in sentences], "passage": sentences})
+
+
+@pytest.fixture
+def labelled(pairs: Dataset, teacher: SentenceTransformer) -> Dataset:
+    return Dataset.from_dict({"sentence": pairs["passage"], "label": teacher.encode_document(list(pairs["passage"]))})
+
+
+def train(model: SentenceTransformer, loss: nn.Module, dataset: Dataset, folder: Path, **arguments) -> list[float]:
+    """Losses of the steps, each over the whole dataset."""
+    options = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=len(dataset),
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **arguments,
+    )
+    trainer = SentenceTransformerTrainer(model=model, args=options, train_dataset=dataset, loss=loss)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture(params=["ranking", "distilling"])
+def objective(request: pytest.FixtureRequest, pairs: Dataset, labelled: Dataset) -> tuple:
+    return (ranking, pairs) if request.param == "ranking" else (distilling, labelled)
+
+
+def test_training_equals_training_stock_step_by_step(
+    tiny_model: F2LLMModel,
+    stock_model: Qwen3Model,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    objective: tuple,
+    tmp_path: Path,
+):
+    loss_of, dataset = objective
+    before = deepcopy(tiny_model.state_dict())
+    losses = {}
+    for name, model in {"packed": tiny_model, "stock": stock_model}.items():
+        wrapped = wrap(model, tiny_tokenizer)
+        losses[name] = train(wrapped, loss_of(wrapped), dataset, tmp_path)
+
+    assert len(losses["packed"]) == STEPS
+    assert losses["packed"][-1] < 0.9 * losses["packed"][0]
+    assert losses["packed"][0] == pytest.approx(losses["stock"][0], rel=1e-5)
+    assert losses["packed"] == pytest.approx(losses["stock"], rel=1e-2)
+    after = tiny_model.state_dict()
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_bf16_training_learns_too(
+    tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, pairs: Dataset, tmp_path: Path
+):
+    wrapped = wrap(tiny_model, tiny_tokenizer)
+    losses = train(wrapped, ranking(wrapped), pairs, tmp_path, bf16=True)
+    assert losses[-1] < 0.9 * losses[0]
+    assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
+
+
+def test_the_loss_of_sentence_transformers_is_ours(
+    tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, pairs: Dataset
+):
+    wrapped = wrap(tiny_model, tiny_tokenizer)
+    batches = [wrapped.preprocess(list(pairs[column])) for column in pairs.column_names]
+    with torch.no_grad():
+        expected = ranking(wrapped)(batches, labels=None)
+        query, passage = (wrapped(dict(batch))["sentence_embedding"] for batch in batches)
+    torch.testing.assert_close(in_batch_loss(query, passage, dims=[32, 16, 8]), expected)
+
+
+def test_a_trained_model_loads_as_it_was_saved(
+    tiny_model: F2LLMModel,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    sentences: list[str],
+    tmp_path: Path,
+):
+    wrapped = wrap(tiny_model, tiny_tokenizer)
+    train(wrapped, ranking(wrapped), pairs, tmp_path / "run")
+    wrapped.save_pretrained(str(tmp_path / "trained"))
+    loaded = SentenceTransformer(str(tmp_path / "trained"), device="cpu")
+    assert type(loaded[0].auto_model) is Qwen3Model
+    expected = torch.from_numpy(wrapped.encode_query(sentences))
+    torch.testing.assert_close(torch.from_numpy(loaded.encode_query(sentences)), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,129 @@
+"""append_eos: the tokenizer itself ends every text with EOS, here and in every runtime that reads tokenizer.json."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from modeling_f2llm import append_eos
+
+# In NFC, to which Qwen's tokenizer normalises.
+MULTILINGUAL = [
+    "Façade, naïve – “quoted” … 100 %\n\n\ttab",
+    "敏捷的棕色狐狸跳过了懒狗。",
+    "กาลครั้งหนึ่งนานมาแล้ว",
+    "ཨོཾ་མ་ཎི་པདྨེ་ཧཱུྃ",
+    "🐼🏽‍🚀 🇨🇳",
+    "  spaces  around  ",
+    "ⵜⴰⵎⴰⵣⵉⵖⵜ ߒߞߏ ᏣᎳᎩ",
+]
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return deepcopy(tiny_tokenizer)
+
+
+@pytest.fixture
+def blank() -> PreTrainedTokenizerBase:
+    """A tokenizer that does not append EOS yet."""
+    tokenizer = Qwen2Tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return tokenizer.train_new_from_iterator(["some text"], vocab_size=270, show_progress=False)
+
+
+def test_eos_follows_the_text_and_nothing_else_changes(blank: PreTrainedTokenizerBase):
+    texts = ["some text", "", *MULTILINGUAL]
+    before = blank(texts).input_ids
+    assert append_eos(blank) is blank
+    assert blank(texts).input_ids == [[*ids, blank.eos_token_id] for ids in before]
+    assert blank("some text", add_special_tokens=False).input_ids == before[0]
+
+
+def test_offsets_still_point_into_the_text(tokenizer: PreTrainedTokenizerBase):
+    text = " some text"
+    offsets = tokenizer(text, return_offsets_mapping=True).offset_mapping
+    assert "".join(text[start:end] for start, end in offsets) == text
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 8])
+def test_eos_is_kept_on_truncation(tokenizer: PreTrainedTokenizerBase, max_length: int):
+    text = "Giant pandas live in the mountain forests of Sichuan."
+    whole = tokenizer(text).input_ids
+    short = tokenizer(text, truncation=True, max_length=max_length).input_ids
+    assert short == [*whole[: max_length - 1], tokenizer.eos_token_id]
+
+
+def test_padding_goes_to_the_right_of_eos(tokenizer: PreTrainedTokenizerBase, sentences: list[str]):
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    last = batch.attention_mask.sum(dim=1) - 1
+    assert (batch.input_ids.gather(1, last[:, None]) == tokenizer.eos_token_id).all()
+    assert (batch.input_ids[batch.attention_mask == 0] == tokenizer.pad_token_id).all()
+
+
+def test_both_texts_of_a_pair_end_with_eos(tokenizer: PreTrainedTokenizerBase):
+    first, second = tokenizer("some").input_ids, tokenizer("text").input_ids
+    assert tokenizer("some", "text").input_ids == first + second
+
+
+def test_appending_twice_appends_once(tokenizer: PreTrainedTokenizerBase):
+    before = tokenizer("some text").input_ids
+    append_eos(append_eos(tokenizer))
+    assert tokenizer("some text").input_ids == before
+
+
+def test_sides_are_set(blank: PreTrainedTokenizerBase):
+    blank.padding_side = blank.truncation_side = "left"
+    append_eos(blank)
+    assert (blank.padding_side, blank.truncation_side) == ("right", "right")
+
+
+def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerBase):
+    pad, eos = "<|endoftext|>", "<|im_end|>"
+    blank.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{pad} $A {eos}", special_tokens=[(pad, blank.pad_token_id), (eos, blank.eos_token_id)]
+    )
+    before = blank("some text").input_ids
+    assert append_eos(blank)("some text").input_ids == before
+
+
+@pytest.mark.parametrize("text", MULTILINGUAL)
+def test_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, text: str):
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.decode(ids) == text + "<|im_end|>"
+
+
+def test_saved_tokenizer_appends_eos_in_stock_libraries(
+    tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path
+):
+    tokenizer.save_pretrained(tmp_path)
+    expected = tokenizer(sentences).input_ids
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded(sentences).input_ids == expected
+    assert loaded.padding_side == "right"
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    bare = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [encoding.ids for encoding in bare.encode_batch(sentences)] == expected
+
+
+def test_no_eos_token_is_refused(blank: PreTrainedTokenizerBase):
+    blank.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        append_eos(blank)
+
+
+@pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
+def test_padding_with_eos_or_nothing_is_refused(blank: PreTrainedTokenizerBase, pad_token: str | None):
+    blank.pad_token = pad_token
+    with pytest.raises(ValueError, match="padding token other than its EOS token"):
+        append_eos(blank)
+
+
+def test_a_tokenizer_in_python_is_refused():
+    with pytest.raises(ValueError, match="not a fast tokenizer"):
+        append_eos(ByT5Tokenizer())

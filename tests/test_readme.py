@@ -1,0 +1,61 @@
+"""What the README tells a newcomer to run, run."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_python_snippets_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tiny_config: F2LLMConfig,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    config = F2LLMConfig(**{**tiny_config.to_dict(), "hidden_size": 320, "matryoshka_dimensions": None})
+    model = build_sentence_transformer(F2LLMModel(config), deepcopy(tiny_tokenizer))
+    model.save_pretrained(str(tmp_path / "f2llm-v2-330m"))
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for snippet in _snippets("python"):
+        exec(snippet, namespace)
+    assert namespace["queries"].shape == (1, 256)
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_the_manifest_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from training.data.manifest import load_manifest
+
+    (tmp_path / "manifest.yaml").write_text(next(text for text in _snippets("yaml") if "sources:" in text))
+    (tmp_path / "webfaq_kor.parquet").touch()
+    assert load_manifest(tmp_path / "manifest.yaml")[0].languages == ["kor"]
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {line.split()[1] for text in _snippets("bash") for line in text.splitlines() if line.startswith("make ")}
+    assert named and named <= targets
+
+
+def test_family_table_has_the_published_shapes() -> None:
+    rows = re.findall(
+        r"^\| (f2llm-v2-\S+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) / (\d+) ", README.read_text(), re.MULTILINE
+    )
+    assert len(rows) == 8
+    for name, *numbers in rows:
+        config = F2LLMConfig.from_family(name)
+        shape = (config.hidden_size, config.num_hidden_layers, config.intermediate_size)
+        assert tuple(map(int, numbers)) == (*shape, config.num_attention_heads, config.num_key_value_heads)

@@ -1,0 +1,107 @@
+"""What the tests of the recipe share: a small tokenizer, sources on disk, and a check of error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from training.data.manifest import Source
+from training.data.prepare import PreparationOptions, prepare
+from training.data.prepared import PreparedSource
+from training.data.tokenizer import train_tokenizer
+from training.errors import UserError
+
+NUM_HARD_NEGATIVES = {"retrieval": 2, "clustering": 3, "classification": 1}
+_WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet".split()
+
+
+def _text(kind: str, number: int, words: int = 4) -> str:
+    chosen = [_WORDS[(number * 5 + i * (number % 7 + 1)) % len(_WORDS)] for i in range(words)]
+    return f"{kind} {number} {' '.join(chosen)}"
+
+
+def _columns(name: str, rows: range, negatives: int) -> dict[str, list[str]]:
+    """Queries are distinct, passages and negatives repeat, every tenth passage is long."""
+    return {
+        "query": [_text(f"{name} question", row) for row in rows],
+        "passage": [_text(f"{name} answer", row % 61, 60 if row % 10 == 0 else 4) for row in rows],
+        **{
+            f"negative_{k}": [_text(f"{name} negative", (row * 3 + k * 17) % 97) for row in rows]
+            for k in range(1, negatives + 1)
+        },
+    }
+
+
+def _write_source(
+    folder: Path, name: str = "source", rows: int = 100, negatives: int | Sequence[int] = 4, **fields: Any
+) -> Source:
+    """A source of as many files as there are counts of ``negatives``, between which the rows are divided."""
+    counts = [negatives] if isinstance(negatives, int) else negatives
+    files = []
+    for number, count in enumerate(counts):
+        own = range(rows * number // len(counts), rows * (number + 1) // len(counts))
+        files.append(folder / f"{name}_{number}.parquet")
+        pq.write_table(pa.table(_columns(name, own, count)), files[-1])
+    return Source(name, files, **{"task_type": "retrieval", "instruction": f"Answer from {name}.", **fields})
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level BPE with Qwen's pre-tokenization; its merges span the end of a prompt and the text that follows."""
+    texts = [_text(kind, number) for number in range(100) for kind in ("question", "Query: answer", "negative")]
+    return train_tokenizer(iter(texts), vocab_size=400)
+
+
+@pytest.fixture
+def write_source(tmp_path: Path) -> Callable[..., Source]:
+    def write(name: str = "source", **kwargs: Any) -> Source:
+        return _write_source(tmp_path, name, **kwargs)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def options() -> PreparationOptions:
+    return PreparationOptions(max_length=48, num_hard_negatives=tuple(NUM_HARD_NEGATIVES.items()))
+
+
+@pytest.fixture(scope="session")
+def prepared_sources(
+    tmp_path_factory: pytest.TempPathFactory, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
+) -> list[PreparedSource]:
+    """One prepared source of each task type; the files of the first have 2 and 5 negatives."""
+    folder = tmp_path_factory.mktemp("sources")
+    sources = [
+        _write_source(folder, "qa", rows=90, negatives=(2, 5)),
+        _write_source(folder, "topics", rows=40, negatives=6, task_type="clustering", symmetric=True),
+        _write_source(folder, "polarity", rows=17, negatives=1, task_type="classification"),
+    ]
+    return prepare(sources, small_tokenizer, folder / "prepared", options)
+
+
+@pytest.fixture(scope="session")
+def num_hard_negatives() -> dict[str, int]:
+    return dict(NUM_HARD_NEGATIVES)
+
+
+@pytest.fixture(scope="session")
+def refuses() -> Callable[..., AbstractContextManager[None]]:
+    """A block that must end in a :class:`UserError` of one line that names all the parts given."""
+
+    @contextmanager
+    def refuse(*parts: object) -> Iterator[None]:
+        with pytest.raises(UserError) as caught:
+            yield
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1, message
+        for part in parts:
+            assert str(part) in message
+
+    return refuse

@@ -1,0 +1,102 @@
+"""A complete two-stage recipe that runs in seconds: three small sources, a two-layer model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+__all__ = ["write_recipe", "write_sources"]
+
+_NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
+_COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
+
+
+def _rows(negatives: int) -> dict[str, list[str]]:
+    """Eighty rows: "the red river" → "river, red"; negatives name other things."""
+    pairs = [(colour, name) for colour in _COLOURS for name in _NAMES]
+    columns: dict[str, list[str]] = {
+        "query": [f"the {colour} {name}" for colour, name in pairs],
+        "passage": [f"{name}, {colour}" for colour, name in pairs],
+    }
+    for k in range(1, negatives + 1):
+        others = [pairs[(i + 7 * k) % len(pairs)] for i in range(len(pairs))]
+        columns[f"negative_{k}"] = [f"{name}, {colour}" for colour, name in others]
+    return columns
+
+
+def write_sources(folder: Path) -> Path:
+    """Writes one source of each task type with its manifest; returns the manifest's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for task_type, negatives in (("retrieval", 4), ("clustering", 5), ("classification", 1)):
+        pq.write_table(pa.table(_rows(negatives)), folder / f"{task_type}.parquet")
+        entries.append(
+            {
+                "name": f"tiny_{task_type}",
+                "files": f"{task_type}.parquet",
+                "task_type": task_type,
+                "symmetric": task_type == "clustering",
+                "instruction": "Given a phrase, retrieve its inversion.",
+                "languages": ["eng"],
+                "licence": "CC0-1.0",
+            }
+        )
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(yaml.safe_dump({"sources": entries}))
+    return manifest
+
+
+def write_recipe(folder: Path, **keys: Any) -> Path:
+    """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults."""
+    manifest = write_sources(folder / "data")
+    pairs = pa.table(
+        {
+            "query": ["the red river", "the blue lake"],
+            "passage": ["river, red", "lake, blue"],
+            "lang": ["eng", "eng"],
+            "script": ["Latn", "Latn"],
+        }
+    )
+    pq.write_table(pairs, folder / "data" / "pairs.parquet")
+    shared = {
+        "output_dir": str(folder / "run"),
+        "manifest": str(manifest),
+        "max_length": 32,
+        "global_batch_size": 16,
+        "num_hard_negatives_retrieval": 3,
+        "num_hard_negatives_clustering": 4,
+        "validation_share": 0.1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "num_train_epochs": 2,
+        "logging_steps": 5,
+        "eval_strategy": "epoch",
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    model = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    stage1 = {
+        "tokenizer": "train",
+        "tokenizer_vocab_size": 400,
+        "model_config": model,
+        "task_types": ["retrieval"],
+        "instructions": False,
+    }
+    stage2 = {"model": "stage1", "evaluation_pairs": str(folder / "data" / "pairs.parquet")}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": {"stage1": stage1, "stage2": stage2}}))
+    return recipe

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from tests.training.recipes import write_recipe
+from training.run_stage import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny recipe ran to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main([str(write_recipe(folder))]) == 0
+    return folder
+
+
+def test_both_stages_end_in_a_released_folder(finished: Path) -> None:
+    for stage in ("stage1", "stage2"):
+        folder = finished / "run" / stage / "model"
+        files = {path.name for path in folder.iterdir()}
+        assert {"model.safetensors", "config.json", "modules.json", "tokenizer.json", "modeling_f2llm.py"} <= files
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["is_matryoshka"] and config["matryoshka_dimensions"] == [32, 16, 8]
+        assert config["architectures"] == ["Qwen3Model"]
+        assert not list(folder.parent.glob(".*partial"))
+
+
+def test_the_model_loads_and_carries_its_prompt(finished: Path) -> None:
+    raw = SentenceTransformer(str(finished / "run/stage1/model"), truncate_dim=16)
+    instructed = SentenceTransformer(str(finished / "run/stage2/model"))
+    assert raw.encode_query("the red river").shape == (16,)
+    assert raw.prompts["query"] == ""
+    assert instructed.prompts["query"].startswith("Instruct: ")
+
+
+def test_every_checkpoint_is_a_sentence_transformer(finished: Path) -> None:
+    checkpoints = sorted((finished / "run/stage1").glob("checkpoint-*"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        assert SentenceTransformer(str(checkpoint)).encode("a text").shape == (32,)
+
+
+def test_evaluation_is_saved_with_the_model_it_is_of(finished: Path) -> None:
+    result = json.loads((finished / "run/evaluation.json").read_text())
+    assert list(result["accuracy"]) == ["32", "16", "8"]
+    assert result["pairs"] == 2 and list(result["languages"]) == ["eng"]
+    assert 0 <= result["tfidf"] <= 1
+    assert result["model"] == str(finished / "run/stage2/model")
+
+
+def test_training_lowers_the_loss_and_logs_terms_and_sources(finished: Path) -> None:
+    checkpoints = sorted((finished / "run/stage2").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+    training = [line for line in history if "loss" in line]
+    assert training[-1]["loss"] < 0.5 * training[0]["loss"]
+    logged = set().union(*training)
+    assert {"loss_hard", "loss_in_batch", "learning_rate", "grad_norm"} <= logged
+    assert {f"loss_source/tiny_{kind}" for kind in ("retrieval", "clustering", "classification")} <= logged
+    kinds = {"eval_retrieval", "eval_clustering", "eval_classification"}
+    assert kinds <= set().union(*(line for line in history if "eval_loss" in line))
+
+
+def test_a_finished_run_is_not_repeated_and_not_overwritten(finished: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    assert main([str(finished / "recipe.yaml")]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    changed = {path.name for path in after if before.get(path) != after[path]}
+    assert changed <= {"evaluation.json"}
+
+
+def test_resuming_with_other_keys_is_refused(finished: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(finished / "recipe.yaml"), "--resume", "--learning_rate", "0.5"]) == 2
+    assert "learning_rate: 0.001 → '0.5'" in capsys.readouterr().err
+
+
+class _KilledError(BaseException):
+    """Ends a training the way a killed process ends it: nothing gets to clean up."""
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
+    """Makes the next training end as ``at_step`` begins."""
+    from training.trainer import F2LLMTrainer
+
+    compute_loss = F2LLMTrainer.compute_loss
+
+    def dying(self, *args, **kwargs):
+        if self.state.global_step == at_step:
+            raise _KilledError
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(F2LLMTrainer, "compute_loss", dying)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("at_step", [4, 8])
+def test_a_resumed_run_ends_in_the_same_weights(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, at_step: int
+) -> None:
+    recipe = write_recipe(tmp_path)
+    words = [str(recipe), "--stage", "stage1", "--dataloader_num_workers", str(workers)]
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        _interrupt(patch, at_step)
+        main(words)
+    checkpoints = sorted((tmp_path / "run/stage1").glob("checkpoint-*"))
+    assert checkpoints and not (tmp_path / "run/stage1/model").exists()
+    assert main([*words, "--resume"]) == 0
+    resumed = load_file(tmp_path / "run/stage1/model/model.safetensors")
+    uninterrupted = load_file(finished / "run/stage1/model/model.safetensors")
+    assert resumed.keys() == uninterrupted.keys()
+    for name, weights in uninterrupted.items():
+        assert torch.equal(resumed[name], weights), name
+
+
+def test_a_checkpoint_without_its_end_is_not_resumed_from(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path)
+    words = [str(recipe), "--stage", "stage1"]
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        _interrupt(patch, 8)
+        main(words)
+    torn = tmp_path / "run/stage1/checkpoint-6"
+    (torn / "trainer_state.json").unlink()
+    (torn / "model.safetensors").write_bytes(b"")
+    assert main([*words, "--resume"]) == 0
+    resumed = load_file(tmp_path / "run/stage1/model/model.safetensors")
+    uninterrupted = load_file(finished / "run/stage1/model/model.safetensors")
+    assert all(torch.equal(resumed[name], weights) for name, weights in uninterrupted.items())
+
+
+def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> None:
+    assert main([str(write_recipe(tmp_path)), "--stage", "stage1", "--seed", "5"]) == 0
+    other = load_file(tmp_path / "run/stage1/model/model.safetensors")
+    weights = load_file(finished / "run/stage1/model/model.safetensors")
+    assert not torch.equal(other["norm.weight"], weights["norm.weight"])
+
+
+def test_nan_loss_stops_with_step_source_and_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = write_recipe(tmp_path)
+    assert main([str(recipe), "--learning_rate", "1e38", "--warmup_steps", "4", "--max_grad_norm", "0"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("stopped: the loss became ") and error.count("\n") == 1
+    assert "tiny_retrieval" in error and "step" in error and "checkpoint" in error
+    assert not (tmp_path / "run/stage1/model").exists()
+
+
+def _break_parquet(folder: Path) -> None:
+    path = folder / "data/retrieval.parquet"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def _occupy(folder: Path) -> None:
+    (folder / "run/stage1").mkdir(parents=True)
+    (folder / "run/stage1/thesis.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "damage", "expected"),
+    [
+        ([], lambda folder: (folder / "data/retrieval.parquet").unlink(), "no file matches"),
+        ([], lambda folder: (folder / "data/retrieval.parquet").write_bytes(b""), "the file is empty"),
+        ([], _break_parquet, "not a readable parquet file"),
+        ([], _occupy, "holds something else"),
+        (["--learning_rat", "1"], None, "did you mean 'learning_rate'?"),
+        (["--task_types", "ranking"], None, "unknown task type 'ranking'"),
+        (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
+        (["--matryoshka_min_dim", "64"], None, "matryoshka_min_dim"),
+        (["--learning_rate", "fast"], None, "learning_rate"),
+        (["--num_hard_negatives_retrieval", "9"], None, "lower num_hard_negatives"),
+        (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
+        (["--manifest", "/nowhere/manifest.yaml"], None, "no such file"),
+        (["--stage", "stage9"], None, "no stage 'stage9'"),
+        (["--builder", "osm"], None, "unknown builder 'osm'"),
+        (["--sources", "nothing*"], None, "no source fits 'nothing*'"),
+        (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
+        (["--per_device_train_batch_size", "4"], None, "global_batch_size"),
+        (["--evaluation_pairs", "/nowhere.parquet", "--stage", "stage2"], None, "stage1/model"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], damage, expected: str
+) -> None:
+    recipe = write_recipe(tmp_path)
+    if damage is not None:
+        damage(tmp_path)
+    assert main([str(recipe), *words]) == 2
+    error = capsys.readouterr().err.splitlines()
+    lines = [line for line in error if line.startswith("error: ")]
+    assert len(lines) == 1 and expected in lines[0]
+    assert "Traceback" not in "\n".join(error)
+    assert not (tmp_path / "run/stage1/model").exists()
+
+
+def test_a_tokenizer_without_eos_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(finished / "run/stage1/tokenizer", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert main([str(write_recipe(tmp_path)), "--tokenizer", str(folder)]) == 2
+    assert "has no EOS token" in capsys.readouterr().err
+
+
+def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = write_recipe(tmp_path)
+    assert main([str(recipe), "--stage", "stage1", "--matryoshka_min_dim", "64"]) == 2
+    assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
+
+
+def test_help_documents_every_key(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for key in ("--resume", "--global_batch_size", "--learning_rate", "--manifest", "--matryoshka", "--output_dir"):
+        assert key in text
+
+
+def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "training/run_stage.py"), "missing.yaml"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training/recipes/f2llm-v2").glob("stage?-*.yaml")), ids=lambda p: p.stem
+)
+def test_published_recipes_are_complete(path: Path) -> None:
+    from training.recipe import load_recipe
+
+    # The recipes compute in bf16 on a GPU; their keys must hold on any machine.
+    arguments = load_recipe(path, {"bf16": False, "use_cpu": True}).stages[0].arguments
+    size = path.stem.split("-")[1]
+    published = {
+        "80m": (4e-5, 4), "160m": (3e-5, 3), "330m": (2e-5, 3), "0.6b": (1e-5, 2),
+        "1.7b": (9e-6, 2), "4b": (7e-6, 2), "8b": (6e-6, 2), "14b": (5e-6, 2),
+    }  # fmt: skip
+    assert (arguments.learning_rate, arguments.num_train_epochs) == published[size]
+    assert arguments.global_batch_size == 512 and arguments.warmup_steps == 500
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.98, 0.01)
+    assert arguments.num_hard_negatives == {"retrieval": 7, "clustering": 9, "classification": 1}
+    assert arguments.lr_scheduler_kwargs == {"min_lr": 1e-7}
+    assert yaml.safe_load((path.parent / "published.yaml").read_text())["bf16"] is True
+    if path.stem.startswith("stage1"):
+        assert not arguments.instructions and arguments.cap is None and len(arguments.sources) == 6
+    else:
+        assert arguments.instructions and arguments.cap == 80000
+
+
+def test_all_sizes_have_their_stages() -> None:
+    stems = {path.stem for path in (ROOT / "training/recipes/f2llm-v2").glob("stage?-*.yaml")}
+    assert {f"stage1-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b")} <= stems
+    assert {f"stage2-{size}" for size in ("80m", "160m", "330m", "0.6b", "1.7b", "4b", "8b", "14b")} <= stems
+
+
+def test_accuracy_is_what_numpy_says() -> None:
+    from training.evaluation.pairs import nearest
+
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    for dim in (16, 8):
+        a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
+        cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        assert (nearest(queries, candidates, dim, rows_per_block=7) == cosines.argmax(axis=1)).all()
