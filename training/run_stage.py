@@ -10,6 +10,8 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from transformers.utils.logging import disable_progress_bar
+
 from training.errors import UserError
 from training.recipe import command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage

@@ -155,8 +155,8 @@ def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> Non
 def test_nan_loss_stops_with_step_source_and_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = write_recipe(tmp_path)
     assert main([str(recipe), "--learning_rate", "1e38", "--warmup_steps", "4", "--max_grad_norm", "0"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("stopped: the loss became ") and error.count("\n") == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("stopped: the loss became ")
     assert "tiny_retrieval" in error and "step" in error and "checkpoint" in error
     assert not (tmp_path / "run/stage1/model").exists()
 
