@@ -142,7 +142,7 @@ def test_entry_is_no_mapping(write: Callable[..., Path], refuses: Refuses) -> No
 @pytest.mark.parametrize(
     ("key", "remedy"),
     [
-        ("licens", "did you mean 'licence'?"),
+        ("file", "did you mean 'files'?"),
         ("task-type", "did you mean 'task_type'?"),
         ("zzz", "known keys are cap, "),
     ],
