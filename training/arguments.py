@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from modeling_f2llm.configuration_f2llm import matryoshka_dims
+from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
+from training.yaml_file import unknown_key
 
 __all__ = ["StageArguments"]
+
+
+# A byte-level tokenizer has 256 bytes and three special tokens.
+_FEWEST_TOKENS = 259
 
 
 @dataclass
@@ -119,6 +124,7 @@ class StageArguments(TrainingArguments):
         super().__post_init__()
         self._check_batching()
         self._check_ranges()
+        self._check_mappings()
         if (self.model is None) == (self.model_config is None):
             raise UserError(
                 "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
@@ -137,14 +143,11 @@ class StageArguments(TrainingArguments):
         for key in ("validation_share", "document_instruction_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"key {key!r} must lie between 0 and 1, got {getattr(self, key)}")
-        for key in (
-            "max_length",
-            "tokenizer_vocab_size",
-            "matryoshka_min_dim",
-            *(("cap",) if self.cap is not None else ()),
-        ):
-            if getattr(self, key) < 1:
-                raise UserError(f"key {key!r} must be at least 1, got {getattr(self, key)}")
+        least = {"max_length": 1, "matryoshka_min_dim": 1, "cap": 1, "tokenizer_vocab_size": _FEWEST_TOKENS}
+        for key, smallest in least.items():
+            value = getattr(self, key)
+            if value is not None and value < smallest:
+                raise UserError(f"key {key!r} must be at least {smallest}, got {value}")
         for task_type, count in self.num_hard_negatives.items():
             if count < 0:
                 raise UserError(f"key 'num_hard_negatives_{task_type}' must not be negative, got {count}")
@@ -166,28 +169,29 @@ class StageArguments(TrainingArguments):
         return Path(self.prepared_dir or Path(self.output_dir) / "prepared")
 
     def model_config_fields(self) -> dict[str, Any]:
-        """The fields of ``model_config``.
+        """The fields of ``model_config``."""
+        return self._mapping("model_config")
+
+    def cap_of(self, source: str) -> int | None:
+        """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all."""
+        fitting = [cap for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]
+        return min([*fitting, *([self.cap] if self.cap is not None else [])], default=None)
+
+    def _check_mappings(self) -> None:
+        known = [*(field.name for field in fields(F2LLMConfig)), "family"]
+        for key in self._mapping("model_config"):
+            if key not in known:
+                raise unknown_key("key 'model_config'", key, known)
+        for pattern, cap in self._mapping("source_caps").items():
+            if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+                raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        """The value of a key that holds a mapping, written as JSON.
 
         Raises:
             UserError: If it is no JSON object.
         """
-        return self._mapping("model_config")
-
-    def cap_of(self, source: str) -> int | None:
-        """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all.
-
-        Raises:
-            UserError: If ``source_caps`` is no JSON object of positive integers.
-        """
-        caps = self._mapping("source_caps")
-        for pattern, cap in caps.items():
-            if not isinstance(cap, int) or cap < 1:
-                raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
-        fitting = [cap for pattern, cap in caps.items() if fnmatch(source, pattern)]
-        return min([*fitting, *([self.cap] if self.cap is not None else [])], default=None)
-
-    def _mapping(self, key: str) -> dict[str, Any]:
-        """The value of a key that holds a mapping, written as JSON."""
         try:
             mapping = json.loads(getattr(self, key) or "{}")
         except ValueError as error:

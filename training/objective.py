@@ -24,8 +24,8 @@ class Objective:
     Attributes:
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
-        mask_duplicates: Whether a row whose query or positive is the very text of another row's is left out of that
-            row's in-batch negatives. The published training keeps it in.
+        mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the very text
+            of this row's positive or query, or the rows share their query. The published training keeps it in.
     """
 
     temperature: float = TEMPERATURE
@@ -55,6 +55,6 @@ class Objective:
 
 
 def _duplicates(query: Tensor, positive: Tensor) -> Tensor:
-    """``(b, b)`` booleans: other rows that share this row's query text or positive text."""
-    same = (query[:, None] == query) | (positive[:, None] == positive)
+    """``(b, b)`` booleans: other rows whose positive is no negative for this row's query."""
+    same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
     return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)

@@ -18,14 +18,15 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from training.arguments import StageArguments
-from training.data.manifest import load_yaml, unknown_key
 from training.errors import UserError
+from training.yaml_file import load_yaml, unknown_key
 
 __all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "recipe_help"]
 
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"
-_STAGE_KEYS = {field.name for field in fields(StageArguments) if field.init}
+# Every key with its type, as written.
+_STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,35 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     if stages is None:
         stage = _stage(path, path.stem, {**keys, **overrides})
         return Recipe(path, [stage], Path(stage.arguments.output_dir))
-    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-        raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
+    _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
-    output_dir = Path(shared.get("output_dir") or _missing(path, "output_dir"))
-    made: dict[str, str] = {}
-    result = []
+    output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
+    result: list[Stage] = []
     for name, own in stages.items():
         stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
         stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
-        stage_keys["model"] = made.get(stage_keys.get("model"), stage_keys.get("model"))
+        if stage_keys.get("model") in stages:
+            stage_keys["model"] = _model_of(path, name, stage_keys["model"], result)
         result.append(_stage(path, name, stage_keys))
-        made[name] = str(Path(stage_keys["output_dir"]) / FINAL_MODEL)
     return Recipe(path, result, output_dir)
+
+
+def _check_stages(path: Path, stages: Any) -> None:
+    if not isinstance(stages, dict) or not stages or not all(isinstance(keys, dict) for keys in stages.values()):
+        raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
+    for name, keys in stages.items():
+        if not isinstance(name, str) or "/" in name:
+            raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
+        if not isinstance(keys.get("model"), str | None):
+            raise UserError(f"{path}: stage {name!r}: key 'model' cannot be {keys['model']!r}; name one model")
+
+
+def _model_of(path: Path, stage: str, name: str, earlier: Sequence[Stage]) -> str:
+    """The folder of the model that an earlier stage makes."""
+    for made in earlier:
+        if made.name == name:
+            return str(Path(made.arguments.output_dir) / FINAL_MODEL)
+    raise UserError(f"{path}: stage {stage!r}: model {name!r} comes from a stage that has not run; put it before")
 
 
 def _missing(path: Path, key: str) -> NoReturn:
@@ -122,7 +139,7 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
     parser = _Parser(StageArguments, allow_abbrev=False)
     try:
         (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
-    except (UserError, ValueError, TypeError) as error:
+    except (UserError, ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
     return Stage(name, keys, arguments)
 
@@ -131,13 +148,13 @@ def _as_command_line(keys: dict[str, Any]) -> list[str]:
     """Values as words: argparse then converts and checks those of a file and of a command line alike."""
     words = []
     for key, value in keys.items():
-        words.append(f"--{key}")
-        if isinstance(value, dict):
-            words.append(json.dumps(value))
-        elif isinstance(value, list):
-            words += [str(item) for item in value]
+        if isinstance(value, list):
+            if "list" not in _STAGE_KEYS[key]:
+                raise UserError(f"key {key!r} takes one value, got {value!r}")
+            words += [f"--{key}", *(str(item) for item in value)]
         else:
-            words.append(str(value).lower() if isinstance(value, bool) else str(value))
+            text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+            words.append(f"--{key}={text}")
     return words
 
 

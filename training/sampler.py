@@ -40,7 +40,7 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         world_size: Number of processes.
 
     Raises:
-        ValueError: If ``global_batch_size`` is smaller than ``world_size`` or there are no rows.
+        ValueError: If there are no rows, or the smallest batch has fewer rows than there are processes.
 
     Example:
         >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
@@ -51,12 +51,11 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
     def __init__(
         self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        if global_batch_size < world_size:
-            raise ValueError(
-                f"global_batch_size {global_batch_size} leaves some of {world_size} processes without rows"
-            )
         if not sum(rows_per_source):
             raise ValueError("no source has a training row")
+        smallest = min(rows // -(-rows // global_batch_size) for rows in rows_per_source if rows)
+        if smallest < world_size:
+            raise ValueError(f"a batch of {smallest} rows leaves some of {world_size} processes without rows")
         self.rows_per_source = list(rows_per_source)
         self.global_batch_size = global_batch_size
         self.seed = seed

@@ -191,6 +191,18 @@ def test_no_padded_token_is_computed(tiny_model: F2LLMModel, batch: Batch):
     assert computed == [tokens] * 2
 
 
+@pytest.mark.parametrize("implementation", ["packed", "sdpa"])
+def test_no_mask_is_built(tiny_model: F2LLMModel, padded: Batch, implementation: str):
+    tiny_model.set_attn_implementation(implementation)
+    masks = []
+    for layer in tiny_model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, inputs, arguments: masks.append(arguments["attention_mask"]), with_kwargs=True
+        )
+    tiny_model(**padded)
+    assert masks == [None, None]
+
+
 def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(
     tiny_model: F2LLMModel, random_batch: Callable[..., Batch]
 ):
@@ -343,28 +355,28 @@ def test_attention_weights_of_a_packed_batch_come_with_its_hidden_state(tiny_mod
 # -- calls that are Qwen3Model's own -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked_by", ["use_cache", "past_key_values"])
+@pytest.mark.parametrize("use_cache", [True, None])
+@pytest.mark.parametrize("masked", [True, False])
 def test_decoding_with_a_cache_equals_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch], asked_by: str
+    tiny_model: F2LLMModel,
+    stock_model: Qwen3Model,
+    random_batch: Callable[..., Batch],
+    masked: bool,
+    use_cache: bool | None,
 ):
-    batch = random_batch([5, 3], "left")
+    batch = random_batch([5, 3 if masked else 5], "left")
+    mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1) if masked else None
     outputs = []
     for model in (tiny_model, stock_model):
-        past = {} if asked_by == "use_cache" else {"past_key_values": model(**batch, use_cache=True).past_key_values}
-        first = model(**batch, use_cache=True) if asked_by == "use_cache" else None
-        cache = first.past_key_values if first else past["past_key_values"]
+        prompt = model(**batch, use_cache=True)
+        cache = prompt.past_key_values
         assert cache.get_seq_length() == 5
-        step = model(
-            input_ids=torch.tensor([[8], [9]]),
-            attention_mask=torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        assert step.past_key_values.get_seq_length() == 6
-        outputs.append((None if first is None else real(first.last_hidden_state, batch), step.last_hidden_state))
-    if asked_by == "use_cache":
-        assert_same(outputs[0][0], outputs[1][0])
-    assert_same(outputs[0][1], outputs[1][1])
+        next_ids = torch.tensor([[8], [9]])
+        step = model(input_ids=next_ids, attention_mask=mask, past_key_values=cache, use_cache=use_cache)
+        assert cache.get_seq_length() == 6
+        outputs.append((real(prompt.last_hidden_state, batch), step.last_hidden_state))
+    for ours, theirs in zip(*outputs, strict=True):
+        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("asked_in", ["call", "config"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import ByteLevel, TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modeling_f2llm import append_eos
@@ -44,10 +44,15 @@ def test_eos_follows_the_text_and_nothing_else_changes(blank: PreTrainedTokenize
     assert blank("some text", add_special_tokens=False).input_ids == before[0]
 
 
-def test_offsets_still_point_into_the_text(tokenizer: PreTrainedTokenizerBase):
-    text = " some text"
-    offsets = tokenizer(text, return_offsets_mapping=True).offset_mapping
-    assert "".join(text[start:end] for start, end in offsets) == text
+@pytest.mark.parametrize("post_processor", [None, ByteLevel(trim_offsets=False)], ids=["none", "byte-level"])
+def test_offsets_still_point_into_the_text(blank: PreTrainedTokenizerBase, post_processor: ByteLevel | None):
+    blank.backend_tokenizer.post_processor = post_processor
+    text = " some  text"
+    before = blank(text, return_offsets_mapping=True)
+    after = append_eos(blank)(text, return_offsets_mapping=True)
+    assert after.input_ids == [*before.input_ids, blank.eos_token_id]
+    assert after.offset_mapping[:-1] == before.offset_mapping
+    assert "".join(text[start:end] for start, end in after.offset_mapping) == text
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 8])

@@ -53,6 +53,7 @@ def test_trackers(report_to: Any, expected: list[str]) -> None:
         ("document_instruction_share", 30),
         ("max_length", 0),
         ("tokenizer_vocab_size", 0),
+        ("tokenizer_vocab_size", 258),
         ("matryoshka_min_dim", 0),
         ("cap", 0),
         ("cap", -1),
@@ -76,6 +77,7 @@ def test_value_out_of_range(refuses: Refuses, key: str, value: float) -> None:
         ("validation_share", 0.0),
         ("document_instruction_share", 1.0),
         ("max_length", 1),
+        ("tokenizer_vocab_size", 259),  # every byte and three special tokens
         ("cap", 1),
         ("global_batch_size", 1),
         ("num_hard_negatives_retrieval", 0),
@@ -106,7 +108,16 @@ def test_model_config_fields() -> None:
 @pytest.mark.parametrize("config", ["{", "hidden_size: 64", "[64]", "64", '"x"'])
 def test_model_config_that_is_no_mapping(refuses: Refuses, config: str) -> None:
     with refuses("'model_config'"):
-        stage(model=None, model_config=config).model_config_fields()
+        stage(model=None, model_config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("hidden_sise", "'hidden_size'"), ("num_layers", "'num_hidden_layers'"), ("famly", "'family'")],
+)
+def test_field_that_a_model_does_not_have(refuses: Refuses, name: str, remedy: str) -> None:
+    with refuses("'model_config'", f"unknown key {name!r}", f"did you mean {remedy}?"):
+        stage(model=None, model_config=f'{{"hidden_size": 64, "{name}": 2}}')
 
 
 @pytest.mark.parametrize(
@@ -124,16 +135,16 @@ def test_smallest_cap_that_fits_a_source(cap: int | None, source_caps: str | Non
     assert {name: arguments.cap_of(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("cap", ["0", "-1", "1.5", '"80k"', "null"])
+@pytest.mark.parametrize("cap", ["0", "-1", "1.5", "1e4", '"80k"', "null", "true", "[5]"])
 def test_cap_of_a_source_that_is_no_count(refuses: Refuses, cap: str) -> None:
-    with refuses("'source_caps'", "'web_*'"):
-        stage(source_caps=f'{{"web_*": {cap}}}').cap_of("sts")
+    with refuses("'source_caps'", "'web_*'", "positive integer"):
+        stage(source_caps=f'{{"sts": 5, "web_*": {cap}}}')
 
 
 @pytest.mark.parametrize("caps", ["{", "[64]", "64"])
 def test_source_caps_that_are_no_mapping(refuses: Refuses, caps: str) -> None:
     with refuses("'source_caps'"):
-        stage(source_caps=caps).cap_of("sts")
+        stage(source_caps=caps)
 
 
 # Matryoshka widths

@@ -92,7 +92,8 @@ def test_masking_changes_nothing_without_duplicates(embeddings: Tensor) -> None:
         ([0, 3, 6], [1, 4, 1], {(0, 2), (2, 0)}),  # two queries, one answer
         ([0, 0, 6], [1, 4, 4], {(0, 1), (1, 0), (1, 2), (2, 1)}),
         ([0, 0, 0], [1, 1, 1], {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}),
-        ([0, 1, 2], [1, 2, 0], set()),  # a query that is another row's positive counts
+        ([0, 1, 2], [1, 2, 0], {(0, 2), (1, 0), (2, 1)}),  # a query that is another row's positive
+        ([0, 3, 6], [0, 4, 3], {(1, 2)}),  # the other way round it is a negative; a row's own positive always stays
     ],
 )
 def test_masked_duplicates_are_left_out_of_the_in_batch_negatives(

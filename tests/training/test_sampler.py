@@ -109,7 +109,8 @@ def test_ranks_share_each_global_batch(world_size: int, epoch: int) -> None:
 
 
 def test_batch_smaller_than_the_number_of_processes_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"global_batch_size 3 .* 4 processes"):
+    # Ten rows are four batches of two or three rows.
+    with pytest.raises(ValueError, match=r"a batch of 2 rows leaves some of 4 processes without rows"):
         GlobalBatchSampler([10], 3, world_size=4)
 
 
@@ -119,10 +120,16 @@ def test_no_rows_is_an_error(rows: list[int]) -> None:
         GlobalBatchSampler(rows, 4)
 
 
-@pytest.mark.xfail(reason="a source of fewer rows than processes leaves some of them an empty batch")
-def test_every_process_has_a_row_of_every_batch() -> None:
+@pytest.mark.parametrize(("rows", "smallest"), [([16, 3], 3), ([5], 2), ([4, 0, 1], 1)])
+def test_a_batch_without_a_row_for_each_process_is_an_error(rows: list[int], smallest: int) -> None:
+    with pytest.raises(ValueError, match=rf"a batch of {smallest} rows leaves some of 4 processes without rows"):
+        GlobalBatchSampler(rows, 4, rank=1, world_size=4)
+
+
+@pytest.mark.parametrize("rows", [[4], [8, 0, 4]])
+def test_one_row_for_each_process_is_enough(rows: list[int]) -> None:
     for rank in range(4):
-        assert all(batches(GlobalBatchSampler([16, 3], 8, rank=rank, world_size=4)))
+        assert all(len(batch) == 1 for batch in batches(GlobalBatchSampler(rows, 4, rank=rank, world_size=4)))
 
 
 # Through the loader

@@ -149,7 +149,7 @@ def is_territory(names: CldrNames, rows: Rows) -> Source:
         name="cldr_is_territory",
         task_type="classification",
         symmetric=False,
-        instruction="Decide whether a name is that of a country or territory.",
+        instruction="Is this a country or territory?",
         languages=codes_of(names, query),
         table=pa.table(
             {

@@ -15,18 +15,17 @@ A manifest is a YAML file::
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from training.errors import UserError
+from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["TASK_TYPES", "Source", "load_manifest", "load_yaml", "select_sources", "unknown_key"]
+__all__ = ["TASK_TYPES", "Source", "load_manifest", "select_sources"]
 
 # Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
 TASK_TYPES = ("retrieval", "clustering", "classification")
@@ -55,34 +54,6 @@ class Source:
     languages: list[str] = field(default_factory=list)
     cap: int | None = None
     licence: str | None = None
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Raises:
-        UserError: If the file is missing, is no YAML or holds something other than a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({problem}); correct that line") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
-    return content
-
-
-def unknown_key(where: str, key: str, known: Sequence[str]) -> UserError:
-    """The error for a key that nobody reads, with the nearest known one."""
-    near = difflib.get_close_matches(str(key), known, n=1)
-    listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
-    remedy = f"did you mean {near[0]!r}?" if near else listed
-    return UserError(f"{where}: unknown key {key!r}; {remedy}")
 
 
 def load_manifest(path: Path | str) -> list[Source]:
@@ -140,7 +111,11 @@ def _check_types(where: str, entry: dict[str, Any]) -> None:
     }
     for key, value in entry.items():
         optional = key in ("cap", "licence") and value is None
-        if not optional and (not isinstance(value, expected[key]) or (key == "cap" and isinstance(value, bool))):
+        fits = isinstance(value, expected[key]) and not (key == "cap" and isinstance(value, bool))
+        if isinstance(value, list):
+            # YAML reads the language code `no` as false.
+            fits = fits and all(isinstance(item, str) and item for item in value)
+        if not optional and not fits:
             raise UserError(f"{where}: key {key!r} cannot be {value!r}; see the manifest format")
     if entry["task_type"] not in TASK_TYPES:
         raise UserError(f"{where}: unknown task_type {entry['task_type']!r}; use one of {', '.join(TASK_TYPES)}")
@@ -151,17 +126,14 @@ def _check_types(where: str, entry: dict[str, Any]) -> None:
 
 
 def _find_files(where: str, folder: Path, patterns: str | list[str]) -> list[Path]:
-    files: list[Path] = []
+    """Files that fit the patterns, relative to ``folder``, each once and in the order of the patterns."""
+    files: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        relative = Path(pattern)
-        if relative.is_absolute():
-            found = sorted(relative.parent.glob(relative.name))
-        else:
-            found = sorted(folder.glob(pattern))
+        found = [Path(path) for path in sorted(glob(str(folder / pattern), recursive=True)) if Path(path).is_file()]
         if not found:
             raise UserError(f"{where}: no file matches {folder / pattern}; download or build it, or correct 'files'")
-        files += found
-    return files
+        files |= dict.fromkeys(found)
+    return list(files)
 
 
 def select_sources(

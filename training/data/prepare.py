@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 # What a draw is for: the first key after the seed, so that draws for different ends are independent.
 _CAP, _SPLIT, _DOCUMENT_INSTRUCTION = 1, 2, 3
-_INSTRUCTED = "Instruct: "
 _TEXTS_PER_CALL = 1024
 
 
@@ -96,7 +95,7 @@ class _Texts:
 
     def _instructed(self, text: str) -> str:
         # Published files may carry the instruction in the text already.
-        if self._instruction is None or text.startswith(_INSTRUCTED):
+        if self._instruction is None or (text.startswith("Instruct: ") and "\nQuery: " in text):
             return text
         return instruct(self._instruction, text)
 
@@ -136,8 +135,9 @@ def prepare_source(
 ) -> PreparedSource:
     """Prepares one source; the folder is whole or absent."""
     fingerprint = _fingerprint(source, tokenizer, options)
-    if (folder / DESCRIPTION).exists() and PreparedSource(folder).description["fingerprint"] == fingerprint:
-        return PreparedSource(folder)
+    finished = _finished(folder, fingerprint)
+    if finished is not None:
+        return finished
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -149,12 +149,23 @@ def prepare_source(
     return prepared
 
 
+def _finished(folder: Path, fingerprint: str) -> PreparedSource | None:
+    """The prepared source in a folder, if it is whole and was made of the same."""
+    try:
+        prepared = PreparedSource(folder)
+    except UserError:
+        return None
+    return prepared if prepared.description.get("fingerprint") == fingerprint else None
+
+
 def _fingerprint(source: Source, tokenizer: PreTrainedTokenizerBase, options: PreparationOptions) -> str:
     """Changes with anything that the prepared folder depends on."""
     digest = hashlib.blake2b(digest_size=16)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files if path.exists()]
-    described = [FORMAT, source.name, source.task_type, source.symmetric, source.instruction, source.cap, files]
-    digest.update(json.dumps([described, asdict(options)]).encode())
+    described = {**asdict(source), "files": files}
+    # Other task types' negatives do not matter to this source.
+    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
+    digest.update(json.dumps([FORMAT, described, chosen]).encode())
     backend = tokenizer.backend_tokenizer
     # The truncation and padding of the last call would be part of the JSON.
     backend.no_truncation()

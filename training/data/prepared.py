@@ -42,20 +42,22 @@ class PreparedSource:
         self.folder = Path(folder)
         try:
             self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: not a prepared source ({error}); prepare it again") from None
-        self.name: str = self.description["name"]
-        self.task_type: str = self.description["task_type"]
-        self.num_negatives: int = self.description["negatives"]
-        try:
+            self.name: str = self.description["name"]
+            self.task_type: str = self.description["task_type"]
+            self.num_negatives: int = self.description["negatives"]
             self._tokens = _open(self.folder / TOKENS, "<i4", (self.description["tokens"],))
             self._offsets = _open(self.folder / OFFSETS, "<i8", (self.description["texts"] + 1,))
             self.rows = {
                 split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
                 for split, file in SPLITS.items()
             }
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: damaged ({error}); delete the folder and prepare it again") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
+
+    def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path]]:
+        # A pickled memory map holds the whole array: a loader worker opens the folder instead.
+        return type(self), (self.folder,)
 
     def __repr__(self) -> str:
         rows = {split: len(rows) for split, rows in self.rows.items()}

@@ -33,6 +33,12 @@ class TextBatch:
         return len(self.columns["query"])
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    # A column of nothing but nulls has a type of its own.
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
 class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row.
 
@@ -47,14 +53,14 @@ class PublishedFile:
     def __init__(self, path: Path, required_negatives: int = 0) -> None:
         self.path = path
         self.required_negatives = required_negatives
-        self._parquet = self._open()
-        schema = self._parquet.schema_arrow
+        with self._open() as parquet:
+            schema, metadata = parquet.schema_arrow, parquet.metadata
         self.negatives = sorted(
             (name for name in schema.names if re.fullmatch(r"negative_\d+", name)),
             key=lambda name: int(name.removeprefix("negative_")),
         )
         self._check_columns(schema)
-        self.num_rows = self._parquet.metadata.num_rows
+        self.num_rows = metadata.num_rows
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
 
@@ -64,7 +70,7 @@ class PublishedFile:
         if not self.path.stat().st_size:
             raise UserError(f"{self.path}: the file is empty; download or build it again")
         try:
-            return pq.ParquetFile(self.path)
+            return pq.ParquetFile(self.path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(error) from None
 
@@ -82,10 +88,12 @@ class PublishedFile:
                 f"{self.required_negatives} per row; add columns or lower num_hard_negatives for this task type"
             )
         for name in ("query", "passage", *self.negatives):
+            if schema.names.count(name) > 1:
+                raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them")
             kind = schema.field(name).type
             if pa.types.is_dictionary(kind):
                 kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if not _is_text(kind):
                 raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int = 8192) -> Iterator[TextBatch]:
@@ -96,10 +104,11 @@ class PublishedFile:
         """
         columns, row = ["query", "passage", *self.negatives], 0
         try:
-            for batch in self._parquet.iter_batches(batch_rows, columns=columns):
-                self._check_rows(batch, row)
-                yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
-                row += len(batch)
+            with self._open() as parquet:
+                for batch in parquet.iter_batches(batch_rows, columns=columns):
+                    self._check_rows(batch, row)
+                    yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
+                    row += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(error) from None
 
@@ -109,6 +118,7 @@ class PublishedFile:
             column = batch.column(name)
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
+            column = column.cast(pa.large_string())
             missing = np.asarray(pc.is_null(column))
             if name in self.negatives:
                 negatives += ~missing

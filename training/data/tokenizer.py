@@ -23,7 +23,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         return append_eos(AutoTokenizer.from_pretrained(name_or_path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"tokenizer {name_or_path!r} cannot be used: {reason}") from None
 

@@ -260,6 +260,16 @@ def test_instruction_that_a_text_brings_is_not_added_twice(
     assert [row[:2] for row in rows] == [(own, own), (instruct("Find.", "bye"),) * 2]
 
 
+@pytest.mark.parametrize("query", ["Instruct: the art of teaching", "What is\nQuery: for?"])
+def test_text_that_only_looks_like_an_instruction_gets_one(
+    tmp_path: Path, run: Callable[..., PreparedSource], small_tokenizer: PreTrainedTokenizerBase, query: str
+) -> None:
+    columns = {"query": [query], "passage": ["a"], "negative_1": ["b"], "negative_2": ["c"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    ((first, *_),) = all_rows(run(Source("a", [tmp_path / "a.parquet"], "retrieval", "Find.")), small_tokenizer)
+    assert first == instruct("Find.", query)
+
+
 # Cap and split
 
 
@@ -433,6 +443,15 @@ def test_changed_option_prepares_anew(
     assert contents(tmp_path / "reused") == contents(tmp_path / "fresh")
 
 
+def test_negatives_of_another_task_type_do_not_matter(
+    two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
+) -> None:
+    before = [times(prepared.folder) for prepared in prepare(two, small_tokenizer, tmp_path / "prepared", options)]
+    changed = replace(options, num_hard_negatives=(*options.num_hard_negatives, ("clustering", 9)))
+    after = [times(prepared.folder) for prepared in prepare(two, small_tokenizer, tmp_path / "prepared", changed)]
+    assert after == before
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -440,10 +459,7 @@ def test_changed_option_prepares_anew(
         {"symmetric": True},
         {"cap": 10},
         {"task_type": "clustering"},
-        pytest.param(
-            {"languages": ["kor"]},
-            marks=pytest.mark.xfail(reason="languages are written to source.json, but are not in the fingerprint"),
-        ),
+        {"languages": ["kor"]},
     ],
 )
 def test_changed_source_prepares_anew(
@@ -544,7 +560,6 @@ def test_remains_of_an_interrupted_run_are_replaced(
     assert contents(tmp_path / "prepared") == contents(tmp_path / "fresh")
 
 
-@pytest.mark.xfail(reason="prepare opens the folder before it compares, and tells the user to prepare it again")
 @pytest.mark.parametrize("damage", ["source.json", "tokens.int32"])
 def test_damaged_folder_is_prepared_anew(
     two: list[Source],

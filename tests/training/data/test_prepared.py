@@ -74,32 +74,36 @@ def test_split_without_rows_is_empty(
     assert prepared.rows["validation"].dtype == np.dtype("<i4")
 
 
-@pytest.mark.xfail(reason="a pickled memory map holds the whole array: each spawned loader worker gets a copy")
-def test_pickle_holds_the_folder_and_not_the_arrays(prepared: PreparedSource) -> None:
+def test_pickle_holds_the_folder_only(prepared: PreparedSource) -> None:
+    # A pickled memory map holds the whole array: each spawned loader worker would get a copy.
     pickled = pickle.dumps(prepared)
-    assert pickle.loads(pickled).tokens(7).tolist() == prepared.tokens(7).tolist()
-    assert len(pickled) < (prepared.folder / TOKENS).stat().st_size / 4
+    assert len(pickled) < len(pickle.dumps(prepared.folder)) + 100
+    again = pickle.loads(pickled)
+    assert (again.folder, again.description) == (prepared.folder, prepared.description)
+    assert again.tokens(7).tolist() == prepared.tokens(7).tolist()
+    for split, rows in prepared.rows.items():
+        assert isinstance(again.rows[split], np.memmap)
+        assert again.rows[split].tolist() == rows.tolist()
 
 
 def test_missing_folder(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses(tmp_path / "none", "not a prepared source", "prepare it again"):
+    with refuses(tmp_path / "none", "not a whole prepared source", "prepare it again"):
         PreparedSource(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
 def test_description_that_is_no_json(prepared: PreparedSource, refuses: Refuses, content: bytes) -> None:
     (prepared.folder / DESCRIPTION).write_bytes(content)
-    with refuses(prepared.folder, "not a prepared source"):
+    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
         PreparedSource(prepared.folder)
 
 
-@pytest.mark.xfail(
-    reason="the keys of source.json are read unchecked: KeyError or TypeError", raises=(KeyError, TypeError)
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "3", '"faq"', '{"name": "faq", "task_type": "retrieval", "negatives": 2}']
 )
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"name": "faq", "task_type": "retrieval", "negatives": 2}'])
 def test_description_of_another_format(prepared: PreparedSource, refuses: Refuses, content: str) -> None:
     (prepared.folder / DESCRIPTION).write_text(content)
-    with refuses(prepared.folder):
+    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
         PreparedSource(prepared.folder)
 
 
@@ -107,12 +111,12 @@ def test_description_of_another_format(prepared: PreparedSource, refuses: Refuse
 def test_truncated_array(prepared: PreparedSource, refuses: Refuses, file: str) -> None:
     content = (prepared.folder / file).read_bytes()
     (prepared.folder / file).write_bytes(content[:-4])
-    with refuses(prepared.folder, "damaged"):
+    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
         PreparedSource(prepared.folder)
 
 
 @pytest.mark.parametrize("file", [TOKENS, OFFSETS, *SPLITS.values()])
 def test_missing_array(prepared: PreparedSource, refuses: Refuses, file: str) -> None:
     (prepared.folder / file).unlink()
-    with refuses(prepared.folder, "damaged", file):
+    with refuses(prepared.folder, "not a whole prepared source", file, "prepare it again"):
         PreparedSource(prepared.folder)

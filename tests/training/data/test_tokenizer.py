@@ -58,7 +58,7 @@ def test_trained_tokenizer_has_the_special_tokens_of_qwen(small_tokenizer: PreTr
     ]
 
 
-@pytest.mark.parametrize("vocab_size", [260, 300])
+@pytest.mark.parametrize("vocab_size", [259, 260, 300])
 def test_vocabulary_has_the_size_asked_for(vocab_size: int) -> None:
     texts = ["".join(chr(97 + i * k % 26) for k in range(1, 9)) for i in range(200)]
     tokenizer = train_tokenizer(iter(texts), vocab_size)
@@ -119,17 +119,7 @@ def test_missing_folder(tmp_path: Path, refuses: Refuses) -> None:
         load_tokenizer(str(tmp_path / "none"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "not json",
-        *(
-            pytest.param(other, marks=pytest.mark.xfail(reason="not caught", raises=(KeyError, TypeError)))
-            for other in ("{}", "[]")
-        ),
-    ],
-)
+@pytest.mark.parametrize("content", ["", "not json", "{}", "[]"])
 def test_damaged_tokenizer(saved: Path, refuses: Refuses, content: str) -> None:
     (saved / "tokenizer.json").write_text(content)
     with refuses(repr(str(saved)), "cannot be used"):

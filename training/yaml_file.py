@@ -1,0 +1,59 @@
+"""YAML files that people write: read strictly, with errors that name the file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.errors import UserError
+
+__all__ = ["load_yaml", "unknown_key"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 in two points where 1.1 loses what was written: `1e-5` is a number, and no key may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        UserError: If the file is missing, is no YAML, gives a key twice or holds something other than a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({problem}); correct that line") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
+    return content
+
+
+def unknown_key(where: str, key: Any, known: Sequence[str]) -> UserError:
+    """The error for a key that nobody reads, with the nearest known one."""
+    near = difflib.get_close_matches(str(key), known, n=1)
+    listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
+    remedy = f"did you mean {near[0]!r}?" if near else listed
+    return UserError(f"{where}: unknown key {key!r}; {remedy}")
