@@ -69,7 +69,7 @@ class F2LLMConfig(Qwen3Config):
             when left out.
 
     Raises:
-        ValueError: If a matryoshka dimension is larger than ``hidden_size`` or not positive.
+        StrictDataclassClassValidationError: If a matryoshka dimension is larger than ``hidden_size`` or not positive.
 
     Example:
         >>> config = F2LLMConfig.from_family("f2llm-v2-330m")
@@ -92,7 +92,9 @@ class F2LLMConfig(Qwen3Config):
         if not self.is_matryoshka:
             self.matryoshka_dimensions = None
         elif self.matryoshka_dimensions is None:
-            self.matryoshka_dimensions = matryoshka_dims(self.hidden_size, min_dim=min(8, self.hidden_size))
+            self.matryoshka_dimensions = (
+                matryoshka_dims(self.hidden_size) if self.hidden_size >= 8 else [self.hidden_size]
+            )
 
     def validate_matryoshka(self) -> None:
         """Checks the matryoshka dimensions against the width; runs with every ``validate()``."""

@@ -5,8 +5,10 @@ This file travels with every released model as remote code: it imports torch, tr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -96,45 +98,52 @@ class F2LLMModel(Qwen3Model):
         Args:
             input_ids: ``(batch, width)`` token ids, padded on either side; or ``(1, T)`` packed ids.
             attention_mask: ``(batch, width)``, non-zero at real tokens. None means that nothing is padded.
-            position_ids: As for Qwen3Model. With a single unmasked row they mark a packed batch: a position that does
+            position_ids: As for Qwen3Model. Without a mask they may mark several texts in a row: a position that does
                 not follow the one before it starts a new text.
             past_key_values: With a cache (as with ``use_cache=True``, attention weights to be returned, a ready-made
                 mask, or padding between real tokens) the call is Qwen3Model's own, padding and all.
             inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
             use_cache: See ``past_key_values``.
-            **kwargs: ``sequence_lengths`` (list of ``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks
-                a packed batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
+            **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
+                batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
 
         Returns:
             ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding, or ``(1, T, hidden_size)``
             for a packed batch; hidden states, if asked for, in the same shape.
+
+        Raises:
+            ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or the boundaries of a
+                packed batch do not fit it.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         inputs = inputs_embeds if input_ids is None else input_ids
-        unpackable = (
-            past_key_values is not None
-            or use_cache
-            or kwargs.get("output_attentions", self.config.output_attentions)
-            or (attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2))
+        ready_made = attention_mask is not None and not (
+            isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
         )
-        lengths = None if unpackable else _packed_lengths(inputs, attention_mask, position_ids, kwargs)
+        cached = past_key_values is not None or use_cache
+        lengths = _packed_lengths(inputs, kwargs)
         if lengths is not None:
+            if cached or attention_mask is not None:
+                raise ValueError("a packed batch takes no cache and no attention mask: its boundaries say everything")
             if position_ids is None:
                 position_ids = packed_position_ids(lengths, inputs.device)
             return self._forward_packed(input_ids, inputs_embeds, position_ids, lengths, kwargs)
-        layout = None if unpackable else _padded_layout(inputs, attention_mask)
-        if layout is None:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        return self._forward_padded(input_ids, inputs_embeds, position_ids, layout, kwargs)
+        wants_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        layout = None
+        if not (cached or ready_made or wants_attentions):
+            layout = _padded_layout(inputs, attention_mask, position_ids)
+        if layout is not None and sum(layout.lengths):
+            return self._forward_padded(input_ids, inputs_embeds, position_ids, layout, kwargs)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
     def _forward_padded(
         self,
@@ -178,6 +187,9 @@ class F2LLMModel(Qwen3Model):
         reads_boundaries = implementation in PACKED_ATTENTION.values() or implementation.startswith("flash_attention")
         mask = dict.fromkeys(self.config.layer_types) if reads_boundaries else None
         boundaries = boundary_kwargs(lengths, device) if reads_boundaries else {}
+        if not reads_boundaries:
+            # Rotary embeddings are relative: where a text starts to count does not matter, but each must start anew.
+            position_ids = position_ids - _first_positions(position_ids, lengths)
         others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
         return super().forward(
             input_ids=input_ids,
@@ -190,36 +202,42 @@ class F2LLMModel(Qwen3Model):
         )
 
 
-def _packed_lengths(
-    inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]
-) -> list[int] | None:
-    """Lengths of the texts if the caller's batch is packed already, else None.
+def _first_positions(position_ids: Tensor, lengths: list[int]) -> Tensor:
+    """``(1, T)`` position at which the text of each token starts."""
+    counts = torch.tensor([length for length in lengths if length], device=position_ids.device)
+    return position_ids[:, counts.cumsum(0) - counts].repeat_interleave(counts, dim=1)
+
+
+def _packed_lengths(inputs: Tensor, kwargs: dict[str, Any]) -> list[int] | None:
+    """Lengths of the texts if the caller gives the boundaries of a packed batch, else None.
 
     Raises:
         ValueError: If the boundaries do not fit the batch.
     """
-    lengths = kwargs.get("sequence_lengths")
-    if lengths is None and kwargs.get("cu_seq_lens_q") is not None:
-        lengths = kwargs["cu_seq_lens_q"].diff().tolist()
-    if lengths is None:
-        if attention_mask is None and position_ids is not None and tuple(position_ids.shape) == (1, inputs.shape[1]):
-            return sequence_lengths_of(position_ids) if inputs.shape[0] == 1 else None
+    lengths, ends = kwargs.get("sequence_lengths"), kwargs.get("cu_seq_lens_q")
+    if lengths is None and ends is None:
         return None
-    if inputs.shape[0] != 1 or sum(lengths) != inputs.shape[1]:
+    lengths = (
+        ends.diff(prepend=ends.new_zeros(1)).tolist()[1:] if lengths is None else torch.as_tensor(lengths).tolist()
+    )
+    starts_at_zero = ends is None or not int(ends[0])
+    if inputs.shape[0] != 1 or not starts_at_zero or min(lengths, default=0) < 0 or sum(lengths) != inputs.shape[1]:
         raise ValueError(
-            f"a packed batch has the shape (1, {sum(lengths)}) that its sequence lengths add up to, "
-            f"got {tuple(inputs.shape[:2])}"
+            f"the boundaries of a packed batch must divide its (1, {inputs.shape[1]}) tokens: got sequence lengths "
+            f"{lengths} for a batch of shape {tuple(inputs.shape[:2])}"
         )
-    return list(lengths)
+    return lengths
 
 
-def _padded_layout(inputs: Tensor, attention_mask: Tensor | None) -> PaddedLayout | None:
+def _padded_layout(inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> PaddedLayout | None:
+    """Where the texts lie in the rows of a batch; None if that is no matter of padding."""
     batch, width = inputs.shape[:2]
-    if attention_mask is None:
-        return PaddedLayout.without_padding(batch, width, inputs.device)
-    if attention_mask.shape != (batch, width):
-        return None
-    return PaddedLayout.from_mask(attention_mask)
+    if attention_mask is not None:
+        return PaddedLayout.from_mask(attention_mask) if attention_mask.shape == (batch, width) else None
+    layout = PaddedLayout.without_padding(batch, width, inputs.device)
+    if position_ids is None:
+        return layout
+    return replace(layout, lengths=sequence_lengths_of(position_ids.expand(batch, width)))
 
 
 F2LLMModel.register_for_auto_class("AutoModel")

@@ -107,9 +107,12 @@ def packed_position_ids(lengths: Sequence[int], device: torch.device | None = No
 
 
 def sequence_lengths_of(position_ids: Tensor) -> list[int]:
-    """Lengths of the sequences in a packed batch, from ``(1, T)`` positions that start again with each of them."""
-    starts = (position_ids[0].diff(prepend=position_ids.new_full((1,), -2)) != 1).nonzero()[:, 0]
-    return starts.diff(append=starts.new_full((1,), position_ids.shape[1])).tolist()
+    """Lengths of the sequences that ``(rows, width)`` positions mark: one starts where a position does not follow."""
+    rows, width = position_ids.shape
+    # Minus two is followed by no position: every row starts a text.
+    follows = position_ids.diff(prepend=position_ids.new_full((rows, 1), -2)) == 1
+    starts = (~follows).flatten().nonzero()[:, 0]
+    return starts.diff(append=starts.new_full((1,), rows * width)).tolist()
 
 
 # Every argument by which a caller, or `boundary_kwargs`, says where the sequences of a packed batch end.
@@ -172,6 +175,8 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
     """torch's own variable-length attention (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    if options["dropout"]:
+        raise ValueError("torch's variable-length attention has no dropout; set attention_dropout to 0 in the config")
     ends, longest = options["cu_seq_lens_q"], options["max_length_q"]
     # torch 2.10 has is_causal, later versions a window whose right end is zero.
     if "window_size" in inspect.signature(varlen_attn).parameters:
@@ -258,25 +263,27 @@ def _as_attention_interface(kernel: Callable[..., Tensor]) -> Callable[..., tupl
     return attention
 
 
-# The implementation name in the config, by the name that users ask for (None: nothing was asked for).
-PACKED_ATTENTION: dict[str | None, str] = {
-    None: "packed",
-    "packed": "packed",
-    "sdpa": "packed_sdpa",
-    "packed_sdpa": "packed_sdpa",
-    "torch_varlen": "packed_torch_varlen",
-    "packed_torch_varlen": "packed_torch_varlen",
-}
+# A released folder brings this file along as remote code: its functions must not replace the installed package's.
+_OWNER = "" if __name__ == "modeling_f2llm.packing" else f"_{__name__.rsplit('.', 2)[-2]}"
 _KERNELS = {"packed": _automatic, "packed_sdpa": _sdpa, "packed_torch_varlen": _torch_varlen}
 
+# The implementation name in the config, by the name that users ask for (None: nothing was asked for).
+PACKED_ATTENTION: dict[str | None, str] = {
+    None: f"packed{_OWNER}",
+    "sdpa": f"packed_sdpa{_OWNER}",
+    "torch_varlen": f"packed_torch_varlen{_OWNER}",
+    **{name: f"{name}{_OWNER}" for name in _KERNELS},
+    **{f"{name}{_OWNER}": f"{name}{_OWNER}" for name in _KERNELS},
+}
+
 for _name, _kernel in _KERNELS.items():
-    AttentionInterface.register(_name, _as_attention_interface(_kernel))
-    AttentionMaskInterface.register(_name, sdpa_mask)
+    AttentionInterface.register(PACKED_ATTENTION[_name], _as_attention_interface(_kernel))
+    AttentionMaskInterface.register(PACKED_ATTENTION[_name], sdpa_mask)
 
 
 def check_available(implementation: str) -> None:
     """Raises ImportError, saying what to install, if a packed implementation cannot run on this machine."""
-    if implementation == "packed_torch_varlen" and not _has_torch_varlen():
+    if implementation == PACKED_ATTENTION["torch_varlen"] and not _has_torch_varlen():
         raise ImportError(
             "attn_implementation='torch_varlen' needs torch >= 2.10 built for CUDA and a CUDA device "
             f"(found torch {torch.__version__}, CUDA {'present' if torch.cuda.is_available() else 'absent'}): "

@@ -181,7 +181,7 @@ class StageArguments(TrainingArguments):
         known = [*(field.name for field in fields(F2LLMConfig)), "family"]
         for key in self._mapping("model_config"):
             if key not in known:
-                raise unknown_key("key 'model_config'", key, known)
+                raise unknown_key("key 'model_config' (fields of F2LLMConfig)", key, known)
         for pattern, cap in self._mapping("source_caps").items():
             if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
                 raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")

@@ -77,6 +77,9 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         return Recipe(path, [stage], Path(stage.arguments.output_dir))
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
+    for key in ("output_dir", "model"):
+        if isinstance(shared.get(key), list) or isinstance(overrides.get(key), list):
+            raise UserError(f"{path}: key {key!r} takes one value, got {overrides.get(key, shared.get(key))!r}")
     output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
     result: list[Stage] = []
     for name, own in stages.items():
@@ -92,7 +95,7 @@ def _check_stages(path: Path, stages: Any) -> None:
     if not isinstance(stages, dict) or not stages or not all(isinstance(keys, dict) for keys in stages.values()):
         raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
     for name, keys in stages.items():
-        if not isinstance(name, str) or "/" in name:
+        if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
         if not isinstance(keys.get("model"), str | None):
             raise UserError(f"{path}: stage {name!r}: key 'model' cannot be {keys['model']!r}; name one model")

@@ -129,7 +129,8 @@ def _find_files(where: str, folder: Path, patterns: str | list[str]) -> list[Pat
     """Files that fit the patterns, relative to ``folder``, each once and in the order of the patterns."""
     files: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = [Path(path) for path in sorted(glob(str(folder / pattern), recursive=True)) if Path(path).is_file()]
+        matches = sorted(glob(pattern, root_dir=folder, recursive=True))
+        found = [folder / path for path in matches if (folder / path).is_file()]
         if not found:
             raise UserError(f"{where}: no file matches {folder / pattern}; download or build it, or correct 'files'")
         files |= dict.fromkeys(found)
