@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from transformers import Qwen3Model
 
@@ -25,6 +27,8 @@ def build_models(dtype: torch.dtype = torch.float32) -> tuple[F2LLMModel, Qwen3M
         "f2llm-v2-80m", vocab_size=VOCAB_SIZE, pad_token_id=0, bos_token_id=0, eos_token_id=1
     )
     ours = F2LLMModel(config).to(device(), dtype)
-    stock = Qwen3Model._from_config(config, attn_implementation="sdpa").to(device(), dtype)
+    # A config holds the attention implementation of its model: each model needs its own.
+    stock = Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa").to(device(), dtype)
     stock.load_state_dict(ours.state_dict())
+    assert ours.config._attn_implementation == "packed", ours.config._attn_implementation
     return ours, stock
