@@ -125,6 +125,8 @@ class StageArguments(TrainingArguments):
         self._check_batching()
         self._check_ranges()
         self._check_mappings()
+        if self.tokenizer == "train" and self.model is not None:
+            raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
         if (self.model is None) == (self.model_config is None):
             raise UserError(
                 "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
@@ -144,6 +146,7 @@ class StageArguments(TrainingArguments):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"key {key!r} must lie between 0 and 1, got {getattr(self, key)}")
         least = {"max_length": 1, "matryoshka_min_dim": 1, "cap": 1, "tokenizer_vocab_size": _FEWEST_TOKENS}
+        least |= {"seed": 0, "dataloader_num_workers": 0}
         for key, smallest in least.items():
             value = getattr(self, key)
             if value is not None and value < smallest:

@@ -25,7 +25,8 @@ class Objective:
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
         mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the very text
-            of this row's positive or query, or the rows share their query. The published training keeps it in.
+            of this row's positive or query, or the rows share their query; texts count as the model reads them,
+            instruction included. The published training keeps it in.
     """
 
     temperature: float = TEMPERATURE

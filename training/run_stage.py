@@ -13,9 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from transformers.utils.logging import disable_progress_bar
 
 from training.errors import UserError
-from training.recipe import command_line_overrides, load_recipe, recipe_help
+from training.evaluation.pairs import evaluate_and_report
+from training.recipe import FINAL_MODEL, Recipe, command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage
 from training.trainer import NonFiniteLossError
+from training.yaml_file import load_yaml
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
 
@@ -67,16 +69,29 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in arguments.stage or []:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
-    for stage in recipe.stages:
-        if arguments.stage and stage.name not in arguments.stage:
-            continue
+    chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    evaluations = _evaluation_files(recipe)
+    for stage in chosen:
         logger.info("stage %s", stage.name)
         model = run_stage(stage, resume=arguments.resume)
-        if stage.arguments.evaluation_pairs:
-            # scikit-learn and sentence-transformers are not needed to train.
-            from training.evaluation.pairs import evaluate_and_report
+        if stage.name in evaluations:
+            evaluate_and_report(model, stage.arguments, evaluations[stage.name])
 
-            evaluate_and_report(model, stage.arguments, recipe.output_dir / "evaluation.json")
+
+def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
+    """Where each stage's evaluation goes: the last one's to evaluation.json, the others' beside it.
+
+    Raises:
+        UserError: If a file holds the evaluation of another model.
+    """
+    evaluated = [stage for stage in recipe.stages if stage.arguments.evaluation_pairs]
+    files = {stage.name: recipe.output_dir / f"evaluation-{stage.name}.json" for stage in evaluated[:-1]}
+    files |= {stage.name: recipe.output_dir / "evaluation.json" for stage in evaluated[-1:]}
+    for stage in evaluated:
+        path, model = files[stage.name], str(Path(stage.arguments.output_dir) / FINAL_MODEL)
+        if path.exists() and load_yaml(path).get("model") != model:
+            raise UserError(f"{path}: holds the evaluation of another model; move it or give another output_dir")
+    return files
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from dataclasses import replace
@@ -19,10 +20,12 @@ from training.arguments import StageArguments
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.prepare import PreparationOptions, prepare
+from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.errors import UserError
+from training.evaluation.pairs import load_pairs
 from training.recipe import FINAL_MODEL, Stage
-from training.trainer import F2LLMTrainer
+from training.trainer import F2LLMTrainer, last_checkpoint
 
 __all__ = ["run_stage"]
 
@@ -31,7 +34,8 @@ logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
-# What a run makes before it starts to train; whatever else was changed since, these are checked on their own.
+DATA = "data.json"
+# What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer"}
 # Keys that may differ between a run and its continuation.
 _FREE_KEYS = {"output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"}
@@ -58,16 +62,17 @@ def run_stage(stage: Stage, resume: bool = False) -> Path:
         return final
     set_seed(args.seed)
     all_sources, sources = _sources(args)
+    if args.evaluation_pairs:
+        # A fault in what comes last must not cost the training.
+        load_pairs(args.evaluation_pairs, args.evaluation_candidates)
     tokenizer = _tokenizer(args, all_sources)
     model = _model(args, tokenizer)
     # Fails on widths that do not fit before the data is prepared.
     args.train_dims(model.config.hidden_size)
-    prepared = prepare(sources, tokenizer, args.prepared_folder, _options(args))
-    if not any(len(source.rows["train"]) for source in prepared):
-        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
-    trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args))
-    (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
+    trainer = _trainer(stage, model, sources, tokenizer)
+    checkpoint = last_checkpoint(output_dir) if resume else None
+    _record(output_dir, stage, trainer.sources, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     partial = output_dir / f".{FINAL_MODEL}.partial"
     trainer.save_model(str(partial))
     partial.rename(final)
@@ -83,14 +88,54 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool) -> None:
             raise PermissionError("permission denied")
     except OSError as error:
         raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
-    if RECIPE in held and not resume:
+    if held and RECIPE not in held:
+        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
+    started = FINAL_MODEL in held or last_checkpoint(output_dir) is not None
+    if started and not resume:
         raise UserError(
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
         )
-    if held and RECIPE not in held:
-        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
-    if held:
+    # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
+    if started:
         _check_same_recipe(output_dir / RECIPE, stage.keys)
+
+
+def _trainer(
+    stage: Stage, model: F2LLMModel, sources: list[Source], tokenizer: PreTrainedTokenizerBase
+) -> F2LLMTrainer:
+    """Prepares the data and sets the training up, as far as it can fail before the first step."""
+    args = stage.arguments
+    try:
+        prepared = prepare(sources, tokenizer, args.prepared_folder, _options(args))
+    except OSError as error:
+        raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
+    if not any(len(source.rows["train"]) for source in prepared):
+        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
+    try:
+        trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args))
+        # Keys for optimizer and scheduler are looked at only when these are made.
+        trainer.create_optimizer_and_scheduler(num_training_steps=2)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise UserError(f"stage {stage.name!r}: the training cannot be set up: {_in_one_line(error)}") from None
+    trainer.optimizer = trainer.lr_scheduler = None
+    return trainer
+
+
+def _record(output_dir: Path, stage: Stage, sources: list[PreparedSource], checkpoint: Path | None) -> None:
+    """Notes what the run is made of, or checks that a continued run is made of the same."""
+    data = {source.name: source.description["fingerprint"] for source in sources}
+    noted = output_dir / DATA
+    if checkpoint is not None and noted.exists():
+        before = json.loads(noted.read_text())
+        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
+        if changed:
+            raise UserError(f"{noted}: the data changed since the run started ({', '.join(changed)}); restore it")
+    noted.write_text(json.dumps(data, indent=2))
+    (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _check_same_recipe(written: Path, keys: dict[str, Any]) -> None:
@@ -106,12 +151,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [str(item) for item in value]
     return value if value is None or isinstance(value, dict) else str(value).lower()
-
-
-def _last_checkpoint(output_dir: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state file comes last."""
-    checkpoints = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
 
 
 def _sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
@@ -137,7 +176,8 @@ def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokeniz
     if name != "train":
         return load_tokenizer(name)
     folder = Path(args.output_dir) / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
+    # Once the training has started, the recipe is settled, and so is the tokenizer.
+    if not (Path(args.output_dir) / RECIPE).exists() or not (folder / "tokenizer.json").exists():
         # All sources of the manifest: later stages use this tokenizer too.
         train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
     return load_tokenizer(str(folder))
@@ -147,16 +187,23 @@ def _model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMMod
     """Loads or makes the model, in fp32: AdamW at these learning rates is lost on bf16 weights."""
     try:
         if args.model is not None:
-            model = F2LLMModel.from_pretrained(
-                args.model, dtype=torch.float32, attn_implementation=args.attn_implementation
+            model, loaded = F2LLMModel.from_pretrained(
+                args.model,
+                dtype=torch.float32,
+                attn_implementation=args.attn_implementation,
+                output_loading_info=True,
             )
+            if loaded["missing_keys"]:
+                raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
         else:
             model = F2LLMModel._from_config(
                 _new_config(args, tokenizer), dtype=torch.float32, attn_implementation=args.attn_implementation
             )
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {reason}") from None
+        if model.config.num_attention_heads % model.config.num_key_value_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+    # Damaged folders and impossible shapes come out of the libraries as anything.
+    except Exception as error:
+        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {_in_one_line(error)}") from None
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size} embeddings; "

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.arguments import StageArguments
@@ -22,11 +21,17 @@ from training.data.prepared import PreparedSource
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
 
-__all__ = ["F2LLMTrainer", "NonFiniteLossError", "embed"]
+__all__ = ["F2LLMTrainer", "NonFiniteLossError", "embed", "last_checkpoint"]
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message says when, on which source and where the last good checkpoint is."""
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: its state file comes last."""
+    checkpoints = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
+    return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def embed(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -130,12 +135,12 @@ class F2LLMTrainer(Trainer):
         return (loss, terms) if return_outputs else loss
 
     def _non_finite_message(self, loss: Tensor, source: str) -> str:
-        output_dir = Path(self.args.output_dir)
-        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        start = f"'model: {checkpoint}'" if checkpoint else "the same model"
         return (
             f"the loss became {loss.item()} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
-            f"last good checkpoint: {checkpoint or 'none yet'}. Lower learning_rate or look at the source's rows, "
-            "then go on with --resume"
+            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the source's rows, or start anew from {start} "
+            "with a lower learning_rate and another output_dir"
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -181,8 +186,15 @@ class F2LLMTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes a complete SentenceTransformer folder with the stage's arguments."""
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
+        broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+        if broken:
+            checkpoint = last_checkpoint(Path(self.args.output_dir))
+            raise NonFiniteLossError(
+                f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
+                f"last good checkpoint: {checkpoint or 'none yet'}. Start anew with a lower learning_rate"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
         sentence_transformer.save_pretrained(str(folder), create_model_card=False)
         (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-__all__ = ["write_recipe", "write_sources"]
+__all__ = ["write_recipe", "write_single_stage", "write_sources"]
 
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
@@ -99,4 +99,14 @@ def write_recipe(folder: Path, **keys: Any) -> Path:
     stage2 = {"model": "stage1", "evaluation_pairs": str(folder / "data" / "pairs.parquet")}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": {"stage1": stage1, "stage2": stage2}}))
+    return recipe
+
+
+def write_single_stage(folder: Path, **keys: Any) -> Path:
+    """Writes the first stage as a recipe of its own, its keys replaced by ``keys``; None takes one out."""
+    content = yaml.safe_load(write_recipe(folder).read_text())
+    stage = {**content, **content.pop("stages")["stage1"], **keys}
+    stage.pop("stages", None)
+    recipe = folder / "single.yaml"
+    recipe.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
     return recipe

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from tests.training.recipes import write_recipe
+from tests.training.recipes import write_recipe, write_single_stage
 from training.run_stage import main
 
 ROOT = Path(__file__).parents[2]
@@ -152,13 +152,21 @@ def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> Non
     assert not torch.equal(other["norm.weight"], weights["norm.weight"])
 
 
-def test_nan_loss_stops_with_step_source_and_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    recipe = write_recipe(tmp_path)
-    assert main([str(recipe), "--learning_rate", "1e38", "--warmup_steps", "4", "--max_grad_norm", "0"]) == 1
+@pytest.mark.parametrize(
+    ("save_steps", "expected"),
+    [("100", "stopped: the loss became "), ("1", "stopped: weights (embed_tokens.weight, …)")],
+)
+def test_a_training_that_diverges_stops_and_saves_nothing_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture, save_steps: str, expected: str
+) -> None:
+    words = ["--learning_rate", "1e38", "--warmup_steps", "4", "--max_grad_norm", "0", "--save_steps", save_steps]
+    assert main([str(write_recipe(tmp_path)), *words]) == 1
     *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("stopped: the loss became ")
-    assert "tiny_retrieval" in error and "step" in error and "checkpoint" in error
+    assert error.startswith(expected) and "step" in error and "last good checkpoint: " in error
+    assert save_steps == "1" or "'tiny_retrieval'" in error
     assert not (tmp_path / "run/stage1/model").exists()
+    for weights in (tmp_path / "run/stage1").glob("checkpoint-*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
 
 
 def _break_parquet(folder: Path) -> None:
@@ -191,7 +199,12 @@ def _occupy(folder: Path) -> None:
         (["--sources", "nothing*"], None, "no source fits 'nothing*'"),
         (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
         (["--per_device_train_batch_size", "4"], None, "global_batch_size"),
-        (["--evaluation_pairs", "/nowhere.parquet", "--stage", "stage2"], None, "stage1/model"),
+        (["--stage", "stage2"], None, "stage1/model"),
+        (["--evaluation_pairs", "/nowhere.parquet"], None, "/nowhere.parquet"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], None, "cannot be set up"),
+        (["--optim", "adamw_bnb_8bit"], None, "cannot be set up"),
+        (["--seed", "-1"], None, "seed"),
+        (["--tokenizer", "train", "--model", "somewhere"], None, "tokenizer"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -208,6 +221,23 @@ def test_bad_input_is_one_line_and_status_2(
     assert not (tmp_path / "run/stage1/model").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"hidden_size": "abc"}, "hidden_size"),
+        ({"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"family": "f2llm-v2-9b"}, "f2llm-v2-8b"),
+        ({"family": 3}, "cannot be used"),
+    ],
+)
+def test_an_impossible_shape_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, fields: dict, expected: str
+) -> None:
+    assert main([str(write_single_stage(tmp_path, model_config=fields))]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and expected in error
+
+
 def test_a_tokenizer_without_eos_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(finished / "run/stage1/tokenizer", folder)
@@ -218,10 +248,63 @@ def test_a_tokenizer_without_eos_is_refused(finished: Path, tmp_path: Path, caps
     assert "has no EOS token" in capsys.readouterr().err
 
 
-def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path: Path) -> None:
+    words = [str(write_recipe(tmp_path)), "--stage", "stage1", "--max_steps", "1"]
+    assert main([*words, "--matryoshka_min_dim", "64"]) == 2
+    assert main([*words, "--lr_scheduler_type", "cosine_with_min_lr"]) == 2
+    assert main([*words, "--tokenizer_vocab_size", "300"]) == 0
+    config = json.loads((tmp_path / "run/stage1/model/config.json").read_text())
+    assert config["vocab_size"] == 300
+
+
+def test_a_folder_that_is_no_prepared_source_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = write_recipe(tmp_path)
-    assert main([str(recipe), "--stage", "stage1", "--matryoshka_min_dim", "64"]) == 2
-    assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
+    corpus = tmp_path / "data/tiny_retrieval"
+    corpus.mkdir()
+    (corpus / "corpus.txt").write_text("mine")
+    assert main([str(recipe), "--prepared_dir", str(tmp_path / "data")]) == 2
+    assert "give another prepared_dir" in capsys.readouterr().err
+    assert (corpus / "corpus.txt").read_text() == "mine"
+
+
+def test_a_model_that_lacks_weights_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(finished / "run/stage1/model", folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.1.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    recipe = write_single_stage(tmp_path, model=str(folder), model_config=None, tokenizer=None)
+    assert main([str(recipe)]) == 2
+    assert "its weights lack layers.1." in capsys.readouterr().err
+    (folder / "model.safetensors").write_bytes(b"broken")
+    assert main([str(recipe)]) == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/evaluation.json").write_text('{"model": "another"}')
+    assert main([str(recipe)]) == 2
+    assert "holds the evaluation of another model" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/evaluation.json").read_text()) == {"model": "another"}
+
+
+def test_resuming_over_changed_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import pyarrow.parquet as pq
+
+    words = [str(write_recipe(tmp_path)), "--stage", "stage1"]
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        _interrupt(patch, 4)
+        main(words)
+    path = tmp_path / "data/retrieval.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 40), path)
+    assert main([*words, "--resume"]) == 2
+    assert "the data changed since the run started (tiny_retrieval)" in capsys.readouterr().err
 
 
 def test_help_documents_every_key(capsys: pytest.CaptureFixture) -> None:

@@ -138,6 +138,8 @@ def prepare_source(
     finished = _finished(folder, fingerprint)
     if finished is not None:
         return finished
+    if folder.exists() and not (folder / DESCRIPTION).exists():
+        raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

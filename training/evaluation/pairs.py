@@ -70,7 +70,14 @@ def _read(path: Path | str, columns: list[str]) -> dict[str, list[str]]:
     for name in columns:
         if name not in table.column_names:
             raise UserError(f"{path}: column {name!r} is missing; it has {', '.join(table.column_names)}")
-    return table.select(columns).to_pydict()
+    if not table.num_rows:
+        raise UserError(f"{path}: the file has no rows; rebuild it")
+    result = table.select(columns).to_pydict()
+    for name, values in result.items():
+        for row, value in enumerate(values):
+            if not isinstance(value, str) or not value.strip():
+                raise UserError(f"{path}: row {row}, column {name!r} is no text; correct or drop the row")
+    return result
 
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_block: int = 4096) -> np.ndarray:
@@ -145,14 +152,16 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
     model = SentenceTransformer(str(folder), trust_remote_code=True)
     width = model.get_embedding_dimension()
-    result = {**evaluate_pairs(model, pairs, args.train_dims(width) or [width]), "model": str(folder)}
+    dims = args.train_dims(width) or [width]
+    result = {**evaluate_pairs(model, pairs, dims), "model": str(folder)}
     path.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(f"\nFinding the English name of {result['pairs']} held-out names\n\n{report(result)}\n\n{path}\n")
-    quarter = next((dim for dim in args.train_dims(width) or [] if dim <= width // 4), width)
+    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
+    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{report(result)}\n\n{path}\n")
+    quarter = next((dim for dim in dims if dim <= width // 4), width)
     sys.stdout.write(
         "\nUse the model:\n\n"
         "    from sentence_transformers import SentenceTransformer\n"
         f'    model = SentenceTransformer("{folder}", truncate_dim={quarter})\n'
-        f'    print(model.similarity(model.encode_query("Deutschland"), model.encode_document(["Germany", "Japan"])))\n'
+        f"    print(model.encode_query({pairs.queries[0]!r}) @ model.encode_document({pairs.candidates[:3]!r}).T)\n"
     )
     return result

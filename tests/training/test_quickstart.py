@@ -1,0 +1,37 @@
+"""The default recipe itself, cut short: what `make quickstart` runs, on the real data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from training.run_stage import main
+
+
+def test_quickstart_runs_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
+    result = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
+    assert list(result["accuracy"]) == ["128", "64", "32", "16", "8"]
+    assert result["pairs"] > 10000 and len(result["languages"]) > 200
+    # The baseline does not depend on the training; it is the number that the README compares with.
+    assert result["tfidf"] == pytest.approx(0.287, abs=0.002)
+    assert result["model"] == "runs/quickstart/stage2/model"
+    printed = capsys.readouterr().out
+    assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
+    assert SentenceTransformer(result["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
+
+
+@pytest.mark.slow
+def test_quickstart_beats_the_baseline_and_truncates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    result = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
+    accuracy = result["accuracy"]
+    assert accuracy["128"] >= 1.4 * result["tfidf"]
+    assert accuracy["32"] >= 0.85 * accuracy["128"]
