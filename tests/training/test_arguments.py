@@ -113,7 +113,7 @@ def test_model_config_that_is_no_mapping(refuses: Refuses, config: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("hidden_sise", "'hidden_size'"), ("num_layers", "'num_hidden_layers'"), ("famly", "'family'")],
+    [("hiddensize", "'hidden_size'"), ("num_layers", "'num_hidden_layers'"), ("fam", "'family'")],
 )
 def test_field_that_a_model_does_not_have(refuses: Refuses, name: str, remedy: str) -> None:
     with refuses("'model_config'", f"unknown key {name!r}", f"did you mean {remedy}?"):

@@ -445,8 +445,8 @@ def test_model_config_that_is_no_mapping(write: Callable[..., Path], refuses: Re
 
 
 def test_field_that_a_model_does_not_have(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write({"output_dir": "x", "model_config": {"hidden_siz": 64}}, base={})
-    with refuses(path, "stage 'recipe'", "'model_config'", "'hidden_siz'", "did you mean 'hidden_size'?"):
+    path = write({"output_dir": "x", "model_config": {"hiddensize": 64}}, base={})
+    with refuses(path, "stage 'recipe'", "'model_config'", "'hiddensize'", "did you mean 'hidden_size'?"):
         load_recipe(path)
 
 
