@@ -109,7 +109,7 @@ def test_merge_key_takes_over_the_keys_of_another_mapping(
         ("a: 1\nb: 2\na: 3\n", "'a'"),
         ("a: 1\na: 1\n", "'a'"),
         ("a: 1\n'a': 2\n", "'a'"),
-        ("1: a\n1: b\n", "1"),
+        ("1: a\n1: b\n", "'1'"),
         ("a:\n  b: 1\n  c: 2\n  b: 3\n", "'b'"),
         ("a:\n  - b: 1\n    b: 3\n", "'b'"),
         ("a: {b: {c: 1, c: 2}}\n", "'c'"),

@@ -138,7 +138,8 @@ def prepare_source(
     finished = _finished(folder, fingerprint)
     if finished is not None:
         return finished
-    if folder.exists() and not (folder / DESCRIPTION).exists():
+    ours = {TOKENS, OFFSETS, DESCRIPTION, *SPLITS.values()}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
