@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -83,6 +84,13 @@ class StageArguments(TrainingArguments):
 
     # Batches
     global_batch_size: int = field(default=512, metadata={"help": "Rows of a batch over all processes, at most."})
+    max_tokens_per_forward: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that a process encodes at once, at most; memory follows it, the result does not depend on "
+            "it. A process's whole share of a batch if left out."
+        },
+    )
     num_hard_negatives_retrieval: int = field(default=7, metadata={"help": "Hard negatives per retrieval row."})
     num_hard_negatives_clustering: int = field(default=9, metadata={"help": "Hard negatives per clustering row."})
     num_hard_negatives_classification: int = field(
@@ -101,6 +109,16 @@ class StageArguments(TrainingArguments):
         metadata={"help": "Leave rows with the same query or positive text out of each other's in-batch negatives."},
     )
 
+    gather_gradients: bool = field(
+        default=True,
+        metadata={"help": "Let positives learn from the in-batch term; false: as published on several GPUs."},
+    )
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder, Hub name or earlier stage of the recipe whose embeddings the model learns."},
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "Factor of the distillation term."})
+
     # Evaluation of the finished model
     evaluation_pairs: str | None = field(
         default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
@@ -117,6 +135,9 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Trackers to log to; TensorBoard if it is installed and this is left out."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect."})
+    # All weights are used in every step and no buffer changes: what DDP would do about either costs time for nothing.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See DDP."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "See DDP."})
 
     def __post_init__(self) -> None:
         if self.report_to is None:
@@ -140,6 +161,11 @@ class StageArguments(TrainingArguments):
             )
         if self.global_batch_size < 1:
             raise UserError(f"key 'global_batch_size' must be at least 1, got {self.global_batch_size}")
+        if self.max_tokens_per_forward is not None and self.max_tokens_per_forward < self.max_length:
+            raise UserError(
+                f"key 'max_tokens_per_forward' ({self.max_tokens_per_forward}) must hold the longest text; give at least "
+                f"'max_length' ({self.max_length})"
+            )
 
     def _check_ranges(self) -> None:
         for key in ("validation_share", "document_instruction_share"):
@@ -156,6 +182,8 @@ class StageArguments(TrainingArguments):
                 raise UserError(f"key 'num_hard_negatives_{task_type}' must not be negative, got {count}")
         if not self.temperature > 0:
             raise UserError(f"key 'temperature' must be positive, got {self.temperature}")
+        if not 0 <= self.distillation_weight < math.inf:
+            raise UserError(f"key 'distillation_weight' must not be negative, got {self.distillation_weight}")
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Rows of one source → one flat batch of distinct texts."""
+"""Rows of one source → a batch of distinct texts, of which each process gets its share in chunks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from training.data.prepared import PreparedSource
 from training.errors import UserError
 from training.keyed import keyed_bits
+from training.layout import lay_out
 from training.sampler import RowKey
 
 __all__ = ["PackedCollator", "PreparedRows", "Row"]
@@ -41,30 +42,48 @@ class PreparedRows(Dataset[Row]):
 
 
 class PackedCollator:
-    """Draws the hard negatives of each row and packs every distinct text of the batch once.
+    """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
 
-    The negatives of a row are drawn by (seed, epoch, source, row) alone.
+    The negatives of a row are drawn by (seed, epoch, source, row) alone. Every process is given all rows of the global
+    batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
 
     Args:
         sources: The sources that row keys refer to.
         num_hard_negatives: Negatives drawn per row, by task type.
         seed: Seed of the draws.
+        rank: This process.
+        world_size: Number of processes.
+        max_tokens_per_forward: Tokens of a chunk at most; None for one chunk.
 
     Raises:
         UserError: If a source has fewer negatives than are to be drawn.
 
     A batch is a dict of
 
-    - ``input_ids``: ``(1, T)``, the ``n`` distinct texts end to end, shortest first;
-    - ``sequence_lengths``: their ``n`` lengths;
-    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, indices into the texts;
+    - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
+    - ``chunk_lengths``: for each chunk the lengths of its texts;
+    - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
+      ``width``, how many of these each process hands in (see :class:`~training.layout.BatchLayout`);
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, the global batch's rows as indices into the texts;
+    - ``rows``: ``b`` numbers of the rows within their split of the source;
     - ``source`` and ``task_type``: names.
     """
 
-    def __init__(self, sources: Sequence[PreparedSource], num_hard_negatives: Mapping[str, int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Sequence[PreparedSource],
+        num_hard_negatives: Mapping[str, int],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_tokens_per_forward: int | None = None,
+    ) -> None:
         self.sources = list(sources)
         self.num_hard_negatives = dict(num_hard_negatives)
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.max_tokens_per_forward = max_tokens_per_forward
         for source in self.sources:
             wanted = self.num_hard_negatives[source.task_type]
             if source.num_negatives < wanted:
@@ -74,7 +93,7 @@ class PackedCollator:
                 )
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Builds the batch; all rows must be of one source."""
+        """Builds this process's part of the batch; all rows must be of one source."""
         source = self.sources[rows[0].key.source]
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
         negatives = self._draw_negatives(rows, positions[:, 2:], self.num_hard_negatives[source.task_type])
@@ -84,13 +103,18 @@ class PackedCollator:
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         index = torch.from_numpy(rank[index].reshape(len(rows), -1))
-        tokens = np.concatenate([source.tokens(text) for text in texts[order]])
+        texts, lengths = texts[order], lengths[order]
+        layout = lay_out(lengths, self.rank, self.world_size, self.max_tokens_per_forward)
+        tokens = np.concatenate([source.tokens(text) for chunk in layout.chunks for text in texts[chunk]])
         return {
             "input_ids": torch.from_numpy(tokens.astype(np.int64))[None],
-            "sequence_lengths": lengths[order].tolist(),
+            "chunk_lengths": [lengths[chunk].tolist() for chunk in layout.chunks],
+            "slots": torch.from_numpy(layout.slots),
+            "width": layout.width,
             "query": index[:, 0],
             "positive": index[:, 1],
             "negatives": index[:, 2:],
+            "rows": [row.key.row for row in rows],
             "source": source.name,
             "task_type": source.task_type,
         }

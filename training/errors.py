@@ -1,12 +1,25 @@
-"""What a user can put right."""
+"""Errors that the command line reports in one line."""
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError"]
 
 
 class UserError(ValueError):
-    """A fault in a recipe, manifest, data file or folder: one line that says what, where and what to do about it.
+    """Something the user gave is wrong; the message says what, where, and what to do."""
 
-    Commands print the line and exit with status 2, without a traceback.
-    """
+
+class StoppedError(RuntimeError):
+    """Training had to stop; the message says why, where the last good checkpoint is and how to go on."""
+
+
+class NonFiniteError(StoppedError):
+    """The loss, a gradient or a weight became NaN or infinite."""
+
+
+class InterruptedTrainingError(StoppedError):
+    """A signal asked training to stop; ``signal`` is its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

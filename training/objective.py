@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_f2llm.losses import TEMPERATURE, hard_negative_loss, in_batch_loss
+from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
 
 __all__ = ["Objective"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """F2LLM's contrastive objective.
+    """F2LLM's objective: contrastive terms, and distillation where there is a teacher.
 
     Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
     positives of other rows may be of the same class.
@@ -27,18 +27,24 @@ class Objective:
         mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the very text
             of this row's positive or query, or the rows share their query; texts count as the model reads them,
             instruction included. The published training keeps it in.
+        gather_gradients: Whether positives learn from the in-batch term too. In the published training on several GPUs
+            they do not: it gathers them without gradient.
+        distillation_weight: Factor of the distillation term.
     """
 
     temperature: float = TEMPERATURE
     dims: Sequence[int] | None = None
     mask_duplicates: bool = False
+    gather_gradients: bool = True
+    distillation_weight: float = 1.0
 
-    def terms(self, embeddings: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def terms(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the terms of the loss by name; the loss is their sum.
 
         Args:
             embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
             batch: What :class:`~training.collator.PackedCollator` built.
+            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher, ``D >= d``.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
         negatives = embeddings[batch["negatives"]]
@@ -46,12 +52,16 @@ class Objective:
         if batch["task_type"] == "retrieval":
             terms["in_batch"] = in_batch_loss(
                 query,
-                positive,
+                positive if self.gather_gradients else positive.detach(),
                 temperature=self.temperature,
                 dims=self.dims,
                 exclude=_duplicates(batch["query"], batch["positive"]) if self.mask_duplicates else None,
             )
         terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        if teacher is not None:
+            roles = [batch[role] for role in ("query", "positive", "negatives")]
+            losses = [distillation_loss(embeddings[texts], teacher[texts]) for texts in roles]
+            terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
         return terms
 
 

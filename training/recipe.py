@@ -77,7 +77,7 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         return Recipe(path, [stage], Path(stage.arguments.output_dir))
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
-    for key in ("output_dir", "model"):
+    for key in ("output_dir", "model", "teacher"):
         if isinstance(shared.get(key), list) or isinstance(overrides.get(key), list):
             raise UserError(f"{path}: key {key!r} takes one value, got {overrides.get(key, shared.get(key))!r}")
     output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
@@ -85,8 +85,9 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     for name, own in stages.items():
         stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
         stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
-        if stage_keys.get("model") in stages:
-            stage_keys["model"] = _model_of(path, name, stage_keys["model"], result)
+        for key in ("model", "teacher"):
+            if stage_keys.get(key) in stages:
+                stage_keys[key] = _model_of(path, name, stage_keys[key], result)
         result.append(_stage(path, name, stage_keys))
     return Recipe(path, result, output_dir)
 
@@ -97,8 +98,9 @@ def _check_stages(path: Path, stages: Any) -> None:
     for name, keys in stages.items():
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
-        if not isinstance(keys.get("model"), str | None):
-            raise UserError(f"{path}: stage {name!r}: key 'model' cannot be {keys['model']!r}; name one model")
+        for key in ("model", "teacher"):
+            if not isinstance(keys.get(key), str | None):
+                raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one model")
 
 
 def _model_of(path: Path, stage: str, name: str, earlier: Sequence[Stage]) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
-from training.errors import UserError
+from training.errors import InterruptedTrainingError, StoppedError, UserError
 from training.evaluation.pairs import evaluate_and_report
 from training.recipe import FINAL_MODEL, Recipe, command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage
-from training.trainer import NonFiniteLossError
 from training.yaml_file import load_yaml
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
@@ -25,8 +27,12 @@ logger = logging.getLogger("training")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 if training failed, 2 for faulty input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Runs the command line and returns its exit status.
+
+    0; 1 if training failed; 2 for faulty input; 128 and the signal's number if a signal ended it.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     for library in ("httpx", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # The bars of reading and writing weights, not the one of training.
@@ -34,12 +40,23 @@ def main(words: list[str] | None = None) -> int:
     try:
         _run(_arguments(words))
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except NonFiniteLossError as error:
-        sys.stderr.write(f"stopped: {error}\n")
-        return 1
+        return _report("error", error, 2, rank)
+    except InterruptedTrainingError as error:
+        return _report("stopped", error, 128 + error.signal, rank)
+    except StoppedError as error:
+        return _report("stopped", error, 1, rank)
+    except KeyboardInterrupt:
+        return _report("stopped", "SIGINT before the training started", 128 + signal.SIGINT, rank)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
+
+
+def _report(kind: str, message: object, status: int, rank: int) -> int:
+    """Writes one line; processes other than the first name themselves."""
+    sys.stderr.write(f"{f'[process {rank}] ' if rank else ''}{kind}: {message}\n")
+    return status
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
@@ -47,13 +64,16 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else QUICKSTART
     parser = argparse.ArgumentParser(
         prog="run_stage.py",
-        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--resume] [--key value ...]",
+        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--resume [--accept-changes]] [--key value ...]",
         description=f"{__doc__} Without a recipe, the quickstart runs.",
         allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("--stage", action="append", help="run this stage of the recipe only (repeatable)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints; skip finished stages")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="resume although recipe or data changed since the run was started"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
     arguments, keys = parser.parse_known_args(words)
     if arguments.help:
@@ -73,8 +93,8 @@ def _run(arguments: argparse.Namespace) -> None:
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
         logger.info("stage %s", stage.name)
-        model = run_stage(stage, resume=arguments.resume)
-        if stage.name in evaluations:
+        model = run_stage(stage, arguments.resume, arguments.accept_changes)
+        if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
 
 

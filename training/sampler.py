@@ -24,23 +24,21 @@ class RowKey(NamedTuple):
 
 
 class GlobalBatchSampler(Sampler[list[RowKey]]):
-    """Yields one process's share of each global batch.
+    """Yields the rows of each global batch, the same on every process.
 
     An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
     negatives); the batches of all sources are then shuffled together, so that a source turns up in proportion to its
     size until all are exhausted. Both orders depend on seed and epoch only: all processes agree on every batch without
-    talking, and take the slice that is theirs.
+    talking. Which process encodes which texts of it is decided in :mod:`training.layout`.
 
     Args:
         rows_per_source: Number of training rows of each source.
         global_batch_size: Rows of a batch, over all processes, at most.
         seed: Seed of both orders.
-        rank: This process.
-        world_size: Number of processes.
 
     Raises:
-        ValueError: If there are no rows, or the smallest batch has fewer rows than there are processes.
+        ValueError: If there are no rows.
 
     Example:
         >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
@@ -48,19 +46,12 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         [2, 2, 3]
     """
 
-    def __init__(
-        self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0) -> None:
         if not sum(rows_per_source):
             raise ValueError("no source has a training row")
-        smallest = min(rows // -(-rows // global_batch_size) for rows in rows_per_source if rows)
-        if smallest < world_size:
-            raise ValueError(f"a batch of {smallest} rows leaves some of {world_size} processes without rows")
         self.rows_per_source = list(rows_per_source)
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.epoch = 0
         self._batches = [
             (source, number, -(-rows // global_batch_size))
@@ -85,8 +76,5 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         for index in np.argsort(draws, kind="stable"):
             source, number, count = self._batches[index]
             rows = self.rows_per_source[source]
-            yield self._own_share(source, orders[source][number * rows // count : (number + 1) * rows // count])
-
-    def _own_share(self, source: int, rows: np.ndarray) -> list[RowKey]:
-        share = np.array_split(rows, self.world_size)[self.rank]
-        return [RowKey(self.epoch, source, int(row)) for row in share]
+            chosen = orders[source][number * rows // count : (number + 1) * rows // count]
+            yield [RowKey(self.epoch, source, int(row)) for row in chosen]

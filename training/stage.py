@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from training.data.manifest import Source, load_manifest, select_sources
 from training.data.prepare import PreparationOptions, prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
-from training.errors import UserError
+from training.checkpoints import last_checkpoint, publish
+from training.errors import InterruptedTrainingError, StoppedError, UserError
 from training.evaluation.pairs import load_pairs
 from training.recipe import FINAL_MODEL, Stage
-from training.trainer import F2LLMTrainer, last_checkpoint
+from training.teacher import load_teacher
+from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
 
@@ -37,29 +41,54 @@ _TOKENIZER_ROWS = 4
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer"}
-# Keys that may differ between a run and its continuation.
-_FREE_KEYS = {"output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"}
+# Keys that may differ between a run and its continuation: none of them changes what is learnt.
+_FREE_KEYS = {
+    *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
+    *("max_tokens_per_forward", "compile", "attn_implementation", "gradient_checkpointing", "use_cpu"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
+    *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
+}
 
 
-def run_stage(stage: Stage, resume: bool = False) -> Path:
+def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False) -> Path:
     """Runs a stage to its end and returns the folder of the finished model.
+
+    On several processes, every one of them calls this.
 
     Args:
         stage: The stage.
         resume: Go on from the last checkpoint, or return at once if the stage is finished.
+        accept_changes: Go on although recipe or data changed since the run was started.
 
     Raises:
         UserError: If something the user gave is faulty, or the output folder holds another run.
+        StoppedError: If the training had to stop; its last checkpoint is whole.
     """
     args = stage.arguments
-    if args.world_size > 1 or args.n_gpu > 1:
-        raise UserError(f"stage {stage.name!r}: one process and one device for now; set CUDA_VISIBLE_DEVICES to one")
+    if args.n_gpu > 1:
+        raise UserError(
+            f"stage {stage.name!r}: one process drives one device; start one for each of the {args.n_gpu} with "
+            "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
-    _check_output(output_dir, stage, resume)
-    if (final / "config.json").exists():
-        logger.info("stage %s is finished: %s", stage.name, final)
-        return final
+    # The first process makes what the others then find.
+    with args.main_process_first(local=args.save_on_each_node):
+        _check_output(output_dir, stage, resume, accept_changes)
+        if (final / "config.json").exists():
+            logger.info("stage %s is finished: %s", stage.name, final)
+            return final
+        trainer = _set_up(stage)
+        checkpoint = last_checkpoint(output_dir) if resume else None
+        _record(output_dir, stage, trainer.sources, checkpoint, accept_changes)
+    _train(trainer, checkpoint)
+    _save(trainer, final)
+    return final
+
+
+def _set_up(stage: Stage) -> F2LLMTrainer:
+    """Everything that can fail before the first step."""
+    args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = _sources(args)
     if args.evaluation_pairs:
@@ -69,17 +98,62 @@ def run_stage(stage: Stage, resume: bool = False) -> Path:
     model = _model(args, tokenizer)
     # Fails on widths that do not fit before the data is prepared.
     args.train_dims(model.config.hidden_size)
-    trainer = _trainer(stage, model, sources, tokenizer)
-    checkpoint = last_checkpoint(output_dir) if resume else None
-    _record(output_dir, stage, trainer.sources, checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    partial = output_dir / f".{FINAL_MODEL}.partial"
-    trainer.save_model(str(partial))
-    partial.rename(final)
-    return final
+    return _trainer(stage, model, sources, tokenizer)
 
 
-def _check_output(output_dir: Path, stage: Stage, resume: bool) -> None:
+def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
+    """Trains to the end.
+
+    Raises:
+        StoppedError: If that is not to be; the message says how to go on.
+    """
+    go_on = "run the same command with --resume"
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        saved = last_checkpoint(Path(trainer.args.output_dir))
+        raise StoppedError(f"{error}; last good checkpoint: {saved or 'none yet'}. Mend it and {go_on}") from error
+    except RuntimeError as error:
+        if not _lost_contact(error):
+            raise
+        raise StoppedError(
+            f"process {trainer.args.process_index} lost contact with another one: look above for what ended that one, "
+            f"then {go_on} ({_in_one_line(error)})"
+        ) from error
+    number = trainer.interruption.signal
+    if number and trainer.state.global_step < trainer.state.max_steps:
+        raise InterruptedTrainingError(
+            f"{signal.Signals(number).name} at step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
+            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {go_on}",
+            number,
+        )
+
+
+def _lost_contact(error: RuntimeError) -> bool:
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _save(trainer: F2LLMTrainer, final: Path) -> None:
+    partial = final.with_name(f".{FINAL_MODEL}.partial")
+    try:
+        if trainer.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        trainer.save_model(str(partial))
+        if trainer.args.should_save:
+            publish(partial, final)
+    except StoppedError:
+        raise
+    # A full disk comes out of safetensors as an error of its own.
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StoppedError(
+            f"{final}: the finished model could not be written ({_in_one_line(error)}); last good checkpoint: "
+            f"{last_checkpoint(final.parent) or 'none yet'}. Make room and run the same command with --resume"
+        ) from error
+    trainer.accelerator.wait_for_everyone()
+
+
+def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
     """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -97,7 +171,7 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool) -> None:
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     if started:
-        _check_same_recipe(output_dir / RECIPE, stage.keys)
+        _check_same_recipe(output_dir / RECIPE, stage.keys, accept_changes)
 
 
 def _trainer(
@@ -107,21 +181,27 @@ def _trainer(
     args = stage.arguments
     try:
         prepared = prepare(sources, tokenizer, args.prepared_folder, _options(args))
+        width = model.config.hidden_size
+        teacher = load_teacher(args.teacher, tokenizer, width, args.attn_implementation) if args.teacher else None
     except OSError as error:
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
     if not any(len(source.rows["train"]) for source in prepared):
         raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
     try:
-        trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args))
+        trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args), teacher)
         # Keys for optimizer and scheduler are looked at only when these are made.
         trainer.create_optimizer_and_scheduler(num_training_steps=2)
+    except UserError:
+        raise
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"stage {stage.name!r}: the training cannot be set up: {_in_one_line(error)}") from None
     trainer.optimizer = trainer.lr_scheduler = None
     return trainer
 
 
-def _record(output_dir: Path, stage: Stage, sources: list[PreparedSource], checkpoint: Path | None) -> None:
+def _record(
+    output_dir: Path, stage: Stage, sources: list[PreparedSource], checkpoint: Path | None, accept_changes: bool
+) -> None:
     """Notes what the run is made of, or checks that a continued run is made of the same."""
     data = {source.name: source.description["fingerprint"] for source in sources}
     noted = output_dir / DATA
@@ -129,21 +209,29 @@ def _record(output_dir: Path, stage: Stage, sources: list[PreparedSource], check
         before = json.loads(noted.read_text())
         changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
         if changed:
-            raise UserError(f"{noted}: the data changed since the run started ({', '.join(changed)}); restore it")
-    noted.write_text(json.dumps(data, indent=2))
-    (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+            _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    if stage.arguments.should_save:
+        noted.write_text(json.dumps(data, indent=2))
+        (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+
+
+def _changed(what: str, accepted: bool) -> None:
+    """Warns of a change since the run was started, or refuses it."""
+    if not accepted:
+        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
+    logger.warning("%s; going on regardless", what)
 
 
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _check_same_recipe(written: Path, keys: dict[str, Any]) -> None:
+def _check_same_recipe(written: Path, keys: dict[str, Any], accept_changes: bool) -> None:
     before = yaml.safe_load(written.read_text())
     changed = sorted(key for key in {*before, *keys} - _FREE_KEYS if _plain(before.get(key)) != _plain(keys.get(key)))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
-        raise UserError(f"{written}: the run was started with other keys ({differences}); give another output_dir")
+        _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
 
 
 def _plain(value: Any) -> Any:
@@ -177,7 +265,8 @@ def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokeniz
         return load_tokenizer(name)
     folder = Path(args.output_dir) / "tokenizer"
     # Once the training has started, the recipe is settled, and so is the tokenizer.
-    if not (Path(args.output_dir) / RECIPE).exists() or not (folder / "tokenizer.json").exists():
+    settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
+    if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
         train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
     return load_tokenizer(str(folder))

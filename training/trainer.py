@@ -14,31 +14,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.arguments import StageArguments
+from training.checkpoints import STAGING, discard, last_checkpoint, publish, remove_leftovers, rotate
 from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
+from training.errors import NonFiniteError, StoppedError
+from training.gradient_cache import CachedStep, embed_batch
+from training.interruption import Interruption, ignore_interrupts
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
+from training.teacher import Teacher
+from training.watch import StepWatch
 
-__all__ = ["F2LLMTrainer", "NonFiniteLossError", "embed", "last_checkpoint"]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message says when, on which source and where the last good checkpoint is."""
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: its state file comes last."""
-    checkpoints = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def embed(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """``(n, d)`` unnormalised embeddings of the ``n`` texts of a packed batch: the last token of each."""
-    hidden = model(input_ids=batch["input_ids"], sequence_lengths=batch["sequence_lengths"]).last_hidden_state[0]
-    last = torch.tensor(batch["sequence_lengths"], device=hidden.device).cumsum(0) - 1
-    return hidden[last]
+__all__ = ["F2LLMTrainer"]
 
 
 class _EpochLoader(DataLoader):
@@ -51,8 +41,9 @@ class _EpochLoader(DataLoader):
 class F2LLMTrainer(Trainer):
     """Trains an F2LLMModel on prepared sources.
 
-    Each step is one global batch of one source. The log shows the mean of every loss term and of every source's loss
-    since the last line. Checkpoints are folders that SentenceTransformer loads, with the optimizer's state beside.
+    Each step is one global batch of one source, encoded by all processes in chunks of ``max_tokens_per_forward``. The
+    log shows the mean of every loss term and of every source's loss since the last line. Checkpoints are folders that
+    SentenceTransformer loads, with the optimizer's state beside; each is whole or absent.
 
     Args:
         model: The model to train, fp32; ``bf16: true`` computes in bf16 by autocast.
@@ -60,9 +51,11 @@ class F2LLMTrainer(Trainer):
         sources: Prepared sources.
         tokenizer: Saved with every checkpoint.
         prompts: Prompts of the saved model by name.
+        teacher: What to distil from, if anything.
 
     Raises:
-        NonFiniteLossError: In training, when the loss becomes NaN or infinite.
+        NonFiniteError: In training, when the loss, the gradient or a weight becomes NaN or infinite.
+        StoppedError: In training, when a checkpoint cannot be written.
     """
 
     args: StageArguments
@@ -74,74 +67,130 @@ class F2LLMTrainer(Trainer):
         sources: Sequence[PreparedSource],
         tokenizer: PreTrainedTokenizerBase,
         prompts: dict[str, str] | None = None,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         self.sources = list(sources)
         self.prompts = prompts
+        self.teacher = teacher
         dims = args.train_dims(model.config.hidden_size)
-        self.objective = Objective(args.temperature, dims, args.mask_duplicates)
+        self.objective = Objective(
+            args.temperature, dims, args.mask_duplicates, args.gather_gradients, args.distillation_weight
+        )
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
+        self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
+        self._batch: dict[str, Any] = {}
+        self._gradient = torch.empty(0)
+        self._staged = False
         super().__init__(
             model=model,
             args=args,
             train_dataset=PreparedRows(self.sources, "train"),
             eval_dataset=PreparedRows(self.sources, "validation"),
-            data_collator=PackedCollator(self.sources, args.num_hard_negatives, args.seed),
+            data_collator=PackedCollator(
+                self.sources,
+                args.num_hard_negatives,
+                args.seed,
+                args.process_index,
+                args.world_size,
+                args.max_tokens_per_forward,
+            ),
             processing_class=tokenizer,
             **kwargs,
         )
+        self.interruption = Interruption(self.accelerator)
+        self.add_callback(self.interruption)
 
     def get_train_dataloader(self) -> DataLoader:
         """Loads this process's share of each global batch; nothing is sharded again by accelerate."""
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
-        sampler = GlobalBatchSampler(
-            [len(source.rows[split]) for source in self.sources],
-            self.args.global_batch_size,
-            seed=self.args.seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
+        rows = [len(source.rows[split]) for source in self.sources]
         return _EpochLoader(
             PreparedRows(self.sources, split),
-            batch_sampler=sampler,
+            batch_sampler=GlobalBatchSampler(rows, self.args.global_batch_size, seed=self.args.seed),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=ignore_interrupts,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the objective's terms for one batch; keeps each term for the log."""
-        terms = self.objective.terms(embed(model, inputs), inputs)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains to the end, or until a signal asks to stop: see :attr:`interruption`."""
+        if self.args.should_save:
+            remove_leftovers(Path(self.args.output_dir))
+        with self.interruption:
+            return super().train(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Accumulates the gradient of one global batch and returns its loss; keeps each term for the log."""
+        model.train()
+        # Optimizers without a schedule average weights in between.
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        batch = self._prepare_inputs(inputs)
+        teacher = None
+        if self.teacher is not None:
+            with self.compute_loss_context_manager():
+                teacher = self.teacher.embed(batch)
+        step = CachedStep(
+            self.accelerator,
+            model,
+            self.compute_loss_context_manager,
+            (self.args.seed, self.state.global_step),
+        )
+        loss, gradient = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        self._batch, self._gradient = batch, gradient
+        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradient)
+        return loss
+
+    def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
+        terms = self.objective.terms(embeddings, batch, teacher)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(self._non_finite_message(loss, inputs["source"]))
+            scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
+            self.watch.note("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
+            raise NonFiniteError(self._non_finite_message(f"the loss became {loss.item()}", batch["source"]))
         for name, term in terms.items():
             self._since_last_log[f"loss_{name}"].append(term.detach())
-        self._since_last_log[f"loss_source/{inputs['source']}"].append(loss.detach())
-        return (loss, terms) if return_outputs else loss
+        self._since_last_log[f"loss_source/{batch['source']}"].append(loss.detach())
+        return loss
 
-    def _non_finite_message(self, loss: Tensor, source: str) -> str:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        """The norm of the gradient that the optimizer is about to apply.
+
+        Raises:
+            NonFiniteError: If it is NaN or infinite. In fp16 that only means that the loss was scaled too far.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
+            scores = self._gradient.norm(dim=1)
+            self.watch.note("non-finite gradient", self.state.global_step + 1, self._batch, scores, norm=float(norm))
+            raise NonFiniteError(self._non_finite_message(f"the gradient became {float(norm)}", self._batch["source"]))
+        return norm
+
+    def _non_finite_message(self, what: str, source: str) -> str:
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         start = f"'model: {checkpoint}'" if checkpoint else "the same model"
         return (
-            f"the loss became {loss.item()} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
-            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the source's rows, or start anew from {start} "
-            "with a lower learning_rate and another output_dir"
+            f"{what} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
+            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the rows in {self.watch.path}, or start anew "
+            f"from {start} with a lower learning_rate and another output_dir"
         )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Operations of this process's part of a step: six for each token and weight, attention left out."""
+        model = self.accelerator.unwrap_model(self.model)
+        return 6 * inputs["input_ids"].numel() * model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of every term and source since the last training line."""
@@ -161,7 +210,8 @@ class F2LLMTrainer(Trainer):
         for batch in self._loader("validation") if len(self.eval_dataset) else ():
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                terms = self.validation_objective.terms(embed(self.model, batch), batch)
+                embeddings = embed_batch(self.model, batch)
+            terms = self.validation_objective.terms(embeddings, batch)
             losses[batch["source"]].append((sum(terms.values()).item(), len(batch["query"])))
         by_source = {
             name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
@@ -183,14 +233,71 @@ class F2LLMTrainer(Trainer):
             means[f"{prefix}_loss"] = sum(by_source.values()) / len(by_source)
         return means
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes: the folder aside while a checkpoint is in the making."""
+        output_dir = super()._get_output_dir(trial)
+        return str(Path(output_dir) / STAGING) if self._staged else output_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint aside and gives it its name when it is whole.
+
+        Raises:
+            StoppedError: If it cannot be written; earlier checkpoints are untouched.
+        """
+        output_dir = Path(super()._get_output_dir(trial))
+        final = output_dir / f"checkpoint-{self.state.global_step}"
+        if last_checkpoint(output_dir) == final:
+            return
+        if self.args.should_save:
+            remove_leftovers(output_dir)
+        self.accelerator.wait_for_everyone()
+        self._staged = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(output_dir / STAGING / final.name, final)
+        except (NonFiniteError, KeyboardInterrupt):
+            raise
+        # A full disk comes out of torch and safetensors as errors of their own.
+        except Exception as error:
+            remove_leftovers(output_dir)
+            raise StoppedError(
+                f"{final}: the checkpoint could not be written ({' '.join(str(error).split())[:300]}); last good "
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Make room and run the same command with --resume"
+            ) from error
+        finally:
+            self._staged = False
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+        publish(partial, final)
+        remove_leftovers(final.parent)
+        best = self.state.best_model_checkpoint
+        rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a complete SentenceTransformer folder; sharded weights are brought together first."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes a complete SentenceTransformer folder with the stage's arguments."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None:
+            model = _with_weights(model, state_dict)
         broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
         if broken:
             checkpoint = last_checkpoint(Path(self.args.output_dir))
-            raise NonFiniteLossError(
+            raise NonFiniteError(
                 f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
                 f"last good checkpoint: {checkpoint or 'none yet'}. Start anew with a lower learning_rate"
             )
@@ -198,3 +305,11 @@ class F2LLMTrainer(Trainer):
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
         sentence_transformer.save_pretrained(str(folder), create_model_card=False)
         (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))
+
+
+def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LLMModel:
+    """The model outside of its wrapping, holding the given weights themselves."""
+    with torch.device("meta"):
+        whole = F2LLMModel(model.config)
+    whole.load_state_dict(state_dict, assign=True)
+    return whole

@@ -22,7 +22,7 @@ Text = tuple[int, ...]
 def texts_of(batch: dict[str, Any]) -> list[Text]:
     """The token ids of the batch's texts."""
     (tokens,) = batch["input_ids"]
-    return [tuple(text.tolist()) for text in tokens.split(batch["sequence_lengths"])]
+    return [tuple(text.tolist()) for text in tokens.split(sum(batch["chunk_lengths"], []))]
 
 
 def stored(source: PreparedSource) -> dict[Text, int]:

@@ -98,14 +98,14 @@ def _interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
     """Makes the next training end as ``at_step`` begins."""
     from training.trainer import F2LLMTrainer
 
-    compute_loss = F2LLMTrainer.compute_loss
+    training_step = F2LLMTrainer.training_step
 
     def dying(self, *args, **kwargs):
         if self.state.global_step == at_step:
             raise _KilledError
-        return compute_loss(self, *args, **kwargs)
+        return training_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(F2LLMTrainer, "compute_loss", dying)
+    monkeypatch.setattr(F2LLMTrainer, "training_step", dying)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

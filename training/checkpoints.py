@@ -1,0 +1,80 @@
+"""Checkpoints that are whole or absent: written aside, made durable, and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["STAGING", "checkpoints", "last_checkpoint", "publish", "remove_leftovers", "rotate"]
+
+# A checkpoint in the making, and old ones on their way out: neither is ever resumed from.
+STAGING = ".checkpoint.partial"
+_DISCARDED = ".discarded"
+# Without one of these, training cannot go on as if nothing had happened.
+_NEEDED = ("trainer_state.json", "scheduler.pt", "config.json")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run that can be resumed from, oldest first."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    whole = [path for path in folders if all((path / name).is_file() for name in _NEEDED)]
+    return sorted(whole, key=_step)
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that can be resumed from."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name, at once and for good: a power failure after it loses nothing.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be renamed; then only the partial folder is there.
+    """
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            _sync(path)
+    # A folder of that name lacks a file that is needed (it could be loaded otherwise): this one replaces it.
+    if final.exists():
+        discard(final)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rotate(output_dir: Path, limit: int | None, best: Path | None = None) -> None:
+    """Deletes the oldest checkpoints over ``limit``, but never the newest nor the best one."""
+    if not limit:
+        return
+    whole = checkpoints(output_dir)
+    spared = {path.resolve() for path in (*whole[-1:], *([best] if best else []))}
+    surplus = len(whole) - limit
+    for checkpoint in [path for path in whole if path.resolve() not in spared][: max(surplus, 0)]:
+        discard(checkpoint)
+
+
+def discard(folder: Path) -> None:
+    """Deletes a folder; interrupted half way, it leaves none under the old name."""
+    doomed = folder.with_name(f".{folder.name}{_DISCARDED}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Removes what an interrupted save or rotation left behind."""
+    for path in (output_dir / STAGING, *output_dir.glob(f".*{_DISCARDED}")):
+        shutil.rmtree(path, ignore_errors=True)

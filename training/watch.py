@@ -1,0 +1,112 @@
+"""Notes the steps that went wrong: loss spikes and non-finite losses or gradients, with the rows that made them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.data.prepared import PreparedSource
+
+__all__ = ["NOTES", "StepWatch"]
+
+logger = logging.getLogger(__name__)
+
+NOTES = "spikes.jsonl"
+# A loss is compared with the last of its source: this many, and not before there are so many.
+_WINDOW, _FEWEST = 100, 20
+_ROWS, _CHARACTERS = 5, 300
+
+
+class StepWatch:
+    """Writes a line to ``spikes.jsonl`` in the run's folder for every step out of the ordinary.
+
+    A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source.
+    The rows are ranked by the gradient that their query, positive and negatives received.
+
+    Args:
+        folder: The run's folder.
+        sources: Prepared sources, to read the rows' texts from.
+        tokenizer: Turns them back into words.
+        factor: Standard deviations.
+        writes: Whether this process writes; every process watches.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[PreparedSource],
+        tokenizer: PreTrainedTokenizerBase,
+        factor: float = 6.0,
+        writes: bool = True,
+    ) -> None:
+        self.path = folder / NOTES
+        self.factor = factor
+        self._sources = {source.name: source for source in sources}
+        self._tokenizer = tokenizer
+        self._writes = writes
+        self._losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
+
+    def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradient: Tensor) -> None:
+        """Looks at the loss of a step; ``gradient`` is the ``(n, d)`` gradient of the batch's embeddings."""
+        before = self._losses[batch["source"]]
+        if len(before) >= _FEWEST:
+            mean = sum(before) / len(before)
+            deviation = math.sqrt(sum((value - mean) ** 2 for value in before) / len(before))
+            if loss > mean + self.factor * deviation:
+                usual = {"loss": loss, "mean": mean, "deviation": deviation}
+                self.note("loss spike", step, batch, gradient.norm(dim=1), **usual)
+        before.append(loss)
+
+    def note(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:
+        """Writes down a step, its rows, and the texts of those with the highest ``(n,)`` scores of their texts."""
+        if not self._writes:
+            return
+        logger.warning(
+            "%s at step %d in source %r (%s); its rows are in %s",
+            kind,
+            step,
+            batch["source"],
+            ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+            self.path,
+        )
+        entry = {
+            "kind": kind,
+            "step": step,
+            "source": batch["source"],
+            **{name: value if math.isfinite(value) else str(value) for name, value in numbers.items()},
+            "rows": batch["rows"],
+            "worst": self._worst(batch, scores),
+        }
+        with self.path.open("a", encoding="utf-8") as notes:
+            notes.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _worst(self, batch: Mapping[str, Any], scores: Tensor) -> list[dict[str, Any]]:
+        # What is not finite outweighs everything.
+        scores = torch.nan_to_num(scores.float(), nan=math.inf, posinf=math.inf)
+        of_row = scores[batch["query"]] + scores[batch["positive"]] + scores[batch["negatives"]].sum(dim=1)
+        source = self._sources[batch["source"]]
+        worst = []
+        for index in of_row.argsort(descending=True, stable=True)[:_ROWS].tolist():
+            query, passage = source.rows["train"][batch["rows"][index]][:2]
+            worst.append(
+                {
+                    "row": batch["rows"][index],
+                    "score": float(of_row[index]) if math.isfinite(of_row[index]) else "not finite",
+                    "query": self._text(source, int(query)),
+                    "passage": self._text(source, int(passage)),
+                }
+            )
+        return worst
+
+    def _text(self, source: PreparedSource, text: int) -> str:
+        words = self._tokenizer.decode(source.tokens(text).tolist(), skip_special_tokens=True)
+        return words if len(words) <= _CHARACTERS else words[:_CHARACTERS] + "…"
