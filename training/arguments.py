@@ -163,8 +163,8 @@ class StageArguments(TrainingArguments):
             raise UserError(f"key 'global_batch_size' must be at least 1, got {self.global_batch_size}")
         if self.max_tokens_per_forward is not None and self.max_tokens_per_forward < self.max_length:
             raise UserError(
-                f"key 'max_tokens_per_forward' ({self.max_tokens_per_forward}) must hold the longest text; give at least "
-                f"'max_length' ({self.max_length})"
+                f"key 'max_tokens_per_forward' ({self.max_tokens_per_forward}) must hold the longest text; give at "
+                f"least 'max_length' ({self.max_length})"
             )
 
     def _check_ranges(self) -> None:

@@ -64,7 +64,7 @@ class PackedCollator:
     - ``chunk_lengths``: for each chunk the lengths of its texts;
     - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
       ``width``, how many of these each process hands in (see :class:`~training.layout.BatchLayout`);
-    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, the global batch's rows as indices into the texts;
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
     - ``rows``: ``b`` numbers of the rows within their split of the source;
     - ``source`` and ``task_type``: names.
     """

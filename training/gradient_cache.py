@@ -128,9 +128,9 @@ def _gather(own: Tensor, width: int) -> Tensor:
         return own
     padded = own.new_zeros(width, own.shape[1])
     padded[: len(own)] = own
-    gathered = own.new_empty(dist.get_world_size() * width, own.shape[1])
-    dist.all_gather_into_tensor(gathered, padded)
-    return gathered
+    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.arguments import StageArguments
+from training.checkpoints import last_checkpoint, publish
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.prepare import PreparationOptions, prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
-from training.checkpoints import last_checkpoint, publish
 from training.errors import InterruptedTrainingError, StoppedError, UserError
 from training.evaluation.pairs import load_pairs
 from training.recipe import FINAL_MODEL, Stage

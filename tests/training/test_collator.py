@@ -19,10 +19,14 @@ Refuses = Callable[..., AbstractContextManager[None]]
 Text = tuple[int, ...]
 
 
+def lengths_of(batch: dict[str, Any]) -> list[int]:
+    return [length for chunk in batch["chunk_lengths"] for length in chunk]
+
+
 def texts_of(batch: dict[str, Any]) -> list[Text]:
     """The token ids of the batch's texts."""
     (tokens,) = batch["input_ids"]
-    return [tuple(text.tolist()) for text in tokens.split(sum(batch["chunk_lengths"], []))]
+    return [tuple(text.tolist()) for text in tokens.split(lengths_of(batch))]
 
 
 def stored(source: PreparedSource) -> dict[Text, int]:
@@ -67,7 +71,7 @@ def test_batch_holds_the_texts_of_its_rows(
 
 def test_shapes_and_types(collator: PackedCollator, prepared_sources: list[PreparedSource]) -> None:
     batch = collator(take(prepared_sources, 1, [0, 1, 2]))
-    lengths = batch["sequence_lengths"]
+    lengths = lengths_of(batch)
     assert batch["input_ids"].shape == (1, sum(lengths))
     assert all(type(length) is int for length in lengths)
     assert batch["query"].shape == batch["positive"].shape == (3,)
@@ -89,7 +93,7 @@ def test_distinct_texts_are_packed_once_and_shortest_first(
     assert len(set(texts)) == len(texts) < batch["query"].numel() * 4
     used = torch.cat([batch["query"], batch["positive"], batch["negatives"].flatten()])
     assert set(used.tolist()) == set(range(len(texts)))
-    assert batch["sequence_lengths"] == sorted(len(text) for text in texts)
+    assert lengths_of(batch) == sorted(len(text) for text in texts)
     assert all(text[-1] == texts[0][-1] for text in texts)  # EOS
 
 
@@ -97,7 +101,7 @@ def test_text_in_several_roles_is_packed_once(prepared_sources: list[PreparedSou
     collator = PackedCollator(prepared_sources, {"retrieval": 2, "clustering": 3, "classification": 1})
     positions = np.array([4, 4, 4, 5, -1, -1, -1])
     batch = collator([Row(RowKey(0, 0, row), positions) for row in (0, 1)])
-    assert len(batch["sequence_lengths"]) == 2
+    assert len(lengths_of(batch)) == 2
     assert rows_of(batch, prepared_sources[0])[:, :2].tolist() == [[4, 4], [4, 4]]
     assert {tuple(sorted(row)) for row in rows_of(batch, prepared_sources[0])[:, 2:].tolist()} == {(4, 5)}
 
@@ -188,7 +192,7 @@ def test_zero_negatives(prepared_sources: list[PreparedSource], num_hard_negativ
     assert batch["negatives"].dtype == torch.int64
     published = prepared_sources[0].rows["train"][:3, :2]
     assert rows_of(batch, prepared_sources[0]).tolist() == published.tolist()
-    assert len(batch["sequence_lengths"]) == len(np.unique(published))
+    assert len(lengths_of(batch)) == len(np.unique(published))
 
 
 def test_too_few_negatives(

@@ -1,4 +1,4 @@
-"""Global batches: each row once, one source a batch, the same on all ranks, and a resumed order is the order's tail."""
+"""Global batches: each row once, one source a batch, and a resumed order is the order's tail."""
 
 from __future__ import annotations
 
@@ -93,43 +93,10 @@ def test_sources_are_spread_over_the_epoch_in_proportion(epoch: int) -> None:
             assert abs(part[source] - count / 4) < 4 * math.sqrt(count * 3 / 16)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_ranks_share_each_global_batch(world_size: int, epoch: int) -> None:
-    rows = [100, 37, 4]
-    whole = batches(GlobalBatchSampler(rows, 10, seed=3), epoch)
-    samplers = [GlobalBatchSampler(rows, 10, 3, rank, world_size) for rank in range(world_size)]
-    assert {len(sampler) for sampler in samplers} == {len(whole)}
-    shares_by_batch = zip(*(batches(sampler, epoch) for sampler in samplers), strict=True)
-    for batch, shares in zip(whole, shares_by_batch, strict=True):
-        # End to end, the shares are the batch itself: disjoint, complete and of its one source.
-        assert [key for share in shares for key in share] == batch
-        sizes = [len(share) for share in shares]
-        assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
-
-
-def test_batch_smaller_than_the_number_of_processes_is_an_error() -> None:
-    # Ten rows are four batches of two or three rows.
-    with pytest.raises(ValueError, match=r"a batch of 2 rows leaves some of 4 processes without rows"):
-        GlobalBatchSampler([10], 3, world_size=4)
-
-
 @pytest.mark.parametrize("rows", [[], [0], [0, 0]])
 def test_no_rows_is_an_error(rows: list[int]) -> None:
     with pytest.raises(ValueError, match="no source has a training row"):
         GlobalBatchSampler(rows, 4)
-
-
-@pytest.mark.parametrize(("rows", "smallest"), [([16, 3], 3), ([5], 2), ([4, 0, 1], 1)])
-def test_a_batch_without_a_row_for_each_process_is_an_error(rows: list[int], smallest: int) -> None:
-    with pytest.raises(ValueError, match=rf"a batch of {smallest} rows leaves some of 4 processes without rows"):
-        GlobalBatchSampler(rows, 4, rank=1, world_size=4)
-
-
-@pytest.mark.parametrize("rows", [[4], [8, 0, 4]])
-def test_one_row_for_each_process_is_enough(rows: list[int]) -> None:
-    for rank in range(4):
-        assert all(len(batch) == 1 for batch in batches(GlobalBatchSampler(rows, 4, rank=rank, world_size=4)))
 
 
 # Through the loader

@@ -1,0 +1,119 @@
+"""What a Trainer of F2LLM leaves on disk: complete SentenceTransformer folders, whole or absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.arguments import StageArguments
+from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
+from training.errors import NonFiniteError, StoppedError
+
+__all__ = ["SavingTrainer"]
+
+
+class SavingTrainer(Trainer):
+    """A Trainer whose checkpoints and models are SentenceTransformer folders.
+
+    A checkpoint is written aside and renamed when it is whole, by all processes together.
+
+    Args:
+        prompts: Prompts of the saved model by name.
+        **kwargs: Those of :class:`~transformers.Trainer`.
+    """
+
+    args: StageArguments
+
+    def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
+        self.prompts = prompts
+        self._staged = False
+        super().__init__(**kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes: the folder aside while a checkpoint is in the making."""
+        output_dir = super()._get_output_dir(trial)
+        return str(Path(output_dir) / STAGING) if self._staged else output_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint aside and gives it its name when it is whole.
+
+        Raises:
+            StoppedError: If it cannot be written; earlier checkpoints are untouched.
+        """
+        output_dir = Path(super()._get_output_dir(trial))
+        final = output_dir / f"checkpoint-{self.state.global_step}"
+        if last_checkpoint(output_dir) == final:
+            return
+        if self.args.should_save:
+            remove_leftovers(output_dir)
+        self.accelerator.wait_for_everyone()
+        self._staged = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(output_dir / STAGING / final.name, final)
+        except (NonFiniteError, KeyboardInterrupt):
+            raise
+        # A full disk comes out of torch and safetensors as errors of their own.
+        except Exception as error:
+            remove_leftovers(output_dir)
+            raise StoppedError(
+                f"{final}: the checkpoint could not be written ({' '.join(str(error).split())[:300]}); last good "
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Make room and run the same command with "
+                "--resume"
+            ) from error
+        finally:
+            self._staged = False
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+        publish(partial, final)
+        remove_leftovers(final.parent)
+        best = self.state.best_model_checkpoint
+        rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a complete SentenceTransformer folder; sharded weights are brought together first."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes a complete SentenceTransformer folder with the stage's arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None:
+            model = _with_weights(model, state_dict)
+        broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+        if broken:
+            checkpoint = last_checkpoint(Path(self.args.output_dir))
+            raise NonFiniteError(
+                f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
+                f"last good checkpoint: {checkpoint or 'none yet'}. Start anew with a lower learning_rate"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
+        sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))
+
+
+def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LLMModel:
+    """The model outside of its wrapping, holding the given weights themselves."""
+    with torch.device("meta"):
+        whole = F2LLMModel(model.config)
+    whole.load_state_dict(state_dict, assign=True)
+    return whole
