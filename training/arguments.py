@@ -82,6 +82,13 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Attention backend; chosen by device and precision if left out."}
     )
 
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the layers: faster steps after a warm-up of minutes; needs a C++ compiler on a CPU."
+        },
+    )
+
     # Batches
     global_batch_size: int = field(default=512, metadata={"help": "Rows of a batch over all processes, at most."})
     max_tokens_per_forward: int | None = field(
@@ -159,6 +166,8 @@ class StageArguments(TrainingArguments):
                 "keys 'per_device_train_batch_size' and 'gradient_accumulation_steps' have no effect; "
                 "give 'global_batch_size'"
             )
+        if self.torch_compile:
+            raise UserError("key 'torch_compile' compiles what packed batches never run; give 'compile: true'")
         if self.global_batch_size < 1:
             raise UserError(f"key 'global_batch_size' must be at least 1, got {self.global_batch_size}")
         if self.max_tokens_per_forward is not None and self.max_tokens_per_forward < self.max_length:

@@ -95,15 +95,7 @@ class PackedCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Builds this process's part of the batch; all rows must be of one source."""
         source = self.sources[rows[0].key.source]
-        positions = np.stack([row.positions for row in rows]).astype(np.int64)
-        negatives = self._draw_negatives(rows, positions[:, 2:], self.num_hard_negatives[source.task_type])
-        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
-        lengths = source.lengths(texts)
-        order = np.argsort(lengths, kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        index = torch.from_numpy(rank[index].reshape(len(rows), -1))
-        texts, lengths = texts[order], lengths[order]
+        texts, lengths, index = self._distinct_texts(source, rows)
         layout = lay_out(lengths, self.rank, self.world_size, self.max_tokens_per_forward)
         tokens = np.concatenate([source.tokens(text) for chunk in layout.chunks for text in texts[chunk]])
         return {
@@ -118,6 +110,23 @@ class PackedCollator:
             "source": source.name,
             "task_type": source.task_type,
         }
+
+    def text_lengths(self, rows: Sequence[Row]) -> np.ndarray:
+        """``(n,)`` token counts of the batch's distinct texts, ascending, without reading a token."""
+        return self._distinct_texts(self.sources[rows[0].key.source], rows)[1]
+
+    def _distinct_texts(
+        self, source: PreparedSource, rows: Sequence[Row]
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """The ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices of rows into them."""
+        positions = np.stack([row.positions for row in rows]).astype(np.int64)
+        negatives = self._draw_negatives(rows, positions[:, 2:], self.num_hard_negatives[source.task_type])
+        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
+        lengths = source.lengths(texts)
+        order = np.argsort(lengths, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
 
     def _draw_negatives(self, rows: Sequence[Row], negatives: np.ndarray, count: int) -> np.ndarray:
         """``(b, n)`` positions, -1 where a row has none → ``(b, count)`` drawn without replacement."""

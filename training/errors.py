@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError"]
+__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError", "in_one_line"]
 
 
 class UserError(ValueError):
@@ -23,3 +23,8 @@ class InterruptedTrainingError(StoppedError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of a library's error, short enough to be part of one of ours."""
+    return " ".join(str(error).split())[:300]

@@ -17,7 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.errors import InterruptedTrainingError, StoppedError, UserError
 from training.evaluation.pairs import evaluate_and_report
-from training.recipe import FINAL_MODEL, Recipe, command_line_overrides, load_recipe, recipe_help
+from training.plan import Origin, duration, made_by, make_plan
+from training.recipe import FINAL_MODEL, Recipe, Stage, command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage
 from training.yaml_file import load_yaml
 
@@ -64,7 +65,8 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else QUICKSTART
     parser = argparse.ArgumentParser(
         prog="run_stage.py",
-        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--resume [--accept-changes]] [--key value ...]",
+        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--dry-run [--measure] | --resume [--accept-changes]] "
+        "[--key value ...]",
         description=f"{__doc__} Without a recipe, the quickstart runs.",
         allow_abbrev=False,
         add_help=False,
@@ -74,11 +76,17 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes", action="store_true", help="resume although recipe or data changed since the run was started"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="prepare the data and show steps, tokens and memory, but do not train"
+    )
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: run ten steps for time and memory")
     parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
     arguments, keys = parser.parse_known_args(words)
     if arguments.help:
         sys.stdout.write(f"{parser.format_help()}\nKeys of a recipe, also given as --key value:\n\n{recipe_help()}")
         raise SystemExit(0)
+    if arguments.measure and not arguments.dry_run:
+        raise UserError("command line: --measure belongs to --dry-run; add it")
     arguments.recipe, arguments.overrides = recipe, command_line_overrides(keys)
     return arguments
 
@@ -90,12 +98,29 @@ def _run(arguments: argparse.Namespace) -> None:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    if arguments.dry_run:
+        _plan(chosen, arguments.measure)
+        return
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
         logger.info("stage %s", stage.name)
         model = run_stage(stage, arguments.resume, arguments.accept_changes)
         if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
+
+
+def _plan(stages: list[Stage], measure: bool) -> None:
+    """Shows what the stages would do."""
+    origins: dict[str, Origin] = {}
+    seconds = 0.0
+    for stage in stages:
+        plan = make_plan(stage, origins, measure)
+        origins[made_by(stage)] = plan.origin
+        seconds += plan.seconds or 0.0
+        if stage.arguments.process_index == 0:
+            sys.stdout.write("\n".join(plan.lines()) + "\n")
+    if measure and len(stages) > 1 and stages[0].arguments.process_index == 0:
+        sys.stdout.write(f"all stages: {duration(seconds)}, data preparation and evaluation of the result left out\n")
 
 
 def _evaluation_files(recipe: Recipe) -> dict[str, Path]:

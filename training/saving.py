@@ -14,7 +14,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
-from training.errors import NonFiniteError, StoppedError
+from training.errors import NonFiniteError, StoppedError, in_one_line
 
 __all__ = ["SavingTrainer"]
 
@@ -66,7 +66,7 @@ class SavingTrainer(Trainer):
         except Exception as error:
             remove_leftovers(output_dir)
             raise StoppedError(
-                f"{final}: the checkpoint could not be written ({' '.join(str(error).split())[:300]}); last good "
+                f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
                 f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Make room and run the same command with "
                 "--resume"
             ) from error

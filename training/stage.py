@@ -1,4 +1,4 @@
-"""Running one stage: data, tokenizer, model, training, saving."""
+"""Running one stage: what may be written where, training, saving."""
 
 from __future__ import annotations
 
@@ -7,37 +7,23 @@ import logging
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase, set_seed
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from modeling_f2llm.modeling_f2llm import F2LLMModel
-from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
-from training.arguments import StageArguments
 from training.checkpoints import last_checkpoint, publish
-from training.data.builders import build
-from training.data.manifest import Source, load_manifest, select_sources
-from training.data.prepare import PreparationOptions, prepare
 from training.data.prepared import PreparedSource
-from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
-from training.errors import InterruptedTrainingError, StoppedError, UserError
-from training.evaluation.pairs import load_pairs
+from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line
 from training.recipe import FINAL_MODEL, Stage
-from training.teacher import load_teacher
+from training.setup import RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "recipe.yaml"
-# Every so many rows are enough to learn the pieces of words from.
-_TOKENIZER_ROWS = 4
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer"}
@@ -78,27 +64,12 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False) 
         if (final / "config.json").exists():
             logger.info("stage %s is finished: %s", stage.name, final)
             return final
-        trainer = _set_up(stage)
+        trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
         _record(output_dir, stage, trainer.sources, checkpoint, accept_changes)
     _train(trainer, checkpoint)
     _save(trainer, final)
     return final
-
-
-def _set_up(stage: Stage) -> F2LLMTrainer:
-    """Everything that can fail before the first step."""
-    args = stage.arguments
-    set_seed(args.seed)
-    all_sources, sources = _sources(args)
-    if args.evaluation_pairs:
-        # A fault in what comes last must not cost the training.
-        load_pairs(args.evaluation_pairs, args.evaluation_candidates)
-    tokenizer = _tokenizer(args, all_sources)
-    model = _model(args, tokenizer)
-    # Fails on widths that do not fit before the data is prepared.
-    args.train_dims(model.config.hidden_size)
-    return _trainer(stage, model, sources, tokenizer)
 
 
 def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
@@ -118,7 +89,7 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
             raise
         raise StoppedError(
             f"process {trainer.args.process_index} lost contact with another one: look above for what ended that one, "
-            f"then {go_on} ({_in_one_line(error)})"
+            f"then {go_on} ({in_one_line(error)})"
         ) from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
@@ -147,7 +118,7 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
-            f"{final}: the finished model could not be written ({_in_one_line(error)}); last good checkpoint: "
+            f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
             f"{last_checkpoint(final.parent) or 'none yet'}. Make room and run the same command with --resume"
         ) from error
     trainer.accelerator.wait_for_everyone()
@@ -174,31 +145,6 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         _check_same_recipe(output_dir / RECIPE, stage.keys, accept_changes)
 
 
-def _trainer(
-    stage: Stage, model: F2LLMModel, sources: list[Source], tokenizer: PreTrainedTokenizerBase
-) -> F2LLMTrainer:
-    """Prepares the data and sets the training up, as far as it can fail before the first step."""
-    args = stage.arguments
-    try:
-        prepared = prepare(sources, tokenizer, args.prepared_folder, _options(args))
-        width = model.config.hidden_size
-        teacher = load_teacher(args.teacher, tokenizer, width, args.attn_implementation) if args.teacher else None
-    except OSError as error:
-        raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
-    if not any(len(source.rows["train"]) for source in prepared):
-        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
-    try:
-        trainer = F2LLMTrainer(model, args, prepared, tokenizer, _prompts(args), teacher)
-        # Keys for optimizer and scheduler are looked at only when these are made.
-        trainer.create_optimizer_and_scheduler(num_training_steps=2)
-    except UserError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise UserError(f"stage {stage.name!r}: the training cannot be set up: {_in_one_line(error)}") from None
-    trainer.optimizer = trainer.lr_scheduler = None
-    return trainer
-
-
 def _record(
     output_dir: Path, stage: Stage, sources: list[PreparedSource], checkpoint: Path | None, accept_changes: bool
 ) -> None:
@@ -222,10 +168,6 @@ def _changed(what: str, accepted: bool) -> None:
     logger.warning("%s; going on regardless", what)
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _check_same_recipe(written: Path, keys: dict[str, Any], accept_changes: bool) -> None:
     before = yaml.safe_load(written.read_text())
     changed = sorted(key for key in {*before, *keys} - _FREE_KEYS if _plain(before.get(key)) != _plain(keys.get(key)))
@@ -239,92 +181,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [str(item) for item in value]
     return value if value is None or isinstance(value, dict) else str(value).lower()
-
-
-def _sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
-    """All sources of the manifest, and those of this stage."""
-    if args.manifest is None:
-        raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
-    if args.builder is not None:
-        build(args.builder, Path(args.manifest).parent, args.seed)
-    sources = load_manifest(args.manifest)
-    selected = select_sources(sources, args.sources, args.task_types)
-    return sources, [_capped(source, args.cap_of(source.name)) for source in selected]
-
-
-def _capped(source: Source, cap: int | None) -> Source:
-    caps = [each for each in (source.cap, cap) if each is not None]
-    return replace(source, cap=min(caps, default=None))
-
-
-def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokenizerBase:
-    name = args.tokenizer or args.model
-    if name is None:
-        raise UserError("key 'tokenizer' is missing: a new model has none; give a name, a folder or 'train'")
-    if name != "train":
-        return load_tokenizer(name)
-    folder = Path(args.output_dir) / "tokenizer"
-    # Once the training has started, the recipe is settled, and so is the tokenizer.
-    settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
-    if args.should_save and not settled:
-        # All sources of the manifest: later stages use this tokenizer too.
-        train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
-    return load_tokenizer(str(folder))
-
-
-def _model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
-    """Loads or makes the model, in fp32: AdamW at these learning rates is lost on bf16 weights."""
-    try:
-        if args.model is not None:
-            model, loaded = F2LLMModel.from_pretrained(
-                args.model,
-                dtype=torch.float32,
-                attn_implementation=args.attn_implementation,
-                output_loading_info=True,
-            )
-            if loaded["missing_keys"]:
-                raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
-        else:
-            model = F2LLMModel._from_config(
-                _new_config(args, tokenizer), dtype=torch.float32, attn_implementation=args.attn_implementation
-            )
-        if model.config.num_attention_heads % model.config.num_key_value_heads:
-            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
-    # Damaged folders and impossible shapes come out of the libraries as anything.
-    except Exception as error:
-        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {_in_one_line(error)}") from None
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size} embeddings; "
-            "use the model's own tokenizer (leave out 'tokenizer') or a larger vocab_size in 'model_config'"
-        )
-    return model
-
-
-def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
-    fields = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        **args.model_config_fields(),
-    }
-    family = fields.pop("family", None)
-    return F2LLMConfig(**fields) if family is None else F2LLMConfig.from_family(family, **fields)
-
-
-def _options(args: StageArguments) -> PreparationOptions:
-    return PreparationOptions(
-        max_length=args.max_length,
-        instructions=args.instructions,
-        document_instruction_share=args.document_instruction_share,
-        validation_share=args.validation_share,
-        num_hard_negatives=tuple(args.num_hard_negatives.items()),
-        seed=args.seed,
-    )
-
-
-def _prompts(args: StageArguments) -> dict[str, str]:
-    """A model trained on raw text is used on raw text."""
-    query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
-    return {"query": query, "document": ""}

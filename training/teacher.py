@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.errors import UserError
+from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch
 
 __all__ = ["Teacher", "load_teacher"]
@@ -41,26 +41,24 @@ class Teacher:
         return embed_batch(self.model, batch, self.width)
 
 
-def load_teacher(
-    name: str, tokenizer: PreTrainedTokenizerBase, width: int, attn_implementation: str | None = None
-) -> Teacher:
+def load_teacher(name: str, tokenizer: PreTrainedTokenizerBase, width: int, **model_options: Any) -> Teacher:
     """Loads a teacher and makes sure that the same ids mean the same tokens to it.
 
     Args:
         name: Folder or Hub name.
         tokenizer: The student's tokenizer.
         width: The student's width.
-        attn_implementation: Attention backend of the teacher.
+        **model_options: Those of ``F2LLMModel.from_pretrained``.
 
     Raises:
         UserError: If the teacher cannot be loaded, reads other tokens, or is narrower than the student.
     """
     try:
-        model = F2LLMModel.from_pretrained(name, dtype=torch.float32, attn_implementation=attn_implementation)
+        model = F2LLMModel.from_pretrained(name, dtype=torch.float32, **model_options)
         vocabulary = AutoTokenizer.from_pretrained(name).get_vocab()
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
-        raise UserError(f"key 'teacher': {name!r} cannot be used: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
     if vocabulary != tokenizer.get_vocab():
         raise UserError(f"key 'teacher': {name!r} reads other tokens than the student; both need one tokenizer")
     return Teacher(model, width)

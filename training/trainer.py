@@ -51,6 +51,10 @@ class F2LLMTrainer(SavingTrainer):
         prompts: Prompts of the saved model by name.
         teacher: What to distil from, if anything.
 
+    Attributes:
+        interruption: Says whether a signal ended the training.
+        last_batch: This process's part of the batch that was trained on last.
+
     Raises:
         NonFiniteError: In training, when the loss, the gradient or a weight becomes NaN or infinite.
         StoppedError: In training, when a checkpoint cannot be written.
@@ -80,7 +84,7 @@ class F2LLMTrainer(SavingTrainer):
         model.config.matryoshka_dimensions = dims
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
-        self._batch: dict[str, Any] = {}
+        self.last_batch: dict[str, Any] = {}
         self._gradient = torch.empty(0)
         super().__init__(
             prompts,
@@ -146,7 +150,7 @@ class F2LLMTrainer(SavingTrainer):
             (self.args.seed, self.state.global_step),
         )
         loss, gradient = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
-        self._batch, self._gradient = batch, gradient
+        self.last_batch, self._gradient = batch, gradient
         self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradient)
         return loss
 
@@ -169,10 +173,11 @@ class F2LLMTrainer(SavingTrainer):
             NonFiniteError: If it is NaN or infinite. In fp16 that only means that the loss was scaled too far.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
-            scores = self._gradient.norm(dim=1)
-            self.watch.note("non-finite gradient", self.state.global_step + 1, self._batch, scores, norm=float(norm))
-            raise NonFiniteError(self._non_finite_message(f"the gradient became {float(norm)}", self._batch["source"]))
+        value, batch = float(norm), self.last_batch
+        if not math.isfinite(value) and self.accelerator.scaler is None:
+            step = self.state.global_step + 1
+            self.watch.note("non-finite gradient", step, batch, self._gradient.norm(dim=1), norm=value)
+            raise NonFiniteError(self._non_finite_message(f"the gradient became {value}", batch["source"]))
         return norm
 
     def _non_finite_message(self, what: str, source: str) -> str:

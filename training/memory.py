@@ -1,0 +1,129 @@
+"""What a training step needs of a device's memory, counted rather than measured."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+
+__all__ = ["MemoryEstimate", "count_parameters", "estimate_memory"]
+
+# Weights, gradients and AdamW's two moments, all fp32.
+_BYTES_PER_PARAMETER = 16
+# Copies of the batch's embeddings that the loss and its gradient hold: own, gathered, by role, by width, gradients.
+_COPIES_OF_EMBEDDINGS = 10
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device that holds the whole model.
+
+    Attributes:
+        state: Weights, gradients and optimizer.
+        activations: What one chunk keeps for its backward pass.
+        loss: Embeddings of the whole batch and what the loss makes of them.
+        teacher: Weights of the teacher.
+        program: What the process holds already; on a GPU that is not the device's.
+    """
+
+    state: int
+    activations: int
+    loss: int
+    teacher: int = 0
+    program: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.activations + self.loss + self.teacher + self.program
+
+
+def count_parameters(config: F2LLMConfig) -> int:
+    """Parameters of a model of this shape, embeddings included."""
+    with torch.device("meta"):
+        return F2LLMModel(deepcopy(config)).num_parameters()
+
+
+def estimate_memory(
+    config: F2LLMConfig,
+    chunk_tokens: int,
+    batch_texts: int,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    teacher: F2LLMConfig | None = None,
+) -> MemoryEstimate:
+    """Estimates a step's memory.
+
+    Args:
+        config: The model's shape.
+        chunk_tokens: Tokens of the largest chunk.
+        batch_texts: Distinct texts of the global batch.
+        bf16: Whether layers compute in bf16 by autocast.
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        teacher: The teacher's shape, if there is one.
+    """
+    outside, layer = _bytes_per_token(config, bf16)
+    layers = config.num_hidden_layers
+    if gradient_checkpointing:
+        per_token = outside + layers * 4 * config.hidden_size + layer
+    else:
+        per_token = outside + layers * layer
+    return MemoryEstimate(
+        state=_BYTES_PER_PARAMETER * count_parameters(config),
+        activations=int(chunk_tokens * per_token),
+        loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
+        teacher=0 if teacher is None else 4 * count_parameters(teacher),
+        program=0 if torch.cuda.is_available() else psutil.Process().memory_info().rss,
+    )
+
+
+def _bytes_per_token(config: F2LLMConfig, bf16: bool) -> tuple[float, float]:
+    """Bytes kept for the backward pass per token: outside of the layers, and by each layer."""
+    short, long = 64, 128
+    one, two = (
+        (_kept_bytes(config, layers, long, bf16) - _kept_bytes(config, layers, short, bf16)) / (long - short)
+        for layers in (1, 2)
+    )
+    return 2 * one - two, two - one
+
+
+def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool) -> int:
+    """Bytes that autograd keeps of a forward pass over one text, weights left out.
+
+    What is kept grows with every width alike, so a model of one key-value head stands for all of them.
+    """
+    heads = config.num_key_value_heads
+    small = F2LLMConfig.from_dict(
+        {
+            **config.to_dict(),
+            **{"num_hidden_layers": layers, "layer_types": config.layer_types[:layers], "max_window_layers": layers},
+            **{"matryoshka_dimensions": None, "is_matryoshka": False},
+            **{"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
+            **{"num_attention_heads": config.num_attention_heads // heads, "num_key_value_heads": 1},
+            **{name: getattr(config, name) // heads for name in ("hidden_size", "intermediate_size")},
+        }
+    )
+    model = F2LLMModel(small).train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        # Held until everything is counted: memory that is freed is used again.
+        output = model(input_ids=ids, sequence_lengths=[tokens])
+    counted = sum(size for address, size in kept.items() if address not in weights)
+    del output
+    return counted * heads

@@ -1,0 +1,208 @@
+"""What a stage starts from: sources, tokenizer, model, and the trainer over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from training.arguments import StageArguments
+from training.data.builders import build
+from training.data.manifest import Source, load_manifest, select_sources
+from training.data.prepare import PreparationOptions, prepare
+from training.data.prepared import PreparedSource
+from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
+from training.errors import UserError, in_one_line
+from training.evaluation.pairs import load_pairs
+from training.recipe import Stage
+from training.teacher import Teacher, load_teacher
+from training.trainer import F2LLMTrainer
+
+__all__ = [
+    "RECIPE",
+    "make_config",
+    "make_model",
+    "make_tokenizer",
+    "make_trainer",
+    "model_options",
+    "prepare_sources",
+    "read_sources",
+    "set_up",
+]
+
+# The stage's keys, written to its folder when everything is ready to train.
+RECIPE = "recipe.yaml"
+# Every so many rows are enough to learn the pieces of words from.
+_TOKENIZER_ROWS = 4
+
+
+def set_up(stage: Stage) -> F2LLMTrainer:
+    """Everything that can fail before the first step.
+
+    Raises:
+        UserError: If something the user gave is faulty.
+    """
+    args = stage.arguments
+    set_seed(args.seed)
+    all_sources, sources = read_sources(args)
+    if args.evaluation_pairs:
+        # A fault in what comes last must not cost the training.
+        load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    tokenizer = make_tokenizer(args, all_sources)
+    model = make_model(args, tokenizer)
+    width = model.config.hidden_size
+    # Fails on widths that do not fit before the data is prepared.
+    args.train_dims(width)
+    teacher = load_teacher(args.teacher, tokenizer, width, **model_options(args)) if args.teacher else None
+    return make_trainer(stage, model, prepare_sources(stage, sources, tokenizer), tokenizer, teacher)
+
+
+def model_options(args: StageArguments) -> dict[str, Any]:
+    """How a model is to run, whatever its weights."""
+    # Left out unless asked for: other models that are loaded here do not know it.
+    compiled = {"compile": True} if args.compile else {}
+    return {"attn_implementation": args.attn_implementation, **compiled}
+
+
+def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
+    """All sources of the manifest, and those of this stage."""
+    if args.manifest is None:
+        raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
+    if args.builder is not None:
+        build(args.builder, Path(args.manifest).parent, args.seed)
+    sources = load_manifest(args.manifest)
+    selected = select_sources(sources, args.sources, args.task_types)
+    return sources, [_capped(source, args.cap_of(source.name)) for source in selected]
+
+
+def _capped(source: Source, cap: int | None) -> Source:
+    caps = [each for each in (source.cap, cap) if each is not None]
+    return replace(source, cap=min(caps, default=None))
+
+
+def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokenizerBase:
+    """Loads the stage's tokenizer, or trains it on all sources of the manifest."""
+    name = args.tokenizer or args.model
+    if name is None:
+        raise UserError("key 'tokenizer' is missing: a new model has none; give a name, a folder or 'train'")
+    if name != "train":
+        return load_tokenizer(name)
+    folder = Path(args.output_dir) / "tokenizer"
+    # Once the training has started, the recipe is settled, and so is the tokenizer.
+    settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
+    if args.should_save and not settled:
+        # All sources of the manifest: later stages use this tokenizer too.
+        train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
+    """Loads or makes the model, in fp32: AdamW at these learning rates is lost on bf16 weights."""
+    try:
+        if args.model is None:
+            return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
+        model, loaded = F2LLMModel.from_pretrained(
+            args.model, dtype=torch.float32, output_loading_info=True, **model_options(args)
+        )
+        if loaded["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
+        _check_config(model.config, tokenizer)
+    except UserError:
+        raise
+    # Damaged folders and impossible shapes come out of the libraries as anything.
+    except Exception as error:
+        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
+    return model
+
+
+def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
+    """The shape of the stage's model.
+
+    Raises:
+        UserError: If there is no such shape or it does not fit the tokenizer.
+    """
+    try:
+        config = _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(args.model)
+    except Exception as error:
+        raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
+    _check_config(config, tokenizer)
+    return config
+
+
+def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
+    fields = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **args.model_config_fields(),
+    }
+    family = fields.pop("family", None)
+    return F2LLMConfig(**fields) if family is None else F2LLMConfig.from_family(family, **fields)
+
+
+def _check_config(config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError("the model cannot be used: num_attention_heads must be a multiple of num_key_value_heads")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {config.vocab_size} embeddings; "
+            "use the model's own tokenizer (leave out 'tokenizer') or a larger vocab_size in 'model_config'"
+        )
+
+
+def prepare_sources(stage: Stage, sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[PreparedSource]:
+    """Prepares the stage's data, or finds it prepared.
+
+    Raises:
+        UserError: If a source is faulty, the folder cannot be written, or no row is left.
+    """
+    args = stage.arguments
+    options = PreparationOptions(
+        max_length=args.max_length,
+        instructions=args.instructions,
+        document_instruction_share=args.document_instruction_share,
+        validation_share=args.validation_share,
+        num_hard_negatives=tuple(args.num_hard_negatives.items()),
+        seed=args.seed,
+    )
+    try:
+        prepared = prepare(sources, tokenizer, args.prepared_folder, options)
+    except OSError as error:
+        raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
+    if not any(len(source.rows["train"]) for source in prepared):
+        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
+    return prepared
+
+
+def make_trainer(
+    stage: Stage,
+    model: F2LLMModel,
+    sources: list[PreparedSource],
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: Teacher | None = None,
+) -> F2LLMTrainer:
+    """Sets the training up, as far as it can fail before the first step."""
+    args = stage.arguments
+    try:
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, _prompts(args), teacher)
+        # Keys for optimizer and scheduler are looked at only when these are made.
+        trainer.create_optimizer_and_scheduler(num_training_steps=2)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise UserError(f"stage {stage.name!r}: the training cannot be set up: {in_one_line(error)}") from None
+    trainer.optimizer = trainer.lr_scheduler = None
+    return trainer
+
+
+def _prompts(args: StageArguments) -> dict[str, str]:
+    """A model trained on raw text is used on raw text."""
+    query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
+    return {"query": query, "document": ""}
