@@ -50,7 +50,7 @@ class Measurement:
     peak_bytes: int
 
     def step_seconds(self, tokens: float) -> float:
-        """Time of a step of so many tokens: a line through the measured ones, which neither falls nor starts below 0."""
+        """Time of a step of so many tokens: a line through the measured ones, never falling nor starting below 0."""
         seconds, counts = np.asarray(self.seconds), np.asarray(self.tokens, dtype=float)
         proportional = float(seconds.sum() / counts.sum())
         if np.ptp(counts) < 0.2 * counts.mean():
