@@ -25,34 +25,39 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     """
     from matplotlib.figure import Figure
 
-    suites = results["suites"]
-    bars = [panel for panel in (_speeds(suites), _encode_speeds(suites), _fractions(suites)) if panel["groups"]]
-    points = suites.get("growth", {}).get("points", [])
-    axes = [axis for axis in _AXES if any(point["axis"] == axis for point in points)]
-    panels = len(bars) + len(axes)
-    if not panels:
+    rows = _rows(results["suites"])
+    if not rows:
         return []
-    columns = min(3, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(5.4 * columns, 4.3 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for panel in bars:
-        _draw_bars(grid.pop(0), panel)
-    for axis in axes:
-        _draw_growth(grid.pop(0), axis, [point for point in points if point["axis"] == axis])
-    for empty in grid:
-        empty.set_axis_off()
+    figure = Figure(figsize=(15, 4.3 * len(rows) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 6)
+    for number, panels in enumerate(rows):
+        span = 6 // len(panels)
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(grid[number, place * span : (place + 1) * span])
+            (_draw_bars if "groups" in panel else _draw_growth)(axes, panel)
     hardware = results["hardware"]
     quick = "quick run, figures mean nothing · " if results["settings"]["quick"] else ""
     figure.suptitle(
-        f"{quick}{hardware['gpu'] or hardware['processor']}, {hardware['threads']} threads · "
+        f"{quick}{hardware['gpu'] or hardware['processor']}, threads: {hardware['threads']} · "
         f"{results['model']['name']} · torch {results['versions']['torch']} · {results['date'][:10]}",
         fontsize=11,
     )
     files = [folder / "results.svg", folder / "results.png"]
     for file in files:
-        figure.savefig(file, dpi=130)
+        figure.savefig(file, dpi=110)
     return files
+
+
+def _rows(suites: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Steps beside rates, encoding over the whole width, growth: what was measured of it."""
+    points = suites.get("growth", {}).get("points", [])
+    growth = [{"axis": axis, "points": [point for point in points if point["axis"] == axis]} for axis in _AXES]
+    rows = [
+        [panel for panel in (_speeds(suites), _fractions(suites)) if panel["groups"]],
+        [panel for panel in (_encode_speeds(suites),) if panel["groups"]],
+        [panel for panel in growth if panel["points"]],
+    ]
+    return [row for row in rows if row]
 
 
 def _speeds(suites: dict[str, Any]) -> dict[str, Any]:
@@ -66,20 +71,21 @@ def _speeds(suites: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_speeds(suites: dict[str, Any]) -> dict[str, Any]:
-    """Encoding: groups are distributions, bars are precisions against stock at the same one, and bf16 against fp32."""
+    """Encoding: groups are distributions, bars are the compiled model, or else ours, against each baseline."""
     groups: dict[str, dict[str, Any]] = {}
     for measurement in suites.get("encode", {}).get("measurements", []):
-        group = groups.setdefault(measurement["case"].removeprefix("encode, ").replace("_", "\n"), {})
-        best = "ours_compiled" if any("compiled" in ratio["contestant"] for ratio in measurement["ratios"]) else "ours"
-        for ratio in measurement["ratios"]:
+        ratios = measurement["ratios"]
+        best = "ours_compiled" if any("compiled" in ratio["contestant"] for ratio in ratios) else "ours"
+        found = {}
+        for ratio in ratios:
             model, precision = ratio["contestant"].rsplit("_", 1)
-            baseline, other = ratio["baseline"].rsplit("_", 1)
-            if model == best and baseline == "stock":
-                group[precision if precision == other else f"{precision} against fp32"] = ratio
-            elif model == best:
-                group[f"{precision} against OpenVINO"] = ratio
+            baseline = ratio["baseline"].removesuffix(f"_{precision}").replace("_", " ")
+            if model == best:
+                found[f"{precision} against {baseline.replace('openvino', 'OpenVINO')}"] = ratio
+        distribution = measurement["case"].removeprefix("encode, ").replace("_", "-")
+        groups[distribution] = dict(sorted(found.items(), key=lambda item: "OpenVINO" in item[0]))
     return {
-        "title": "Encoding against stock (compiled model where there is one)",
+        "title": "Encoding, compiled model where there is one (baseline at the same precision unless named)",
         "ylabel": "times as fast",
         "line": 1.0,
         "groups": groups,
@@ -140,8 +146,13 @@ def _present(groups: Sequence[dict[str, Any]], name: str) -> tuple[list[float], 
     return [place for place, _ in found], [ratio for _, ratio in found]
 
 
-def _draw_growth(axes: Any, axis: str, points: list[dict[str, Any]]) -> None:
-    """Seconds on the left scale, solid with circles; memory on the right, dashed with squares."""
+def _draw_growth(axes: Any, panel: dict[str, Any]) -> None:
+    """Seconds on the left scale, solid with circles; memory on the right, dashed with squares.
+
+    Where work grows with the axis both scales are logarithmic, and growth in proportion is a straight line of the slope
+    that the dotted line has. Along the length the number of tokens stays: growth in proportion is level.
+    """
+    axis, points = panel["axis"], panel["points"]
     values = [point["value"] for point in points]
     medians = [point["seconds"]["median"] for point in points]
     whiskers = [
@@ -149,16 +160,22 @@ def _draw_growth(axes: Any, axis: str, points: list[dict[str, Any]]) -> None:
         [point["seconds"]["max"] - point["seconds"]["median"] for point in points],
     ]
     memory = [(point["peak_mib"] - point["before_mib"]) / 1024 for point in points]
-    time_line = axes.errorbar(values, medians, whiskers, fmt="-o", color="black", capsize=3, label="time")
+    handles = [axes.errorbar(values, medians, whiskers, fmt="-o", color="black", capsize=3, label="time")]
     right = axes.twinx()
-    (memory_line,) = right.plot(values, memory, "--s", color="0.5", label="peak memory")
+    handles += right.plot(values, memory, "--s", color="0.5", label="peak memory")
     axes.set_xscale("log", base=10 if axis == "corpus" else 2)
+    if axis == "length":
+        for scale in (axes, right):
+            scale.set_ylim(0, scale.get_ylim()[1] * 1.25)
+    else:
+        in_proportion = [medians[-1] * value / values[-1] for value in values]
+        handles += axes.plot(values, in_proportion, ":", color="black", label="time in proportion")
+        axes.set_yscale("log")
+        right.set_yscale("log")
     axes.set_xticks(values, [f"{value:,}" for value in values])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
     axes.set_xlabel(_AXES[axis])
     axes.set_ylabel("seconds of preparation" if axis == "corpus" else "seconds")
-    right.set_ylabel("GiB above the loaded model and libraries")
-    for scale in (axes, right):
-        scale.set_ylim(0, scale.get_ylim()[1] * 1.2)
+    right.set_ylabel("GiB above model and libraries")
     axes.set_title(f"Growth with the {'length of texts' if axis == 'length' else axis}", fontsize=11)
-    axes.legend(handles=[time_line, memory_line], fontsize=8, loc="upper left")
+    axes.legend(handles=handles, fontsize=8, loc="upper left")
