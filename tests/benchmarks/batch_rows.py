@@ -31,9 +31,9 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
     Qwen3 stays under a minute in fp32 and fits into memory, both extrapolated from one row by padded tokens.
     """
     if settings.rows is not None:
-        return settings.rows, f"{settings.rows} rows, as asked for (published: {PUBLISHED_ROWS} per device)."
+        return settings.rows, f"Rows: {settings.rows}, as asked for (published: {PUBLISHED_ROWS} per device)."
     if settings.quick:
-        return 2, "2 rows: a quick run, whose figures mean nothing."
+        return 2, "Rows: 2, a quick run."
     padded = {rows: batches(row_lengths(settings, rows))[1] for rows in (16, 8, 4, 2, 1)}
     tokens = {rows: batch["input_ids"].numel() for rows, batch in padded.items()}
     seconds, kept = _probe(settings, padded[1])
@@ -44,8 +44,8 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
             break
     scale = tokens[PUBLISHED_ROWS] / tokens[1]
     why = (
-        f"{rows} rows (published: {PUBLISHED_ROWS} per device). A stock fp32 step on {PUBLISHED_ROWS} would take about "
-        f"{seconds * scale:.0f} s and keep about {kept * scale / 2**30:.1f} GiB for its backward pass; the limits are "
+        f"Rows: {rows} (published: {PUBLISHED_ROWS} per device). A stock fp32 step on {PUBLISHED_ROWS} would take "
+        f"about {seconds * scale:.0f} s and keep about {kept * scale / 2**30:.1f} GiB for its backward pass; limits: "
         f"{_MOST_SECONDS:.0f} s and {limit / 2**30:.1f} GiB."
     )
     return rows, why

@@ -52,7 +52,7 @@ def _hardware(results: dict[str, Any]) -> str:
         + ".",
         f"Model: shape of {results['model']['name']} ({results['model']['parameters']:,} parameters with a "
         f"vocabulary of {results['model']['vocabulary']:,}), weights random and the same for all contestants.",
-        f"Times are medians of {settings['repeats']} rounds in which all contestants take turns, with the smallest "
+        f"Times are medians over rounds ({settings['repeats']}) in which all contestants take turns, with the smallest "
         "and largest in brackets; ratios are taken round by round. Above 1, the contestant is faster than what it is "
         "compared with.",
     ]
