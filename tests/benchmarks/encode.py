@@ -1,4 +1,8 @@
-"""SentenceTransformer.encode over 256 documents in batches of 32, at log-normal and at equal lengths."""
+"""SentenceTransformer.encode at several distributions of lengths, against stock Qwen3 on torch and on OpenVINO.
+
+Both models run in sentence-transformers with the same weights, the same texts and the same batches. All precisions of a
+distribution are timed in one round, so that bf16 may be compared with fp32.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +10,88 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
-from modeling_f2llm import build_sentence_transformer
-from tests.benchmarks.models import VOCAB_SIZE, build_models
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.openvino_backend import OpenVINO
+from tests.benchmarks.settings import PRECISIONS, Settings
+from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
+from tests.benchmarks.timing import Contestant, add_ratio, measure
 
-__all__ = ["cases"]
-
-DOCUMENTS, BATCH, MEDIAN, CAP = 256, 32, 90, 480
+__all__ = ["run"]
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One word, one token: documents have just the lengths that are asked for."""
-    words = {f"w{i}": i for i in range(2, VOCAB_SIZE)}
-    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, **words}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+def run(settings: Settings) -> Suite:
+    """Times encoding by every model in every precision."""
+    suite = Suite()
+    count = settings.pick(quick=8, cpu=256, cuda=4096)
+    batch = settings.pick(quick=4, cpu=32, cuda=128)
+    suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
+    try:
+        encoders = _sentence_transformers(settings, suite)
+    except ImportError as error:
+        suite.skip("encode", f"{type(error).__name__}: {error}")
+        return suite
+    with OpenVINO(settings.openvino_python, encoders[f"stock_{settings.precisions[0]}"]) as openvino:
+        if openvino.why_absent:
+            suite.skip("OpenVINO backend of sentence-transformers", openvino.why_absent)
+        names = list(DISTRIBUTIONS)[: settings.pick(quick=2, cpu=None, cuda=None)]
+        for name in names:
+            lengths = DISTRIBUTIONS[name](count)
+            texts = write_texts(lengths)
+            contestants = {
+                who: Contestant(
+                    _encode(model, texts, batch),
+                    warm_ups=2 if "compiled" in who else 1,
+                    optional="compiled" in who,
+                )
+                for who, model in encoders.items()
+            }
+            if not openvino.why_absent:
+                contestants |= openvino.contestants(texts, batch, settings.precisions)
+            facts = {"documents": count, "real_tokens": int(lengths.sum()), "longest": int(lengths.max())}
+            measurement = measure(
+                f"encode, {name}", contestants, settings.repeats, check=openvino.check(_check), facts=facts
+            )
+            _add_ratios(measurement, settings.precisions)
+            suite.add(measurement)
+        suite.notes += openvino.notes
+    return suite
 
 
-def _documents(lengths: np.ndarray) -> list[str]:
-    generator = np.random.default_rng(0)
-    return [" ".join(f"w{i}" for i in generator.integers(2, VOCAB_SIZE, length - 1)) for length in lengths]
+def _sentence_transformers(settings: Settings, suite: Suite) -> dict[str, Any]:
+    """SentenceTransformers by model and precision: ``stock_fp32`` and so on."""
+    from modeling_f2llm import build_sentence_transformer
+
+    encoders = {}
+    for precision in settings.precisions:
+        models, missing = build_models(configuration(settings), PRECISIONS[precision], settings.compile)
+        for name, model in models.items():
+            # No prompts: a prompt's words would be no words of this tokenizer.
+            encoder = build_sentence_transformer(model.eval(), word_tokenizer(), prompts={})
+            encoders[f"{name}_{precision}"] = encoder
+        for name, why in missing.items():
+            suite.skip(name, why)
+    return encoders
 
 
-def cases(dtype: torch.dtype) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Encoding with either model; weights in the precision measured."""
-    generator = np.random.default_rng(1)
-    documents = {
-        "log_normal": _documents(generator.lognormal(np.log(MEDIAN), 0.7, DOCUMENTS).clip(4, CAP).astype(int)),
-        "equal": _documents(np.full(DOCUMENTS, MEDIAN)),
-    }
-    models = {
-        name: build_sentence_transformer(model.eval(), _tokenizer())
-        for name, model in zip(("ours", "stock"), build_models(dtype), strict=True)
-    }
+def _encode(model: Any, texts: list[str], batch: int) -> Callable[[], np.ndarray]:
+    return lambda: model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_numpy=True)
 
-    def encoder(model: SentenceTransformer, texts: list[str]) -> Callable[[], Any]:
-        return lambda: model.encode(texts, batch_size=BATCH, show_progress_bar=False)
 
-    return {name: {who: encoder(model, texts) for who, model in models.items()} for name, texts in documents.items()}
+def _check(embeddings: dict[str, np.ndarray]) -> None:
+    """All embeddings have unit length: their dot product with the first contestant's is their cosine."""
+    reference_name, reference = next(iter(embeddings.items()))
+    for name, found in embeddings.items():
+        lowest = float((reference.astype(np.float32) * found.astype(np.float32)).sum(1).min())
+        least = 0.9999 if name.endswith("fp32") and reference_name.endswith("fp32") else 0.99
+        assert lowest >= least, f"embeddings of {name} and {reference_name} differ: smallest cosine {lowest}"
+
+
+def _add_ratios(measurement: dict[str, Any], precisions: tuple[str, ...]) -> None:
+    for precision in precisions:
+        for name in ("ours", "ours_compiled"):
+            add_ratio(measurement, f"stock_{precision}", f"{name}_{precision}")
+            add_ratio(measurement, f"openvino_{precision}", f"{name}_{precision}")
+    for name in ("ours_bf16", "ours_compiled_bf16"):
+        add_ratio(measurement, "stock_fp32", name)

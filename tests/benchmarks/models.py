@@ -5,30 +5,60 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+from torch import nn
 from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
+from tests.benchmarks.settings import Settings, device
 
-__all__ = ["VOCAB_SIZE", "build_models", "device"]
+__all__ = ["VOCAB_SIZE", "build_models", "configuration"]
 
-# The published vocabulary would make the table of embeddings, which both models share, most of the memory.
+# The published vocabulary would make the table of embeddings, which all models share, most of the memory.
 VOCAB_SIZE = 8192
+_TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
 
 
-def device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def configuration(settings: Settings, name: str | None = None, **overrides: int) -> F2LLMConfig:
+    """A published shape, by default the one that the settings choose, with a small vocabulary."""
+    special = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    tiny = _TINY if settings.quick else {}
+    return F2LLMConfig.from_family(name or settings.family_name, **{**special, **tiny, **overrides})
 
 
-def build_models(dtype: torch.dtype = torch.float32) -> tuple[F2LLMModel, Qwen3Model]:
-    """80M-shaped models with a small vocabulary."""
+def build_models(
+    config: F2LLMConfig, dtype: torch.dtype = torch.float32, compile: bool = False
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of the same weights.
+
+    Returns:
+        The models by name, and the reason why one is missing by name.
+    """
+    if compile:
+        # Variants compiled for earlier comparisons would count towards torch's limit, beyond which it runs eagerly.
+        torch.compiler.reset()
     torch.manual_seed(0)
-    config = F2LLMConfig.from_family(
-        "f2llm-v2-80m", vocab_size=VOCAB_SIZE, pad_token_id=0, bos_token_id=0, eos_token_id=1
-    )
-    ours = F2LLMModel(config).to(device(), dtype)
+    models: dict[str, nn.Module] = {"ours": _ours(config)}
+    missing: dict[str, str] = {}
     # A config holds the attention implementation of its model: each model needs its own.
-    stock = Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa").to(device(), dtype)
-    stock.load_state_dict(ours.state_dict())
-    assert ours.config._attn_implementation == "packed", ours.config._attn_implementation
-    return ours, stock
+    models["stock"] = Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa")
+    if compile:
+        try:
+            models["ours_compiled"] = _ours(config, compile=True)
+        except TypeError as error:
+            missing["ours_compiled"] = f"this F2LLMModel cannot be compiled: {error}"
+    for name in models.keys() - {"ours"}:
+        models[name].load_state_dict(models["ours"].state_dict())
+    assert models["ours"].config._attn_implementation == "packed", models["ours"].config._attn_implementation
+    order = [name for name in ("stock", "ours", "ours_compiled") if name in models]
+    return {name: models[name].to(device(), dtype) for name in order}, missing
+
+
+def _ours(config: F2LLMConfig, **keywords: bool) -> F2LLMModel:
+    return F2LLMModel(deepcopy(config), **keywords)

@@ -1,8 +1,9 @@
-"""Measures F2LLMModel beside stock Qwen3Model, in one run on one machine, and prints one JSON object.
+"""Measures F2LLMModel beside stock implementations, side by side in one run.
 
-    python tests/benchmarks/run.py [--repeats 3] [--only step encode]
+    python tests/benchmarks/run.py [--only step encode] [--repeats 3] [--output runs/benchmarks]
 
-Ratios are stock time / our time: above 1 we are faster. They hold for the machine that is named beside them.
+Writes results.json, results.md and, with matplotlib, results.svg and results.png. What the suites measure and how to
+read them stands in README.md beside this file. Figures hold for the machine that is named in them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import sys
 import time
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +26,104 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tests.benchmarks import encode, step
-from tests.benchmarks.hardware import describe_hardware
+from tests.benchmarks.figure import draw
+from tests.benchmarks.hardware import describe_hardware, versions
+from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
+from tests.benchmarks.report import markdown
+from tests.benchmarks.settings import PRECISIONS, Settings
 
-SUITES: dict[str, Callable[[torch.dtype], dict[str, dict[str, Callable[[], Any]]]]] = {
-    "step": step.cases,
-    "encode": encode.cases,
-}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Modules of this folder, each with a function run(settings) → Suite.
+SUITES = ("step", "trainer", "encode", "rate", "loss", "growth")
 
 
-def measure(case: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    """Times ``ours`` and ``stock`` in turn, so that both see the same disturbances; seconds, medians and ranges."""
-    seconds: dict[str, list[float]] = {name: [] for name in case}
-    for function in case.values():
-        function()
-    for _ in range(repeats):
-        for name, function in case.items():
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    ratios = [stock / ours for ours, stock in zip(seconds["ours"], seconds["stock"], strict=True)]
+def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:
+    """The settings, the suites to run and where the results go."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="suites to run")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each comparison")
+    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--size", help="published shape; f2llm-v2-80m on a CPU and f2llm-v2-0.6b on a GPU if left out")
+    parser.add_argument("--rows", type=int, help="rows of the training batch; as many of 16 as fit if left out")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure it compiled too"
+    )
+    parser.add_argument("--openvino-python", metavar="PATH", help="interpreter with sentence-transformers[openvino]")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    chosen = parser.parse_args(arguments)
+    settings = Settings(
+        repeats=chosen.repeats,
+        precisions=tuple(name for name in PRECISIONS if name in chosen.precisions),
+        compile=chosen.compile,
+        size=chosen.size,
+        rows=chosen.rows,
+        quick=chosen.quick,
+        openvino_python=chosen.openvino_python,
+    )
+    return settings, chosen.only, chosen.output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the suites that the command line names; 1 if one of them failed."""
+    settings, suites, output = parse(arguments)
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    output.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    if settings.quick:
+        # At tiny sizes threads mostly wait for one another.
+        torch.set_num_threads(1)
+    try:
+        return _run(settings, suites, output)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(settings: Settings, suites: Sequence[str], output: Path) -> int:
+    results = _about(settings)
+    failed = False
+    for name in suites:
+        start = time.perf_counter()
+        try:
+            results["suites"][name] = asdict(import_module(f"tests.benchmarks.{name}").run(settings))
+        except Exception as error:
+            # One suite that fails must not cost the results of the others.
+            failed = True
+            traceback.print_exc()
+            why = f"failed: {type(error).__name__}: {error}"
+            results["suites"][name] = {"measurements": [], "points": [], "notes": [], "skipped": []}
+            results["suites"][name]["skipped"].append({"what": name, "why": why})
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        _write(results, output)
+    print(markdown(results))
+    return int(failed)
+
+
+def _about(settings: Settings) -> dict[str, Any]:
+    model = build_models(configuration(settings))[0]["ours"]
     return {
-        **{f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()},
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": describe_hardware(),
+        "versions": versions(),
+        "settings": asdict(settings),
+        "model": {
+            "name": settings.family_name,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "vocabulary": VOCAB_SIZE,
+        },
+        "suites": {},
     }
 
 
-def main() -> None:
-    """Runs the suites that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES))
-    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
-    arguments = parser.parse_args()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    result: dict[str, Any] = {"hardware": describe_hardware(), "repeats": arguments.repeats}
-    for suite in arguments.only:
-        result[suite] = {
-            precision: {
-                name: measure(case, arguments.repeats) for name, case in SUITES[suite](PRECISIONS[precision]).items()
-            }
-            for precision in arguments.precisions
-        }
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+def _write(results: dict[str, Any], output: Path) -> None:
+    """Writes all files anew, so that a run that is cut short leaves what it has."""
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / "results.md").write_text(markdown(results))
+    try:
+        draw(results, output)
+    except ImportError as error:
+        print(f"no figure: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """A training step: forward, in-batch and hard losses under matryoshka, backward, AdamW.
 
-Each row has a query, a positive and seven hard negatives; documents have log-normal lengths around 120 tokens. Stock
-Qwen3 gets them as the released training code gives them: in one batch, padded to one length.
+Each row has a query, a positive and seven hard negatives, as long as those of the published training. Stock Qwen3 gets
+them as the released training code gives them: in one batch, padded to one length.
 """
 
 from __future__ import annotations
@@ -9,63 +9,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modeling_f2llm import matryoshka_dims
-from tests.benchmarks.models import VOCAB_SIZE, build_models, device
+from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.settings import PRECISIONS, Settings, device
+from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import batches, row_lengths
+from tests.benchmarks.timing import Contestant, add_ratio, measure
 from training.objective import Objective
 from training.trainer import embed
 
-__all__ = ["cases"]
-
-ROWS, NEGATIVES = 4, 7
+__all__ = ["embed_padded", "run", "stepper"]
 
 
-def _lengths(generator: np.random.Generator) -> list[int]:
-    """Lengths of all queries, then of all positives, then of all negatives."""
-    queries = generator.lognormal(np.log(16), 0.4, ROWS)
-    documents = generator.lognormal(np.log(120), 0.6, ROWS * (1 + NEGATIVES))
-    return np.concatenate([queries, documents]).clip(4, 1024).astype(int).tolist()
-
-
-def _batches() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same texts packed, shortest first, and padded."""
-    generator = np.random.default_rng(0)
-    torch.manual_seed(0)
-    lengths = _lengths(generator)
-    texts = [torch.randint(2, VOCAB_SIZE, (length,)) for length in lengths]
-    order = np.argsort(lengths, kind="stable")
-    rank = torch.empty(len(texts), dtype=torch.long)
-    rank[torch.from_numpy(order)] = torch.arange(len(texts))
-    index = torch.arange(len(texts))
-    roles = {
-        "query": index[:ROWS],
-        "positive": index[ROWS : 2 * ROWS],
-        "negatives": index[2 * ROWS :].view(ROWS, NEGATIVES),
-        "task_type": "retrieval",
-    }
-    packed = {
-        "input_ids": torch.cat([texts[i] for i in order])[None].to(device()),
-        "sequence_lengths": [lengths[i] for i in order],
-        **{name: rank[value].to(device()) if isinstance(value, Tensor) else value for name, value in roles.items()},
-    }
-    ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-    padded = {"input_ids": ids.to(device()), "attention_mask": mask.to(device()), **roles}
-    return packed, padded
-
-
-def _embed_padded(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def embed_padded(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Embeddings of a padded batch: the last real token of each row."""
     hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     last = batch["attention_mask"].sum(1) - 1
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def _stepper(model: nn.Module, batch: dict[str, Any], embedder: Callable[..., Tensor], dtype: torch.dtype):
+def stepper(
+    model: nn.Module, batch: dict[str, Any], embedder: Callable[..., Tensor], dtype: torch.dtype
+) -> Callable[[], float]:
+    """A function that takes one step and returns its loss; fp32 weights, bf16 by autocast."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
     def step() -> float:
@@ -79,11 +51,49 @@ def _stepper(model: nn.Module, batch: dict[str, Any], embedder: Callable[..., Te
     return step
 
 
-def cases(dtype: torch.dtype) -> dict[str, dict[str, Callable[[], Any]]]:
-    """The step on either model; fp32 weights, bf16 by autocast."""
-    ours, stock = build_models()
-    packed, padded = _batches()
-    case = {"ours": _stepper(ours, packed, embed, dtype), "stock": _stepper(stock, padded, _embed_padded, dtype)}
-    losses = [function() for function in case.values()]
-    assert abs(losses[0] - losses[1]) < 0.02 * abs(losses[1]), f"the models disagree: {losses}"
-    return {"log_normal": case}
+def run(settings: Settings) -> Suite:
+    """Times the step of every model in every precision."""
+    suite = Suite()
+    rows, why = choose_rows(settings)
+    suite.notes.append(why)
+    lengths = row_lengths(settings, rows)
+    packed, padded = batches(lengths)
+    facts = {"rows": rows, "real_tokens": packed["input_ids"].numel(), "padded_tokens": padded["input_ids"].numel()}
+    suite.notes.append(
+        f"The batch has {facts['real_tokens']:,} real tokens, {facts['padded_tokens']:,} when padded: "
+        f"{facts['padded_tokens'] / facts['real_tokens']:.2f} times as many."
+    )
+    for precision in settings.precisions:
+        models, missing = build_models(configuration(settings), compile=settings.compile)
+        contestants = {
+            name: Contestant(
+                stepper(
+                    model,
+                    padded if name == "stock" else packed,
+                    embed_padded if name == "stock" else embed,
+                    PRECISIONS[precision],
+                ),
+                warm_ups=2 if name == "ours_compiled" else 1,
+                optional=name == "ours_compiled",
+            )
+            for name, model in models.items()
+        }
+        for name, reason in missing.items():
+            suite.skip(name, reason)
+        measurement = measure(
+            "training step", contestants, settings.repeats, precision=precision, check=_check(precision), facts=facts
+        )
+        for name in ("ours", "ours_compiled"):
+            add_ratio(measurement, "stock", name)
+        suite.add(measurement)
+    return suite
+
+
+def _check(precision: str) -> Callable[[dict[str, float]], None]:
+    tolerance = 1e-3 if precision == "fp32" else 2e-2
+
+    def check(losses: dict[str, float]) -> None:
+        worst = max(abs(loss - losses["stock"]) for loss in losses.values())
+        assert worst <= tolerance * abs(losses["stock"]), f"the first losses differ: {losses}"
+
+    return check

@@ -1,0 +1,181 @@
+"""The results as a figure that can be read in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["draw"]
+
+# Grey and hatch of the bars: neighbours differ in both.
+_STYLES = [("0.85", ""), ("0.55", "//"), ("0.25", ""), ("0.7", "xx"), ("0.95", "..")]
+_AXES = {
+    "batch": "rows of the batch",
+    "length": "tokens per text",
+    "corpus": "rows of the corpus",
+}
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes ``results.svg`` and ``results.png``; nothing if there is nothing to draw.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    rows = _rows(results["suites"])
+    if not rows:
+        return []
+    figure = Figure(figsize=(15, 4.3 * len(rows) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 6)
+    for number, panels in enumerate(rows):
+        span = 6 // len(panels)
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(grid[number, place * span : (place + 1) * span])
+            (_draw_bars if "groups" in panel else _draw_growth)(axes, panel)
+    hardware = results["hardware"]
+    quick = "quick run, figures mean nothing · " if results["settings"]["quick"] else ""
+    figure.suptitle(
+        f"{quick}{hardware['gpu'] or hardware['processor']}, threads: {hardware['threads']} · "
+        f"{results['model']['name']} · torch {results['versions']['torch']} · {results['date'][:10]}",
+        fontsize=11,
+    )
+    files = [folder / "results.svg", folder / "results.png"]
+    for file in files:
+        figure.savefig(file, dpi=110)
+    return files
+
+
+def _rows(suites: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Steps beside rates, encoding over the whole width, growth: what was measured of it."""
+    points = suites.get("growth", {}).get("points", [])
+    growth = [{"axis": axis, "points": [point for point in points if point["axis"] == axis]} for axis in _AXES]
+    rows = [
+        [panel for panel in (_speeds(suites), _fractions(suites)) if panel["groups"]],
+        [panel for panel in (_encode_speeds(suites),) if panel["groups"]],
+        [panel for panel in growth if panel["points"]],
+    ]
+    return [row for row in rows if row]
+
+
+def _speeds(suites: dict[str, Any]) -> dict[str, Any]:
+    """Steps: groups are what we are compared with and in which precision."""
+    groups: dict[str, dict[str, Any]] = {}
+    for suite, against in (("step", "stock padded"), ("trainer", "ST trainer")):
+        for measurement in suites.get(suite, {}).get("measurements", []):
+            label = f"{against}\n{measurement['precision']}"
+            groups[label] = {ratio["contestant"]: ratio for ratio in measurement["ratios"]}
+    return {"title": "Training step", "ylabel": "times as fast", "line": 1.0, "groups": groups}
+
+
+def _encode_speeds(suites: dict[str, Any]) -> dict[str, Any]:
+    """Encoding: groups are distributions, bars are the compiled model, or else ours, against each baseline."""
+    groups: dict[str, dict[str, Any]] = {}
+    for measurement in suites.get("encode", {}).get("measurements", []):
+        ratios = measurement["ratios"]
+        best = "ours_compiled" if any("compiled" in ratio["contestant"] for ratio in ratios) else "ours"
+        found = {}
+        for ratio in ratios:
+            model, precision = ratio["contestant"].rsplit("_", 1)
+            baseline = ratio["baseline"].removesuffix(f"_{precision}").replace("_", " ")
+            if model == best:
+                found[f"{precision} against {baseline.replace('openvino', 'OpenVINO')}"] = ratio
+        distribution = measurement["case"].removeprefix("encode, ").replace("_", "-")
+        groups[distribution] = dict(sorted(found.items(), key=lambda item: "OpenVINO" in item[0]))
+    return {
+        "title": "Encoding, compiled model where there is one (baseline at the same precision unless named)",
+        "ylabel": "times as fast",
+        "line": 1.0,
+        "groups": groups,
+    }
+
+
+def _fractions(suites: dict[str, Any]) -> dict[str, Any]:
+    groups = {
+        measurement["precision"]: {ratio["contestant"]: ratio for ratio in measurement["ratios"]}
+        for measurement in suites.get("rate", {}).get("measurements", [])
+    }
+    return {
+        "title": "Fraction of the matrix-product rate",
+        "ylabel": "fraction of torch.mm's operations per second",
+        "line": 1.0,
+        "groups": groups,
+    }
+
+
+def _draw_bars(axes: Any, panel: dict[str, Any]) -> None:
+    """Bars of medians with whiskers from smallest to largest and the median written above."""
+    groups = panel["groups"]
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(series)
+    for number, name in enumerate(series):
+        places, ratios = _present(list(groups.values()), name)
+        places = [place + (number - (len(series) - 1) / 2) * width for place in places]
+        medians = [ratio["median"] for ratio in ratios]
+        whiskers = [
+            [ratio["median"] - ratio["min"] for ratio in ratios],
+            [ratio["max"] - ratio["median"] for ratio in ratios],
+        ]
+        grey, hatch = _STYLES[number % len(_STYLES)]
+        label = name.replace("_", " ")
+        axes.bar(places, medians, width, color=grey, hatch=hatch, edgecolor="black", label=label)
+        axes.errorbar(places, medians, whiskers, fmt="none", ecolor="black", capsize=3, linewidth=1)
+        for place, ratio in zip(places, ratios, strict=True):
+            axes.annotate(
+                f"{ratio['median']:.2g}",
+                (place, ratio["max"]),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    axes.axhline(panel["line"], color="black", linestyle="--", linewidth=1)
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=9)
+    axes.set_ylabel(panel["ylabel"])
+    axes.set_title(panel["title"], fontsize=11)
+    # Room for the legend above the tallest bar.
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
+    axes.legend(fontsize=8, ncols=2, loc="upper center")
+
+
+def _present(groups: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[dict[str, Any]]]:
+    """Places of the groups that have this series, and its ratios there."""
+    found = [(float(place), group[name]) for place, group in enumerate(groups) if name in group]
+    return [place for place, _ in found], [ratio for _, ratio in found]
+
+
+def _draw_growth(axes: Any, panel: dict[str, Any]) -> None:
+    """Seconds on the left scale, solid with circles; memory on the right, dashed with squares.
+
+    Where work grows with the axis both scales are logarithmic, and growth in proportion is a straight line of the slope
+    that the dotted line has. Along the length the number of tokens stays: growth in proportion is level.
+    """
+    axis, points = panel["axis"], panel["points"]
+    values = [point["value"] for point in points]
+    medians = [point["seconds"]["median"] for point in points]
+    whiskers = [
+        [point["seconds"]["median"] - point["seconds"]["min"] for point in points],
+        [point["seconds"]["max"] - point["seconds"]["median"] for point in points],
+    ]
+    memory = [(point["peak_mib"] - point["before_mib"]) / 1024 for point in points]
+    handles = [axes.errorbar(values, medians, whiskers, fmt="-o", color="black", capsize=3, label="time")]
+    right = axes.twinx()
+    handles += right.plot(values, memory, "--s", color="0.5", label="peak memory")
+    axes.set_xscale("log", base=10 if axis == "corpus" else 2)
+    if axis == "length":
+        for scale in (axes, right):
+            scale.set_ylim(0, scale.get_ylim()[1] * 1.25)
+    else:
+        in_proportion = [medians[-1] * value / values[-1] for value in values]
+        handles += axes.plot(values, in_proportion, ":", color="black", label="time in proportion")
+        axes.set_yscale("log")
+        right.set_yscale("log")
+    axes.set_xticks(values, [f"{value:,}" for value in values])
+    axes.xaxis.minorticks_off()
+    axes.set_xlabel(_AXES[axis])
+    axes.set_ylabel("seconds of preparation" if axis == "corpus" else "seconds")
+    right.set_ylabel("GiB above model and libraries")
+    axes.set_title(f"Growth with the {'length of texts' if axis == 'length' else axis}", fontsize=11)
+    axes.legend(handles=handles, fontsize=8, loc="upper left")

@@ -1,0 +1,133 @@
+"""One point of ``growth.py``: reads what to measure from standard input, writes the results to standard output."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.settings import PRECISIONS, Settings, device
+from tests.benchmarks.step import stepper
+from tests.benchmarks.texts import LONGEST, batches, row_lengths, word_tokenizer
+from tests.benchmarks.timing import spread, time_call
+from training.trainer import embed
+
+__all__ = ["growth_batch", "growth_corpus", "growth_length"]
+
+_GLOBAL_BATCH = 512
+
+
+def _training_step(
+    model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int
+) -> tuple[Callable[[], Any], str | None]:
+    """One step of the trainer on a batch, and what a reader must know about it.
+
+    The one place that knows how the trainer steps: a trainer that splits a batch into forward passes of at most
+    ``max_tokens`` tokens is called here.
+    """
+    step = stepper(model, batch, embed, PRECISIONS[precision])
+    return step, "The trainer takes the whole batch in one pass: the bound on tokens has no effect on the batch axis."
+
+
+def growth_batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+    """A step on ``value`` rows."""
+    packed, _ = batches(row_lengths(settings, task["value"]))
+    step, note = _training_step(_model(settings), packed, task["precision"], task["max_tokens"])
+    return {**_time(step, settings.repeats), "tokens": packed["input_ids"].numel(), "note": note}
+
+
+def growth_length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+    """Forward and backward over texts of ``value`` tokens each, as many as make up ``tokens``."""
+    count = max(2, task["tokens"] // task["value"])
+    packed, _ = batches(np.full((1, count), task["value"]))
+    model = _model(settings)
+
+    def forward_backward() -> None:
+        with torch.autocast(device().type, torch.bfloat16, enabled=task["precision"] == "bf16"):
+            embeddings = embed(model, packed)
+        embeddings.square().mean().backward()
+        model.zero_grad()
+
+    return {**_time(forward_backward, settings.repeats), "tokens": packed["input_ids"].numel()}
+
+
+def growth_corpus(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+    """Preparation of ``value`` rows, then their first batch."""
+    from training.collator import PackedCollator, PreparedRows
+    from training.data.manifest import Source
+    from training.data.prepare import PreparationOptions, prepare
+    from training.sampler import GlobalBatchSampler
+
+    file = Path(task["folder"]) / f"{task['value']}.parquet"
+    options = PreparationOptions(max_length=LONGEST, instructions=False, validation_share=0.0)
+    source = Source(f"rows_{task['value']}", [file], "retrieval", "Retrieve.")
+    before = _memory("VmRSS")
+    seconds, sources = time_call(lambda: prepare([source], word_tokenizer(), file.parent / "prepared", options))
+
+    def first_batch() -> dict[str, Any]:
+        rows = PreparedRows(sources, "train")
+        keys = next(iter(GlobalBatchSampler([len(rows)], _GLOBAL_BATCH)))
+        return PackedCollator(sources, dict(options.num_hard_negatives))([rows[key] for key in keys])
+
+    first_seconds, batch = time_call(first_batch)
+    return {
+        "seconds": spread([seconds]),
+        "first_batch_seconds": first_seconds,
+        "before_mib": before,
+        "peak_mib": _memory("VmHWM"),
+        "tokens": batch["input_ids"].numel(),
+    }
+
+
+def _model(settings: Settings) -> nn.Module:
+    return build_models(configuration(settings))[0]["ours"].train()
+
+
+def _time(work: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Spread of the seconds after one warm-up call, and the memory before and at the peak."""
+    cuda = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() / 2**20 if cuda else _memory("VmRSS")
+    work()
+    seconds = [time_call(work)[0] for _ in range(repeats)]
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _memory("VmHWM")
+    return {"seconds": spread(seconds), "before_mib": before, "peak_mib": peak}
+
+
+def _memory(field: str) -> float:
+    """MiB that this process holds (``VmRSS``) or held at most (``VmHWM``).
+
+    ``getrusage`` is for systems that do not say so in a file: on Linux its peak is no less than that of the parent.
+    """
+    path = Path("/proc/self/status")
+    if path.exists():
+        line = next(line for line in path.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+_AXES = {"batch": growth_batch, "length": growth_length, "corpus": growth_corpus}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    settings = Settings(**request["settings"])
+    if settings.quick:
+        torch.set_num_threads(1)
+    points = []
+    for task in request["tasks"]:
+        point = _AXES[task["axis"]](settings, task)
+        points.append({"axis": task["axis"], "value": task["value"], "precision": task["precision"], **point})
+    sys.stdout.write(json.dumps(points) + "\n")
+
+
+if __name__ == "__main__":
+    main()

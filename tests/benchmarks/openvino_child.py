@@ -1,0 +1,59 @@
+"""Answers ``openvino_backend.py``, one JSON object a line; runs in another environment and imports nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+
+@cache
+def load(folder: Path, precision: str):
+    from sentence_transformers import SentenceTransformer
+
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    return SentenceTransformer(
+        str(folder / "model"),
+        backend="openvino",
+        device="cpu",
+        model_kwargs={"export": True, "ov_config": {"INFERENCE_PRECISION_HINT": hint}},
+    )
+
+
+def answer(folder: Path, question: dict) -> dict:
+    """Versions to an empty question, else the seconds of encoding ``texts.json``; embeddings go into a file."""
+    if not question:
+        import optimum.intel.openvino  # noqa: F401 - an environment without it must say so before anything is timed
+
+        packages = ("openvino", "optimum-intel", "sentence-transformers", "transformers", "torch")
+        return {"versions": ", ".join(f"{package} {version(package)}" for package in packages)}
+    import numpy as np
+
+    model = load(folder, question["precision"])
+    texts = json.loads((folder / "texts.json").read_text())
+    start = time.perf_counter()
+    embeddings = model.encode(texts, batch_size=question["batch"], show_progress_bar=False)
+    seconds = time.perf_counter() - start
+    np.save(folder / "embeddings.npy", embeddings.astype(np.float32))
+    return {"seconds": seconds}
+
+
+def main() -> None:
+    # Libraries print to standard output: the answers get a channel of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            reply = answer(Path(sys.argv[1]), json.loads(line))
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What the command line chooses, and the sizes that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+__all__ = ["PRECISIONS", "Settings", "device"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_Value = TypeVar("_Value")
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices that every suite reads.
+
+    Attributes:
+        repeats: Timed rounds of each comparison.
+        precisions: Names among ``PRECISIONS``.
+        compile: Whether the compiled model takes part.
+        size: A published shape; left out, one that suits the device.
+        rows: Rows of the training batch; left out, as many of the published 16 as the machine can take.
+        quick: Sizes at which everything runs in seconds and no figure means anything.
+        openvino_python: Interpreter of an environment with sentence-transformers' OpenVINO backend.
+    """
+
+    repeats: int = 3
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    compile: bool = True
+    size: str | None = None
+    rows: int | None = None
+    quick: bool = False
+    openvino_python: str | None = None
+
+    def pick(self, *, quick: _Value, cpu: _Value, cuda: _Value) -> _Value:
+        """The value that fits the run and the device."""
+        if self.quick:
+            return quick
+        return cuda if device().type == "cuda" else cpu
+
+    @property
+    def family_name(self) -> str:
+        """The published shape that is measured."""
+        return self.size or self.pick(quick="f2llm-v2-80m", cpu="f2llm-v2-80m", cuda="f2llm-v2-0.6b")

@@ -1,0 +1,181 @@
+"""Whole training steps under two trainers: sentence-transformers' on stock Qwen3 and F2LLMTrainer on F2LLMModel.
+
+Both run transformers' Trainer loop over the same texts: collating, the step, clipping, AdamW. sentence-transformers has
+``CachedMultipleNegativesRankingLoss`` in ``MatryoshkaLoss`` with our widths, weights and temperature. Its maths is not
+ours: one softmax holds the positives and the hard negatives of all rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+
+from modeling_f2llm import matryoshka_dims, matryoshka_weights
+from modeling_f2llm.losses import TEMPERATURE
+from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.settings import Settings, device
+from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import LONGEST, NEGATIVES, row_lengths, word_tokenizer, write_texts
+from tests.benchmarks.timing import Contestant, add_ratio, measure
+
+__all__ = ["run"]
+
+_COLUMNS = ("query", "passage", *(f"negative_{k}" for k in range(1, NEGATIVES + 1)))
+_STEPS = 2
+_MINI_BATCH = 32
+
+
+class _Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def run(settings: Settings) -> Suite:
+    """Times steps of both trainers in every precision."""
+    suite = Suite()
+    try:
+        import datasets  # noqa: F401
+        import pyarrow  # noqa: F401
+        from sentence_transformers import SentenceTransformerTrainer  # noqa: F401
+    except ImportError as error:
+        suite.skip("trainer", f"{type(error).__name__}: {error}")
+        return suite
+    rows, why = choose_rows(settings)
+    lengths = row_lengths(settings, rows)
+    suite.notes += [
+        why,
+        "Both trainers step on the same rows, whole steps of the loop: collating, forward, backward, clipping, AdamW.",
+        f"sentence-transformers embeds each column in mini-batches of {_MINI_BATCH} texts, twice: its loss caches "
+        "gradients. Its maths is not ours: one softmax holds the positives and hard negatives of all rows.",
+    ]
+    columns = dict(zip(_COLUMNS, np.array_split(write_texts(lengths.T.reshape(-1)), len(_COLUMNS)), strict=True))
+    columns = {name: texts.tolist() for name, texts in columns.items()}
+    for precision in settings.precisions:
+        with TemporaryDirectory() as folder:
+            measurement = _measure(settings, suite, columns, precision, Path(folder))
+        measurement["facts"] |= {"rows": rows, "real_tokens": int(lengths.sum())}
+        suite.add(measurement)
+    return suite
+
+
+def _measure(
+    settings: Settings, suite: Suite, columns: dict[str, list[str]], precision: str, folder: Path
+) -> dict[str, Any]:
+    models, missing = build_models(configuration(settings), compile=settings.compile)
+    for name, reason in missing.items():
+        suite.skip(name, reason)
+    _check_embeddings(models, columns["passage"][:2])
+    contestants = {}
+    for name, model in models.items():
+        build = _sentence_transformer_trainer if name == "stock" else _our_trainer
+        contestants["sentence_transformers" if name == "stock" else name] = Contestant(
+            _timed(build(model, columns, precision, folder / name)), reports_seconds=True, optional="compiled" in name
+        )
+    measurement = measure("one step of a trainer", contestants, settings.repeats, precision=precision)
+    for name in ("ours", "ours_compiled"):
+        add_ratio(measurement, "sentence_transformers", name)
+    rows = len(columns["query"])
+    measurement["facts"]["seconds_per_row"] = {
+        name: seconds["median"] / rows for name, seconds in measurement["contestants"].items()
+    }
+    return measurement
+
+
+def _timed(trainer: Any) -> Callable[[], float]:
+    """Trains and returns the seconds from the end of the first step to the end of the last, per step."""
+    clock = _Clock()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+
+    def train() -> float:
+        clock.ends.clear()
+        trainer.train()
+        return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
+
+    return train
+
+
+def _check_embeddings(models: dict[str, nn.Module], texts: list[str]) -> None:
+    """The losses cannot agree, so the models must."""
+    from modeling_f2llm import build_sentence_transformer
+
+    embeddings = {
+        name: build_sentence_transformer(model, word_tokenizer(), prompts={}).encode(texts, show_progress_bar=False)
+        for name, model in models.items()
+        if "compiled" not in name
+    }
+    assert np.allclose(embeddings["ours"], embeddings["stock"], atol=1e-4), "the models' embeddings differ"
+
+
+def _shared_arguments(precision: str, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": _STEPS,
+        "learning_rate": 1e-5,
+        "bf16": precision == "bf16",
+        "use_cpu": device().type == "cpu",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def _sentence_transformer_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+
+    from modeling_f2llm import build_sentence_transformer
+
+    encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
+    dims = matryoshka_dims(model.config.hidden_size)
+    loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, mini_batch_size=_MINI_BATCH)
+    return SentenceTransformerTrainer(
+        model=encoder,
+        args=SentenceTransformerTrainingArguments(
+            per_device_train_batch_size=len(columns["query"]), **_shared_arguments(precision, folder)
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        loss=MatryoshkaLoss(encoder, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims)),
+    )
+
+
+def _our_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from training.arguments import StageArguments
+    from training.data.manifest import Source
+    from training.data.prepare import PreparationOptions, prepare
+    from training.trainer import F2LLMTrainer
+
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    source = Source("benchmark", [folder / "rows.parquet"], "retrieval", "Retrieve.")
+    options = PreparationOptions(max_length=LONGEST, instructions=False, validation_share=0.0)
+    tokenizer = word_tokenizer()
+    sources = prepare([source], tokenizer, folder / "prepared", options)
+    arguments = StageArguments(
+        model="benchmark", global_batch_size=len(columns["query"]), **_shared_arguments(precision, folder)
+    )
+    return F2LLMTrainer(model, arguments, sources, tokenizer)
