@@ -112,8 +112,8 @@ class Plan:
         yield f"  evaluations  {self.evaluations:,}, checkpoints {self.checkpoints:,}"
         yield (
             f"  memory       {_size(memory.total)} on each device: {_size(memory.state)} weights, gradients, "
-            f"optimizer; {_size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; {_size(memory.loss)} "
-            f"embeddings; {_size(memory.program)} the program"
+            f"optimizer; {_size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
+            f"{_size(memory.loss)} embeddings; {_size(memory.program)} the program"
             + (f"; {_size(memory.teacher)} teacher" if memory.teacher else "")
         )
         if self.measured is not None and self.seconds is not None:

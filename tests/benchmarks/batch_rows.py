@@ -18,9 +18,9 @@ from tests.benchmarks.timing import time_call
 __all__ = ["PUBLISHED_ROWS", "choose_rows"]
 
 PUBLISHED_ROWS = 16
-_MOST_SECONDS = 60.0
+_MOST_SECONDS = 120.0
 # What is kept for the backward pass is not all that a step needs, and the machine is not ours alone.
-_MEMORY_SHARE = 0.4
+_MEMORY_SHARE = 0.75
 
 
 @lru_cache
@@ -28,7 +28,7 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
     """Rows of the batch and a sentence that says why.
 
     Unless the command line names them, they are the published 16, or the largest of 8, 4, 2 and 1 whose step on stock
-    Qwen3 stays under a minute in fp32 and fits into memory, both extrapolated from one row by padded tokens.
+    Qwen3 stays under two minutes in fp32 and fits into memory, both extrapolated from one row by padded tokens.
     """
     if settings.rows is not None:
         return settings.rows, f"Rows: {settings.rows}, as asked for (published: {PUBLISHED_ROWS} per device)."
@@ -53,7 +53,7 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
 
 def _probe(settings: Settings, batch: dict[str, Any]) -> tuple[float, int]:
     """Seconds of a step of stock Qwen3 on one row and the bytes that it keeps for the backward pass."""
-    model = build_models(configuration(settings))[0]["stock"].train()
+    model = build_models(configuration(settings, **settings.step_shape))[0]["stock"].train()
     kept: dict[int, int] = {}
     # What is kept includes the weights, which are there anyway.
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}

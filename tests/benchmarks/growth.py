@@ -62,7 +62,6 @@ def run(settings: Settings) -> Suite:
         else:
             for axis, (values, more) in axes.items():
                 _measure_axis(settings, suite, [_task(axis, value, more, precision, Path(folder)) for value in values])
-    suite.notes += sorted({point.pop("note") for point in suite.points if point.get("note")})
     return suite
 
 

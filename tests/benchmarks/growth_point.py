@@ -6,42 +6,58 @@ import json
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from modeling_f2llm import matryoshka_dims
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import PRECISIONS, Settings, device
-from tests.benchmarks.step import stepper
+from tests.benchmarks.settings import Settings, device
+from tests.benchmarks.step import embed
 from tests.benchmarks.texts import LONGEST, batches, row_lengths, word_tokenizer
 from tests.benchmarks.timing import spread, time_call
-from training.trainer import embed
+from training.gradient_cache import CachedStep
+from training.layout import lay_out
+from training.objective import Objective
 
 __all__ = ["growth_batch", "growth_corpus", "growth_length"]
 
 _GLOBAL_BATCH = 512
 
 
-def _training_step(
-    model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int
-) -> tuple[Callable[[], Any], str | None]:
-    """One step of the trainer on a batch, and what a reader must know about it.
+def _training_step(model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int) -> Callable[[], Any]:
+    """A step as the trainer takes it: in chunks of at most ``max_tokens``, with a gradient cache."""
+    lengths = np.array(batch["sequence_lengths"])
+    layout = lay_out(lengths, max_tokens=max_tokens)
+    chunks = [lengths[chunk].tolist() for chunk in layout.chunks]
+    batch = {**batch, "chunk_lengths": chunks, "slots": torch.from_numpy(layout.slots), "width": layout.width}
+    accelerator = Accelerator(cpu=device().type == "cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    The one place that knows how the trainer steps: a trainer that splits a batch into forward passes of at most
-    ``max_tokens`` tokens is called here.
-    """
-    step = stepper(model, batch, embed, PRECISIONS[precision])
-    return step, "The trainer takes the whole batch in one pass: the bound on tokens has no effect on the batch axis."
+    def autocast() -> AbstractContextManager:
+        return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step() -> None:
+        CachedStep(accelerator, model, autocast).run(
+            batch, lambda embeddings: torch.stack(list(objective.terms(embeddings, batch).values())).sum()
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def growth_batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     """A step on ``value`` rows."""
     packed, _ = batches(row_lengths(settings, task["value"]))
-    step, note = _training_step(_model(settings), packed, task["precision"], task["max_tokens"])
-    return {**_time(step, settings.repeats), "tokens": packed["input_ids"].numel(), "note": note}
+    step = _training_step(_model(settings), packed, task["precision"], task["max_tokens"])
+    return {**_time(step, settings.repeats), "tokens": packed["input_ids"].numel()}
 
 
 def growth_length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import torch
 from modeling_f2llm import FAMILY, matryoshka_dims
 from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.settings import PRECISIONS, Settings, device
+from tests.benchmarks.step import embed
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import NEGATIVES, batches, row_lengths
 from tests.benchmarks.timing import Contestant, measure, spread
 from training.objective import Objective
-from training.trainer import embed
 
 __all__ = ["run"]
 

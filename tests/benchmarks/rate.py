@@ -17,11 +17,10 @@ from modeling_f2llm import F2LLMConfig
 from tests.benchmarks.batch_rows import choose_rows
 from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.settings import PRECISIONS, Settings, device
-from tests.benchmarks.step import stepper
+from tests.benchmarks.step import embed, stepper
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, add_ratio, measure
-from training.trainer import embed
 
 __all__ = ["attention_operations", "linear_shapes", "run"]
 

@@ -43,6 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], 
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each comparison")
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--size", help="published shape; f2llm-v2-80m on a CPU and f2llm-v2-0.6b on a GPU if left out")
+    parser.add_argument("--step-layers", type=int, help="layers of the model in step and trainer; 2 on a CPU, or all")
     parser.add_argument("--rows", type=int, help="rows of the training batch; as many of 16 as fit if left out")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure it compiled too"
@@ -57,6 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], 
         compile=chosen.compile,
         size=chosen.size,
         rows=chosen.rows,
+        step_layers=chosen.step_layers,
         quick=chosen.quick,
         openvino_python=chosen.openvino_python,
     )

@@ -29,6 +29,7 @@ class Settings:
         compile: Whether the compiled model takes part.
         size: A published shape; left out, one that suits the device.
         rows: Rows of the training batch; left out, as many of the published 16 as the machine can take.
+        step_layers: Layers of the model that is trained; left out, two on a CPU and all on a GPU.
         quick: Sizes at which everything runs in seconds and no figure means anything.
         openvino_python: Interpreter of an environment with sentence-transformers' OpenVINO backend.
     """
@@ -38,6 +39,7 @@ class Settings:
     compile: bool = True
     size: str | None = None
     rows: int | None = None
+    step_layers: int | None = None
     quick: bool = False
     openvino_python: str | None = None
 
@@ -51,3 +53,9 @@ class Settings:
     def family_name(self) -> str:
         """The published shape that is measured."""
         return self.size or self.pick(quick="f2llm-v2-80m", cpu="f2llm-v2-80m", cuda="f2llm-v2-0.6b")
+
+    @property
+    def step_shape(self) -> dict[str, int]:
+        """What is special to the model that is trained: a stock step of all layers is too much for a CPU."""
+        layers = self.step_layers or self.pick(quick=None, cpu=2, cuda=None)
+        return {} if layers is None else {"num_hidden_layers": layers}

@@ -19,10 +19,15 @@ from tests.benchmarks.settings import PRECISIONS, Settings, device
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, add_ratio, measure
+from training.gradient_cache import embed_chunk
 from training.objective import Objective
-from training.trainer import embed
 
-__all__ = ["embed_padded", "run", "stepper"]
+__all__ = ["embed", "embed_padded", "run", "stepper"]
+
+
+def embed(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Embeddings of a packed batch."""
+    return embed_chunk(model, batch["input_ids"], batch["sequence_lengths"])
 
 
 def embed_padded(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -64,7 +69,7 @@ def run(settings: Settings) -> Suite:
         f"{facts['padded_tokens'] / facts['real_tokens']:.2f} times as many."
     )
     for precision in settings.precisions:
-        models, missing = build_models(configuration(settings), compile=settings.compile)
+        models, missing = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
         contestants = {
             name: Contestant(
                 stepper(

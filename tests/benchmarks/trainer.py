@@ -77,7 +77,7 @@ def run(settings: Settings) -> Suite:
 def _measure(
     settings: Settings, suite: Suite, columns: dict[str, list[str]], precision: str, folder: Path
 ) -> dict[str, Any]:
-    models, missing = build_models(configuration(settings), compile=settings.compile)
+    models, missing = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
     for name, reason in missing.items():
         suite.skip(name, reason)
     _check_embeddings(models, columns["passage"][:2])

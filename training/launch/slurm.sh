@@ -1,0 +1,25 @@
+#!/bin/bash
+# Several nodes: sbatch training/launch/slurm.sh training/recipes/f2llm-v2/stage1-4b.yaml [--key value …]
+# The repository and the output folder lie on a file system that all nodes see. A job that is preempted or whose node
+# dies is queued again and goes on from its last checkpoint.
+#SBATCH --job-name=f2llm
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@300           # five minutes before the time is up: step, checkpoint, end
+set -euo pipefail
+
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export GPUS=${SLURM_GPUS_ON_NODE:-8}
+
+# One launcher on each node; --resume starts anew where there is nothing to resume.
+srun --kill-on-bad-exit=1 bash -c '
+  exec .venv/bin/accelerate launch --config_file training/launch/fsdp.yaml \
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes $((SLURM_NNODES * GPUS)) \
+    --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
+    training/run_stage.py "$@" --resume' launch "$@"
