@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -22,6 +21,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Model
 
 from modeling_f2llm import F2LLMModel, build_sentence_transformer, in_batch_loss, matryoshka_weights
+
+# The model package itself does without; sentence-transformers' trainer does not.
+Dataset = pytest.importorskip("datasets").Dataset
 
 STEPS = 6
 

@@ -113,6 +113,8 @@ def test_saved_tokenizer_appends_eos_in_stock_libraries(
     assert loaded.padding_side == "right"
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     bare = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    # Older versions of transformers save the padding of the last call.
+    bare.no_padding()
     assert [encoding.ids for encoding in bare.encode_batch(sentences)] == expected
 
 
