@@ -202,8 +202,8 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
         return math.ceil(steps / steps_per_epoch)
     if strategy != "steps":
         return 0
-    # A share of all steps is what transformers takes numbers below one for.
-    return steps // (math.ceil(every * steps) if every < 1 else int(every))
+    # A number below one is a share of all steps; what is due at intervals is done at the last step too.
+    return math.ceil(steps / (math.ceil(every * steps) if every < 1 else int(every)))
 
 
 def _size(number: float) -> str:

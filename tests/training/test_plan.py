@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.recipes import write_recipe, write_single_stage
+from training.collator import PackedCollator, PreparedRows
+from training.measure import Measurement
+from training.plan import count_batches, make_plan
+from training.recipe import load_recipe
+from training.run_stage import main
+from training.sampler import GlobalBatchSampler
+from training.setup import RECIPE
+
+
+def _stage(folder: Path, **keys):
+    return load_recipe(write_single_stage(folder, **keys)).stages[0]
+
+
+def test_steps_and_tokens_are_those_of_the_training(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, max_tokens_per_forward=150, eval_strategy="steps", eval_steps=4)
+    plan = make_plan(stage, {})
+    assert main([str(tmp_path / "single.yaml")]) == 0
+    checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+    assert plan.steps == state["global_step"]
+    assert plan.checkpoints == len(checkpoints)
+    assert plan.evaluations == len([line for line in state["log_history"] if "eval_loss" in line])
+
+
+def test_all_batches_are_counted(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, max_tokens_per_forward=150)
+    args = stage.arguments
+    plan = make_plan(stage, {})
+    from training.setup import make_tokenizer, prepare_sources, read_sources
+
+    all_sources, sources = read_sources(args)
+    prepared = prepare_sources(stage, sources, make_tokenizer(args, all_sources))
+    collator = PackedCollator(prepared, args.num_hard_negatives, args.seed, max_tokens_per_forward=150)
+    rows = PreparedRows(prepared)
+    sampler = GlobalBatchSampler([len(rows)], args.global_batch_size, args.seed)
+    batches = [collator([rows[key] for key in keys]) for keys in sampler]
+    counted = count_batches(args, prepared, "train")
+    assert counted == plan.training
+    assert counted.count == len(batches)
+    assert counted.tokens == pytest.approx(sum(batch["input_ids"].numel() for batch in batches) / len(batches))
+    assert counted.chunks == pytest.approx(sum(len(batch["chunk_lengths"]) for batch in batches) / len(batches))
+    assert counted.most_texts == max(len(batch["slots"]) for batch in batches)
+    assert counted.most_chunk_tokens == max(sum(chunk) for batch in batches for chunk in batch["chunk_lengths"]) <= 150
+
+
+def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = str(write_recipe(tmp_path))
+    assert main([recipe, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("stage ")] == ["stage stage1", "stage stage2"]
+    assert not any("measured" in line or line.startswith("  time") for line in lines)
+    for stage in ("stage1", "stage2"):
+        assert {path.name for path in (tmp_path / "run" / stage).iterdir()} <= {"prepared", "tokenizer"}
+    # What was prepared is used by the run, which nothing stands in the way of.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("tokens.int32")}
+    assert before and main([recipe]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "run/stage1" / RECIPE).exists()
+
+
+def test_measuring_takes_ten_steps_and_tells_the_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plan = make_plan(_stage(tmp_path, teacher=None), {}, measure=True)
+    assert len(plan.measured.seconds) == len(plan.measured.tokens) == 10
+    assert plan.measured.peak_bytes > 0 and plan.seconds > 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    lines = "\n".join(plan.lines())
+    assert "tokens a second" in lines and "  time  " in lines
+
+
+def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(write_recipe(tmp_path)), "--measure"]) == 2
+    assert "--measure belongs to --dry-run" in capsys.readouterr().err
+
+
+def test_the_time_of_a_step_follows_its_tokens() -> None:
+    def measurement(seconds: list[float], tokens: list[int]) -> Measurement:
+        return Measurement(seconds, tokens, 0.0, 0.0, 0.0, 0)
+
+    line = measurement([0.5 + 0.001 * tokens for tokens in range(1000, 3000, 200)], list(range(1000, 3000, 200)))
+    assert line.step_seconds(5000) == pytest.approx(5.5)
+    # Batches of one size say nothing about another: in proportion.
+    alike = measurement([1.0, 1.1, 0.9], [1000, 1001, 999])
+    assert alike.step_seconds(2000) == pytest.approx(2.0)
+    # Nor does noise in which larger batches seem faster.
+    noisy = measurement([2.0, 1.0], [1000, 2000])
+    assert noisy.step_seconds(1500) == pytest.approx(1.5)
