@@ -56,7 +56,11 @@ def load_teacher(
         UserError: If the teacher cannot be loaded, reads other tokens, or is narrower than the student.
     """
     try:
-        model = F2LLMModel.from_pretrained(name, dtype=torch.float32, attn_implementation=attn_implementation)
+        model, loaded = F2LLMModel.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=attn_implementation, output_loading_info=True
+        )
+        if loaded["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
         vocabulary = AutoTokenizer.from_pretrained(name).get_vocab()
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
