@@ -138,6 +138,7 @@ def test_sharded_checkpoints_are_sentence_transformers(sharded: Path) -> None:
     assert len(embeddings) == 3 and all(embedding.shape == (32,) for embedding in embeddings)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path) -> None:
     recipe = rewind(sharded, "mixed", tmp_path, models, use_cpu=False)
     train(accelerate(tmp_path, 2, WORKER, "sharded", recipe, "--resume"))
@@ -150,6 +151,7 @@ def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, m
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(
     tmp_path: Path, two_processes: Path, models: Path
 ) -> None:
