@@ -73,8 +73,7 @@ def balanced_chunks(texts: np.ndarray, lengths: np.ndarray, max_tokens: int | No
     parts = -(-total // max_tokens)
     while True:
         part = np.minimum((middles * parts / total).astype(np.int64), parts - 1)
-        cuts = np.flatnonzero(np.diff(part)) + 1
-        chunks = np.split(np.arange(len(texts)), cuts)
-        if all(len(chunk) == 1 or lengths[chunk].sum() <= max_tokens for chunk in chunks):
-            return [texts[chunk] for chunk in chunks]
+        tokens, count = np.bincount(part, weights=lengths), np.bincount(part)
+        if ((tokens <= max_tokens) | (count == 1)).all():
+            return np.split(texts, np.flatnonzero(np.diff(part)) + 1)
         parts += 1

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
@@ -113,7 +113,8 @@ class SavingTrainer(Trainer):
 
 def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LLMModel:
     """The model outside of its wrapping, holding the given weights themselves."""
-    with torch.device("meta"):
+    # Buffers that no state holds (rotary frequencies) are made; weights are not.
+    with init_empty_weights(include_buffers=False):
         whole = F2LLMModel(model.config)
     whole.load_state_dict(state_dict, assign=True)
     return whole

@@ -20,6 +20,7 @@ from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.errors import UserError, in_one_line
 from training.evaluation.pairs import load_pairs
+from training.loading import load_whole_model
 from training.recipe import Stage
 from training.teacher import Teacher, load_teacher
 from training.trainer import F2LLMTrainer
@@ -103,15 +104,11 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
-    """Loads or makes the model, in fp32: AdamW at these learning rates is lost on bf16 weights."""
+    """Loads or makes the model, in fp32."""
     try:
         if args.model is None:
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
-        model, loaded = F2LLMModel.from_pretrained(
-            args.model, dtype=torch.float32, output_loading_info=True, **model_options(args)
-        )
-        if loaded["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
+        model = load_whole_model(args.model, **model_options(args))
         _check_config(model.config, tokenizer)
     except UserError:
         raise

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch
+from training.loading import load_whole_model
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -54,7 +53,7 @@ def load_teacher(name: str, tokenizer: PreTrainedTokenizerBase, width: int, **mo
         UserError: If the teacher cannot be loaded, reads other tokens, or is narrower than the student.
     """
     try:
-        model = F2LLMModel.from_pretrained(name, dtype=torch.float32, **model_options)
+        model = load_whole_model(name, **model_options)
         vocabulary = AutoTokenizer.from_pretrained(name).get_vocab()
     # Damaged folders come out of the libraries as anything.
     except Exception as error:

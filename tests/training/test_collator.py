@@ -200,3 +200,41 @@ def test_too_few_negatives(
 ) -> None:
     with refuses(prepared_sources[1].folder, "6 negatives", "7", "num_hard_negatives_clustering"):
         PackedCollator(prepared_sources, {**num_hard_negatives, "clustering": 7})
+
+
+# Many processes
+
+
+@pytest.mark.parametrize("max_tokens", [None, 60])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+@pytest.mark.parametrize("row_count", [1, 17])
+def test_processes_together_encode_each_text_of_the_batch_once(
+    prepared_sources: list[PreparedSource],
+    num_hard_negatives: dict[str, int],
+    row_count: int,
+    world_size: int,
+    max_tokens: int | None,
+) -> None:
+    for source in range(3):
+        rows = take(prepared_sources, source, list(range(row_count))[:15])
+        whole = PackedCollator(prepared_sources, num_hard_negatives, 7)(rows)
+        parts = [
+            PackedCollator(prepared_sources, num_hard_negatives, 7, rank, world_size, max_tokens)(rows)
+            for rank in range(world_size)
+        ]
+        gathered: list[Text | None] = []
+        for part in parts:
+            for name in ("query", "positive", "negatives", "slots"):
+                assert torch.equal(part[name], parts[0][name])
+            assert part["rows"] == whole["rows"]
+            assert len(part["chunk_lengths"]) == len(parts[0]["chunk_lengths"])
+            assert all(len(chunk) == 1 or sum(chunk) <= (max_tokens or 10**9) for chunk in part["chunk_lengths"])
+            own = texts_of(part)
+            gathered += [*own, *[None] * (part["width"] - len(own))]
+        # Slots lead to the texts of the batch, in the order that the indices mean.
+        assert [gathered[slot] for slot in parts[0]["slots"]] == texts_of(whole)
+        for name in ("query", "positive", "negatives"):
+            assert torch.equal(parts[0][name], whole[name])
+        # What is encoded besides is the shortest text, where a process has a chunk too few.
+        spare = [text for slot, text in enumerate(gathered) if text and slot not in set(parts[0]["slots"].tolist())]
+        assert set(spare) <= {texts_of(whole)[0]}

@@ -120,3 +120,67 @@ def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embedding
 
 def test_defaults_are_the_published_ones() -> None:
     assert Objective() == Objective(temperature=0.05, dims=None, mask_duplicates=False)
+
+
+def gradients_of(embeddings: Tensor, batch: dict[str, Any], objective: Objective) -> dict[str, Tensor]:
+    terms = objective.terms(embeddings, batch)
+    return {name: torch.autograd.grad(term, embeddings, retain_graph=True)[0] for name, term in terms.items()}
+
+
+@pytest.mark.parametrize("dims", [None, DIMS])
+def test_without_gathered_gradients_positives_learn_from_their_hard_negatives_only(
+    embeddings: Tensor, dims: list[int] | None
+) -> None:
+    # No text is query and positive of the same batch here.
+    batch = batch_of()
+    full = gradients_of(embeddings, batch, Objective(dims=dims))
+    published = gradients_of(embeddings, batch, Objective(dims=dims, gather_gradients=False))
+    assert full["in_batch"][batch["positive"]].abs().min() > 0
+    assert not published["in_batch"][batch["positive"]].any()
+    assert torch.equal(published["in_batch"][batch["query"]], full["in_batch"][batch["query"]])
+    assert torch.equal(published["hard"], full["hard"])
+
+
+def test_gathered_gradients_change_no_value(embeddings: Tensor) -> None:
+    batch = batch_of()
+    full, published = (Objective(gather_gradients=gather).terms(embeddings, batch) for gather in (True, False))
+    assert {name: term.item() for name, term in full.items()} == {name: term.item() for name, term in published.items()}
+
+
+# Distillation
+
+
+@pytest.fixture
+def teacher() -> Tensor:
+    """Twice as wide as the student."""
+    return torch.randn(9, 2 * WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+
+@pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
+def test_distillation_is_the_squared_distance_of_each_role(embeddings: Tensor, teacher: Tensor, task_type: str) -> None:
+    batch = batch_of(task_type)
+    plain = Objective(dims=DIMS).terms(embeddings, batch)
+    terms = Objective(dims=DIMS, distillation_weight=0.5).terms(embeddings, batch, teacher)
+    distances = (embeddings - teacher[:, :WIDTH]).square()
+    wanted = 0.5 * sum(distances[batch[role]].mean() for role in ("query", "positive", "negatives"))
+    torch.testing.assert_close(terms.pop("distillation"), wanted)
+    assert {name: term.item() for name, term in terms.items()} == {name: term.item() for name, term in plain.items()}
+
+
+def test_nothing_flows_into_the_teacher(embeddings: Tensor, teacher: Tensor) -> None:
+    sum(Objective().terms(embeddings, batch_of(), teacher).values()).backward()
+    assert teacher.grad is None and embeddings.grad.any()
+
+
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(embeddings: Tensor) -> None:
+    wide = torch.cat([embeddings.detach(), torch.randn(9, 5)], dim=1)
+    assert Objective().terms(embeddings, batch_of(), wide)["distillation"].item() == 0
+
+
+def test_distillation_without_negatives(embeddings: Tensor, teacher: Tensor) -> None:
+    batch = batch_of() | {"negatives": torch.empty(3, 0).long()}
+    term = Objective().terms(embeddings, batch, teacher)["distillation"]
+    distances = (embeddings - teacher[:, :WIDTH]).square()
+    torch.testing.assert_close(term, distances[batch["query"]].mean() + distances[batch["positive"]].mean())
+    term.backward()
+    assert embeddings.grad.isfinite().all()

@@ -1,0 +1,82 @@
+"""A recipe whose stages are the cases that must not depend on the number of processes: ten steps of each."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from tests.training.recipes import write_sources
+
+__all__ = ["STAGES", "STEPS", "save_model", "write_distributed_recipe"]
+
+STEPS = 10
+# By name, the keys in which a stage differs from the others.
+STAGES: dict[str, dict[str, Any]] = {
+    "retrieval": {"task_types": ["retrieval"]},
+    "clustering": {"task_types": ["clustering"]},
+    "classification": {"task_types": ["classification"]},
+    "mixed": {},
+    "published": {"gather_gradients": False, "mask_duplicates": True},
+    "distillation": {"teacher": "TEACHER"},
+    # Two texts: with four processes, two have none.
+    "few_texts": {"global_batch_size": 1, "num_hard_negatives_classification": 0, "teacher": "TEACHER"}
+    | {"task_types": ["classification"]},
+}
+
+
+def save_model(
+    folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **fields: Any
+) -> F2LLMModel:
+    """Writes a new model, of the configuration with the given fields replaced, as a released folder."""
+    config = deepcopy(config)
+    for name, value in fields.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = F2LLMModel(config)
+    build_sentence_transformer(model, deepcopy(tokenizer)).save_pretrained(str(folder), create_model_card=False)
+    return model
+
+
+def write_distributed_recipe(folder: Path, models: Path, stages: list[str], **keys: Any) -> Path:
+    """Writes the recipe with the given stages; ``models`` holds the folders ``student`` and ``teacher``."""
+    content = {
+        "output_dir": str(folder / "run"),
+        "prepared_dir": str(folder / "prepared"),
+        "manifest": str(write_sources(folder / "data")),
+        "model": str(models / "student"),
+        "max_length": 32,
+        "max_tokens_per_forward": 150,
+        "global_batch_size": 12,
+        "num_hard_negatives_retrieval": 3,
+        "num_hard_negatives_clustering": 4,
+        "validation_share": 0.1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **keys,
+    }
+    content["stages"] = {
+        name: {key: str(models / "teacher") if value == "TEACHER" else value for key, value in STAGES[name].items()}
+        for name in stages
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    return recipe

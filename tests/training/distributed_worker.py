@@ -1,0 +1,61 @@
+"""Runs run_stage.py's command line in a process that a test wants out of the ordinary: ``WORKER MODE recipe.yaml ...``.
+
+``sharded``
+    accelerate knows FSDP on accelerators only and turns to DDP, without a word, for processes on the CPU. Here it is
+    told that the processes have a device each, and that the device is the CPU.
+``dies:RANK:STEP``
+    The process of this rank kills itself in the middle of a step: the others are about to gather embeddings.
+``forks:PROCESSES:PORT``
+    So many processes, which share the time that the imports take, in the environment that torchrun would give them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from training import gradient_cache, trainer
+from training.run_stage import main
+
+
+def _shard() -> None:
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+
+
+def _die(rank: int, at_step: int) -> None:
+    training_step = trainer.F2LLMTrainer.training_step
+
+    def gather(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
+        if self.args.process_index == rank and self.state.global_step == at_step:
+            gradient_cache._gather = gather
+        return training_step(self, *args, **kwargs)
+
+    trainer.F2LLMTrainer.training_step = dying
+
+
+def _fork(processes: int, port: int) -> None:
+    """Returns in every child; the parent waits for all of them and ends with the worst of their statuses."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if not child:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        children.append(child)
+    raise SystemExit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children))
+
+
+if __name__ == "__main__":
+    mode, *numbers = sys.argv[1].split(":")
+    {"sharded": _shard, "dies": _die, "forks": _fork}[mode](*map(int, numbers))
+    raise SystemExit(main(sys.argv[2:]))

@@ -1,0 +1,175 @@
+"""Many processes train what one does: the same losses, the same weights, whatever the sources."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig
+from tests.training.distributed_recipe import STAGES, STEPS, save_model, write_distributed_recipe
+from tests.training.processes import ROOT, accelerate, free_port, run_bounded, torchrun
+from training.run_stage import main
+
+SCRIPT = ROOT / "training/run_stage.py"
+WORKER = ROOT / "tests/training/distributed_worker.py"
+# The mix holds all task types; of few texts, two processes of four have none.
+FOUR = ["mixed", "distillation", "few_texts"]
+SHARDED = ["mixed", "distillation", "few_texts"]
+
+
+@pytest.fixture(scope="module")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """A student and a teacher, which is wider."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "student", tiny_config, tiny_tokenizer)
+    save_model(folder / "teacher", tiny_config, tiny_tokenizer, seed=1, hidden_size=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """All stages, trained by one process that encodes each batch at once."""
+    folder = tmp_path_factory.mktemp("single")
+    recipe = write_distributed_recipe(folder, models, list(STAGES), max_tokens_per_forward=None)
+    assert main([str(recipe)]) == 0
+    return folder / "run"
+
+
+def train(command: list[str]) -> None:
+    ended = run_bounded(command)
+    assert ended.returncode == 0, ended.stdout[-4000:]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """All stages, trained by two processes in chunks."""
+    folder = tmp_path_factory.mktemp("two")
+    train(torchrun(2, SCRIPT, write_distributed_recipe(folder, models, list(STAGES))))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """Some stages, trained by two processes under FSDP2."""
+    folder = tmp_path_factory.mktemp("sharded")
+    recipe = write_distributed_recipe(folder, models, SHARDED, use_cpu=False)
+    train(accelerate(folder, 2, WORKER, "sharded", recipe))
+    return folder / "run"
+
+
+def losses(stage: Path) -> list[dict[str, float]]:
+    """What was logged of each step and each validation, times left out."""
+    state = json.loads((stage / f"checkpoint-{STEPS}/trainer_state.json").read_text())
+    return [
+        {key: value for key, value in line.items() if "loss" in key or "source" in key or key == "grad_norm"}
+        for line in state["log_history"]
+    ]
+
+
+def largest_difference(stage: Path, other: Path) -> float:
+    """Between the weights of two finished models."""
+    weights, others = (load_file(folder / "model/model.safetensors") for folder in (stage, other))
+    assert weights.keys() == others.keys()
+    return max((weights[name] - others[name]).abs().max().item() for name in weights)
+
+
+def assert_same_training(stage: Path, other: Path) -> None:
+    history, wanted = losses(stage), losses(other)
+    assert len(history) == len(wanted) == STEPS + 2
+    for line, wanted_line in zip(history, wanted, strict=True):
+        assert line == pytest.approx(wanted_line, rel=1e-4, abs=1e-4)
+    assert largest_difference(stage, other) <= 1e-4
+
+
+def rewind(run: Path, stage: str, folder: Path, models: Path, step: int = 4, **keys: Any) -> Path:
+    """A copy of a stage's run as if it had ended after ``step``; returns the recipe that goes on with it."""
+    copied = shutil.copytree(run / stage, folder / "run" / stage)
+    shutil.rmtree(copied / "model")
+    for checkpoint in copied.glob("checkpoint-*"):
+        if checkpoint.name != f"checkpoint-{step}":
+            shutil.rmtree(checkpoint)
+    data = {"manifest": str(run.parent / "data/manifest.yaml"), "prepared_dir": str(run.parent / "prepared")}
+    return write_distributed_recipe(folder, models, [stage], **data, **keys)
+
+
+def test_the_stages_train(single: Path, models: Path) -> None:
+    start = load_file(models / "student/model.safetensors")
+    for stage in STAGES:
+        weights = load_file(single / stage / "model/model.safetensors")
+        assert max((weights[name] - start[name]).abs().max().item() for name in start) > 1e-3
+    logged = set().union(*losses(single / "distillation"))
+    assert {"loss_in_batch", "loss_hard", "loss_distillation", "loss_source/tiny_clustering"} <= logged
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_as_one(single: Path, two_processes: Path, stage: str) -> None:
+    assert_same_training(two_processes / stage, single / stage)
+
+
+def test_four_processes_train_as_one(tmp_path: Path, single: Path, models: Path) -> None:
+    recipe = write_distributed_recipe(tmp_path, models, FOUR)
+    train([sys.executable, str(WORKER), f"forks:4:{free_port()}", str(recipe)])
+    for stage in FOUR:
+        assert_same_training(tmp_path / "run" / stage, single / stage)
+
+
+@pytest.mark.parametrize("stage", SHARDED)
+def test_sharded_processes_train_as_one(single: Path, sharded: Path, stage: str) -> None:
+    assert_same_training(sharded / stage, single / stage)
+
+
+def test_sharded_checkpoints_are_sentence_transformers(sharded: Path) -> None:
+    checkpoint = sharded / "mixed/checkpoint-4"
+    # It is a sharded state indeed, from which the training goes on, beside the whole model.
+    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+    assert len(list((checkpoint / "optimizer_0").glob("*.distcp"))) == 2
+    assert not list(sharded.glob("*/.*partial"))
+    embeddings = [SentenceTransformer(str(path)).encode("the red river") for path in sharded.glob("mixed/checkpoint-*")]
+    assert len(embeddings) == 3 and all(embedding.shape == (32,) for embedding in embeddings)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path) -> None:
+    recipe = rewind(sharded, "mixed", tmp_path, models, use_cpu=False)
+    train(accelerate(tmp_path, 2, WORKER, "sharded", recipe, "--resume"))
+    assert largest_difference(tmp_path / "run/mixed", sharded / "mixed") <= 1e-6
+
+
+@pytest.mark.parametrize("stage", ["mixed", "distillation"])
+def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, models: Path, stage: str) -> None:
+    assert main([str(rewind(two_processes, stage, tmp_path, models)), "--resume"]) == 0
+    assert_same_training(tmp_path / "run" / stage, two_processes / stage)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(
+    tmp_path: Path, two_processes: Path, models: Path
+) -> None:
+    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
+    ended = run_bounded(torchrun(2, WORKER, "dies:1:5", recipe), seconds=120)
+    assert ended.returncode != 0
+    assert "process 0 lost contact with another one" in ended.stdout or "SIGKILL" in ended.stdout
+    assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
+    train(torchrun(2, SCRIPT, recipe, "--resume"))
+    assert largest_difference(tmp_path / "run/mixed", two_processes / "mixed") <= 1e-6
+
+
+def test_other_positives_get_no_gradient_as_published(single: Path) -> None:
+    # Both runs read the same batches; they part at the first retrieval batch, whose loss is still the same.
+    published, gathered = losses(single / "published"), losses(single / "mixed")
+    parted = next(step for step, line in enumerate(gathered) if "loss_in_batch" in line)
+    for line, wanted in zip(published[:parted], gathered[:parted], strict=True):
+        assert line == pytest.approx(wanted)
+    assert published[parted]["loss"] == pytest.approx(gathered[parted]["loss"])
+    assert published[parted]["grad_norm"] != pytest.approx(gathered[parted]["grad_norm"], rel=1e-3)
+    assert largest_difference(single / "published", single / "mixed") > 1e-3
