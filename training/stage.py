@@ -19,7 +19,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.arguments import StageArguments
-from training.checkpoints import last_checkpoint, publish
+from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.prepare import PreparationOptions, prepare
@@ -40,7 +40,7 @@ RECIPE = "recipe.yaml"
 _TOKENIZER_ROWS = 4
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer"}
+_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial"}
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = {
     *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
@@ -110,10 +110,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     go_on = "run the same command with --resume"
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        saved = last_checkpoint(Path(trainer.args.output_dir))
-        raise StoppedError(f"{error}; last good checkpoint: {saved or 'none yet'}. Mend it and {go_on}") from error
-    except RuntimeError as error:
+    except StoppedError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or "DataLoader worker" in str(error):
+            saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
+            what = _in_one_line(error)
+            raise StoppedError(f"{what}; last good checkpoint: {saved}. Mend that and {go_on}") from error
         if not _lost_contact(error):
             raise
         raise StoppedError(
@@ -138,6 +141,8 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     try:
         if trainer.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
+            # Fails if the run's folder has vanished.
+            partial.mkdir()
         trainer.save_model(str(partial))
         if trainer.args.should_save:
             publish(partial, final)
@@ -148,7 +153,7 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({_in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}. Make room and run the same command with --resume"
+            f"{last_checkpoint(final.parent) or 'none yet'}. Mend that and run the same command with --resume"
         ) from error
     trainer.accelerator.wait_for_everyone()
 
@@ -164,7 +169,14 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
     if held and RECIPE not in held:
         raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
-    started = FINAL_MODEL in held or last_checkpoint(output_dir) is not None
+    numbered = numbered_checkpoints(output_dir)
+    if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
+        raise UserError(
+            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
+            f"of optimizer and scheduler (save_only_model?); start anew from 'model: {numbered[-1]}' with another "
+            "output_dir"
+        )
+    started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
         raise UserError(
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
@@ -211,8 +223,9 @@ def _record(
         if changed:
             _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
     if stage.arguments.should_save:
-        noted.write_text(json.dumps(data, indent=2))
-        (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+        # First what tells the folder from a foreign one.
+        write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+        write_whole(noted, json.dumps(data, indent=2))
 
 
 def _changed(what: str, accepted: bool) -> None:
@@ -223,7 +236,11 @@ def _changed(what: str, accepted: bool) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = str(error).strip()
+    # A loader worker hands its traceback on: what happened is in the last line.
+    if "in DataLoader worker" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:300]
 
 
 def _check_same_recipe(written: Path, keys: dict[str, Any], accept_changes: bool) -> None:
@@ -268,7 +285,14 @@ def _tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTokeniz
     settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
-        train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
+        trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)
+        try:
+            trained.save_pretrained(folder)
+        # A full disk comes out of tokenizers as an error of its own.
+        except Exception as error:
+            raise UserError(
+                f"{folder}: cannot be written ({_in_one_line(error)}); make room or give another output_dir"
+            ) from None
     return load_tokenizer(str(folder))
 
 
