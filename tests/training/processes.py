@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -105,6 +106,15 @@ def _train(words: list[str], log: Path, signals: list[SignalAt], file_size: int 
     sys.exit(main(words))
 
 
+def _send(signal: SignalAt) -> None:
+    if signal.group:
+        # From outside of the group: loader workers know a signal of the trainer's own.
+        command = ["kill", f"-{int(signal.number)}", "--", f"-{os.getpid()}"]
+        subprocess.run(command, start_new_session=True, check=True)
+    else:
+        os.kill(os.getpid(), signal.number)
+
+
 def _patch(owner: Any, name: str, signals: list[SignalAt]) -> None:
     *outer, name = name.split(".")
     for part in outer:
@@ -114,7 +124,7 @@ def _patch(owner: Any, name: str, signals: list[SignalAt]) -> None:
     def sending(*args: Any, **kwargs: Any) -> Any:
         for signal in signals:
             if signal.nth == len(calls):
-                (os.killpg if signal.group else os.kill)(os.getpid(), signal.number)
+                _send(signal)
         calls.append(None)
         return original(*args, **kwargs)
 

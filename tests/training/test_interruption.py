@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from tests.training.processes import SignalAt, start
 from tests.training.recipes import write_single_stage
 from training.checkpoints import STAGING, last_checkpoint
+from training.interruption import outlive_signals
 from training.run_stage import main
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,26 @@ def test_loader_workers_outlive_a_signal_to_the_whole_group(tmp_path: Path, chec
     resumed = start([*words, "--resume"], tmp_path)
     assert resumed.wait() == 0, resumed.output
     check_same_weights(tmp_path / "run")
+
+
+class _Slow(Dataset):
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.02)
+        return index
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_loader_still_delivers_after_a_signal_to_its_workers(number: int) -> None:
+    batches = iter(DataLoader(_Slow(), num_workers=2, worker_init_fn=outlive_signals))
+    delivered = [int(next(batches))]
+    for worker in batches._workers:
+        # By another process: a SIGTERM of the trainer's own ends a worker.
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    delivered += [int(batch) for batch in batches]
+    assert delivered == list(range(20))
 
 
 def test_a_run_interrupted_again_and_again_ends_in_the_same_weights(tmp_path: Path, check_same_weights) -> None:
