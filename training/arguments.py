@@ -153,6 +153,8 @@ class StageArguments(TrainingArguments):
         self._check_batching()
         self._check_ranges()
         self._check_mappings()
+        if self.push_to_hub:
+            raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")
         if self.tokenizer == "train" and self.model is not None:
             raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
         if (self.model is None) == (self.model_config is None):

@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["STAGING", "checkpoints", "last_checkpoint", "publish", "remove_leftovers", "rotate"]
+__all__ = [
+    *("STAGING", "checkpoints", "last_checkpoint", "numbered_checkpoints"),
+    *("publish", "remove_leftovers", "rotate", "write_whole"),
+]
 
 # A checkpoint in the making, and old ones on their way out: neither is ever resumed from.
 STAGING = ".checkpoint.partial"
@@ -15,11 +18,15 @@ _DISCARDED = ".discarded"
 _NEEDED = ("trainer_state.json", "scheduler.pt", "config.json")
 
 
+def numbered_checkpoints(output_dir: Path) -> list[Path]:
+    """All folders named as checkpoints, oldest first."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(folders, key=_step)
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run that can be resumed from, oldest first."""
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    whole = [path for path in folders if all((path / name).is_file() for name in _NEEDED)]
-    return sorted(whole, key=_step)
+    return [path for path in numbered_checkpoints(output_dir) if all((path / name).is_file() for name in _NEEDED)]
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
@@ -37,14 +44,21 @@ def publish(partial: Path, final: Path) -> None:
     Raises:
         OSError: If the disk is full or the folder cannot be renamed; then only the partial folder is there.
     """
-    for path in sorted(partial.rglob("*")):
-        if path.is_file():
-            _sync(path)
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
     # A folder of that name lacks a file that is needed (it could be loaded otherwise): this one replaces it.
     if final.exists():
         discard(final)
     partial.rename(final)
     _sync(final.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file; interrupted half way, it leaves the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    partial.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -27,4 +27,8 @@ class InterruptedTrainingError(StoppedError):
 
 def in_one_line(error: Exception) -> str:
     """The message of a library's error, short enough to be part of one of ours."""
-    return " ".join(str(error).split())[:300]
+    text = str(error).strip()
+    # A loader worker hands its traceback on: what happened is in the last line.
+    if "in DataLoader worker" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:300]

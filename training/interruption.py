@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
-__all__ = ["Interruption", "ignore_interrupts"]
+__all__ = ["Interruption", "ended_by_signals", "outlive_signals"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A block that either signal ends with a KeyboardInterrupt whose argument is the signal's number."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    previous = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Interruption(TrainerCallback):
@@ -54,16 +73,17 @@ class Interruption(TrainerCallback):
         """Asks for a checkpoint and the end if any process has received a signal."""
         self.signal = self._agreed() or None
         if self.signal and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-            # Whoever sent the signal may not wait for long.
-            control.should_evaluate = False
+            control.should_training_stop = True
+            # Whoever sent the signal may not wait for long; only the choice of the best model needs every evaluation.
+            control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
+            control.should_save = not _chooses_at_epoch_end(args, state)
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Keeps the end of an interrupted epoch from being taken for the end of an epoch."""
-        if self.signal and state.global_step < state.max_steps:
+        if self.signal and state.global_step < state.max_steps and not _chooses_at_epoch_end(args, state):
             control.should_save = control.should_evaluate = False
         return control
 
@@ -75,6 +95,25 @@ class Interruption(TrainerCallback):
         return int(self._accelerator.gather(received).max())
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Lets a loader worker outlive a Ctrl-C that reaches the whole process group; the trainer decides when to end."""
+def _chooses_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether this step ends an epoch at whose end the model is compared with the best one, and saved."""
+    by_epoch = args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.EPOCH
+    return by_epoch and float(state.epoch).is_integer()
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a loader worker outlive signals that reach the whole process group; the trainer decides when to end.
+
+    A SIGTERM from the trainer itself still ends the worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # macOS does not tell who sent a signal.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -17,12 +17,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.errors import InterruptedTrainingError, StoppedError, UserError
 from training.evaluation.pairs import evaluate_and_report
+from training.interruption import ended_by_signals
 from training.plan import Origin, duration, made_by, make_plan
 from training.recipe import FINAL_MODEL, Recipe, Stage, command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage
 from training.yaml_file import load_yaml
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
+
+_GO_ON = "To go on, run the same command with --resume"
 
 logger = logging.getLogger("training")
 
@@ -39,15 +42,20 @@ def main(words: list[str] | None = None) -> int:
     # The bars of reading and writing weights, not the one of training.
     disable_progress_bar()
     try:
-        _run(_arguments(words))
+        with ended_by_signals():
+            _run(_arguments(words))
     except UserError as error:
         return _report("error", error, 2, rank)
     except InterruptedTrainingError as error:
         return _report("stopped", error, 128 + error.signal, rank)
     except StoppedError as error:
         return _report("stopped", error, 1, rank)
-    except KeyboardInterrupt:
-        return _report("stopped", "SIGINT before the training started", 128 + signal.SIGINT, rank)
+    except KeyboardInterrupt as error:
+        number = signal.Signals(*error.args or [signal.SIGINT])
+        return _report("stopped", f"{number.name}: ended at once. {_GO_ON}", 128 + number, rank)
+    # Nothing is lost by a full disk or a folder that cannot be written.
+    except OSError as error:
+        return _report("stopped", f"{error}. {_GO_ON}", 1, rank)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

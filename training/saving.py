@@ -56,8 +56,14 @@ class SavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staged = True
         try:
+            if self.args.should_save:
+                # Fails if the run's folder has vanished: what is left could not be resumed.
+                (output_dir / STAGING).mkdir()
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self._publish(output_dir / STAGING / final.name, final)
         except (NonFiniteError, KeyboardInterrupt):
@@ -67,7 +73,7 @@ class SavingTrainer(Trainer):
             remove_leftovers(output_dir)
             raise StoppedError(
                 f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
-                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Make room and run the same command with "
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Mend that and run the same command with "
                 "--resume"
             ) from error
         finally:
@@ -75,13 +81,21 @@ class SavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _publish(self, partial: Path, final: Path) -> None:
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(partial / "trainer_state.json"))
+        # Trainer wrote down the folder aside as that of the best model.
+        self.state.save_to_json(str(partial / "trainer_state.json"))
         publish(partial, final)
         remove_leftovers(final.parent)
         best = self.state.best_model_checkpoint
         rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        # With a limit of 1, Trainer would delete the newest checkpoint in favour of the best one: the newest is what
+        # an interrupted run goes on from, or one whose finished model is still to be written.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes a complete SentenceTransformer folder; sharded weights are brought together first."""

@@ -99,7 +99,14 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
-        train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size).save_pretrained(folder)
+        trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)
+        try:
+            trained.save_pretrained(folder)
+        # A full disk comes out of tokenizers as an error of its own.
+        except Exception as error:
+            raise UserError(
+                f"{folder}: cannot be written ({in_one_line(error)}); make room or give another output_dir"
+            ) from None
     return load_tokenizer(str(folder))
 
 

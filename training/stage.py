@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from training.checkpoints import last_checkpoint, publish
+from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.data.prepared import PreparedSource
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line
 from training.recipe import FINAL_MODEL, Stage
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer"}
+_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial"}
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = {
     *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
@@ -81,10 +81,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     go_on = "run the same command with --resume"
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        saved = last_checkpoint(Path(trainer.args.output_dir))
-        raise StoppedError(f"{error}; last good checkpoint: {saved or 'none yet'}. Mend it and {go_on}") from error
-    except RuntimeError as error:
+    except StoppedError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or "DataLoader worker" in str(error):
+            saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
+            what = in_one_line(error)
+            raise StoppedError(f"{what}; last good checkpoint: {saved}. Mend that and {go_on}") from error
         if not _lost_contact(error):
             raise
         raise StoppedError(
@@ -109,6 +112,8 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     try:
         if trainer.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
+            # Fails if the run's folder has vanished.
+            partial.mkdir()
         trainer.save_model(str(partial))
         if trainer.args.should_save:
             publish(partial, final)
@@ -119,7 +124,7 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}. Make room and run the same command with --resume"
+            f"{last_checkpoint(final.parent) or 'none yet'}. Mend that and run the same command with --resume"
         ) from error
     trainer.accelerator.wait_for_everyone()
 
@@ -135,7 +140,14 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
     if held and RECIPE not in held:
         raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
-    started = FINAL_MODEL in held or last_checkpoint(output_dir) is not None
+    numbered = numbered_checkpoints(output_dir)
+    if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
+        raise UserError(
+            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
+            f"of optimizer and scheduler (save_only_model?); start anew from 'model: {numbered[-1]}' with another "
+            "output_dir"
+        )
+    started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
         raise UserError(
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
@@ -157,8 +169,9 @@ def _record(
         if changed:
             _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
     if stage.arguments.should_save:
-        noted.write_text(json.dumps(data, indent=2))
-        (output_dir / RECIPE).write_text(yaml.safe_dump(stage.keys, sort_keys=False))
+        # First what tells the folder from a foreign one.
+        write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+        write_whole(noted, json.dumps(data, indent=2))
 
 
 def _changed(what: str, accepted: bool) -> None:

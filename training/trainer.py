@@ -19,7 +19,7 @@ from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
 from training.errors import NonFiniteError
 from training.gradient_cache import CachedStep, embed_batch
-from training.interruption import Interruption, ignore_interrupts
+from training.interruption import Interruption, outlive_signals
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
 from training.saving import SavingTrainer
@@ -120,7 +120,7 @@ class F2LLMTrainer(SavingTrainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=outlive_signals,
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

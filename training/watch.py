@@ -23,13 +23,16 @@ logger = logging.getLogger(__name__)
 NOTES = "spikes.jsonl"
 # A loss is compared with the last of its source: this many, and not before there are so many.
 _WINDOW, _FEWEST = 100, 20
+# Losses that hardly differ, in parts of their mean: what lies above them by a rounding is no spike.
+_LEAST_DEVIATION = 0.01
 _ROWS, _CHARACTERS = 5, 300
 
 
 class StepWatch:
     """Writes a line to ``spikes.jsonl`` in the run's folder for every step out of the ordinary.
 
-    A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source.
+    A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source,
+    and clearly above it.
     The rows are ranked by the gradient that their query, positive and negatives received.
 
     Args:
@@ -61,7 +64,7 @@ class StepWatch:
         if len(before) >= _FEWEST:
             mean = sum(before) / len(before)
             deviation = math.sqrt(sum((value - mean) ** 2 for value in before) / len(before))
-            if loss > mean + self.factor * deviation:
+            if loss > mean + self.factor * max(deviation, _LEAST_DEVIATION * abs(mean)):
                 usual = {"loss": loss, "mean": mean, "deviation": deviation}
                 self.note("loss spike", step, batch, gradient.norm(dim=1), **usual)
         before.append(loss)

@@ -10,13 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from tests.training.recipes import write_single_stage
 from training.data.manifest import Source
 from training.data.prepare import PreparationOptions, prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import train_tokenizer
 from training.errors import UserError
+from training.run_stage import main
 
 NUM_HARD_NEGATIVES = {"retrieval": 2, "clustering": 3, "classification": 1}
 _WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet".split()
@@ -105,3 +109,24 @@ def refuses() -> Callable[..., AbstractContextManager[None]]:
             assert str(part) in message
 
     return refuse
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the single tiny stage ran to its end without interruption."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert main([str(write_single_stage(folder))]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def check_same_weights(uninterrupted: Path) -> Callable[..., None]:
+    """``check_same_weights(run)``: the finished model of a run has bit for bit the weights of the uninterrupted one."""
+
+    def check(run: Path, expected: Path = uninterrupted) -> None:
+        weights = load_file(expected / "model/model.safetensors")
+        resumed = load_file(run / "model/model.safetensors")
+        assert resumed.keys() == weights.keys()
+        assert not [name for name, tensor in weights.items() if not torch.equal(resumed[name], tensor)]
+
+    return check

@@ -93,6 +93,11 @@ def test_batches_per_device_are_refused(refuses: Refuses, key: str) -> None:
         stage(**{key: 4})
 
 
+def test_pushing_from_the_training_is_refused(refuses: Refuses) -> None:
+    with refuses("'push_to_hub'", "publish the finished one"):
+        stage(push_to_hub=True)
+
+
 @pytest.mark.parametrize(("model", "config"), [(None, None), ("some/model", "{}")])
 def test_model_and_model_config_are_alternatives(refuses: Refuses, model: str | None, config: str | None) -> None:
     with refuses("'model'", "'model_config'", "exactly one"):

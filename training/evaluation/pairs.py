@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from training.arguments import StageArguments
+from training.checkpoints import write_whole
 from training.errors import UserError
 from training.evaluation.tfidf import nearest_by_tfidf
 
@@ -154,7 +155,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
     result = {**evaluate_pairs(model, pairs, dims), "model": str(folder)}
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(path, json.dumps(result, indent=2) + "\n")
     found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
     sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{report(result)}\n\n{path}\n")
     quarter = next((dim for dim in dims if dim <= width // 4), width)
