@@ -70,8 +70,8 @@ class CachedStep(NamedTuple):
             loss_of: Scalar loss of the ``(n, d)`` embeddings of the whole batch; it may raise to stop the step.
 
         Returns:
-            The detached loss of the global batch, the same on every process, and the ``(n, d)`` gradient of its
-            embeddings.
+            The detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the gradients
+            that its texts' embeddings received.
         """
         *early, last = enumerate(_chunks(batch))
         with torch.no_grad():
@@ -79,17 +79,19 @@ class CachedStep(NamedTuple):
         # Of several backward passes only the last reduces the gradient over processes.
         with self._accumulating(bool(early)):
             graph = self._embed(*last)
-            own = torch.cat([*cached, graph.detach()])
-            gathered = _gather(own, batch["width"]).requires_grad_()
+            gathered = _gather(torch.cat([*cached, graph.detach()]), batch["width"]).requires_grad_()
             loss = loss_of(gathered[batch["slots"]])
             loss.backward()
-            pieces = self._own(gathered.grad, len(own)).split([len(chunk[1]) for _, chunk in (*early, last)])
+            # Nothing of the whole batch's size but the gradient outlives the loss.
+            gradient, gathered, cached = gathered.grad, None, None
+            counts = [len(lengths) for _, (_, lengths) in (*early, last)]
+            pieces = self._own(gradient, sum(counts)).split(counts)
             self._backward(graph, pieces[-1])
         del graph
         for chunk, piece in zip(early, pieces, strict=False):
             with self._accumulating(chunk is not early[-1]):
                 self._backward(self._embed(*chunk), piece)
-        return loss.detach(), gathered.grad[batch["slots"]]
+        return loss.detach(), gradient.norm(dim=1)[batch["slots"]]
 
     def _embed(self, number: int, chunk: tuple[Tensor, list[int]]) -> Tensor:
         with self.context(), self._dropout(number):
@@ -100,11 +102,13 @@ class CachedStep(NamedTuple):
             return nullcontext()
         return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
 
-    def _own(self, grad: Tensor, count: int) -> Tensor:
+    def _own(self, gradient: Tensor, count: int) -> Tensor:
         """This process's part of the gathered gradient; times the processes, over which the reduction averages."""
         processes = self.accelerator.num_processes
-        first = self.accelerator.process_index * (len(grad) // processes)
-        return grad[first : first + count] * processes
+        if processes == 1:
+            return gradient
+        first = self.accelerator.process_index * (len(gradient) // processes)
+        return gradient[first : first + count] * processes
 
     def _backward(self, embeddings: Tensor, grad: Tensor) -> None:
         # A scalar whose gradient is the given one: accelerate's engines start from a loss.

@@ -85,7 +85,7 @@ class F2LLMTrainer(SavingTrainer):
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
         self.last_batch: dict[str, Any] = {}
-        self._gradient = torch.empty(0)
+        self._gradients = torch.empty(0)
         super().__init__(
             prompts,
             model=model,
@@ -149,9 +149,9 @@ class F2LLMTrainer(SavingTrainer):
             self.compute_loss_context_manager,
             (self.args.seed, self.state.global_step),
         )
-        loss, gradient = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
-        self.last_batch, self._gradient = batch, gradient
-        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradient)
+        loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        self.last_batch, self._gradients = batch, gradients
+        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradients)
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
@@ -176,7 +176,7 @@ class F2LLMTrainer(SavingTrainer):
         value, batch = float(norm), self.last_batch
         if not math.isfinite(value) and self.accelerator.scaler is None:
             step = self.state.global_step + 1
-            self.watch.note("non-finite gradient", step, batch, self._gradient.norm(dim=1), norm=value)
+            self.watch.note("non-finite gradient", step, batch, self._gradients, norm=value)
             raise NonFiniteError(self._non_finite_message(f"the gradient became {value}", batch["source"]))
         return norm
 

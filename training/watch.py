@@ -58,15 +58,15 @@ class StepWatch:
         self._writes = writes
         self._losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
 
-    def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradient: Tensor) -> None:
-        """Looks at the loss of a step; ``gradient`` is the ``(n, d)`` gradient of the batch's embeddings."""
+    def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradients: Tensor) -> None:
+        """Looks at the loss of a step; ``gradients`` are the ``(n,)`` lengths of those of the batch's embeddings."""
         before = self._losses[batch["source"]]
         if len(before) >= _FEWEST:
             mean = sum(before) / len(before)
             deviation = math.sqrt(sum((value - mean) ** 2 for value in before) / len(before))
             if loss > mean + self.factor * max(deviation, _LEAST_DEVIATION * abs(mean)):
                 usual = {"loss": loss, "mean": mean, "deviation": deviation}
-                self.note("loss spike", step, batch, gradient.norm(dim=1), **usual)
+                self.note("loss spike", step, batch, gradients, **usual)
         before.append(loss)
 
     def note(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:

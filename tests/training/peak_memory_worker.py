@@ -1,4 +1,4 @@
-"""Prints the chunks of a step and its peak memory in MiB: ``memory_worker.py ROWS MAX_TOKENS``.
+"""Prints the chunks of a step and its peak memory in MiB: ``peak_memory_worker.py ROWS MAX_TOKENS``.
 
 The model is the 80M model with a small vocabulary. The figure is the growth of the process's peak resident memory from
 before the model is made until a step is done: weights, gradients, activations, cached embeddings and the loss with
@@ -23,7 +23,7 @@ from training.objective import Objective
 
 NEGATIVES = 7
 # Tokens of a text, short enough for a test on the CPU.
-SHORTEST, MEDIAN, LONGEST = 2, 6, 24
+SHORTEST, MEDIAN, LONGEST = 2, 12, 48
 
 
 def main(rows: int, max_tokens: int) -> None:
@@ -32,7 +32,7 @@ def main(rows: int, max_tokens: int) -> None:
     torch.manual_seed(0)
     before = _peak()
     tokens = {"vocab_size": 2000, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
-    config = F2LLMConfig.from_family("f2llm-v2-80m", **tokens)
+    config = F2LLMConfig.from_family("f2llm-v2-80m", num_hidden_layers=3, **tokens)
     model = F2LLMModel(config).train()
     rng = np.random.default_rng(0)
     texts = rows * (2 + NEGATIVES)
