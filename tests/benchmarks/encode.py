@@ -34,7 +34,7 @@ def _documents(lengths: np.ndarray) -> list[str]:
     return [" ".join(f"w{i}" for i in generator.integers(2, VOCAB_SIZE, length - 1)) for length in lengths]
 
 
-def cases(dtype: torch.dtype) -> dict[str, dict[str, Callable[[], Any]]]:
+def cases(dtype: torch.dtype, compile: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     """Encoding with either model; weights in the precision measured."""
     generator = np.random.default_rng(1)
     documents = {
@@ -43,7 +43,7 @@ def cases(dtype: torch.dtype) -> dict[str, dict[str, Callable[[], Any]]]:
     }
     models = {
         name: build_sentence_transformer(model.eval(), _tokenizer())
-        for name, model in zip(("ours", "stock"), build_models(dtype), strict=True)
+        for name, model in zip(("ours", "stock"), build_models(dtype, compile), strict=True)
     }
 
     def encoder(model: SentenceTransformer, texts: list[str]) -> Callable[[], Any]:

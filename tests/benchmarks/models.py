@@ -20,13 +20,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_models(dtype: torch.dtype = torch.float32) -> tuple[F2LLMModel, Qwen3Model]:
+def build_models(dtype: torch.dtype = torch.float32, compile: bool = False) -> tuple[F2LLMModel, Qwen3Model]:
     """80M-shaped models with a small vocabulary."""
     torch.manual_seed(0)
     config = F2LLMConfig.from_family(
         "f2llm-v2-80m", vocab_size=VOCAB_SIZE, pad_token_id=0, bos_token_id=0, eos_token_id=1
     )
-    ours = F2LLMModel(config).to(device(), dtype)
+    ours = F2LLMModel(config, compile=compile).to(device(), dtype)
     # A config holds the attention implementation of its model: each model needs its own.
     stock = Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa").to(device(), dtype)
     stock.load_state_dict(ours.state_dict())

@@ -1,6 +1,6 @@
 """Measures F2LLMModel beside stock Qwen3Model, in one run on one machine, and prints one JSON object.
 
-    python tests/benchmarks/run.py [--repeats 3] [--only step encode]
+    python tests/benchmarks/run.py [--repeats 3] [--only step encode] [--compile]
 
 Ratios are stock time / our time: above 1 we are faster. They hold for the machine that is named beside them.
 """
@@ -24,7 +24,7 @@ import torch
 from tests.benchmarks import encode, step
 from tests.benchmarks.hardware import describe_hardware
 
-SUITES: dict[str, Callable[[torch.dtype], dict[str, dict[str, Callable[[], Any]]]]] = {
+SUITES: dict[str, Callable[[torch.dtype, bool], dict[str, dict[str, Callable[[], Any]]]]] = {
     "step": step.cases,
     "encode": encode.cases,
 }
@@ -57,13 +57,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES))
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--compile", action="store_true", help="measure F2LLMModel(config, compile=True)")
     arguments = parser.parse_args()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    result: dict[str, Any] = {"hardware": describe_hardware(), "repeats": arguments.repeats}
+    result: dict[str, Any] = {
+        "hardware": describe_hardware(),
+        "repeats": arguments.repeats,
+        "compile": arguments.compile,
+    }
     for suite in arguments.only:
         result[suite] = {
             precision: {
-                name: measure(case, arguments.repeats) for name, case in SUITES[suite](PRECISIONS[precision]).items()
+                name: measure(case, arguments.repeats)
+                for name, case in SUITES[suite](PRECISIONS[precision], arguments.compile).items()
             }
             for precision in arguments.precisions
         }

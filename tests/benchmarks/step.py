@@ -79,9 +79,9 @@ def _stepper(model: nn.Module, batch: dict[str, Any], embedder: Callable[..., Te
     return step
 
 
-def cases(dtype: torch.dtype) -> dict[str, dict[str, Callable[[], Any]]]:
+def cases(dtype: torch.dtype, compile: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     """The step on either model; fp32 weights, bf16 by autocast."""
-    ours, stock = build_models()
+    ours, stock = build_models(compile=compile)
     packed, padded = _batches()
     case = {"ours": _stepper(ours, packed, embed, dtype), "stock": _stepper(stock, padded, _embed_padded, dtype)}
     losses = [function() for function in case.values()]
