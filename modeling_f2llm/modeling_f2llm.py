@@ -1,6 +1,6 @@
 """F2LLM's encoder: Qwen3 without padding.
 
-This file travels with every released model as remote code: it imports torch, transformers and its two neighbours only.
+This file travels with every released model as remote code: it imports torch, transformers and its neighbours only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_f2llm import F2LLMConfig
+from .layers import adopt_layers
 from .packing import (
     BOUNDARY_NAMES,
     PACKED_ATTENTION,
@@ -39,6 +40,15 @@ class F2LLMModel(Qwen3Model):
     ``"sdpa"``, ``"torch_varlen"`` and ``"flash_attention_2"`` name one. Every other implementation of transformers
     (``"eager"``, ``"flex_attention"``) runs packed too, under transformers' own block-diagonal mask.
 
+    ``compile=True`` compiles what each layer does around its attention; the first batches then wait for the compiler,
+    all others are faster. It can be given wherever a model is made: ``F2LLMModel.from_pretrained(folder,
+    compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
+    folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
+
+    Args:
+        config: The shape of the model.
+        compile: Whether to compile with ``torch.compile``. On a CPU that needs a C++ compiler.
+
     Example:
         >>> import torch
         >>> from modeling_f2llm import F2LLMConfig, F2LLMModel
@@ -58,6 +68,11 @@ class F2LLMModel(Qwen3Model):
     """
 
     config_class = F2LLMConfig
+    _no_split_modules = ("F2LLMDecoderLayer",)
+
+    def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
+        super().__init__(config)
+        adopt_layers(self, compile)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Maps the name that was asked for to a packed implementation.

@@ -57,7 +57,8 @@ def released_folder(
 
 @pytest.fixture(scope="session")
 def token_batch(tiny_tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict[str, Tensor]:
-    return dict(tiny_tokenizer(sentences, padding=True, return_tensors="pt"))
+    # A tokenizer goes on padding once it has padded: not the one that all tests share.
+    return dict(deepcopy(tiny_tokenizer)(sentences, padding=True, return_tensors="pt"))
 
 
 @pytest.fixture(scope="session")

@@ -571,6 +571,7 @@ def test_saved_folder_has_the_weights_as_safetensors_and_the_code(saved_folder: 
     assert sorted(path.name for path in saved_folder.iterdir()) == [
         "config.json",
         "configuration_f2llm.py",
+        "layers.py",
         "model.safetensors",
         "modeling_f2llm.py",
         "packing.py",

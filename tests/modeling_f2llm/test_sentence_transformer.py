@@ -176,6 +176,7 @@ def test_released_weights_are_safetensors_and_the_code_is_complete(released_fold
     assert not {path for path in files if Path(path).suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}}
     assert {path for path in files if path.endswith(".py")} == {
         "configuration_f2llm.py",
+        "layers.py",
         "modeling_f2llm.py",
         "packing.py",
     }

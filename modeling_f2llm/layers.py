@@ -1,0 +1,131 @@
+"""The decoder layer of F2LLM: Qwen3's, with a fused norm and, if the user so chooses, compiled around its attention.
+
+Attention over texts of many lengths is a loop that no compiler gains from. What comes before and after it works token
+by token, so one compiled function each serves every layer and every number of tokens.
+
+This file travels with every released model as remote code: it imports torch and transformers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+from transformers import AttentionInterface
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, apply_rotary_pos_emb
+
+__all__ = ["F2LLMDecoderLayer", "F2LLMRMSNorm", "adopt_layers"]
+
+
+class F2LLMRMSNorm(Qwen3RMSNorm):
+    """Qwen3's norm through ``torch.nn.functional.rms_norm`` where that is faster and as exact."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(…, size)`` → ``(…, size)``, each vector scaled to a root mean square of one and then by the weight."""
+        dtype = hidden_states.dtype
+        # Below fp32, torch has a kernel for CUDA only, and none for the mixed dtypes of autocast.
+        if dtype == self.weight.dtype and (dtype == torch.float32 or hidden_states.is_cuda):
+            return rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        return super().forward(hidden_states)
+
+
+class F2LLMDecoderLayer(Qwen3DecoderLayer):
+    """Qwen3's decoder layer; with ``compiled`` set, packed batches take the compiled way around attention."""
+
+    compiled = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        sequence_lengths: list[int] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """``(1, T, hidden_size)`` packed, or ``(batch, width, hidden_size)`` → the same shape.
+
+        Args:
+            hidden_states: What the layer before put out.
+            position_embeddings: Cosines and sines of the rotary embedding, ``(…, T, head_dim)`` each.
+            sequence_lengths: Lengths of the texts of a packed batch. Without them the layer is stock.
+            **kwargs: Further arguments of Qwen3DecoderLayer and of the attention function.
+
+        Raises:
+            RuntimeError: If the layer is to be compiled and the machine cannot.
+        """
+        if not self.compiled or sequence_lengths is None:
+            packed = {} if sequence_lengths is None else {"sequence_lengths": sequence_lengths}
+            return super().forward(hidden_states, position_embeddings=position_embeddings, **packed, **kwargs)
+        kwargs.pop("past_key_values", None)
+        attention = self.self_attn
+        states = _compiled(_before_attention)(self, hidden_states, *position_embeddings)
+        attend = AttentionInterface()[attention.config._attn_implementation]
+        attended, _ = attend(
+            attention,
+            *states,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            scaling=attention.scaling,
+            sliding_window=attention.sliding_window,
+            sequence_lengths=sequence_lengths,
+            **kwargs,
+        )
+        return _compiled(_after_attention)(self, hidden_states, attended)
+
+
+def adopt_layers(model: nn.Module, compile: bool) -> None:
+    """Gives the layers and norms of a Qwen3Model the classes of this file; parameters and their names stay.
+
+    Args:
+        model: Changed in place.
+        compile: Whether its layers are compiled around attention.
+    """
+    for module in model.modules():
+        if type(module) is Qwen3RMSNorm:
+            module.__class__ = F2LLMRMSNorm
+        elif type(module) is Qwen3DecoderLayer:
+            module.__class__ = F2LLMDecoderLayer
+            module.compiled = compile
+
+
+def _before_attention(
+    layer: nn.Module, hidden_states: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, ``(1, heads, T, head_dim)`` each, in one dtype."""
+    attention = layer.self_attn
+    hidden_states = layer.input_layernorm(hidden_states)
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (-1, attention.head_dim))
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key, value = (states.transpose(1, 2) for states in (attention.q_norm(query), attention.k_norm(key), value))
+    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    # Under autocast the rotary embedding leaves fp32.
+    return query.to(value.dtype), key.to(value.dtype), value
+
+
+def _after_attention(layer: nn.Module, hidden_states: Tensor, attended: Tensor) -> Tensor:
+    """Adds attention's output ``(1, T, heads, head_dim)`` and the MLP's to the residual stream."""
+    hidden_states = hidden_states + layer.self_attn.o_proj(attended.flatten(2))
+    return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+
+@cache
+def _compiled(half: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled half of a layer, one for all layers, with an error that says what is missing."""
+    compiled = torch.compile(half, dynamic=True)
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except BackendCompilerFailed as error:
+            raise RuntimeError(
+                "compile=True failed: torch.compile needs a C++ compiler on a CPU (on Debian and Ubuntu: "
+                "`apt install g++`; or name one in the environment variable CXX) and Triton on a GPU. Install it, or "
+                f"leave compile out. torch says: {error}"
+            ) from error
+
+    return run

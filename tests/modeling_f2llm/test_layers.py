@@ -1,0 +1,252 @@
+"""The layers equal Qwen3's, compiled or not; compilation happens once for all layers and lengths, and is not saved."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch._dynamo.utils import counters
+from transformers import AutoModel, Qwen3Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm.layers import F2LLMDecoderLayer, F2LLMRMSNorm, _compiled
+
+Batch = dict[str, Tensor]
+BATCHES = ([3, 5, 7], [4, 4, 9, 30], [11])
+HALVES = 2  # what a layer does before and after attention
+
+
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    atol = tolerance * expected.detach().abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def packed(lengths: list[int], vocab_size: int = 64) -> dict:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    ids = torch.randint(2, vocab_size, (1, sum(lengths)), generator=generator)
+    return {"input_ids": ids, "sequence_lengths": lengths}
+
+
+def run(model: F2LLMModel, inputs: dict) -> list[Tensor]:
+    """Hidden states and the gradients of a weighted sum over them."""
+    hidden = model(**inputs).last_hidden_state
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    return [hidden, *torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))]
+
+
+@pytest.fixture
+def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Counts what was compiled. All but one test leave out the C++ compiler, which takes seconds for each function."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=getattr(request, "param", "eager")))
+    for forget in (torch._dynamo.reset, counters.clear, _compiled.cache_clear):
+        forget()
+    yield lambda: counters["stats"]["unique_graphs"]
+    _compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def compiled(tiny_model: F2LLMModel, graphs: Callable[[], int]) -> F2LLMModel:
+    model = F2LLMModel._from_config(deepcopy(tiny_model.config), compile=True)
+    model.load_state_dict(tiny_model.state_dict())
+    return model.train(tiny_model.training)
+
+
+# -- norm --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 320, 128])
+def test_the_norm_equals_stock_in_fp32(size: int):
+    ours, stock = F2LLMRMSNorm(size), Qwen3RMSNorm(size)
+    results = []
+    for norm in (ours, stock):
+        norm.weight.data = torch.linspace(-2, 2, size)
+        states = torch.randn(3, 5, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        output = norm(states)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (states, norm.weight))])
+    for actual, expected in zip(*results, strict=True):
+        assert_same(actual, expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_the_norm_in_bf16_is_as_exact_as_stock(weights: torch.dtype):
+    norms = [F2LLMRMSNorm(128), Qwen3RMSNorm(128), Qwen3RMSNorm(128)]
+    scale = torch.linspace(-2, 2, 128).bfloat16().float()
+    states = torch.randn(50, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for norm in norms:
+        norm.weight.data = scale.to(weights)
+    exact = norms[2].float()(states.float())
+    ours, stock = norms[0](states), norms[1](states)
+    assert ours.dtype == stock.dtype
+    assert (ours.float() - exact).abs().mean() <= 1.001 * (stock.float() - exact).abs().mean()
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", ["inductor"], indirect=True)
+def test_the_compiler_changes_no_number(tiny_model: F2LLMModel, compiled: F2LLMModel, graphs: Callable[[], int]):
+    for lengths in BATCHES:
+        for actual, expected in zip(run(compiled, packed(lengths)), run(tiny_model, packed(lengths)), strict=True):
+            assert_same(actual, expected)
+    assert graphs() == HALVES
+
+
+def test_nothing_is_compiled_unless_asked_for(tiny_model: F2LLMModel, graphs: Callable[[], int]):
+    tiny_model(**packed([3, 5]))
+    assert graphs() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_each_mode_compiles_once(tiny_model: F2LLMModel, compiled: F2LLMModel, graphs: Callable[[], int]):
+    def assert_compiled(times: int, tolerance: float = 1e-5) -> None:
+        for lengths in BATCHES:
+            actual, expected = compiled(**packed(lengths)), tiny_model(**packed(lengths))
+            assert_same(actual.last_hidden_state, expected.last_hidden_state, tolerance)
+        assert graphs() == HALVES * times
+
+    assert_compiled(1)
+    compiled.train()
+    assert_compiled(1)
+    with torch.no_grad():
+        assert_compiled(2)
+    with torch.inference_mode():
+        assert_compiled(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_compiled(4, tolerance=0.02)
+    with torch.no_grad():
+        assert_compiled(4)
+    compiled.gradient_checkpointing_enable()
+    assert_compiled(4)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(tiny_model: F2LLMModel, compiled: F2LLMModel, use_reentrant: bool):
+    compiled.train().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    runs = []
+    compiled.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    for model in (tiny_model, compiled):
+        hidden = model(**packed([3, 5, 7])).last_hidden_state
+        (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for actual, expected in zip(compiled.parameters(), tiny_model.parameters(), strict=True):
+        assert_same(actual.grad, expected.grad)
+    assert runs == [1]  # as a module, so that hooks of a wrapper run
+
+
+def test_autocast_gradients_are_close_to_fp32(tiny_model: F2LLMModel, compiled: F2LLMModel):
+    expected = run(tiny_model, packed([3, 5, 7]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = run(compiled, packed([3, 5, 7]))
+    for ours, exact in zip(actual, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert_same(ours, exact, tolerance=0.05)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_batches_and_hidden_states(
+    tiny_model: F2LLMModel,
+    compiled: F2LLMModel,
+    graphs: Callable[[], int],
+    random_batch: Callable[..., Batch],
+    side: str,
+):
+    batch = random_batch([7, 3, 5, 3, 1], side)
+    actual, expected = (model(**batch, output_hidden_states=True) for model in (compiled, tiny_model))
+    assert len(actual.hidden_states) == 3
+    for ours, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        assert_same(ours, theirs)
+    assert graphs() == HALVES
+
+
+@pytest.mark.parametrize("arguments", [{"use_cache": True}, {"output_attentions": True}])
+def test_calls_that_do_not_run_packed_equal_stock(
+    compiled: F2LLMModel,
+    stock_model: Qwen3Model,
+    graphs: Callable[[], int],
+    random_batch: Callable[..., Batch],
+    arguments: dict,
+):
+    compiled.set_attn_implementation("eager")
+    stock_model.set_attn_implementation("eager")
+    batch = random_batch([5, 3])
+    actual, expected = compiled(**batch, **arguments), stock_model(**batch, **arguments)
+    assert_same(actual.last_hidden_state, expected.last_hidden_state)
+    assert len(actual.attentions or ()) == len(expected.attentions or ())
+    assert graphs() == 0
+
+
+def test_replaced_projections_are_used(compiled: F2LLMModel, tiny_model: F2LLMModel):
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, states: Tensor) -> Tensor:
+            return 2 * self.inner(states)
+
+    compiled(**packed([3, 5]))
+    for model in (compiled, tiny_model):
+        for layer in model.layers:
+            layer.self_attn.v_proj, layer.mlp.up_proj = Doubled(layer.self_attn.v_proj), Doubled(layer.mlp.up_proj)
+    for actual, expected in zip(run(compiled, packed([3, 5])), run(tiny_model, packed([3, 5])), strict=True):
+        assert_same(actual, expected)
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_do(compiled: F2LLMModel, monkeypatch: pytest.MonkeyPatch):
+    def broken(graph: torch.fx.GraphModule, inputs: list) -> None:
+        raise FileNotFoundError("no g++")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=broken))
+    with pytest.raises(
+        RuntimeError, match=r"(?s)compile=True failed: .*apt install g\+\+.*leave compile out.*no g\+\+"
+    ):
+        compiled(**packed([3, 5]))
+
+
+# -- loading and saving ------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_that_must_not_be_split_is_in_the_tree(tiny_model: F2LLMModel):
+    assert set(tiny_model._no_split_modules) == {type(layer).__name__ for layer in tiny_model.layers}
+
+
+def test_a_compiled_model_is_copied_and_pickled(compiled: F2LLMModel):
+    compiled(**packed([3, 5]))
+    for copy in (deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert all(layer.compiled for layer in copy.layers)
+
+
+def test_a_saved_folder_does_not_remember_compilation(saved_folder: Path, tmp_path: Path):
+    model = F2LLMModel.from_pretrained(saved_folder, compile=True)
+    assert all(type(layer) is F2LLMDecoderLayer and layer.compiled for layer in model.layers)
+    model.save_pretrained(tmp_path)
+    assert "compile" not in json.loads((tmp_path / "config.json").read_text())
+    assert not any(layer.compiled for layer in F2LLMModel.from_pretrained(tmp_path).layers)
+    assert type(AutoModel.from_pretrained(tmp_path)) is Qwen3Model
+
+
+def test_the_configuration_takes_no_compile(tiny_config: F2LLMConfig):
+    assert all(layer.compiled for layer in F2LLMModel(deepcopy(tiny_config), compile=True).layers)
+    assert not any(layer.compiled for layer in F2LLMModel(deepcopy(tiny_config)).layers)
+
+
+def test_remote_code_compiles_too(released_folder: Path, sentences: list[str], graphs: Callable[[], int]):
+    embeddings = []
+    for compile in (False, True):
+        model = SentenceTransformer(
+            str(released_folder), device="cpu", trust_remote_code=True, model_kwargs={"compile": compile}
+        )
+        embeddings.append(torch.from_numpy(model.encode(sentences)))
+        assert graphs() == HALVES * compile
+    assert type(model[0].auto_model).__module__.startswith("transformers_modules")
+    assert_same(*embeddings)
