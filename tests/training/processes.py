@@ -52,7 +52,6 @@ def accelerate(folder: Path, processes: int, script: Path, *words: object) -> li
         "fsdp_config": {
             "fsdp_version": 2,
             "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_transformer_layer_cls_to_wrap": "Qwen3DecoderLayer",
             "fsdp_state_dict_type": "SHARDED_STATE_DICT",
             "fsdp_reshard_after_forward": True,
             "fsdp_cpu_ram_efficient_loading": False,
