@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ __all__ = [
     "read_sources",
     "set_up",
 ]
+
+logger = logging.getLogger(__name__)
 
 # The stage's keys, written to its folder when everything is ready to train.
 RECIPE = "recipe.yaml"
@@ -203,6 +207,10 @@ def make_trainer(
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"stage {stage.name!r}: the training cannot be set up: {in_one_line(error)}") from None
     trainer.optimizer = trainer.lr_scheduler = None
+    if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
+        logger.warning(
+            "FSDP was asked for, but accelerate runs DDP on this device: every process holds the whole model"
+        )
     return trainer
 
 
