@@ -34,6 +34,7 @@ class SavingTrainer(Trainer):
     def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
         self.prompts = prompts
         self._staged = False
+        self._saved_step: int | None = None
         super().__init__(**kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -49,7 +50,8 @@ class SavingTrainer(Trainer):
         """
         output_dir = Path(super()._get_output_dir(trial))
         final = output_dir / f"checkpoint-{self.state.global_step}"
-        if last_checkpoint(output_dir) == final:
+        # The end of an epoch may ask again. Every process must answer alike, so none looks at a shared disk for it.
+        if self._saved_step == self.state.global_step:
             return
         if self.args.should_save:
             remove_leftovers(output_dir)
@@ -78,6 +80,7 @@ class SavingTrainer(Trainer):
             ) from error
         finally:
             self._staged = False
+        self._saved_step = self.state.global_step
         self.accelerator.wait_for_everyone()
 
     def _publish(self, partial: Path, final: Path) -> None:
