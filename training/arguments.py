@@ -23,6 +23,13 @@ __all__ = ["StageArguments"]
 _FEWEST_TOKENS = 259
 
 
+# Keys of Trainer's own steps, evaluation and loaders, which are others here.
+_WITHOUT_EFFECT = (
+    *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last", "auto_find_batch_size"),
+    *("eval_accumulation_steps", "per_device_eval_batch_size", "torch_empty_cache_steps", "train_sampling_strategy"),
+)
+
+
 @dataclass
 class StageArguments(TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
@@ -168,6 +175,12 @@ class StageArguments(TrainingArguments):
                 "keys 'per_device_train_batch_size' and 'gradient_accumulation_steps' have no effect; "
                 "give 'global_batch_size'"
             )
+        defaults = {each.name: each.default for each in fields(self)}
+        for key in _WITHOUT_EFFECT:
+            if getattr(self, key) != defaults[key]:
+                raise UserError(f"key {key!r} has no effect on global batches of packed texts; take it out")
+        if self.save_only_model:
+            raise UserError("key 'save_only_model' leaves checkpoints that cannot be resumed from; take it out")
         if self.torch_compile:
             raise UserError("key 'torch_compile' compiles what packed batches never run; give 'compile: true'")
         if self.global_batch_size < 1:

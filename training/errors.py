@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError", "in_one_line"]
+from torch.distributed import DistError
+
+__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError", "in_one_line", "lost_contact"]
 
 
 class UserError(ValueError):
@@ -32,3 +34,8 @@ def in_one_line(error: Exception) -> str:
     if "in DataLoader worker" in text:
         text = text.splitlines()[-1]
     return " ".join(text.split())[:300]
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error))

@@ -53,7 +53,7 @@ class CachedStep(NamedTuple):
     Attributes:
         accelerator: Scales the gradient in mixed precision and delays its reduction until the last chunk.
         model: The model as it was wrapped for training.
-        context: Makes the context of each forward pass (autocast).
+        context: Makes the context of each forward pass, such as autocast.
         key: Numbers that name this step; dropout is drawn by them, so that both passes of a chunk draw the same.
     """
 
@@ -76,7 +76,7 @@ class CachedStep(NamedTuple):
         *early, last = enumerate(_chunks(batch))
         with torch.no_grad():
             cached = [self._embed(*chunk) for chunk in early]
-        # Of several backward passes only the last reduces the gradient over processes.
+        # Of several backward passes only the last reduces the gradient over processes, unless weights are sharded.
         with self._accumulating(bool(early)):
             graph = self._embed(*last)
             gathered = _gather(torch.cat([*cached, graph.detach()]), batch["width"]).requires_grad_()
@@ -115,9 +115,10 @@ class CachedStep(NamedTuple):
         self.accelerator.backward((embeddings * grad).sum())
 
     def _accumulating(self, accumulates: bool) -> AbstractContextManager:
-        # DeepSpeed's engine reads the flag; DDP and FSDP the context.
+        # DeepSpeed's engine reads the flag; DDP the context. FSDP would keep whole gradients until they are reduced.
         self.accelerator.gradient_state._set_sync_gradients(not accumulates)
-        return self.accelerator.no_sync(self.model) if accumulates else nullcontext()
+        keeps = accumulates and not self.accelerator.is_fsdp2
+        return self.accelerator.no_sync(self.model) if keeps else nullcontext()
 
 
 def _chunks(batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[int]]]:

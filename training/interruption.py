@@ -38,7 +38,8 @@ def ended_by_signals() -> Iterator[None]:
 class Interruption(TrainerCallback):
     """Watches for signals inside a ``with`` block; as a Trainer's callback, stops the training after the step.
 
-    A signal to one process stops all of them at the same step. A second signal ends the process at once.
+    A signal to one process stops all of them at the same step. A second SIGINT ends the process at once; another
+    SIGTERM does not, for schedulers send it to a launcher and its processes alike, and launchers pass it on.
 
     Attributes:
         signal: Number of the signal that stopped the training, None if none did.
@@ -62,7 +63,7 @@ class Interruption(TrainerCallback):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self._received and number == signal.SIGINT:
             self.__exit__(None, None, None)
             os.kill(os.getpid(), number)
         self._received = number
@@ -71,7 +72,7 @@ class Interruption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Asks for a checkpoint and the end if any process has received a signal."""
-        self.signal = self._agreed() or None
+        self.signal = self.received()
         if self.signal and state.global_step < state.max_steps:
             control.should_training_stop = True
             # Whoever sent the signal may not wait for long; only the choice of the best model needs every evaluation.
@@ -87,12 +88,12 @@ class Interruption(TrainerCallback):
             control.should_save = control.should_evaluate = False
         return control
 
-    def _agreed(self) -> int:
-        """The signal that any process has received; every process must ask at the same step."""
+    def received(self) -> int | None:
+        """The signal that any process has received; every process must ask at the same point."""
         if self._accelerator.num_processes == 1:
-            return self._received
+            return self._received or None
         received = torch.tensor([self._received], device=self._accelerator.device)
-        return int(self._accelerator.gather(received).max())
+        return int(self._accelerator.gather(received).max()) or None
 
 
 def _chooses_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:

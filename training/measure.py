@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -88,15 +90,17 @@ def measure_stage(
     teacher: F2LLMConfig | None = None,
 ) -> Measurement:
     """Runs the first steps of a stage on random weights, and one checkpoint, in a folder that is thrown away."""
-    with TemporaryDirectory() as folder:
+    # On the disk that the checkpoints of the stage will go to.
+    with TemporaryDirectory(prefix=".measure-", dir=stage.arguments.prepared_folder) as folder:
         trainer = _trainer(stage, folder, config, sources, tokenizer, teacher)
         clock = _Clock()
         clock.trainer = trainer
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        _reset_peak()
         trainer.train()
+        if trainer.interruption.signal:
+            raise KeyboardInterrupt(trainer.interruption.signal)
         seconds = np.diff(clock.ends)
         start = time.perf_counter()
         trainer._save_checkpoint(trainer.model, None)
@@ -136,14 +140,27 @@ def _trainer(
 def _forward_seconds(trainer: F2LLMTrainer) -> float:
     """Time of encoding the last batch once more."""
     start = time.perf_counter()
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():
         embed_batch(trainer.model, trainer.last_batch)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Linux: forgets the process's peak, that of preparing data for example.
+    elif (reset := Path("/proc/self/clear_refs")).exists():
+        reset.write_text("5")
+
+
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -13,15 +13,15 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 
 __all__ = ["MemoryEstimate", "count_parameters", "estimate_memory"]
 
-# Weights, gradients and AdamW's two moments, all fp32.
-_BYTES_PER_PARAMETER = 16
+# Weights, gradients and AdamW's two moments, all fp32; with several processes the buckets of gradients under way too.
+_BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 16, 4
 # Copies of the batch's embeddings that the loss and its gradient hold: own, gathered, by role, by width, gradients.
 _COPIES_OF_EMBEDDINGS = 10
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device that holds the whole model.
+    """Bytes on one device.
 
     Attributes:
         state: Weights, gradients and optimizer.
@@ -56,6 +56,8 @@ def estimate_memory(
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     teacher: F2LLMConfig | None = None,
+    processes: int = 1,
+    sharded: bool = False,
 ) -> MemoryEstimate:
     """Estimates a step's memory.
 
@@ -66,7 +68,16 @@ def estimate_memory(
         bf16: Whether layers compute in bf16 by autocast.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         teacher: The teacher's shape, if there is one.
+        processes: Number of processes.
+        sharded: Whether they share weights, gradients and optimizer (FSDP) or each holds its own (DDP).
     """
+    parameters = count_parameters(config)
+    state = parameters * _BYTES_PER_PARAMETER
+    if processes > 1:
+        state = state // processes if sharded else state + parameters * _BYTES_OF_BUCKETS
+    if bf16:
+        # Autocast keeps a copy of the weights of the layers.
+        state += 2 * (parameters - config.vocab_size * config.hidden_size)
     outside, layer = _bytes_per_token(config, bf16)
     layers = config.num_hidden_layers
     if gradient_checkpointing:
@@ -74,7 +85,7 @@ def estimate_memory(
     else:
         per_token = outside + layers * layer
     return MemoryEstimate(
-        state=_BYTES_PER_PARAMETER * count_parameters(config),
+        state=state,
         activations=int(chunk_tokens * per_token),
         loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
         teacher=0 if teacher is None else 4 * count_parameters(teacher),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
 from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
+from training.errors import UserError, in_one_line
 from training.layout import lay_out
 from training.measure import Measurement, measure_stage
 from training.memory import MemoryEstimate, count_parameters, estimate_memory
@@ -134,13 +136,15 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         UserError: If something the user gave is faulty.
     """
     args = stage.arguments
-    all_sources, selected = read_sources(args)
-    model, teacher = earlier.get(str(args.model)), earlier.get(str(args.teacher))
-    tokenizer = model.tokenizer if model else make_tokenizer(args, all_sources)
-    config = model.config if model else make_config(args, tokenizer)
-    teacher_config = teacher.config if teacher else F2LLMConfig.from_pretrained(args.teacher) if args.teacher else None
-    args.train_dims(config.hidden_size)
-    sources = prepare_sources(stage, selected, tokenizer)
+    # The first process makes what the others then find.
+    with args.main_process_first(local=args.save_on_each_node):
+        all_sources, selected = read_sources(args)
+        origin = earlier.get(str(args.model))
+        tokenizer = origin.tokenizer if origin else make_tokenizer(args, all_sources)
+        config = origin.config if origin else make_config(args, tokenizer)
+        teacher = _teacher_config(args, earlier)
+        args.train_dims(config.hidden_size)
+        sources = prepare_sources(stage, selected, tokenizer)
     training = count_batches(args, sources, "train")
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * training.count)
     return Plan(
@@ -159,11 +163,23 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
             training.most_texts,
             args.bf16,
             args.gradient_checkpointing,
-            teacher_config,
+            teacher,
+            args.world_size,
+            sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
         ),
-        measured=measure_stage(stage, config, sources, tokenizer, teacher_config) if measure else None,
+        measured=measure_stage(stage, config, sources, tokenizer, teacher) if measure else None,
         origin=Origin(config, tokenizer),
     )
+
+
+def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin]) -> F2LLMConfig | None:
+    if args.teacher is None or str(args.teacher) in earlier:
+        return None if args.teacher is None else earlier[args.teacher].config
+    try:
+        return F2LLMConfig.from_pretrained(args.teacher)
+    # Damaged folders come out of the library as anything.
+    except Exception as error:
+        raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None
 
 
 def made_by(stage: Stage) -> str:

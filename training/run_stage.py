@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from training.errors import InterruptedTrainingError, StoppedError, UserError
+from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.evaluation.pairs import evaluate_and_report
 from training.interruption import ended_by_signals
 from training.plan import Origin, duration, made_by, make_plan
@@ -56,9 +56,14 @@ def main(words: list[str] | None = None) -> int:
     # Nothing is lost by a full disk or a folder that cannot be written.
     except OSError as error:
         return _report("stopped", f"{error}. {_GO_ON}", 1, rank)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        what = "lost contact with another process: look above for what ended that one"
+        return _report("stopped", f"{what} ({in_one_line(error)}). {_GO_ON}", 1, rank)
+    # Only now: with some processes gone, the others would wait for them here.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return 0
 
 
@@ -112,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> None:
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
         logger.info("stage %s", stage.name)
-        model = run_stage(stage, arguments.resume, arguments.accept_changes)
+        model = run_stage(stage, arguments.resume, arguments.accept_changes, more=stage is not chosen[-1])
         if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
 

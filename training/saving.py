@@ -14,7 +14,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
-from training.errors import NonFiniteError, StoppedError, in_one_line
+from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
 
 __all__ = ["SavingTrainer"]
 
@@ -68,10 +68,10 @@ class SavingTrainer(Trainer):
                 self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self._publish(output_dir / STAGING / final.name, final)
-        except (NonFiniteError, KeyboardInterrupt):
-            raise
         # A full disk comes out of torch and safetensors as errors of their own.
         except Exception as error:
+            if isinstance(error, NonFiniteError) or lost_contact(error):
+                raise
             remove_leftovers(output_dir)
             raise StoppedError(
                 f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "

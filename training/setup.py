@@ -15,6 +15,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.arguments import StageArguments
+from training.checkpoints import numbered_checkpoints
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.prepare import PreparationOptions, prepare
@@ -23,7 +24,7 @@ from training.data.tokenizer import load_tokenizer, source_texts, train_tokenize
 from training.errors import UserError, in_one_line
 from training.evaluation.pairs import load_pairs
 from training.loading import load_whole_model
-from training.recipe import Stage
+from training.recipe import FINAL_MODEL, Stage
 from training.teacher import Teacher, load_teacher
 from training.trainer import F2LLMTrainer
 
@@ -99,8 +100,10 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     if name != "train":
         return load_tokenizer(name)
     folder = Path(args.output_dir) / "tokenizer"
-    # Once the training has started, the recipe is settled, and so is the tokenizer.
-    settled = (Path(args.output_dir) / RECIPE).exists() and (folder / "tokenizer.json").exists()
+    # From its first checkpoint on, the recipe of a run is settled, and so is the tokenizer.
+    output_dir = Path(args.output_dir)
+    started = bool(numbered_checkpoints(output_dir)) or (output_dir / FINAL_MODEL).exists()
+    settled = started and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
         trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)

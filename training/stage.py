@@ -10,12 +10,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.data.prepared import PreparedSource
-from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line
+from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.recipe import FINAL_MODEL, Stage
 from training.setup import RECIPE, set_up
 from training.trainer import F2LLMTrainer
@@ -23,6 +22,8 @@ from training.trainer import F2LLMTrainer
 __all__ = ["run_stage"]
 
 logger = logging.getLogger(__name__)
+
+_GO_ON = "run the same command with --resume"
 
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
@@ -36,7 +37,7 @@ _FREE_KEYS = {
 }
 
 
-def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False) -> Path:
+def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
     """Runs a stage to its end and returns the folder of the finished model.
 
     On several processes, every one of them calls this.
@@ -45,6 +46,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False) 
         stage: The stage.
         resume: Go on from the last checkpoint, or return at once if the stage is finished.
         accept_changes: Go on although recipe or data changed since the run was started.
+        more: Whether other stages follow. A signal that comes too late to stop this one then stops before them.
 
     Raises:
         UserError: If something the user gave is faulty, or the output folder holds another run.
@@ -66,10 +68,26 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False) 
             return final
         trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
+        _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer.sources, checkpoint, accept_changes)
     _train(trainer, checkpoint)
     _save(trainer, final)
+    number = trainer.interruption.received()
+    if number and more:
+        raise InterruptedTrainingError(
+            f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
+        )
     return final
+
+
+def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
+    """Makes sure that the optimizer's state can be read by this kind of launch."""
+    if checkpoint is None:
+        return
+    sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+    if sharded != trainer.is_fsdp_enabled:
+        kinds = ("with", "without") if sharded else ("without", "with")
+        raise UserError(f"{checkpoint}: was written {kinds[0]} FSDP and cannot be resumed {kinds[1]} it; launch alike")
 
 
 def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
@@ -78,33 +96,22 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     Raises:
         StoppedError: If that is not to be; the message says how to go on.
     """
-    go_on = "run the same command with --resume"
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StoppedError:
         raise
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) or "DataLoader worker" in str(error):
-            saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-            what = in_one_line(error)
-            raise StoppedError(f"{what}; last good checkpoint: {saved}. Mend that and {go_on}") from error
-        if not _lost_contact(error):
+        if not isinstance(error, OSError) and "DataLoader worker" not in str(error):
             raise
-        raise StoppedError(
-            f"process {trainer.args.process_index} lost contact with another one: look above for what ended that one, "
-            f"then {go_on} ({in_one_line(error)})"
-        ) from error
+        saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}. Mend that and {_GO_ON}") from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTrainingError(
             f"{signal.Signals(number).name} at step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
-            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {go_on}",
+            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {_GO_ON}",
             number,
         )
-
-
-def _lost_contact(error: RuntimeError) -> bool:
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _save(trainer: F2LLMTrainer, final: Path) -> None:
@@ -117,10 +124,10 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         trainer.save_model(str(partial))
         if trainer.args.should_save:
             publish(partial, final)
-    except StoppedError:
-        raise
     # A full disk comes out of safetensors as an error of its own.
     except Exception as error:
+        if isinstance(error, StoppedError) or lost_contact(error):
+            raise
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
@@ -144,7 +151,7 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
         raise UserError(
             f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
-            f"of optimizer and scheduler (save_only_model?); start anew from 'model: {numbered[-1]}' with another "
+            f"of the training; start anew from 'model: {numbered[-1]}' with another "
             "output_dir"
         )
     started = FINAL_MODEL in held or bool(numbered)

@@ -83,7 +83,7 @@ class F2LLMTrainer(SavingTrainer):
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
-        self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
+        self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
         super().__init__(
@@ -103,6 +103,9 @@ class F2LLMTrainer(SavingTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        if self.accelerator.is_fsdp2:
+            # Weights and gradients stay fp32 and layers compute in bf16 by autocast, as without sharding.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
         self.add_callback(self.interruption)
 
@@ -141,12 +144,12 @@ class F2LLMTrainer(SavingTrainer):
         batch = self._prepare_inputs(inputs)
         teacher = None
         if self.teacher is not None:
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 teacher = self.teacher.embed(batch)
         step = CachedStep(
             self.accelerator,
             model,
-            self.compute_loss_context_manager,
+            self.accelerator.autocast,
             (self.args.seed, self.state.global_step),
         )
         loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
@@ -161,9 +164,9 @@ class F2LLMTrainer(SavingTrainer):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
             self.watch.note("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
             raise NonFiniteError(self._non_finite_message(f"the loss became {loss.item()}", batch["source"]))
-        for name, term in terms.items():
-            self._since_last_log[f"loss_{name}"].append(term.detach())
-        self._since_last_log[f"loss_source/{batch['source']}"].append(loss.detach())
+        for name, term in {**terms, f"source/{batch['source']}": loss}.items():
+            total, count = self._since_last_log.get(f"loss_{name}", (0.0, 0))
+            self._since_last_log[f"loss_{name}"] = (total + term.detach(), count + 1)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
@@ -197,8 +200,8 @@ class F2LLMTrainer(SavingTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of every term and source since the last training line."""
         if "loss" in logs:
-            for name, values in sorted(self._since_last_log.items()):
-                logs[name] = torch.stack(values).mean().item()
+            for name, (total, count) in sorted(self._since_last_log.items()):
+                logs[name] = float(total) / count
             self._since_last_log.clear()
         super().log(logs, *args, **kwargs)
 
@@ -208,10 +211,13 @@ class F2LLMTrainer(SavingTrainer):
     ) -> dict[str, float]:
         """Mean loss on the validation rows: per source, per task type (mean of its sources) and overall."""
         self.model.eval()
+        # The counterpart of what a training step does to such optimizers.
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
         losses: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for batch in self._loader("validation") if len(self.eval_dataset) else ():
             batch = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 embeddings = embed_batch(self.model, batch)
             terms = self.validation_objective.terms(embeddings, batch)
             losses[batch["source"]].append((sum(terms.values()).item(), len(batch["query"])))

@@ -89,8 +89,12 @@ class StepWatch:
             "rows": batch["rows"],
             "worst": self._worst(batch, scores),
         }
-        with self.path.open("a", encoding="utf-8") as notes:
-            notes.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as notes:
+                notes.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        # A note that cannot be written must not be what ends the training.
+        except OSError as error:
+            logger.warning("%s: could not be written (%s)", self.path, error)
 
     def _worst(self, batch: Mapping[str, Any], scores: Tensor) -> list[dict[str, Any]]:
         # What is not finite outweighs everything.

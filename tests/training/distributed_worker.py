@@ -5,8 +5,13 @@
     told that the processes have a device each, and that the device is the CPU.
 ``dies:RANK:STEP``
     The process of this rank kills itself in the middle of a step: the others are about to gather embeddings.
+``terminated:RANK:STEP``
+    The process of this rank, and no other, receives a SIGTERM in this step.
 ``forks:PROCESSES:PORT``
     So many processes, which share the time that the imports take, in the environment that torchrun would give them.
+    No launcher watches over them.
+
+Modes are joined by ``+``.
 """
 
 from __future__ import annotations
@@ -41,6 +46,17 @@ def _die(rank: int, at_step: int) -> None:
     trainer.F2LLMTrainer.training_step = dying
 
 
+def _terminate(rank: int, at_step: int) -> None:
+    training_step = trainer.F2LLMTrainer.training_step
+
+    def terminated(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
+        if self.args.process_index == rank and self.state.global_step == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, *args, **kwargs)
+
+    trainer.F2LLMTrainer.training_step = terminated
+
+
 def _fork(processes: int, port: int) -> None:
     """Returns in every child; the parent waits for all of them and ends with the worst of their statuses."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
@@ -56,6 +72,7 @@ def _fork(processes: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    mode, *numbers = sys.argv[1].split(":")
-    {"sharded": _shard, "dies": _die, "forks": _fork}[mode](*map(int, numbers))
+    modes = {"sharded": _shard, "dies": _die, "terminated": _terminate, "forks": _fork}
+    for mode, *numbers in (words.split(":") for words in sys.argv[1].split("+")):
+        modes[mode](*map(int, numbers))
     raise SystemExit(main(sys.argv[2:]))

@@ -171,6 +171,31 @@ def test_trained_widths(keys: dict[str, Any], hidden_size: int, expected: list[i
     assert stage(**keys).train_dims(hidden_size) == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("neftune_noise_alpha", 5.0),
+        ("label_smoothing_factor", 0.1),
+        ("dataloader_drop_last", True),
+        ("per_device_eval_batch_size", 16),
+        ("save_only_model", True),
+        ("torch_compile", True),
+    ],
+)
+def test_key_that_would_do_nothing_or_harm(refuses: Refuses, key: str, value: Any) -> None:
+    with refuses(f"'{key}'"):
+        stage(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrong"),
+    [({"max_tokens_per_forward": 100}, "max_tokens_per_forward"), ({"distillation_weight": -1.0}, "distillation")],
+)
+def test_numbers_out_of_range(refuses: Refuses, keys: dict[str, Any], wrong: str) -> None:
+    with refuses(wrong):
+        stage(**keys)
+
+
 @pytest.mark.parametrize(("dims", "wrong"), [([64, 512], [512]), ([0], [0]), ([-8, 8, 321], [-8, 321])])
 def test_width_that_does_not_fit_the_model(refuses: Refuses, dims: list[int], wrong: list[int]) -> None:
     with refuses("'matryoshka_dimensions'", wrong, 320):

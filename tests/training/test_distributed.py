@@ -151,17 +151,41 @@ def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, m
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
 
 
-@pytest.mark.slow
+def forked(mode: str, *words: object) -> list[str]:
+    """The command that runs two processes of which no launcher takes care."""
+    return [sys.executable, str(WORKER), f"{mode}+forks:2:{free_port()}", *map(str, words)]
+
+
 def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(
     tmp_path: Path, two_processes: Path, models: Path
 ) -> None:
     recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
-    ended = run_bounded(torchrun(2, WORKER, "dies:1:5", recipe), seconds=120)
-    assert ended.returncode != 0
-    assert "process 0 lost contact with another one" in ended.stdout or "SIGKILL" in ended.stdout
+    ended = run_bounded(forked("dies:1:5", recipe), seconds=120)
+    assert ended.returncode == 9
+    line = "stopped: lost contact with another process: look above for what ended that one"
+    assert line in ended.stdout and "--resume" in ended.stdout and "Traceback" not in ended.stdout
     assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
-    train(torchrun(2, SCRIPT, recipe, "--resume"))
-    assert largest_difference(tmp_path / "run/mixed", two_processes / "mixed") <= 1e-6
+    assert main([str(recipe), "--resume"]) == 0
+    assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, two_processes: Path, models: Path) -> None:
+    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
+    ended = run_bounded(forked("terminated:1:5", recipe), seconds=120)
+    assert ended.returncode == 143
+    lines = [line for line in ended.stdout.splitlines() if "SIGTERM at step 6 of 10" in line]
+    assert sorted(line.split("stopped")[0] for line in lines) == ["", "[process 1] "]
+    assert "Traceback" not in ended.stdout
+    assert main([str(recipe), "--resume"]) == 0
+    assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
+
+
+@pytest.mark.slow
+def test_a_launcher_reports_the_death_of_a_process(tmp_path: Path, models: Path) -> None:
+    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
+    ended = run_bounded(torchrun(2, WORKER, "dies:1:5", recipe), seconds=120)
+    assert ended.returncode == 1 and "SIGKILL" in ended.stdout
+    assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_other_positives_get_no_gradient_as_published(single: Path) -> None:

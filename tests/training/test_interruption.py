@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from tests.training.forked import SignalAt, start
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import write_recipe, write_single_stage
 from training.checkpoints import STAGING, last_checkpoint
 from training.interruption import outlive_signals
 from training.run_stage import main
@@ -86,14 +86,30 @@ def test_a_run_interrupted_again_and_again_ends_in_the_same_weights(tmp_path: Pa
     check_same_weights(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", BOTH)
-def test_a_second_signal_ends_at_once(tmp_path: Path, number: int) -> None:
-    signals = [SignalAt("step", 4, signal.SIGTERM), SignalAt("step", 4, number)]
+@pytest.mark.parametrize("first", BOTH)
+def test_a_second_interrupt_ends_at_once(tmp_path: Path, first: int) -> None:
+    signals = [SignalAt("step", 4, first), SignalAt("step", 4, signal.SIGINT)]
     stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
-    assert stopped.wait() == 128 + number
-    name = signal.Signals(number).name
-    assert stopped.line() == f"stopped: {name}: ended at once. To go on, run the same command with --resume"
+    assert stopped.wait() == 130
+    assert stopped.line() == "stopped: SIGINT: ended at once. To go on, run the same command with --resume"
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-3"
+
+
+def test_a_termination_that_is_passed_on_twice_is_one(tmp_path: Path) -> None:
+    signals = [SignalAt("step", 4, signal.SIGTERM), SignalAt("step", 4, signal.SIGTERM)]
+    stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
+    assert stopped.wait() == 143
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-5"
+
+
+def test_a_signal_too_late_for_its_stage_stops_before_the_next(tmp_path: Path) -> None:
+    words = [write_recipe(tmp_path)]
+    stopped = start(words, tmp_path, [SignalAt("step", 9, signal.SIGTERM)])
+    assert stopped.wait() == 143
+    assert "after the last step" in stopped.line()
+    assert (tmp_path / "run/stage1/model/config.json").exists() and not (tmp_path / "run/stage2").exists()
+    resumed = start([*words, "--resume"], tmp_path)
+    assert resumed.wait() == 0, resumed.output
 
 
 @pytest.mark.parametrize("place", ["setup", "finish"])

@@ -55,6 +55,8 @@ def test_what_saves_memory_saves_it_in_the_estimate(tiny_config: F2LLMConfig) ->
     assert whole.total == whole.state + whole.activations + whole.loss + whole.program
     chunked = estimate_memory(tiny_config, 1_000, 1_000)
     assert chunked.activations == pytest.approx(whole.activations / 10, rel=1e-3)
+    several, shared = (estimate_memory(tiny_config, 1, 1, processes=4, sharded=sharded) for sharded in (False, True))
+    assert several.state == 20 * count_parameters(tiny_config) and shared.state == whole.state // 4
     deep = F2LLMConfig.from_family("f2llm-v2-0.6b")
     plain = estimate_memory(deep, 8_192, 4_000).activations
     assert estimate_memory(deep, 8_192, 4_000, gradient_checkpointing=True).activations < plain / 5

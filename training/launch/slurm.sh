@@ -10,15 +10,18 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=TERM@300           # five minutes before the time is up: step, checkpoint, end
+#SBATCH --signal=TERM@300           # five minutes before the time is up: step, checkpoint, end; then submit it again
 set -euo pipefail
+
+# The launcher gives its processes this long after a signal, in seconds; the default of 30 is too short for a checkpoint.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export GPUS=${SLURM_GPUS_ON_NODE:-8}
 
 # One launcher on each node; --resume starts anew where there is nothing to resume.
-srun --kill-on-bad-exit=1 bash -c '
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
   exec .venv/bin/accelerate launch --config_file training/launch/fsdp.yaml \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes $((SLURM_NNODES * GPUS)) \
     --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
