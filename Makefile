@@ -31,7 +31,7 @@ quickstart: install ## Train the small default recipe on this machine: offline, 
 	$(BIN)/python training/run_stage.py
 
 test: install ## Run the tests (all but those marked slow)
-	$(BIN)/python -m pytest -m "not slow" $(TESTARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(TESTARGS)
 
 test-slow: install ## Run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(TESTARGS)
