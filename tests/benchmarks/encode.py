@@ -24,7 +24,7 @@ __all__ = ["run"]
 def run(settings: Settings) -> Suite:
     """Times encoding by every model in every precision."""
     suite = Suite()
-    count = settings.pick(quick=8, cpu=256, cuda=4096)
+    count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
     suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
     try:
