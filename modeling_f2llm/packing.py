@@ -168,6 +168,9 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
             enable_gqa=True,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    if len(outputs) == 1:
+        # Texts of one length: nothing to put together, and a copy would make them slower than a padded batch.
+        return outputs[0]
     return torch.cat(outputs) if outputs else torch.empty_like(query)
 
 

@@ -21,9 +21,8 @@ from tests.benchmarks.timing import Contestant, add_ratio, measure
 __all__ = ["run"]
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Times encoding by every model in every precision."""
-    suite = Suite()
     count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
     suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
@@ -31,7 +30,7 @@ def run(settings: Settings) -> Suite:
         encoders = _sentence_transformers(settings, suite)
     except ImportError as error:
         suite.skip("encode", f"{type(error).__name__}: {error}")
-        return suite
+        return
     with OpenVINO(settings.openvino_python, encoders[f"stock_{settings.precisions[0]}"]) as openvino:
         if openvino.why_absent:
             suite.skip("OpenVINO backend of sentence-transformers", openvino.why_absent)
@@ -56,7 +55,6 @@ def run(settings: Settings) -> Suite:
             _add_ratios(measurement, settings.precisions)
             suite.add(measurement)
         suite.notes += openvino.notes
-    return suite
 
 
 def _sentence_transformers(settings: Settings, suite: Suite) -> dict[str, Any]:

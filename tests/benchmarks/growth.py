@@ -29,9 +29,8 @@ _MEMORY_SHARE = 0.6
 _ROWS_PER_GROUP = 10_000
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Measures all points of all axes."""
-    suite = Suite()
     budget = settings.pick(quick=1024, cpu=4096, cuda=65536)
     tokens = settings.pick(quick=256, cpu=8192, cuda=131072)
     suite.notes += [
@@ -58,11 +57,11 @@ def run(settings: Settings) -> Suite:
         if settings.quick:
             # One process for all: most of its time goes into its imports.
             tasks = [_task(axis, values[0], more, precision, Path(folder)) for axis, (values, more) in axes.items()]
-            suite.points += _measure(settings, tasks)
+            for point in _measure(settings, tasks):
+                suite.add_point(point)
         else:
             for axis, (values, more) in axes.items():
                 _measure_axis(settings, suite, [_task(axis, value, more, precision, Path(folder)) for value in values])
-    return suite
 
 
 def _task(axis: str, value: int, more: dict[str, int], precision: str, folder: Path) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def _measure_axis(settings: Settings, suite: Suite, tasks: list[dict[str, Any]])
         except RuntimeError as error:
             suite.skip(what, str(error))
             return
-        suite.points.append(last)
+        suite.add_point(last)
 
 
 def _expected_bytes(last: dict[str, Any] | None, task: dict[str, Any]) -> float:

@@ -25,9 +25,8 @@ __all__ = ["run"]
 _FAMILY_NAME = "f2llm-v2-0.6b"
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Times losses and one layer in every precision."""
-    suite = Suite()
     rows = settings.pick(quick=16, cpu=512, cuda=512)
     width = settings.pick(quick=32, cpu=FAMILY[_FAMILY_NAME][0], cuda=FAMILY[_FAMILY_NAME][0])
     layers = FAMILY[_FAMILY_NAME][2]
@@ -56,7 +55,6 @@ def run(settings: Settings) -> Suite:
             measurement["contestants"]["one_layer"]["median"] * scale + measurement["contestants"]["losses"]["median"]
         )
         suite.add(measurement)
-    return suite
 
 
 def _losses(rows: int, width: int) -> Callable[[], None]:

@@ -43,9 +43,8 @@ def attention_operations(config: F2LLMConfig, lengths: list[int]) -> int:
     return sum(2 * length * (length + 1) for length in lengths) * config.num_attention_heads * config.head_dim
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Times products, forward pass and step in every precision."""
-    suite = Suite()
     rows, why = choose_rows(settings)
     packed, _ = batches(row_lengths(settings, rows))
     config = configuration(settings)
@@ -57,7 +56,6 @@ def run(settings: Settings) -> Suite:
     ]
     for precision in settings.precisions:
         suite.add(_measure(settings, suite, config, packed, precision))
-    return suite
 
 
 def _measure(

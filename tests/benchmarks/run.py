@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from tests.benchmarks.hardware import describe_hardware, versions
 from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
 from tests.benchmarks.report import markdown
 from tests.benchmarks.settings import PRECISIONS, Settings
+from tests.benchmarks.suite import Suite
 
-# Modules of this folder, each with a function run(settings) → Suite.
+# Modules of this folder, each with a function run(settings, suite) that fills the suite in.
 SUITES = ("step", "trainer", "encode", "rate", "loss", "growth")
 
 
@@ -86,15 +88,15 @@ def _run(settings: Settings, suites: Sequence[str], output: Path) -> int:
     failed = False
     for name in suites:
         start = time.perf_counter()
+        suite = Suite(on_result=partial(_write, results, output))
+        results["suites"][name] = suite.results()
         try:
-            results["suites"][name] = asdict(import_module(f"tests.benchmarks.{name}").run(settings))
+            import_module(f"tests.benchmarks.{name}").run(settings, suite)
         except Exception as error:
             # One suite that fails must not cost the results of the others.
             failed = True
             traceback.print_exc()
-            why = f"failed: {type(error).__name__}: {error}"
-            results["suites"][name] = {"measurements": [], "points": [], "notes": [], "skipped": []}
-            results["suites"][name]["skipped"].append({"what": name, "why": why})
+            suite.skip(name, f"failed: {type(error).__name__}: {error}")
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         _write(results, output)
     print(markdown(results))
@@ -118,7 +120,7 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], output: Path) -> None:
-    """Writes all files anew, so that a run that is cut short leaves what it has."""
+    """Writes all files anew after each result, so that a run that is cut short leaves what it has."""
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (output / "results.md").write_text(markdown(results))
     try:

@@ -56,9 +56,8 @@ def stepper(
     return step
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Times the step of every model in every precision."""
-    suite = Suite()
     rows, why = choose_rows(settings)
     suite.notes.append(why)
     lengths = row_lengths(settings, rows)
@@ -91,7 +90,6 @@ def run(settings: Settings) -> Suite:
         for name in ("ours", "ours_compiled"):
             add_ratio(measurement, "stock", name)
         suite.add(measurement)
-    return suite
 
 
 def _check(precision: str) -> Callable[[dict[str, float]], None]:

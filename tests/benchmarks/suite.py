@@ -1,7 +1,8 @@
-"""What a suite hands back."""
+"""What a suite fills in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,14 @@ class Suite:
         points: Points of growth, each with its axis and value.
         notes: What a reader must know to read the figures.
         skipped: What was left out and why.
+        on_result: Called after each measurement and point: a run that is cut short keeps what it has.
     """
 
     measurements: list[dict[str, Any]] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    on_result: Callable[[], None] = lambda: None
 
     def skip(self, what: str, why: str) -> None:
         """Records something that could not be measured, once."""
@@ -35,3 +38,13 @@ class Suite:
         self.measurements.append(measurement)
         for name, why in measurement["left_out"].items():
             self.skip(f"{name}, {measurement['case']}, {measurement['precision']}", why)
+        self.on_result()
+
+    def add_point(self, point: dict[str, Any]) -> None:
+        """Records a point of growth."""
+        self.points.append(point)
+        self.on_result()
+
+    def results(self) -> dict[str, Any]:
+        """What the JSON file holds; its lists grow with the suite."""
+        return {name: getattr(self, name) for name in ("measurements", "points", "notes", "skipped")}

@@ -46,16 +46,15 @@ class _Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def run(settings: Settings) -> Suite:
+def run(settings: Settings, suite: Suite) -> None:
     """Times steps of both trainers in every precision."""
-    suite = Suite()
     try:
         import datasets  # noqa: F401
         import pyarrow  # noqa: F401
         from sentence_transformers import SentenceTransformerTrainer  # noqa: F401
     except ImportError as error:
         suite.skip("trainer", f"{type(error).__name__}: {error}")
-        return suite
+        return
     rows, why = choose_rows(settings)
     lengths = row_lengths(settings, rows)
     suite.notes += [
@@ -71,7 +70,6 @@ def run(settings: Settings) -> Suite:
             measurement = _measure(settings, suite, columns, precision, Path(folder))
         measurement["facts"] |= {"rows": rows, "real_tokens": int(lengths.sum())}
         suite.add(measurement)
-    return suite
 
 
 def _measure(
