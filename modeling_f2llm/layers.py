@@ -72,6 +72,8 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
             sequence_lengths=sequence_lengths,
             **kwargs,
         )
+        # Not a view any more: a graph is kept for each shape that what it views may have.
+        attended = torch.ops.aten._unsafe_view(attended, attended.shape)
         return _compiled(_after_attention)(self, hidden_states, attended)
 
 

@@ -100,9 +100,7 @@ class PackedCollator:
         tokens = np.concatenate([source.tokens(text) for chunk in layout.chunks for text in texts[chunk]])
         return {
             "input_ids": torch.from_numpy(tokens.astype(np.int64))[None],
-            "chunk_lengths": [lengths[chunk].tolist() for chunk in layout.chunks],
-            "slots": torch.from_numpy(layout.slots),
-            "width": layout.width,
+            **layout.of_batch(lengths),
             "query": index[:, 0],
             "positive": index[:, 1],
             "negatives": index[:, 2:],

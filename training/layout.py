@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 __all__ = ["BatchLayout", "balanced_chunks", "lay_out", "shares"]
 
@@ -24,6 +25,18 @@ class BatchLayout(NamedTuple):
     chunks: list[np.ndarray]
     slots: np.ndarray
     width: int
+
+    def of_batch(self, lengths: np.ndarray) -> dict[str, Any]:
+        """``chunk_lengths``, ``slots`` and ``width``, as a batch of the collator holds them.
+
+        Args:
+            lengths: ``(n,)`` token counts of the batch's distinct texts, as given to :func:`lay_out`.
+        """
+        return {
+            "chunk_lengths": [lengths[chunk].tolist() for chunk in self.chunks],
+            "slots": torch.from_numpy(self.slots),
+            "width": self.width,
+        }
 
 
 def lay_out(lengths: np.ndarray, rank: int = 0, world_size: int = 1, max_tokens: int | None = None) -> BatchLayout:

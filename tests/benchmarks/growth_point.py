@@ -33,9 +33,7 @@ _GLOBAL_BATCH = 512
 def _training_step(model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int) -> Callable[[], Any]:
     """A step as the trainer takes it: in chunks of at most ``max_tokens``, with a gradient cache."""
     lengths = np.array(batch["sequence_lengths"])
-    layout = lay_out(lengths, max_tokens=max_tokens)
-    chunks = [lengths[chunk].tolist() for chunk in layout.chunks]
-    batch = {**batch, "chunk_lengths": chunks, "slots": torch.from_numpy(layout.slots), "width": layout.width}
+    batch = {**batch, **lay_out(lengths, max_tokens=max_tokens).of_batch(lengths)}
     accelerator = Accelerator(cpu=device().type == "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerBase, Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.modeling_f2llm.comparing import LENGTHS, Batch
 
 
 class Loaded(NamedTuple):
@@ -73,3 +75,9 @@ def loaded_elsewhere(released_folder: Path, sentences: list[str], tmp_path_facto
     assert process.returncode == 0, process.stderr[-4000:]
     with np.load(elsewhere / "arrays.npz") as arrays:
         return Loaded(dict(arrays), json.loads((elsewhere / "facts.json").read_text()))
+
+
+@pytest.fixture(params=["right", "left"])
+def padded(request: pytest.FixtureRequest, random_batch: Callable[..., Batch]) -> Batch:
+    """Texts of unequal lengths, padded on either side."""
+    return random_batch(LENGTHS, request.param)

@@ -41,9 +41,7 @@ def main(rows: int, max_tokens: int) -> None:
     index = torch.from_numpy(rng.permutation(texts).reshape(rows, 2 + NEGATIVES))
     batch = {
         "input_ids": torch.from_numpy(rng.integers(2, config.vocab_size, int(lengths.sum())))[None],
-        "chunk_lengths": [lengths[chunk].tolist() for chunk in layout.chunks],
-        "slots": torch.from_numpy(layout.slots),
-        "width": layout.width,
+        **layout.of_batch(lengths),
         "query": index[:, 0],
         "positive": index[:, 1],
         "negatives": index[:, 2:],

@@ -39,9 +39,7 @@ def batch_of(max_tokens: int | None = None, task_type: str = "retrieval", negati
     index = rng.integers(0, TEXTS, (ROWS, negatives))
     return {
         "input_ids": torch.from_numpy(np.concatenate([texts[text] for chunk in layout.chunks for text in chunk]))[None],
-        "chunk_lengths": [lengths[chunk].tolist() for chunk in layout.chunks],
-        "slots": torch.from_numpy(layout.slots),
-        "width": layout.width,
+        **layout.of_batch(lengths),
         "query": torch.tensor([0, 5, 5, 11, 13, 20, 25]),
         "positive": torch.tensor([1, 6, 7, 12, 12, 3, 24]),
         "negatives": torch.from_numpy(index),

@@ -1,0 +1,139 @@
+"""Batches that come packed: the numbers of stock Qwen3Model, text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen3Model
+
+from modeling_f2llm import F2LLMModel
+from modeling_f2llm.packing import boundary_kwargs, packed_position_ids
+from tests.modeling_f2llm.comparing import LENGTHS, Batch, assert_same
+
+PACKED = [3, 1, 4, 4, 2]
+MARKS: dict[str, Callable[[], dict]] = {
+    "sequence_lengths": lambda: {"sequence_lengths": PACKED},
+    "cu_seq_lens": lambda: {"cu_seq_lens_q": torch.tensor([0, *PACKED]).cumsum(0).to(torch.int32)},
+    "position_ids": lambda: {"position_ids": packed_position_ids(PACKED)},
+    "flash-arguments": lambda: boundary_kwargs(PACKED, torch.device("cpu")),
+    "flash-arguments-and-position_ids": lambda: {
+        **boundary_kwargs(PACKED, torch.device("cpu")),
+        "position_ids": packed_position_ids(PACKED),
+    },
+}
+
+
+@pytest.fixture
+def flat_ids(random_batch: Callable[..., Batch]) -> Tensor:
+    return random_batch([sum(PACKED)], seed=3)["input_ids"]
+
+
+@pytest.fixture(params=MARKS.values(), ids=MARKS)
+def marks(request: pytest.FixtureRequest) -> dict:
+    return request.param()
+
+
+@pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
+def test_a_packed_batch_equals_stock_text_by_text(
+    tiny_model: F2LLMModel, stock_model: Qwen3Model, flat_ids: Tensor, marks: dict, implementation: str
+):
+    tiny_model.set_attn_implementation(implementation)
+    hidden = tiny_model(input_ids=flat_ids, **marks).last_hidden_state
+    assert hidden.shape == (1, sum(PACKED), 32)
+    for ids, states in zip(flat_ids[0].split(PACKED), hidden[0].split(PACKED), strict=True):
+        assert_same(states, stock_model(input_ids=ids[None]).last_hidden_state[0])
+
+
+def test_packed_inputs_embeds_equal_packed_ids(tiny_model: F2LLMModel, flat_ids: Tensor, marks: dict):
+    embeds = tiny_model.embed_tokens(flat_ids)
+    expected = tiny_model(input_ids=flat_ids, **marks).last_hidden_state
+    assert torch.equal(tiny_model(inputs_embeds=embeds, **marks).last_hidden_state, expected)
+
+
+def test_packed_hidden_states_and_tuples_stay_packed(tiny_model: F2LLMModel, flat_ids: Tensor, marks: dict):
+    last, states = tiny_model(input_ids=flat_ids, output_hidden_states=True, return_dict=False, **marks)
+    assert [layer.shape for layer in states] == [last.shape] * 3
+    assert torch.equal(states[-1], last)
+    assert torch.equal(last, tiny_model(input_ids=flat_ids, **marks).last_hidden_state)
+
+
+def test_packed_gradients_equal_padded_gradients(tiny_model: F2LLMModel, random_batch: Callable[..., Batch]):
+    batch = random_batch(LENGTHS)
+    mask = batch["attention_mask"].bool()
+    flat = {"input_ids": batch["input_ids"][mask][None], "sequence_lengths": LENGTHS}
+    weights = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(2))
+    parameters = list(tiny_model.parameters())
+    padded = (tiny_model(**batch).last_hidden_state[mask] * weights).sum()
+    packed = (tiny_model(**flat).last_hidden_state[0] * weights).sum()
+    for ours, theirs in zip(
+        torch.autograd.grad(packed, parameters), torch.autograd.grad(padded, parameters), strict=True
+    ):
+        assert_same(ours, theirs)
+
+
+def test_empty_texts_take_no_room_in_a_packed_batch(tiny_model: F2LLMModel, flat_ids: Tensor):
+    with_empty = [0, *PACKED[:2], 0, *PACKED[2:], 0]
+    assert torch.equal(
+        tiny_model(input_ids=flat_ids, sequence_lengths=with_empty).last_hidden_state,
+        tiny_model(input_ids=flat_ids, sequence_lengths=PACKED).last_hidden_state,
+    )
+
+
+@pytest.mark.parametrize("position_ids", [[4, 5, 6, 7, 8], [3, 4, 0, 1, 2]])
+def test_positions_of_a_single_row_equal_stock(
+    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch], position_ids: list[int]
+):
+    inputs = {"input_ids": random_batch([5])["input_ids"], "position_ids": torch.tensor([position_ids])}
+    assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
+
+
+def test_a_masked_single_row_is_one_text_whatever_its_positions(
+    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
+):
+    inputs = {**random_batch([5]), "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
+    assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    "boundaries",
+    [
+        {"sequence_lengths": [2, 4]},
+        {"sequence_lengths": [2, 2]},
+        {"sequence_lengths": []},
+        {"cu_seq_lens_q": torch.tensor([0, 2, 6])},
+        {"cu_seq_lens_q": torch.tensor([0, 2, 4])},
+    ],
+)
+def test_boundaries_that_do_not_add_up_are_refused(tiny_model: F2LLMModel, boundaries: dict):
+    with pytest.raises(ValueError, match=r"must divide its \(1, 5\) tokens"):
+        tiny_model(input_ids=torch.ones(1, 5, dtype=torch.long), **boundaries)
+
+
+def test_boundaries_of_more_than_one_row_are_refused(tiny_model: F2LLMModel):
+    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
+        tiny_model(input_ids=torch.ones(2, 5, dtype=torch.long), sequence_lengths=[5, 5])
+
+
+@pytest.mark.parametrize(
+    "boundaries",
+    [{"cu_seq_lens_q": torch.tensor([1, 3, 6])}, {"sequence_lengths": [4, -2, 3]}],
+    ids=["not-from-zero", "negative"],
+)
+def test_boundaries_outside_the_batch_are_refused(tiny_model: F2LLMModel, boundaries: dict):
+    with pytest.raises(ValueError, match="a packed batch"):
+        tiny_model(input_ids=torch.ones(1, 5, dtype=torch.long), **boundaries)
+
+
+def test_a_batch_that_is_all_padding_comes_out_as_zeros(tiny_model: F2LLMModel):
+    batch = {"input_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
+    assert tiny_model(**batch).last_hidden_state.count_nonzero() == 0
+
+
+def test_attention_weights_of_a_packed_batch_come_with_its_hidden_state(tiny_model: F2LLMModel, flat_ids: Tensor):
+    tiny_model.set_attn_implementation("eager")
+    expected = tiny_model(input_ids=flat_ids, sequence_lengths=PACKED).last_hidden_state
+    actual = tiny_model(input_ids=flat_ids, sequence_lengths=PACKED, output_attentions=True).last_hidden_state
+    assert_same(actual, expected)

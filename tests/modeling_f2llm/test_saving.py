@@ -1,0 +1,105 @@
+"""Folders: what saving writes, what loading gives back, with this package and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel
+from tests.modeling_f2llm.comparing import LENGTHS, Batch, assert_same, real
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_causal_lm_folder_loads_as_its_encoder(
+    tmp_path: Path, tiny_config: F2LLMConfig, random_batch: Callable[..., Batch], tied: bool
+):
+    names = Qwen3Config().to_dict().keys() & tiny_config.to_dict().keys() - {"architectures"}
+    config = Qwen3Config(**{name: tiny_config.to_dict()[name] for name in names} | {"tie_word_embeddings": tied})
+    causal = Qwen3ForCausalLM(config).eval()
+    assert (causal.lm_head.weight is causal.model.embed_tokens.weight) == tied
+    causal.save_pretrained(tmp_path)
+
+    model, report = F2LLMModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    expected = causal.model.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    batch = random_batch(LENGTHS)
+    assert_same(model(**batch).last_hidden_state, real(causal.model(**batch).last_hidden_state, batch))
+
+
+def test_state_dict_is_that_of_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model):
+    assert not any(name.startswith("model.") for name in tiny_model.state_dict())
+    assert {n: w.shape for n, w in tiny_model.state_dict().items()} == {
+        n: w.shape for n, w in stock_model.state_dict().items()
+    }
+    assert all(torch.equal(weight, tiny_model.state_dict()[n]) for n, weight in stock_model.state_dict().items())
+
+
+def test_saved_folder_has_the_weights_as_safetensors_and_the_code(saved_folder: Path):
+    assert sorted(path.name for path in saved_folder.iterdir()) == [
+        "config.json",
+        "configuration_f2llm.py",
+        "layers.py",
+        "model.safetensors",
+        "modeling_f2llm.py",
+        "packing.py",
+    ]
+
+
+def test_saving_and_loading_changes_nothing(tiny_model: F2LLMModel, saved_folder: Path, padded: Batch):
+    loaded = F2LLMModel.from_pretrained(saved_folder)
+    assert isinstance(loaded.config, F2LLMConfig)
+    assert loaded.config.matryoshka_dimensions == [32, 16, 8]
+    assert torch.equal(loaded(**padded).last_hidden_state, tiny_model(**padded).last_hidden_state)
+
+
+def test_the_chosen_implementation_is_not_saved(saved_folder: Path, tmp_path: Path):
+    F2LLMModel.from_pretrained(saved_folder, attn_implementation="eager").save_pretrained(tmp_path)
+    assert F2LLMModel.from_pretrained(tmp_path).config._attn_implementation == "packed"
+    assert "packed" not in (tmp_path / "config.json").read_text()
+
+
+def test_stock_runs_on_the_config_of_a_loaded_model(tiny_model: F2LLMModel, saved_folder: Path, padded: Batch):
+    # The config carries the name of the packed implementation along: it must work in Qwen3Model, mask and all.
+    stock = Qwen3Model.from_pretrained(saved_folder, config=tiny_model.config).eval()
+    expected = tiny_model(**padded).last_hidden_state
+    assert_same(real(stock(**padded).last_hidden_state, padded), expected)
+
+
+def test_a_copy_of_the_model_is_the_model(tiny_model: F2LLMModel, padded: Batch):
+    copy = deepcopy(tiny_model)
+    assert torch.equal(copy(**padded).last_hidden_state, tiny_model(**padded).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("stock", "Qwen3Model"),
+        ("remote", "F2LLMModel"),
+        ("resaved_stock", "Qwen3Model"),
+        ("resaved_remote", "F2LLMModel"),
+    ],
+)
+def test_folder_loads_without_the_package(
+    tiny_model: F2LLMModel, loaded_elsewhere, token_batch: Batch, name: str, class_name: str
+):
+    arrays, facts = loaded_elsewhere
+    assert facts[f"{name}_class"] == class_name
+    assert facts[f"{name}_package"] == ("transformers" if class_name == "Qwen3Model" else "transformers_modules")
+    assert facts[f"{name}_is_padding_zero"] == (class_name == "F2LLMModel")
+    with torch.no_grad():
+        expected = tiny_model(**token_batch).last_hidden_state
+    np.testing.assert_allclose(arrays[f"{name}_hidden"], expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max())
+
+
+def test_resaving_remote_code_keeps_the_code(loaded_elsewhere, saved_folder: Path):
+    assert loaded_elsewhere.facts["config_class"] == "F2LLMConfig"
+    assert loaded_elsewhere.facts["resaved_files"] == sorted(path.name for path in saved_folder.iterdir())
