@@ -59,6 +59,17 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Where tokenised sources are kept; OUTPUT_DIR/prepared if left out."}
     )
 
+    executor: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where data is prepared: local, ray, slurm or jobs; or JSON of name, workers and datatrove's own "
+            "arguments."
+        },
+    )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "Bad rows of the data: error stops, quarantine puts them aside."}
+    )
+
     # Text
     tokenizer: str | None = field(
         default=None,

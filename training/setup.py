@@ -17,8 +17,10 @@ from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
 from training.data.builders import build
+from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
-from training.data.prepare import PreparationOptions, prepare
+from training.data.options import PreparationOptions
+from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.errors import UserError, in_one_line
@@ -182,9 +184,10 @@ def prepare_sources(stage: Stage, sources: list[Source], tokenizer: PreTrainedTo
         validation_share=args.validation_share,
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
         seed=args.seed,
+        on_bad_row=args.on_bad_row,
     )
     try:
-        prepared = prepare(sources, tokenizer, args.prepared_folder, options)
+        prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
     except OSError as error:
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
     if not any(len(source.rows["train"]) for source in prepared):

@@ -77,7 +77,8 @@ def growth_corpus(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     """Preparation of ``value`` rows, then their first batch."""
     from training.collator import PackedCollator, PreparedRows
     from training.data.manifest import Source
-    from training.data.prepare import PreparationOptions, prepare
+    from training.data.options import PreparationOptions
+    from training.data.prepare import prepare
     from training.sampler import GlobalBatchSampler
 
     file = Path(task["folder"]) / f"{task['value']}.parquet"

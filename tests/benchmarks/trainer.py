@@ -164,7 +164,8 @@ def _our_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str
 
     from training.arguments import StageArguments
     from training.data.manifest import Source
-    from training.data.prepare import PreparationOptions, prepare
+    from training.data.options import PreparationOptions
+    from training.data.prepare import prepare
     from training.trainer import F2LLMTrainer
 
     folder.mkdir()

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.training.recipes import write_single_stage
 from training.data.manifest import Source
-from training.data.prepare import PreparationOptions, prepare
+from training.data.options import PreparationOptions
+from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import train_tokenizer
 from training.errors import UserError

@@ -17,11 +17,15 @@ from typing import Any, NamedTuple
 
 from training.errors import StoppedError, UserError, in_one_line
 
-__all__ = ["EXECUTORS", "Executor", "Phase", "read_executor", "run_phases"]
+__all__ = ["EXECUTORS", "Executor", "Phase", "SubmittedError", "read_executor", "run_phases"]
 
 logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "ray", "slurm", "jobs")
+
+
+class SubmittedError(StoppedError):
+    """The work was handed to a cluster that does it on its own; run the same command again when its jobs are done."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,25 @@ class Executor:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_executor(value: str | Mapping[str, Any] | None) -> Executor:
-    """Reads the recipe key ``executor``: a name, or a mapping of ``name``, ``workers`` and datatrove's own arguments.
+def read_executor(value: str | None) -> Executor | None:
+    """Reads the recipe key ``executor``: a name, or JSON of ``name``, ``workers`` and datatrove's own arguments.
 
     Raises:
-        UserError: If there is no such executor.
+        UserError: If it says something else, or there is no such executor.
     """
-    options = {"name": value or "local"} if not isinstance(value, Mapping) else dict(value)
+    if not value:
+        return None
+    options = {"name": value}
+    if value.lstrip().startswith("{"):
+        try:
+            options = json.loads(value)
+        except ValueError as error:
+            raise UserError(f"key 'executor' is not valid JSON ({error})") from None
     name, workers = options.pop("name", "local"), options.pop("workers", None)
     if name not in EXECUTORS:
-        raise UserError(f"unknown executor {name!r}; use one of {', '.join(EXECUTORS)}")
+        raise UserError(f"key 'executor': there is no {name!r}; use one of {', '.join(EXECUTORS)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise UserError(f"executor: workers must be a positive number, got {workers!r}")
+        raise UserError(f"key 'executor': workers must be a positive number, got {workers!r}")
     return Executor(name, workers, options)
 
 
@@ -80,15 +91,16 @@ def run_phases(phases: Sequence[Phase], folder: Path | str, executor: Executor |
 
     Raises:
         UserError: If a task raised one, or the executor cannot be used here.
-        StoppedError: If a task failed otherwise. What other tasks did is kept. Slurm runs on its own: the error says to
-            run the same command again when its jobs are done.
+        StoppedError: If a task failed otherwise. What other tasks did is kept.
+        SubmittedError: If the executor is Slurm and there was something left to do.
     """
     executor, folder = executor or Executor(), Path(folder)
     before = None
     for phase in phases:
-        if not phase.tasks:
-            continue
         logs = folder / phase.name
+        if executor.name == "local" and min(executor.workers or _cores(), phase.tasks) <= 1:
+            _run_here(phase, logs)
+            continue
         running = _make(executor, phase, logs, before)
         if not running.get_incomplete_ranks():
             continue
@@ -105,7 +117,23 @@ def run_phases(phases: Sequence[Phase], folder: Path | str, executor: Executor |
         if left:
             _raise_failure(logs, phase, StoppedError(f"{len(left)} of {phase.tasks} tasks did not end; see {logs}"))
     if before is not None:
-        raise StoppedError(f"submitted to Slurm; when the jobs are done, run the same command again ({folder})")
+        raise SubmittedError(f"submitted to Slurm; when the jobs are done, run the same command again ({folder})")
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _run_here(phase: Phase, logs: Path) -> None:
+    """Runs a phase in this process: no other has to start, and errors need not travel."""
+    done = logs / "completions"
+    done.mkdir(parents=True, exist_ok=True)
+    for task in range(phase.tasks):
+        # Where datatrove notes it: the executor may be another one next time.
+        note = done / f"{task:05d}"
+        if not note.exists():
+            phase.work(task)
+            note.touch()
 
 
 class _Step:
@@ -128,6 +156,8 @@ class _Step:
             datatrove_logger.disable("datatrove")
 
     def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> None:
+        # Tasks share the cores: threads of their own would wait for one another.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             self.work(rank)
         except Exception as error:
@@ -156,7 +186,7 @@ def _make(executor: Executor, phase: Phase, logs: Path, before: Any) -> Any:
             return datatrove.SlurmPipelineExecutor(**{"workers": workers or -1, "depends": before, **shared})
         if executor.name == "jobs":
             return datatrove.JobsPipelineExecutor(**{"workers": workers or -1, **shared})
-        workers = min(workers or os.cpu_count() or 1, phase.tasks)
+        workers = min(workers or _cores(), phase.tasks)
         return datatrove.LocalPipelineExecutor(**{"workers": workers, **shared})
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None

@@ -10,13 +10,15 @@ import numpy as np
 
 from training.errors import UserError
 
-__all__ = ["DESCRIPTION", "OFFSETS", "SPLITS", "TOKENS", "PreparedSource"]
+__all__ = ["DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TOKENS", "PreparedSource"]
 
 # A prepared source is a folder of these files: raw little-endian arrays, and a JSON file that is written last.
 TOKENS = "tokens.int32"
 OFFSETS = "offsets.int64"
 SPLITS = {"train": "train.int32", "validation": "validation.int32"}
 DESCRIPTION = "source.json"
+# Bad rows that were put aside, with the reason; there only if there are some.
+QUARANTINE = "quarantine.parquet"
 
 
 def _open(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.data.row_checks import bad_row, find_faults
 from training.errors import UserError
 
 __all__ = ["PublishedFile", "TextBatch"]
@@ -61,6 +60,7 @@ class PublishedFile:
         )
         self._check_columns(schema)
         self.num_rows = metadata.num_rows
+        self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
 
@@ -100,36 +100,30 @@ class PublishedFile:
         """Yields the rows in order, ``batch_rows`` at a time.
 
         Raises:
-            UserError: At the first null, empty or blank text, or row with too few negatives.
+            UserError: At the first bad row.
         """
-        columns, row = ["query", "passage", *self.negatives], 0
+        row = 0
+        for batch in self.record_batches(batch_rows):
+            faults = find_faults(batch, self.negatives, self.required_negatives)
+            if faults:
+                raise bad_row(self.path, row, faults[0])
+            yield TextBatch(row, {name: batch.column(name).to_pylist() for name in batch.schema.names})
+            row += len(batch)
+
+    def record_batches(self, batch_rows: int, row_groups: tuple[int, int] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yields query, passage and negatives as they are in the file, bad rows and all.
+
+        Args:
+            batch_rows: Rows of a batch at most.
+            row_groups: First row group to read and the one after the last; all if None.
+
+        Raises:
+            UserError: If the file cannot be read to the end.
+        """
+        columns = ["query", "passage", *self.negatives]
+        groups = None if row_groups is None else list(range(*row_groups))
         try:
             with self._open() as parquet:
-                for batch in parquet.iter_batches(batch_rows, columns=columns):
-                    self._check_rows(batch, row)
-                    yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
-                    row += len(batch)
+                yield from parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(error) from None
-
-    def _check_rows(self, batch: pa.RecordBatch, first_row: int) -> None:
-        negatives = np.zeros(len(batch), dtype=np.int64)
-        for name in batch.schema.names:
-            column = batch.column(name)
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            column = column.cast(pa.large_string())
-            missing = np.asarray(pc.is_null(column))
-            if name in self.negatives:
-                negatives += ~missing
-            else:
-                self._refuse(missing, first_row, name, "is null")
-            blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
-            self._refuse(np.asarray(pc.fill_null(blank, False)), first_row, name, "is empty")
-        short = negatives < self.required_negatives
-        self._refuse(short, first_row, "negative_*", f"has fewer than {self.required_negatives} texts")
-
-    def _refuse(self, faulty: np.ndarray, first_row: int, column: str, fault: str) -> None:
-        if faulty.any():
-            row = first_row + int(faulty.argmax())
-            raise UserError(f"{self.path}: row {row}, column {column!r} {fault}; correct or drop the row")

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
 from training.data.manifest import Source
-from training.data.prepare import PreparationOptions, prepare
+from training.data.options import PreparationOptions
+from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import train_tokenizer
 

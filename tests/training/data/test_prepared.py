@@ -13,7 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from training.data.manifest import Source
-from training.data.prepare import PreparationOptions, prepare
+from training.data.options import PreparationOptions
+from training.data.prepare import prepare
 from training.data.prepared import DESCRIPTION, OFFSETS, SPLITS, TOKENS, PreparedSource
 
 Refuses = Callable[..., AbstractContextManager[None]]

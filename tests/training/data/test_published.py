@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.data.published import PublishedFile
+from training.data.row_checks import MOST_CHARACTERS
 
 THREE = ["one", "zwei", "три"]
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -49,7 +50,13 @@ def test_rows_arrive_as_written(write: Callable[..., Path], negatives: int) -> N
 
 def test_negatives_are_in_numerical_order_and_other_columns_left_out(write: Callable[..., Path]) -> None:
     path = write(
-        lang=THREE, negative_10=THREE, passage=THREE, negative_2=THREE, query=THREE, negatives=THREE, negative_1x=THREE
+        lang=THREE,
+        negative_10=THREE,
+        passage=["x", "y", "z"],
+        negative_2=THREE,
+        query=THREE,
+        negatives=THREE,
+        negative_1x=THREE,
     )
     assert PublishedFile(path).negatives == ["negative_2", "negative_10"]
     assert list(read(path)[0]) == ["query", "passage", "negative_2", "negative_10"]
@@ -64,11 +71,11 @@ def test_batches_do_not_change_the_rows(tmp_path: Path, batch_rows: int) -> None
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
 def test_all_kinds_of_strings_are_text(write: Callable[..., Path], refuses: Refuses, kind: pa.DataType) -> None:
-    path = write(query=pa.array(THREE, kind), passage=THREE, negative_1=pa.array(["a", None, "b"], kind))
+    path = write(query=pa.array(THREE, kind), passage=THREE, negative_1=pa.array(["x", None, "y"], kind))
     assert pq.read_schema(path).field("query").type == kind
     rows = read(path)
     assert [row["query"] for row in rows] == THREE
-    assert [row["negative_1"] for row in rows] == ["a", None, "b"]
+    assert [row["negative_1"] for row in rows] == ["x", None, "y"]
     path = write(query=THREE, passage=pa.array(["a", "b", " "], kind))
     with refuses(path, "row 2,", "column 'passage'", "empty"):
         read(path)
@@ -88,7 +95,7 @@ def test_null_negatives_may_stand_anywhere(write: Callable[..., Path]) -> None:
 
 def test_negative_column_of_nulls_only(write: Callable[..., Path], refuses: Refuses) -> None:
     # Its type is null, as pandas writes it.
-    path = write(query=THREE, passage=THREE, negative_1=THREE, negative_2=pa.nulls(3))
+    path = write(query=THREE, passage=["x", "y", "z"], negative_1=THREE, negative_2=pa.nulls(3))
     assert [row["negative_2"] for row in read(path, required_negatives=1)] == [None, None, None]
     with refuses(path, "row 0,", "negative_", "fewer than 2"):
         read(path, required_negatives=2)
@@ -220,13 +227,13 @@ def test_null_in_a_dictionary_encoded_column(write: Callable[..., Path], refuses
 @pytest.mark.parametrize("column", ["query", "passage", "negative_1"])
 @pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u3000\u00a0"])
 def test_empty_text(write: Callable[..., Path], refuses: Refuses, column: str, text: str) -> None:
-    path = write(**{"query": THREE, "passage": THREE, "negative_1": THREE, column: ["a", "b", text]})
+    path = write(**{"query": THREE, "passage": ["x", "y", "z"], "negative_1": THREE, column: ["d", "e", text]})
     with refuses(path, "row 2,", f"column {column!r}", "empty"):
         read(path)
 
 
 def test_row_with_too_few_negatives(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write(query=THREE, passage=THREE, negative_1=["a", None, "b"], negative_2=["c", "d", None])
+    path = write(query=THREE, passage=["x", "y", "z"], negative_1=["a", None, "b"], negative_2=["c", "d", None])
     assert len(read(path, required_negatives=1)) == 3
     with refuses(path, "row 1,", "negative_", "fewer than 2"):
         read(path, required_negatives=2)
@@ -235,7 +242,20 @@ def test_row_with_too_few_negatives(write: Callable[..., Path], refuses: Refuses
 def test_text_that_is_not_utf8(write: Callable[..., Path], refuses: Refuses) -> None:
     broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff\xfe", b"c"]).buffers())
     path = write(query=THREE, passage=broken)
-    with refuses(path, "UTF8"):
+    with refuses(path, "row 1,", "column 'passage'", "not UTF-8"):
+        read(path)
+
+
+def test_passage_that_is_its_own_negative(write: Callable[..., Path], refuses: Refuses) -> None:
+    path = write(query=THREE, passage=THREE, negative_1=["x", "y", "z"], negative_2=["x", THREE[1], None])
+    with refuses(path, "row 1,", "column 'negative_2'", "equals column 'passage'"):
+        read(path)
+
+
+def test_text_of_absurd_length(write: Callable[..., Path], refuses: Refuses) -> None:
+    assert len(read(write(query=THREE, passage=["x", "y", "z" * MOST_CHARACTERS]))) == 3
+    path = write(query=THREE, passage=["x", "y", "z" * (MOST_CHARACTERS + 1)])
+    with refuses(path, "row 2,", "column 'passage'", "more than 1,000,000 characters"):
         read(path)
 
 

@@ -1,0 +1,42 @@
+"""What preparation may be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.errors import UserError
+
+__all__ = ["ON_BAD_ROW", "PreparationOptions"]
+
+# Stop at the first bad row, or put bad rows aside with the reason.
+ON_BAD_ROW = ("error", "quarantine")
+
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """How sources are prepared.
+
+    Attributes:
+        max_length: Tokens of a text at most, EOS included; longer texts are cut and still end with EOS.
+        instructions: Whether queries carry their source's instruction (stage 2) or are raw (stage 1).
+        document_instruction_share: Share of the documents of symmetric sources that carry it too.
+        validation_share: Share of the rows kept for validation.
+        num_hard_negatives: Negatives that a row must have, by task type.
+        seed: Seed of all draws.
+        on_bad_row: One of ``ON_BAD_ROW``.
+
+    Raises:
+        UserError: If ``on_bad_row`` is something else.
+    """
+
+    max_length: int = 1024
+    instructions: bool = True
+    document_instruction_share: float = 0.3
+    validation_share: float = 0.01
+    num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
+    seed: int = 0
+    on_bad_row: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ON_BAD_ROW:
+            raise UserError(f"on_bad_row cannot be {self.on_bad_row!r}; use one of {', '.join(ON_BAD_ROW)}")

@@ -1,0 +1,1 @@
+"""Preparation of one source in phases of tasks: read, tokenise, place, assemble."""

@@ -1,0 +1,81 @@
+"""The last phase: what the tasks wrote becomes the files of a prepared source."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.data.preparation.plan import PreparationPlan
+from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TOKENS
+
+__all__ = ["FORMAT", "assemble"]
+
+# Raise it when the same source would be prepared to other bytes than before.
+FORMAT = 2
+_COPY_BYTES = 16 << 20
+
+
+def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
+    """Writes the prepared source into an empty folder, its description last."""
+    partitions, shards = range(plan.partitions), range(len(plan.shards))
+    tokens = _concatenate((plan.texts_file(p, "tokens") for p in partitions), folder / TOKENS) // 4
+    texts = _write_offsets((plan.texts_file(p, "lengths") for p in partitions), folder / OFFSETS)
+    row_bytes = 4 * (2 + plan.negatives)
+    rows = {
+        split: _concatenate((plan.positions_file(s, split) for s in shards), folder / file) // row_bytes
+        for split, file in SPLITS.items()
+    }
+    source, options = plan.source, plan.options
+    description = {
+        "format": FORMAT,
+        "name": source.name,
+        "task_type": source.task_type,
+        "symmetric": source.symmetric,
+        "instruction": source.instruction if options.instructions else None,
+        "languages": source.languages,
+        "negatives": plan.negatives,
+        "texts": texts,
+        "tokens": tokens,
+        "rows": rows,
+        "quarantined": _write_quarantine([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
+        "fingerprint": fingerprint,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
+
+
+def _concatenate(parts: Iterable[Path], whole: Path) -> int:
+    """Copies files one after the other into one and returns its bytes."""
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, _COPY_BYTES)
+        return file.tell()
+
+
+def _write_offsets(lengths: Iterable[Path], path: Path) -> int:
+    """Writes where each text starts, and where the last one ends; returns the number of texts."""
+    texts, end = 0, 0
+    with path.open("wb") as file:
+        file.write(np.zeros(1, dtype="<i8").tobytes())
+        for part in lengths:
+            ends = end + np.cumsum(np.fromfile(part, dtype="<i4"), dtype=np.int64)
+            file.write(ends.astype("<i8").tobytes())
+            texts, end = texts + len(ends), int(ends[-1]) if len(ends) else end
+    return texts
+
+
+def _write_quarantine(parts: Iterable[Path], path: Path) -> dict[str, int]:
+    """Writes the bad rows of all shards to one file, if there are any, and returns their number by reason."""
+    tables = [pq.read_table(part) for part in parts if part.exists()]
+    if not tables:
+        return {}
+    bad = pa.concat_tables(tables, promote_options="default")
+    pq.write_table(bad, path, compression="zstd")
+    return dict(sorted(Counter(bad.column("reason").to_pylist()).items()))

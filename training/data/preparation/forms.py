@@ -1,0 +1,35 @@
+"""The form in which a model reads a text: as it is, or under its source's instruction."""
+
+from __future__ import annotations
+
+from modeling_f2llm.prompts import instruct
+from training.data.manifest import Source
+from training.data.options import PreparationOptions
+from training.data.preparation.plan import DOCUMENT_INSTRUCTION
+from training.keyed import keyed_uniform, text_key
+
+__all__ = ["TextForms"]
+
+
+class TextForms:
+    """Puts queries, and a share of the documents of symmetric sources, under the instruction.
+
+    Whether a document carries it is drawn per text rather than per row: a text keeps one form, and so stays one text.
+    """
+
+    def __init__(self, source: Source, options: PreparationOptions) -> None:
+        self._instruction = source.instruction if options.instructions else None
+        self._share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
+        self._key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
+
+    def query(self, text: str) -> str:
+        """The form of a query."""
+        # Published files may carry the instruction in the text already.
+        if self._instruction is None or (text.startswith("Instruct: ") and "\nQuery: " in text):
+            return text
+        return instruct(self._instruction, text)
+
+    def document(self, text: str) -> str:
+        """The form of a passage or negative."""
+        drawn = self._share and keyed_uniform(*self._key, text_key(text)) < self._share
+        return self.query(text) if drawn else text

@@ -1,0 +1,161 @@
+"""What all tasks of a source's preparation share, and how the work is divided.
+
+The division follows from the source alone. How many tasks run at once, where, and how often they were killed changes
+nothing about what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from training.data.manifest import Source
+from training.data.options import PreparationOptions
+from training.data.prepared import SPLITS
+from training.data.published import PublishedFile
+from training.keyed import keyed_bits, text_key
+
+__all__ = ["PreparationPlan", "Shard", "make_plan"]
+
+# What a draw is for: the first key after the seed, so that draws for different ends are independent.
+CAP, SPLIT, DOCUMENT_INSTRUCTION = 1, 2, 3
+# Rows of a shard at least, where row groups allow: a task's memory follows its batches and partitions, not its rows.
+_SHARD_ROWS = 65_536
+# Cells of a partition about: as many texts are in memory at once where none repeats.
+_PARTITION_CELLS = 1 << 17
+_MOST_PARTITIONS = 1 << 12
+
+
+class Shard(NamedTuple):
+    """Neighbouring row groups of one file, read by one task.
+
+    Attributes:
+        file: Position of the file among the source's.
+        row_groups: First row group and the one after the last.
+        first_row: Number of the shard's first row within the source.
+        first_row_of_file: Number of the shard's first row within the file.
+        rows: Number of rows.
+    """
+
+    file: int
+    row_groups: tuple[int, int]
+    first_row: int
+    first_row_of_file: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class PreparationPlan:
+    """The work on one source.
+
+    Attributes:
+        source: What is prepared.
+        options: How.
+        folder: Folder of the work; the tasks put everything below it.
+        negatives: Negative columns of the widest file.
+        shards: What is read.
+        partitions: Number of partitions of the distinct texts, a power of two.
+    """
+
+    source: Source
+    options: PreparationOptions
+    folder: Path
+    negatives: int
+    shards: tuple[Shard, ...]
+    partitions: int
+
+    @property
+    def required_negatives(self) -> int:
+        """Negatives that every row must have."""
+        return dict(self.options.num_hard_negatives)[self.source.task_type]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def cells(self) -> int:
+        """Texts of all rows, each as often as it occurs."""
+        return min(self.rows, self.source.cap or self.rows) * (2 + self.negatives)
+
+    @cached_property
+    def highest_draw(self) -> np.uint64 | None:
+        """Rows whose draw is at most this are under the source's cap; None if all rows are."""
+        if self.source.cap is None or self.rows <= self.source.cap:
+            return None
+        draws = self.cap_draws(np.arange(self.rows))
+        return np.partition(draws, self.source.cap - 1)[self.source.cap - 1]
+
+    def cap_draws(self, rows: np.ndarray) -> np.ndarray:
+        """``(n,)`` 64-bit draws of the rows of the given numbers within the source."""
+        return keyed_bits(self.options.seed, CAP, text_key(self.source.name), rows)
+
+    def open(self, file: int) -> PublishedFile:
+        """One of the source's files."""
+        return PublishedFile(self.source.files[file], self.required_negatives)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The Rust tokenizer as JSON; EOS is appended by its post-processor."""
+        return self.folder / "tokenizer.json"
+
+    def rows_file(self, shard: int, split: str) -> Path:
+        """Hashes of the texts of a shard's rows: ``(rows, 2 + negatives)`` uint64."""
+        return self.folder / "rows" / f"{shard:05d}.{split}.uint64"
+
+    def positions_file(self, shard: int, split: str) -> Path:
+        """Positions of the texts of a shard's rows: ``(rows, 2 + negatives)`` int32."""
+        return self.folder / "positions" / f"{shard:05d}.{SPLITS[split]}"
+
+    def quarantine_file(self, shard: int) -> Path:
+        """Bad rows of a shard."""
+        return self.folder / "rows" / f"{shard:05d}.quarantine.parquet"
+
+    def runs(self, shard: int) -> Path:
+        """Folder of a shard's distinct texts."""
+        return self.folder / "runs" / f"{shard:05d}"
+
+    def texts_file(self, partition: int, kind: str) -> Path:
+        """Hashes, lengths or tokens of a partition's texts."""
+        return self.folder / "texts" / f"{partition:05d}.{kind}"
+
+    def make_folders(self) -> None:
+        """Makes the folders in which tasks write."""
+        for name in ("rows", "positions", "runs", "texts"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+
+def make_plan(source: Source, folder: Path, options: PreparationOptions) -> PreparationPlan:
+    """Divides the work on a source, after a look at what its files say of themselves.
+
+    Raises:
+        UserError: If a file is missing, damaged, empty, or lacks a column.
+    """
+    required = dict(options.num_hard_negatives)[source.task_type]
+    files = [PublishedFile(path, required) for path in source.files]
+    negatives = max(len(file.negatives) for file in files)
+    shards = tuple(_shards([file.row_group_rows for file in files]))
+    plan = PreparationPlan(source, options, folder, negatives, shards, 1)
+    wanted = -(-plan.cells // _PARTITION_CELLS)
+    partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
+    return replace(plan, partitions=partitions)
+
+
+def _shards(files: Sequence[Sequence[int]]) -> list[Shard]:
+    shards, row = [], 0
+    for file, groups in enumerate(files):
+        start, first_of_file = 0, 0
+        while start < len(groups):
+            end, rows = start + 1, groups[start]
+            while end < len(groups) and rows < _SHARD_ROWS:
+                rows += groups[end]
+                end += 1
+            shards.append(Shard(file, (start, end), row, first_of_file, rows))
+            row, first_of_file, start = row + rows, first_of_file + rows, end
+    return shards
