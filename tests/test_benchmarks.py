@@ -24,13 +24,14 @@ def test_a_quick_run_measures_every_suite(quick_run):
     results = json.loads((folder / "results.json").read_text())
     assert status == 0, [suite["skipped"] for suite in results["suites"].values()]
     assert list(results["suites"]) == list(run.SUITES)
-    for name in ("step", "trainer", "encode", "rate", "loss"):
+    for name in ("step", "trainer", "encode", "rate", "loss", "preparation"):
         measurements = results["suites"][name]["measurements"]
         assert measurements, name
         for measurement in measurements:
             assert measurement["contestants"] and measurement["ratios"], measurement["case"]
             assert all(len(contestant["samples"]) == 1 for contestant in measurement["contestants"].values())
-    assert {point["axis"] for point in results["suites"]["growth"]["points"]} == {"batch", "length", "corpus"}
+    points = {name: {point["axis"] for point in suite["points"]} for name, suite in results["suites"].items()}
+    assert points["growth"] == {"batch", "length"} and points["preparation"] == {"corpus"}
     ratios = {
         (ratio["contestant"], ratio["baseline"])
         for measurement in results["suites"]["encode"]["measurements"]

@@ -34,7 +34,7 @@ def run(settings: Settings, suite: Suite) -> None:
     with OpenVINO(settings.openvino_python, encoders[f"stock_{settings.precisions[0]}"]) as openvino:
         if openvino.why_absent:
             suite.skip("OpenVINO backend of sentence-transformers", openvino.why_absent)
-        names = list(DISTRIBUTIONS)[: settings.pick(quick=2, cpu=None, cuda=None)]
+        names = settings.distributions or list(DISTRIBUTIONS)[: settings.pick(quick=2, cpu=None, cuda=None)]
         for name in names:
             lengths = DISTRIBUTIONS[name](count)
             texts = write_texts(lengths)

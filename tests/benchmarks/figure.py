@@ -50,7 +50,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 def _rows(suites: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Steps beside rates, encoding over the whole width, growth: what was measured of it."""
-    points = suites.get("growth", {}).get("points", [])
+    points = [point for name in ("growth", "preparation") for point in suites.get(name, {}).get("points", [])]
     growth = [{"axis": axis, "points": [point for point in points if point["axis"] == axis]} for axis in _AXES]
     rows = [
         [panel for panel in (_speeds(suites), _fractions(suites)) if panel["groups"]],

@@ -19,15 +19,13 @@ from modeling_f2llm import matryoshka_dims
 from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.settings import Settings, device
 from tests.benchmarks.step import embed
-from tests.benchmarks.texts import LONGEST, batches, row_lengths, word_tokenizer
+from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import spread, time_call
 from training.gradient_cache import CachedStep
 from training.layout import lay_out
 from training.objective import Objective
 
-__all__ = ["growth_batch", "growth_corpus", "growth_length"]
-
-_GLOBAL_BATCH = 512
+__all__ = ["growth_batch", "growth_length"]
 
 
 def _training_step(model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int) -> Callable[[], Any]:
@@ -73,35 +71,6 @@ def growth_length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     return {**_time(forward_backward, settings.repeats), "tokens": packed["input_ids"].numel()}
 
 
-def growth_corpus(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
-    """Preparation of ``value`` rows, then their first batch."""
-    from training.collator import PackedCollator, PreparedRows
-    from training.data.manifest import Source
-    from training.data.options import PreparationOptions
-    from training.data.prepare import prepare
-    from training.sampler import GlobalBatchSampler
-
-    file = Path(task["folder"]) / f"{task['value']}.parquet"
-    options = PreparationOptions(max_length=LONGEST, instructions=False, validation_share=0.0)
-    source = Source(f"rows_{task['value']}", [file], "retrieval", "Retrieve.")
-    before = _memory("VmRSS")
-    seconds, sources = time_call(lambda: prepare([source], word_tokenizer(), file.parent / "prepared", options))
-
-    def first_batch() -> dict[str, Any]:
-        rows = PreparedRows(sources, "train")
-        keys = next(iter(GlobalBatchSampler([len(rows)], _GLOBAL_BATCH)))
-        return PackedCollator(sources, dict(options.num_hard_negatives))([rows[key] for key in keys])
-
-    first_seconds, batch = time_call(first_batch)
-    return {
-        "seconds": spread([seconds]),
-        "first_batch_seconds": first_seconds,
-        "before_mib": before,
-        "peak_mib": _memory("VmHWM"),
-        "tokens": batch["input_ids"].numel(),
-    }
-
-
 def _model(settings: Settings) -> nn.Module:
     return build_models(configuration(settings))[0]["ours"].train()
 
@@ -129,7 +98,7 @@ def _memory(field: str) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-_AXES = {"batch": growth_batch, "length": growth_length, "corpus": growth_corpus}
+_AXES = {"batch": growth_batch, "length": growth_length}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ _TITLES = {
     "rate": "Fraction of the device's matrix-product rate",
     "loss": "Cost of the losses",
     "growth": "Growth",
+    "preparation": "Preparation of data",
 }
 
 
@@ -112,15 +113,16 @@ def _seconds(suite: dict[str, Any]) -> str:
 
 def _growth(suite: dict[str, Any]) -> str:
     return _table(
-        ["axis", "value", "tokens", "seconds", "seconds of the first batch", "peak memory, MiB"],
+        ["axis", "value", "tokens", "seconds", "peak memory, MiB", "to open: seconds", "to open: peak memory, MiB"],
         (
             [
                 point["axis"],
                 f"{point['value']:,}",
                 f"{point['tokens']:,}",
                 _range(point["seconds"]),
-                number(point["first_batch_seconds"]) if "first_batch_seconds" in point else "",
                 number(point["peak_mib"] - point["before_mib"]),
+                number(point["opening_seconds"]) if "opening_seconds" in point else "",
+                number(point["opening_peak_mib"]) if "opening_peak_mib" in point else "",
             ]
             for point in suite["points"]
         ),

@@ -33,9 +33,10 @@ from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
 from tests.benchmarks.report import markdown
 from tests.benchmarks.settings import PRECISIONS, Settings
 from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import DISTRIBUTIONS
 
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
-SUITES = ("step", "trainer", "encode", "rate", "loss", "growth")
+SUITES = ("step", "trainer", "encode", "rate", "loss", "growth", "preparation")
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], 
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure it compiled too"
     )
+    parser.add_argument("--distributions", nargs="+", choices=list(DISTRIBUTIONS), help="of lengths in encode; all")
     parser.add_argument("--openvino-python", metavar="PATH", help="interpreter with sentence-transformers[openvino]")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
@@ -63,6 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], 
         step_layers=chosen.step_layers,
         quick=chosen.quick,
         openvino_python=chosen.openvino_python,
+        distributions=tuple(chosen.distributions or ()),
     )
     return settings, chosen.only, chosen.output
 

@@ -31,6 +31,7 @@ class Settings:
         rows: Rows of the training batch; left out, as many of the published 16 as the machine can take.
         step_layers: Layers of the model that is trained; left out, two on a CPU and all on a GPU.
         quick: Sizes at which everything runs in seconds and no figure means anything.
+        distributions: Distributions of lengths that are encoded; all if there are none.
         openvino_python: Interpreter of an environment with sentence-transformers' OpenVINO backend.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     step_layers: int | None = None
     quick: bool = False
     openvino_python: str | None = None
+    distributions: tuple[str, ...] = ()
 
     def pick(self, *, quick: _Value, cpu: _Value, cuda: _Value) -> _Value:
         """The value that fits the run and the device."""
