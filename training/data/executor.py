@@ -174,6 +174,7 @@ def _make(executor: Executor, phase: Phase, logs: Path, before: Any) -> Any:
         from datatrove import executor as datatrove
     except ImportError as error:
         raise UserError(f"preparing data needs datatrove ({error}); pip install 'f2llm[train]'") from None
+    _let_workers_import()
     # On a cluster the terminal of a task is a file of its own.
     step = _Step(phase.work, logs / "failures", quiet=executor.name in ("local", "ray"))
     shared = {"pipeline": [step], "tasks": phase.tasks, "logging_dir": str(logs), **executor.options}
@@ -192,6 +193,13 @@ def _make(executor: Executor, phase: Phase, logs: Path, before: Any) -> Any:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None
 
 
+def _let_workers_import() -> None:
+    """Puts this checkout on the path of processes to come: training/ is no installed package."""
+    root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")
+    if root not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, path]))
+
+
 def _start_ray() -> None:
     """Joins the cluster that the environment names, or starts one on this machine."""
     try:
@@ -199,7 +207,8 @@ def _start_ray() -> None:
     except ImportError as error:
         raise UserError(f"executor 'ray' needs Ray ({error}); pip install 'f2llm[ray]'") from None
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        path = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=path)
 
 
 def _discard_failures(logs: Path) -> None:

@@ -9,10 +9,15 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script from a checkout: the recipe is not an installed package.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -154,3 +159,9 @@ def _run(plan: PreparationPlan, executor: Executor | None) -> None:
         Phase("place", partial(place_shard, plan), len(plan.shards)),
     ]
     run_phases(phases, plan.folder / "tasks", executor)
+
+
+if __name__ == "__main__":
+    from training.data.prepare_command import main
+
+    raise SystemExit(main())

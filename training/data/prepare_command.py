@@ -1,0 +1,121 @@
+"""The command line of ``prepare.py``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from training.data.executor import read_executor
+from training.data.manifest import TASK_TYPES, load_manifest, select_sources
+from training.data.options import ON_BAD_ROW, PreparationOptions
+from training.data.prepare import prepare
+from training.data.prepared import QUARANTINE, PreparedSource
+from training.data.survey import survey
+from training.data.survey_report import report
+from training.data.tokenizer import load_tokenizer
+from training.errors import StoppedError, UserError
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0; 1 if the work stopped; 2 for faulty input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = _parser().parse_args(words)
+    try:
+        if arguments.dry_run:
+            found = survey(arguments.manifest, arguments.data_dir, arguments.stage)
+            sys.stdout.write(report(found) + "\n")
+        else:
+            _prepare(arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    # What is done is kept: a full disk, a lost worker or a handed-over job end here.
+    except (StoppedError, OSError) as error:
+        sys.stderr.write(f"stopped: {error}. To go on, run the same command again\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = PreparationOptions()
+    parser = argparse.ArgumentParser(
+        prog="prepare.py",
+        description="Tokenises the sources of a manifest for training. Finished, unchanged sources are kept, and a run "
+        "that was killed goes on where it was.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--manifest", required=True, help="YAML file of the sources")
+    parser.add_argument("--data-dir", help="folder or hf:// address of the files, instead of the manifest's own")
+    parser.add_argument("--stage", help="take the sources of this stage, under its caps")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be read and what is missing; no more")
+    parser.add_argument("--tokenizer", help="name or folder of a tokenizer")
+    parser.add_argument("--output", help="folder of the prepared sources")
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="these sources only, * as in file names")
+    parser.add_argument("--task-types", nargs="+", choices=TASK_TYPES, help="sources of these types only")
+    parser.add_argument("--cap", type=int, help="rows per source at most, drawn by key")
+    parser.add_argument("--max-length", type=int, default=defaults.max_length, help="tokens of a text at most")
+    parser.add_argument("--raw", action="store_true", help="no instructions, as in stage 1")
+    parser.add_argument(
+        "--document-instruction-share",
+        type=float,
+        default=defaults.document_instruction_share,
+        help="share of the documents of symmetric sources that carry the instruction too",
+    )
+    parser.add_argument("--validation-share", type=float, default=defaults.validation_share)
+    for task_type, number in defaults.num_hard_negatives:
+        parser.add_argument(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that rows must have")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--on-bad-row", choices=ON_BAD_ROW, default=defaults.on_bad_row)
+    parser.add_argument("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    for name in ("tokenizer", "output"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; add it, or --dry-run to look only")
+    sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
+    sources = select_sources(sources, arguments.sources, arguments.task_types)
+    if arguments.cap is not None:
+        sources = [replace(source, cap=min(arguments.cap, source.cap or arguments.cap)) for source in sources]
+    types = [task_type for task_type, _ in PreparationOptions().num_hard_negatives]
+    options = PreparationOptions(
+        max_length=arguments.max_length,
+        instructions=not arguments.raw,
+        document_instruction_share=arguments.document_instruction_share,
+        validation_share=arguments.validation_share,
+        num_hard_negatives=tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in types),
+        seed=arguments.seed,
+        on_bad_row=arguments.on_bad_row,
+    )
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    prepared = prepare(sources, tokenizer, arguments.output, options, read_executor(arguments.executor))
+    sys.stdout.write(_summary(prepared))
+
+
+def _summary(prepared: Sequence[PreparedSource]) -> str:
+    """A line for each source, the sum, and what was put aside."""
+    lines = [f"{'source':<32}{'train':>12}{'validation':>12}{'texts':>12}{'tokens':>16}{'aside':>8}"]
+    totals = [0] * 5
+    for source in prepared:
+        about = source.description
+        aside = sum(about["quarantined"].values())
+        numbers = [about["rows"]["train"], about["rows"]["validation"], about["texts"], about["tokens"], aside]
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
+        lines.append(_line(source.name, numbers))
+    lines.append(_line("all", totals))
+    for source in prepared:
+        if source.description["quarantined"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in source.description["quarantined"].items())
+            lines.append(f"{source.folder / QUARANTINE}: {reasons}")
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, numbers: Sequence[int]) -> str:
+    widths = (12, 12, 12, 16, 8)
+    return f"{name:<32}" + "".join(f"{number:>{width},}" for number, width in zip(numbers, widths, strict=True))
