@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.data.storage import SourceFile, as_file, opened
 from training.errors import UserError
 
 __all__ = ["PublishedFile", "TextBatch"]
+
+# Of each column, at a time.
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,15 @@ class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row.
 
     Args:
-        path: The file.
+        path: The file: a path, or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
         required_negatives: Negatives that every row must have.
 
     Raises:
-        UserError: If the file is missing, empty, no parquet, or lacks a column.
+        UserError: If the file is missing, out of reach, empty, no parquet, or lacks a column.
     """
 
-    def __init__(self, path: Path, required_negatives: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
+        self.path = as_file(path)
         self.required_negatives = required_negatives
         with self._open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
@@ -64,19 +68,17 @@ class PublishedFile:
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
 
-    def _open(self) -> pq.ParquetFile:
-        if not self.path.exists():
-            raise UserError(f"{self.path}: no such file; download or build it")
-        if not self.path.stat().st_size:
-            raise UserError(f"{self.path}: the file is empty; download or build it again")
-        try:
-            return pq.ParquetFile(self.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
-        return UserError(f"{self.path}: not a readable parquet file ({reason}); download or build it again")
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        with (
+            opened(self.path) as handle,
+            # Buffered, a column comes page by page; otherwise all columns of a row group are fetched at its start, and
+            # the published files have one row group each.
+            pq.ParquetFile(
+                handle, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            ) as parquet,
+        ):
+            yield parquet
 
     def _check_columns(self, schema: pa.Schema) -> None:
         for name in ("query", "passage"):
@@ -103,14 +105,11 @@ class PublishedFile:
             UserError: At the first null, empty or blank text, or row with too few negatives.
         """
         columns, row = ["query", "passage", *self.negatives], 0
-        try:
-            with self._open() as parquet:
-                for batch in parquet.iter_batches(batch_rows, columns=columns):
-                    self._check_rows(batch, row)
-                    yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
-                    row += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
+        with self._open() as parquet:
+            for batch in parquet.iter_batches(batch_rows, columns=columns):
+                self._check_rows(batch, row)
+                yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
+                row += len(batch)
 
     def _check_rows(self, batch: pa.RecordBatch, first_row: int) -> None:
         negatives = np.zeros(len(batch), dtype=np.int64)
