@@ -1,4 +1,4 @@
-"""Where source files lie: in a folder, or on the Hub (or another store that fsspec reaches), listed once and streamed."""
+"""Where source files lie: in a folder, or on the Hub or another store that fsspec reaches; listed once, streamed."""
 
 from __future__ import annotations
 

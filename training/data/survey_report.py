@@ -46,15 +46,16 @@ def _sources(survey: Survey) -> str:
     total = ["total", "", "", "", str(sum(len(each.files) for each in survey.collections)), "", f"{survey.rows:,}"]
     most = sum(each.published_kept for each in survey.collections)
     total += [f"{survey.kept:,}", f"{survey.published_rows:,}", f"{most:,}"]
-    head = ["source", "task", "category", "languages", "files", "negatives", "rows", "capped", "published", "capped ≤"]
+    # The published sizes are of collections, the caps of their files: so it is a bound.
+    head = ["source", "task", "category", "lang", "files", "neg", "rows", "capped", "published", "capped ≤"]
+    if all(each.cap is None for each in survey.collections):
+        head, rows, total = head[:-1], [row[:-1] for row in rows], total[:-1]
     return _table(head, [*rows, total], left=4)
 
 
 def _source(each: CollectionSurvey) -> list[str]:
     entry = each.entry
-    told = entry.languages
-    if len(told) > 3:
-        told = [f"{len(told)} languages"]
+    told = entry.languages if len(entry.languages) < 3 else [str(len(entry.languages))]
     files = str(len(each.files)) + (f"/{entry.published_files}" if entry.published_files else "")
     negatives = sorted({file.negatives for file in each.files})
     return [
@@ -124,6 +125,8 @@ def _languages(survey: Survey, shown: int) -> str:
 
 
 def _missing(survey: Survey) -> str:
+    if not any(each.files or each.faults for each in survey.collections):
+        return f"none of the {len(survey.collections)} sources was found: download them, or give another data folder"
     lines = []
     for each in survey.missing:
         if each.missing:
@@ -144,7 +147,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell, the first ``left`` of them text, the others numbers; empty ones left out."""
+    """Columns as wide as their widest cell, empty ones left out; the first ``left`` are text, the others numbers."""
     filled = [k for k in range(len(head)) if any(row[k] for row in rows)]
     widths = {k: max(len(row[k]) for row in (head, *rows)) for k in filled}
 
