@@ -19,6 +19,8 @@ __all__ = ["PublishedFile", "TextBatch"]
 
 # Of each column, at a time.
 _BUFFER_BYTES = 1 << 20
+# A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
+_BATCH_ROWS, _BATCH_BYTES = 8192, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class PublishedFile:
         self.num_rows = metadata.num_rows
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+        size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
@@ -98,15 +102,15 @@ class PublishedFile:
             if not _is_text(kind):
                 raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
-    def batches(self, batch_rows: int = 8192) -> Iterator[TextBatch]:
-        """Yields the rows in order, ``batch_rows`` at a time.
+    def batches(self, batch_rows: int | None = None) -> Iterator[TextBatch]:
+        """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
 
         Raises:
             UserError: At the first null, empty or blank text, or row with too few negatives.
         """
         columns, row = ["query", "passage", *self.negatives], 0
         with self._open() as parquet:
-            for batch in parquet.iter_batches(batch_rows, columns=columns):
+            for batch in parquet.iter_batches(batch_rows or self.batch_rows, columns=columns):
                 self._check_rows(batch, row)
                 yield TextBatch(row, {name: batch.column(name).to_pylist() for name in columns})
                 row += len(batch)

@@ -17,7 +17,9 @@ PATH = Path(__file__).parents[3] / "training" / "data" / "manifests" / "f2llm-v2
 WEBFAQ = """ara aze ben bul cat ces dan deu ell eng est fas fin fra heb hin hrv hun ind isl ita jpn kat kaz kor lav lit
     mar msa nld nor pol por ron rus slk slv spa sqi srp swe tgl tha tur ukr urd uzb vie zho"""
 PARACRAWL = "so sw tg azj th tl hi uk vi hy zh id km ko lo my ne ps ru si"
-MQA = "ca lt nl sr es he id de lv vi it sk ms hi zh hr th no is bg ru pl ja ro da sv uk el pt et cs tr fr fa hu ko ar fi"
+MQA = (
+    "ca lt nl sr es he id de lv vi it sk ms hi zh hr th no is bg ru pl ja ro da sv uk el pt et cs tr fr fa hu ko ar fi"
+)
 MKQA = "ar da de en es fi fr he hu it ja km ko ms nl no pl pt ru sv th tr vi zh_cn zh_hk zh_tw"
 CLIRMATRIX = """af-bg cv-fa fi-ht ku-mk pnb-sk th-uk ar-fr en hu-ko ml-nl ru-it ur-yo bn-cs es-pt ja-de nn-pms sl-tg
     zh"""
@@ -107,7 +109,9 @@ def test_shares_of_the_categories_are_the_papers(manifest: Manifest) -> None:
 
 
 def test_every_language_is_a_code_of_iso_639_3(manifest: Manifest) -> None:
-    codes = {code for entry in manifest.entries for code in entry.languages} | {*manifest.published_shares.language_rows}
+    codes = {code for entry in manifest.entries for code in entry.languages} | {
+        *manifest.published_shares.language_rows
+    }
     for code in codes:
         assert len(code) == 3 and langcodes.tag_is_valid(code), code
         assert langcodes.Language.get(code).to_alpha3() == code, code

@@ -30,8 +30,22 @@ def test_language_that_the_name_ends_with(stem: str, expected: list[str]) -> Non
 
 @pytest.mark.parametrize(
     "stem",
-    ["komagpie", "ko", "paq_part2", "csn_go", "natural_reasoning", "arxiv_clustering_p2p", "synthetic_text2sql", "a_", ""]
-    + ["xcodeeval_code2code_C#", "xcodeeval_nl2code_PHP", "mix_ko-en-de", "mix_ko-", "mix_qqzz"],
+    [
+        "komagpie",
+        "ko",
+        "paq_part2",
+        "csn_go",
+        "natural_reasoning",
+        "arxiv_clustering_p2p",
+        "synthetic_text2sql",
+        "a_",
+        "",
+        "xcodeeval_code2code_C#",
+        "xcodeeval_nl2code_PHP",
+        "mix_ko-en-de",
+        "mix_ko-",
+        "mix_qqzz",
+    ],
 )
 def test_name_without_a_language(stem: str) -> None:
     assert languages_in_name(stem) == []

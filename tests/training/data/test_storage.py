@@ -17,7 +17,16 @@ from training.data.published import PublishedFile
 from training.data.storage import DataFolder, RemoteFile, as_file, identity
 
 NAMES = ["a.parquet", "b_10.parquet", "b_2.parquet", "c#+.parquet", "deep/c.parquet", "deep/er/d.parquet"]
-PATTERNS = ["a.parquet", "b_*.parquet", "*.parquet", "deep/*.parquet", "**/*.parquet", "d*/c.parquet", "b_[13]*", "none"]
+PATTERNS = [
+    "a.parquet",
+    "b_*.parquet",
+    "*.parquet",
+    "deep/*.parquet",
+    "**/*.parquet",
+    "d*/c.parquet",
+    "b_[13]*",
+    "none",
+]
 Refuses = Callable[..., AbstractContextManager[None]]
 
 
@@ -171,9 +180,7 @@ def test_connection_that_fails(
         DataFolder(remote).find("*")
 
 
-def test_connection_that_fails_in_the_middle(
-    remote: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_that_fails_in_the_middle(remote: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dropping:
         def __init__(self, handle) -> None:
             self.handle = handle

@@ -158,7 +158,10 @@ def test_missing_files(manifest: Path) -> None:
     content["sources"][1]["published_files"] = 3
     manifest.write_text(yaml.safe_dump(content))
     found = survey(manifest)
-    assert {each.entry.name: each.missing for each in found.missing} == {"faq": ["2 of 3 files"], "world": ["world.parquet"]}
+    assert {each.entry.name: each.missing for each in found.missing} == {
+        "faq": ["2 of 3 files"],
+        "world": ["world.parquet"],
+    }
     text = report(found)
     assert "missing or unreadable, 2 of 4 sources:\n  faq: 2 of 3 files\n  world: world.parquet (70 rows as" in text
     assert table(text, "source")["world"] == ["clustering", "topic", "mul", "0", "missing", "70"]
