@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from training.data.storage import SourceFile, as_file, opened
+from training.data.storage import RemoteFile, SourceFile, as_file, opened
 from training.errors import UserError
 
 __all__ = ["PublishedFile", "TextBatch"]
 
-# Of each column, at a time.
-_BUFFER_BYTES = 1 << 20
+# Of each column, at a time: a remote read is a request, a local one is cheap.
+_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
 # A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
 _BATCH_ROWS, _BATCH_BYTES = 8192, 64 << 20
 
@@ -74,13 +74,12 @@ class PublishedFile:
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
+        buffer = _REMOTE_BUFFER_BYTES if isinstance(self.path, RemoteFile) else _BUFFER_BYTES
         with (
             opened(self.path) as handle,
             # Buffered, a column comes page by page; otherwise all columns of a row group are fetched at its start, and
             # the published files have one row group each.
-            pq.ParquetFile(
-                handle, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-            ) as parquet,
+            pq.ParquetFile(handle, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True) as parquet,
         ):
             yield parquet
 

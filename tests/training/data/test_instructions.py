@@ -7,14 +7,7 @@ import pytest
 from modeling_f2llm.prompts import instruct
 from training.data.instructions import split_instruction, with_instruction, without_instruction
 
-BARE = [
-    "Why?",
-    "",
-    "Instruct: the art of teaching",
-    "What is\nQuery: for?",
-    " Instruct: a\nQuery: b",
-    "Instruct:\nQuery: ",
-]
+BARE = ["Why?", "", "Instruct: the art", "What is\nQuery: for?", " Instruct: a\nQuery: b", "Instruct:\nQuery: "]
 
 
 @pytest.mark.parametrize("text", BARE)
