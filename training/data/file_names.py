@@ -9,8 +9,6 @@ from functools import cache
 import langcodes
 from babel import Locale
 
-from training.data.languages import iso639_3
-
 __all__ = ["languages_in_name"]
 
 
@@ -41,8 +39,9 @@ def _code(word: str) -> str | None:
     if tag is None or not langcodes.tag_is_valid(tag):
         return None
     try:
-        return iso639_3(tag)
-    except ValueError:
+        # As it is written: normalised, Tagalog is Filipino.
+        return langcodes.Language.get(tag, normalize=False).to_alpha3()
+    except LookupError:
         return None
 
 

@@ -165,7 +165,7 @@ def _store(url: str) -> tuple[Any, str]:
 
 
 def _version(info: dict[str, Any]) -> str:
-    return str(next((info[key] for key in ("blob_id", "ETag", "etag", "created") if info.get(key)), ""))
+    return str(next((info[key] for key in ("blob_id", "ETag", "etag") if info.get(key)), ""))
 
 
 @contextmanager

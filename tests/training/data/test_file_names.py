@@ -15,6 +15,8 @@ from training.data.file_names import languages_in_name
         ("webfaq_kor", ["kor"]),
         ("mqa_ko", ["kor"]),
         ("mqa_no", ["nor"]),
+        ("paracrawl_tl-en", ["tgl", "eng"]),
+        ("webfaq_tgl", ["tgl"]),
         ("mrtidy_korean", ["kor"]),
         ("nordic_sts_norwegian", ["nor"]),
         ("mlsum_retrieval_de", ["deu"]),

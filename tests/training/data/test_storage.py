@@ -76,7 +76,7 @@ def test_remote_file_reads_as_a_local_one(local: Path, remote: str, name: str) -
 def test_remote_file_is_fetched_in_ranges_and_closed(
     tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = [os.urandom(1000).hex() for _ in range(30_000)]
+    texts = [os.urandom(1000).hex() for _ in range(12_000)]
     columns = dict.fromkeys(("query", "passage", "negative_1"), texts)
     pq.write_table(pa.table(columns), tmp_path / "big.parquet", row_group_size=len(texts), compression="none")
     content = (tmp_path / "big.parquet").read_bytes()
@@ -120,8 +120,7 @@ def test_identity_changes_with_the_content(local: Path, remote: str) -> None:
     assert identity(local / "a.parquet") == (name, size, "1") != (name, size, version)
     (listed,) = DataFolder(remote).find("a.parquet")
     assert isinstance(listed, RemoteFile)
-    assert identity(listed) == identity(RemoteFile(str(listed)))
-    assert identity(listed)[:2] == (name, size)
+    assert identity(listed) == identity(RemoteFile(str(listed))) == (name, size, "")
     fsspec.filesystem("memory").pipe("/data/a.parquet", b"PAR1")
     assert identity(RemoteFile(str(listed))) != identity(listed)
 

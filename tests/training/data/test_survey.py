@@ -249,4 +249,4 @@ def test_shipped_manifest_without_data(tmp_path: Path) -> None:
     assert len(sources) == 7 + 1
     assert sources["total"] == ["0", "0", "0", "26,693,280"]
     assert sources["paracrawl"] == ["retrieval", "bitext", "30", "0/52", "missing", "10,684,184"]
-    assert table(text, "language")["eng"] == ["0", "0", "16,059,000", "26.8"]
+    assert table(text, "language")["eng"] == ["0", "0", "0", "16,059,000", "26.8"]
