@@ -20,7 +20,7 @@ __all__ = ["PublishedFile", "TextBatch"]
 # Of each column, at a time: a remote read is a request, a local one is cheap.
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
 # A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
-_BATCH_ROWS, _BATCH_BYTES = 8192, 64 << 20
+_BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
 
 
 @dataclass(frozen=True)
