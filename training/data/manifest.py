@@ -11,24 +11,33 @@ A manifest is a YAML file::
         languages: [kor]                   # ISO 639-3
         cap: 80000                         # rows at most, optional
         licence: CC-BY-4.0
+        category: QA                       # the task as the data's paper names it; for reports
+        stages: [stage1, stage2]           # stages that train on it; all if left out
+        published_rows: 89271              # as its publication says; for the survey
+        instruction_from: v1               # v1, mteb or written
+
+Three keys may stand beside ``sources``: ``root`` (where the files lie: a folder relative to the manifest, or an address
+such as ``hf://datasets/OWNER/NAME@REVISION``), ``stage_caps`` (rows of a source at most, by stage) and
+``published_shares`` (what the data's paper counts, see :class:`~training.data.manifest_file.PublishedShares`).
+
+With ``each_file: true`` an entry is a collection: each of its files is a source of its own, named after the file, in
+the language that the name tells. ``published_rows`` and ``published_files`` are then those of the whole collection;
+``name_tells_language: false`` leaves every file the languages of the entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from glob import glob
 from pathlib import Path
-from typing import Any
 
+from training.data.file_names import languages_in_name
+from training.data.manifest_file import TASK_TYPES, Entry, Manifest, read_manifest
+from training.data.storage import SourceFile
 from training.errors import UserError
-from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["TASK_TYPES", "Source", "load_manifest", "select_sources"]
-
-# Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
-TASK_TYPES = ("retrieval", "clustering", "classification")
+__all__ = ["TASK_TYPES", "Source", "file_languages", "find_entry_files", "load_manifest", "select_sources"]
 
 
 @dataclass(frozen=True)
@@ -44,97 +53,82 @@ class Source:
         languages: ISO 639-3 codes.
         cap: Rows used at most; all if None.
         licence: SPDX identifier or a short text.
+        category: The task as the paper of the data names it.
     """
 
     name: str
-    files: list[Path]
+    files: list[SourceFile]
     task_type: str
     instruction: str
     symmetric: bool = False
     languages: list[str] = field(default_factory=list)
     cap: int | None = None
     licence: str | None = None
+    category: str | None = None
 
 
-def load_manifest(path: Path | str) -> list[Source]:
+def load_manifest(path: Path | str, data_dir: Path | str | None = None, stage: str | None = None) -> list[Source]:
     """Reads a manifest and finds the files of its sources.
+
+    Args:
+        path: The manifest.
+        data_dir: Folder, or address such as ``hf://datasets/OWNER/NAME@REVISION``, to look for the files in, instead
+            of the manifest's ``root`` or own folder.
+        stage: Load the sources of this stage only, under its cap.
 
     Raises:
         UserError: If the manifest or a file is missing, a key is unknown, missing or of the wrong type, a task type is
-            unknown, or two sources have one name.
+            unknown, two sources have one name, no source names the stage, or a remote folder cannot be listed.
     """
-    path = Path(path)
-    content = load_yaml(path)
-    for key in content:
-        if key != "sources":
-            raise unknown_key(str(path), key, ["sources"])
-    entries = content.get("sources")
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: key 'sources' must list at least one source")
-    sources = [_read_source(path, number, entry) for number, entry in enumerate(entries, start=1)]
-    seen: set[str] = set()
-    for source in sources:
-        if source.name in seen:
-            raise UserError(f"{path}: two sources are named {source.name!r}; rename one of them")
-        seen.add(source.name)
-    return sources
+    manifest = read_manifest(path, data_dir)
+    sources: dict[str, Source] = {}
+    for entry in manifest.of_stage(stage):
+        for source in _sources(manifest, entry, stage):
+            if source.name in sources:
+                raise UserError(
+                    f"{path}: two sources are named {source.name!r}, the second one in {entry.name!r}; "
+                    "rename one of them or narrow its 'files'"
+                )
+            sources[source.name] = source
+    return list(sources.values())
 
 
-def _read_source(path: Path, number: int, entry: Any) -> Source:
-    where = f"{path}: source {number}"
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a mapping of keys to values, got {type(entry).__name__}")
-    if isinstance(entry.get("name"), str):
-        where = f"{path}: source {entry['name']!r}"
-    known = {field.name: field for field in fields(Source)}
-    for key in entry:
-        if key not in known:
-            raise unknown_key(where, key, list(known))
-    for name, key in known.items():
-        required = key.default is MISSING and key.default_factory is MISSING
-        if required and not entry.get(name):
-            raise UserError(f"{where}: key {name!r} is missing; add it")
-    _check_types(where, entry)
-    return Source(**{**entry, "files": _find_files(where, path.parent, entry["files"])})
-
-
-def _check_types(where: str, entry: dict[str, Any]) -> None:
-    expected = {
-        "name": str,
-        "files": (str, list),
-        "task_type": str,
-        "instruction": str,
-        "symmetric": bool,
-        "languages": list,
-        "cap": int,
-        "licence": str,
-    }
-    for key, value in entry.items():
-        optional = key in ("cap", "licence") and value is None
-        fits = isinstance(value, expected[key]) and not (key == "cap" and isinstance(value, bool))
-        if isinstance(value, list):
-            # YAML reads the language code `no` as false.
-            fits = fits and all(isinstance(item, str) and item for item in value)
-        if not optional and not fits:
-            raise UserError(f"{where}: key {key!r} cannot be {value!r}; see the manifest format")
-    if entry["task_type"] not in TASK_TYPES:
-        raise UserError(f"{where}: unknown task_type {entry['task_type']!r}; use one of {', '.join(TASK_TYPES)}")
-    if "/" in entry["name"] or entry["name"].startswith("."):
-        raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
-    if entry.get("cap") is not None and entry["cap"] < 1:
-        raise UserError(f"{where}: cap must be at least 1, got {entry['cap']}")
-
-
-def _find_files(where: str, folder: Path, patterns: str | list[str]) -> list[Path]:
-    """Files that fit the patterns, relative to ``folder``, each once and in the order of the patterns."""
-    files: dict[Path, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matches = sorted(glob(pattern, root_dir=folder, recursive=True))
-        found = [folder / path for path in matches if (folder / path).is_file()]
+def _sources(manifest: Manifest, entry: Entry, stage: str | None) -> list[Source]:
+    """The source of an entry or, of a collection, the sources."""
+    files = find_entry_files(manifest, entry)
+    for pattern, found in files.items():
         if not found:
-            raise UserError(f"{where}: no file matches {folder / pattern}; download or build it, or correct 'files'")
-        files |= dict.fromkeys(found)
-    return list(files)
+            raise UserError(
+                f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}; "
+                "download or build it, or correct 'files'"
+            )
+    each = list(dict.fromkeys(file for found in files.values() for file in found))
+    shared = {
+        "task_type": entry.task_type,
+        "instruction": entry.instruction,
+        "symmetric": entry.symmetric,
+        "cap": manifest.cap_of(entry, stage),
+        "licence": entry.licence,
+        "category": entry.category,
+    }
+    if entry.each_file:
+        return [Source(file.stem, [file], languages=file_languages(entry, file), **shared) for file in each]
+    return [Source(entry.name, each, languages=entry.languages, **shared)]
+
+
+def find_entry_files(manifest: Manifest, entry: Entry) -> dict[str, list[SourceFile]]:
+    """The files of an entry by its patterns, none where there are none.
+
+    Raises:
+        UserError: If the data's folder is remote and cannot be listed.
+    """
+    return {pattern: manifest.folder.find(pattern) for pattern in entry.files}
+
+
+def file_languages(entry: Entry, file: SourceFile) -> list[str]:
+    """The languages of one file of a collection: those that its name tells, else all of the collection's."""
+    told = languages_in_name(file.stem, entry.languages) if entry.name_tells_language else []
+    return told or entry.languages
 
 
 def select_sources(

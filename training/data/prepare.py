@@ -32,6 +32,7 @@ from training.data.preparation.plan import PreparationPlan, make_plan
 from training.data.preparation.reading import read_shard
 from training.data.preparation.tokenising import tokenise_partition
 from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TOKENS, PreparedSource
+from training.data.storage import identity
 from training.errors import UserError
 
 __all__ = ["prepare", "prepare_source"]
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Fewer texts are done before more processes have started.
 _CELLS_WORTH_PROCESSES = 4_000_000
+# What a source says of itself that no prepared byte depends on.
+_WITHOUT_EFFECT = ("category", "licence")
 
 
 def prepare(
@@ -130,8 +133,9 @@ def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
 def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) -> str:
     """Changes with anything that the prepared folder depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files if path.exists()]
-    described = {**asdict(source), "files": files}
+    described = {**asdict(source), "files": [identity(file) for file in source.files]}
+    for key in _WITHOUT_EFFECT:
+        described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     digest.update(json.dumps([FORMAT, described, chosen]).encode())

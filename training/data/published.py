@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data.row_checks import bad_row, find_faults
+from training.data.storage import RemoteFile, SourceFile, as_file, opened
 from training.errors import UserError
 
 __all__ = ["PublishedFile", "TextBatch"]
+
+# Of each column, at a time: a remote read is a request, a local one is cheap.
+_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
+# A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
+_BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,15 @@ class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row.
 
     Args:
-        path: The file.
+        path: The file: a path, or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
         required_negatives: Negatives that every row must have.
 
     Raises:
-        UserError: If the file is missing, empty, no parquet, or lacks a column.
+        UserError: If the file is missing, out of reach, empty, no parquet, or lacks a column.
     """
 
-    def __init__(self, path: Path, required_negatives: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
+        self.path = as_file(path)
         self.required_negatives = required_negatives
         with self._open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
@@ -63,20 +69,19 @@ class PublishedFile:
         self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+        size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
 
-    def _open(self) -> pq.ParquetFile:
-        if not self.path.exists():
-            raise UserError(f"{self.path}: no such file; download or build it")
-        if not self.path.stat().st_size:
-            raise UserError(f"{self.path}: the file is empty; download or build it again")
-        try:
-            return pq.ParquetFile(self.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
-        return UserError(f"{self.path}: not a readable parquet file ({reason}); download or build it again")
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        buffer = _REMOTE_BUFFER_BYTES if isinstance(self.path, RemoteFile) else _BUFFER_BYTES
+        with (
+            opened(self.path) as handle,
+            # Buffered, a column comes page by page; otherwise all columns of a row group are fetched at its start, and
+            # the published files have one row group each.
+            pq.ParquetFile(handle, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True) as parquet,
+        ):
+            yield parquet
 
     def _check_columns(self, schema: pa.Schema) -> None:
         for name in ("query", "passage"):
@@ -96,8 +101,8 @@ class PublishedFile:
             if not _is_text(kind):
                 raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
-    def batches(self, batch_rows: int = 8192) -> Iterator[TextBatch]:
-        """Yields the rows in order, ``batch_rows`` at a time.
+    def batches(self, batch_rows: int | None = None) -> Iterator[TextBatch]:
+        """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
 
         Raises:
             UserError: At the first bad row.
@@ -110,11 +115,13 @@ class PublishedFile:
             yield TextBatch(row, {name: batch.column(name).to_pylist() for name in batch.schema.names})
             row += len(batch)
 
-    def record_batches(self, batch_rows: int, row_groups: tuple[int, int] | None = None) -> Iterator[pa.RecordBatch]:
+    def record_batches(
+        self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yields query, passage and negatives as they are in the file, bad rows and all.
 
         Args:
-            batch_rows: Rows of a batch at most.
+            batch_rows: Rows of a batch at most; by default as many as some megabytes hold.
             row_groups: First row group to read and the one after the last; all if None.
 
         Raises:
@@ -122,8 +129,5 @@ class PublishedFile:
         """
         columns = ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
-        try:
-            with self._open() as parquet:
-                yield from parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
+        with self._open() as parquet:
+            yield from parquet.iter_batches(batch_rows or self.batch_rows, row_groups=groups, columns=columns)

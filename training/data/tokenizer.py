@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from modeling_f2llm.prompts import instruct
 from modeling_f2llm.tokenizer import append_eos
+from training.data.instructions import with_instruction
 from training.data.manifest import Source
 from training.data.published import PublishedFile
 from training.errors import UserError
@@ -50,4 +50,4 @@ def source_texts(sources: Sequence[Source], every: int = 1) -> Iterator[str]:
                 queries, passages = (batch.columns[name][::every] for name in ("query", "passage"))
                 for query, passage in zip(queries, passages, strict=True):
                     if query and passage:
-                        yield from (instruct(source.instruction, query), passage)
+                        yield from (with_instruction(source.instruction, query), passage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -312,3 +313,25 @@ def test_faulty_file_does_not_stay_open(write: Callable[..., Path], refuses: Ref
 def test_file_can_be_read_twice(write: Callable[..., Path]) -> None:
     file = PublishedFile(write(query=THREE, passage=THREE))
     assert [batch.columns for batch in file.batches()] == [batch.columns for batch in file.batches()]
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(20_000, 10), (200, 200_000), (40, 1_000_000)])
+def test_batch_of_long_texts_has_fewer_rows(tmp_path: Path, rows: int, characters: int) -> None:
+    texts = [f"{row} ".ljust(characters, "x") for row in range(rows)]
+    pq.write_table(pa.table({"query": texts, "passage": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    sizes = [len(batch) for batch in PublishedFile(tmp_path / "a.parquet").batches()]
+    assert sum(sizes) == rows
+    assert max(sizes) == 8192 if characters == 10 else max(sizes) * characters * 2 <= max(32 << 20, 2 * characters)
+
+
+def test_first_batch_of_a_single_row_group_reads_a_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {name: [os.urandom(250).hex() for _ in range(30_000)] for name in ("query", "passage", "negative_1")}
+    pq.write_table(pa.table(columns), path, row_group_size=30_000, compression="none")
+    assert pq.read_metadata(path).num_row_groups == 1
+    batches = PublishedFile(path).batches(10)
+    before = pa.total_allocated_bytes()
+    assert next(batches).columns["query"] == columns["query"][:10]
+    # A buffer and a page of each column, where the whole file is 45 MB.
+    assert pa.total_allocated_bytes() - before < 12_000_000
+    batches.close()

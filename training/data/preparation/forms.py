@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modeling_f2llm.prompts import instruct
+from training.data.instructions import with_instruction, without_instruction
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
 from training.data.preparation.plan import DOCUMENT_INSTRUCTION
@@ -24,12 +24,12 @@ class TextForms:
 
     def query(self, text: str) -> str:
         """The form of a query."""
-        # Published files may carry the instruction in the text already.
-        if self._instruction is None or (text.startswith("Instruct: ") and "\nQuery: " in text):
-            return text
-        return instruct(self._instruction, text)
+        # Published files may carry the instruction in the text already: it is neither added twice nor part of raw text.
+        if self._instruction is None:
+            return without_instruction(text)
+        return with_instruction(self._instruction, text)
 
     def document(self, text: str) -> str:
         """The form of a passage or negative."""
         drawn = self._share and keyed_uniform(*self._key, text_key(text)) < self._share
-        return self.query(text) if drawn else text
+        return self.query(text) if drawn or self._instruction is None else text

@@ -43,7 +43,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
         writer = stack.enter_context(RunWriter(plan.runs(number), plan.partitions))
         splits = {split: stack.enter_context(plan.rows_file(number, split).open("wb")) for split in SPLITS}
         offset = 0
-        for batch in file.record_batches(_BATCH_ROWS, shard.row_groups):
+        for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             faults = find_faults(batch, file.negatives, plan.required_negatives)
             first_of_file = shard.first_row_of_file + offset
             numbers = np.arange(len(batch)) + shard.first_row + offset

@@ -1,0 +1,28 @@
+"""Instructions that published files carry inside the query: seen, kept once, taken off."""
+
+from __future__ import annotations
+
+import pytest
+
+from modeling_f2llm.prompts import instruct
+from training.data.instructions import split_instruction, with_instruction, without_instruction
+
+BARE = ["Why?", "", "Instruct: the art", "What is\nQuery: for?", " Instruct: a\nQuery: b", "Instruct:\nQuery: "]
+
+
+@pytest.mark.parametrize("text", BARE)
+def test_text_without_an_instruction(text: str) -> None:
+    assert split_instruction(text) == (None, text) and without_instruction(text) == text
+    assert with_instruction("Find.", text) == instruct("Find.", text)
+
+
+@pytest.mark.parametrize("text", [*BARE, "two\nlines", "Instruct: a\nQuery: b"])
+@pytest.mark.parametrize("instruction", ["Find.", "Find {it}.", "Find\nit.", "找到它。"])
+def test_instruction_is_taken_off_as_it_was_put_on(instruction: str, text: str) -> None:
+    assert split_instruction(instruct(instruction, text)) == (instruction, text)
+    assert with_instruction("Another.", instruct(instruction, text)) == instruct(instruction, text)
+
+
+def test_instruction_is_not_added_twice() -> None:
+    once = with_instruction("Find.", "Why?")
+    assert with_instruction("Find.", once) == once == instruct("Find.", "Why?")

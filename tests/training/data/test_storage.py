@@ -1,0 +1,210 @@
+"""Data folders and files: a store that fsspec reaches gives what a local folder gives, and says what went wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from training.data.published import PublishedFile
+from training.data.storage import DataFolder, RemoteFile, as_file, identity
+
+NAMES = ["a.parquet", "b_10.parquet", "b_2.parquet", "c#+.parquet", "deep/c.parquet", "deep/er/d.parquet"]
+PATTERNS = [
+    "a.parquet",
+    "b_*.parquet",
+    "*.parquet",
+    "deep/*.parquet",
+    "**/*.parquet",
+    "d*/c.parquet",
+    "b_[13]*",
+    "none",
+]
+Refuses = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    for number, name in enumerate(NAMES, start=1):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        texts = [f"text {row}" for row in range(number * 10)]
+        pq.write_table(pa.table({"query": texts, "passage": texts, "negative_1": texts}), tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def remote(local: Path) -> Iterator[str]:
+    store = fsspec.filesystem("memory")
+    for name in NAMES:
+        store.pipe(f"/data/{name}", (local / name).read_bytes())
+    yield "memory://data"
+    store.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_remote_folder_finds_what_a_local_one_finds(local: Path, remote: str, pattern: str) -> None:
+    here = [str(file.relative_to(local)) for file in DataFolder(local).find(pattern)]
+    there = [str(file).removeprefix(f"{remote}/") for file in DataFolder(remote).find(pattern)]
+    assert there == here
+
+
+def test_remote_folder_is_listed_once(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    ls = MemoryFileSystem.ls
+    monkeypatch.setattr(MemoryFileSystem, "ls", lambda self, path, **kw: listed.append(path) or ls(self, path, **kw))
+    folder = DataFolder(f"{remote}/")
+    for pattern in PATTERNS:
+        folder.find(pattern)
+    assert sorted(listed) == ["/data", "/data/deep", "/data/deep/er"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_remote_file_reads_as_a_local_one(local: Path, remote: str, name: str) -> None:
+    here, there = PublishedFile(local / name, 1), PublishedFile(f"{remote}/{name}", 1)
+    assert (there.num_rows, there.negatives) == (here.num_rows, here.negatives)
+    rows = [[batch.columns for batch in file.batches(7)] for file in (here, there)]
+    assert rows[0] == rows[1] and len(rows[0]) > 1
+
+
+def test_remote_file_is_fetched_in_ranges_and_closed(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [os.urandom(1000).hex() for _ in range(12_000)]
+    columns = dict.fromkeys(("query", "passage", "negative_1"), texts)
+    pq.write_table(pa.table(columns), tmp_path / "big.parquet", row_group_size=len(texts), compression="none")
+    content = (tmp_path / "big.parquet").read_bytes()
+    fsspec.filesystem("memory").pipe("/data/big.parquet", content)
+    handles: list[Counting] = []
+
+    class Counting:
+        def __init__(self, handle) -> None:
+            self.handle, self.sizes = handle, []
+            handles.append(self)
+
+        def read(self, size: int = -1) -> bytes:
+            data = self.handle.read(size)
+            self.sizes.append(len(data))
+            return data
+
+        def __getattr__(self, name: str):
+            return getattr(self.handle, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            self.closed = True
+
+    opener = MemoryFileSystem.open
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, *args, **kw: Counting(opener(self, *args, **kw)))
+    file = PublishedFile(f"{remote}/big.parquet", 1)
+    assert sum(handles[0].sizes) < 200_000  # the footer
+    batches = file.batches(100)
+    assert len(next(batches)) == 100
+    assert sum(handles[1].sizes) < len(content) / 4
+    batches.close()
+    assert all(handle.closed for handle in handles)
+
+
+def test_identity_changes_with_the_content(local: Path, remote: str) -> None:
+    name, size, version = identity(local / "a.parquet")
+    assert (name, size) == ("a.parquet", (local / "a.parquet").stat().st_size)
+    os.utime(local / "a.parquet", ns=(1, 1))
+    assert identity(local / "a.parquet") == (name, size, "1") != (name, size, version)
+    (listed,) = DataFolder(remote).find("a.parquet")
+    assert isinstance(listed, RemoteFile)
+    assert identity(listed) == identity(RemoteFile(str(listed))) == (name, size, "")
+    fsspec.filesystem("memory").pipe("/data/a.parquet", b"PAR1")
+    assert identity(RemoteFile(str(listed))) != identity(listed)
+
+
+def test_identity_of_nothing(local: Path, remote: str, refuses: Refuses) -> None:
+    with refuses(local / "none", "no such file"):
+        identity(local / "none")
+    with refuses(f"{remote}/none", "no such repository, revision or file"):
+        identity(RemoteFile(f"{remote}/none"))
+
+
+def test_address_and_path_are_told_apart() -> None:
+    assert as_file("a/b.parquet") == Path("a/b.parquet")
+    file = as_file("hf://datasets/owner/name@main/deep/a.b.parquet")
+    assert isinstance(file, RemoteFile) and (file.name, file.stem) == ("a.b.parquet", "a.b")
+    assert as_file(file) is file
+
+
+def test_remote_folder_that_is_not_there(refuses: Refuses) -> None:
+    with refuses("memory://nowhere", "no such repository, revision or file", "hf auth login"):
+        DataFolder("memory://nowhere").find("*")
+
+
+def test_remote_file_that_is_not_there(remote: str, refuses: Refuses) -> None:
+    with refuses(f"{remote}/none.parquet", "no such repository, revision or file", "hf auth login"):
+        PublishedFile(f"{remote}/none.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"no parquet at all", b"PAR1"])
+def test_remote_file_that_is_no_parquet(remote: str, refuses: Refuses, content: bytes) -> None:
+    fsspec.filesystem("memory").pipe("/data/a.parquet", content)
+    with refuses(f"{remote}/a.parquet", "not a readable parquet file"):
+        PublishedFile(f"{remote}/a.parquet")
+
+
+def test_hub_without_a_connection(refuses: Refuses) -> None:
+    # The tests run offline.
+    with refuses("hf://datasets/owner/name", "cannot be reached", "offline", "data folder"):
+        DataFolder("hf://datasets/owner/name").find("*.parquet")
+    with refuses("hf://datasets/owner/name/a.parquet", "cannot be reached", "data folder"):
+        PublishedFile("hf://datasets/owner/name/a.parquet")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("line is down"), PermissionError("gated"), RuntimeError("429")])
+def test_connection_that_fails(
+    remote: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    with refuses(f"{remote}/a.parquet", "cannot be reached", error, "check the connection and your access"):
+        PublishedFile(f"{remote}/a.parquet")
+    monkeypatch.setattr(MemoryFileSystem, "ls", fail)
+    with refuses(remote, "cannot be reached", error):
+        DataFolder(remote).find("*")
+
+
+def test_connection_that_fails_in_the_middle(remote: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping:
+        def __init__(self, handle) -> None:
+            self.handle = handle
+
+        def read(self, size: int = -1) -> bytes:
+            raise ConnectionResetError("dropped")
+
+        def __getattr__(self, name: str):
+            return getattr(self.handle, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            self.handle.close()
+
+    file = PublishedFile(f"{remote}/a.parquet")
+    opener = MemoryFileSystem.open
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, *args, **kw: Dropping(opener(self, *args, **kw)))
+    with refuses(f"{remote}/a.parquet", "cannot be reached", "ConnectionResetError", "dropped"):
+        list(file.batches())
+
+
+def test_fault_in_a_row_is_no_fault_of_the_connection(remote: str, tmp_path: Path, refuses: Refuses) -> None:
+    pq.write_table(pa.table({"query": ["a", None], "passage": ["b", "c"]}), tmp_path / "null.parquet")
+    fsspec.filesystem("memory").pipe("/data/null.parquet", (tmp_path / "null.parquet").read_bytes())
+    with refuses(f"{remote}/null.parquet", "row 1,", "null"):
+        list(PublishedFile(f"{remote}/null.parquet").batches())
