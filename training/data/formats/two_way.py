@@ -27,7 +27,7 @@ def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[
     for number, row in raw:
         own = meaning(raw, number, row["label"], label_texts, "label_texts")
         if own is not None:
-            yield Row(row["text"], own, [other[own]], row["lang"])
+            yield Row(row["text"], own, (other[own],), row["lang"])
 
 
 def _distinct(label_texts: Mapping[Any, str | None]) -> list[str]:
