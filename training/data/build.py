@@ -19,7 +19,8 @@ from typing import Any
 if __name__ == "__main__":
     # Run as a script from a checkout: the recipe is not an installed package. The folder of this script goes, for its
     # modules shall be found as training.data's alone.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+    _HERE = Path(__file__).resolve().parent
+    sys.path[:] = [str(_HERE.parent.parent), *(path for path in sys.path if path != str(_HERE))]
 
 import datasets
 import pyarrow as pa
@@ -43,11 +44,17 @@ _FORMAT = 1
 
 def main(words: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 if writing failed, 2 for faulty input."""
-    parser = argparse.ArgumentParser(prog="build.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="build.py",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="training/data/build_file.py describes the keys of a build file.",
+        allow_abbrev=False,
+    )
     parser.add_argument("build_file", metavar="BUILD.yaml", help="which raw data there are and of which kind")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where to write; finished sources are kept")
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # The bars of `datasets` reading its files would outnumber our lines.
     datasets.disable_progress_bars()
     try:

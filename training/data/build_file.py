@@ -20,6 +20,20 @@ A build file is a YAML file::
 
 Paths are relative to the build file. A column may be a path into nested ones (``answers.text``; of a list its first
 item) or, for texts, a list of columns to be joined by newlines (``[title, body]``).
+
+The formats, with the columns they read (``lang``, the language of a row, is optional throughout, as is ``passage_lang``
+where there is a query) and the keys of their own (with the defaults):
+
+===================  ==========================  ==============================================
+``pairs``            query, passage              both_directions (false)
+``summaries``        summary, article
+``nli``              premise, hypothesis, label  labels (by their names), num_negatives (24)
+``sts``              query, passage, score       threshold (4), scale ([0, 5])
+``duplicates``       query, passage, [label]     duplicate_label (1), both_directions (false)
+``duplicate_groups`` group                       both_directions (false)
+``labelled``         text, label                 num_negatives (24)
+``two_way``          text, label                 label_texts
+===================  ==========================  ==============================================
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from training.errors import UserError, in_one_line
 __all__ = ["FILE_KINDS", "RawRows", "load_raw"]
 
 # The names by which `datasets` loads files that are not laid out as a data set.
-FILE_KINDS = ("arrow", "csv", "json", "parquet", "text", "xml")
+FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
 _BATCH_ROWS = 1000
 # Roles that are texts, too, but may be missing.
 _LANGUAGES = ("lang", "passage_lang")
@@ -33,25 +33,36 @@ def load_raw(where: str, dataset: str, folder: Path, **options: Any) -> datasets
     Raises:
         UserError: If it cannot be loaded.
     """
-    split = options.pop("split")
-    if dataset in FILE_KINDS and "data_files" not in options:
-        raise UserError(f"{where}: dataset {dataset!r} needs the files to read; name them in 'data_files'")
+    split, path = options.pop("split"), folder / dataset
     if dataset in FILE_KINDS:
+        if "data_files" not in options:
+            raise UserError(f"{where}: dataset {dataset!r} needs the files to read; name them in 'data_files'")
         options["data_files"] = _beside(folder, options["data_files"])
-    path = folder / dataset
+    elif path.is_dir():
+        # Of a folder beside the build file and a set on the Hub of one name, the folder is meant.
+        dataset = str(path)
     try:
-        # Of a folder beside the build file or of a name on the Hub, the folder is meant.
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(path)
-            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(str(path) if path.is_dir() else dataset, split=split, **options)
+            return _saved(where, path, split)
+        return datasets.load_dataset(dataset, split=split, **options)
     except (datasets.exceptions.DatasetsError, LookupError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         # "An error occurred while generating the dataset" has the reason in its cause.
         reason = in_one_line(error.__cause__ or error)
         raise UserError(
             f"{where}: cannot load split {split!r} of {dataset!r} ({reason}); "
             "check dataset, config, split, data_files and load_options"
         ) from None
+
+
+def _saved(where: str, path: Path, split: str) -> datasets.Dataset:
+    """What ``save_to_disk`` left: one data set, or one for each split."""
+    loaded = datasets.load_from_disk(path)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if split not in splits:
+        raise UserError(f"{where}: there is no split {split!r} in {path}; it has {', '.join(splits)}")
+    return splits[split]
 
 
 def _beside(folder: Path, files: str | Sequence[str]) -> list[str]:

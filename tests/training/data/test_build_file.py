@@ -154,7 +154,10 @@ def test_two_sources_of_one_name(write: Callable[..., Path], refuses: Refuses) -
         ({"seeds": 1}, ("did you mean 'seed'?",)),
         ({"sources": []}, ("'sources'", "at least one")),
         ({"sources": ["faq"]}, ("source 1", "str")),
-        ({"sources": [{**ENTRY, "format": "two_way", "columns": {}}]}, ("'label_texts'", "missing")),
+        (
+            {"sources": [{**ENTRY, "format": "two_way", "columns": {"text": "a", "label": "b"}}]},
+            ("'label_texts'", "missing"),
+        ),
     ],
 )
 def test_faulty_file(

@@ -125,5 +125,5 @@ def test_files_that_are_not_named(tmp_path: Path, refuses: Refuses) -> None:
 
 def test_saved_set_without_the_split(tmp_path: Path, refuses: Refuses) -> None:
     datasets.DatasetDict(test=datasets.Dataset.from_dict({"a": ["x"]})).save_to_disk(tmp_path / "raw")
-    with refuses(WHERE, "'train'", "'raw'"):
+    with refuses(WHERE, "'train'", "it has test"):
         load_raw(WHERE, "raw", tmp_path, split="train")
