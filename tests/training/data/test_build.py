@@ -253,6 +253,19 @@ def test_output_that_is_a_file(write: Callable[..., Path], tmp_path: Path, refus
         build_from_file(write(NLI), tmp_path / "build.yaml")
 
 
+def test_exit_status_and_lines(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path, out = write(NLI, {**NLI, "name": "faulty", "data_files": "none.jsonl"}), tmp_path / "out"
+    assert main([str(path), "--output", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: source 'faulty': cannot load")
+    assert main([str(write(NLI)), "--output", str(out)]) == 0
+    assert caplog.messages == ["nli: 20 rows of 40 read", "nli: kept, 20 rows"]
+
+
+@pytest.mark.slow
 def test_command_line(write: Callable[..., Path], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "training/data/build.py"), "build.yaml", "--output", "out"]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}

@@ -82,7 +82,7 @@ def test_what_can_be_loaded(tmp_path: Path, kind: str) -> None:
     if kind == "saved":
         data.save_to_disk(folder)
     elif kind == "saved splits":
-        datasets.DatasetDict(train=data, test=data.select([])).save_to_disk(folder)
+        datasets.DatasetDict(train=data, test=data.select([1])).save_to_disk(folder)
     else:
         write = {"json": data.to_json, "csv": data.to_csv}.get(kind, data.to_parquet)
         write(folder / f"part.{'parquet' if kind == 'folder' else kind}")
