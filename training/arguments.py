@@ -40,6 +40,12 @@ class StageArguments(TrainingArguments):
 
     # Data
     manifest: str | None = field(default=None, metadata={"help": "Manifest (YAML) of the sources."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder or hf:// address of the manifest's files, instead of its own."}
+    )
+    manifest_stage: str | None = field(
+        default=None, metadata={"help": "Take the sources that the manifest gives this stage, under its caps."}
+    )
     builder: str | None = field(
         default=None, metadata={"help": "Builder that makes the manifest and its files if they are missing (cldr)."}
     )

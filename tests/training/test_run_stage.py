@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.recipes import write_recipe, write_single_stage
+from training.data.manifest_file import read_manifest
 from training.run_stage import main
 
 ROOT = Path(__file__).parents[2]
@@ -342,10 +343,12 @@ def test_published_recipes_are_complete(path: Path) -> None:
     assert arguments.num_hard_negatives == {"retrieval": 7, "clustering": 9, "classification": 1}
     assert arguments.lr_scheduler_kwargs == {"min_lr": 1e-7}
     assert yaml.safe_load((path.parent / "published.yaml").read_text())["bf16"] is True
+    manifest = read_manifest(ROOT / arguments.manifest)
+    entries = manifest.of_stage(arguments.manifest_stage)
     if path.stem.startswith("stage1"):
-        assert not arguments.instructions and arguments.cap is None and len(arguments.sources) == 6
+        assert not arguments.instructions and arguments.cap is None and len(entries) == 7
     else:
-        assert arguments.instructions and arguments.cap == 80000
+        assert arguments.instructions and arguments.cap == 80000 and len(entries) == len(manifest.entries)
 
 
 def test_all_sizes_have_their_stages() -> None:

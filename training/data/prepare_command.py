@@ -79,6 +79,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     for name in ("tokenizer", "output"):
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; add it, or --dry-run to look only")
+    executor = read_executor(arguments.executor)
     sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
     sources = select_sources(sources, arguments.sources, arguments.task_types)
     if arguments.cap is not None:
@@ -94,7 +95,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         on_bad_row=arguments.on_bad_row,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
-    prepared = prepare(sources, tokenizer, arguments.output, options, read_executor(arguments.executor))
+    prepared = prepare(sources, tokenizer, arguments.output, options, executor)
     sys.stdout.write(_summary(prepared))
 
 

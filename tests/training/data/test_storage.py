@@ -35,7 +35,7 @@ def local(tmp_path: Path) -> Path:
     for number, name in enumerate(NAMES, start=1):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         texts = [f"text {row}" for row in range(number * 10)]
-        pq.write_table(pa.table({"query": texts, "passage": texts, "negative_1": texts}), tmp_path / name)
+        pq.write_table(pa.table({"query": texts, "passage": texts, "negative_1": texts[::-1]}), tmp_path / name)
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_remote_file_is_fetched_in_ranges_and_closed(
     tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [os.urandom(1000).hex() for _ in range(12_000)]
-    columns = dict.fromkeys(("query", "passage", "negative_1"), texts)
+    columns = {"query": texts, "passage": texts, "negative_1": texts[::-1]}
     pq.write_table(pa.table(columns), tmp_path / "big.parquet", row_group_size=len(texts), compression="none")
     content = (tmp_path / "big.parquet").read_bytes()
     fsspec.filesystem("memory").pipe("/data/big.parquet", content)
