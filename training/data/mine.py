@@ -70,6 +70,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--negatives", type=int, default=default.negatives, help="negatives a row (%(default)s)")
     group.add_argument("--keep-short", action="store_true", help="keep rows with fewer negatives")
+    group.add_argument("--replace", action="store_true", help="leave out the negatives that rows have already")
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is no negative")
     group.add_argument(
@@ -132,6 +133,7 @@ def _run(arguments: argparse.Namespace) -> None:
             relative=arguments.relative,
             negatives=arguments.negatives,
             keep_short=arguments.keep_short,
+            replace=arguments.replace,
             instructions=not arguments.no_instruction,
         ),
         bitext=[] if arguments.no_guard else bitext,

@@ -2,9 +2,9 @@
 
 The thresholds are those of ``sentence_transformers.util.mine_hard_negatives``, in its order, and the negatives are the
 ones it chooses (a test holds this to it). It is not called here, because it holds the embeddings of the whole corpus
-and the candidates of all queries in memory, caches a corpus as a whole (one text more, and all is embedded again, while
-another model of the same base is not told apart), and has no place for a guard or for counts. What is kept of it is the
-embedding: ``encode_query`` and ``encode_document`` of any SentenceTransformer.
+and the candidates of all queries in memory, caches a corpus as a whole (one text more, and all is embedded again) under
+nothing but the name of the base model, and has no place for a guard or for counts. What is kept of it is the embedding:
+``encode_query`` and ``encode_document`` of any SentenceTransformer.
 
 Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and a passage that is the query's own
 text is never its negative.
@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -77,7 +77,8 @@ def mine(
     """Mines the negatives of each source among its own passages.
 
     The output folder gets a parquet file a source, ``manifest.yaml`` and ``mining.json``. A source that is there
-    already, of the same input and options, is left as it is; a run that was killed goes on where it was.
+    already, of the same input and options, is left as it is, and so are other sources that the folder holds; a run that
+    was killed goes on where it was.
 
     Args:
         sources: What to mine. Negatives that rows have stay, before the mined ones.
@@ -149,15 +150,14 @@ class _Run:
         self._report = self._read_report()
 
     def _read_report(self) -> dict[str, Any]:
-        report: Mapping[str, Any] = {}
         path = self._output / REPORT
-        if path.exists():
-            try:
-                report = json.loads(path.read_text())["sources"]
-            except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: not a report of mining; move it or give another --output") from None
-        described = {"model": self._miner.model, "revision": self._miner.revision}
-        return {**described, "options": asdict(self._options), "sources": dict(report)}
+        if not path.exists():
+            return {"sources": {}}
+        try:
+            # Sources that an earlier run mined stay.
+            return {"sources": dict(json.loads(path.read_text())["sources"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: not a report of mining; move it or give another --output") from None
 
     def unfinished(self, sources: Sequence[Source], bitext: Sequence[Source]) -> list[Source]:
         """Sources that are not there yet, of the same input and options."""
@@ -205,10 +205,19 @@ class _Run:
             tasks.negatives(),
             tasks.texts("passage"),
             keep_short=self._options.keep_short,
+            replace=self._options.replace,
         )
         seconds = round(time.monotonic() - started, 3)
-        entry = {"fingerprint": self._fingerprints[source.name], **counts, **tasks.counts(), "seconds": seconds}
-        self._report["sources"][source.name] = entry
+        self._report["sources"][source.name] = {
+            **counts,
+            **tasks.counts(),
+            "seconds": seconds,
+            "model": self._miner.model,
+            "revision": self._miner.revision,
+            "options": asdict(self._options),
+            "fingerprint": self._fingerprints[source.name],
+            "manifest": _entry(source, self._file(source).name),
+        }
         self._write_report()
         shutil.rmtree(work)
         logger.info("%s: %d of %d rows kept, in %.0f s", source.name, counts["kept"], counts["rows"], seconds)
@@ -243,20 +252,17 @@ class _Run:
         partial.replace(self._output / REPORT)
 
     def finish(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """Writes the manifest of the sources that have rows, and the report of all."""
+        """Writes the manifest of all sources in the folder that have rows."""
         report = self._report["sources"]
-        self._report["sources"] = {source.name: report[source.name] for source in sources}
-        kept = [source for source in sources if self._report["sources"][source.name]["kept"]]
-        for source in sources:
-            if source not in kept:
-                logger.warning("%s: no row has %d negatives", source.name, self._options.negatives)
-        self._write_report()
-        if not kept:
+        empty = [source.name for source in sources if not report[source.name]["kept"]]
+        for name in empty:
+            logger.warning("%s: no row has %d negatives", name, self._options.negatives)
+        if len(empty) == len(sources):
             raise UserError(
                 f"no row of any source has {self._options.negatives} negatives (see {self._output / REPORT} for what "
                 "refused them); raise --top, loosen the thresholds, lower --negatives or add --keep-short"
             )
-        entries = [_entry(source, self._file(source).name) for source in kept]
+        entries = [entry["manifest"] for entry in report.values() if entry["kept"]]
         text = yaml.safe_dump({"sources": entries}, sort_keys=False, allow_unicode=True, width=119)
         (self._output / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(self._output / ".work", ignore_errors=True)

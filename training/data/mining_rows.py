@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,9 +74,9 @@ def read_rows(source: Source) -> SourceRows:
 class _Output:
     """Rows on their way to the output, counted."""
 
-    def __init__(self, source: Source, negatives: int, keep_short: bool) -> None:
+    def __init__(self, source: Source, negatives: int, keep_short: bool, replace: bool) -> None:
         self.counts = {"rows": 0, "kept": 0, "dropped": 0}
-        self._source, self._negatives, self._keep_short = source, negatives, keep_short
+        self._source, self._negatives, self._keep_short, self._replace = source, negatives, keep_short, replace
         self._more: dict[str, pa.DataType] = {}
         for path in source.files:
             ours = {*SIDES, *PublishedFile(path).negatives}
@@ -87,7 +88,7 @@ class _Output:
     def tables(self, numbers: NDArray[np.int64], mined: NDArray[np.int64], passages: TextStore) -> Iterator[pa.Table]:
         row = 0
         for path in self._source.files:
-            names = PublishedFile(path).negatives
+            names = [] if self._replace else PublishedFile(path).negatives
             with pq.ParquetFile(path) as parquet:
                 for batch in parquet.iter_batches(_BATCH_ROWS):
                     texts = passages.take(mined[numbers[row : row + len(batch)]])
@@ -126,6 +127,7 @@ def write_mined(
     passages: TextStore,
     *,
     keep_short: bool,
+    replace: bool,
 ) -> dict[str, Any]:
     """Writes a source with its mined negatives, in the order of its rows and with all its other columns.
 
@@ -136,19 +138,16 @@ def write_mined(
         mined: ``(queries, negatives)`` numbers of passages, -1 where there are too few.
         passages: Their texts.
         keep_short: Keep rows with fewer negatives.
+        replace: Leave out the negatives that rows have.
 
     Returns:
         Rows read, kept and dropped.
     """
-    output = _Output(source, mined.shape[1], keep_short)
+    output = _Output(source, mined.shape[1], keep_short, replace)
     tables = output.tables(numbers, mined, passages)
     first = next(tables, None)
-    path.unlink(missing_ok=True)
-    if first is not None:
-        write_parquet(path, _chain(first, tables))
+    if first is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_parquet(path, chain([first], tables))
     return output.counts
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest

@@ -28,6 +28,7 @@ class MiningOptions:
         relative: A negative scores less than this share of the positive's score.
         negatives: Negatives a row.
         keep_short: Keep rows with fewer negatives, instead of dropping them.
+        replace: Mined negatives take the place of those that a row has, rather than follow them.
         instructions: Whether queries are embedded under their source's instruction, not the model's own prompt.
     """
 
@@ -37,6 +38,7 @@ class MiningOptions:
     relative: float = 0.95
     negatives: int = 24
     keep_short: bool = False
+    replace: bool = False
     instructions: bool = True
 
     def check(self) -> None:
