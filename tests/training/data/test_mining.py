@@ -46,7 +46,7 @@ def contents(output: Path) -> dict[str, bytes]:
     """What a run wrote, without its times and what came from the cache."""
     report = json.loads((output / "mining.json").read_text())
     for entry in report["sources"].values():
-        entry.pop("seconds"), entry.pop("texts")
+        del entry["seconds"], entry["texts"]
     files = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
     return files | {"mining.json": json.dumps(report).encode()}
 
@@ -169,17 +169,16 @@ def test_source_without_a_full_row_is_told_and_left_out(
     source: Source, miner: Miner, tmp_path: Path, refuses: Refuses, caplog: pytest.LogCaptureFixture
 ) -> None:
     poor = write_pairs(tmp_path / "poor", list(zip(QUERIES[:40], PASSAGES[:40], strict=True)), name="poor")
-    options = replace(OPTIONS, negatives=30)
-    pure = replace(options, top=40, max_score=1.01, relative=2.0)
+    # Of 40 passages, 39 are candidates.
+    pure = MiningOptions(top=40, max_score=1.01, relative=2.0, negatives=30)
     mine([source, poor], miner, tmp_path / "both", replace(pure, skip=9))
     assert [entry.name for entry in load_manifest(tmp_path / "both" / "manifest.yaml")] == ["pairs", "poor"]
-    options = replace(OPTIONS, max_score=-0.2, skip=20, negatives=20)
     report = mine([source, poor], miner, tmp_path / "out", replace(pure, skip=10))
     assert report["sources"]["poor"]["kept"] == 0 and not (tmp_path / "out" / "poor.parquet").exists()
     assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs"]
     assert "poor: no row has 30 negatives" in caplog.text
     with refuses("no row of any source", "mining.json", "--keep-short"):
-        mine([poor], miner, tmp_path / "none", options)
+        mine([poor], miner, tmp_path / "none", replace(pure, skip=10))
     assert json.loads((tmp_path / "none" / "mining.json").read_text())["sources"]["poor"]["dropped"] == 40
 
 
@@ -278,10 +277,8 @@ def test_second_run_encodes_only_what_is_new(
         report = mine([source], miner, tmp_path / "two", replace(OPTIONS, negatives=5), resources=resources)
     assert not texts and report["sources"]["pairs"]["texts"] == {"embedded": 0, "cached": len(used) + 120}
 
-    table = pq.read_table(source.files[0])
-    pq.write_table(
-        pa.concat_tables([table, pa.table({"query": ["new"], "passage": ["p3"], "lang": ["x"]})]), source.files[0]
-    )
+    more = pa.table({"query": ["new"], "passage": ["p3"], "lang": ["x"]})
+    pq.write_table(pa.concat_tables([pq.read_table(source.files[0]), more]), source.files[0])
     with counted_texts() as texts:
         mine([source], miner, tmp_path / "three", OPTIONS, resources=resources)
     assert texts == ["new"]
@@ -294,6 +291,15 @@ def test_second_run_encodes_only_what_is_new(
     with counted_texts() as texts:
         mine([source], find_miner(str(folder)), tmp_path / "five", OPTIONS, resources=resources)
     assert set(texts) == {*used, "new", *PASSAGES}
+
+
+def test_sources_of_several_runs_share_a_folder(source: Source, miner: Miner, tmp_path: Path) -> None:
+    other = replace(source, name="other")
+    mine([source], miner, tmp_path / "out", OPTIONS)
+    report = mine([other], miner, tmp_path / "out", replace(OPTIONS, negatives=4))["sources"]
+    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs", "other"]
+    assert [report[name]["options"]["negatives"] for name in ("pairs", "other")] == [6, 4]
+    assert report["other"]["texts"] == {"embedded": 0, "cached": 270}
 
 
 def test_finished_source_is_left_alone(source: Source, miner: Miner, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_names_of_cldr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words += ["--max-corpus-in-memory", "200", "--no-instruction"]
     assert command.main(words) == 0
     report = json.loads((tmp_path / "out" / "mining.json").read_text())
-    assert report["options"]["top"] == 100 and report["options"]["negatives"] == 24
+    assert report["sources"]["cldr_translation"]["options"]["top"] == 100
     counts = report["sources"]["cldr_translation"]
     assert counts["kept"] + counts["dropped"] == counts["rows"] == len(table)
     assert counts["kept"] > 0.9 * counts["rows"] and counts["refused"]["positive"] > 0.5 * counts["rows"]
