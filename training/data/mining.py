@@ -98,7 +98,7 @@ def mine(
     """
     options, resources = options or MiningOptions(), resources or Resources()
     options.check()
-    run = _Run(miner, Path(output), options, half, resources)
+    run = _Run(miner, Path(output).resolve(), options, half, resources)
     # Before any work: that of a night should not end at the last source.
     rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
     translations = find_translations(bitext) if rows else None
@@ -116,6 +116,11 @@ def _checked(source: Source, options: MiningOptions) -> SourceRows:
             f"{options.top}; lower --top or leave the source out of --sources"
         )
     return rows
+
+
+def _absolute(model: str) -> str:
+    """A folder as workers find it, whichever folder they run in."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _fingerprint(value: Any) -> str:
@@ -141,7 +146,7 @@ class _Run:
         workers = executor.workers or (1 if executor.name == "local" else None)
         self._executor, self._tasks = replace(executor, workers=workers), workers or _REMOTE_TASKS
         self._shard_texts = resources.max_corpus_in_memory
-        self._cache = Path(resources.cache or output / "embeddings")
+        self._cache = Path(resources.cache or output / "embeddings").resolve()
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -183,7 +188,7 @@ class _Run:
             name=source.name,
             folder=work,
             cache=self._cache,
-            miner=self._miner,
+            miner=replace(self._miner, model=_absolute(self._miner.model)),
             instruction=source.instruction if self._options.instructions else None,
             options=self._options,
             # Room for positives, which are among the nearest: as mine_hard_negatives has it.

@@ -71,7 +71,7 @@ def merge(one: Nearest, other: Nearest, ranks: NDArray[np.int64], k: int) -> Nea
     """The ``k`` nearest of two results; ``ranks[text]`` decides between equal scores."""
     scores = np.concatenate([one.scores, other.scores], axis=1)
     texts = np.concatenate([one.texts, other.texts], axis=1)
-    order = np.lexsort((ranks[texts], -scores), axis=1)[:, :k]
+    order = np.lexsort((ranks[texts], -scores))[:, :k]
     return Nearest(np.take_along_axis(scores, order, axis=1), np.take_along_axis(texts, order, axis=1))
 
 

@@ -104,7 +104,7 @@ def choose_negatives(
         refused |= refuses
     # What is left, numbered from 0 along each row.
     place = np.cumsum(~refused, axis=1) - 1
-    chosen = ~refused & (place >= options.skip) & (place < min(options.skip + options.negatives, options.top))
+    chosen = ~refused & (place >= options.skip) & (place < options.skip + options.negatives)
     row, column = np.nonzero(chosen)
     negatives = np.full((len(nearest.texts), options.negatives), -1, dtype=np.int64)
     negatives[row, place[row, column] - options.skip] = nearest.texts[row, column]

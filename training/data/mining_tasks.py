@@ -23,7 +23,7 @@ from training.data.text_store import CHUNK_TEXTS, TextStore
 __all__ = ["BLOCK_QUERIES", "MiningTasks"]
 
 # Queries whose candidates are in memory together.
-BLOCK_QUERIES = 32_768
+BLOCK_QUERIES = 16_384
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,9 @@ class MiningTasks:
             counts["cached"] += len(numbers) - len(missing)
             counts["embedded"] += len(missing)
             with self._bar(len(missing), f"embed {side}", "text", task) as bar:
-                for chunk in np.unique(missing // CHUNK_TEXTS).tolist():
-                    own = missing[missing // CHUNK_TEXTS == chunk]
-                    texts = store.take(own).tolist()
-                    cache.add(ids[own], self._embed(side, texts))
+                chunks = np.split(missing, np.flatnonzero(np.diff(missing // CHUNK_TEXTS)) + 1)
+                for own in chunks if len(missing) else []:
+                    cache.add(ids[own], self._embed(side, store.take(own).tolist()))
                     bar.update(len(own))
         (self.folder / f"embedded-{self.tasks}-{task:05d}.json").write_text(json.dumps(counts))
 

@@ -236,13 +236,18 @@ def test_shards_search_and_tasks_change_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_processes_change_nothing(source: Source, miner: Miner, tmp_path: Path, name: str) -> None:
+def test_processes_change_nothing(tmp_path: Path, name: str) -> None:
     if name == "ray":
         pytest.importorskip("ray")
+    # More than one chunk of texts and one block of queries.
+    pairs = [(f"q{number}", f"p{number % 9000}") for number in range(20_000)]
+    source = write_pairs(tmp_path / "source", pairs)
+    words = [*dict.fromkeys(word for pair in pairs for word in pair)]
+    miner = find_miner(str(save_vectors(tmp_path / "model", random_vectors(words))))
     mine([source], miner, tmp_path / "one", OPTIONS)
     report = mine([source], miner, tmp_path / "two", OPTIONS, resources=Resources(executor=Executor(name, workers=2)))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert report["sources"]["pairs"]["texts"] == {"embedded": 270, "cached": 0}
+    assert report["sources"]["pairs"]["texts"] == {"embedded": 29_000, "cached": 0}
 
 
 def test_transformer_in_shards(

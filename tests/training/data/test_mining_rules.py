@@ -78,11 +78,10 @@ def test_translations_of_positive_and_query_are_refused() -> None:
     assert choose(OPEN, passage_group=[-1] * 9, group=-1)[1] == {"positive": 1}
 
 
-def test_skip_counts_what_is_left_and_top_ends_it() -> None:
+def test_skip_counts_what_is_left() -> None:
     options = replace(OPEN, max_score=0.8, relative=0.95, skip=2, negatives=2)
     assert choose(options) == ([6, 7], {"positive": 1, "score": 3})
     assert choose(replace(options, negatives=1))[0] == [6]
-    assert choose(replace(options, top=3))[0] == [6]
 
 
 def test_queries_do_not_mix() -> None:
