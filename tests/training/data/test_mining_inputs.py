@@ -49,9 +49,9 @@ def write_manifest(folder: Path, *sources: Source) -> Path:
     return path
 
 
-def test_names_of_cldr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mined by spelling among English names, guarded by translations into three languages."""
-    data = build_cldr(tmp_path / "cldr", languages=["de", "fr", "sw"])
+def test_names_of_cldr(tmp_path: Path) -> None:
+    """Mined by spelling among English names, guarded by translations into two languages."""
+    data = build_cldr(tmp_path / "cldr", languages=["de", "sw"])
     table = pq.read_table(data / "cldr_translation.parquet", columns=["query", "passage"])
     names = table["query"].to_pylist() + table["passage"].to_pylist()
     tokenizer = train_tokenizer(iter(names), vocab_size=600)
@@ -66,7 +66,7 @@ def test_names_of_cldr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["sources"]["cldr_translation"]["options"]["top"] == 100
     counts = report["sources"]["cldr_translation"]
     assert counts["kept"] + counts["dropped"] == counts["rows"] == len(table)
-    assert counts["kept"] > 0.9 * counts["rows"] and counts["refused"]["positive"] > 0.5 * counts["rows"]
+    assert counts["kept"] > 0.5 * counts["rows"] and counts["refused"]["positive"] > 0.5 * counts["rows"]
     assert counts["texts"]["embedded"] == len(set(table["query"].to_pylist())) + len(set(table["passage"].to_pylist()))
     (source,) = load_manifest(tmp_path / "out" / "manifest.yaml")
     assert source.instruction == "Retrieve the English name." and "deu" in source.languages
