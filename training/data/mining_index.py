@@ -20,8 +20,8 @@ __all__ = ["SEARCHES", "Nearest", "ShardIndex", "choose_search", "merge", "pair_
 SEARCHES = ("auto", "faiss", "torch")
 # More candidates than asked for, so that rounding seldom leaves it open which they are.
 _SPARE = 32
-# More than fp32 products of unit vectors of some thousand dimensions err.
-_ROUNDING = 1e-5
+# Error of an fp32 product of unit vectors, by the root of their dimensions: some times what is ever seen.
+_ROUNDING = 4 * 2.0**-24
 # Numbers in memory at once beside the shard itself: a quarter of a gigabyte in fp32.
 _NUMBERS = 1 << 26
 
@@ -87,6 +87,7 @@ class ShardIndex:
 
     def __init__(self, vectors: NDArray[np.float32], first: int, ranks: NDArray[np.int64], search: str) -> None:
         self.vectors, self.first, self._ranks = vectors, first, ranks
+        self._rounding = _ROUNDING * vectors.shape[1] ** 0.5
         self._faiss = self._torch = None
         if search == "faiss":
             import faiss
@@ -112,7 +113,7 @@ class ShardIndex:
         nearest = self._rescored(queries, texts, k)
         if texts.shape[1] < len(self):
             # Texts that were not proposed score no more than the last that was, give or take the rounding.
-            unsure = nearest.scores[:, -1] <= proposed[:, -1] + _ROUNDING
+            unsure = nearest.scores[:, -1] <= proposed[:, -1] + self._rounding
             for row in np.flatnonzero(unsure).tolist():
                 self._search_thoroughly(queries[row : row + 1], k, nearest, row)
         return nearest
@@ -130,7 +131,7 @@ class ShardIndex:
 
     def _search_thoroughly(self, query: NDArray[np.float32], k: int, nearest: Nearest, row: int) -> None:
         """Corrects one row, in which many texts are about as near as the last one."""
-        near = np.flatnonzero(self.vectors @ query[0] >= nearest.scores[row, -1] - 2 * _ROUNDING)
+        near = np.flatnonzero(self.vectors @ query[0] >= nearest.scores[row, -1] - 2 * self._rounding)
         best = Nearest(nearest.scores[row : row + 1, :0], nearest.texts[row : row + 1, :0])
         step = max(1, _NUMBERS // (2 * self.vectors.shape[1]))
         for start in range(0, len(near), step):
