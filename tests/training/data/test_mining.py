@@ -246,9 +246,13 @@ def test_processes_change_nothing(tmp_path: Path, name: str) -> None:
     pairs = [(f"q{number}", f"p{number % 9000}") for number in range(20_000)]
     source = write_pairs(tmp_path / "source", pairs)
     words = [*dict.fromkeys(word for pair in pairs for word in pair)]
-    miner = find_miner(str(save_vectors(tmp_path / "model", random_vectors(words))))
-    mine([source], miner, tmp_path / "one", OPTIONS)
-    report = mine([source], miner, tmp_path / "two", OPTIONS, resources=Resources(executor=Executor(name, workers=2)))
+    vectors = random_vectors(words)
+    for query, passage in pairs:
+        vectors[query] = vectors[query] + 3 * vectors[passage]
+    miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
+    options = replace(OPTIONS, max_score=1.01)
+    mine([source], miner, tmp_path / "one", options)
+    report = mine([source], miner, tmp_path / "two", options, resources=Resources(executor=Executor(name, workers=2)))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert report["sources"]["pairs"]["texts"] == {"embedded": 29_000, "cached": 0}
 
