@@ -1,0 +1,148 @@
+"""Mines hard negatives for the sources of a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from transformers.utils.logging import disable_progress_bar
+
+from training.data.executor import Executor, read_executor
+from training.data.manifest import load_manifest, select_sources
+from training.data.miner import find_miner
+from training.data.mining import Resources, mine
+from training.data.mining_index import SEARCHES
+from training.data.mining_rules import MiningOptions
+from training.data.translations import bitext_sources
+from training.errors import StoppedError, UserError
+
+_AGAIN = "To go on, run the same command again"
+
+logger = logging.getLogger("training")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0; 1 if mining failed; 2 for faulty input; 130 if stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("httpx", "sentence_transformers"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    disable_progress_bar()
+    try:
+        _run(_arguments(words))
+    except UserError as error:
+        return _report("error", error, 2)
+    except StoppedError as error:
+        return _report("stopped", f"{error}. {_AGAIN}", 1)
+    except OSError as error:
+        return _report("stopped", f"{error}. {_AGAIN}", 1)
+    except KeyboardInterrupt:
+        return _report("stopped", f"interrupted. {_AGAIN}", 128 + signal.SIGINT)
+    return 0
+
+
+def _report(kind: str, message: object, status: int) -> int:
+    sys.stderr.write(f"{kind}: {message}\n")
+    return status
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mine.py", description=__doc__, allow_abbrev=False)
+    default, resources = MiningOptions(), Resources()
+    parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
+    parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a name on the Hub")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the mined sources")
+    parser.add_argument("--sources", nargs="+", help="mine these only (`*` as in file names)")
+
+    group = parser.add_argument_group("thresholds (by default the published ones)")
+    group.add_argument("--top", type=int, default=default.top, help="candidates a query (%(default)s)")
+    group.add_argument("--skip", type=int, default=default.skip, help="candidates passed over (%(default)s)")
+    group.add_argument("--max-score", type=float, default=default.max_score, help="a negative's is lower (%(default)s)")
+    group.add_argument(
+        "--relative", type=float, default=default.relative, help="share of the positive's score (%(default)s)"
+    )
+    group.add_argument("--negatives", type=int, default=default.negatives, help="negatives a row (%(default)s)")
+    group.add_argument("--keep-short", action="store_true", help="keep rows with fewer negatives")
+    group.add_argument("--replace", action="store_true", help="leave out the negatives that rows have already")
+
+    group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is no negative")
+    group.add_argument(
+        "--bitext", nargs="+", help="sources whose pairs are translations (default: all symmetric retrieval sources)"
+    )
+    group.add_argument("--no-guard", action="store_true", help="take no pairs for translations")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--no-instruction", action="store_true", help="embed queries under the model's own prompt")
+    group.add_argument("--max-length", type=int, help="tokens of a text at most")
+    group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
+    group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
+    group.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+    group = parser.add_argument_group("where and how it runs")
+    group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")
+    group.add_argument("--half-cache", action="store_true", help="cache embeddings in 16 bits")
+    group.add_argument(
+        "--max-corpus-in-memory",
+        type=int,
+        default=resources.max_corpus_in_memory,
+        metavar="N",
+        help="passages searched at once; more are searched N by N (%(default)s)",
+    )
+    group.add_argument("--search", choices=SEARCHES, default=resources.search, help="(%(default)s)")
+    group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
+    return parser.parse_args(words)
+
+
+def _executor(text: str | None) -> Executor:
+    value: Any = text
+    if text is not None and text.lstrip().startswith("{"):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--executor: no JSON ({error})") from None
+    return read_executor(value)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    sources = load_manifest(arguments.manifest)
+    chosen = select_sources(sources, arguments.sources)
+    bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
+    mine(
+        chosen,
+        find_miner(
+            arguments.model,
+            max_length=arguments.max_length,
+            truncate_dim=arguments.truncate_dim,
+            dtype=arguments.dtype,
+            batch_size=arguments.batch_size,
+            trust_remote_code=arguments.trust_remote_code,
+        ),
+        arguments.output,
+        MiningOptions(
+            top=arguments.top,
+            skip=arguments.skip,
+            max_score=arguments.max_score,
+            relative=arguments.relative,
+            negatives=arguments.negatives,
+            keep_short=arguments.keep_short,
+            replace=arguments.replace,
+            instructions=not arguments.no_instruction,
+        ),
+        bitext=[] if arguments.no_guard else bitext,
+        half=arguments.half_cache,
+        resources=Resources(
+            arguments.cache, arguments.max_corpus_in_memory, arguments.search, _executor(arguments.executor)
+        ),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

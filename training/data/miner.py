@@ -1,0 +1,161 @@
+"""The model that embeds texts for mining: any SentenceTransformer, pinned to what it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from modeling_f2llm.prompts import instruct
+from training.errors import UserError, in_one_line
+
+__all__ = ["Miner", "find_miner"]
+
+_DTYPES = ("float32", "bfloat16", "float16")
+# Files that say that a folder or repository holds a model, the surer one first.
+_MODEL_FILES = ("modules.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Miner:
+    """How texts are embedded.
+
+    Attributes:
+        model: Folder or Hub name.
+        revision: The commit on the Hub, or a digest of the folder's files.
+        max_length: Tokens of a text at most; the model's own limit if None.
+        truncate_dim: Leading dimensions used; all if None.
+        dtype: Of the weights.
+        batch_size: Texts at once.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    model: str
+    revision: str
+    max_length: int | None = None
+    truncate_dim: int | None = None
+    dtype: str = "float32"
+    batch_size: int = 32
+    trust_remote_code: bool = False
+
+    def made_by(self) -> dict[str, Any]:
+        """What embeddings depend on, for the key of their cache."""
+        described = asdict(self)
+        # A folder may move: its files are its revision. The batch changes nothing but the last bits.
+        described.pop("batch_size")
+        if Path(self.model).is_dir():
+            described.pop("model")
+        return described
+
+    def embed_queries(self, texts: Sequence[str], instruction: str | None) -> NDArray[np.float32]:
+        """Embeds queries, under an instruction or else under the model's own prompt, if it has one.
+
+        Returns:
+            ``(len(texts), dimensions)`` of unit length.
+        """
+        model = _load(self)
+        if instruction is None:
+            return _unit(model.encode_query(list(texts), **self._options()))
+        # Published files may carry the instruction in the text already.
+        carried = np.array([text.startswith("Instruct: ") and "\nQuery: " in text for text in texts], dtype=bool)
+        vectors: NDArray[np.float32] | None = None
+        for rows, prompt in ((np.flatnonzero(~carried), instruct(instruction)), (np.flatnonzero(carried), "")):
+            if len(rows):
+                part = _unit(model.encode_query([texts[row] for row in rows], prompt=prompt, **self._options()))
+                vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32) if vectors is None else vectors
+                vectors[rows] = part
+        assert vectors is not None
+        return vectors
+
+    def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeds passages under the model's own document prompt, if it has one; see :meth:`embed_queries`."""
+        return _unit(_load(self).encode_document(list(texts), **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "show_progress_bar": False}
+
+
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Normalised in fp32, whatever the model computes in."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError("the miner gives embeddings that are not finite; use dtype float32 or another model")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def find_miner(model: str, **options: Any) -> Miner:
+    """Finds a model and pins its revision, without loading it.
+
+    Args:
+        model: Folder or Hub name.
+        **options: The other fields of :class:`Miner`.
+
+    Raises:
+        UserError: If there is no such model or an option is out of range.
+    """
+    miner = Miner(model, _revision(model), **options)
+    for name in ("max_length", "truncate_dim", "batch_size"):
+        value = getattr(miner, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+    if miner.dtype not in _DTYPES:
+        raise UserError(f"unknown dtype {miner.dtype!r}; use one of {', '.join(_DTYPES)}")
+    return miner
+
+
+def _revision(model: str) -> str:
+    folder = Path(model)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in _MODEL_FILES):
+            raise UserError(f"{folder}: the folder holds no model; it lacks {' and '.join(_MODEL_FILES)}")
+        return _digest(folder)
+    reason = ""
+    for name in _MODEL_FILES:
+        try:
+            # The folder of a file in the Hub's cache is named after the commit, online and offline.
+            return Path(hf_hub_download(model, name)).parent.name
+        # What the Hub's client raises differs with the network, the name and the version.
+        except Exception as error:
+            reason = in_one_line(error)
+    raise UserError(f"no model {model!r}: neither a folder nor to be had from the Hub ({reason}); correct --model")
+
+
+def _digest(folder: Path) -> str:
+    """Changes with the name or content of any file in a folder that is not hidden."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+# A worker embeds for many tasks: it loads the model for the first.
+@lru_cache(maxsize=1)
+def _load(miner: Miner) -> SentenceTransformer:
+    try:
+        model = SentenceTransformer(
+            miner.model,
+            revision=None if Path(miner.model).is_dir() else miner.revision,
+            truncate_dim=miner.truncate_dim,
+            trust_remote_code=miner.trust_remote_code,
+            model_kwargs={"dtype": getattr(torch, miner.dtype)},
+        )
+    # Damaged folders come out of the libraries as anything.
+    except Exception as error:
+        raise UserError(f"model {miner.model!r} cannot be loaded: {in_one_line(error)}") from None
+    if miner.max_length is not None:
+        model.max_seq_length = miner.max_length
+    return model
