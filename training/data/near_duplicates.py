@@ -1,0 +1,221 @@
+"""Rows that are nearly the same, found by ``datatrove``'s MinHash and then compared for certain.
+
+A row has two sides. A long side is the set of its runs of five tokens; a short one, which says something else when one
+word of it changes, counts as a whole. Two rows are near duplicates if both sides are: an equal short side, or long ones
+that share most of their runs. The questions about one paragraph therefore stay.
+
+``datatrove`` signs rows, brings equal signatures together and joins pairs to clusters. Its signatures alone would also
+pair rows half alike, so the pairs are verified in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupSignature,
+)
+from datatrove.utils.word_tokenizers import WordTokenizer
+
+from training.data.executor import Phase
+from training.data.normalise import hash_texts, ngram_hashes
+from training.data.published import PublishedFile
+from training.keyed import keyed_bits
+
+__all__ = ["NearOptions", "near_groups", "near_phases"]
+
+_SEPARATOR = "\x1f"
+_PAIRS_PER_READ = 1024
+
+
+@dataclass(frozen=True)
+class NearOptions:
+    """What counts as nearly the same.
+
+    Attributes:
+        similarity: Share of runs that two long sides have in common (Jaccard), at least.
+        min_tokens: Sides of fewer tokens are compared as wholes.
+        ngram: Tokens in a run.
+        buckets: Groups of hashes in a signature, each of which may bring two rows together.
+        hashes: Hashes in a group. The defaults are ``datatrove``'s: at a similarity of 0.7 two rows meet with a
+            probability of 0.56, at 0.8 of 0.92, at 0.9 of 0.9996.
+    """
+
+    similarity: float = 0.7
+    min_tokens: int = 30
+    ngram: int = 5
+    buckets: int = 14
+    hashes: int = 8
+
+    def config(self) -> MinhashConfig:
+        """The same in ``datatrove``'s terms."""
+        return MinhashConfig(n_grams=self.ngram, num_buckets=self.buckets, hashes_per_bucket=self.hashes)
+
+
+def near_phases(
+    files: Sequence[Path], source_of: Sequence[int], across: bool, options: NearOptions, folder: Path
+) -> list[Phase]:
+    """The work of finding near duplicates: tasks are files, then buckets, and one that joins pairs to clusters.
+
+    Args:
+        files: All files of all sources, in the order in which rows are kept.
+        source_of: The number of each file's source.
+        across: Whether rows of different sources are compared.
+        options: What counts as nearly the same.
+        folder: Where signatures, pairs and clusters go.
+    """
+    files = tuple(files)
+    return [
+        Phase("near-signatures", partial(_sign, files, options, folder), len(files)),
+        Phase("near-pairs", partial(_pair, options, folder), options.buckets),
+        Phase("near-candidates", partial(_gather, files, options, folder), len(files)),
+        Phase("near-verified", partial(_verify, tuple(source_of), across, options, folder), options.buckets),
+        Phase("near-clusters", partial(_cluster, options, folder), 1),
+    ]
+
+
+def near_groups(num_files: int, folder: Path) -> np.ndarray:
+    """Rows of near duplicates, ``(rows, 3)``: a number for the group, the file and the row."""
+    parts = [np.empty((0, 3), dtype=np.int64)]
+    for number in range(num_files):
+        path = folder / "clusters" / f"{number:06d}.clusters"
+        if path.exists():
+            row, group = np.fromfile(path, dtype="<u4").reshape(-1, 2).T.astype(np.int64)
+            parts.append(np.stack([group, np.full_like(row, number), row], axis=1))
+    return np.concatenate(parts)
+
+
+def _side(text: str, options: NearOptions) -> tuple[np.ndarray, bool]:
+    """The sorted hashes that stand for a side of a row, and whether it is long."""
+    hashed = hash_texts([text])
+    if hashed.lengths[0] < options.min_tokens:
+        return hashed.wholes, False
+    return np.unique(ngram_hashes(hashed, options.ngram)[0]), True
+
+
+class _NoTokenizer(WordTokenizer):
+    """datatrove asks for a tokenizer of one language; the rows are in many, and come hashed."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    sent_tokenize = span_tokenize = word_tokenize
+
+
+class _Signature(MinhashDedupSignature):
+    """Signs the runs of both sides of a row."""
+
+    def __init__(self, folder: Path, options: NearOptions) -> None:
+        super().__init__(str(folder), options.config(), _NoTokenizer())
+        self.options = options
+
+    def get_shingles(self, text: str) -> np.ndarray:
+        """Runs of tokens as ``(runs, 1)`` hashes; none for a row of two short sides, which is left out."""
+        sides = [_side(side, self.options) for side in text.split(_SEPARATOR)]
+        (query, long_query), (passage, long_passage) = sides
+        if long_query and long_passage:
+            shingles = np.concatenate([keyed_bits(query, 1), keyed_bits(passage, 2)])
+        elif long_query or long_passage:
+            # Under the hash of the short side, so that rows that differ in it never meet.
+            shingles = keyed_bits(query, passage)
+        else:
+            shingles = np.empty(0, dtype=np.uint64)
+        return shingles.reshape(-1, 1)
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    for batch in PublishedFile(path).batches():
+        pairs = zip(batch.columns["query"], batch.columns["passage"], strict=True)
+        for query, passage in pairs:
+            sides = (side.replace(_SEPARATOR, " ") for side in (query, passage))
+            yield Document(text=_SEPARATOR.join(sides), id="")
+
+
+def _sign(files: Sequence[Path], options: NearOptions, folder: Path, task: int) -> None:
+    _Signature(folder / "signatures", options).run(_documents(files[task]), rank=task)
+
+
+def _pair(options: NearOptions, folder: Path, task: int) -> None:
+    step = MinhashDedupBuckets(
+        str(folder / "signatures"), str(folder / "pairs"), config=options.config(), lines_to_buffer=_PAIRS_PER_READ
+    )
+    step.run(rank=task, world_size=options.buckets)
+
+
+def _pairs(folder: Path, bucket: int) -> np.ndarray:
+    """``(pairs, 4)``: file and row of one, file and row of the other."""
+    return np.fromfile(folder / "pairs" / f"{bucket:05d}_00.dups", dtype="<u4").reshape(-1, 4)
+
+
+def _gather(files: Sequence[Path], options: NearOptions, folder: Path, task: int) -> None:
+    """Writes the hashes of the sides of all rows of a file that are in some pair."""
+    pairs = (_pairs(folder, bucket).reshape(-1, 2) for bucket in range(options.buckets))
+    rows = np.unique(np.concatenate([ends[ends[:, 0] == task, 1] for ends in pairs])).astype(np.int64)
+    sides: list[np.ndarray] = []
+    for batch in PublishedFile(files[task]).batches() if len(rows) else ():
+        start, end = np.searchsorted(rows, (batch.first_row, batch.first_row + len(batch)))
+        for row in (rows[start:end] - batch.first_row).tolist():
+            sides += [_side(batch.columns[column][row], options)[0] for column in ("query", "passage")]
+    own = folder / "candidates" / f"{task:05d}"
+    own.mkdir(parents=True, exist_ok=True)
+    np.save(own / "rows.npy", rows)
+    np.save(own / "offsets.npy", np.cumsum([0, *map(len, sides)]))
+    np.save(own / "hashes.npy", np.concatenate([*sides, np.empty(0, dtype=np.uint64)]))
+
+
+class _Candidates:
+    """The sides of the rows of one file that are in some pair."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows, self._offsets, self._hashes = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "offsets", "hashes")
+        )
+
+    def sides(self, row: int) -> list[np.ndarray]:
+        first = 2 * int(np.searchsorted(self._rows, row))
+        return [self._hashes[self._offsets[i] : self._offsets[i + 1]] for i in (first, first + 1)]
+
+
+def _similarity(one: np.ndarray, other: np.ndarray) -> float:
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
+
+
+def _verify(source_of: Sequence[int], across: bool, options: NearOptions, folder: Path, task: int) -> None:
+    """Leaves the pairs of rows whose sides are alike, and that may be compared."""
+    sources = np.asarray(source_of)
+    pairs = _pairs(folder, task)
+    if not across:
+        pairs = pairs[sources[pairs[:, 0]] == sources[pairs[:, 2]]]
+    candidates = {
+        number: _Candidates(folder / "candidates" / f"{number:05d}") for number in np.unique(pairs[:, ::2]).tolist()
+    }
+    alike = [
+        all(
+            _similarity(*sides) >= options.similarity
+            for sides in zip(candidates[file].sides(row), candidates[other].sides(other_row), strict=True)
+        )
+        for file, row, other, other_row in pairs.tolist()
+    ]
+    verified = folder / "verified"
+    verified.mkdir(parents=True, exist_ok=True)
+    pairs[np.array(alike, dtype=bool)].tofile(verified / f"{task:05d}_00.dups")
+
+
+def _cluster(options: NearOptions, folder: Path, task: int) -> None:
+    step = MinhashDedupCluster(
+        str(folder / "verified"),
+        str(folder / "clusters"),
+        config=options.config(),
+        save_cluster_id=True,
+        lines_to_buffer=_PAIRS_PER_READ,
+    )
+    step.run()
