@@ -43,8 +43,8 @@ class Contamination(NamedTuple):
     Attributes:
         columns: ``(name of the set, column of the set)`` of each column of evaluation texts.
         texts: Number of texts in each.
-        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, ``k + 1`` the negative ``k``), position
-            in ``columns``, and 1 if the row's text is one of the evaluation texts rather than shares a run with one.
+        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, ``k + 1`` the negative ``k``),
+            position in ``columns``, and 1 if the row's text is one of the evaluation texts, 0 if it shares a run.
     """
 
     columns: list[tuple[str, str]]
