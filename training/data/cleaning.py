@@ -60,8 +60,12 @@ def write_clean(
     digest = hashlib.blake2b(b"".join(len(rows).to_bytes(8, "little") + rows.tobytes() for rows in removed))
     folder = stage_folder(work, "clean", files, [digest.hexdigest(), [source.name for source in sources]])
     if not (folder / "tasks").exists():
+        (output / MANIFEST).unlink(missing_ok=True)
         for source in sources:
             shutil.rmtree(output / source.name, ignore_errors=True)
+    elif (output / MANIFEST).exists() and not all(map(_is_written, files, targets, removed)):
+        # Somebody deleted what was finished.
+        shutil.rmtree(folder / "tasks")
     for source in sources:
         (output / source.name).mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(removed):
@@ -82,6 +86,10 @@ def write_clean(
     write_whole(output / MANIFEST, text)
 
 
+def _is_written(path: Path, target: Path, removed: np.ndarray) -> bool:
+    return target.exists() or len(removed) == pq.read_metadata(path).num_rows
+
+
 def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: int) -> None:
     removed, path, target = np.load(folder / f"removed_{task:05d}.npy"), files[task], targets[task]
     if not len(removed):
@@ -89,9 +97,7 @@ def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: i
         shutil.copyfile(path, partial_copy)
         partial_copy.replace(target)
         return
-    with pq.ParquetFile(path) as parquet:
-        rows = parquet.metadata.num_rows
-    if len(removed) < rows:
+    if len(removed) < pq.read_metadata(path).num_rows:
         write_parquet(target, _kept(path, removed))
 
 

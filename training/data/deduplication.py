@@ -13,7 +13,7 @@ import numpy as np
 
 from training.data.exact_duplicates import exact_groups, exact_phases
 from training.data.executor import Executor, run_phases
-from training.data.near_duplicates import NearOptions, near_groups, near_phases
+from training.data.near_duplicates import NearOptions, discard_intermediate, near_groups, near_phases
 from training.data.work import stage_folder
 
 __all__ = ["DeduplicationOptions", "Repeats", "find_duplicates"]
@@ -92,6 +92,7 @@ def find_duplicates(
         near = options.near_options
         folder = stage_folder(work, "near", files, [list(source_of), options.across, asdict(near)])
         run_phases(near_phases(files, source_of, options.across, near, folder), folder / "tasks", executor)
+        discard_intermediate(folder)
         found["near"] = _repeats(near_groups(len(files), folder), source_of)
     if len(found) == 2:
         found["near"] = found["near"][~_in(found["near"], found["exact"])]

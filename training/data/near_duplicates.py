@@ -10,6 +10,7 @@ pair rows half alike, so the pairs are verified in between.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from training.data.normalise import hash_texts, ngram_hashes
 from training.data.published import PublishedFile
 from training.keyed import keyed_bits
 
-__all__ = ["NearOptions", "near_groups", "near_phases"]
+__all__ = ["NearOptions", "discard_intermediate", "near_groups", "near_phases"]
 
 _SEPARATOR = "\x1f"
 _PAIRS_PER_READ = 1024
@@ -91,6 +92,12 @@ def near_groups(num_files: int, folder: Path) -> np.ndarray:
             row, group = np.fromfile(path, dtype="<u4").reshape(-1, 2).T.astype(np.int64)
             parts.append(np.stack([group, np.full_like(row, number), row], axis=1))
     return np.concatenate(parts)
+
+
+def discard_intermediate(folder: Path) -> None:
+    """Deletes what is not needed once there are clusters: signatures take a kilobyte a row."""
+    for name in ("signatures", "pairs", "candidates", "verified"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _side(text: str, options: NearOptions) -> tuple[np.ndarray, bool]:
