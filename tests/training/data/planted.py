@@ -15,7 +15,7 @@ from training.data.parquet import rows_table, write_parquet
 HERE = Executor(workers=1)
 
 _SYLLABLES = "ka lo mi ter nu so vi ran del po qui sha yem bro fil gus han jor wex zut".split()
-# Characters that stand next to one another without a space.
+# Characters that stand next to one another without a space; consonants only in Thai.
 _HAN = [chr(0x4E00 + 7 * i) for i in range(2000)]
 _THAI = [chr(0x0E01 + i) for i in range(46)]
 

@@ -13,6 +13,7 @@ from tests.training.data.planted import HERE, Rows, clean_rows, sentence, write_
 from training.data.decontamination import GRAM, Contamination, find_contamination
 from training.data.evaluation_texts import EvaluationFile, evaluation_file
 from training.data.manifest import load_manifest
+from training.data.normalise import tokens
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -47,23 +48,13 @@ def test_a_clean_set_loses_nothing(tmp_path: Path, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("text", range(6))
 def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path: Path, texts: list[str], text: int) -> None:
-    rows, spaced = clean_rows(0), text < 2
-    space = " " if spaced else ""
-    parts = texts[text].split() if spaced else list(texts[text])
-    rng = np.random.default_rng(5)
-    marked = "Thai" if text > 3 else "Latn"
-    around = [sentence(rng, 30, marked), sentence(rng, 30, marked)]
-    # A vowel sign belongs to the consonant before it: a run of characters is cut where a token begins.
-    start = next(i for i in range(3, len(parts)) if parts[i].isalnum())
-    end = start + (GRAM if marked == "Latn" else 2 * GRAM - 6)
-    leak = space.join(parts[start : min(end, len(parts))])
-    rows[7] = [rows[7][0], f"{around[0]} {leak.upper()} {around[1]}"]
-    if marked == "Latn":
-        assert matches(find(tmp_path, rows, evaluation_set(tmp_path, texts))) == [[7, 1, 0, 0]]
-        rows[7][1] = f"{around[0]} {space.join(parts[start : end - 1])} {around[1]}"
-        assert matches(find(tmp_path, rows, evaluation_set(tmp_path, texts))) == []
-    elif len(parts) > end:
-        assert matches(find(tmp_path, rows, evaluation_set(tmp_path, texts))) == [[7, 1, 0, 0]]
+    rows, leaks = clean_rows(0), evaluation_set(tmp_path, texts)
+    run = tokens(texts[text])[3 : 3 + GRAM]
+    space = " " if text < 2 else ""
+    rows[7][1] = f"It is said: {space.join(run).upper()}, and so on."
+    assert matches(find(tmp_path, rows, leaks)) == [[7, 1, 0, 0]]
+    rows[7][1] = f"It is said: {space.join(run[:-1]).upper()}, and so on."
+    assert matches(find(tmp_path, rows, leaks)) == []
 
 
 def test_whole_texts_are_apart_from_runs(tmp_path: Path, texts: list[str]) -> None:

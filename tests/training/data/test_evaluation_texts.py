@@ -109,20 +109,19 @@ class FakeTask:
 
 def tasks() -> list[FakeTask]:
     corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
-    retrieval = {
-        "corpus": corpus,
-        "queries": table(id=["q1"], text=["What do pandas eat?"]),
-        "relevant_docs": {"q1": {}},
-    }
-    sts = table(sentence1=["a b"], sentence2=["c d"], score=[1.0])
+    queries = table(id=["q1"], text=["What do pandas eat?"])
+    retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
+    sts = {name: table(sentence1=[f"{name} a"], sentence2=["b"], score=[1.0]) for name in ("train", "test")}
+    intents = table(text=["Hallo"], label_text=["gruß"])
+    clusters = table(sentences=[["x", "y"], ["z"]], labels=[["l", "l"], ["l"]])
     return [
         FakeTask("Retrieval", {"default": {"test": retrieval}}),
-        FakeTask("STS", {"train": table(sentence1=["no"], sentence2=["no"]), "test": sts}, column_names=("sentence1", "sentence2")),
-        FakeTask("Intent", {"de": {"test": table(text=["Hallo"], label_text=["gruß"])}}, input_column_name="text"),
-        FakeTask("Clusters", {"test": table(sentences=[["x", "y"], ["z"]], labels=[["l", "l"], ["l"]])}, input_column_name="sentences"),
+        FakeTask("STS", sts, column_names=("sentence1", "sentence2")),
+        FakeTask("Intent", {"de": {"test": intents}}, input_column_name="text", label_column_name="label_text"),
+        FakeTask("Clusters", {"test": clusters}, input_column_name="sentences"),
         FakeTask("Bitext", {"test": table(eng_Latn=["one"], deu_Latn=["eins"], id=["1"])}),
         FakeTask("Broken", OSError("no network")),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def mteb(monkeypatch: pytest.MonkeyPatch) -> None:
             "Retrieval",
             [("corpus.title", "Pandas"), ("corpus.text", "They eat bamboo."), ("queries.text", "What do pandas eat?")],
         ),
-        ("STS", [("sentence1", "a b"), ("sentence2", "c d")]),
+        ("STS", [("sentence1", "test a"), ("sentence2", "b")]),
         ("Intent", [("text", "Hallo")]),
         ("Clusters", [("sentences", "x"), ("sentences", "y"), ("sentences", "z")]),
         ("Bitext", [("eng_Latn", "one"), ("deu_Latn", "eins")]),
