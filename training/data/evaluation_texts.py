@@ -195,6 +195,10 @@ class EvaluationTask:
         (task,) = _get_tasks([self.name])
         try:
             task.load_data()
+            # Some retrieval tasks load what mteb lays out anew before it evaluates them.
+            convert = getattr(task, "convert_v1_dataset_format_to_v2", None)
+            if convert is not None:
+                convert(num_proc=None)
         except Exception as error:
             raise UserError(
                 f"mteb task {self.name!r}: its data cannot be loaded ({in_one_line(error)}); "
