@@ -11,7 +11,7 @@ pair rows half alike, so the pairs are verified in between.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,9 @@ from training.keyed import keyed_bits
 
 __all__ = ["NearOptions", "discard_intermediate", "near_groups", "near_phases"]
 
-_SEPARATOR = "\x1f"
 _PAIRS_PER_READ = 1024
+# The hashes of a batch of long passages are to fit in some hundred megabytes.
+_BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,25 @@ def discard_intermediate(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _side(text: str, options: NearOptions) -> tuple[np.ndarray, bool]:
-    """The sorted hashes that stand for a side of a row, and whether it is long."""
-    hashed = hash_texts([text])
-    if hashed.lengths[0] < options.min_tokens:
-        return hashed.wholes, False
-    return np.unique(ngram_hashes(hashed, options.ngram)[0]), True
+class _Sides:
+    """One column of some rows as hashes: of the runs of a long text, of the whole of a short one."""
+
+    def __init__(self, texts: Sequence[str], options: NearOptions) -> None:
+        hashed = hash_texts(texts)
+        self.wholes, self.long = hashed.wholes, hashed.lengths >= options.min_tokens
+        self._runs, self._owner = ngram_hashes(hashed, options.ngram)
+        self._bounds = np.searchsorted(self._owner, np.arange(len(texts) + 1))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._of(self._runs, row) if self.long[row] else self.wholes[row : row + 1]
+
+    def _of(self, runs: np.ndarray, row: int) -> np.ndarray:
+        return runs[self._bounds[row] : self._bounds[row + 1]]
+
+    def keyed(self, keys: np.ndarray) -> Callable[[int], np.ndarray]:
+        """The runs of a row, none for a short text, as other hashes under the key of the row."""
+        runs = keyed_bits(self._runs, keys[self._owner])
+        return lambda row: self._of(runs, row) if self.long[row] else runs[:0]
 
 
 class _NoTokenizer(WordTokenizer):
@@ -118,36 +132,32 @@ class _NoTokenizer(WordTokenizer):
 
 
 class _Signature(MinhashDedupSignature):
-    """Signs the runs of both sides of a row."""
+    """Signs the runs of both sides of a row, which are hashed for many rows at once."""
 
     def __init__(self, folder: Path, options: NearOptions) -> None:
         super().__init__(str(folder), options.config(), _NoTokenizer())
         self.options = options
+        self._shingles = np.empty((0, 1), dtype=np.uint64)
+
+    def documents(self, path: Path) -> Iterator[Document]:
+        """Yields a document for each row, whose runs are those that ``get_shingles`` returns meanwhile."""
+        for batch in PublishedFile(path).batches(_BATCH_ROWS):
+            queries, passages = (_Sides(batch.columns[column], self.options) for column in ("query", "passage"))
+            # Runs go under the hash of a short other side: rows that differ in it never meet.
+            of_query = queries.keyed(np.where(passages.long, np.uint64(1), passages.wholes))
+            of_passage = passages.keyed(np.where(queries.long, np.uint64(2), queries.wholes))
+            for row in range(len(batch)):
+                self._shingles = np.concatenate([of_query(row), of_passage(row)]).reshape(-1, 1)
+                yield Document(text="", id="")
 
     def get_shingles(self, text: str) -> np.ndarray:
-        """Runs of tokens as ``(runs, 1)`` hashes; none for a row of two short sides, which is left out."""
-        sides = [_side(side, self.options) for side in text.split(_SEPARATOR)]
-        (query, long_query), (passage, long_passage) = sides
-        if long_query and long_passage:
-            shingles = np.concatenate([keyed_bits(query, 1), keyed_bits(passage, 2)])
-        elif long_query or long_passage:
-            # Under the hash of the short side, so that rows that differ in it never meet.
-            shingles = keyed_bits(query, passage)
-        else:
-            shingles = np.empty(0, dtype=np.uint64)
-        return shingles.reshape(-1, 1)
-
-
-def _documents(path: Path) -> Iterator[Document]:
-    for batch in PublishedFile(path).batches():
-        pairs = zip(batch.columns["query"], batch.columns["passage"], strict=True)
-        for query, passage in pairs:
-            sides = (side.replace(_SEPARATOR, " ") for side in (query, passage))
-            yield Document(text=_SEPARATOR.join(sides), id="")
+        """Runs of tokens as ``(runs, 1)`` hashes; a row of two short sides has none and is left out."""
+        return self._shingles
 
 
 def _sign(files: Sequence[Path], options: NearOptions, folder: Path, task: int) -> None:
-    _Signature(folder / "signatures", options).run(_documents(files[task]), rank=task)
+    step = _Signature(folder / "signatures", options)
+    step.run(step.documents(files[task]), rank=task)
 
 
 def _pair(options: NearOptions, folder: Path, task: int) -> None:
@@ -167,10 +177,13 @@ def _gather(files: Sequence[Path], options: NearOptions, folder: Path, task: int
     pairs = (_pairs(folder, bucket).reshape(-1, 2) for bucket in range(options.buckets))
     rows = np.unique(np.concatenate([ends[ends[:, 0] == task, 1] for ends in pairs])).astype(np.int64)
     sides: list[np.ndarray] = []
-    for batch in PublishedFile(files[task]).batches() if len(rows) else ():
+    for batch in PublishedFile(files[task]).batches(_BATCH_ROWS) if len(rows) else ():
         start, end = np.searchsorted(rows, (batch.first_row, batch.first_row + len(batch)))
-        for row in (rows[start:end] - batch.first_row).tolist():
-            sides += [_side(batch.columns[column][row], options)[0] for column in ("query", "passage")]
+        chosen = (rows[start:end] - batch.first_row).tolist()
+        columns = [[batch.columns[column][row] for row in chosen] for column in ("query", "passage")]
+        queries, passages = (_Sides(texts, options) for texts in columns)
+        for row in range(len(chosen)):
+            sides += [np.unique(queries[row]), np.unique(passages[row])]
     own = folder / "candidates" / f"{task:05d}"
     own.mkdir(parents=True, exist_ok=True)
     np.save(own / "rows.npy", rows)
