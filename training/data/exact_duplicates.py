@@ -19,8 +19,8 @@ from training.keyed import text_key
 
 __all__ = ["exact_groups", "exact_phases"]
 
-# Each holds its share of all hashes in memory: 50 million rows are 75 MB a partition.
-_PARTITIONS = 16
+# Each sorts its share of all hashes in memory: 50 million rows are 300 MB a partition.
+_PARTITIONS = 4
 
 
 def exact_phases(files: Sequence[Path], source_of: Sequence[int], across: bool, folder: Path) -> list[Phase]:

@@ -34,6 +34,8 @@ from training.keyed import keyed_bits
 __all__ = ["NearOptions", "discard_intermediate", "near_groups", "near_phases"]
 
 _PAIRS_PER_READ = 1024
+# Each takes every seventh bucket.
+_BUCKET_TASKS = 7
 # The hashes of a batch of long passages are to fit in some hundred megabytes.
 _BATCH_ROWS = 2048
 
@@ -65,7 +67,7 @@ class NearOptions:
 def near_phases(
     files: Sequence[Path], source_of: Sequence[int], across: bool, options: NearOptions, folder: Path
 ) -> list[Phase]:
-    """The work of finding near duplicates: tasks are files, then buckets, and one that joins pairs to clusters.
+    """The work of finding near duplicates: tasks are files, then some buckets each, and one that joins pairs to clusters.
 
     Args:
         files: All files of all sources, in the order in which rows are kept.
@@ -77,9 +79,9 @@ def near_phases(
     files = tuple(files)
     return [
         Phase("near-signatures", partial(_sign, files, options, folder), len(files)),
-        Phase("near-pairs", partial(_pair, options, folder), options.buckets),
+        Phase("near-pairs", partial(_pair, options, folder), _BUCKET_TASKS),
         Phase("near-candidates", partial(_gather, files, options, folder), len(files)),
-        Phase("near-verified", partial(_verify, tuple(source_of), across, options, folder), options.buckets),
+        Phase("near-verified", partial(_verify, tuple(source_of), across, options, folder), _BUCKET_TASKS),
         Phase("near-clusters", partial(_cluster, options, folder), 1),
     ]
 
@@ -164,7 +166,8 @@ def _pair(options: NearOptions, folder: Path, task: int) -> None:
     step = MinhashDedupBuckets(
         str(folder / "signatures"), str(folder / "pairs"), config=options.config(), lines_to_buffer=_PAIRS_PER_READ
     )
-    step.run(rank=task, world_size=options.buckets)
+    for bucket in range(task, options.buckets, _BUCKET_TASKS):
+        step.run(rank=bucket, world_size=options.buckets)
 
 
 def _pairs(folder: Path, bucket: int) -> np.ndarray:
@@ -210,9 +213,14 @@ def _similarity(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _verify(source_of: Sequence[int], across: bool, options: NearOptions, folder: Path, task: int) -> None:
+    for bucket in range(task, options.buckets, _BUCKET_TASKS):
+        _verify_bucket(source_of, across, options, folder, bucket)
+
+
+def _verify_bucket(source_of: Sequence[int], across: bool, options: NearOptions, folder: Path, bucket: int) -> None:
     """Leaves the pairs of rows whose sides are alike, and that may be compared."""
     sources = np.asarray(source_of)
-    pairs = _pairs(folder, task)
+    pairs = _pairs(folder, bucket)
     if not across:
         pairs = pairs[sources[pairs[:, 0]] == sources[pairs[:, 2]]]
     candidates = {
@@ -227,7 +235,7 @@ def _verify(source_of: Sequence[int], across: bool, options: NearOptions, folder
     ]
     verified = folder / "verified"
     verified.mkdir(parents=True, exist_ok=True)
-    pairs[np.array(alike, dtype=bool)].tofile(verified / f"{task:05d}_00.dups")
+    pairs[np.array(alike, dtype=bool)].tofile(verified / f"{bucket:05d}_00.dups")
 
 
 def _cluster(options: NearOptions, folder: Path, task: int) -> None:

@@ -21,7 +21,9 @@ _UNSPACED = "".join(
     for script in ("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 )
 # Punctuation goes, but symbols are text: "C++" is not "C", and a row may ask for the name of a sign.
-_TOKEN = regex.compile(rf"(?V1)[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+|[{_UNSPACED}ー]\p{{M}}*|[\p{{S}}#%&@]")
+_TOKEN = regex.compile(
+    rf"(?V1)[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+|[[{_UNSPACED}ー]--\p{{P}}]\p{{M}}*|[\p{{S}}#%&@]"
+)
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+|[$+<=>^`|~#%&@]")
 # Soft hyphens, zero-width joiners, marks of direction and variation selectors: nobody sees them.
 _INVISIBLE = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]+")
