@@ -145,13 +145,15 @@ def _open_csv(path: Path, columns: Sequence[str] | None) -> pacsv.CSVStreamingRe
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yields the texts in a value: itself, or those in a list of whatever depth."""
+    """Yields the texts in a value: itself, those in a list of whatever depth, the content of the turns of a dialog."""
     if isinstance(value, str):
         if value.strip():
             yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
+    elif isinstance(value, Mapping):
+        yield from _strings(value.get("content"))
 
 
 # Attributes in which the kinds of tasks name the columns of their texts.

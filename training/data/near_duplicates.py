@@ -67,7 +67,7 @@ class NearOptions:
 def near_phases(
     files: Sequence[Path], source_of: Sequence[int], across: bool, options: NearOptions, folder: Path
 ) -> list[Phase]:
-    """The work of finding near duplicates: tasks are files, then some buckets each, and one that joins pairs to clusters.
+    """The work of finding near duplicates: by file, by bucket, and one task that joins pairs to clusters.
 
     Args:
         files: All files of all sources, in the order in which rows are kept.

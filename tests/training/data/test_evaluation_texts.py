@@ -109,7 +109,7 @@ class FakeTask:
 
 def tasks() -> list[FakeTask]:
     corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
-    queries = table(id=["q1"], text=["What do pandas eat?"])
+    queries = table(id=["q1"], text=[[{"role": "user", "content": "What do pandas eat?"}]])
     retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
     sts = {name: table(sentence1=[f"{name} a"], sentence2=["b"], score=[1.0]) for name in ("train", "test")}
     intents = table(text=["Hallo"], label_text=["gruß"])
