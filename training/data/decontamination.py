@@ -1,7 +1,7 @@
 """Training rows that an evaluation set contains: a text of theirs as a whole, or a run of 13 tokens of it.
 
 Texts are compared column by column after one normalisation. A whole text counts however short it is; runs need 13
-tokens: words, or characters where the script has no spaces, which is about as much text as 4 to 8 words.
+tokens: words, or characters where the script has no spaces, which is about as much text as 3 to 8 words.
 
 ``datatrove``'s decontamination asks for ``lighteval`` and a word tokenizer of one language, knows no texts shorter than
 a run, and stops at the first match of a row, where the report needs every set and column; so the index is our own: a
