@@ -128,7 +128,8 @@ def test_rows_by_language(manifest: Path) -> None:
 
 def test_report_sets_rows_beside_the_published_ones(manifest: Path) -> None:
     text = report(survey(manifest, stage="two"))
-    assert all(len(line) <= 140 and line == line.rstrip() for line in text.splitlines())
+    lines = text.replace(str(manifest.parent), "").splitlines()
+    assert all(len(line) <= 140 and line == line.rstrip() for line in lines)
     sources = table(text, "source")
     assert sources["polarity"] == ["classification", "sentiment", "eng", "1", "1", "50", "20", "50", "20"]
     assert sources["crawl"] == ["retrieval", "bitext", "kor,", "eng", "1", "24", "21", "20", "100", "20"]
