@@ -42,7 +42,7 @@ _PREFIX = re.compile(r"\A[^|\n]{1,60}\|(?=[^|\s])")
 _BLOCK_TAG = re.compile(
     r"</?(?:br|p|li|ul|ol|div|h\d|hr|td|th|tr|table|para|title|item|list|nl|body|html)\b[^<>]*>", re.I
 )
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.S)
+_TAG = re.compile(r"</?(?!PRI\w+>)[A-Za-z][^<>]*>|<!--.*?-->", re.S)
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]\w*);")
 _PLACEHOLDER = re.compile(
     r"""
