@@ -77,10 +77,11 @@ def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | 
     english = _clean_source(source)
     if english is None or not translation:
         return None
-    if _PREFIX.match(source) and translation.count("|") < source.count("|"):
+    if "|" in source and _PREFIX.match(source):
         english = _clean_source(_PREFIX.sub("", source))
-    elif _PREFIX.match(source) and _PREFIX.match(translation):
-        english, translation = _clean_source(_PREFIX.sub("", source)), _PREFIX.sub("", translation)
+        # Translators take the context along or leave it out.
+        if translation.count("|") >= source.count("|"):
+            translation = _PREFIX.sub("", translation)
     text = clean(translation)
     if english is None or not is_plain(text, script) or same_text(english) == same_text(text):
         return None

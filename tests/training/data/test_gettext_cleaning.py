@@ -21,7 +21,7 @@ from training.data.gettext_cleaning import clean, clean_pair, is_plain, same_tex
         ("Saved in $HOME and ${folder}", "Saved in and"),  # shell
         ("100%% done", "100% done"),
         ("50% of all", "50% of all"),
-        ("Today, %I:%M %p, at home", "Today, :, at home"),
+        ("At %I:%M %p today", "At: today"),
         ("Could not open “%s” (%s)", "Could not open"),  # what held a placeholder goes with it
         ("`%s' not found", "not found"),
         ("「%s」を開けません", "を開けません"),
@@ -32,7 +32,7 @@ from training.data.gettext_cleaning import clean, clean_pair, is_plain, same_tex
         ("Pre_ferences", "Preferences"),
         ("&Open", "Open"),
         ("Un&do", "Undo"),
-        ("R&egister", "Register"),
+        ("&copy here", "copy here"),
         ("ファイル(_F)", "ファイル"),
         ("打开（&O）...", "打开"),
         ("Save && quit", "Save & quit"),
@@ -69,7 +69,7 @@ def test_clean(message: str, expected: str) -> None:
         ("File", "ไฟ", "Thai", None),
         ("%s: %d", "%s: %d", "Latn", None),
         ("Size 10.5 x 12.7, 300 / 400", "Maß 10,5 x 12,7, 300 / 400", "Latn", None),  # mostly no letters
-        ("Visit our site at https://example.org", "Besuchen Sie https://example.org", "Latn", None),
+        ("Visit our site at https://example.org", "Mehr auf https://example.org", "Latn", None),
         ("Report bugs to bugs@example.org", "Fehler an bugs@example.org", "Latn", None),
         ("-f, --file   read the file", "-f, --file   Datei lesen", "Latn", None),
         ("translator-credits", "Ada Lovelace, Emil Post", "Latn", None),
