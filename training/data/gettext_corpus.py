@@ -73,9 +73,9 @@ class Corpus:
         seen = np.unique(np.concatenate((self.text[training], self.english_text[self.concept[training]])))
         held_out = self.held_out_domains[self.domain]
         rows = np.flatnonzero(held_out & ~np.isin(self.text, seen) & ~np.isin(self.english_text[self.concept], seen))
-        query = np.stack((self.language[rows], self.text[rows]), axis=1)
-        _, group, size = np.unique(query, axis=0, return_inverse=True, return_counts=True)
-        return rows[size[group.ravel()] == 1]
+        query = self.text[rows] * len(self.languages) + self.language[rows]
+        _, group, size = np.unique(query, return_inverse=True, return_counts=True)
+        return rows[size[group] == 1]
 
 
 def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:

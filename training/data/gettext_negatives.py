@@ -16,9 +16,8 @@ __all__ = ["Negatives"]
 _NEIGHBOURS_PER_NEGATIVE = 2
 # Beyond shared words, messages of one length are harder to tell apart.
 _LENGTH_WEIGHT = 0.1
-# Elements of one (messages, messages) matrix of similarities: bounds its memory to some tens of megabytes.
+# Elements of one matrix of similarities or of candidates: bounds its memory to some tens of megabytes.
 _CHUNK_ELEMENTS = 4_000_000
-_ROWS_AT_ONCE = 50_000
 
 
 class Negatives:
@@ -47,8 +46,8 @@ class Negatives:
     def english(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """``(rows, count)`` concepts whose English texts are negatives of the rows, -1 throughout if too few."""
         drawn = np.full((len(rows), self._count), -1, dtype=np.intp)
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(rows), self._rows_at_once):
+            part = rows[start : start + self._rows_at_once]
             keys = for_purpose(self._corpus.key[part], "English negatives")
             items = np.concatenate((self._near(part, keys), _drawn(self._concepts, keys, self._spare)), axis=1)
             valid = self._may_have(part, items)
@@ -65,8 +64,8 @@ class Negatives:
         corpus = self._corpus
         drawn = np.full((len(rows), self._count), -1, dtype=np.intp)
         for language, positions in grouped(corpus.language[passages], np.arange(len(rows))):
-            for start in range(0, len(positions), _ROWS_AT_ONCE):
-                part = positions[start : start + _ROWS_AT_ONCE]
+            for start in range(0, len(positions), self._rows_at_once):
+                part = positions[start : start + self._rows_at_once]
                 keys = for_purpose(corpus.key[rows[part]], "negatives of one language")
                 near = self._look_up(language, self._near(rows[part], keys))
                 items = np.concatenate((near, _drawn(self._of_language[language], keys, self._spare)), axis=1)
@@ -81,6 +80,10 @@ class Negatives:
     def _spare(self) -> int:
         """Messages drawn from anywhere, for programs with few."""
         return 2 * self._count + 8
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _CHUNK_ELEMENTS // (self._neighbours.shape[1] + self._spare))
 
     def _near(self, rows: NDArray[np.intp], keys: NDArray[np.uint64]) -> NDArray[np.intp]:
         """The neighbours of the rows' concepts in an order drawn for each row; -1 where there are no more."""
@@ -113,11 +116,12 @@ def _drawn(pool: NDArray[np.intp], keys: NDArray[np.uint64], count: int) -> NDAr
 
 def _alike(corpus: Corpus, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """Pairs of concepts with a translation in common, as ``first * concepts + second``, in order."""
-    pairs = np.unique(np.stack((corpus.language[rows], corpus.text[rows], corpus.concept[rows]), axis=1), axis=0)
-    new = np.flatnonzero(np.any(pairs[1:, :2] != pairs[:-1, :2], axis=1)) + 1
+    ordered = rows[np.lexsort((corpus.concept[rows], corpus.text[rows], corpus.language[rows]))]
+    language, text = corpus.language[ordered], corpus.text[ordered]
+    new = np.flatnonzero((language[1:] != language[:-1]) | (text[1:] != text[:-1])) + 1
     found = [
         (concepts[:, None] * len(corpus.english) + concepts[None, :]).ravel()
-        for concepts in np.split(pairs[:, 2], new)
+        for concepts in np.split(corpus.concept[ordered], new)
         if len(concepts) > 1
     ]
     return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.intp)

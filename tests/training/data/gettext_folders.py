@@ -10,8 +10,8 @@ from babel.messages.mofile import write_mo
 
 __all__ = ["LOCALES", "PROGRAMS", "write_catalog", "write_catalogs"]
 
-# Related and unrelated languages, five scripts, one language in two scripts and one of two regions.
-LOCALES = ["de", "fr", "hi", "ja", "pt_BR", "ru", "sr", "sr@latin", "zh_CN", "zh_TW"]
+# Related and unrelated languages, six scripts, and two languages in two scripts each.
+LOCALES = ["de", "hi", "ja", "pt_BR", "sr", "sr@latin", "zh_CN", "zh_TW"]
 PROGRAMS = {"lands": "territories", "tongues": "languages", "writing3": "scripts", "money": "currencies"}
 # Babel knows a script by its code.
 _CLDR = {"sr@latin": "sr_Latn", "zh_CN": "zh_Hans_CN", "zh_TW": "zh_Hant_TW"}

@@ -106,15 +106,15 @@ def test_no_negative_translates_its_query(folder: Path, meanings: dict) -> None:
 
 
 def test_negatives_are_of_the_program_and_share_words(folder: Path, meanings: dict) -> None:
-    rows = [row for row in rows_of(folder, SOURCES[0]) if row["domain"] == "money"]
+    rows = [row for row in rows_of(folder, SOURCES[0]) if row["domain"] == "lands"]
     assert rows
     shared = [
         set(same_text(row["passage"]).split()) & set(same_text(row[f"negative_{number}"]).split())
         for row in rows
         for number in range(1, NUM_NEGATIVES + 1)
     ]
-    # "Swiss Franc" beside "Burundian Franc"; drawn at random, one in twenty would share a word.
-    assert sum(map(bool, shared)) > 0.6 * len(shared)
+    # "North Korea" beside "North Macedonia".
+    assert sum(map(bool, shared)) > 0.2 * len(shared)
 
 
 def test_whole_programs_are_held_out_and_nothing_leaks(folder: Path) -> None:
@@ -190,13 +190,19 @@ def test_another_build_is_refused_and_stays(catalogs: Path, folder: Path) -> Non
         ({"held_out_share": 1.0}, "held_out_share"),
         ({"num_negatives": 0}, "num_negatives"),
         ({"rows_per_language": 0}, "rows_per_language"),
-        ({"num_negatives": 5000}, "lower 'num_negatives'"),
     ],
 )
 def test_options_out_of_range(catalogs: Path, tmp_path: Path, options: dict, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         build(catalogs, tmp_path / "build", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_more_negatives_than_messages(tmp_path: Path) -> None:
+    catalogs = write_catalogs(tmp_path / "locale", ["de", "fr"])
+    with pytest.raises(UserError, match="lower 'num_negatives'"):
+        build(catalogs, tmp_path / "build", num_negatives=1500)
+    assert not (tmp_path / "build").exists()
 
 
 def test_too_few_catalogs(tmp_path: Path) -> None:
@@ -216,7 +222,7 @@ def test_too_few_catalogs(tmp_path: Path) -> None:
 def test_this_machines_catalogs(tmp_path: Path) -> None:
     links = tmp_path / "locale"
     for file in find_catalogs(LOCALE_DIRS):
-        if file.locale in ("de", "eo", "ja") and file.path.stat().st_size < 300_000:
+        if file.locale in ("eo", "ja") and file.path.stat().st_size < 60_000:
             link = links / file.locale / "LC_MESSAGES" / file.path.name
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():
