@@ -199,9 +199,12 @@ def test_options_out_of_range(catalogs: Path, tmp_path: Path, options: dict, exp
 
 
 def test_more_negatives_than_messages(tmp_path: Path) -> None:
-    catalogs = write_catalogs(tmp_path / "locale", ["de", "fr"])
+    for domain, verb, wort in (("one", "Open", "öffnen"), ("two", "Close", "schließen")):
+        messages = [(f"{verb} {name}", f"{name} {wort}") for name in ("Albania", "Brazil", "Chad", "Denmark")]
+        write_catalog(tmp_path / "locale", "de", domain, messages)
+    build(tmp_path / "locale", tmp_path / "three", num_negatives=3)
     with pytest.raises(UserError, match="lower 'num_negatives'"):
-        build(catalogs, tmp_path / "build", num_negatives=1500)
+        build(tmp_path / "locale", tmp_path / "build", num_negatives=4)
     assert not (tmp_path / "build").exists()
 
 
