@@ -22,6 +22,8 @@ _MODIFIER_SCRIPTS = {
     "arabic": "Arab",
     "shaw": "Shaw",
 }
+# Languages whose catalogs are in another script than most of their speakers' texts.
+_CATALOG_SCRIPTS = {"crh": "Latn"}
 
 
 def locale_tag(name: str) -> str:
@@ -40,6 +42,7 @@ def locale_tag(name: str) -> str:
     if match is None:
         raise ValueError(f"{name!r} does not name a locale; use a name such as 'de', 'pt_BR' or 'sr@latin'")
     script = match["script"] or _MODIFIER_SCRIPTS.get((match["modifier"] or "").lower())
+    script = script or _CATALOG_SCRIPTS.get(match["language"])
     return "-".join(part for part in (match["language"], script, match["region"]) if part)
 
 

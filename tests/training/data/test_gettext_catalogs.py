@@ -129,6 +129,7 @@ def test_damaged_catalog_is_named(tmp_path: Path, damage) -> None:
         ("de_DE.UTF-8@euro", "de-DE", "deu", "Latn"),
         ("ckb", "ckb", "ckb", "Arab"),
         ("hsb", "hsb", "hsb", "Latn"),
+        ("crh", "crh-Latn", "crh", "Latn"),
     ],
 )
 def test_locales(locale: str, tag: str, code: str, script: str) -> None:
