@@ -47,7 +47,11 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Take the sources that the manifest gives this stage, under its caps."}
     )
     builder: str | None = field(
-        default=None, metadata={"help": "Builder that makes the manifest and its files if they are missing (cldr)."}
+        default=None,
+        metadata={"help": "Builder that makes the manifest and its files if they are missing (cldr, gettext)."},
+    )
+    builder_options: str | None = field(
+        default=None, metadata={"help": "Options of the builder as JSON: name to value; its defaults if left out."}
     )
     sources: list[str] | None = field(
         default=None, metadata={"help": "Names of the sources to train on, * as in file names; all if left out."}
@@ -244,6 +248,10 @@ class StageArguments(TrainingArguments):
         """The fields of ``model_config``."""
         return self._mapping("model_config")
 
+    def builder_fields(self) -> dict[str, Any]:
+        """The options of ``builder_options``."""
+        return self._mapping("builder_options")
+
     def cap_of(self, source: str) -> int | None:
         """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all."""
         fitting = [cap for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]
@@ -254,6 +262,8 @@ class StageArguments(TrainingArguments):
         for key in self._mapping("model_config"):
             if key not in known:
                 raise unknown_key("key 'model_config' (fields of F2LLMConfig)", key, known)
+        if self.builder_fields() and self.builder is None:
+            raise UserError("key 'builder_options' has no effect without 'builder'; name the builder or take it out")
         for pattern, cap in self._mapping("source_caps").items():
             if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
                 raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")

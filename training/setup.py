@@ -83,7 +83,7 @@ def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
     if args.manifest is None:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
     if args.builder is not None:
-        build(args.builder, Path(args.manifest).parent, args.seed)
+        build(args.builder, Path(args.manifest).parent, args.seed, args.builder_fields())
     sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)
     selected = select_sources(sources, args.sources, args.task_types)
     return sources, [_capped(source, args.cap_of(source.name)) for source in selected]

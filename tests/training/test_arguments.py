@@ -125,6 +125,18 @@ def test_field_that_a_model_does_not_have(refuses: Refuses, name: str, remedy: s
         stage(model=None, model_config=f'{{"hidden_size": 64, "{name}": 2}}')
 
 
+def test_builder_options() -> None:
+    assert stage().builder_fields() == {}
+    told = stage(builder="gettext", builder_options='{"locale_dirs": ["here"]}')
+    assert told.builder_fields() == {"locale_dirs": ["here"]}
+
+
+@pytest.mark.parametrize(("builder", "options"), [("gettext", "{"), ("gettext", "[1]"), (None, '{"num_negatives": 1}')])
+def test_builder_options_that_are_none(refuses: Refuses, builder: str | None, options: str) -> None:
+    with refuses("'builder_options'"):
+        stage(builder=builder, builder_options=options)
+
+
 @pytest.mark.parametrize(
     ("cap", "source_caps", "expected"),
     [

@@ -197,6 +197,7 @@ def _occupy(folder: Path) -> None:
         (["--manifest", "/nowhere/manifest.yaml"], None, "no such file"),
         (["--stage", "stage9"], None, "no stage 'stage9'"),
         (["--builder", "osm"], None, "unknown builder 'osm'"),
+        (["--builder", "cldr", "--builder_options", '{"names": 3}'], None, "unknown key 'names'"),
         (["--sources", "nothing*"], None, "no source fits 'nothing*'"),
         (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
         (["--per_device_train_batch_size", "4"], None, "global_batch_size"),

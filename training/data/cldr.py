@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import babel
 import numpy as np
@@ -16,17 +14,15 @@ import yaml
 from numpy.typing import NDArray
 
 from training.data import cldr_classes, cldr_relations, cldr_translation
+from training.data.build_folder import build_folder
 from training.data.cldr_names import CldrNames, read_names
 from training.data.cldr_source import Source
 from training.errors import UserError
 
 __all__ = ["build_cldr", "build_sources"]
 
-logger = logging.getLogger(__name__)
-
 LICENCE = "Unicode-3.0"
 MANIFEST = "manifest.yaml"
-_BUILD = "build.json"
 # Raise it when the same options would build other data than before.
 _FORMAT = 1
 _ROW_GROUP_ROWS = 10_000
@@ -77,22 +73,7 @@ def build_cldr(
         "num_negatives": num_negatives,
         "languages": None if languages is None else sorted(set(languages)),
     }
-    if _is_built(output_dir, options):
-        logger.info("%s already holds this build", output_dir)
-        return output_dir
-
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as scratch:
-        # The scratch folder is private to its owner; a folder made within has the usual permissions.
-        built = Path(scratch, output_dir.name)
-        built.mkdir()
-        _write_build(built, options, languages)
-        # Another process may have built meanwhile: its build is as good as this one.
-        if not _is_built(output_dir, options):
-            if output_dir.exists():
-                output_dir.rmdir()
-            built.rename(output_dir)
-    return output_dir
+    return build_folder(output_dir, "CLDR", options, lambda folder: _write_build(folder, options, languages))
 
 
 def build_sources(names: CldrNames, rows: NDArray[np.intp], num_negatives: int) -> Iterator[Source]:
@@ -115,32 +96,8 @@ def build_sources(names: CldrNames, rows: NDArray[np.intp], num_negatives: int) 
     yield cldr_classes.is_territory(names, rows)
 
 
-def _is_built(output_dir: Path, options: dict[str, object]) -> bool:
-    """Whether the folder holds the build with these options; a folder that is missing or empty does not.
-
-    Raises:
-        UserError: It holds anything else.
-    """
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
-        return False
-    try:
-        record = json.loads((output_dir / _BUILD).read_text(encoding="utf-8"))
-        found, files = record["options"], record["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{output_dir} exists and is no finished CLDR build; remove it or name another") from None
-    if found != options:
-        differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
-        raise UserError(
-            f"{output_dir} holds a CLDR build with other {', '.join(differing)}; remove it or name another folder"
-        )
-    missing = [name for name in files if not (output_dir / name).is_file()]
-    if missing:
-        raise UserError(f"{output_dir} lacks {', '.join(missing)} of its CLDR build; remove it to build anew")
-    return True
-
-
-def _write_build(folder: Path, options: dict[str, object], languages: Sequence[str] | None) -> None:
-    """Writes every file of the build into an empty folder."""
+def _write_build(folder: Path, options: dict[str, Any], languages: Sequence[str] | None) -> dict[str, Any]:
+    """Writes every file of the build into an empty folder, and returns its counts."""
     names = read_names(int(options["seed"]), languages)
     held_out = names.held_out(float(options["held_out_share"]))
     entries, rows, dropped = [], {}, {}
@@ -165,17 +122,13 @@ def _write_build(folder: Path, options: dict[str, object], languages: Sequence[s
     _write_parquet(_held_out_table(names, np.flatnonzero(held_out)), folder / "held_out.parquet")
     candidates = dict.fromkeys(names.texts[row] for row in names.english.tolist())
     _write_parquet(pa.table({"passage": pa.array(candidates, type=pa.string())}), folder / "candidates.parquet")
-    # Last, and alone in saying which folder holds a finished build.
-    record = {
-        "options": options,
-        "files": sorted(path.name for path in folder.iterdir()),
+    return {
         "names": len(names.texts),
         "languages": len(names.languages),
         "held_out": int(held_out.sum()),
         "rows": rows,
         "dropped": dropped,
     }
-    (folder / _BUILD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _held_out_table(names: CldrNames, rows: NDArray[np.intp]) -> pa.Table:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.keyed import keyed_bits, text_key
 
-__all__ = ["draw_distinct", "for_purpose", "grouped"]
+__all__ = ["draw_distinct", "first_distinct", "for_purpose", "grouped"]
 
 # Elements of one (rows, candidates) matrix: bounds the memory of a draw to some tens of megabytes.
 _CHUNK_ELEMENTS = 1_000_000
@@ -88,7 +88,7 @@ def _fill(
         rest = _candidates(for_purpose(keys[part], "rest pool"), pools[1], width)
         places = (np.arange(first.shape[1]) / _FIRST_POOL_RATIO, np.arange(rest.shape[1]) + 0.9)
         items = np.concatenate((first, rest), axis=1)[:, np.argsort(np.concatenate(places), kind="stable")]
-        drawn[part] = _first_distinct(items, allowed(part[:, None], items), identity, drawn.shape[1])
+        drawn[part] = first_distinct(items, allowed(part[:, None], items), identity, drawn.shape[1])
 
 
 def _candidates(keys: NDArray[np.uint64], pool: NDArray[np.intp], width: int | None) -> NDArray[np.intp]:
@@ -104,10 +104,20 @@ def _candidates(keys: NDArray[np.uint64], pool: NDArray[np.intp], width: int | N
     return pool[(draws % np.uint64(len(pool))).astype(np.intp)]
 
 
-def _first_distinct(
+def first_distinct(
     items: NDArray[np.intp], valid: NDArray[np.bool_], identity: NDArray[np.intp], count: int
 ) -> NDArray[np.intp]:
-    """Returns each row's first ``count`` valid items of different identity, or -1 throughout where there are fewer."""
+    """Returns each row's first ``count`` valid items of different identity, or -1 throughout where there are fewer.
+
+    Args:
+        items: Items in order of preference, shape (rows, candidates).
+        valid: Which of them the row may have, shape (rows, candidates).
+        identity: The identity of every item, indexed by item.
+        count: How many items each row gets.
+
+    Returns:
+        Items, shape (rows, count).
+    """
     chosen = np.full((len(items), count), -1, dtype=np.intp)
     if items.shape[1] < count:
         return chosen

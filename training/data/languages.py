@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+import re
+
 import langcodes
 
-__all__ = ["iso639_3", "macrolanguage", "script_of"]
+__all__ = ["iso639_3", "locale_tag", "macrolanguage", "script_of"]
+
+_LOCALE = re.compile(
+    r"(?P<language>[a-z]{2,3})(?:[_-](?P<script>[A-Z][a-z]{3}))?(?:[_-](?P<region>[A-Z]{2}|[0-9]{3}))?"
+    r"(?:\.[\w-]+)?(?:@(?P<modifier>\w+))?"
+)
+# Modifiers that name a script; the others ("@valencia", "@euro", "@ijekavian") leave the usual one.
+_MODIFIER_SCRIPTS = {
+    "latin": "Latn",
+    "ijekavianlatin": "Latn",
+    "iqtelif": "Latn",
+    "cyrillic": "Cyrl",
+    "devanagari": "Deva",
+    "arabic": "Arab",
+    "shaw": "Shaw",
+}
+# Languages whose catalogs are in another script than most of their speakers' texts.
+_CATALOG_SCRIPTS = {"crh": "Latn"}
+
+
+def locale_tag(name: str) -> str:
+    """Returns the language tag of a POSIX locale, as folders of message catalogs are named.
+
+    Args:
+        name: ``language[_Script][_REGION][.charset][@modifier]``, such as ``"pt_BR"`` or ``"sr@latin"``.
+
+    Returns:
+        A BCP 47 tag: ``"pt-BR"``, ``"sr-Latn"``; ``"ca"`` for ``"ca@valencia"``.
+
+    Raises:
+        ValueError: The name has another form, as ``"C"`` has.
+    """
+    match = _LOCALE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} does not name a locale; use a name such as 'de', 'pt_BR' or 'sr@latin'")
+    script = match["script"] or _MODIFIER_SCRIPTS.get((match["modifier"] or "").lower())
+    script = script or _CATALOG_SCRIPTS.get(match["language"])
+    return "-".join(part for part in (match["language"], script, match["region"]) if part)
 
 
 def iso639_3(tag: str) -> str:
