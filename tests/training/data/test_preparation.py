@@ -208,7 +208,7 @@ def test_two_texts_of_one_hash_are_refused(
     refuses: Refuses,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reading._Hasher, "_hash_text", lambda self, text: len(text))
+    monkeypatch.setattr(reading, "xxh3_64_intdigest", lambda text, seed: len(text))
     with refuses("'many'", "two texts have one 64-bit hash", "another seed"):
         prepare([source], small_tokenizer, tmp_path / "prepared", options)
 

@@ -1,18 +1,19 @@
 """The first phase: rows become hashes of their texts, and distinct texts are put down by hash.
 
-Texts are known by 64 bits of BLAKE2b. The next phase sees every text of a hash and makes sure that there is one only.
+Texts are known by 64 bits of XXH3. The next phase sees every text of a hash and makes sure that there is one only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from hashlib import blake2b
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from training.data.preparation.forms import TextForms
 from training.data.preparation.plan import SPLIT, PreparationPlan
@@ -25,7 +26,7 @@ from training.keyed import keyed_uniform, text_key
 __all__ = ["MISSING", "read_shard"]
 
 # The hash of a negative that is not there; that of no text.
-MISSING = np.iinfo(np.uint64).max
+MISSING = np.uint64(np.iinfo(np.uint64).max)
 _BATCH_ROWS = 2048
 
 
@@ -101,7 +102,7 @@ class _Hasher:
     def __init__(self, plan: PreparationPlan) -> None:
         self._forms = TextForms(plan.source, plan.options)
         self._width = 2 + plan.negatives
-        self._key = str(plan.options.seed).encode()
+        self._hash = partial(xxh3_64_intdigest, seed=plan.options.seed)
 
     def hash(self, batch: pa.RecordBatch, negatives: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
         """``(rows, 2 + negatives)`` hashes, and the distinct texts with theirs."""
@@ -118,10 +119,7 @@ class _Hasher:
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
         encoded = pa.concat_arrays(columns).dictionary_encode()
         texts = [form(text) for text in encoded.dictionary.to_pylist()]
-        hashes = np.fromiter(map(self._hash_text, texts), dtype=np.uint64, count=len(texts))
+        hashes = np.fromiter(map(self._hash, map(str.encode, texts)), dtype=np.uint64, count=len(texts))
+        np.minimum(hashes, MISSING - np.uint64(1), out=hashes)
         codes = np.asarray(pc.fill_null(encoded.indices, len(texts)))
-        return np.append(hashes, np.uint64(MISSING))[codes], texts, hashes
-
-    def _hash_text(self, text: str) -> int:
-        digest = blake2b(text.encode(), digest_size=8, key=self._key).digest()
-        return min(int.from_bytes(digest, "little"), MISSING - 1)
+        return np.append(hashes, MISSING)[codes], texts, hashes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -30,7 +32,7 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
             encodings = tokenizer.encode_batch_fast(texts[start : start + _TEXTS_PER_CALL])
             ids = [encoding.ids for encoding in encodings]
             lengths[start : start + len(ids)] = [len(each) for each in ids]
-            file.write(np.concatenate([np.asarray(each, dtype="<i4") for each in ids]).tobytes())
+            file.write(np.fromiter(chain.from_iterable(ids), dtype="<i4").tobytes())
     plan.texts_file(partition, "lengths").write_bytes(lengths.tobytes())
     plan.texts_file(partition, "hashes").write_bytes(hashes.astype("<u8").tobytes())
 
