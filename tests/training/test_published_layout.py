@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
 from tests.training.recipes import write_single_stage
@@ -17,6 +21,7 @@ from training.data.tokenizer import load_tokenizer
 from training.run_stage import main
 
 WORDS = "river mountain city island forest desert lake valley harbour village".split()
+ROOT = Path(__file__).parents[2]
 OWN = "Given a question, name the place."
 
 
@@ -141,3 +146,31 @@ def test_bad_rows_stop_the_command_or_are_put_aside(
     assert prepare_main([*words, "--on-bad-row", "quarantine"]) == 0
     said = capsys.readouterr().out
     assert "quarantine.parquet: 1 is empty" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(
+    tmp_path: Path, manifest: Path, small_tokenizer: PreTrainedTokenizerBase, workers: int
+) -> None:
+    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    command = [
+        sys.executable,
+        "training/data/prepare.py",
+        "--manifest",
+        str(manifest),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command += ["--tokenizer", str(tmp_path / "tokenizer"), "--executor", json.dumps({"workers": workers})]
+    command += ["--num-hard-negatives-retrieval", "3", "--num-hard-negatives-clustering", "3"]
+    # One file of the second source outgrows the limit, none of the first.
+    limit = ["bash", "-c", 'ulimit -f 24; exec "$@"', "limited"]
+    done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("stopped: ") and "File too large" in last and "run the same command again" in last
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == ["polarity"]
+    PreparedSource(tmp_path / "out/polarity")
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    for name in ("polarity", "places_kor", "topics"):
+        PreparedSource(tmp_path / "out" / name)
