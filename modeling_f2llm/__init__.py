@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from .configuration_f2llm import FAMILY, F2LLMConfig, matryoshka_dims
-from .losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights
-from .modeling_f2llm import F2LLMModel
-from .prompts import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
-from .sentence_transformer import build_sentence_transformer
-from .tokenizer import append_eos
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration_f2llm import FAMILY, F2LLMConfig, matryoshka_dims
+    from .losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights
+    from .modeling_f2llm import F2LLMModel
+    from .prompts import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
+    from .sentence_transformer import build_sentence_transformer
+    from .tokenizer import append_eos
 
 __all__ = [
     "DEFAULT_PROMPTS",
@@ -24,3 +28,25 @@ __all__ = [
     "matryoshka_dims",
     "matryoshka_weights",
 ]
+
+# Where each name comes from. Imported when asked for: a process that only writes prompts or prepares data needs none of
+# the 400 MB that torch and transformers take.
+_HOMES = {
+    "configuration_f2llm": ("FAMILY", "F2LLMConfig", "matryoshka_dims"),
+    "losses": ("distillation_loss", "hard_negative_loss", "in_batch_loss", "matryoshka_weights"),
+    "modeling_f2llm": ("F2LLMModel",),
+    "prompts": ("DEFAULT_PROMPTS", "TASK_INSTRUCTIONS", "instruct"),
+    "sentence_transformer": ("build_sentence_transformer",),
+    "tokenizer": ("append_eos",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.distributed import DistError
-
 __all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError", "in_one_line", "lost_contact"]
 
 
@@ -38,4 +36,7 @@ def in_one_line(error: Exception) -> str:
 
 def lost_contact(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
+    # Data work imports this file too, in processes that have no use for torch.
+    from torch.distributed import DistError
+
     return isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error))

@@ -25,7 +25,7 @@ from tests.benchmarks.timing import Contestant, add_ratio, measure, spread
 __all__ = ["run"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.1
 
 
 def run(settings: Settings, suite: Suite) -> None:
@@ -124,11 +124,12 @@ def _watch(arguments: list[str]) -> tuple[float, dict[str, Any]]:
 
 
 def _resident(process: psutil.Process) -> int:
-    """Bytes of a tree of processes; pages they share count for each."""
+    """Bytes of a tree of processes; pages that several share, such as those of libraries, count once."""
     total = 0
     try:
         for each in (process, *process.children(recursive=True)):
-            total += each.memory_info().rss
-    except psutil.NoSuchProcess:
+            memory = each.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         pass
     return total
