@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import langcodes
+from functools import cache
 
-__all__ = ["iso639_3", "macrolanguage", "script_of"]
+import langcodes
+from babel import Locale
+
+__all__ = ["iso639_1", "iso639_3", "language_name", "macrolanguage", "script_of"]
 
 
 def iso639_3(tag: str) -> str:
@@ -66,3 +69,32 @@ def macrolanguage(tag: str) -> str:
     except ValueError as error:
         raise ValueError(f"malformed language tag {tag!r} ({error}); use a tag such as 'de' or 'sr_Latn'") from error
     return standard.split("-")[0]
+
+
+def iso639_1(code: str) -> str | None:
+    """Returns the two letters of ISO 639-1 for a code of ISO 639-3, as it is written: ``"tl"``, not ``"fil"``.
+
+    Args:
+        code: Three lower-case letters.
+
+    Returns:
+        Two letters, or None where ISO 639-1 has none.
+    """
+    return _two_letters().get(code)
+
+
+def language_name(code: str) -> str:
+    """Returns the English name of a language, or the code if CLDR has no name for it.
+
+    Args:
+        code: An ISO 639-3 code.
+    """
+    names = Locale("en").languages
+    return names.get(iso639_1(code) or code) or names.get(code, code)
+
+
+@cache
+def _two_letters() -> dict[str, str]:
+    # CLDR names each language of ISO 639-1 under its current code, and no withdrawn one.
+    codes = [code for code in Locale("en").languages if len(code) == 2]
+    return {langcodes.Language.get(code, normalize=False).to_alpha3(): code for code in codes}
