@@ -43,6 +43,6 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = " ".join(str(value).split())
-    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("_", "\\_")):
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
         text = text.replace(sign, written)
     return text

@@ -140,6 +140,7 @@ def card_facts(
         "rows": rows,
         "size": _bytes(sum(each.file_bytes for each in released)),
         "fold_from": _FOLD_FROM,
+        "language_count": len(languages.keys() - _SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted({column for each in released for column in each.columns if not ours.fullmatch(column)}),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
         "source_rows": [_source(each) for each in released],

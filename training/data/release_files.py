@@ -101,8 +101,8 @@ def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
         if set(file.schema.names) != set(first.names):
             different = sorted(set(file.schema.names) ^ set(first.names))
             raise UserError(
-                f"source {source.name!r}: {file.path} and {files[0].path} differ in {', '.join(different)}; files of one "
-                "configuration need the same columns: make each a source of its own (`each_file: true`)"
+                f"source {source.name!r}: {file.path} and {files[0].path} differ in {', '.join(different)}; files of "
+                "one configuration need the same columns: make each a source of its own (`each_file: true`)"
             )
     try:
         unified = pa.unify_schemas([file.schema for file in files], promote_options="permissive")

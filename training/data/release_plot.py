@@ -13,6 +13,7 @@ __all__ = ["PLOTS", "plot_languages"]
 
 PLOTS = ("languages.svg", "languages.png")
 _SHOWN = 40
+_NO_LANGUAGE = {SEVERAL: "several languages", "zxx": "programming languages"}
 _BAR, _TEXT, _QUIET = "#4c72b0", "#222222", "#777777"
 
 
@@ -32,9 +33,7 @@ def plot_languages(rows: Mapping[str, int], folder: Path, title: str) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError:
-        raise UserError(
-            'the plot of languages needs matplotlib; install it with `pip install "matplotlib>=3.9"`'
-        ) from None
+        raise UserError("the plot of languages needs matplotlib; install it with `pip install matplotlib`") from None
 
     total = sum(rows.values())
     ordered = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
@@ -56,7 +55,9 @@ def plot_languages(rows: Mapping[str, int], folder: Path, title: str) -> None:
         axes.tick_params(axis="x", labelsize=8)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title}: {_languages(len(ordered))}", fontsize=10, loc="left", color=_TEXT)
+        axes.set_title(
+            f"{title}: {_languages(len(rows.keys() - _NO_LANGUAGE.keys()))}", fontsize=10, loc="left", color=_TEXT
+        )
         note = "rows"
         if rest:
             others = sum(count for _, count in rest)
@@ -67,7 +68,7 @@ def plot_languages(rows: Mapping[str, int], folder: Path, title: str) -> None:
 
 
 def _label(code: str) -> str:
-    return "several languages" if code == SEVERAL else f"{language_name(code)} ({code})"
+    return _NO_LANGUAGE.get(code) or f"{language_name(code)} ({code})"
 
 
 def _languages(count: int) -> str:
