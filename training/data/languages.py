@@ -80,7 +80,8 @@ def iso639_1(code: str) -> str | None:
     Returns:
         Two letters, or None where ISO 639-1 has none.
     """
-    return _two_letters().get(code)
+    # Withdrawn in 2000, though CLDR still names it: Serbo-Croatian.
+    return None if code == "hbs" else _two_letters().get(code)
 
 
 def language_name(code: str) -> str:
@@ -90,11 +91,11 @@ def language_name(code: str) -> str:
         code: An ISO 639-3 code.
     """
     names = Locale("en").languages
-    return names.get(iso639_1(code) or code) or names.get(code, code)
+    return names.get(_two_letters().get(code, code), code)
 
 
 @cache
 def _two_letters() -> dict[str, str]:
-    # CLDR names each language of ISO 639-1 under its current code, and no withdrawn one.
+    # CLDR names every language of ISO 639-1, each under one code.
     codes = [code for code in Locale("en").languages if len(code) == 2]
     return {langcodes.Language.get(code, normalize=False).to_alpha3(): code for code in codes}
