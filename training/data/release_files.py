@@ -141,7 +141,8 @@ def _languages(source: Source, tagged: Counter[str | None]) -> Counter[str]:
     pair = languages_in_name(source.name, source.languages)
     counts: Counter[str] = Counter()
     for tag, rows in tagged.items():
-        code = _code(tag)
+        # The manifest knows codes that are too new for the tables of codes.
+        code = tag if tag in source.languages else _code(tag)
         if len(pair) == 2:
             counts.update({pair[0]: rows - rows // 2, pair[1]: rows // 2})
         elif code is not None:

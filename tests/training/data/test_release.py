@@ -57,7 +57,9 @@ ENTRIES = [
         "faq", "retrieval", ["kor", "deu"], files="faq_*.parquet", each_file=True, licence="CC-BY-4.0", category="QA"
     ),
     entry("crawl", "retrieval", ["kor", "eng"], files="crawl_*.parquet", each_file=True, symmetric=True),
-    entry("world", "clustering", ["mul"], files=["world_a.parquet", "world_b.parquet"], licence="My Own", cap=100),
+    entry(
+        "world", "clustering", ["mul", "tok"], files=["world_a.parquet", "world_b.parquet"], licence="My Own", cap=100
+    ),
     entry("code", "retrieval", ["zxx"], licence="MIT"),
 ]
 
@@ -77,7 +79,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tags = pa.array(["ko", "kor", None, "?"] * (LONG // 4)).dictionary_encode()
     write(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
     write(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
-    write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "azj"] * 10)
+    write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
     write(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
     write(folder / "code.parquet", 7, 1)
     blank = pq.read_table(folder / "code.parquet").to_pylist()
@@ -179,7 +181,7 @@ def test_every_configuration_loads(released: Path, cldr_release: Path, cache: No
 def test_metadata(released: Path, cldr_release: Path) -> None:
     found = metadata(released)
     # faq_kor's rows without a code of their own are in the language of its name.
-    assert found["language"] == ["azj", "code", "en", "hbs", "ko", "multilingual", "tl"]
+    assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
     assert found["license"] == ["cc-by-4.0", "mit", "unknown", "other"] and found["license_name"] == "my-own"
     assert found["size_categories"] == ["10K<n<100K"]
     assert found["task_categories"] == [
@@ -198,7 +200,7 @@ def test_metadata(released: Path, cldr_release: Path) -> None:
 
 def test_tables_count_the_rows(released: Path, cldr: Path, cldr_release: Path) -> None:
     languages = {code: cells[1] for code, cells in table(released, "code | language").items()}
-    expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "azj": "10", "zxx": "7"}
+    expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "tok": "10", "zxx": "7"}
     assert languages == expected
     assert {name: cells[4:6] for name, cells in table(released, "source").items()} == {
         **{"polarity": ["50", "1"], "faq_kor": [f"{LONG:,}", "2"], "crawl_ko-en": ["21", "3"]},
