@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import re
 
 import langcodes
@@ -44,6 +45,14 @@ def locale_tag(name: str) -> str:
     script = match["script"] or _MODIFIER_SCRIPTS.get((match["modifier"] or "").lower())
     script = script or _CATALOG_SCRIPTS.get(match["language"])
     return "-".join(part for part in (match["language"], script, match["region"]) if part)
+=======
+from functools import cache
+
+import langcodes
+from babel import Locale
+
+__all__ = ["iso639_1", "iso639_3", "language_name", "macrolanguage", "script_of"]
+>>>>>>> release
 
 
 def iso639_3(tag: str) -> str:
@@ -105,3 +114,33 @@ def macrolanguage(tag: str) -> str:
     except ValueError as error:
         raise ValueError(f"malformed language tag {tag!r} ({error}); use a tag such as 'de' or 'sr_Latn'") from error
     return standard.split("-")[0]
+
+
+def iso639_1(code: str) -> str | None:
+    """Returns the two letters of ISO 639-1 for a code of ISO 639-3, as it is written: ``"tl"``, not ``"fil"``.
+
+    Args:
+        code: Three lower-case letters.
+
+    Returns:
+        Two letters, or None where ISO 639-1 has none.
+    """
+    # Withdrawn in 2000, though CLDR still names it: Serbo-Croatian.
+    return None if code == "hbs" else _two_letters().get(code)
+
+
+def language_name(code: str) -> str:
+    """Returns the English name of a language, or the code if CLDR has no name for it.
+
+    Args:
+        code: An ISO 639-3 code.
+    """
+    names = Locale("en").languages
+    return names.get(_two_letters().get(code, code), code)
+
+
+@cache
+def _two_letters() -> dict[str, str]:
+    # CLDR names every language of ISO 639-1, each under one code.
+    codes = [code for code in Locale("en").languages if len(code) == 2]
+    return {langcodes.Language.get(code, normalize=False).to_alpha3(): code for code in codes}

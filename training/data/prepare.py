@@ -40,7 +40,7 @@ __all__ = ["prepare", "prepare_source"]
 logger = logging.getLogger(__name__)
 
 # Fewer texts are done before more processes have started.
-_CELLS_WORTH_PROCESSES = 4_000_000
+_CELLS_WORTH_PROCESSES = 1_000_000
 # What a source says of itself that no prepared byte depends on.
 _WITHOUT_EFFECT = ("category", "licence")
 

@@ -65,6 +65,7 @@ class PublishedFile:
             key=lambda name: int(name.removeprefix("negative_")),
         )
         self._check_columns(schema)
+        self.schema = schema
         self.num_rows = metadata.num_rows
         self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
@@ -116,18 +117,22 @@ class PublishedFile:
             row += len(batch)
 
     def record_batches(
-        self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None
+        self,
+        batch_rows: int | None = None,
+        row_groups: tuple[int, int] | None = None,
+        all_columns: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """Yields query, passage and negatives as they are in the file, bad rows and all.
 
         Args:
             batch_rows: Rows of a batch at most; by default as many as some megabytes hold.
             row_groups: First row group to read and the one after the last; all if None.
+            all_columns: Whether to yield every column of the file, in its order.
 
         Raises:
             UserError: If the file cannot be read to the end.
         """
-        columns = ["query", "passage", *self.negatives]
+        columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
             yield from parquet.iter_batches(batch_rows or self.batch_rows, row_groups=groups, columns=columns)

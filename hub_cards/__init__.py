@@ -1,0 +1,1 @@
+"""Templates of model and dataset cards, and their rendering."""

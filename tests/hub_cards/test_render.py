@@ -1,0 +1,81 @@
+"""Cards: templates rendered from plain data, with nothing left out in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+from jinja2 import UndefinedError
+
+from hub_cards.render import render_dataset_card
+
+
+@pytest.fixture
+def facts() -> dict[str, Any]:
+    """The facts of a card of one source."""
+    return {
+        "metadata": "language:\n- en\npretty_name: Pandas\n",
+        "name": "Pandas",
+        "repository": "pandas",
+        "rows": 1234,
+        "size": "1 MB",
+        "fold_from": 40,
+        "language_count": 1,
+        "more_columns": ["origin"],
+        "sources": [{"name": "bears", "rows": 1234}],
+        "source_rows": [["bears", "retrieval", "no", "eng", None, 1234, 2, "Find a | b\n<b>bear</b>."]],
+        "task_types": [["retrieval", 1, 1234, "100.0 %"]],
+        "categories": [],
+        "licences": [["not stated", 1, 1234]],
+        "licence_note": None,
+        "languages": [["eng", "English", 1234, "100.00 %"]],
+        "faulty": [],
+        "origin": None,
+        "provenance": [],
+        "contamination": None,
+    }
+
+
+def test_cells_hold_no_markup(facts: dict[str, Any]) -> None:
+    card = render_dataset_card(facts)
+    assert "| bears | retrieval | no | eng | – | 1,234 | 2 | Find a \\| b &lt;b>bear&lt;/b>. |\n" in card
+    assert "| `origin` |" in card
+
+
+def test_tables_are_whole(facts: dict[str, Any]) -> None:
+    facts["contamination"] = {
+        "rows": [["bears", 1234, 1, None, None, 2, 3, None]],
+        "sets": [{"name": "exam", "texts": 5}],
+        "unchecked": ["owls"],
+    }
+    facts["provenance"] = [["bears", "built", None, 3, "seed 0"]]
+    facts["categories"] = [["QA", 1, 1234, "100.0 %"]]
+    lines = render_dataset_card(facts).splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(heads) == 8
+    for number in heads:
+        # A table stands apart from the text, and its rows have as many cells as its head.
+        end = next(place for place in range(number, len(lines)) if not lines[place].startswith("|"))
+        assert lines[number - 2] == "" and lines[end] == "" and end > number + 1
+        assert len({line.replace("\\|", "").count("|") for line in lines[number - 1 : end]}) == 1
+
+
+def test_the_header_is_read_back(facts: dict[str, Any]) -> None:
+    card = DatasetCard(render_dataset_card(facts))
+    assert card.data.to_dict() == {"language": ["en"], "pretty_name": "Pandas"}
+    assert card.text.lstrip().startswith("# Pandas\n")
+
+
+def test_long_tables_are_folded(facts: dict[str, Any]) -> None:
+    assert "<details>" not in render_dataset_card(facts)
+    facts["languages"] = [[f"q{number:02d}", "A language", 1, "1.00 %"] for number in range(41)]
+    card = render_dataset_card(facts)
+    assert "<summary>All 41 languages</summary>\n\n| code |" in card.replace("\n\n\n", "\n\n")
+    assert card.count("<details>") == card.count("</details>") == 1
+
+
+def test_a_missing_fact_is_an_error(facts: dict[str, Any]) -> None:
+    del facts["licences"]
+    with pytest.raises(UndefinedError, match="licences"):
+        render_dataset_card(facts)

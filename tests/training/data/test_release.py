@@ -1,0 +1,358 @@
+"""The release: the sources' rows unchanged, a card that tells the truth about them, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from training.data.cldr import build_cldr
+from training.data.manifest import load_manifest
+from training.data.parquet import ROW_GROUP_ROWS
+from training.data.release import main, release
+from training.data.release_card import hub_language, hub_licence, size_category
+from training.data.release_plot import plot_languages
+from training.data.survey import survey
+
+Refuses = Callable[..., AbstractContextManager[None]]
+
+LONG = 25_000
+CONTAMINATION = {
+    "evaluation_sets": [{"name": "exam", "texts": {"question": 30, "answer": 12}}],
+    "sources": [
+        {
+            "name": "polarity",
+            "rows": 60,
+            "exact_duplicates": 4,
+            "near_duplicates": None,
+            "across_sources": {"exact": {"faq_kor": 2}},
+            "contaminated": {"rows": 5, "whole": 3, "overlap": 2, "sets": {}},
+            "removed": 10,
+            "examples": {},
+        }
+    ],
+}
+
+
+def entry(name: str, task_type: str, languages: list[str], **keys: Any) -> dict[str, Any]:
+    told = {"task_type": task_type, "instruction": f"Find {name}.", "languages": languages}
+    return {"name": name, "files": f"{name}.parquet", **told, **keys}
+
+
+ENTRIES = [
+    entry("polarity", "classification", ["eng"], licence="MIT", category="sentiment", stages=["two"]),
+    entry(
+        "faq", "retrieval", ["kor", "deu"], files="faq_*.parquet", each_file=True, licence="CC-BY-4.0", category="QA"
+    ),
+    entry("crawl", "retrieval", ["kor", "eng"], files="crawl_*.parquet", each_file=True, symmetric=True),
+    entry(
+        "world", "clustering", ["mul", "tok"], files=["world_a.parquet", "world_b.parquet"], licence="My Own", cap=100
+    ),
+    entry("code", "retrieval", ["zxx"], licence="MIT"),
+]
+
+
+def write(path: Path, rows: int, negatives: int, **more: Any) -> None:
+    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives))]
+    columns = {name: [f"{name} {row}" for row in range(rows)] for name in names}
+    # As the published files are: one row group, however large.
+    pq.write_table(pa.table(columns | more), path, row_group_size=rows)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest and its data: sources of different columns, a collection, a pair of languages, two files."""
+    folder = tmp_path_factory.mktemp("generated")
+    write(folder / "polarity.parquet", 50, 1)
+    tags = pa.array(["ko", "kor", None, "?"] * (LONG // 4)).dictionary_encode()
+    write(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
+    write(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
+    write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
+    write(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
+    write(folder / "code.parquet", 7, 1)
+    blank = pq.read_table(folder / "code.parquet").to_pylist()
+    blank[3]["query"] = " "
+    pq.write_table(pa.Table.from_pylist(blank), folder / "code.parquet")
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"stage_caps": {"two": 20}, "sources": ENTRIES}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def released(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return release(manifest, tmp_path_factory.mktemp("out") / "set", name="Generated")
+
+
+@pytest.fixture(scope="module")
+def cldr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_cldr(tmp_path_factory.mktemp("cldr") / "data", languages=["de", "sw"], num_negatives=3)
+
+
+@pytest.fixture(scope="module")
+def cldr_release(cldr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return release(cldr / "manifest.yaml", tmp_path_factory.mktemp("out") / "names", name="CLDR names")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def write_leftover(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "README.md").write_text("half a c")
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    return DatasetCard.load(folder / "README.md").data.to_dict()
+
+
+def table(folder: Path, head: str) -> dict[str, list[str]]:
+    """The rows of one table of the card by their first cell."""
+    lines = (folder / "README.md").read_text().split(f"\n| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_rows_and_columns_are_unchanged(manifest: Path, released: Path) -> None:
+    before, after = load_manifest(manifest), load_manifest(released / "manifest.yaml")
+    assert [source.name for source in after] == ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
+    for old, new in zip(before, after, strict=True):
+        rows = [row for file in old.files for row in pq.read_table(file).to_pylist()]
+        assert [row for file in new.files for row in pq.read_table(file).to_pylist()] == rows
+        described = ("name", "task_type", "instruction", "symmetric", "languages", "cap", "licence", "category")
+        assert [getattr(old, key) for key in described] == [getattr(new, key) for key in described]
+    assert pq.read_schema(after[1].files[0]).names == ["query", "passage", "negative_1", "negative_2", "lang", "score"]
+
+
+def test_row_groups_stream(manifest: Path, released: Path) -> None:
+    assert pq.ParquetFile(manifest.parent / "faq_kor.parquet").num_row_groups == 1
+    with pq.ParquetFile(released / "data" / "faq_kor.parquet", page_checksum_verification=True) as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+        file.read()
+    assert groups == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, LONG - 2 * ROW_GROUP_ROWS]
+
+
+def test_row_groups_of_long_texts_are_small(tmp_path: Path) -> None:
+    text = pa.array(["word " * 20_000] * 1000)
+    pq.write_table(pa.table({"query": [str(row) for row in range(1000)], "passage": text}), tmp_path / "long.parquet")
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [entry("long", "retrieval", ["eng"])]}))
+    release(tmp_path / "manifest.yaml", tmp_path / "out")
+    with pq.ParquetFile(tmp_path / "out" / "data" / "long.parquet") as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    assert sum(groups) == 1000 and max(groups) * 100_000 < 40 << 20
+
+
+def test_large_sources_have_several_files(manifest: Path, tmp_path: Path, cache: None) -> None:
+    out = release(manifest, tmp_path / "out", sources=["faq_kor", "code"], max_file_bytes=1000)
+    files = sorted(path.relative_to(out).as_posix() for path in (out / "data").rglob("*.parquet"))
+    assert files == ["data/code.parquet", *(f"data/faq_kor/train-0000{number}-of-00003.parquet" for number in range(3))]
+    expected = pq.read_table(manifest.parent / "faq_kor.parquet").to_pylist()
+    assert datasets.load_dataset(str(out), "faq_kor", split="train").to_list() == expected
+    assert [file.name for file in load_manifest(out / "manifest.yaml")[0].files] == [Path(f).name for f in files[1:]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_configuration_loads(released: Path, cldr_release: Path, cache: None, streaming: bool) -> None:
+    for folder in (released, cldr_release):
+        for source in load_manifest(folder / "manifest.yaml"):
+            rows = datasets.load_dataset(str(folder), source.name, split="train", streaming=streaming)
+            assert list(rows) == pq.read_table(source.files[0]).to_pylist()
+
+
+def test_metadata(released: Path, cldr_release: Path) -> None:
+    found = metadata(released)
+    # faq_kor's rows without a code of their own are in the language of its name.
+    assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
+    assert found["license"] == ["cc-by-4.0", "mit", "unknown", "other"] and found["license_name"] == "my-own"
+    assert found["size_categories"] == ["10K<n<100K"]
+    assert found["task_categories"] == [
+        "feature-extraction",
+        "sentence-similarity",
+        "text-classification",
+        "text-retrieval",
+    ]
+    names = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
+    assert [config["config_name"] for config in found["configs"]] == names
+    assert [info["splits"][0]["num_examples"] for info in found["dataset_info"]] == [50, LONG, 21, 70, 7]
+    real = metadata(cldr_release)
+    assert (real["language"], real["license"], real["license_name"]) == (["de", "en", "sw"], "other", "unicode-3.0")
+    assert real["pretty_name"] == "CLDR names"
+
+
+def test_tables_count_the_rows(released: Path, cldr: Path, cldr_release: Path) -> None:
+    languages = {code: cells[1] for code, cells in table(released, "code | language").items()}
+    expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "tok": "10", "zxx": "7"}
+    assert languages == expected
+    assert {name: cells[4:6] for name, cells in table(released, "source").items()} == {
+        **{"polarity": ["50", "1"], "faq_kor": [f"{LONG:,}", "2"], "crawl_ko-en": ["21", "3"]},
+        **{"world": ["70", "2"], "code": ["7", "1"]},
+    }
+    assert table(released, "task type")["clustering"][:2] == ["1", "70"]
+    assert table(released, "category")["QA"][:2] == ["1", f"{LONG:,}"]
+    assert table(released, "licence")["MIT"] == ["2", "57"]
+    assert (
+        "leaves out" in (released / "README.md").read_text() and "1 of `code`" in (released / "README.md").read_text()
+    )
+    counts: Counter[str] = Counter()
+    for source in load_manifest(cldr / "manifest.yaml"):
+        counts.update(pq.read_table(source.files[0])["lang"].to_pylist())
+    assert {
+        code: int(cells[1].replace(",", "")) for code, cells in table(cldr_release, "code | language").items()
+    } == counts
+    assert json.loads((cldr_release / "release.json").read_text())["languages"] == counts
+
+
+def test_a_release_is_surveyed_as_its_source_was(manifest: Path, released: Path) -> None:
+    before, after = survey(manifest), survey(released / "manifest.yaml")
+    assert after.rows == before.rows == after.published_rows and not after.missing and not after.unclaimed
+    # Stages and their caps go with the sources.
+    assert load_manifest(released / "manifest.yaml", stage="two")[0].cap == 20
+
+
+def test_provenance(cldr: Path, cldr_release: Path, manifest: Path, released: Path, tmp_path: Path) -> None:
+    dropped = json.loads((cldr / "build.json").read_text())["dropped"]
+    card = (cldr_release / "README.md").read_text().split("## Provenance")[1]
+    for name, count in dropped.items():
+        assert re.search(rf"\| {name} \| built from CLDR \| – \| {count:,} \| babel .*seed 0", card)
+    assert "No record of how" in (released / "README.md").read_text()
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data / "a.parquet", 5, 1)
+    (data / "manifest.yaml").write_text(yaml.safe_dump({"sources": [entry("a", "retrieval", ["eng"])]}))
+    built = {"read": 9, "rows": 5, "dropped": {"no label": 3, "empty": 1}}
+    (data / "build.json").write_text(json.dumps({"sources": {"a": built}}))
+    mined = {"rows": 7, "kept": 5, "dropped": 2, "model": "/home/me/miner", "revision": None, "options": {"top": 100}}
+    (data / "mining.json").write_text(json.dumps({"sources": {"a": mined}}))
+    card = (release(data / "manifest.yaml", tmp_path / "out") / "README.md").read_text()
+    assert "| a | built from raw data | 9 | 4 | no label 3, empty 1 |\n" in card
+    assert "| a | negatives mined | 7 | 2 | miner: top 100 |\n" in card
+
+
+def test_contamination(manifest: Path, released: Path, tmp_path: Path) -> None:
+    assert "**not checked**" in (released / "README.md").read_text()
+    (tmp_path / "contamination.json").write_text(json.dumps(CONTAMINATION))
+    out = release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
+    card = (out / "README.md").read_text()
+    assert "| polarity | 60 | 4 | – | 2 | 3 | 2 | 10 |\n" in card and "`exam` (42\ntexts)" in card
+    assert "Not checked: `faq_kor`, `crawl_ko-en`, `world`, `code`." in card and "**not checked**" not in card
+
+
+def test_contamination_of_other_data(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
+    report = json.loads(json.dumps(CONTAMINATION))
+    report["sources"][0]["removed"] = 9
+    (tmp_path / "contamination.json").write_text(json.dumps(report))
+    with refuses("'polarity' had 60 rows", "50 are released"):
+        release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
+    for faulty in ("{", "[]", '{"sources": []}', '{"evaluation_sets": [], "sources": [{"name": "polarity"}]}'):
+        (tmp_path / "contamination.json").write_text(faulty)
+        with refuses("contamination.json"):
+            release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
+    # Neither a release nor a beginning of one.
+    assert [path.name for path in tmp_path.iterdir()] == ["contamination.json"]
+
+
+def test_bytes_repeat(manifest: Path, released: Path, tmp_path: Path) -> None:
+    # What a killed run leaves behind does not matter.
+    write_leftover(tmp_path / ".set.partial")
+    again = release(manifest, tmp_path / "set", name="Generated")
+    assert contents(again) == contents(released)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_an_unchanged_release_is_left_alone(cldr: Path, tmp_path: Path, refuses: Refuses) -> None:
+    def run(**keys: Any) -> Path:
+        return release(cldr / "manifest.yaml", tmp_path / "out", sources=["cldr_kind", "cldr_is*"], **keys)
+
+    out = run()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert run() == out and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with refuses("other options"):
+        run(licence="MIT")
+    (out / "data" / "cldr_kind.parquet").write_bytes(b"")
+    with refuses("cldr_kind.parquet", "changed since its release"):
+        run()
+
+
+def test_bad_inputs(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
+    with refuses("no such file"):
+        release(tmp_path / "none.yaml", tmp_path / "out")
+    with refuses("no source fits 'owls'"):
+        release(manifest, tmp_path / "out", sources=["owls"])
+    with refuses("is no release"):
+        release(manifest, manifest.parent)
+    with refuses("is no release"):
+        release(manifest, manifest)
+    for name in ("a: b", "a[0]", "_a"):
+        write(tmp_path / "a.parquet", 3, 1)
+        source = entry(name, "retrieval", ["eng"], files="a.parquet")
+        (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+        with refuses("cannot be a configuration"):
+            release(tmp_path / "manifest.yaml", tmp_path / "out")
+
+
+def test_files_of_a_source_share_columns(tmp_path: Path, refuses: Refuses) -> None:
+    write(tmp_path / "a.parquet", 3, 1)
+    source = entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"])
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+    for more, said in (({"score": [1, 2, 3], "negative_1": ["n"] * 3}, "score"), ({"negative_1": None}, "negative_1")):
+        write(tmp_path / "b.parquet", 3, 0, **{key: value for key, value in more.items() if value})
+        with refuses("'both'", said, "each_file"):
+            release(tmp_path / "manifest.yaml", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_command_line(cldr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--manifest", str(cldr / "manifest.yaml"), "--output", str(tmp_path / "out"), "--sources"]
+    assert main([*words, "cldr_kind", "--licence", "CC0-1.0"]) == 0
+    assert metadata(tmp_path / "out")["license"] == "cc0-1.0"
+    assert main([*words, "nothing"]) == 2
+    assert "error: no source fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 5, 280])
+def test_plot(tmp_path: Path, count: int) -> None:
+    rows = {f"q{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}": 1000 // (n + 1) for n in range(count)}
+    plot_languages(rows, tmp_path, "A $ set")
+    assert (tmp_path / "languages.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "languages.svg").read_text()
+
+
+def test_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with refuses("pip install matplotlib"):
+        plot_languages({"eng": 3}, tmp_path, "A set")
+
+
+def test_identifiers_of_the_hub() -> None:
+    hub = {"deu": "de", "ceb": "ceb", "hbs": "hbs", "mul": "multilingual", "zxx": "code"}
+    assert {code: hub_language(code) for code in hub} == hub
+    written = ["Apache-2.0", "CC0-1.0", "GPL-3.0-or-later", "ODC-By-1.0", "Unicode-3.0", None]
+    assert [hub_licence(licence) for licence in written] == [
+        "apache-2.0",
+        "cc0-1.0",
+        "gpl-3.0",
+        "odc-by",
+        None,
+        "unknown",
+    ]
+    sizes = {999: "n<1K", 1000: "1K<n<10K", 60_000_000: "10M<n<100M", 10**12: "n>1T"}
+    assert {rows: size_category(rows) for rows in sizes} == sizes
