@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import re
+from functools import cache
 
 import langcodes
 
-__all__ = ["iso639_3", "locale_tag", "macrolanguage", "script_of"]
+__all__ = ["iso639_1", "iso639_3", "language_name", "locale_tag", "macrolanguage", "script_of"]
 
 _LOCALE = re.compile(
     r"(?P<language>[a-z]{2,3})(?:[_-](?P<script>[A-Z][a-z]{3}))?(?:[_-](?P<region>[A-Z]{2}|[0-9]{3}))?"
@@ -45,14 +45,6 @@ def locale_tag(name: str) -> str:
     script = match["script"] or _MODIFIER_SCRIPTS.get((match["modifier"] or "").lower())
     script = script or _CATALOG_SCRIPTS.get(match["language"])
     return "-".join(part for part in (match["language"], script, match["region"]) if part)
-=======
-from functools import cache
-
-import langcodes
-from babel import Locale
-
-__all__ = ["iso639_1", "iso639_3", "language_name", "macrolanguage", "script_of"]
->>>>>>> release
 
 
 def iso639_3(tag: str) -> str:
