@@ -6,6 +6,7 @@ import re
 from functools import cache
 
 import langcodes
+from babel import Locale
 
 __all__ = ["iso639_1", "iso639_3", "language_name", "locale_tag", "macrolanguage", "script_of"]
 
