@@ -1,6 +1,6 @@
 """Builds training data in the published format from raw data: one file a source, a manifest and a report.
 
-``python training/data/build.py build.yaml --output data/mine``; ``training/data/build_file.py`` describes the keys.
+``python training/data/build.py build.yaml --output data/mine``; ``building/build_file.py`` describes the keys.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import datasets
 import pyarrow as pa
 import yaml
 
-from training.data.build_file import BuildFile, RawSource, load_build_file
-from training.data.formats import Row
+from training.data.building.build_file import BuildFile, RawSource, load_build_file
+from training.data.building.formats import Row
+from training.data.building.raw import RawRows, load_raw
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
-from training.data.raw import RawRows, load_raw
 from training.errors import UserError
 
 __all__ = ["build_from_file", "main"]
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="build.py",
         description=(__doc__ or "").splitlines()[0],
-        epilog="training/data/build_file.py describes the keys of a build file.",
+        epilog="training/data/building/build_file.py describes the keys of a build file.",
         allow_abbrev=False,
     )
     parser.add_argument("build_file", metavar="BUILD.yaml", help="which raw data there are and of which kind")

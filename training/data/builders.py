@@ -7,8 +7,8 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from training.data.cldr import build_cldr
-from training.data.gettext_source import build_gettext
+from training.data.cldr.build import build_cldr
+from training.data.gettext_catalogs.build import build_gettext
 from training.errors import UserError
 from training.yaml_file import unknown_key
 

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from training.checkpoints import write_whole
-from training.data.cleaning import MANIFEST, write_clean
-from training.data.contamination_report import Findings, contamination_report, contamination_table
-from training.data.decontamination import Contamination, find_contamination
-from training.data.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
-from training.data.evaluation_texts import EvaluationSet, evaluation_file, evaluation_tasks
+from training.data.cleaning.decontamination import Contamination, find_contamination
+from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
+from training.data.cleaning.evaluation_texts import EvaluationSet, evaluation_file, evaluation_tasks
+from training.data.cleaning.removal import MANIFEST, write_clean
+from training.data.cleaning.report import Findings, contamination_report, contamination_table
 from training.data.executor import Executor, read_executor
 from training.data.manifest import Source, load_manifest
 from training.data.published import PublishedFile

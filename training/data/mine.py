@@ -17,11 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.data.executor import Executor, read_executor
 from training.data.manifest import load_manifest, select_sources
-from training.data.miner import find_miner
-from training.data.mining import Resources, mine
-from training.data.mining_index import SEARCHES
-from training.data.mining_rules import MiningOptions
-from training.data.translations import bitext_sources
+from training.data.mining.index import SEARCHES
+from training.data.mining.miner import find_miner
+from training.data.mining.mining import Resources, mine
+from training.data.mining.rules import MiningOptions
+from training.data.mining.translations import bitext_sources
 from training.errors import StoppedError, UserError
 
 _AGAIN = "To go on, run the same command again"

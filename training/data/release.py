@@ -27,10 +27,10 @@ from hub_cards.render import render_dataset_card
 from training.checkpoints import publish
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
-from training.data.release_card import card_facts
-from training.data.release_files import MAX_FILE_BYTES, ReleasedSource, copy_source
-from training.data.release_plot import plot_languages
-from training.data.release_records import contamination_facts, provenance_rows, read_contamination, read_records
+from training.data.releasing.card import card_facts
+from training.data.releasing.files import MAX_FILE_BYTES, ReleasedSource, copy_source
+from training.data.releasing.plot import plot_languages
+from training.data.releasing.records import contamination_facts, provenance_rows, read_contamination, read_records
 from training.data.storage import identity
 from training.errors import UserError
 

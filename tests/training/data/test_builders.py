@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.data.gettext_folders import write_catalogs
+from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
 from training.data.builders import build
 from training.errors import UserError
 

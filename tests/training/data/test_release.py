@@ -18,12 +18,12 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from training.data.cldr import build_cldr
+from training.data.cldr.build import build_cldr
 from training.data.manifest import load_manifest
 from training.data.parquet import ROW_GROUP_ROWS
 from training.data.release import main, release
-from training.data.release_card import hub_language, hub_licence, size_category
-from training.data.release_plot import plot_languages
+from training.data.releasing.card import hub_language, hub_licence, size_category
+from training.data.releasing.plot import plot_languages
 from training.data.survey import survey
 
 Refuses = Callable[..., AbstractContextManager[None]]

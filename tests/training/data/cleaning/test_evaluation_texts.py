@@ -1,0 +1,174 @@
+"""Evaluation texts: the same from every kind of file, from every layout of an mteb task, and refused by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from training.data.cleaning.evaluation_texts import evaluation_file, evaluation_tasks
+
+Refuses = Callable[..., AbstractContextManager[None]]
+ROWS = [
+    {"id": 1, "question": "Who?", "answer": "Über, “quoted”"},
+    {"id": 2, "question": "Where\nnow?", "answer": "東京"},
+]
+TEXTS = [("question", "Who?"), ("answer", "Über, “quoted”"), ("question", "Where\nnow?"), ("answer", "東京")]
+
+
+def write(path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "\n", encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(ROWS[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+def test_named_columns_of_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"set.{suffix}")
+    read = evaluation_file(f"{path}:question,answer")
+    assert (read.name, list(read.texts())) == (f"set.{suffix}", TEXTS)
+    assert list(evaluation_file(f"{path}:answer").texts()) == TEXTS[1::2]
+
+
+def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path: Path) -> None:
+    path = tmp_path / "set.txt"
+    path.write_text("one\n\ntwo\n")
+    assert [text.strip() for _, text in evaluation_file(str(path)).texts()] == ["one", "two"]
+    pq.write_table(pa.table({"sentences": [["a", None, "b"], [], ["c"]]}), tmp_path / "set.parquet")
+    assert [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:sentences").texts()] == ["a", "b", "c"]
+
+
+def test_faulty_files_are_refused(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(tmp_path / "none.csv", "no such evaluation file"):
+        evaluation_file(f"{tmp_path}/none.csv:text")
+    for suffix in ("parquet", "jsonl", "csv"):
+        path = write(tmp_path / f"set.{suffix}")
+        with refuses(path, "column 'text' is missing", "id, question, answer"):
+            evaluation_file(f"{path}:question,text")
+        with refuses(path, "name the columns", "id, question, answer"):
+            evaluation_file(str(path))
+        path.write_bytes(b"")
+        with refuses(path, "empty"):
+            evaluation_file(f"{path}:question")
+    (tmp_path / "set.parquet").write_text("no parquet")
+    with refuses("set.parquet", "cannot be read"):
+        evaluation_file(f"{tmp_path}/set.parquet:question")
+    (tmp_path / "set.jsonl").write_text('{"question": "a"}\nnot json\n')
+    with refuses("set.jsonl", "cannot be read"):
+        list(evaluation_file(f"{tmp_path}/set.jsonl:question").texts())
+    (tmp_path / "set.jsonl").write_text('{"question": "a"}\n["b"]\n')
+    with refuses("set.jsonl", "line 2", "no JSON object"):
+        list(evaluation_file(f"{tmp_path}/set.jsonl:question").texts())
+    (tmp_path / "set.docx").write_text("a")
+    with refuses("set.docx", ".parquet"):
+        evaluation_file(f"{tmp_path}/set.docx:question")
+    (tmp_path / "set.txt").write_text("a")
+    with refuses("set.txt", "no columns"):
+        evaluation_file(f"{tmp_path}/set.txt:question")
+
+
+# mteb
+
+
+def table(**columns: list[Any]) -> Dataset:
+    return Dataset.from_dict(columns)
+
+
+class FakeTask:
+    """What is used of an mteb task."""
+
+    def __init__(self, name: str, dataset: Any, **attributes: Any) -> None:
+        self.metadata = SimpleNamespace(name=name, revision=f"{name}-1")
+        self.eval_splits = ["test"]
+        self._data = dataset
+        for key, value in attributes.items():
+            setattr(self, key, value)
+
+    def load_data(self) -> None:
+        if isinstance(self._data, Exception):
+            raise self._data
+        self.dataset = self._data
+
+
+def tasks() -> list[FakeTask]:
+    corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
+    queries = table(id=["q1"], text=[[{"role": "user", "content": "What do pandas eat?"}]])
+    retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
+    sts = {name: table(sentence1=[f"{name} a"], sentence2=["b"], score=[1.0]) for name in ("train", "test")}
+    intents = table(text=["Hallo"], label_text=["gruß"])
+    clusters = table(sentences=[["x", "y"], ["z"]], labels=[["l", "l"], ["l"]])
+    return [
+        FakeTask("Retrieval", {"default": {"test": retrieval}}),
+        FakeTask("STS", sts, column_names=("sentence1", "sentence2")),
+        FakeTask("Intent", {"de": {"test": intents}}, input_column_name="text", label_column_name="label_text"),
+        FakeTask("Clusters", {"test": clusters}, input_column_name="sentences"),
+        FakeTask("Bitext", {"test": table(eng_Latn=["one"], deu_Latn=["eins"], id=["1"])}),
+        FakeTask("Broken", OSError("no network")),
+    ]
+
+
+@pytest.fixture
+def mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {task.metadata.name: task for task in tasks()}
+    known["Both"] = SimpleNamespace(tasks=[known["STS"], known["Intent"]])
+
+    def get_tasks(tasks: list[str]) -> list[Any]:
+        for name in tasks:
+            if name not in known:
+                raise KeyError(f"KeyError: '{name}' not found. Did you mean: 'STS'?")
+        return [known[name] for name in tasks]
+
+    module = ModuleType("mteb")
+    module.get_tasks = get_tasks
+    monkeypatch.setitem(sys.modules, "mteb", module)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        (
+            "Retrieval",
+            [("corpus.title", "Pandas"), ("corpus.text", "They eat bamboo."), ("queries.text", "What do pandas eat?")],
+        ),
+        ("STS", [("sentence1", "test a"), ("sentence2", "b")]),
+        ("Intent", [("text", "Hallo")]),
+        ("Clusters", [("sentences", "x"), ("sentences", "y"), ("sentences", "z")]),
+        ("Bitext", [("eng_Latn", "one"), ("deu_Latn", "eins")]),
+    ],
+)
+def test_every_layout_of_a_task_gives_its_evaluated_texts(mteb: None, name: str, texts: list[tuple[str, str]]) -> None:
+    (task,) = evaluation_tasks([name])
+    assert (task.name, task.version()) == (name, [name, f"{name}-1"])
+    assert list(task.texts()) == texts
+
+
+def test_a_task_made_of_others_is_those(mteb: None) -> None:
+    assert [task.name for task in evaluation_tasks(["Both", "STS"])] == ["STS", "Intent"]
+
+
+def test_tasks_that_cannot_be_had_are_refused(mteb: None, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refuses("unknown mteb task 'STZ'", "Did you mean: 'STS'"):
+        evaluation_tasks(["STS", "STZ"])
+    (broken,) = evaluation_tasks(["Broken"])
+    with refuses("'Broken'", "no network", "give its texts as a file"):
+        list(broken.texts())
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    with refuses("mteb", "pip install 'f2llm[eval]'"):
+        evaluation_tasks(["STS"])

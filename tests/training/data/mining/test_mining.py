@@ -1,0 +1,382 @@
+"""Mining: the negatives that mine_hard_negatives chooses, the same from shards, caches, processes and after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from modeling_f2llm import F2LLMModel
+from modeling_f2llm.prompts import instruct
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from tests.training.data.mining.mining_helpers import (
+    counted_texts,
+    negatives_of,
+    random_vectors,
+    read_output,
+    save_vectors,
+    write_pairs,
+)
+from training.data.executor import Executor
+from training.data.manifest import Source, load_manifest
+from training.data.mining import tasks as mining_tasks
+from training.data.mining import text_store
+from training.data.mining.miner import Miner, find_miner
+from training.data.mining.mining import Resources, mine
+from training.data.mining.rules import MiningOptions
+from training.data.published import PublishedFile
+
+QUERIES, PASSAGES = [f"q{number}" for number in range(150)], [f"p{number}" for number in range(120)]
+PAIRS = [(QUERIES[row * 7 % 150], PASSAGES[row * 11 % 120]) for row in range(260)]
+OPTIONS = MiningOptions(top=40, skip=5, max_score=0.6, relative=0.95, negatives=6)
+
+Refuses = Callable[..., AbstractContextManager[None]]
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """What a run wrote, without its times and what came from the cache."""
+    report = json.loads((output / "mining.json").read_text())
+    for entry in report["sources"].values():
+        del entry["seconds"], entry["texts"]
+    files = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    return files | {"mining.json": json.dumps(report).encode()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """Queries of one or two positives, passages of several queries, and a pair that is there twice."""
+    return write_pairs(tmp_path / "source", [*PAIRS, PAIRS[3]], more={"lang": ["eng"] * 261})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Vectors of queries lie near those of their positives."""
+    vectors = random_vectors([*QUERIES, *PASSAGES])
+    for query, passage in PAIRS:
+        vectors[query] = vectors[query] + vectors[passage]
+    return save_vectors(tmp_path / "model", vectors)
+
+
+@pytest.fixture
+def miner(folder: Path) -> Miner:
+    return find_miner(str(folder))
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of texts and blocks of queries; other processes do not see it."""
+    for module in (text_store, mining_tasks):
+        monkeypatch.setattr(module, "CHUNK_TEXTS", 32)
+    monkeypatch.setattr(mining_tasks, "BLOCK_QUERIES", 64)
+
+
+# The negatives
+
+
+@pytest.mark.parametrize("use_faiss", [False, True])
+@pytest.mark.parametrize("instructions", [True, False])
+def test_equals_mine_hard_negatives(
+    source: Source, folder: Path, miner: Miner, tmp_path: Path, use_faiss: bool, instructions: bool
+) -> None:
+    if use_faiss:
+        pytest.importorskip("faiss")
+    table = pq.read_table(source.files[0])
+    theirs = mine_hard_negatives(
+        Dataset.from_dict({name: table[name].to_pylist() for name in ("query", "passage")}),
+        SentenceTransformer(str(folder), device="cpu"),
+        range_min=OPTIONS.skip,
+        range_max=OPTIONS.top,
+        max_score=OPTIONS.max_score,
+        relative_margin=1 - OPTIONS.relative,
+        num_negatives=OPTIONS.negatives,
+        query_prompt=instruct(source.instruction) if instructions else None,
+        output_format="n-tuple",
+        use_faiss=use_faiss,
+        verbose=False,
+    )
+    expected = {(row["query"], row["passage"]): negatives_of(row) for row in theirs}
+    resources = Resources(search="faiss" if use_faiss else "torch")
+    report = mine([source], miner, tmp_path / "out", replace(OPTIONS, instructions=instructions), resources=resources)
+    rows = read_output(tmp_path / "out")
+    assert {(row["query"], row["passage"]): negatives_of(row) for row in rows} == expected
+    # Some of each, or the test would show little.
+    counts = report["sources"]["pairs"]
+    assert 100 < counts["kept"] < 261 and min(counts["refused"][rule] for rule in ("score", "relative")) > 100
+
+
+def test_rows_keep_their_order_and_other_columns(miner: Miner, tmp_path: Path) -> None:
+    pairs = [(query, passage) for query, passage in zip(QUERIES[:100], PASSAGES[:100], strict=True)]
+    more = {"lang": ["deu", "eng"] * 50, "stars": pa.array(range(100), pa.int8()), "tags": [["a", "b"]] * 100}
+    source = write_pairs(tmp_path / "source", pairs, more=more)
+    report = mine([source], miner, tmp_path / "out", OPTIONS)["sources"]["pairs"]
+    table = pq.read_table(tmp_path / "out" / "pairs.parquet")
+    assert table.column_names == ["query", "passage", *(f"negative_{n}" for n in range(1, 7)), "lang", "stars", "tags"]
+    kept = table["stars"].to_pylist()
+    assert kept == sorted(kept) and table.schema.field("stars").type == pa.int8()
+    for row, number in zip(table.to_pylist(), kept, strict=True):
+        assert (row["query"], row["passage"]) == pairs[number]
+        assert row["lang"] == more["lang"][number] and row["tags"] == ["a", "b"]
+        assert len(set(negatives_of(row))) == 6
+    assert report["rows"] == 100 and report["kept"] == len(kept) == 100 - report["dropped"] < 100
+    short = mine([source], miner, tmp_path / "short", replace(OPTIONS, keep_short=True))["sources"]["pairs"]
+    rows = read_output(tmp_path / "short")
+    assert short["kept"] == len(rows) == 100 and short["dropped"] == 0
+    assert sum(len(negatives_of(row)) < 6 for row in rows) == report["dropped"]
+
+
+def test_negatives_that_a_row_has_stay_first(miner: Miner, tmp_path: Path) -> None:
+    pairs = list(zip(QUERIES[:80], PASSAGES[:80], strict=True))
+    mine([write_pairs(tmp_path / "bare", pairs)], miner, tmp_path / "out", replace(OPTIONS, keep_short=True))
+    mined = {row["query"]: negatives_of(row) for row in read_output(tmp_path / "out")}
+    # A contradiction of its own, one that mining finds too, and one that is not there.
+    own = [("no", mined[query][2] if len(mined[query]) > 2 else "never", None) for query, _ in pairs]
+    source = write_pairs(tmp_path / "own", [(*pair, *more) for pair, more in zip(pairs, own, strict=True)])
+    report = mine([source], miner, tmp_path / "filled", OPTIONS)["sources"]["pairs"]
+    rows = read_output(tmp_path / "filled")
+    assert report["kept"] == len(rows) > 20
+    for row in rows:
+        first = [text for text in own[QUERIES.index(row["query"])] if text]
+        rest = [text for text in mined[row["query"]] if text not in first]
+        assert negatives_of(row) == [*first, *rest][:6]
+    mine([source], miner, tmp_path / "replaced", replace(OPTIONS, replace=True))
+    for row in read_output(tmp_path / "replaced"):
+        assert negatives_of(row) == mined[row["query"]]
+
+
+def test_several_files_and_sources_and_their_manifest(source: Source, miner: Miner, tmp_path: Path) -> None:
+    half = pq.read_table(source.files[0])
+    parts = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    pq.write_table(half[:100], parts[0])
+    pq.write_table(half[100:].drop_columns("lang"), parts[1])
+    divided = replace(source, name="divided", files=parts, symmetric=True, languages=["eng"], licence="CC0-1.0", cap=99)
+    mine([source, divided], miner, tmp_path / "out", OPTIONS)
+    one, other = read_output(tmp_path / "out"), read_output(tmp_path / "out", "divided")
+    assert [{**row, "lang": None} for row in one] == [{**row, "lang": None} for row in other]
+    assert {row["lang"] for row in other} == {"eng", None}
+    first, second = load_manifest(tmp_path / "out" / "manifest.yaml")
+    assert first == replace(source, files=[tmp_path / "out" / "pairs.parquet"])
+    assert second == replace(divided, files=[tmp_path / "out" / "divided.parquet"])
+    assert sum(map(len, PublishedFile(second.files[0], required_negatives=6).batches())) == len(other)
+
+
+def test_source_without_a_full_row_is_told_and_left_out(
+    source: Source, miner: Miner, tmp_path: Path, refuses: Refuses, caplog: pytest.LogCaptureFixture
+) -> None:
+    poor = write_pairs(tmp_path / "poor", list(zip(QUERIES[:40], PASSAGES[:40], strict=True)), name="poor")
+    # Of 40 passages, 39 are candidates.
+    pure = MiningOptions(top=40, max_score=1.01, relative=2.0, negatives=30)
+    mine([source, poor], miner, tmp_path / "both", replace(pure, skip=9))
+    assert [entry.name for entry in load_manifest(tmp_path / "both" / "manifest.yaml")] == ["pairs", "poor"]
+    report = mine([source, poor], miner, tmp_path / "out", replace(pure, skip=10))
+    assert report["sources"]["poor"]["kept"] == 0 and not (tmp_path / "out" / "poor.parquet").exists()
+    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs"]
+    assert "poor: no row has 30 negatives" in caplog.text
+    with refuses("no row of any source", "mining.json", "--keep-short"):
+        mine([poor], miner, tmp_path / "none", replace(pure, skip=10))
+    assert json.loads((tmp_path / "none" / "mining.json").read_text())["sources"]["poor"]["dropped"] == 40
+
+
+# The guard
+
+
+def test_translations_are_no_negatives(tmp_path: Path) -> None:
+    # Each passage has a translation beside it and one of that beside that; queries are near all three.
+    vectors = random_vectors([f"q{n}" for n in range(20)], dimensions=24)
+    pairs = []
+    for number in range(20):
+        for step, language in enumerate(("en", "de", "sw"), start=1):
+            noise = random_vectors([f"{language}{number}"], dimensions=24, seed=100 * step + number)
+            vectors |= {word: vectors[f"q{number}"] + 0.3 * step * vector for word, vector in noise.items()}
+        pairs.append((f"q{number}", f"en{number}"))
+    fillers = [(f"other{number}", text) for number in range(20) for text in (f"de{number}", f"sw{number}")]
+    vectors |= random_vectors([query for query, _ in fillers], dimensions=24, seed=5)
+    source = write_pairs(tmp_path / "source", [*pairs, *fillers])
+    bitext = [
+        write_pairs(tmp_path / "a", [(f"de{n}", f"en{n}") for n in range(20)], name="a", symmetric=True),
+        write_pairs(tmp_path / "b", [(f"sw{n}", f"de{n}") for n in range(20)], name="b", symmetric=True),
+    ]
+    miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
+    options = MiningOptions(top=30, skip=0, max_score=1.01, relative=2.0, negatives=5)
+    planted = {f"q{number}": {f"de{number}", f"sw{number}"} for number in range(20)}
+    for known, expected in [((), 2), (bitext[:1], 1), (bitext, 0)]:
+        output = tmp_path / f"out{expected}"
+        report = mine([source], miner, output, options, bitext=known)["sources"]["pairs"]
+        rows = [row for row in read_output(output) if row["query"] in planted]
+        assert len(rows) == 20
+        assert [len(planted[row["query"]] & set(negatives_of(row))) for row in rows] == [expected] * 20
+        assert (report["refused"]["translation"] > 0) == bool(known)
+
+
+# The same bytes
+
+
+def test_shards_search_and_tasks_change_nothing(
+    source: Source, miner: Miner, tmp_path: Path, small_units: None
+) -> None:
+    pytest.importorskip("faiss")
+    bitext = [write_pairs(tmp_path / "b", list(zip(PASSAGES[:60:2], PASSAGES[1:60:2], strict=True)), name="b")]
+    every = {
+        "whole": Resources(search="torch"),
+        "three": Resources(search="torch", max_corpus_in_memory=40),
+        "faiss": Resources(search="faiss", max_corpus_in_memory=50),
+        "many": Resources(search="torch", max_corpus_in_memory=11),
+        "again": Resources(search="torch", cache=tmp_path / "whole" / "embeddings"),
+    }
+    for name, resources in every.items():
+        mine([source], miner, tmp_path / name, OPTIONS, bitext=bitext, resources=resources)
+        assert contents(tmp_path / name) == contents(tmp_path / "whole"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_processes_change_nothing(tmp_path: Path, name: str) -> None:
+    if name == "ray":
+        pytest.importorskip("ray")
+    # More than one chunk of texts and one block of queries.
+    pairs = [(f"q{number}", f"p{number % 9000}") for number in range(20_000)]
+    source = write_pairs(tmp_path / "source", pairs)
+    words = [*dict.fromkeys(word for pair in pairs for word in pair)]
+    vectors = random_vectors(words)
+    for query, passage in pairs:
+        vectors[query] = vectors[query] + 3 * vectors[passage]
+    miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
+    options = replace(OPTIONS, max_score=1.01)
+    mine([source], miner, tmp_path / "one", options)
+    report = mine([source], miner, tmp_path / "two", options, resources=Resources(executor=Executor(name, workers=2)))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert report["sources"]["pairs"]["texts"] == {"embedded": 29_000, "cached": 0}
+
+
+def test_transformer_in_shards(
+    tiny_model: F2LLMModel, tiny_tokenizer: Any, sentences: list[str], tmp_path: Path
+) -> None:
+    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(tmp_path / "model"))
+    miner = find_miner(str(tmp_path / "model"), max_length=24, truncate_dim=16)
+    pairs = [(f"{one} {number}", f"{number} {one[::-1]}") for number, one in enumerate(sentences * 6)]
+    source = write_pairs(tmp_path / "source", pairs)
+    options = MiningOptions(top=20, skip=2, max_score=1.01, relative=1.1, negatives=8, keep_short=True)
+    for name, size in (("whole", 1000), ("shards", 17)):
+        mine([source], miner, tmp_path / name, options, resources=Resources(max_corpus_in_memory=size))
+    assert contents(tmp_path / "whole") == contents(tmp_path / "shards")
+    cached = next((tmp_path / "whole" / "embeddings").glob("*/*.vectors.npy"))
+    assert np.load(cached).shape == (60, 16)
+
+
+# The cache and killed runs
+
+
+def test_second_run_encodes_only_what_is_new(
+    source: Source, miner: Miner, folder: Path, tmp_path: Path, small_units: None
+) -> None:
+    resources = Resources(cache=tmp_path / "cache")
+    with counted_texts() as texts:
+        report = mine([source], miner, tmp_path / "one", OPTIONS, resources=resources)
+    used = set(pq.read_table(source.files[0])["query"].to_pylist())
+    assert sorted(texts) == sorted([*used, *PASSAGES])
+    assert report["sources"]["pairs"]["texts"] == {"embedded": len(texts), "cached": 0}
+
+    with counted_texts() as texts:
+        report = mine([source], miner, tmp_path / "two", replace(OPTIONS, negatives=5), resources=resources)
+    assert not texts and report["sources"]["pairs"]["texts"] == {"embedded": 0, "cached": len(used) + 120}
+
+    more = pa.table({"query": ["new"], "passage": ["p3"], "lang": ["x"]})
+    pq.write_table(pa.concat_tables([pq.read_table(source.files[0]), more]), source.files[0])
+    with counted_texts() as texts:
+        mine([source], miner, tmp_path / "three", OPTIONS, resources=resources)
+    assert texts == ["new"]
+
+    with counted_texts() as texts:
+        mine([replace(source, instruction="Find another.")], miner, tmp_path / "four", OPTIONS, resources=resources)
+    assert set(texts) == {*used, "new"}
+
+    save_vectors(folder, random_vectors([*QUERIES, *PASSAGES], seed=1))
+    with counted_texts() as texts:
+        mine([source], find_miner(str(folder)), tmp_path / "five", OPTIONS, resources=resources)
+    assert set(texts) == {*used, "new", *PASSAGES}
+
+
+def test_sources_of_several_runs_share_a_folder(source: Source, miner: Miner, tmp_path: Path) -> None:
+    other = replace(source, name="other")
+    mine([source], miner, tmp_path / "out", OPTIONS)
+    report = mine([other], miner, tmp_path / "out", replace(OPTIONS, negatives=4))["sources"]
+    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs", "other"]
+    assert [report[name]["options"]["negatives"] for name in ("pairs", "other")] == [6, 4]
+    assert report["other"]["texts"] == {"embedded": 0, "cached": 270}
+
+
+def test_finished_source_is_left_alone(source: Source, miner: Miner, tmp_path: Path) -> None:
+    report = mine([source], miner, tmp_path / "out", OPTIONS)
+    before = (tmp_path / "out" / "pairs.parquet").stat().st_mtime_ns
+    assert mine([source], miner, tmp_path / "out", OPTIONS) == report
+    assert (tmp_path / "out" / "pairs.parquet").stat().st_mtime_ns == before
+    assert mine([source], miner, tmp_path / "out", replace(OPTIONS, negatives=5)) != report
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_killed_run_goes_on(
+    source: Source,
+    miner: Miner,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+    emptied: bool,
+) -> None:
+    mine([source], miner, tmp_path / "whole", OPTIONS)
+    output, calls = tmp_path / "out", []
+    encode, search = SentenceTransformer.encode, mining_tasks.BlockSearch.choose
+
+    def stop_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls.append(len(args[1]) if len(args) > 1 else len(kwargs.get("inputs", ())))
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return counting
+
+    monkeypatch.setattr(SentenceTransformer, "encode", stop_at(4, encode))
+    with pytest.raises(KeyboardInterrupt):
+        mine([source], miner, output, OPTIONS)
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    # Within the search, when one of three blocks is done.
+    calls.clear()
+    monkeypatch.setattr(mining_tasks.BlockSearch, "choose", stop_at(2, search))
+    with pytest.raises(KeyboardInterrupt), counted_texts() as texts:
+        mine([source], miner, output, OPTIONS)
+    assert len(texts) == len(set(texts)) == 270 - 3 * 32
+    calls.clear()
+    if emptied:
+        for path in (output / "embeddings").glob("*/*.npy"):
+            path.unlink()
+    monkeypatch.setattr(mining_tasks.BlockSearch, "choose", stop_at(-1, search))
+    with counted_texts() as texts:
+        mine([source], miner, output, OPTIONS)
+    assert len(calls) == 2 and len(texts) == (270 if emptied else 0)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_queries_that_carry_an_instruction_get_no_other(miner: Miner, tmp_path: Path) -> None:
+    pairs = [(instruct("Its own.", query), passage) for query, passage in zip(QUERIES[:60], PASSAGES[:60], strict=True)]
+    pairs[::2] = zip(QUERIES[:60:2], PASSAGES[:60:2], strict=True)
+    prompts = []
+    encode = SentenceTransformer.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SentenceTransformer,
+            "encode",
+            lambda self, inputs, **more: prompts.append((len(inputs), more["prompt"])) or encode(self, inputs, **more),
+        )
+        mine([write_pairs(tmp_path / "source", pairs)], miner, tmp_path / "out", OPTIONS)
+    assert prompts == [(30, instruct("Find it.")), (30, ""), (60, None)]

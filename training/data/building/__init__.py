@@ -1,0 +1,1 @@
+"""Raw data sets, turned into the published format by a build file."""

@@ -1,0 +1,1 @@
+"""Names from Unicode CLDR as training data: the offline default."""

@@ -1,0 +1,1 @@
+"""Duplicates and leaked evaluation texts: found, reported and removed."""

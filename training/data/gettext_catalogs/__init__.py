@@ -1,0 +1,1 @@
+"""Messages of installed programs as training data."""

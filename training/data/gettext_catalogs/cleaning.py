@@ -1,0 +1,151 @@
+"""From a program's message to plain text, and which pairs of such texts are a translation to learn from.
+
+Placeholders (``%s``, ``{name}``) are removed, not normalised. They are the same on both sides, so whatever stood in for
+them would match a text with its translation without a word of it being understood; and a program that shows a message
+has filled them in. The quotes and brackets that held nothing else go with them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from functools import lru_cache
+
+from training.data.cldr.names import fold
+
+__all__ = ["clean", "clean_pair", "is_plain", "same_text"]
+
+# Beyond this many characters it is a manual page, of which a model would read the beginning only.
+_LONGEST = 300
+_FEWEST_LETTERS = 4
+# A character of these scripts says as much as some letters do.
+_FEWEST_DENSE_LETTERS = 2
+_DENSE_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Kore"})
+# Share of the visible ASCII characters and letters that must be letters.
+_LETTER_SHARE = 0.7
+
+_CREDITS = re.compile(r"translator[-_ ]credits|(?:names|emails?|roles|credits?)[_ ](?:of|for)[_ ]translators", re.I)
+_YOUR_CREDITS = frozenset({"your names", "your emails", "your email", "your name"})
+_ADDRESS = re.compile(r"\w://|\bwww\.|\S@\S+\.\w|\bmailto:", re.I)
+# "-f, --file" in a list of a command's options.
+_COMMAND_LINE = re.compile(r"(?:^|[\s\[(,|])--?[A-Za-z]")
+# Counted in ASCII, since marks, no letters by themselves, are part of Indic and Thai words.
+_NO_LETTER = re.compile(r"[!-@\[-`{-~]")
+_WORD = re.compile(r"[^\W\d_]*[^\W\d_A-Z][^\W\d_]*")
+
+# KDE's old "_: context\n", KDE's scripted "translation|/|script", and GLib's "context|text".
+_KDE_CONTEXT = re.compile(r"\A_: ?.*?\n", re.S)
+_KDE_SCRIPT = re.compile(r"\|/\|.*\Z", re.S)
+_PREFIX = re.compile(r"\A[^|\n]{1,60}\|(?=[^|\s])")
+
+_BLOCK_TAG = re.compile(
+    r"</?(?:br|p|li|ul|ol|div|h\d|hr|td|th|tr|table|para|title|item|list|nl|body|html)\b[^<>]*>", re.I
+)
+_TAG = re.compile(r"</?(?!PRI\w+>)[A-Za-z][^<>]*>|<!--.*?-->", re.S)
+_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]\w*);")
+_PLACEHOLDER = re.compile(
+    r"""
+    %L?\d{1,2}(?![\d$.*A-Za-z]) | %\{[^{}]*\}                     # Qt and KDE
+    | %[-\d]*<PRI\w+>                                            # C, <inttypes.h>
+    | %(?:\d+\$|\([^()]*\))?[-+\#0'I_^]*(?:\*(?:\d+\$)?|\d+)?(?:\.(?:\*|\d+)?)?(?:hh|ll|[hlLqjzt])?[A-Za-z]
+    | \$?\{[^{}\s][^{}\n]{0,40}\} | \{\}                         # Python, JavaScript, shell
+    | \$[A-Za-z_]\w* | \$\d+
+    """,
+    re.X,
+)
+_CJK_ACCELERATOR = re.compile(r"\s*[(（][_&~]\w[)）]")
+_EMPTY_PAIR = re.compile(
+    r"\(\s*\)|（\s*）|\[\s*\]|\{\s*\}|<\s*>|«\s*»|»\s*«|‹\s*›|“\s*[”“]|„\s*[“”]|‘\s*[’‘]|‚\s*[‘’]|「\s*」|『\s*』"
+    r"|《\s*》|\"\s*\"|'\s*'|`\s*['`]|''\s*''|``\s*''"
+)
+_LOOSE_SPACE = re.compile(r"\s+(?=[,.;:!?)\]}。、，：；！？）])|(?<=[(\[{（])\s+")
+# Direction marks, byte order marks and soft hyphens; not the joiners that Persian and Indic words are written with.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_CONTROL = re.compile(r"\\[nrt](?![a-z])|[\x00-\x1f\x7f]")
+_ENDS = re.compile(r"\A[\s:：,;*•·\-–—/|=)}\]]+|(?:[\s:：…,;|=/\-–—]|\.{2,})+\Z")
+
+
+def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | None:
+    """Cleans a message and its translation, or returns None if they teach nothing.
+
+    Args:
+        source: The English message.
+        translation: Its translation.
+        script: ISO 15924 code of the translation.
+    """
+    english = _clean_source(source)
+    if english is None or not translation:
+        return None
+    if "|" in source and _PREFIX.match(source):
+        english = _clean_source(_PREFIX.sub("", source))
+        # Translators take the context along or leave it out.
+        if translation.count("|") >= source.count("|"):
+            translation = _PREFIX.sub("", translation)
+    text = clean(translation)
+    if english is None or not is_plain(text, script) or same_text(english) == same_text(text):
+        return None
+    return english, text
+
+
+@lru_cache(maxsize=1 << 18)
+def _clean_source(source: str) -> str | None:
+    """The plain text of an English message, None if it is none; a message comes once for every language."""
+    if _CREDITS.search(source) or source.strip().lower() in _YOUR_CREDITS:
+        return None
+    text = clean(source)
+    # Names, abbreviations and identifiers stay as they are in every language: a word has small letters.
+    words = [word for word in _WORD.findall(text) if len(word) > 2]
+    return text if words and is_plain(text, "Latn") else None
+
+
+def clean(text: str) -> str:
+    """Returns a message without contexts, markup, placeholders, accelerators and a closing ellipsis or colon.
+
+    The order counts: an accelerator would hide a tag's or a placeholder's name, and an entity may stand for ``<``.
+    """
+    text = _CONTROL.sub(" ", _KDE_SCRIPT.sub("", _KDE_CONTEXT.sub("", text)))
+    if "<" in text:
+        text = _TAG.sub("", _BLOCK_TAG.sub(" ", text))
+    text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    filled = _PLACEHOLDER.sub(" ", text.replace("%%", "\0")).replace("\0", "%")
+    if filled != text:
+        # What is in quotes may be in brackets, too.
+        filled = _EMPTY_PAIR.sub(" ", _EMPTY_PAIR.sub(" ", filled))
+    text = _without_accelerator(filled)
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    return _ENDS.sub("", _LOOSE_SPACE.sub("", " ".join(text.split())))
+
+
+def _without_accelerator(text: str) -> str:
+    """Takes out the mark of the key to press: ``_File``, ``&File``, ``ファイル(_F)``; ``__`` and ``&&`` become one."""
+    text = _CJK_ACCELERATOR.sub("", text)
+    for mark in "_&":
+        if mark not in text:
+            continue
+        doubled = text.replace(mark * 2, "\0")
+        # A message has one accelerator: several underscores are those of names such as FOO_BAR_BAZ.
+        if doubled.count(mark) == 1:
+            doubled = re.sub(rf"{mark}(?=\w)", "", doubled)
+        text = doubled.replace("\0", mark)
+    return text
+
+
+def is_plain(text: str, script: str) -> bool:
+    """Whether a cleaned text says something in a language.
+
+    It must be neither short nor very long, mostly letters, free of addresses and command-line options, and in another
+    script than Latin hold more than ASCII.
+    """
+    letters = sum(map(str.isalpha, text))
+    least = _FEWEST_DENSE_LETTERS if script in _DENSE_SCRIPTS else _FEWEST_LETTERS
+    if letters < least or len(text) > _LONGEST or (script != "Latn" and text.isascii()):
+        return False
+    if letters < _LETTER_SHARE * (letters + len(_NO_LETTER.findall(text))):
+        return False
+    return not _ADDRESS.search(text) and not _COMMAND_LINE.search(text)
+
+
+def same_text(text: str) -> str:
+    """What texts have in common that differ in nothing but case, punctuation and spacing."""
+    return " ".join(re.findall(r"\w[^\s!-/:-@\[-`{-~]*", fold(text))) or fold(text)

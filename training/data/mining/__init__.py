@@ -1,0 +1,1 @@
+"""Hard negatives, found by any SentenceTransformer."""

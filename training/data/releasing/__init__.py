@@ -1,0 +1,1 @@
+"""The folder that the Hub reads: files, card, plot."""
