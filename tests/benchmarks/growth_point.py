@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_f2llm import matryoshka_dims
+from tests.benchmarks.memory import process_memory
 from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.settings import Settings, device
 from tests.benchmarks.step import embed
@@ -78,24 +77,11 @@ def _model(settings: Settings) -> nn.Module:
 def _time(work: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Spread of the seconds after one warm-up call, and the memory before and at the peak."""
     cuda = torch.cuda.is_available()
-    before = torch.cuda.memory_allocated() / 2**20 if cuda else _memory("VmRSS")
+    before = torch.cuda.memory_allocated() / 2**20 if cuda else process_memory("VmRSS")
     work()
     seconds = [time_call(work)[0] for _ in range(repeats)]
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _memory("VmHWM")
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else process_memory("VmHWM")
     return {"seconds": spread(seconds), "before_mib": before, "peak_mib": peak}
-
-
-def _memory(field: str) -> float:
-    """MiB that this process holds (``VmRSS``) or held at most (``VmHWM``).
-
-    ``getrusage`` is for systems that do not say so in a file: on Linux its peak is no less than that of the parent.
-    """
-    path = Path("/proc/self/status")
-    if path.exists():
-        line = next(line for line in path.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 _AXES = {"batch": growth_batch, "length": growth_length}

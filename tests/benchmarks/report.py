@@ -113,7 +113,7 @@ def _seconds(suite: dict[str, Any]) -> str:
 
 def _growth(suite: dict[str, Any]) -> str:
     return _table(
-        ["axis", "value", "tokens", "seconds", "peak memory, MiB", "to open: seconds", "to open: peak memory, MiB"],
+        ["axis", "value", "tokens", "seconds", "peak memory, MiB", "to open: s", "to open: MiB", "first batch: s"],
         (
             [
                 point["axis"],
@@ -123,6 +123,7 @@ def _growth(suite: dict[str, Any]) -> str:
                 number(point["peak_mib"] - point["before_mib"]),
                 number(point["opening_seconds"]) if "opening_seconds" in point else "",
                 number(point["opening_peak_mib"]) if "opening_peak_mib" in point else "",
+                number(point["first_batch_seconds"]) if "first_batch_seconds" in point else "",
             ]
             for point in suite["points"]
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -121,3 +123,21 @@ def test_missing_array(prepared: PreparedSource, refuses: Refuses, file: str) ->
     (prepared.folder / file).unlink()
     with refuses(prepared.folder, "not a whole prepared source", file, "prepare it again"):
         PreparedSource(prepared.folder)
+
+
+@pytest.mark.parametrize("rows", [2_000, 2_000_000])
+def test_opening_costs_the_same_at_any_size(tmp_path: Path, rows: int) -> None:
+    description = {"name": "large", "task_type": "retrieval", "negatives": 24, "texts": 2 * rows, "tokens": 100 * rows}
+    description["rows"] = {"train": rows, "validation": 0}
+    sizes = {TOKENS: 400 * rows, OFFSETS: 8 * (2 * rows + 1), SPLITS["train"]: 4 * 26 * rows, SPLITS["validation"]: 0}
+    for name, size in sizes.items():
+        with (tmp_path / name).open("wb") as file:
+            # Holes take no room on the disk.
+            file.truncate(size)
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    tracemalloc.start()
+    large = PreparedSource(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(large.rows["train"]) == rows and len(large.tokens(0)) == 0
+    assert peak < 100_000

@@ -13,7 +13,7 @@ __all__ = ["RunWriter", "partition_of", "read_partition"]
 
 _SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 # Characters held before they go to disk, and hashes remembered so that a text goes there once.
-_RUN_CHARACTERS = 48_000_000
+_RUN_CHARACTERS = 24_000_000
 _MOST_SEEN = 1_000_000
 
 
