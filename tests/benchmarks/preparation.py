@@ -36,8 +36,8 @@ def run(settings: Settings, suite: Suite) -> None:
     suite.notes += [
         "Rows have a query, a passage and seven negatives, passages of other rows; a byte-level BPE tokenizer "
         "of 8,192 tokens trained on the same texts.",
-        "Memory of preparing is the peak of the whole tree of processes, libraries included, that of opening the peak of "
-        "a process that does nothing else; then it collates a first batch of 512 rows.",
+        "Memory of preparing is the peak of the whole tree of processes, libraries included, that of opening the peak "
+        "of a process that does nothing else; then it collates a first batch of 512 rows.",
     ]
     corpus = MadeUpCorpus(settings.pick(quick=200, cpu=40_000, cuda=40_000))
     passages = [corpus.passage(row) for row in range(corpus.rows)]
