@@ -148,6 +148,8 @@ class F2LLMModel(Qwen3Model):
         layout = None
         if not (cached or ready_made or wants_attentions):
             layout = _padded_layout(inputs, attention_mask, position_ids)
+        if layout is not None and layout.index is None and position_ids is None and self._as_fast_in_rows(inputs):
+            layout, attention_mask = None, None
         if layout is not None and sum(layout.lengths):
             return self._forward_padded(input_ids, inputs_embeds, position_ids, layout, kwargs)
         return super().forward(
@@ -159,6 +161,16 @@ class F2LLMModel(Qwen3Model):
             use_cache=use_cache,
             **kwargs,
         )
+
+    def _as_fast_in_rows(self, inputs: Tensor) -> bool:
+        """Whether texts of one length gain nothing from being packed.
+
+        On a CPU rows share the table of rotary positions, which a packed batch has once for every token. Compiled layers
+        and the kernels of a GPU take packed batches only.
+        """
+        implementation = self.config._attn_implementation
+        runs_sdpa = implementation in (PACKED_ATTENTION[None], PACKED_ATTENTION["sdpa"])
+        return inputs.device.type == "cpu" and runs_sdpa and not any(layer.compiled for layer in self.layers)
 
     def _forward_padded(
         self,
