@@ -165,8 +165,8 @@ class F2LLMModel(Qwen3Model):
     def _as_fast_in_rows(self, inputs: Tensor) -> bool:
         """Whether texts of one length gain nothing from being packed.
 
-        On a CPU rows share the table of rotary positions, which a packed batch has once for every token. Compiled layers
-        and the kernels of a GPU take packed batches only.
+        On a CPU rows share the table of rotary positions, which a packed batch has once for every token. Compiled
+        layers and the kernels of a GPU take packed batches only.
         """
         implementation = self.config._attn_implementation
         runs_sdpa = implementation in (PACKED_ATTENTION[None], PACKED_ATTENTION["sdpa"])

@@ -22,7 +22,7 @@ from training.data.cleaning.evaluation_texts import EvaluationSet, evaluation_fi
 from training.data.cleaning.removal import MANIFEST, write_clean
 from training.data.cleaning.report import Findings, contamination_report, contamination_table
 from training.data.executor import Executor, read_executor
-from training.data.manifest import Source, load_manifest
+from training.data.manifest import Source, load_manifest, require_local
 from training.data.published import PublishedFile
 from training.errors import StoppedError, UserError
 
@@ -40,6 +40,7 @@ def decontaminate(
     *,
     negatives: bool = False,
     remove: bool = False,
+    data_dir: str | None = None,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Looks for duplicates and evaluation texts, and writes ``contamination.json`` and ``contamination.md``.
@@ -52,6 +53,7 @@ def decontaminate(
         evaluation: Evaluation sets to look for.
         negatives: Whether to look for evaluation texts among the negatives, too.
         remove: Whether to write the sources without the rows found.
+        data_dir: Folder of the files, instead of the manifest's own.
         executor: Where the work runs; local processes if None.
 
     Returns:
@@ -67,7 +69,8 @@ def decontaminate(
         raise UserError("nothing to look for; give --exact, --near, --evaluation or --mteb")
     if options.across and not (options.exact or options.near):
         raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
-    sources = load_manifest(manifest)
+    sources = load_manifest(manifest, data_dir)
+    require_local(sources)
     files = [path for source in sources for path in source.files]
     source_of = [number for number, source in enumerate(sources) for _ in source.files]
     _check_output(output, Path(manifest), sources, remove)
@@ -126,7 +129,8 @@ def main(words: list[str] | None = None) -> int:
             evaluation,
             negatives=arguments.negatives,
             remove=arguments.remove,
-            executor=read_executor(_json_or_name(arguments.executor)),
+            data_dir=arguments.data_dir,
+            executor=read_executor(arguments.executor),
         )
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -138,18 +142,10 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def _json_or_name(value: str) -> Any:
-    if not value.startswith("{"):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--executor {value}: not valid JSON ({error}); give a name or a JSON object") from None
-
-
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="the sources")
+    parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's own")
     parser.add_argument("--output", type=Path, required=True, help="a folder for the reports and the cleaned files")
     parser.add_argument("--exact", action="store_true", help="find pairs that repeat, whatever their form")
     parser.add_argument("--near", action="store_true", help="find pairs that nearly repeat (MinHash)")

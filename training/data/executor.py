@@ -22,6 +22,8 @@ __all__ = ["EXECUTORS", "Executor", "Phase", "SubmittedError", "read_executor", 
 logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "ray", "slurm", "jobs")
+# Arguments of datatrove's executors that are not the user's to give.
+_OURS = ("pipeline", "tasks", "logging_dir", "depends", "skip_completed")
 
 
 class SubmittedError(StoppedError):
@@ -62,6 +64,9 @@ def read_executor(value: str | None) -> Executor | None:
         raise UserError(f"key 'executor': there is no {name!r}; use one of {', '.join(EXECUTORS)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UserError(f"key 'executor': workers must be a positive number, got {workers!r}")
+    for key in _OURS:
+        if key in options:
+            raise UserError(f"key 'executor': {key!r} follows from the work; take it out")
     return Executor(name, workers, options)
 
 

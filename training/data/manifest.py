@@ -37,7 +37,15 @@ from training.data.manifest_file import TASK_TYPES, Entry, Manifest, read_manife
 from training.data.storage import SourceFile
 from training.errors import UserError
 
-__all__ = ["TASK_TYPES", "Source", "file_languages", "find_entry_files", "load_manifest", "select_sources"]
+__all__ = [
+    "TASK_TYPES",
+    "Source",
+    "file_languages",
+    "find_entry_files",
+    "load_manifest",
+    "require_local",
+    "select_sources",
+]
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,21 @@ def file_languages(entry: Entry, file: SourceFile) -> list[str]:
     """The languages of one file of a collection: those that its name tells, else all of the collection's."""
     told = languages_in_name(file.stem, entry.languages) if entry.name_tells_language else []
     return told or entry.languages
+
+
+def require_local(sources: Sequence[Source]) -> None:
+    """Refuses sources whose files are not on this machine, for work that reads them again and again.
+
+    Raises:
+        UserError: If a file is remote.
+    """
+    for source in sources:
+        for file in source.files:
+            if not isinstance(file, Path):
+                raise UserError(
+                    f"source {source.name!r}: {file} is not on this machine; download the files and give their folder "
+                    "as --data-dir"
+                )
 
 
 def select_sources(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -16,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from transformers.utils.logging import disable_progress_bar
 
 from training.data.executor import Executor, read_executor
-from training.data.manifest import load_manifest, select_sources
+from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.index import SEARCHES
 from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
@@ -59,7 +57,10 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a name on the Hub")
     parser.add_argument("--output", type=Path, required=True, help="folder of the mined sources")
-    parser.add_argument("--sources", nargs="+", help="mine these only (`*` as in file names)")
+    parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's own")
+    parser.add_argument(
+        "--sources", nargs="+", help="mine these (`*` as in file names; default: all retrieval sources)"
+    )
 
     group = parser.add_argument_group("thresholds (by default the published ones)")
     group.add_argument("--top", type=int, default=default.top, help="candidates a query (%(default)s)")
@@ -101,19 +102,11 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _executor(text: str | None) -> Executor:
-    value: Any = text
-    if text is not None and text.lstrip().startswith("{"):
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"--executor: no JSON ({error})") from None
-    return read_executor(value)
-
-
 def _run(arguments: argparse.Namespace) -> None:
-    sources = load_manifest(arguments.manifest)
-    chosen = select_sources(sources, arguments.sources)
+    sources = load_manifest(arguments.manifest, arguments.data_dir)
+    require_local(sources)
+    # Clustering and classification have negatives of other classes, which no score can tell from those of their own.
+    chosen = select_sources(sources, arguments.sources, None if arguments.sources else ["retrieval"])
     bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
     mine(
         chosen,
@@ -137,9 +130,13 @@ def _run(arguments: argparse.Namespace) -> None:
             instructions=not arguments.no_instruction,
         ),
         bitext=[] if arguments.no_guard else bitext,
+        others=[source for source in sources if source not in chosen],
         half=arguments.half_cache,
         resources=Resources(
-            arguments.cache, arguments.max_corpus_in_memory, arguments.search, _executor(arguments.executor)
+            arguments.cache,
+            arguments.max_corpus_in_memory,
+            arguments.search,
+            read_executor(arguments.executor) or Executor(),
         ),
     )
 

@@ -26,7 +26,7 @@ class PreparationOptions:
         on_bad_row: One of ``ON_BAD_ROW``.
 
     Raises:
-        UserError: If ``on_bad_row`` is something else.
+        UserError: If a value is out of its range.
     """
 
     max_length: int = 1024
@@ -40,3 +40,10 @@ class PreparationOptions:
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
             raise UserError(f"on_bad_row cannot be {self.on_bad_row!r}; use one of {', '.join(ON_BAD_ROW)}")
+        if self.max_length < 1:
+            raise UserError(f"max_length must be at least 1, got {self.max_length}")
+        for name in ("validation_share", "document_instruction_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.seed < 0 or any(number < 0 for _, number in self.num_hard_negatives):
+            raise UserError("seed and num_hard_negatives must not be negative")

@@ -27,6 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     try:
         if arguments.dry_run:
+            if arguments.sources or arguments.task_types or arguments.cap is not None:
+                raise UserError("--dry-run looks at the whole manifest: leave out --sources, --task-types and --cap")
             found = survey(arguments.manifest, arguments.data_dir, arguments.stage)
             sys.stdout.write(report(found) + "\n")
         else:
@@ -34,7 +36,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    # What is done is kept: a full disk, a lost worker or a handed-over job end here.
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: interrupted. To go on, run the same command again\n")
+        return 130
+    # What is done is kept: a full disk, a failed task or a handed-over job end here.
     except (StoppedError, OSError) as error:
         sys.stderr.write(f"stopped: {error}. To go on, run the same command again\n")
         return 1
@@ -82,6 +87,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     executor = read_executor(arguments.executor)
     sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
     sources = select_sources(sources, arguments.sources, arguments.task_types)
+    if arguments.cap is not None and arguments.cap < 1:
+        raise UserError(f"--cap must be at least 1, got {arguments.cap}")
     if arguments.cap is not None:
         sources = [replace(source, cap=min(arguments.cap, source.cap or arguments.cap)) for source in sources]
     types = [task_type for task_type, _ in PreparationOptions().num_hard_negatives]

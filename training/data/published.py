@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.data.instructions import without_instruction
 from training.data.row_checks import bad_row, find_faults
 from training.data.storage import RemoteFile, SourceFile, as_file, opened
 from training.errors import UserError
@@ -20,6 +21,7 @@ __all__ = ["PublishedFile", "TextBatch"]
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
 # A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
 _BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
+_PROBE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,12 @@ class PublishedFile:
             if not _is_text(kind):
                 raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
-    def batches(self, batch_rows: int | None = None) -> Iterator[TextBatch]:
+    def batches(self, batch_rows: int | None = None, raw: bool = False) -> Iterator[TextBatch]:
         """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
+
+        Args:
+            batch_rows: Rows of a batch at most.
+            raw: Take off the instructions that queries bring along: what is compared is the text alone.
 
         Raises:
             UserError: At the first bad row.
@@ -113,7 +119,10 @@ class PublishedFile:
             faults = find_faults(batch, self.negatives, self.required_negatives)
             if faults:
                 raise bad_row(self.path, row, faults[0])
-            yield TextBatch(row, {name: batch.column(name).to_pylist() for name in batch.schema.names})
+            columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+            if raw:
+                columns["query"] = [without_instruction(text) for text in columns["query"]]
+            yield TextBatch(row, columns)
             row += len(batch)
 
     def record_batches(
@@ -135,4 +144,8 @@ class PublishedFile:
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
-            yield from parquet.iter_batches(batch_rows or self.batch_rows, row_groups=groups, columns=columns)
+            # The sizes in the file tell nothing of texts that repeat, which it holds once and a batch many times.
+            first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
+            fitting = max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1))
+            rows = min(batch_rows or _BATCH_ROWS, self.batch_rows, fitting)
+            yield from parquet.iter_batches(rows, row_groups=groups, columns=columns)

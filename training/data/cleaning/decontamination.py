@@ -198,7 +198,7 @@ class _Index:
 def _find(files: Sequence[Path], index_folder: Path, negatives: bool, folder: Path, task: int) -> None:
     index, file = _Index(index_folder), PublishedFile(files[task])
     found: list[tuple[int, int, int, int]] = []
-    for batch in file.batches(_BATCH_ROWS):
+    for batch in file.batches(_BATCH_ROWS, raw=True):
         for column in ("query", "passage", *(file.negatives if negatives else ())):
             texts = batch.columns[column]
             rows = [row for row, text in enumerate(texts) if text is not None]

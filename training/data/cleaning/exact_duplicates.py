@@ -51,7 +51,7 @@ def exact_groups(folder: Path) -> np.ndarray:
 def _hash_file(files: Sequence[Path], folder: Path, task: int) -> None:
     """Writes the hashes of a file's pairs, sorted: three rows, those of the query, the passage and the row number."""
     parts = [np.empty((3, 0), dtype=np.uint64)]
-    for batch in PublishedFile(files[task]).batches():
+    for batch in PublishedFile(files[task]).batches(raw=True):
         hashes = np.empty((3, len(batch)), dtype=np.uint64)
         for i, column in enumerate(("query", "passage")):
             hashes[i] = [text_key(normalise(text)) for text in batch.columns[column]]

@@ -143,7 +143,7 @@ class _Signature(MinhashDedupSignature):
 
     def documents(self, path: Path) -> Iterator[Document]:
         """Yields a document for each row, whose runs are those that ``get_shingles`` returns meanwhile."""
-        for batch in PublishedFile(path).batches(_BATCH_ROWS):
+        for batch in PublishedFile(path).batches(_BATCH_ROWS, raw=True):
             queries, passages = (_Sides(batch.columns[column], self.options) for column in ("query", "passage"))
             # Runs go under the hash of a short other side: rows that differ in it never meet.
             of_query = queries.keyed(np.where(passages.long, np.uint64(1), passages.wholes))
@@ -180,7 +180,7 @@ def _gather(files: Sequence[Path], options: NearOptions, folder: Path, task: int
     pairs = (_pairs(folder, bucket).reshape(-1, 2) for bucket in range(options.buckets))
     rows = np.unique(np.concatenate([ends[ends[:, 0] == task, 1] for ends in pairs])).astype(np.int64)
     sides: list[np.ndarray] = []
-    for batch in PublishedFile(files[task]).batches(_BATCH_ROWS) if len(rows) else ():
+    for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True) if len(rows) else ():
         start, end = np.searchsorted(rows, (batch.first_row, batch.first_row + len(batch)))
         chosen = (rows[start:end] - batch.first_row).tolist()
         columns = [[batch.columns[column][row] for row in chosen] for column in ("query", "passage")]

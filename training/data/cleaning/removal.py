@@ -22,7 +22,8 @@ from training.data.cleaning.work import stage_folder
 from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.parquet import write_parquet
-from training.errors import UserError
+from training.data.published import PublishedFile
+from training.errors import StoppedError, UserError
 
 __all__ = ["MANIFEST", "write_clean"]
 
@@ -52,6 +53,7 @@ def write_clean(
 
     Raises:
         UserError: If no row is left.
+        StoppedError: If a file that should be there is not.
     """
     files = [path for source in sources for path in source.files]
     targets = [
@@ -74,7 +76,11 @@ def write_clean(
     run_phases([Phase("clean", clean, len(files))], folder / "tasks", executor)
     entries = []
     for source in sources:
-        left = sorted((output / source.name).glob("*.parquet"))
+        own = [number for number, path in enumerate(files) if targets[number].parent == output / source.name]
+        left = [targets[number] for number in own if len(removed[number]) < PublishedFile(files[number]).num_rows]
+        missing = [path for path in left if not path.exists()]
+        if missing:
+            raise StoppedError(f"{missing[0]}: a task left it out; remove {output} and run the command again")
         if left:
             entries.append(_entry(source, [f"{escape(source.name)}/{path.name}" for path in left]))
         else:
@@ -104,13 +110,12 @@ def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: i
 def _kept(path: Path, removed: np.ndarray) -> Iterator[pa.Table]:
     """Yields the rows that stay."""
     row = 0
-    with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches():
-            stays = np.ones(len(batch), dtype=bool)
-            start, end = np.searchsorted(removed, (row, row + len(batch)))
-            stays[removed[start:end] - row] = False
-            row += len(batch)
-            yield pa.Table.from_batches([batch.filter(pa.array(stays))])
+    for batch in PublishedFile(path).record_batches(all_columns=True):
+        stays = np.ones(len(batch), dtype=bool)
+        start, end = np.searchsorted(removed, (row, row + len(batch)))
+        stays[removed[start:end] - row] = False
+        row += len(batch)
+        yield pa.Table.from_batches([batch.filter(pa.array(stays))])
 
 
 def _entry(source: Source, files: list[str]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from training.data.mining.rules import MiningOptions
 from training.data.mining.tasks import MiningTasks
 from training.data.mining.text_ids import find
 from training.data.mining.translations import Translations, find_translations
+from training.data.storage import identity
 from training.errors import UserError
 
 __all__ = ["MANIFEST", "REPORT", "Resources", "mine"]
@@ -71,6 +74,7 @@ def mine(
     options: MiningOptions | None = None,
     *,
     bitext: Sequence[Source] = (),
+    others: Sequence[Source] = (),
     half: bool = False,
     resources: Resources | None = None,
 ) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def mine(
         output: The folder to write.
         options: The thresholds; the published ones if None.
         bitext: Sources whose pairs are translations: what they connect is never a negative of each other.
+        others: Sources that are not mined: the manifest of the output names them as they are.
         half: Cache embeddings in 16 bits, which rounds scores.
         resources: Memory, cache and executor.
 
@@ -105,7 +110,7 @@ def mine(
     for source in sources:
         if source.name in rows:
             run.mine(source, rows.pop(source.name), translations)
-    return run.finish(sources)
+    return run.finish(sources, others)
 
 
 def _checked(source: Source, options: MiningOptions) -> SourceRows:
@@ -129,8 +134,7 @@ def _fingerprint(value: Any) -> str:
 
 def _described(source: Source) -> dict[str, Any]:
     """Changes with anything that mining depends on; a file keeps its identity when the folder moves."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files if path.exists()]
-    return {**asdict(source), "files": files}
+    return {**asdict(source), "files": [identity(file) for file in source.files]}
 
 
 class _Run:
@@ -256,8 +260,8 @@ class _Run:
         partial.write_text(json.dumps(self._report, indent=2) + "\n")
         partial.replace(self._output / REPORT)
 
-    def finish(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """Writes the manifest of all sources in the folder that have rows."""
+    def finish(self, sources: Sequence[Source], others: Sequence[Source]) -> dict[str, Any]:
+        """Writes the manifest of all sources in the folder that have rows, and of those that were not mined."""
         report = self._report["sources"]
         empty = [source.name for source in sources if not report[source.name]["kept"]]
         for name in empty:
@@ -268,15 +272,20 @@ class _Run:
                 "refused them); raise --top, loosen the thresholds, lower --negatives or add --keep-short"
             )
         entries = [entry["manifest"] for entry in report.values() if entry["kept"]]
+        entries += [
+            _entry(source, *(os.path.relpath(Path(file).resolve(), self._output) for file in source.files))
+            for source in others
+            if source.name not in report
+        ]
         text = yaml.safe_dump({"sources": entries}, sort_keys=False, allow_unicode=True, width=119)
         (self._output / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(self._output / ".work", ignore_errors=True)
         return self._report
 
 
-def _entry(source: Source, file: str) -> dict[str, Any]:
+def _entry(source: Source, *files: str) -> dict[str, Any]:
     """A source as a manifest has it."""
-    described = {**asdict(source), "files": [file]}
+    described = {**asdict(source), "files": [escape(file) for file in files]}
     return {key: value for key, value in described.items() if value is not None and value != []}
 
 

@@ -63,7 +63,7 @@ def read_rows(source: Source) -> SourceRows:
     """
     read: dict[str, list[Ids]] = {side: [np.zeros(0, dtype=ID)] for side in SIDES}
     for path in source.files:
-        for batch in PublishedFile(path).batches(_BATCH_ROWS):
+        for batch in PublishedFile(path).batches(_BATCH_ROWS, raw=True):
             for side in SIDES:
                 read[side].append(text_ids(batch.columns[side]))
     found = {side: distinct(np.concatenate(parts)) for side, parts in read.items()}
@@ -89,15 +89,14 @@ class _Output:
         row = 0
         for path in self._source.files:
             names = [] if self._replace else PublishedFile(path).negatives
-            with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(_BATCH_ROWS):
-                    texts = passages.take(mined[numbers[row : row + len(batch)]])
-                    row += len(batch)
-                    existing = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-                    own = list(existing) if names else [()] * len(batch)
-                    table = self._table(batch, [_fill(*row, self._negatives) for row in zip(own, texts, strict=True)])
-                    if len(table):
-                        yield table
+            for batch in PublishedFile(path).record_batches(_BATCH_ROWS, all_columns=True):
+                texts = passages.take(mined[numbers[row : row + len(batch)]])
+                row += len(batch)
+                existing = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+                own = list(existing) if names else [()] * len(batch)
+                table = self._table(batch, [_fill(*row, self._negatives) for row in zip(own, texts, strict=True)])
+                if len(table):
+                    yield table
 
     def _table(self, batch: pa.RecordBatch, negatives: list[list[str | None]]) -> pa.Table:
         kept = [row for row, texts in enumerate(negatives) if self._keep_short or texts[-1] is not None]

@@ -60,7 +60,7 @@ def find_translations(sources: Sequence[Source]) -> Translations:
     queries, passages = [np.zeros(0, dtype=ID)], [np.zeros(0, dtype=ID)]
     for source in sources:
         for path in source.files:
-            for batch in PublishedFile(path).batches():
+            for batch in PublishedFile(path).batches(raw=True):
                 queries.append(text_ids(batch.columns["query"]))
                 passages.append(text_ids(batch.columns["passage"]))
     return Translations(np.concatenate(queries), np.concatenate(passages))

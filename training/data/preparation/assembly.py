@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from training.data.preparation.plan import PreparationPlan
+from training.data.preparation.quarantine import join_quarantines
 from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TOKENS
 
 __all__ = ["FORMAT", "assemble"]
@@ -44,7 +42,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "texts": texts,
         "tokens": tokens,
         "rows": rows,
-        "quarantined": _write_quarantine([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
+        "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
@@ -69,13 +67,3 @@ def _write_offsets(lengths: Iterable[Path], path: Path) -> int:
             file.write(ends.astype("<i8").tobytes())
             texts, end = texts + len(ends), int(ends[-1]) if len(ends) else end
     return texts
-
-
-def _write_quarantine(parts: Iterable[Path], path: Path) -> dict[str, int]:
-    """Writes the bad rows of all shards to one file, if there are any, and returns their number by reason."""
-    tables = [pq.read_table(part) for part in parts if part.exists()]
-    if not tables:
-        return {}
-    bad = pa.concat_tables(tables, promote_options="default")
-    pq.write_table(bad, path, compression="zstd")
-    return dict(sorted(Counter(bad.column("reason").to_pylist()).items()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from training.data.prepared import SPLITS
 from training.data.published import PublishedFile
 from training.keyed import keyed_bits, text_key
 
-__all__ = ["PreparationPlan", "Shard", "make_plan"]
+__all__ = ["PreparationPlan", "Shard", "cap_draws", "make_plan"]
 
 # What a draw is for: the first key after the seed, so that draws for different ends are independent.
 CAP, SPLIT, DOCUMENT_INSTRUCTION = 1, 2, 3
@@ -29,6 +28,7 @@ _SHARD_ROWS = 65_536
 # Cells of a partition about: as many texts are in memory at once where none repeats.
 _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
+_DRAWS_AT_ONCE = 1 << 20
 
 
 class Shard(NamedTuple):
@@ -60,6 +60,7 @@ class PreparationPlan:
         negatives: Negative columns of the widest file.
         shards: What is read.
         partitions: Number of partitions of the distinct texts, a power of two.
+        highest_draw: Rows whose draw is at most this are under the source's cap; None if all rows are.
     """
 
     source: Source
@@ -67,7 +68,8 @@ class PreparationPlan:
     folder: Path
     negatives: int
     shards: tuple[Shard, ...]
-    partitions: int
+    partitions: int = 1
+    highest_draw: int | None = None
 
     @property
     def required_negatives(self) -> int:
@@ -83,18 +85,6 @@ class PreparationPlan:
     def cells(self) -> int:
         """Texts of all rows, each as often as it occurs."""
         return min(self.rows, self.source.cap or self.rows) * (2 + self.negatives)
-
-    @cached_property
-    def highest_draw(self) -> np.uint64 | None:
-        """Rows whose draw is at most this are under the source's cap; None if all rows are."""
-        if self.source.cap is None or self.rows <= self.source.cap:
-            return None
-        draws = self.cap_draws(np.arange(self.rows))
-        return np.partition(draws, self.source.cap - 1)[self.source.cap - 1]
-
-    def cap_draws(self, rows: np.ndarray) -> np.ndarray:
-        """``(n,)`` 64-bit draws of the rows of the given numbers within the source."""
-        return keyed_bits(self.options.seed, CAP, text_key(self.source.name), rows)
 
     def open(self, file: int) -> PublishedFile:
         """One of the source's files."""
@@ -141,10 +131,28 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     files = [PublishedFile(path, required) for path in source.files]
     negatives = max(len(file.negatives) for file in files)
     shards = tuple(_shards([file.row_group_rows for file in files]))
-    plan = PreparationPlan(source, options, folder, negatives, shards, 1)
+    plan = PreparationPlan(source, options, folder, negatives, shards)
     wanted = -(-plan.cells // _PARTITION_CELLS)
     partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
-    return replace(plan, partitions=partitions)
+    return replace(plan, partitions=partitions, highest_draw=_highest_draw(source, options, plan.rows))
+
+
+def cap_draws(source: Source, options: PreparationOptions, rows: np.ndarray) -> np.ndarray:
+    """``(n,)`` 64-bit draws of the rows of the given numbers within the source."""
+    return keyed_bits(options.seed, CAP, text_key(source.name), rows)
+
+
+def _highest_draw(source: Source, options: PreparationOptions, rows: int) -> int | None:
+    """The draw of the last row under the cap, found in blocks: a source may have a hundred million rows."""
+    if source.cap is None or rows <= source.cap:
+        return None
+    lowest = np.zeros(0, dtype=np.uint64)
+    for start in range(0, rows, _DRAWS_AT_ONCE):
+        draws = cap_draws(source, options, np.arange(start, min(start + _DRAWS_AT_ONCE, rows)))
+        lowest = np.concatenate([lowest, draws])
+        if len(lowest) > source.cap:
+            lowest = np.partition(lowest, source.cap - 1)[: source.cap]
+    return int(lowest.max())
 
 
 def _shards(files: Sequence[Sequence[int]]) -> list[Shard]:
