@@ -21,7 +21,8 @@ __all__ = ["PublishedFile", "TextBatch"]
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
 # A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
 _BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
-_PROBE_ROWS = 64
+# Read to learn the size of a row; of a remote file that would be fetched twice.
+_PROBE_ROWS, _REMOTE_BATCH_ROWS = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,11 @@ class PublishedFile:
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
+            rows = min(batch_rows or _BATCH_ROWS, self.batch_rows)
             # The sizes in the file tell nothing of texts that repeat, which it holds once and a batch many times.
-            first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
-            fitting = max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1))
-            rows = min(batch_rows or _BATCH_ROWS, self.batch_rows, fitting)
+            if isinstance(self.path, RemoteFile):
+                rows = min(rows, _REMOTE_BATCH_ROWS)
+            else:
+                first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
+                rows = min(rows, max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1)))
             yield from parquet.iter_batches(rows, row_groups=groups, columns=columns)

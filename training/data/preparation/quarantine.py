@@ -56,12 +56,8 @@ def join_quarantines(parts: Sequence[Path], path: Path) -> dict[str, int]:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches(1024):
-                    columns = [
-                        batch.column(name)
-                        if name in batch.schema.names
-                        else pa.nulls(len(batch), schema.field(name).type)
-                        for name in schema.names
-                    ]
+                    columns = {name: pa.nulls(len(batch), schema.field(name).type) for name in schema.names}
+                    columns |= dict(zip(batch.schema.names, batch.columns, strict=True))
                     writer.write_table(pa.table(columns, schema=schema))
                     reasons.update(batch.column("reason").to_pylist())
     return dict(sorted(reasons.items()))

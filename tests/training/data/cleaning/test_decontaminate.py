@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from modeling_f2llm import instruct
 from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifest
 from training.data.cleaning.deduplication import DeduplicationOptions
 from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
@@ -166,3 +167,17 @@ def test_faulty_input_is_refused(manifest: Path, tmp_path: Path, refuses: Refuse
     with refuses("source 'b'", "b_0.parquet", "no file matches"):
         run(manifest, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_instruction_that_came_along_hides_nothing(tmp_path: Path) -> None:
+    rows = [(f"how deep is lake number {row}", f"lake {row} is {row * 7} metres deep") for row in range(20)]
+    carried = [(instruct("Given a question, find the answer.", query), passage) for query, passage in rows]
+    (tmp_path / "data").mkdir()
+    manifest = write_manifest(tmp_path / "data", {"plain": [rows], "carried": [carried]})
+    (tmp_path / "held_out.txt").write_text(rows[3][0] + "\n")
+    words = ["--manifest", str(manifest), "--output", str(tmp_path / "out"), "--exact", "--across"]
+    words += ["--executor", '{"workers": 1}', "--evaluation", str(tmp_path / "held_out.txt")]
+    assert main(words) == 0
+    found = {each["name"]: each for each in json.loads((tmp_path / "out/contamination.json").read_text())["sources"]}
+    assert [found[name]["contaminated"]["rows"] for name in ("plain", "carried")] == [1, 1]
+    assert found["carried"]["across_sources"] == {"exact": {"plain": 20}}

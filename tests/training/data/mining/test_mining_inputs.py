@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,11 @@ def test_names_of_cldr(tmp_path: Path) -> None:
     assert counts["kept"] + counts["dropped"] == counts["rows"] == len(table)
     assert counts["kept"] > 0.5 * counts["rows"] and counts["refused"]["positive"] > 0.5 * counts["rows"]
     assert counts["texts"]["embedded"] == len(set(table["query"].to_pylist())) + len(set(table["passage"].to_pylist()))
-    (source,) = load_manifest(tmp_path / "out" / "manifest.yaml")
+    source, *others = load_manifest(tmp_path / "out" / "manifest.yaml")
+    # What was not mined is still there to train on.
+    before = {each.name: each for each in load_manifest(data / "manifest.yaml")}
+    assert {each.name for each in (source, *others)} == set(before)
+    assert all(each.files[0].samefile(before[each.name].files[0]) for each in others)
     assert source.instruction == "Retrieve the English name." and "deu" in source.languages
     assert sum(map(len, PublishedFile(source.files[0], required_negatives=24).batches())) == counts["kept"]
     guard = find_translations([s for s in load_manifest(data / "manifest.yaml") if s.name.startswith("cldr_trans")])
@@ -137,8 +142,8 @@ def test_bad_folders_and_numbers(folder: Path, tmp_path: Path, refuses) -> None:
     [
         (["--sources", "no*"], "no source fits 'no*'"),
         (["--top", "10"], "top 10"),
-        (["--executor", "{oops"], "--executor: no JSON"),
-        (["--executor", "moon"], "unknown executor 'moon'"),
+        (["--executor", "{oops"], "key 'executor' is not valid JSON"),
+        (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--manifest", "missing.yaml"], "missing.yaml"),
     ],
@@ -166,3 +171,15 @@ def test_command_line_guards_by_symmetric_sources(folder: Path, tmp_path: Path) 
         assert command.main([*usual, *more, *words]) == 0
         refused[name] = json.loads((output / "mining.json").read_text())["sources"]["pairs"]["refused"]["translation"]
     assert refused["on"] == refused["named"] > 0 == refused["off"]
+
+
+def test_only_retrieval_is_mined_unless_named(folder: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "s", PAIRS)
+    topics = replace(write_pairs(tmp_path / "topics", PAIRS), name="topics", task_type="clustering")
+    manifest = write_manifest(tmp_path, pairs, topics)
+    words = ["--manifest", str(manifest), "--model", str(folder), "--output", str(tmp_path / "out"), "--top", "4"]
+    words += ["--skip", "0", "--negatives", "1", "--keep-short", "--executor", '{"name": "local", "workers": 1}']
+    assert command.main(words) == 0
+    assert list(json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]) == [pairs.name]
+    sources = {source.name: source for source in load_manifest(tmp_path / "out" / "manifest.yaml")}
+    assert sources["topics"].task_type == "clustering" and sources["topics"].files[0].samefile(topics.files[0])
