@@ -92,13 +92,16 @@ def prepare_source(
     """Prepares one source; the folder is whole or absent."""
     backend = _as_json(tokenizer)
     fingerprint = _fingerprint(source, backend, options)
+    work = folder.with_name(f".{folder.name}.partial")
     finished = _finished(folder, fingerprint)
     if finished is not None:
+        # Left by a run that was killed while it cleared up.
+        shutil.rmtree(work, ignore_errors=True)
         return finished
     ours = {TOKENS, OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
-    plan = make_plan(source, folder.with_name(f".{folder.name}.partial"), options)
+    plan = make_plan(source, work, options)
     _start_or_go_on(plan, backend, fingerprint)
     _run(plan, executor)
     whole = plan.folder / "whole"

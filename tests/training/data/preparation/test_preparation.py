@@ -191,7 +191,7 @@ def test_killed_at_any_moment_it_goes_on(
         with subprocess.Popen([*command, "killed"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             # Imports take most of the time.
             assert process.stdout.readline() == "ready\n"
-            time.sleep(0.02 * (killed + 1))
+            time.sleep(0.04 * (killed + 1))
             if process.poll() is None:
                 process.kill()
                 killed += 1
