@@ -33,7 +33,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from training.data.file_names import languages_in_name
-from training.data.manifest_file import TASK_TYPES, Entry, Manifest, read_manifest
+from training.data.manifest_file import TASK_TYPES, Entry, Manifest, check_name, read_manifest
 from training.data.storage import SourceFile
 from training.errors import UserError
 
@@ -120,6 +120,8 @@ def _sources(manifest: Manifest, entry: Entry, stage: str | None) -> list[Source
         "category": entry.category,
     }
     if entry.each_file:
+        for file in each:
+            check_name(f"{manifest.path}: source {entry.name!r}", file.stem)
         return [Source(file.stem, [file], languages=file_languages(entry, file), **shared) for file in each]
     return [Source(entry.name, each, languages=entry.languages, **shared)]
 

@@ -10,7 +10,7 @@ from training.data.storage import DataFolder
 from training.errors import UserError
 from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["INSTRUCTION_ORIGINS", "TASK_TYPES", "Entry", "Manifest", "PublishedShares", "read_manifest"]
+__all__ = ["INSTRUCTION_ORIGINS", "TASK_TYPES", "Entry", "Manifest", "PublishedShares", "check_name", "read_manifest"]
 
 # Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
 TASK_TYPES = ("retrieval", "clustering", "classification")
@@ -243,11 +243,20 @@ def _check_types(where: str, entry: dict[str, Any]) -> None:
 def _check_values(where: str, entry: dict[str, Any]) -> None:
     if entry["task_type"] not in TASK_TYPES:
         raise UserError(f"{where}: unknown task_type {entry['task_type']!r}; use one of {', '.join(TASK_TYPES)}")
-    if "/" in entry["name"] or entry["name"].startswith("."):
-        raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
+    check_name(where, entry["name"])
     for key in _COUNTS:
         if entry.get(key) is not None and entry[key] < 1:
             raise UserError(f"{where}: {key} must be at least 1, got {entry[key]}")
     origin = entry.get("instruction_from")
     if origin is not None and origin not in INSTRUCTION_ORIGINS:
         raise UserError(f"{where}: unknown instruction_from {origin!r}; use one of {', '.join(INSTRUCTION_ORIGINS)}")
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuses a source's name that cannot be that of a folder.
+
+    Raises:
+        UserError: If the name has a slash or starts with a dot.
+    """
+    if "/" in name or name.startswith("."):
+        raise UserError(f"{where}: the name {name!r} becomes a folder; leave out '/' and a leading '.'")
