@@ -29,6 +29,7 @@ import yaml
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
 from training.data.building.raw import RawRows, load_raw
+from training.data.command import run_command
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
 from training.errors import UserError
 
@@ -43,7 +44,7 @@ _FORMAT = 1
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 if writing failed, 2 for faulty input."""
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     parser = argparse.ArgumentParser(
         prog="build.py",
         description=(__doc__ or "").splitlines()[0],
@@ -53,19 +54,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("build_file", metavar="BUILD.yaml", help="which raw data there are and of which kind")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where to write; finished sources are kept")
     arguments = parser.parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     # The bars of `datasets` reading its files would outnumber our lines.
     datasets.disable_progress_bars()
-    try:
-        build_from_file(arguments.build_file, arguments.output)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"stopped: {error}. To go on, run the same command again\n")
-        return 1
-    return 0
+    return run_command(lambda: _build(arguments))
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    build_from_file(arguments.build_file, arguments.output)
 
 
 def build_from_file(path: Path | str, output: Path | str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from training.data.cleaning.deduplication import DeduplicationOptions, NearOptio
 from training.data.cleaning.evaluation_texts import EvaluationSet, evaluation_file, evaluation_tasks
 from training.data.cleaning.removal import MANIFEST, write_clean
 from training.data.cleaning.report import Findings, contamination_report, contamination_table
+from training.data.command import run_command
 from training.data.executor import Executor, read_executor
 from training.data.manifest import Source, load_manifest, require_local
 from training.data.published import PublishedFile
-from training.errors import StoppedError, UserError
+from training.errors import UserError
 
 __all__ = ["decontaminate", "main"]
 
@@ -115,31 +115,26 @@ def _to_remove(files: int, duplicates: Mapping[str, Repeats], contamination: Con
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0; 1 if a task failed; 2 for faulty input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     arguments = _arguments(words)
-    try:
-        evaluation = [evaluation_file(argument) for argument in arguments.evaluation]
-        evaluation += evaluation_tasks(arguments.mteb) if arguments.mteb else []
-        near = NearOptions(similarity=arguments.similarity)
-        decontaminate(
-            arguments.manifest,
-            arguments.output,
-            DeduplicationOptions(arguments.exact, arguments.near, arguments.across, near),
-            evaluation,
-            negatives=arguments.negatives,
-            remove=arguments.remove,
-            data_dir=arguments.data_dir,
-            executor=read_executor(arguments.executor),
-        )
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except (StoppedError, OSError) as error:
-        sys.stderr.write(f"stopped: {error}. Run the same command again to go on\n")
-        return 1
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    evaluation = [evaluation_file(argument) for argument in arguments.evaluation]
+    evaluation += evaluation_tasks(arguments.mteb) if arguments.mteb else []
+    near = NearOptions(similarity=arguments.similarity)
+    decontaminate(
+        arguments.manifest,
+        arguments.output,
+        DeduplicationOptions(arguments.exact, arguments.near, arguments.across, near),
+        evaluation,
+        negatives=arguments.negatives,
+        remove=arguments.remove,
+        data_dir=arguments.data_dir,
+        executor=read_executor(arguments.executor),
+    )
     sys.stdout.write((arguments.output / TABLE).read_text(encoding="utf-8"))
-    return 0
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from transformers.utils.logging import disable_progress_bar
 
+from training.data.command import run_command
 from training.data.executor import Executor, read_executor
 from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.index import SEARCHES
@@ -20,35 +19,13 @@ from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
 from training.data.mining.translations import bitext_sources
-from training.errors import StoppedError, UserError
-
-_AGAIN = "To go on, run the same command again"
-
-logger = logging.getLogger("training")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0; 1 if mining failed; 2 for faulty input; 130 if stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("httpx", "sentence_transformers"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    arguments = _arguments(words)
     disable_progress_bar()
-    try:
-        _run(_arguments(words))
-    except UserError as error:
-        return _report("error", error, 2)
-    except StoppedError as error:
-        return _report("stopped", f"{error}. {_AGAIN}", 1)
-    except OSError as error:
-        return _report("stopped", f"{error}. {_AGAIN}", 1)
-    except KeyboardInterrupt:
-        return _report("stopped", f"interrupted. {_AGAIN}", 128 + signal.SIGINT)
-    return 0
-
-
-def _report(kind: str, message: object, status: int) -> int:
-    sys.stderr.write(f"{kind}: {message}\n")
-    return status
+    return run_command(lambda: _run(arguments))
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from training.data.command import run_command
 from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
 from training.data.options import ON_BAD_ROW, PreparationOptions
@@ -16,34 +16,21 @@ from training.data.prepared import QUARANTINE, PreparedSource
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
-from training.errors import StoppedError, UserError
+from training.errors import UserError
 
 __all__ = ["main"]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0; 1 if the work stopped; 2 for faulty input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     arguments = _parser().parse_args(words)
-    try:
-        if arguments.dry_run:
-            if arguments.sources or arguments.task_types or arguments.cap is not None:
-                raise UserError("--dry-run looks at the whole manifest: leave out --sources, --task-types and --cap")
-            found = survey(arguments.manifest, arguments.data_dir, arguments.stage)
-            sys.stdout.write(report(found) + "\n")
-        else:
-            _prepare(arguments)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped: interrupted. To go on, run the same command again\n")
-        return 130
-    # What is done is kept: a full disk, a failed task or a handed-over job end here.
-    except (StoppedError, OSError) as error:
-        sys.stderr.write(f"stopped: {error}. To go on, run the same command again\n")
-        return 1
-    return 0
+    return run_command(lambda: _look(arguments) if arguments.dry_run else _prepare(arguments))
+
+
+def _look(arguments: argparse.Namespace) -> None:
+    if arguments.sources or arguments.task_types or arguments.cap is not None:
+        raise UserError("--dry-run looks at the whole manifest: leave out --sources, --task-types and --cap")
+    sys.stdout.write(report(survey(arguments.manifest, arguments.data_dir, arguments.stage)) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ import yaml
 
 from hub_cards.render import render_dataset_card
 from training.checkpoints import publish
+from training.data.command import run_command
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
 from training.data.releasing.card import card_facts
@@ -44,7 +45,7 @@ _FORMAT = 1
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 if writing failed, 2 for faulty input."""
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     parser = argparse.ArgumentParser(prog="release.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--output", type=Path, required=True, help="folder of the release; it is made")
@@ -56,27 +57,21 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--contamination", type=Path, help="contamination.json of this data")
     parser.add_argument("--max-file-mb", type=int, default=MAX_FILE_BYTES // 10**6, help="of a file (%(default)s)")
     arguments = parser.parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        release(
-            arguments.manifest,
-            arguments.output,
-            data_dir=arguments.data_dir,
-            sources=arguments.sources,
-            name=arguments.name,
-            repository=arguments.repository,
-            licence=arguments.licence,
-            contamination=arguments.contamination,
-            max_file_bytes=arguments.max_file_mb * 10**6,
-        )
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"stopped: {error}. Nothing was released; run the same command again\n")
-        return 1
-    return 0
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    release(
+        arguments.manifest,
+        arguments.output,
+        data_dir=arguments.data_dir,
+        sources=arguments.sources,
+        name=arguments.name,
+        repository=arguments.repository,
+        licence=arguments.licence,
+        contamination=arguments.contamination,
+        max_file_bytes=arguments.max_file_mb * 10**6,
+    )
 
 
 def release(

@@ -1,8 +1,7 @@
 """The first phase: rows become hashes of their texts, and distinct texts are put down by hash.
 
-Texts are known by 64 bits of XXH3. The next phase refuses two texts of one hash, unless one task read both soon after
-one another, when the second is taken for the first: of 20 million distinct texts, some two share a hash in one case of
-100,000.
+Texts are known by 64 bits of XXH3. The next phase sees every text of a hash and refuses two of them; 64 bits more tell
+within a task whether a text was seen before.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_128_digest
 
 from training.data.preparation.forms import TextForms
 from training.data.preparation.plan import SPLIT, PreparationPlan, cap_draws
@@ -57,8 +56,8 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
                 good[[fault.row for fault in faults]] = False
             if plan.highest_draw is not None:
                 good &= cap_draws(plan.source, plan.options, numbers) <= np.uint64(plan.highest_draw)
-            rows, texts, hashes = hasher.hash(batch.filter(pa.array(good)), file.negatives)
-            writer.add(hashes, texts)
+            rows, texts, keys = hasher.hash(batch.filter(pa.array(good)), file.negatives)
+            writer.add(keys, texts)
             for split, block in _split(plan, numbers[good], rows):
                 splits[split].write(block.astype("<u8").tobytes())
 
@@ -102,24 +101,25 @@ class _Hasher:
     def __init__(self, plan: PreparationPlan) -> None:
         self._forms = TextForms(plan.source, plan.options)
         self._width = 2 + plan.negatives
-        self._hash = partial(xxh3_64_intdigest, seed=plan.options.seed)
+        self._digest = partial(xxh3_128_digest, seed=plan.options.seed)
 
     def hash(self, batch: pa.RecordBatch, negatives: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """``(rows, 2 + negatives)`` hashes, and the distinct texts with theirs."""
+        """``(rows, 2 + negatives)`` hashes, and the distinct texts with their ``(n, 2)`` hashes and further bits."""
         rows = np.full((len(batch), self._width), MISSING, dtype=np.uint64)
-        rows[:, 0], queries, query_hashes = self._encode([text_column(batch, "query")], self._forms.query)
+        rows[:, 0], queries, query_keys = self._encode([text_column(batch, "query")], self._forms.query)
         names = ["passage", *negatives]
         columns = [text_column(batch, name) for name in names]
-        documents, texts, hashes = self._encode(columns, self._forms.document)
+        documents, texts, keys = self._encode(columns, self._forms.document)
         rows[:, 1 : 1 + len(names)] = documents.reshape(len(names), len(batch)).T
-        return rows, queries + texts, np.concatenate([query_hashes, hashes])
+        return rows, queries + texts, np.concatenate([query_keys, keys])
 
     def _encode(
         self, columns: Sequence[pa.Array], form: Callable[[str], str]
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
         encoded = pa.concat_arrays(columns).dictionary_encode()
         texts = [form(text) for text in encoded.dictionary.to_pylist()]
-        hashes = np.fromiter(map(self._hash, map(str.encode, texts)), dtype=np.uint64, count=len(texts))
-        np.minimum(hashes, MISSING - np.uint64(1), out=hashes)
+        digests = b"".join(map(self._digest, map(str.encode, texts)))
+        keys = np.frombuffer(digests, dtype="<u8").reshape(-1, 2).astype(np.uint64)
+        np.minimum(keys[:, 0], MISSING - np.uint64(1), out=keys[:, 0])
         codes = np.asarray(pc.fill_null(encoded.indices, len(texts)))
-        return np.append(hashes, MISSING)[codes], texts, hashes
+        return np.append(keys[:, 0], MISSING)[codes], texts, keys

@@ -34,7 +34,7 @@ class RunWriter:
         self._hashes: list[np.ndarray] = []
         self._texts: list[str] = []
         self._characters = self._written = 0
-        self._seen = np.zeros(0, dtype=np.uint64)
+        self._seen = np.zeros((0, 2), dtype=np.uint64)
 
     def __enter__(self) -> RunWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -49,18 +49,23 @@ class RunWriter:
         if kind is None:
             self._flush()
 
-    def add(self, hashes: np.ndarray, texts: Sequence[str]) -> None:
-        """Adds distinct texts; those that were added not long ago are left out."""
-        new = np.flatnonzero(~_contains(self._seen, hashes))
+    def add(self, keys: np.ndarray, texts: Sequence[str]) -> None:
+        """Adds distinct texts; those that were added not long ago are left out.
+
+        Args:
+            keys: ``(n, 2)`` hashes of the texts, and further bits of each.
+            texts: ``n`` texts.
+        """
+        new = np.flatnonzero(~_contains(self._seen, keys))
         if not len(new):
             return
-        self._hashes.append(hashes[new])
+        self._hashes.append(keys[new, 0])
         self._texts += [texts[i] for i in new]
         self._characters += sum(len(texts[i]) for i in new)
-        recent = np.sort(hashes[new])
+        recent = keys[new][np.argsort(keys[new, 0])]
+        seen = np.concatenate([self._seen, recent])
         # The stable sort merges two sorted parts in one pass.
-        seen = np.sort(np.concatenate([self._seen, recent]), kind="stable")
-        self._seen = seen if len(seen) <= _MOST_SEEN else recent
+        self._seen = seen[np.argsort(seen[:, 0], kind="stable")] if len(seen) <= _MOST_SEEN else recent
         if self._characters >= _RUN_CHARACTERS:
             self._flush()
 
@@ -96,10 +101,14 @@ class RunWriter:
         return other
 
 
-def _contains(ascending: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    places = np.searchsorted(ascending, hashes)
-    found = places < len(ascending)
-    found[found] = ascending[places[found]] == hashes[found]
+def _contains(seen: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Whether each of ``(n, 2)`` keys is among those seen, which ascend by their hashes.
+
+    Of several texts of one hash the first is known again; the others go to disk each time, for reading to refuse them.
+    """
+    places = np.searchsorted(seen[:, 0], keys[:, 0])
+    found = places < len(seen)
+    found[found] = (seen[places[found]] == keys[found]).all(axis=1)
     return found
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerBase
+from xxhash import xxh3_128_digest
 
 from training.data import prepare as prepare_module
 from training.data.executor import Executor
@@ -200,6 +201,7 @@ def test_killed_at_any_moment_it_goes_on(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("batch_rows", [1, 7, 2048])
 def test_two_texts_of_one_hash_are_refused(
     source: Source,
     tmp_path: Path,
@@ -207,10 +209,16 @@ def test_two_texts_of_one_hash_are_refused(
     options: PreparationOptions,
     refuses: Refuses,
     monkeypatch: pytest.MonkeyPatch,
+    batch_rows: int,
 ) -> None:
-    monkeypatch.setattr(reading, "xxh3_64_intdigest", lambda text, seed: len(text))
+    def same_for_two(text: bytes, seed: int) -> bytes:
+        digest = xxh3_128_digest(text, seed=seed)
+        return b"collided" + digest[8:] if b"question 7 " in text or b"question 8 " in text else digest
+
+    monkeypatch.setattr(reading, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(reading, "xxh3_128_digest", same_for_two)
     with refuses("'many'", "two texts have one 64-bit hash", "another seed"):
-        prepare([source], small_tokenizer, tmp_path / "prepared", options)
+        prepare([replace(source, cap=None)], small_tokenizer, tmp_path / "prepared", options)
 
 
 # Bad rows
