@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +13,8 @@ from transformers.integrations import is_tensorboard_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
+from training.pruning_arguments import PruningArguments
+from training.teacher_arguments import TeacherArguments
 from training.yaml_file import unknown_key
 
 __all__ = ["StageArguments"]
@@ -31,7 +32,7 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class StageArguments(TrainingArguments):
+class StageArguments(TeacherArguments, PruningArguments, TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
     A recipe names the global batch; how it is split over devices is not its business, so
@@ -148,11 +149,6 @@ class StageArguments(TrainingArguments):
         default=True,
         metadata={"help": "Let positives learn from the in-batch term; false: as published on several GPUs."},
     )
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "Folder, Hub name or earlier stage of the recipe whose embeddings the model learns."},
-    )
-    distillation_weight: float = field(default=1.0, metadata={"help": "Factor of the distillation term."})
 
     # Evaluation of the finished model
     evaluation_pairs: str | None = field(
@@ -181,6 +177,8 @@ class StageArguments(TrainingArguments):
         self._check_batching()
         self._check_ranges()
         self._check_mappings()
+        self._check_teacher()
+        self._check_pruning()
         if self.push_to_hub:
             raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")
         if self.tokenizer == "train" and self.model is not None:
@@ -227,8 +225,6 @@ class StageArguments(TrainingArguments):
                 raise UserError(f"key 'num_hard_negatives_{task_type}' must not be negative, got {count}")
         if not self.temperature > 0:
             raise UserError(f"key 'temperature' must be positive, got {self.temperature}")
-        if not 0 <= self.distillation_weight < math.inf:
-            raise UserError(f"key 'distillation_weight' must not be negative, got {self.distillation_weight}")
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:
