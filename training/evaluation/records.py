@@ -1,0 +1,149 @@
+"""What an evaluation leaves behind: one record a score, what each example scored, and what the models are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.checkpoints import write_whole
+from training.errors import UserError
+
+__all__ = ["PRECISIONS", "Evaluation", "ModelRecord", "Score", "bytes_per_vector", "load_evaluation"]
+
+# Bits of a stored number, by sentence-transformers' name of the quantization.
+PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
+SCORES, EXAMPLES = "scores.json", "examples.npz"
+
+
+def bytes_per_vector(dimension: int, precision: str) -> int:
+    """Bytes of a stored embedding; binary ones are packed eight to a byte."""
+    return -(-dimension * PRECISIONS[precision] // 8)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model that was evaluated.
+
+    Attributes:
+        name: Folder or Hub name, as given.
+        revision: Commit, branch or step; None if it has none.
+        parameters: Number of parameters.
+        dimension: Full width of its embeddings.
+        texts_per_second: Encoding rate over all texts of the evaluation; None if everything was known already.
+    """
+
+    name: str
+    revision: str | None = None
+    parameters: int | None = None
+    dimension: int | None = None
+    texts_per_second: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and revision, as tables show them."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score.
+
+    Attributes:
+        model: Label of the model (:attr:`ModelRecord.label`).
+        task: Name of the task.
+        task_type: As mteb names it: Retrieval, BitextMining, Classification, Clustering, ...
+        subset: mteb's subset, often a language or pair of languages.
+        languages: ISO 639-3 codes with script, such as ``deu-Latn``; two for a bitext.
+        dimension: Leading dimensions used.
+        precision: One of ``PRECISIONS``.
+        metric: Name of the task's main metric, such as ``ndcg_at_10``.
+        value: The score, in [0, 1] for all metrics that are so bounded.
+        examples: Number of queries, pairs or texts that were scored.
+        split: mteb's split.
+    """
+
+    model: str
+    task: str
+    task_type: str
+    subset: str
+    languages: tuple[str, ...]
+    dimension: int
+    precision: str
+    metric: str
+    value: float
+    examples: int
+    split: str = "test"
+
+    @property
+    def key(self) -> str:
+        """Names the score among all of an evaluation."""
+        return "|".join((self.model, self.task, self.split, self.subset, str(self.dimension), self.precision))
+
+
+@dataclass
+class Evaluation:
+    """Everything that an evaluation found.
+
+    Attributes:
+        models: What was evaluated.
+        scores: The scores.
+        examples: By :attr:`Score.key`, ``(n,)`` what each example scored, in the task's order, where the metric is a
+            mean over examples; intervals and paired tests are drawn from these.
+        failures: By task, why it could not be run.
+    """
+
+    models: list[ModelRecord] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    examples: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def select(self, scores: Iterable[Score] | None = None, **fields: object) -> list[Score]:
+        """The scores whose fields have the given values."""
+        chosen = self.scores if scores is None else scores
+        return [score for score in chosen if all(getattr(score, name) == value for name, value in fields.items())]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``scores.json`` and ``examples.npz`` into a folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{EXAMPLES}.partial"
+        with partial.open("wb") as handle:
+            np.savez_compressed(handle, **self.examples)
+        partial.replace(folder / EXAMPLES)
+        content = {
+            "models": [asdict(model) for model in self.models],
+            "scores": [asdict(score) for score in self.scores],
+            "failures": self.failures,
+        }
+        write_whole(folder / SCORES, json.dumps(content, indent=1) + "\n")
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Reads what :meth:`Evaluation.save` wrote.
+
+    Raises:
+        UserError: If the folder holds no whole evaluation.
+    """
+    try:
+        content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        with np.load(folder / EXAMPLES) as stored:
+            examples = {name: stored[name] for name in stored.files}
+        return Evaluation(
+            [ModelRecord(**model) for model in content["models"]],
+            [_score(fields) for fields in content["scores"]],
+            examples,
+            dict(content["failures"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); run it again"
+        ) from None
+
+
+def _score(fields: dict[str, object]) -> Score:
+    languages: Sequence[str] = fields.pop("languages")  # type: ignore[assignment]
+    return Score(languages=tuple(languages), **fields)  # type: ignore[arg-type]
