@@ -248,6 +248,10 @@ class StageArguments(TeacherArguments, PruningArguments, TrainingArguments):
         """The options of ``builder_options``."""
         return self._mapping("builder_options")
 
+    def prune_to_fields(self) -> dict[str, Any]:
+        """The shape of ``prune_to``."""
+        return self._mapping("prune_to")
+
     def cap_of(self, source: str) -> int | None:
         """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all."""
         fitting = [cap for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]

@@ -58,5 +58,9 @@ class PruningArguments:
         for key, known in (("prune_hidden", HIDDEN_METHODS), ("prune_layers", LAYER_METHODS)):
             if getattr(self, key) not in known:
                 raise UserError(f"key {key!r} cannot be {getattr(self, key)!r}; use one of {', '.join(known)}")
+        if self.prunes and self.model is None:
+            raise UserError("keys 'prune_to' and 'trim_vocabulary' cut a model; give it as 'model'")
+        if self.importance is not None and self.prune_to is None:
+            raise UserError("key 'importance' has no effect without 'prune_to'; give the shape or take it out")
         if self.calibration_texts < 1:
             raise UserError(f"key 'calibration_texts' must be at least 1, got {self.calibration_texts}")

@@ -38,6 +38,7 @@ __all__ = [
     "make_trainer",
     "model_options",
     "prepare_sources",
+    "prompts_of",
     "read_sources",
     "set_up",
 ]
@@ -205,7 +206,7 @@ def make_trainer(
     """Sets the training up, as far as it can fail before the first step."""
     args = stage.arguments
     try:
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, _prompts(args), teacher)
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, prompts_of(args), teacher)
         # Keys for optimizer and scheduler are looked at only when these are made.
         trainer.create_optimizer_and_scheduler(num_training_steps=2)
     except UserError:
@@ -220,7 +221,7 @@ def make_trainer(
     return trainer
 
 
-def _prompts(args: StageArguments) -> dict[str, str]:
-    """A model trained on raw text is used on raw text."""
+def prompts_of(args: StageArguments) -> dict[str, str]:
+    """Prompts of the saved model by name: one that is trained on raw text is used on raw text."""
     query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
     return {"query": query, "document": ""}

@@ -15,6 +15,7 @@ import yaml
 from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.data.prepared import PreparedSource
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
+from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.setup import RECIPE, set_up
 from training.trainer import F2LLMTrainer
@@ -27,7 +28,7 @@ _GO_ON = "run the same command with --resume"
 
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial"}
+_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = {
     *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
@@ -38,7 +39,7 @@ _FREE_KEYS = {
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
-    """Runs a stage to its end and returns the folder of the finished model.
+    """Runs a stage, of training or of pruning, to its end and returns the folder of the finished model.
 
     On several processes, every one of them calls this.
 
@@ -60,11 +61,19 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         )
     output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
+    if args.prunes:
+        with args.main_process_first(local=args.save_on_each_node):
+            # Only the first process works; the others find what it made.
+            if args.should_save:
+                _check_output(output_dir, stage, resume, accept_changes)
+                if _finished(stage, final):
+                    return final
+                prune_stage(stage)
+        return final
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
         _check_output(output_dir, stage, resume, accept_changes)
-        if (final / "config.json").exists():
-            logger.info("stage %s is finished: %s", stage.name, final)
+        if _finished(stage, final):
             return final
         trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
@@ -78,6 +87,14 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
         )
     return final
+
+
+def _finished(stage: Stage, final: Path) -> bool:
+    """Whether a stage has made its model."""
+    if not (final / "config.json").exists():
+        return False
+    logger.info("stage %s is finished: %s", stage.name, final)
+    return True
 
 
 def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class PreparedSource:
     def lengths(self, texts: np.ndarray) -> np.ndarray:
         """``(n,)`` token counts of the texts at the given positions."""
         return self._offsets[texts + 1] - self._offsets[texts]
+
+    def token_blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
+        """Yields the token ids of all texts, one after the other, in blocks of ``(size,)`` at most."""
+        for start in range(0, len(self._tokens), size):
+            yield self._tokens[start : start + size]
 
     def tokens(self, text: int) -> np.ndarray:
         """``(length,)`` token ids of one text, EOS last."""
