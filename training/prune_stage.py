@@ -70,9 +70,7 @@ def prune_stage(stage: Stage) -> None:
     logger.info("%s: cut from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
 
 
-def _cut(
-    model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments
-) -> F2LLMModel:
+def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments) -> F2LLMModel:
     name = _weights_digest(model)
     if args.importance is None:
         batches = calibration_batches(sources, args.calibration_texts, args.seed, args.max_tokens_per_forward)
