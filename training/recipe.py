@@ -4,7 +4,8 @@ A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`
 
 - ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
 - ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
-  writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made.
+  writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
+  ``tokenizer`` and ``importance``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_rec
 
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"
+# Keys that may name an earlier stage, and what of its folder they then mean.
+_MADE_BY_STAGES = {"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL, "importance": ""}
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
 
@@ -77,7 +80,7 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         return Recipe(path, [stage], Path(stage.arguments.output_dir))
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
-    for key in ("output_dir", "model", "teacher"):
+    for key in ("output_dir", *_MADE_BY_STAGES):
         if isinstance(shared.get(key), list) or isinstance(overrides.get(key), list):
             raise UserError(f"{path}: key {key!r} takes one value, got {overrides.get(key, shared.get(key))!r}")
     output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
@@ -85,9 +88,10 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     for name, own in stages.items():
         stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
         stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
-        for key in ("model", "teacher"):
-            if stage_keys.get(key) in stages:
-                stage_keys[key] = _model_of(path, name, stage_keys[key], result)
+        for key, part in _MADE_BY_STAGES.items():
+            # `tokenizer: train` trains one, whatever the stages are called.
+            if stage_keys.get(key) in stages and (key, stage_keys[key]) != ("tokenizer", "train"):
+                stage_keys[key] = str(_folder_of(path, name, key, stage_keys[key], result) / part)
         result.append(_stage(path, name, stage_keys))
     return Recipe(path, result, output_dir)
 
@@ -98,17 +102,17 @@ def _check_stages(path: Path, stages: Any) -> None:
     for name, keys in stages.items():
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
-        for key in ("model", "teacher"):
+        for key in _MADE_BY_STAGES:
             if not isinstance(keys.get(key), str | None):
-                raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one model")
+                raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one")
 
 
-def _model_of(path: Path, stage: str, name: str, earlier: Sequence[Stage]) -> str:
-    """The folder of the model that an earlier stage makes."""
+def _folder_of(path: Path, stage: str, key: str, name: str, earlier: Sequence[Stage]) -> Path:
+    """The folder that an earlier stage writes to."""
     for made in earlier:
         if made.name == name:
-            return str(Path(made.arguments.output_dir) / FINAL_MODEL)
-    raise UserError(f"{path}: stage {stage!r}: model {name!r} comes from a stage that has not run; put it before")
+            return Path(made.arguments.output_dir)
+    raise UserError(f"{path}: stage {stage!r}: {key} {name!r} comes from a stage that has not run; put it before")
 
 
 def _missing(path: Path, key: str) -> NoReturn:

@@ -269,6 +269,19 @@ def test_folder_may_be_named_by_a_number(write: Callable[..., Path], keys: dict[
     assert only(recipe).output_dir == ("5/a" if keys else "5")
 
 
+def test_tokenizer_and_importance_may_name_earlier_stages(write: Callable[..., Path]) -> None:
+    later = {"model": "first", "tokenizer": "first", "importance": "first", "prune_to": {"hidden_size": 8}}
+    content = {"output_dir": "out", "stages": {"first": {"model": "x"}, "b": later}}
+    keys = load_recipe(write(content, base={})).stages[1].keys
+    assert (keys["tokenizer"], keys["importance"]) == ("out/first/model", "out/first")
+
+
+def test_a_stage_may_be_called_train_and_train_a_tokenizer(write: Callable[..., Path]) -> None:
+    stages = {"train": {"tokenizer": "train", "model_config": {"hidden_size": 8}}}
+    path = write({"output_dir": "out", "stages": stages}, base={})
+    assert load_recipe(path).stages[0].keys["tokenizer"] == "train"
+
+
 @pytest.mark.parametrize("stage", ["a", "b"])
 def test_model_names_its_own_or_a_later_stage(write: Callable[..., Path], refuses: Refuses, stage: str) -> None:
     path = write({"stages": {"a": {"model": stage}, "b": {}}})

@@ -28,6 +28,7 @@ from training.checkpoints import write_whole
 from training.data.cldr.build import build_cldr
 from training.data.command import run_command
 from training.data.prepared import PreparedSource
+from training.errors import StoppedError
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.gradient_cache import embed_chunk
 from training.packed_texts import packed_texts
@@ -195,7 +196,12 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
     scores = {}
     for stage in load_recipe(recipe, overrides).stages:
         start = time.perf_counter()
-        model = run_stage(stage, resume=True)
+        try:
+            model = run_stage(stage, resume=True)
+        except StoppedError as error:
+            # How to go on is this command's to say.
+            reason = str(error).partition(". ")[0]
+            raise StoppedError(f"seed {seed}, stage {stage.name}: {reason}") from error
         scores[stage.name] = measure(stage, model, pairs)
         shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
         logger.info("seed %d, %s: %s (%.0f s)", seed, stage.name, shown, time.perf_counter() - start)

@@ -109,7 +109,7 @@ def test_every_arm_is_trained_and_scored(tmp_path: Path) -> None:
             keys["tokenizer_vocab_size"] = 400
     tiny |= {"max_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
     recipe = tmp_path / "claims.yaml"
-    recipe.write_text(yaml.safe_dump({**tiny, "stages": content["stages"]}))
+    recipe.write_text(yaml.safe_dump({**tiny, "stages": content["stages"]}, sort_keys=False))
     pairs = load_pairs(tmp_path / "data/pairs.parquet")
     scores = run_seed(recipe, 3, tmp_path / "out", Path(tiny["manifest"]), pairs)
     assert scores.keys() == content["stages"].keys()
