@@ -5,14 +5,15 @@ A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`
 - ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
 - ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
-  ``tokenizer`` and ``importance``.
+  ``tokenizer`` and ``importance``. A stage may extend a recipe of one stage, too: it takes all keys of it but
+  ``output_dir``, which says where that recipe writes when it runs by itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from training.arguments import StageArguments
 from training.errors import UserError
 from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "recipe_help"]
+__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "read_stages", "recipe_help"]
 
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"
@@ -43,11 +44,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order in which they run, and the folder below which all of them write."""
+    """Stages in the order in which they run, the folder below which all of them write, and what replaced their keys."""
 
     path: Path
     stages: list[Stage]
     output_dir: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 class _Parser(HfArgumentParser):
@@ -71,20 +73,29 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     Raises:
         UserError: If the file or a file that it extends is missing or faulty, or a key is unknown or has a wrong value.
     """
-    path = Path(path)
+    path, overrides = Path(path), overrides or {}
+    output_dir, stages = read_stages(path, overrides)
+    return Recipe(path, [_stage(path, name, keys) for name, keys in stages.items()], output_dir, overrides)
+
+
+def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The folder below which a recipe writes, and what each stage was told, by name; values are not checked yet.
+
+    Raises:
+        UserError: If the file or a file that it extends is missing or faulty, or a key is unknown.
+    """
     keys = _read(path)
     stages = keys.pop("stages", None)
-    overrides = overrides or {}
     if stages is None:
-        stage = _stage(path, path.stem, {**keys, **overrides})
-        return Recipe(path, [stage], Path(stage.arguments.output_dir))
+        only = {**keys, **overrides}
+        return Path(str(only.get("output_dir") or _missing(path, "output_dir"))), {path.stem: only}
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
     for key in ("output_dir", *_MADE_BY_STAGES):
         if isinstance(shared.get(key), list) or isinstance(overrides.get(key), list):
             raise UserError(f"{path}: key {key!r} takes one value, got {overrides.get(key, shared.get(key))!r}")
     output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
-    result: list[Stage] = []
+    result: dict[str, dict[str, Any]] = {}
     for name, own in stages.items():
         stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
         stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
@@ -92,8 +103,8 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
             # `tokenizer: train` trains one, whatever the stages are called.
             if stage_keys.get(key) in stages and (key, stage_keys[key]) != ("tokenizer", "train"):
                 stage_keys[key] = str(_folder_of(path, name, key, stage_keys[key], result) / part)
-        result.append(_stage(path, name, stage_keys))
-    return Recipe(path, result, output_dir)
+        result[name] = stage_keys
+    return output_dir, result
 
 
 def _check_stages(path: Path, stages: Any) -> None:
@@ -107,12 +118,11 @@ def _check_stages(path: Path, stages: Any) -> None:
                 raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one")
 
 
-def _folder_of(path: Path, stage: str, key: str, name: str, earlier: Sequence[Stage]) -> Path:
+def _folder_of(path: Path, stage: str, key: str, name: str, earlier: dict[str, dict[str, Any]]) -> Path:
     """The folder that an earlier stage writes to."""
-    for made in earlier:
-        if made.name == name:
-            return Path(made.arguments.output_dir)
-    raise UserError(f"{path}: stage {stage!r}: {key} {name!r} comes from a stage that has not run; put it before")
+    if name not in earlier:
+        raise UserError(f"{path}: stage {stage!r}: {key} {name!r} comes from a stage that has not run; put it before")
+    return Path(str(earlier[name]["output_dir"]))
 
 
 def _missing(path: Path, key: str) -> NoReturn:
@@ -120,24 +130,40 @@ def _missing(path: Path, key: str) -> NoReturn:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads a recipe file with what it extends."""
+    """Reads a recipe file with what it and its stages extend."""
     if path.resolve() in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
+    seen = (*seen, path.resolve())
     keys = load_yaml(path)
+    _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
+    if isinstance(stages := keys.get("stages"), dict):
+        # Here, not where stages are made: the paths are relative to the file in which they stand.
+        keys["stages"] = {name: _read_stage(path, name, own, seen) for name, own in stages.items()}
     base = keys.pop("extends", None)
-    known = [*_STAGE_KEYS, "stages", "extends"]
-    for owner in (keys, *(stage for stage in _stages_of(keys) if isinstance(stage, dict))):
-        for key in owner:
-            if key not in known:
-                raise unknown_key(str(path), key, known)
-    if base is None:
+    return keys if base is None else {**_read(path.parent / str(base), seen), **keys}
+
+
+def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any:
+    """A stage's keys after those of the recipe that it extends, if they are keys at all."""
+    if not isinstance(keys, dict):
         return keys
-    return {**_read(path.parent / str(base), (*seen, path.resolve())), **keys}
+    _check_known(path, keys, [*_STAGE_KEYS, "extends"])
+    if keys.get("extends") is None:
+        return keys
+    try:
+        base = _read(path.parent / str(keys["extends"]), seen)
+    except UserError as error:
+        raise UserError(f"{path}: stage {name!r}: {error}") from None
+    if "stages" in base:
+        raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; extend a recipe of one")
+    base.pop("output_dir", None)
+    return {**base, **{key: value for key, value in keys.items() if key != "extends"}}
 
 
-def _stages_of(keys: dict[str, Any]) -> Iterable[Any]:
-    stages = keys.get("stages")
-    return stages.values() if isinstance(stages, dict) else ()
+def _check_known(path: Path, keys: dict[str, Any], known: list[str]) -> None:
+    for key in keys:
+        if key not in known:
+            raise unknown_key(str(path), key, known)
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:

@@ -289,9 +289,61 @@ def test_model_names_its_own_or_a_later_stage(write: Callable[..., Path], refuse
         load_recipe(path)
 
 
-def test_key_of_the_recipe_inside_a_stage(write: Callable[..., Path], refuses: Refuses) -> None:
+def test_stage_extends_a_recipe_of_one_stage(write: Callable[..., Path]) -> None:
+    write({"seed": 1, "cap": 10, "max_length": 99}, "sizes/base.yaml")
+    write({"extends": "base.yaml", "output_dir": "runs/alone", "seed": 2, "cap": 7}, "sizes/small.yaml", base={})
+    stages = {"a": {"extends": "sizes/small.yaml", "cap": 3}, "b": {"extends": "sizes/small.yaml", "model": "a"}}
+    recipe = load_recipe(write({"seed": 5, "temperature": 0.5, "stages": stages}))
+    first, second = (stage.arguments for stage in recipe.stages)
+    assert (first.seed, first.cap, first.max_length, first.temperature) == (2, 3, 99, 0.5)
+    assert (first.model, second.model, second.cap) == ("some/model", "runs/x/a/model", 7)
+    # Where the other recipe writes by itself says nothing of where the stage does; overrides move all.
+    assert [stage.arguments.output_dir for stage in recipe.stages] == ["runs/x/a", "runs/x/b"]
+    assert all("extends" not in stage.keys for stage in recipe.stages)
+    moved = load_recipe(recipe.path, {"output_dir": "other", "seed": "9"})
+    assert [(stage.arguments.output_dir, stage.arguments.seed) for stage in moved.stages] == [
+        ("other/a", 9),
+        ("other/b", 9),
+    ]
+
+
+def test_what_a_stage_extends_lies_beside_the_file_that_says_so(write: Callable[..., Path]) -> None:
+    write({"seed": 7}, "family/small.yaml")
+    write({"stages": {"a": {"extends": "small.yaml"}}}, "family/all.yaml")
+    assert only(load_recipe(write({"extends": "family/all.yaml"}, base={}))).seed == 7
+
+
+def test_stage_extends_a_missing_file(write: Callable[..., Path], refuses: Refuses) -> None:
     path = write({"stages": {"a": {"extends": "b.yaml"}}})
-    with refuses(path, "'a'", "extends"):
+    with refuses(path, "stage 'a'", path.parent / "b.yaml", "no such file"):
+        load_recipe(path)
+
+
+def test_stage_extends_its_own_recipe(write: Callable[..., Path], refuses: Refuses) -> None:
+    write({"extends": "recipe.yaml"}, "b.yaml")
+    for base in ("recipe.yaml", "b.yaml"):
+        path = write({"stages": {"a": {"extends": base}}})
+        with refuses(path, "stage 'a'", "extends itself"):
+            load_recipe(path)
+
+
+def test_stage_extends_a_recipe_with_an_unknown_key(write: Callable[..., Path], refuses: Refuses) -> None:
+    base = write({"sed": 1}, "base.yaml")
+    path = write({"stages": {"a": {"extends": "base.yaml"}}})
+    with refuses(path, "stage 'a'", base, "'sed'", "'seed'"):
+        load_recipe(path)
+
+
+def test_stage_extends_a_recipe_with_stages(write: Callable[..., Path], refuses: Refuses) -> None:
+    write({"stages": {"b": {}}}, "base.yaml")
+    path = write({"stages": {"a": {"extends": "base.yaml"}}})
+    with refuses(path, "stage 'a'", "base.yaml", "has stages"):
+        load_recipe(path)
+
+
+def test_stages_inside_a_stage(write: Callable[..., Path], refuses: Refuses) -> None:
+    path = write({"stages": {"a": {"stages": {"b": {}}}}})
+    with refuses(path, "unknown key 'stages'"):
         load_recipe(path)
 
 
