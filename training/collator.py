@@ -14,6 +14,7 @@ from training.errors import UserError
 from training.keyed import keyed_bits
 from training.layout import lay_out
 from training.sampler import RowKey
+from training.teacher_cache import TeacherCache
 
 __all__ = ["PackedCollator", "PreparedRows", "Row"]
 
@@ -54,6 +55,8 @@ class PackedCollator:
         rank: This process.
         world_size: Number of processes.
         max_tokens_per_forward: Tokens of a chunk at most; None for one chunk.
+        teacher_cache: Embeddings of a teacher to read for each batch, if there are any.
+        teacher_width: Leading dimensions to read of them.
 
     Raises:
         UserError: If a source has fewer negatives than are to be drawn.
@@ -65,6 +68,8 @@ class PackedCollator:
     - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
       ``width``, how many of these each process hands in (see :class:`~training.layout.BatchLayout`);
     - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
+    - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
+    - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
     - ``rows``: ``b`` numbers of the rows within their split of the source;
     - ``source`` and ``task_type``: names.
     """
@@ -77,6 +82,8 @@ class PackedCollator:
         rank: int = 0,
         world_size: int = 1,
         max_tokens_per_forward: int | None = None,
+        teacher_cache: TeacherCache | None = None,
+        teacher_width: int = 0,
     ) -> None:
         self.sources = list(sources)
         self.num_hard_negatives = dict(num_hard_negatives)
@@ -84,6 +91,8 @@ class PackedCollator:
         self.rank = rank
         self.world_size = world_size
         self.max_tokens_per_forward = max_tokens_per_forward
+        self.teacher_cache = teacher_cache
+        self.teacher_width = teacher_width
         for source in self.sources:
             wanted = self.num_hard_negatives[source.task_type]
             if source.num_negatives < wanted:
@@ -97,13 +106,20 @@ class PackedCollator:
         source = self.sources[rows[0].key.source]
         texts, lengths, index = self._distinct_texts(source, rows)
         layout = lay_out(lengths, self.rank, self.world_size, self.max_tokens_per_forward)
-        tokens = np.concatenate([source.tokens(text) for chunk in layout.chunks for text in texts[chunk]])
+        own = np.concatenate([texts[chunk] for chunk in layout.chunks])
+        tokens = np.concatenate([source.tokens(text) for text in own])
+        # Of the whole batch on every process: reading is cheaper than gathering.
+        taught = {}
+        if self.teacher_cache is not None:
+            taught["teacher"] = torch.from_numpy(self.teacher_cache.read(source.name, texts, self.teacher_width))
         return {
             "input_ids": torch.from_numpy(tokens.astype(np.int64))[None],
             **layout.of_batch(lengths),
             "query": index[:, 0],
             "positive": index[:, 1],
             "negatives": index[:, 2:],
+            "own_texts": own,
+            **taught,
             "rows": [row.key.row for row in rows],
             "source": source.name,
             "task_type": source.task_type,

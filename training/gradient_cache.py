@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from training.keyed import keyed_bits
 
-__all__ = ["CachedStep", "embed_batch", "embed_chunk"]
+__all__ = ["CachedStep", "embed_batch", "embed_chunk", "gather_texts"]
 
 _DROPOUT = 31
 
@@ -44,6 +44,16 @@ def embed_batch(model: nn.Module, batch: dict[str, Any], width: int | None = Non
     """
     with torch.no_grad():
         own = torch.cat([embed_chunk(model, *chunk)[:, :width] for chunk in _chunks(batch)])
+    return gather_texts(own, batch)
+
+
+def gather_texts(own: Tensor, batch: dict[str, Any]) -> Tensor:
+    """``(n, d)`` embeddings of a global batch's distinct texts, from those of each process's own; without gradient.
+
+    Args:
+        own: ``(m, d)`` embeddings of this process's texts, in the order of its chunks.
+        batch: This process's part of the batch.
+    """
     return _gather(own.float(), batch["width"])[batch["slots"]]
 
 

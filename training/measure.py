@@ -19,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.data.prepared import PreparedSource
+from training.distillation import Distillation
 from training.gradient_cache import embed_batch
 from training.recipe import Stage
 from training.setup import make_trainer, model_options
@@ -133,7 +134,9 @@ def _trainer(
     model = F2LLMModel._from_config(deepcopy(config), dtype=torch.float32, **options)
     guide = None
     if teacher is not None:
-        guide = Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options), config.hidden_size)
+        guide = Distillation(
+            config.hidden_size, Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options))
+        )
     return make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
 
 

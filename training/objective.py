@@ -38,13 +38,21 @@ class Objective:
     gather_gradients: bool = True
     distillation_weight: float = 1.0
 
-    def terms(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self,
+        embeddings: Tensor,
+        batch: Mapping[str, Any],
+        teacher: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Returns the terms of the loss by name; the loss is their sum.
 
         Args:
             embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
             batch: What :class:`~training.collator.PackedCollator` built.
-            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher, ``D >= d``.
+            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher.
+            projected: ``(n, d')``, ``d' <= D``: what is compared with the teacher's leading dimensions; the embeddings
+                themselves if None.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
         negatives = embeddings[batch["negatives"]]
@@ -60,7 +68,8 @@ class Objective:
         terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
         if teacher is not None:
             roles = [batch[role] for role in ("query", "positive", "negatives")]
-            losses = [distillation_loss(embeddings[texts], teacher[texts]) for texts in roles]
+            student = embeddings if projected is None else projected
+            losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
         return terms
 

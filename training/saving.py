@@ -15,6 +15,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
 from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
+from training.projection import Projection
 
 __all__ = ["SavingTrainer"]
 
@@ -33,6 +34,7 @@ class SavingTrainer(Trainer):
 
     def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
         self.prompts = prompts
+        self.projection: Projection | None = None
         self._staged = False
         self._saved_step: int | None = None
         super().__init__(**kwargs)
@@ -90,6 +92,17 @@ class SavingTrainer(Trainer):
         remove_leftovers(final.parent)
         best = self.state.best_model_checkpoint
         rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Writes the state of what is trained beside the model, too."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.projection is not None and self.args.should_save:
+            self.projection.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.projection is not None and checkpoint is not None:
+            self.projection.load(Path(checkpoint))
 
     def _finalize_training(self, *args: Any) -> Any:
         # With a limit of 1, Trainer would delete the newest checkpoint in favour of the best one: the newest is what

@@ -23,11 +23,11 @@ from training.data.options import PreparationOptions
 from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
+from training.distillation import Distillation, choose_teacher, make_distillation
 from training.errors import UserError, in_one_line
 from training.evaluation.pairs import load_pairs
 from training.loading import load_whole_model
 from training.recipe import FINAL_MODEL, Stage
-from training.teacher import Teacher, load_teacher
 from training.trainer import F2LLMTrainer
 
 __all__ = [
@@ -68,8 +68,12 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Fails on widths that do not fit before the data is prepared.
     args.train_dims(width)
-    teacher = load_teacher(args.teacher, tokenizer, width, **model_options(args)) if args.teacher else None
-    return make_trainer(stage, model, prepare_sources(stage, sources, tokenizer), tokenizer, teacher)
+    if args.teacher is None:
+        return make_trainer(stage, model, prepare_sources(stage, sources, tokenizer), tokenizer)
+    choice = choose_teacher(args, tokenizer, width)
+    prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
+    distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    return make_trainer(stage, model, prepared, tokenizer, distillation)
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:
@@ -171,8 +175,16 @@ def _check_config(config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase) -> No
         )
 
 
-def prepare_sources(stage: Stage, sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[PreparedSource]:
+def prepare_sources(
+    stage: Stage, sources: list[Source], tokenizer: PreTrainedTokenizerBase, keep_texts: bool = False
+) -> list[PreparedSource]:
     """Prepares the stage's data, or finds it prepared.
+
+    Args:
+        stage: The stage.
+        sources: What to prepare.
+        tokenizer: The student's tokenizer.
+        keep_texts: Whether texts are kept beside their tokens, for a teacher that reads others.
 
     Raises:
         UserError: If a source is faulty, the folder cannot be written, or no row is left.
@@ -186,6 +198,7 @@ def prepare_sources(stage: Stage, sources: list[Source], tokenizer: PreTrainedTo
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
         seed=args.seed,
         on_bad_row=args.on_bad_row,
+        keep_texts=keep_texts,
     )
     try:
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
@@ -201,12 +214,12 @@ def make_trainer(
     model: F2LLMModel,
     sources: list[PreparedSource],
     tokenizer: PreTrainedTokenizerBase,
-    teacher: Teacher | None = None,
+    distillation: Distillation | None = None,
 ) -> F2LLMTrainer:
     """Sets the training up, as far as it can fail before the first step."""
     args = stage.arguments
     try:
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, prompts_of(args), teacher)
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, prompts_of(args), distillation)
         # Keys for optimizer and scheduler are looked at only when these are made.
         trainer.create_optimizer_and_scheduler(num_training_steps=2)
     except UserError:

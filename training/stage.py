@@ -34,6 +34,8 @@ _FREE_KEYS = {
     *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
     *("max_tokens_per_forward", "compile", "attn_implementation", "gradient_checkpointing", "use_cpu"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
+    # Where the teacher's embeddings are kept; read from there, they are rounded to float16.
+    "teacher_cache_dir",
     *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
 }
 
@@ -79,6 +81,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer.sources, checkpoint, accept_changes)
+    _fill_teacher_cache(trainer)
     _train(trainer, checkpoint)
     _save(trainer, final)
     number = trainer.interruption.received()
@@ -105,6 +108,16 @@ def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     if sharded != trainer.is_fsdp_enabled:
         kinds = ("with", "without") if sharded else ("without", "with")
         raise UserError(f"{checkpoint}: was written {kinds[0]} FSDP and cannot be resumed {kinds[1]} it; launch alike")
+
+
+def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:
+    try:
+        trainer.fill_teacher_cache()
+    except OSError as error:
+        raise StoppedError(
+            f"{trainer.args.teacher_cache_dir}: the teacher's embeddings could not be written ({error}); those that "
+            f"were stay. Mend that and {_GO_ON}"
+        ) from error
 
 
 def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
@@ -140,6 +153,8 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
             partial.mkdir()
         trainer.save_model(str(partial))
         if trainer.args.should_save:
+            if trainer.projection is not None:
+                trainer.projection.export(final.parent)
             publish(partial, final)
     # A full disk comes out of safetensors as an error of its own.
     except Exception as error:

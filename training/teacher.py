@@ -1,17 +1,23 @@
-"""The teacher of a distillation: embeds the texts of each batch as the student meets them."""
+"""A teacher that reads the student's own tokens: embeds the texts of each batch as the student meets them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
-from training.gradient_cache import embed_batch
+from training.gradient_cache import embed_batch, embed_chunk
 from training.loading import load_whole_model
+from training.packed_texts import packed_texts
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "load_teacher", "reads_tokens_of", "teacher_tokenizer"]
+
+_TOKENS_AT_ONCE = 16_384
 
 
 class Teacher:
@@ -19,45 +25,73 @@ class Teacher:
 
     Args:
         model: The teacher; it must know the student's tokens.
-        width: Leading dimensions that the student learns from.
+        max_tokens: Tokens of a forward pass over texts of a source, at most.
 
-    Raises:
-        UserError: If the teacher has fewer dimensions.
+    Attributes:
+        width: Its dimensions ``D``.
     """
 
-    def __init__(self, model: PreTrainedModel, width: int) -> None:
-        if model.config.hidden_size < width:
-            raise UserError(
-                f"key 'teacher': its {model.config.hidden_size} dimensions do not cover the student's {width}; "
-                "choose a wider teacher"
-            )
+    def __init__(self, model: PreTrainedModel, max_tokens: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.width = width
+        self.width: int = model.config.hidden_size
+        self._max_tokens = max_tokens or _TOKENS_AT_ONCE
 
-    def embed(self, batch: dict[str, Any]) -> Tensor:
-        """``(n, width)`` embeddings of the batch's distinct texts, on every process."""
-        self.model.to(batch["input_ids"].device)
-        return embed_batch(self.model, batch, self.width)
+    def to(self, device: torch.device) -> None:
+        """Moves the model to a device."""
+        self.model.to(device)
+
+    def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
+        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process.
+
+        Args:
+            batch: This process's part of the batch.
+            width: Leading dimensions wanted; all ``D`` if None.
+        """
+        self.to(batch["input_ids"].device)
+        return embed_batch(self.model, batch, width)
+
+    @torch.no_grad()
+    def embed_texts(self, source: PreparedSource, positions: np.ndarray) -> Tensor:
+        """``(n, D)`` unnormalised embeddings, on the CPU, of the texts at ``(n,)`` ascending positions of a source."""
+        embeddings = torch.empty(len(positions), self.width)
+        for texts in packed_texts(source, positions, self._max_tokens):
+            found = embed_chunk(self.model, texts.input_ids.to(self.model.device), texts.lengths)
+            embeddings[np.searchsorted(positions, texts.positions)] = found.float().cpu()
+        return embeddings
 
 
-def load_teacher(name: str, tokenizer: PreTrainedTokenizerBase, width: int, **model_options: Any) -> Teacher:
-    """Loads a teacher and makes sure that the same ids mean the same tokens to it.
+def teacher_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """A teacher's tokenizer, if it has one that transformers can load."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    # Damaged folders come out of the libraries as anything; loading the model says what is wrong.
+    except Exception:
+        return None
+
+
+def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a teacher can be given the student's token ids: a Qwen3 model to which they mean the same tokens."""
+    theirs = teacher_tokenizer(name)
+    if theirs is None or theirs.get_vocab() != tokenizer.get_vocab():
+        return False
+    try:
+        return AutoConfig.from_pretrained(name).model_type == "qwen3"
+    except Exception:
+        return False
+
+
+def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:
+    """Loads a teacher that :func:`reads_tokens_of` the student.
 
     Args:
         name: Folder or Hub name.
-        tokenizer: The student's tokenizer.
-        width: The student's width.
         **model_options: Those of ``F2LLMModel.from_pretrained``.
 
     Raises:
-        UserError: If the teacher cannot be loaded, reads other tokens, or is narrower than the student.
+        UserError: If it cannot be loaded.
     """
     try:
-        model = load_whole_model(name, **model_options)
-        vocabulary = AutoTokenizer.from_pretrained(name).get_vocab()
+        return load_whole_model(name, **model_options)
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
-    if vocabulary != tokenizer.get_vocab():
-        raise UserError(f"key 'teacher': {name!r} reads other tokens than the student; both need one tokenizer")
-    return Teacher(model, width)

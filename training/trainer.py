@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from training.arguments import StageArguments
 from training.checkpoints import last_checkpoint, remove_leftovers
 from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
+from training.distillation import Distillation
 from training.errors import NonFiniteError
 from training.gradient_cache import CachedStep, embed_batch
 from training.interruption import Interruption, outlive_signals
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
 from training.saving import SavingTrainer
-from training.teacher import Teacher
 from training.watch import StepWatch
 
 __all__ = ["F2LLMTrainer"]
@@ -49,7 +50,7 @@ class F2LLMTrainer(SavingTrainer):
         sources: Prepared sources.
         tokenizer: Saved with every checkpoint.
         prompts: Prompts of the saved model by name.
-        teacher: What to distil from, if anything.
+        distillation: The teacher to learn from, if there is one.
 
     Attributes:
         interruption: Says whether a signal ended the training.
@@ -69,11 +70,11 @@ class F2LLMTrainer(SavingTrainer):
         sources: Sequence[PreparedSource],
         tokenizer: PreTrainedTokenizerBase,
         prompts: dict[str, str] | None = None,
-        teacher: Teacher | None = None,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         self.sources = list(sources)
-        self.teacher = teacher
+        self.distillation = distillation
         dims = args.train_dims(model.config.hidden_size)
         self.objective = Objective(
             args.temperature, dims, args.mask_duplicates, args.gather_gradients, args.distillation_weight
@@ -92,14 +93,7 @@ class F2LLMTrainer(SavingTrainer):
             args=args,
             train_dataset=PreparedRows(self.sources, "train"),
             eval_dataset=PreparedRows(self.sources, "validation"),
-            data_collator=PackedCollator(
-                self.sources,
-                args.num_hard_negatives,
-                args.seed,
-                args.process_index,
-                args.world_size,
-                args.max_tokens_per_forward,
-            ),
+            data_collator=self._collator(args, distillation),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -108,6 +102,39 @@ class F2LLMTrainer(SavingTrainer):
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
         self.add_callback(self.interruption)
+        # Validation learns nothing from a teacher.
+        self._collators = {"train": self.data_collator, "validation": self._collator(args, None)}
+        self.projection = None if distillation is None else distillation.projection
+        if self.projection is not None:
+            self.projection.attach(self)
+
+    def _collator(self, args: StageArguments, distillation: Distillation | None) -> PackedCollator:
+        return PackedCollator(
+            self.sources,
+            args.num_hard_negatives,
+            args.seed,
+            args.process_index,
+            args.world_size,
+            args.max_tokens_per_forward,
+            None if distillation is None else distillation.cache,
+            0 if distillation is None else distillation.width,
+        )
+
+    def fill_teacher_cache(self) -> None:
+        """Embeds with the teacher what its cache misses, on all processes together, before the training.
+
+        Raises:
+            UserError: If the embeddings do not fit the cache.
+        """
+        if self.distillation is None:
+            return
+        rank, world_size = self.args.process_index, self.args.world_size
+        if self.args.save_on_each_node:
+            # Every node fills a cache of its own.
+            rank, world_size = self.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        with self.accelerator.autocast():
+            self.distillation.fill_cache(self.args.device, rank, world_size)
+        self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> DataLoader:
         """Loads this process's share of each global batch; nothing is sharded again by accelerate."""
@@ -118,7 +145,7 @@ class F2LLMTrainer(SavingTrainer):
         return _EpochLoader(
             PreparedRows(self.sources, split),
             batch_sampler=GlobalBatchSampler(rows, self.args.global_batch_size, seed=self.args.seed),
-            collate_fn=self.data_collator,
+            collate_fn=self._collators[split],
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -143,9 +170,9 @@ class F2LLMTrainer(SavingTrainer):
             self.optimizer.train()
         batch = self._prepare_inputs(inputs)
         teacher = None
-        if self.teacher is not None:
+        if self.distillation is not None:
             with self.accelerator.autocast():
-                teacher = self.teacher.embed(batch)
+                teacher = self.distillation.targets(batch)
         step = CachedStep(
             self.accelerator,
             model,
@@ -158,7 +185,8 @@ class F2LLMTrainer(SavingTrainer):
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
-        terms = self.objective.terms(embeddings, batch, teacher)
+        projected = None if self.projection is None else self.projection(embeddings)
+        terms = self.objective.terms(embeddings, batch, teacher, projected)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)

@@ -1,4 +1,4 @@
-"""The teacher: a frozen model over the student's tokens, refused in one line where it does not fit."""
+"""The teacher over the student's own tokens: frozen, its leading dimensions, refused in one line where unusable."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
@@ -16,7 +18,7 @@ from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
 from training.gradient_cache import embed_batch
 from training.sampler import RowKey
-from training.teacher import load_teacher
+from training.teacher import Teacher, load_teacher, reads_tokens_of
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -37,56 +39,53 @@ def test_it_gives_the_leading_dimensions_of_its_embeddings(
     model = save_model(teacher_folder, tiny_config, small_tokenizer, hidden_size=48, vocab_size=400)
     rows = [PreparedRows(prepared_sources)[RowKey(0, 1, row)] for row in range(5)]
     batch = PackedCollator(prepared_sources, num_hard_negatives, max_tokens_per_forward=60)(rows)
-    found = load_teacher(str(teacher_folder), small_tokenizer, 32).embed(batch)
+    found = Teacher(load_teacher(str(teacher_folder))).embed(batch, 32)
     assert found.shape[1] == 32 and not found.requires_grad and found.dtype == torch.float32
     torch.testing.assert_close(found, embed_batch(model.eval(), batch)[:, :32])
 
 
-def test_it_is_frozen(teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase) -> None:
-    model = load_teacher(str(teacher_folder), small_tokenizer, 48).model
+def test_texts_of_a_source_are_embedded_in_the_order_asked_for(
+    teacher_folder: Path, prepared_sources: list[PreparedSource], num_hard_negatives: dict[str, int]
+) -> None:
+    teacher = Teacher(load_teacher(str(teacher_folder)), max_tokens=100)
+    source = prepared_sources[1]
+    rows = [PreparedRows(prepared_sources)[RowKey(0, 1, row)] for row in range(5)]
+    batch = PackedCollator(prepared_sources, num_hard_negatives)(rows)
+    positions = np.sort(batch["own_texts"])
+    found = teacher.embed_texts(source, positions)
+    torch.testing.assert_close(found[np.searchsorted(positions, batch["own_texts"])], teacher.embed(batch))
+
+
+def test_it_is_frozen(teacher_folder: Path) -> None:
+    model = Teacher(load_teacher(str(teacher_folder))).model
     assert not model.training
     assert not any(weights.requires_grad for weights in model.parameters())
 
 
-def test_a_narrower_teacher_is_refused(
-    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, refuses: Refuses
+def test_it_reads_the_tokens_of_a_student_with_the_same_vocabulary(
+    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    with refuses("key 'teacher'", "48", "64", "choose a wider teacher"):
-        load_teacher(str(teacher_folder), small_tokenizer, 64)
+    assert reads_tokens_of(str(teacher_folder), small_tokenizer)
+    assert not reads_tokens_of(str(teacher_folder), tiny_tokenizer)
+    assert not reads_tokens_of(f"{teacher_folder}-elsewhere", small_tokenizer)
 
 
-def test_a_teacher_of_another_tokenizer_is_refused(
-    teacher_folder: Path, tiny_tokenizer: PreTrainedTokenizerBase, refuses: Refuses
-) -> None:
-    with refuses("key 'teacher'", teacher_folder, "other tokens"):
-        load_teacher(str(teacher_folder), tiny_tokenizer, 32)
-
-
-@pytest.mark.parametrize("damage", ["missing", "no weights", "broken weights", "no tokenizer"])
-def test_an_unusable_folder_is_refused(
-    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, refuses: Refuses, damage: str
-) -> None:
+@pytest.mark.parametrize("damage", ["missing", "no weights", "broken weights"])
+def test_an_unusable_folder_is_refused(teacher_folder: Path, refuses: Refuses, damage: str) -> None:
     name = str(teacher_folder)
     if damage == "missing":
         name += "-elsewhere"
     elif damage == "no weights":
         (teacher_folder / "model.safetensors").unlink()
-    elif damage == "broken weights":
-        (teacher_folder / "model.safetensors").write_bytes(b"broken")
     else:
-        for path in teacher_folder.glob("tokenizer*"):
-            path.unlink()
+        (teacher_folder / "model.safetensors").write_bytes(b"broken")
     with refuses("key 'teacher'", name):
-        load_teacher(name, small_tokenizer, 32)
+        load_teacher(name)
 
 
-def test_a_teacher_that_lacks_weights_is_refused(
-    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, refuses: Refuses
-) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_a_teacher_that_lacks_weights_is_refused(teacher_folder: Path, refuses: Refuses) -> None:
     weights = load_file(teacher_folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.1.")}
     save_file(kept, teacher_folder / "model.safetensors", metadata={"format": "pt"})
     with refuses("key 'teacher'", "layers.1."):
-        load_teacher(str(teacher_folder), small_tokenizer, 32)
+        load_teacher(str(teacher_folder))

@@ -13,6 +13,7 @@ from modeling_f2llm import F2LLMConfig, F2LLMModel
 from training.arguments import StageArguments
 from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
+from training.distillation import Distillation
 from training.gradient_cache import embed_batch
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
@@ -59,8 +60,8 @@ def test_logged_terms_are_those_computed_directly(
         disable_tqdm=True,
         **counts,
     )
-    model, teacher = new_model(tiny_config, 0), Teacher(new_model(tiny_config, 1, width=48), 32)
-    trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, teacher=teacher)
+    model, teacher = new_model(tiny_config, 0), Teacher(new_model(tiny_config, 1, width=48))
+    trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, distillation=Distillation(32, teacher))
     trainer.train()
     logged = [line for line in trainer.state.log_history if "loss" in line]
 

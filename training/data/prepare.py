@@ -31,7 +31,16 @@ from training.data.preparation.placing import place_shard
 from training.data.preparation.plan import PreparationPlan, make_plan
 from training.data.preparation.reading import read_shard
 from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TOKENS, PreparedSource
+from training.data.prepared import (
+    DESCRIPTION,
+    OFFSETS,
+    QUARANTINE,
+    SPLITS,
+    TEXT_OFFSETS,
+    TEXTS,
+    TOKENS,
+    PreparedSource,
+)
 from training.data.storage import identity
 from training.errors import UserError
 
@@ -93,16 +102,17 @@ def prepare_source(
     backend = _as_json(tokenizer)
     fingerprint = _fingerprint(source, backend, options)
     work = folder.with_name(f".{folder.name}.partial")
-    finished = _finished(folder, fingerprint)
+    finished = _finished(folder, fingerprint, options.keep_texts)
     if finished is not None:
         # Left by a run that was killed while it cleared up.
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    ours = {TOKENS, OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
+    ours = {TOKENS, OFFSETS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     plan = make_plan(source, work, options)
-    _start_or_go_on(plan, backend, fingerprint)
+    # Work that was begun without texts is begun anew with them.
+    _start_or_go_on(plan, backend, f"{fingerprint} texts" if options.keep_texts else fingerprint)
     _run(plan, executor)
     whole = plan.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
@@ -116,13 +126,14 @@ def prepare_source(
     return prepared
 
 
-def _finished(folder: Path, fingerprint: str) -> PreparedSource | None:
-    """The prepared source in a folder, if it is whole and was made of the same."""
+def _finished(folder: Path, fingerprint: str, texts: bool) -> PreparedSource | None:
+    """The prepared source in a folder, if it is whole, was made of the same and has texts where they are needed."""
     try:
         prepared = PreparedSource(folder)
     except UserError:
         return None
-    return prepared if prepared.description.get("fingerprint") == fingerprint else None
+    same = prepared.description.get("fingerprint") == fingerprint
+    return prepared if same and (prepared.has_texts or not texts) else None
 
 
 def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -141,6 +152,8 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) ->
         described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
+    # Kept texts change nothing of the rest: a source that has them serves those that need none.
+    chosen.pop("keep_texts")
     digest.update(json.dumps([FORMAT, described, chosen]).encode())
     digest.update(tokenizer.encode())
     return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""What a stage learns from its teacher: embeddings made in every step or read from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from training.arguments import StageArguments
+from training.data.prepared import PreparedSource
+from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
+from training.projection import Projection
+from training.teacher import Teacher, load_teacher, reads_tokens_of
+from training.teacher_cache import TeacherCache
+from training.text_teacher import TextFormat, TextTeacher, load_text_teacher
+
+__all__ = ["Distillation", "TeacherChoice", "choose_teacher", "make_distillation"]
+
+
+@dataclass(frozen=True)
+class TeacherChoice:
+    """A teacher that fits the student, before its weights are needed.
+
+    Attributes:
+        width: Its dimensions ``D``.
+        by_text: It, loaded, if it is given texts; None if it is given the student's token ids.
+    """
+
+    width: int
+    by_text: TextTeacher | None = None
+
+
+def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
+    """Finds out how the stage's teacher reads, and whether its width fits.
+
+    A Qwen3 model to which ids mean the same tokens is given the student's ids; any other SentenceTransformer, and one
+    that is to get texts in a format of its own, is given the texts.
+
+    Raises:
+        UserError: If the teacher cannot be used, is narrower than the student without ``teacher_projection``, or covers
+            it with.
+    """
+    own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
+    if not own_format and reads_tokens_of(args.teacher, tokenizer):
+        choice = TeacherChoice(_width_in_config(args.teacher))
+    else:
+        teacher = load_text_teacher(
+            args.teacher, TextFormat(args.teacher_query_template, args.teacher_document_template)
+        )
+        choice = TeacherChoice(teacher.width, teacher)
+    if choice.width < student_width and not args.teacher_projection:
+        raise UserError(
+            f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "
+            "teacher, or add 'teacher_projection: true', which learns a map to them"
+        )
+    if choice.width >= student_width and args.teacher_projection:
+        raise UserError(
+            f"key 'teacher_projection': the teacher's {choice.width} dimensions cover the student's {student_width}, "
+            "which learns them as they are; take the key out"
+        )
+    return choice
+
+
+def _width_in_config(name: str) -> int:
+    try:
+        return AutoConfig.from_pretrained(name).hidden_size
+    # Damaged folders come out of the library as anything.
+    except Exception as error:
+        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+
+
+class Distillation:
+    """A teacher at work.
+
+    Args:
+        student_width: The student's width ``d``.
+        teacher: Embeds texts where the cache does not.
+        cache: Embeddings on disk; read by the collator, which puts them into the batch.
+        projection: From the student's width to a narrower teacher's.
+
+    Attributes:
+        width: Leading dimensions of the teacher that are learned: ``d``, or all of a narrower teacher.
+    """
+
+    def __init__(
+        self,
+        student_width: int,
+        teacher: Teacher | TextTeacher | None = None,
+        cache: TeacherCache | None = None,
+        projection: Projection | None = None,
+    ) -> None:
+        self.teacher = teacher
+        self.cache = cache
+        self.projection = projection
+        self.width = student_width if projection is None else len(projection.weight)
+
+    def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
+        """Embeds what the cache misses, each process its share; the teacher's weights are then no longer needed.
+
+        Args:
+            device: Where to embed.
+            rank: This process among those that share the work.
+            world_size: Their number.
+
+        Raises:
+            UserError: If an embedding does not fit the cache.
+        """
+        if self.cache is None or self.teacher is None:
+            return
+        self.teacher.to(device)
+        self.cache.fill(self.teacher.embed_texts, rank, world_size)
+        self.teacher = None
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        """``(n, width)`` unnormalised teacher embeddings of the batch's distinct texts."""
+        if self.cache is not None:
+            return batch["teacher"].float()
+        return self.teacher.embed(batch, self.width)
+
+
+def make_distillation(
+    choice: TeacherChoice,
+    args: StageArguments,
+    sources: Sequence[PreparedSource],
+    student_width: int,
+    model_options: dict[str, Any],
+) -> Distillation:
+    """Loads the teacher, unless a cache holds all that it would say.
+
+    Args:
+        choice: What :func:`choose_teacher` found.
+        args: The stage.
+        sources: The prepared sources.
+        student_width: The student's width.
+        model_options: How models run, as given to ``F2LLMModel.from_pretrained``.
+
+    Raises:
+        UserError: If the teacher cannot be loaded or the cache is damaged.
+    """
+    cache = None
+    if args.teacher_cache_dir is not None:
+        cache = TeacherCache(args.teacher_cache_dir, sources, _made_by(choice, args), choice.width)
+    teacher: Teacher | TextTeacher | None = None
+    if cache is None or not cache.whole:
+        teacher = choice.by_text or Teacher(load_teacher(args.teacher, **model_options), args.max_tokens_per_forward)
+        if choice.by_text is not None:
+            choice.by_text.use(sources)
+    projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
+    return Distillation(student_width, teacher, cache, projection)
+
+
+def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:
+    """What a teacher's embedding of a text depends on."""
+    return {
+        "teacher": model_revision(args.teacher, "key 'teacher'"),
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "reads": "tokens" if choice.by_text is None else choice.by_text.described(),
+    }

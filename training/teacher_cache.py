@@ -1,0 +1,192 @@
+"""A teacher's embeddings of every text of the prepared sources: computed once, for all epochs and all students.
+
+Each source has a folder of its own, named after everything that the embeddings depend on: the teacher, the texts, how
+they were put to it and the precision. Embeddings of another teacher or of other data are therefore never found. In it
+lie shards: raw float16 matrices of the teacher's full width, for texts of neighbouring positions, each whole or absent.
+A pass that was killed goes on with those that are missing, and any number of processes may share the work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from training.checkpoints import write_whole
+from training.data.prepared import PreparedSource
+from training.errors import UserError
+
+__all__ = ["TeacherCache"]
+
+# Texts of a shard: what a killed pass loses of each process.
+_SHARD_TEXTS = 32_768
+_DESCRIPTION = "cache.json"
+
+# (n,) positions of texts of a source -> (n, D) embeddings.
+Embed = Callable[[PreparedSource, np.ndarray], Tensor]
+
+
+class _Shard(NamedTuple):
+    """Texts ``start`` to ``end`` (without) of a source."""
+
+    source: PreparedSource
+    path: Path
+    start: int
+    end: int
+
+
+class TeacherCache:
+    """The embeddings of one teacher, by source and text position.
+
+    Args:
+        folder: The folder of all caches; several teachers and sources may share it.
+        sources: The prepared sources.
+        made_by: What an embedding depends on besides its text: identity of the teacher, precision, format of the text.
+        width: The teacher's width; None takes it from what is there.
+
+    Attributes:
+        width: The teacher's width ``D``; None if it was not given and nothing is there yet.
+
+    Raises:
+        UserError: If the folder cannot be written or holds a cache that says something else than its name.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        sources: Sequence[PreparedSource],
+        made_by: Mapping[str, Any],
+        width: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._sources = {source.name: source for source in sources}
+        self._described = {source.name: _describe(source, made_by) for source in sources}
+        self._maps: dict[str, list[np.ndarray]] = {}
+        self.width = width if width is not None else self._known_width()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map holds the whole array: a loader worker opens the files instead.
+        return {**self.__dict__, "_maps": {}}
+
+    def _home(self, source: str) -> Path:
+        digest = blake2b(self._described[source].encode(), digest_size=8).hexdigest()
+        return self.folder / f"{source}-{digest}"
+
+    def _known_width(self) -> int | None:
+        widths = {self._read_description(name).get("width") for name in self._sources}
+        return widths.pop() if len(widths) == 1 else None
+
+    def _read_description(self, source: str) -> dict[str, Any]:
+        path = self._home(source) / _DESCRIPTION
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            width = found.pop("width")
+            if found != json.loads(self._described[source]) or not isinstance(width, int):
+                raise ValueError("it describes other embeddings")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: is damaged ({error}); delete the folder, and it is computed again") from None
+        return {**found, "width": width}
+
+    def _shards(self) -> Iterator[_Shard]:
+        for name, source in self._sources.items():
+            texts = source.description["texts"]
+            for number, start in enumerate(range(0, texts, _SHARD_TEXTS)):
+                path = self._home(name) / f"{number:05d}.float16"
+                yield _Shard(source, path, start, min(start + _SHARD_TEXTS, texts))
+
+    def _is_whole(self, shard: _Shard) -> bool:
+        if self.width is None or not shard.path.exists():
+            return False
+        expected, found = 2 * self.width * (shard.end - shard.start), shard.path.stat().st_size
+        if found != expected:
+            raise UserError(
+                f"{shard.path}: is damaged ({found} bytes, not {expected}); delete it, and it is computed again"
+            )
+        return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether every text of every source is there."""
+        return self.width is not None and all(self._is_whole(shard) for shard in self._shards())
+
+    @property
+    def missing_texts(self) -> int:
+        """Texts that are still to be embedded."""
+        return sum(shard.end - shard.start for shard in self._shards() if not self._is_whole(shard))
+
+    def fill(self, embed: Embed, rank: int = 0, world_size: int = 1) -> None:
+        """Embeds what is missing of this process's share; all processes of a machine or shared disk call it.
+
+        Args:
+            embed: Gives ``(n, D)`` embeddings of ``(n,)`` positions of a source.
+            rank: This process.
+            world_size: Processes that share the work.
+
+        Raises:
+            UserError: If an embedding is NaN, infinite or too large for float16.
+            OSError: If the disk is full or the folder cannot be written; whole shards stay.
+        """
+        mine = [shard for number, shard in enumerate(self._shards()) if number % world_size == rank]
+        missing = [shard for shard in mine if not self._is_whole(shard)]
+        texts = sum(shard.end - shard.start for shard in missing)
+        with tqdm(total=texts, desc="teacher", unit="text", disable=True if rank or not texts else None) as bar:
+            for shard in missing:
+                embeddings = embed(shard.source, np.arange(shard.start, shard.end))
+                self._write(shard, embeddings)
+                bar.update(shard.end - shard.start)
+
+    def _write(self, shard: _Shard, embeddings: Tensor) -> None:
+        half = embeddings.to("cpu", torch.float16)
+        if not half.isfinite().all():
+            largest = embeddings.abs().max().item()
+            raise UserError(
+                f"the teacher's embeddings of source {shard.source.name!r} do not fit float16 (largest {largest:.3g}); "
+                "leave out 'teacher_cache_dir', or check the teacher"
+            )
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        described = {**json.loads(self._described[shard.source.name]), "width": embeddings.shape[1]}
+        if not (shard.path.parent / _DESCRIPTION).exists():
+            write_whole(shard.path.parent / _DESCRIPTION, json.dumps(described, indent=2, sort_keys=True) + "\n")
+        partial = shard.path.with_name(f".{shard.path.name}.partial")
+        try:
+            half.numpy().astype("<f2").tofile(partial)
+            partial.replace(shard.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def read(self, source: str, positions: np.ndarray, width: int) -> np.ndarray:
+        """``(n, width)`` float16: the leading dimensions of the embeddings of some texts.
+
+        Args:
+            source: Name of the source.
+            positions: ``(n,)`` positions of texts; the cache must be whole.
+            width: Leading dimensions, ``D`` at most.
+        """
+        shards = self._maps.get(source) or self._maps.setdefault(source, self._open(source))
+        found = np.empty((len(positions), width), dtype=np.float16)
+        numbers = positions // _SHARD_TEXTS
+        for number in np.unique(numbers):
+            own = np.flatnonzero(numbers == number)
+            found[own] = shards[number][positions[own] - number * _SHARD_TEXTS, :width]
+        return found
+
+    def _open(self, source: str) -> list[np.ndarray]:
+        return [
+            np.memmap(shard.path, "<f2", "r", shape=(shard.end - shard.start, self.width))
+            for shard in self._shards()
+            if shard.source.name == source
+        ]
+
+
+def _describe(source: PreparedSource, made_by: Mapping[str, Any]) -> str:
+    of_source = {"source": source.name, "fingerprint": source.description["fingerprint"]}
+    return json.dumps({**made_by, **of_source, "texts": source.description["texts"]}, sort_keys=True)
