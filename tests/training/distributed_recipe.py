@@ -25,6 +25,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "mixed": {},
     "published": {"gather_gradients": False, "mask_duplicates": True},
     "distillation": {"teacher": "TEACHER"},
+    "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"},
+    "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},
+    "projected": {"teacher": "NARROW", "teacher_projection": True},
     # Two texts: with four processes, two have none.
     "few_texts": {"global_batch_size": 1, "num_hard_negatives_classification": 0, "teacher": "TEACHER"}
     | {"task_types": ["classification"]},
@@ -47,7 +50,7 @@ def save_model(
 
 
 def write_distributed_recipe(folder: Path, models: Path, stages: list[str], **keys: Any) -> Path:
-    """Writes the recipe with the given stages; ``models`` holds the folders ``student`` and ``teacher``."""
+    """Writes the recipe with the given stages; ``models`` holds the folders ``student``, ``teacher`` and others."""
     content = {
         "output_dir": str(folder / "run"),
         "prepared_dir": str(folder / "prepared"),
@@ -72,8 +75,10 @@ def write_distributed_recipe(folder: Path, models: Path, stages: list[str], **ke
         "disable_tqdm": True,
         **keys,
     }
+    meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}
+    meant["CACHE"] = str(folder / "embeddings")
     content["stages"] = {
-        name: {key: str(models / "teacher") if value == "TEACHER" else value for key, value in STAGES[name].items()}
+        name: {key: meant.get(value, value) if isinstance(value, str) else value for key, value in STAGES[name].items()}
         for name in stages
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,24 +15,27 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import STAGES, STEPS, save_model, write_distributed_recipe
+from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.processes import ROOT, accelerate, free_port, run_bounded, torchrun
 from training.run_stage import main
 
 SCRIPT = ROOT / "training/run_stage.py"
 WORKER = ROOT / "tests/training/distributed_worker.py"
 # The mix holds all task types; of few texts, two processes of four have none.
-FOUR = ["mixed", "distillation", "few_texts"]
-SHARDED = ["mixed", "distillation", "few_texts"]
+FOUR = ["mixed", "distillation", "cached", "few_texts"]
+SHARDED = ["mixed", "distillation", "projected", "few_texts"]
 
 
 @pytest.fixture(scope="module")
 def models(
     tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> Path:
-    """A student and a teacher, which is wider."""
+    """A student and its teachers: a wider, a narrower and a foreign one."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "student", tiny_config, tiny_tokenizer)
     save_model(folder / "teacher", tiny_config, tiny_tokenizer, seed=1, hidden_size=48)
+    save_model(folder / "narrow", tiny_config, tiny_tokenizer, seed=2, hidden_size=16, matryoshka_dimensions=[16])
+    save_foreign_teacher(folder / "foreign", width=40)
     return folder
 
 
@@ -145,7 +148,7 @@ def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path) -> N
     assert largest_difference(tmp_path / "run/mixed", sharded / "mixed") <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["mixed", "distillation"])
+@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected"])
 def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, models: Path, stage: str) -> None:
     assert main([str(rewind(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
