@@ -1,7 +1,7 @@
 """Cuts a random checkpoint of the 0.6B shape to the three smaller sizes: ``pruning_worker.py FOLDER``.
 
-Writes ``found.json``: by name the parameters that stock transformers counts in what was saved and the seconds of cutting
-and saving, and the peak of the process in MiB, interpreter and libraries included.
+Writes ``found.json``: by name the parameters that stock transformers counts in what was saved and the seconds that it
+took to cut and save it, and the peak of the process in MiB, interpreter and libraries included.
 """
 
 from __future__ import annotations
