@@ -224,8 +224,10 @@ def test_trimming_again_changes_nothing(trimmed, kept_texts):
 def test_padding_and_truncation_of_a_call_do_not_stay(whole, tokenizer, kept_texts):
     changed = deepcopy(tokenizer)
     changed(kept_texts[:4], padding=True, truncation=True, max_length=4)
+    assert changed.backend_tokenizer.padding and changed.backend_tokenizer.truncation
     _, trimmed, _ = trim_vocabulary(whole, changed, range(len(tokenizer)))
-    assert trimmed(kept_texts[:9])["input_ids"] == tokenizer(kept_texts[:9])["input_ids"]
+    # Runtimes that read tokenizer.json alone would pad and truncate too.
+    assert trimmed.backend_tokenizer.padding is None and trimmed.backend_tokenizer.truncation is None
 
 
 @pytest.mark.parametrize("text", ["abc", "xabc", "abcabc", "bc", "ab"])
