@@ -24,7 +24,7 @@ def test_a_quick_run_measures_every_suite(quick_run):
     results = json.loads((folder / "results.json").read_text())
     assert status == 0, [suite["skipped"] for suite in results["suites"].values()]
     assert list(results["suites"]) == list(run.SUITES)
-    for name in ("step", "trainer", "encode", "rate", "loss", "preparation"):
+    for name in ("step", "trainer", "encode", "rate", "loss", "preparation", "pruning"):
         measurements = results["suites"][name]["measurements"]
         assert measurements, name
         for measurement in measurements:
@@ -32,6 +32,7 @@ def test_a_quick_run_measures_every_suite(quick_run):
             assert all(len(contestant["samples"]) == 1 for contestant in measurement["contestants"].values())
     points = {name: {point["axis"] for point in suite["points"]} for name, suite in results["suites"].items()}
     assert points["growth"] == {"batch", "length"} and points["preparation"] == {"corpus"}
+    assert points["pruning"] == {"calibration", "cutting"}
     ratios = {
         (ratio["contestant"], ratio["baseline"])
         for measurement in results["suites"]["encode"]["measurements"]

@@ -17,7 +17,7 @@ from tests.benchmarks.hardware import available_memory
 from tests.benchmarks.settings import Settings
 from tests.benchmarks.suite import Suite
 
-__all__ = ["run"]
+__all__ = ["measure_apart", "run"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 # A point that would need more than this share of the memory left is not tried.
@@ -49,7 +49,7 @@ def run(settings: Settings, suite: Suite) -> None:
     if settings.quick:
         # One process for all: most of its time goes into its imports.
         tasks = [_task(axis, values[0], more, precision) for axis, (values, more) in axes.items()]
-        for point in _measure(settings, tasks):
+        for point in measure_apart("growth_point", settings, tasks):
             suite.add_point(point)
         return
     for axis, (values, more) in axes.items():
@@ -71,7 +71,7 @@ def _measure_axis(settings: Settings, suite: Suite, tasks: list[dict[str, Any]])
             suite.skip(what, f"expected to need {expected / 2**30:.1f} GiB, more than {limit / 2**30:.1f}")
             return
         try:
-            last = _measure(settings, [task])[0]
+            last = measure_apart("growth_point", settings, [task])[0]
         except RuntimeError as error:
             suite.skip(what, str(error))
             return
@@ -86,10 +86,14 @@ def _expected_bytes(last: dict[str, Any] | None, task: dict[str, Any]) -> float:
     return (last["peak_mib"] - last["before_mib"]) * growth * 2**20
 
 
-def _measure(settings: Settings, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs tasks in a new process."""
+def measure_apart(module: str, settings: Settings, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs tasks in a new process, by a module of this folder.
+
+    Raises:
+        RuntimeError: If the process fails.
+    """
     request = json.dumps({"settings": asdict(settings), "tasks": tasks})
-    command = [sys.executable, "-m", "tests.benchmarks.growth_point"]
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}"]
     finished = subprocess.run(command, input=request, cwd=_ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
         last_line = (finished.stderr.strip().splitlines() or ["no message"])[-1][:300]

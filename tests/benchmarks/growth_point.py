@@ -24,7 +24,7 @@ from training.gradient_cache import CachedStep
 from training.layout import lay_out
 from training.objective import Objective
 
-__all__ = ["growth_batch", "growth_length"]
+__all__ = ["growth_batch", "growth_length", "time_and_memory"]
 
 
 def _training_step(model: nn.Module, batch: dict[str, Any], precision: str, max_tokens: int) -> Callable[[], Any]:
@@ -52,7 +52,7 @@ def growth_batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     """A step on ``value`` rows."""
     packed, _ = batches(row_lengths(settings, task["value"]))
     step = _training_step(_model(settings), packed, task["precision"], task["max_tokens"])
-    return {**_time(step, settings.repeats), "tokens": packed["input_ids"].numel()}
+    return {**time_and_memory(step, settings.repeats, device()), "tokens": packed["input_ids"].numel()}
 
 
 def growth_length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
@@ -67,16 +67,16 @@ def growth_length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
         embeddings.square().mean().backward()
         model.zero_grad()
 
-    return {**_time(forward_backward, settings.repeats), "tokens": packed["input_ids"].numel()}
+    return {**time_and_memory(forward_backward, settings.repeats, device()), "tokens": packed["input_ids"].numel()}
 
 
 def _model(settings: Settings) -> nn.Module:
     return build_models(configuration(settings))[0]["ours"].train()
 
 
-def _time(work: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Spread of the seconds after one warm-up call, and the memory before and at the peak."""
-    cuda = torch.cuda.is_available()
+def time_and_memory(work: Callable[[], Any], repeats: int, where: torch.device) -> dict[str, Any]:
+    """Spread of the seconds after one warm-up call, and the memory there before and at the peak."""
+    cuda = where.type == "cuda"
     before = torch.cuda.memory_allocated() / 2**20 if cuda else process_memory("VmRSS")
     work()
     seconds = [time_call(work)[0] for _ in range(repeats)]

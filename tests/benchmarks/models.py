@@ -5,13 +5,14 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.benchmarks.settings import Settings, device
 
-__all__ = ["VOCAB_SIZE", "build_models", "configuration"]
+__all__ = ["VOCAB_SIZE", "build_models", "configuration", "random_model"]
 
 # The published vocabulary would make the table of embeddings, which all models share, most of the memory.
 VOCAB_SIZE = 8192
@@ -58,6 +59,21 @@ def build_models(
     assert models["ours"].config._attn_implementation == "packed", models["ours"].config._attn_implementation
     order = [name for name in ("stock", "ours", "ours_compiled") if name in models]
     return {name: models[name].to(device(), dtype) for name in order}, missing
+
+
+def random_model(config: F2LLMConfig) -> F2LLMModel:
+    """Weights drawn in place: transformers' own initialisation of so large a model takes longer than cutting it."""
+    with init_empty_weights(include_buffers=False):
+        model = F2LLMModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.ones(weight.shape)
+        if weight.ndim == 1
+        else torch.empty(weight.shape).uniform_(-0.03, 0.03, generator=generator)
+        for name, weight in model.named_parameters()
+    }
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def _ours(config: F2LLMConfig, **keywords: bool) -> F2LLMModel:

@@ -15,6 +15,7 @@ _TITLES = {
     "loss": "Cost of the losses",
     "growth": "Growth",
     "preparation": "Preparation of data",
+    "pruning": "Pruning",
 }
 
 
@@ -118,7 +119,7 @@ def _growth(suite: dict[str, Any]) -> str:
             [
                 point["axis"],
                 f"{point['value']:,}",
-                f"{point['tokens']:,}",
+                f"{point['tokens']:,}" if "tokens" in point else "",
                 _range(point["seconds"]),
                 number(point["peak_mib"] - point["before_mib"]),
                 number(point["opening_seconds"]) if "opening_seconds" in point else "",

@@ -88,7 +88,7 @@ class Importance:
         """Compares the shapes with those of a model.
 
         Raises:
-            UserError: If they differ, or a statistic is not a finite number of zero or more.
+            UserError: If they differ, a statistic is not finite, or a mean square is negative.
         """
         layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
         expected = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
@@ -103,6 +103,9 @@ class Importance:
                 )
             if not tensor.isfinite().all():
                 raise UserError(f"{where}: {name} holds numbers that are not finite; measure the model again")
+            # What a layer changes may round to less than nothing.
+            if name != "change" and (tensor < 0).any():
+                raise UserError(f"{where}: {name} holds a negative mean square; measure the model again")
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
@@ -211,16 +214,14 @@ class _Meter:
         """Raises if a sum has become NaN or infinite, which it then stays."""
         if all(total.isfinite().all() for total in (self.norms, self.neurons, self.change)):
             return
-        layers = len(self.neurons)
-        for place, total in enumerate((*self.norms, *self.neurons, *self.change)):
-            if total.isfinite().all():
-                continue
-            layer = place // 2 if place < 2 * layers else (place - 2 * layers - 1) % layers
-            what = "the final norm" if place == 2 * layers else f"layer {layer}"
-            raise UserError(
-                f"calibration, {where}: activations of {what} are NaN or infinite; check the model's weights, or "
-                "measure it in fp32"
-            )
+        # In the order of the forward pass: the first is the cause of the others.
+        layers = zip(self.norms[:-1].unflatten(0, (-1, 2)), self.neurons, self.change, strict=True)
+        broken = (number for number, sums in enumerate(layers) if not all(each.isfinite().all() for each in sums))
+        first = next((f"layer {number}" for number in broken), "the final norm")
+        raise UserError(
+            f"calibration, {where}: activations of {first} are NaN or infinite; check the model's weights, or measure "
+            "it in fp32"
+        )
 
 
 @contextmanager
