@@ -24,6 +24,8 @@ class PreparationOptions:
         num_hard_negatives: Negatives that a row must have, by task type.
         seed: Seed of all draws.
         on_bad_row: One of ``ON_BAD_ROW``.
+        keep_texts: Whether the texts themselves are kept beside their tokens, for teachers that read other tokens. It
+            changes nothing else of what is prepared.
 
     Raises:
         UserError: If a value is out of its range.
@@ -36,6 +38,7 @@ class PreparationOptions:
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
     seed: int = 0
     on_bad_row: str = "error"
+    keep_texts: bool = False
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:

@@ -31,7 +31,16 @@ from training.data.preparation.placing import place_shard
 from training.data.preparation.plan import PreparationPlan, make_plan
 from training.data.preparation.reading import read_shard
 from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TOKENS, PreparedSource
+from training.data.prepared import (
+    DESCRIPTION,
+    OFFSETS,
+    QUARANTINE,
+    SPLITS,
+    TEXT_OFFSETS,
+    TEXTS,
+    TOKENS,
+    PreparedSource,
+)
 from training.data.storage import identity
 from training.errors import UserError
 
@@ -89,16 +98,19 @@ def prepare_source(
     options: PreparationOptions,
     executor: Executor | None = None,
 ) -> PreparedSource:
-    """Prepares one source; the folder is whole or absent."""
+    """Prepares one source; the folder is whole or absent.
+
+    A finished source that has texts serves where none are needed, but not the other way round.
+    """
     backend = _as_json(tokenizer)
     fingerprint = _fingerprint(source, backend, options)
     work = folder.with_name(f".{folder.name}.partial")
-    finished = _finished(folder, fingerprint)
+    finished = _finished(folder, fingerprint, options.keep_texts)
     if finished is not None:
         # Left by a run that was killed while it cleared up.
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    ours = {TOKENS, OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
+    ours = {TOKENS, OFFSETS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     plan = make_plan(source, work, options)
@@ -116,13 +128,15 @@ def prepare_source(
     return prepared
 
 
-def _finished(folder: Path, fingerprint: str) -> PreparedSource | None:
+def _finished(folder: Path, fingerprint: str, keep_texts: bool) -> PreparedSource | None:
     """The prepared source in a folder, if it is whole and was made of the same."""
     try:
         prepared = PreparedSource(folder)
     except UserError:
         return None
-    return prepared if prepared.description.get("fingerprint") == fingerprint else None
+    if prepared.description.get("fingerprint") != fingerprint or (keep_texts and not prepared.has_texts):
+        return None
+    return prepared
 
 
 def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -134,13 +148,14 @@ def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) -> str:
-    """Changes with anything that the prepared folder depends on."""
+    """Changes with anything that the prepared rows and tokens depend on; texts may lie beside them or not."""
     digest = hashlib.blake2b(digest_size=16)
     described = {**asdict(source), "files": [identity(file) for file in source.files]}
     for key in _WITHOUT_EFFECT:
         described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
+    chosen.pop("keep_texts")
     digest.update(json.dumps([FORMAT, described, chosen]).encode())
     digest.update(tokenizer.encode())
     return digest.hexdigest()
@@ -149,11 +164,13 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) ->
 def _start_or_go_on(plan: PreparationPlan, tokenizer: str, fingerprint: str) -> None:
     """Empties the folder of the work unless it holds a part of the same work."""
     begun = plan.folder / "fingerprint"
-    if not begun.exists() or begun.read_text() != fingerprint:
+    # Tasks that are done have kept their texts or not: a part of the one is no part of the other.
+    ours = f"{fingerprint} with texts" if plan.options.keep_texts else fingerprint
+    if not begun.exists() or begun.read_text() != ours:
         shutil.rmtree(plan.folder, ignore_errors=True)
         plan.make_folders()
         plan.tokenizer_file.write_text(tokenizer, encoding="utf-8")
-        begun.write_text(fingerprint)
+        begun.write_text(ours)
 
 
 def _run(plan: PreparationPlan, executor: Executor | None) -> None:
