@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import instruct
 from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
 
 __all__ = ["Miner", "find_miner"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
-# Files that say that a folder or repository holds a model, the surer one first.
-_MODEL_FILES = ("modules.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def find_miner(model: str, **options: Any) -> Miner:
     Raises:
         UserError: If there is no such model or an option is out of range.
     """
-    miner = Miner(model, _revision(model), **options)
+    miner = Miner(model, model_revision(model, "--model"), **options)
     for name in ("max_length", "truncate_dim", "batch_size"):
         value = getattr(miner, name)
         if value is not None and value < 1:
@@ -110,36 +107,6 @@ def find_miner(model: str, **options: Any) -> Miner:
     if miner.dtype not in _DTYPES:
         raise UserError(f"unknown dtype {miner.dtype!r}; use one of {', '.join(_DTYPES)}")
     return miner
-
-
-def _revision(model: str) -> str:
-    folder = Path(model)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in _MODEL_FILES):
-            raise UserError(f"{folder}: the folder holds no model; it lacks {' and '.join(_MODEL_FILES)}")
-        return _digest(folder)
-    reason = ""
-    for name in _MODEL_FILES:
-        try:
-            # The folder of a file in the Hub's cache is named after the commit, online and offline.
-            return Path(hf_hub_download(model, name)).parent.name
-        # What the Hub's client raises differs with the network, the name and the version.
-        except Exception as error:
-            reason = in_one_line(error)
-    raise UserError(f"no model {model!r}: neither a folder nor to be had from the Hub ({reason}); correct --model")
-
-
-def _digest(folder: Path) -> str:
-    """Changes with the name or content of any file in a folder that is not hidden."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 # A worker embeds for many tasks: it loads the model for the first.
