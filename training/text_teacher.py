@@ -1,0 +1,146 @@
+"""A teacher that reads texts rather than the student's tokens: any SentenceTransformer, whatever its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from torch import Tensor
+
+from training.data.prepared import PreparedSource
+from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
+from training.text_format import TextFormat
+
+__all__ = ["TextFormat", "TextTeacher", "load_text_teacher"]
+
+_AS_KEPT = TextFormat()
+# Of different lengths, so that a tokenizer that cannot pad is found out.
+_SAMPLE = ("a", "a longer text, with an instruction or without")
+
+
+class TextTeacher:
+    """A frozen SentenceTransformer over the texts that were kept beside the student's tokens.
+
+    Args:
+        model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
+        text_format: How it wants its texts.
+        revision: What the model is now (see :func:`~training.model_identity.model_revision`), if anyone will ask.
+        batch_size: Texts at once.
+
+    Attributes:
+        width: Dimensions of its embeddings.
+        identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
+
+    Raises:
+        UserError: If it cannot embed texts.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "tea": 1}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu")
+        >>> TextTeacher(model).encode(["tea", "more tea"]).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        text_format: TextFormat = _AS_KEPT,
+        revision: str = "",
+        batch_size: int = 32,
+    ) -> None:
+        names = [name for name, _ in model.named_children()]
+        while len(names) > 1 and isinstance(model.get_submodule(names[-1]), Normalize):
+            delattr(model, names.pop())
+        self.model = model.float().eval().requires_grad_(False)
+        self.text_format = text_format
+        self.batch_size = batch_size
+        described = {"revision": revision, "format": asdict(text_format), "max_length": model.max_seq_length}
+        self.identity = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.width = self._embed(_SAMPLE).shape[1]
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """``(n, width)`` unnormalised fp32 embeddings of texts as they are kept, on the model's device.
+
+        Args:
+            texts: Texts as the student reads them; those with an instruction are put in the query template, the others
+                in the document template.
+
+        Raises:
+            UserError: If an embedding is not finite.
+        """
+        if not len(texts):
+            return torch.zeros(0, self.width, device=self.model.device)
+        embeddings = self._embed([self.text_format.apply(text) for text in texts])
+        finite = embeddings.isfinite().all(dim=1)
+        if not finite.all():
+            text = texts[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"key 'teacher': its embedding of the text {text[:50]!r} is not finite; choose another teacher"
+            )
+        return embeddings
+
+    def embed_positions(self, source: PreparedSource, positions: np.ndarray) -> Tensor:
+        """``(n, width)`` embeddings of a source's texts, in the order of their positions; see :meth:`encode`.
+
+        Args:
+            source: A prepared source with texts.
+            positions: ``(n,)`` positions among its texts.
+
+        Raises:
+            UserError: If the source has no texts or an embedding is not finite.
+        """
+        return self.encode(source.texts(positions))
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        # The templates are the prompt: one that the model would put before texts by itself is left out.
+        found = self.model.encode(
+            list(texts), prompt="", batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
+        )
+        # A tensor made in inference mode cannot be part of a loss that has a gradient; its copy can.
+        return found.float().clone()
+
+
+def load_text_teacher(
+    name: str,
+    text_format: TextFormat = _AS_KEPT,
+    *,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 32,
+) -> TextTeacher:
+    """Loads a teacher that reads texts.
+
+    Args:
+        name: Folder or Hub name of a SentenceTransformer, or of a model that it can make one of.
+        text_format: How it wants its texts.
+        device: Where it runs; chosen by sentence-transformers if None.
+        trust_remote_code: Run code that comes with the model.
+        batch_size: Texts at once.
+
+    Raises:
+        UserError: If there is no such model or it cannot embed texts.
+    """
+    revision = model_revision(name, "key 'teacher'")
+    try:
+        model = SentenceTransformer(
+            name,
+            revision=None if Path(name).is_dir() else revision,
+            device=None if device is None else str(device),
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": torch.float32},
+        )
+        return TextTeacher(model, text_format, revision, batch_size)
+    # Damaged folders come out of the libraries as anything.
+    except Exception as error:
+        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
