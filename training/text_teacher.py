@@ -13,9 +13,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
+from training.missing_weights import missing_weight
 from training.model_identity import model_revision
 from training.text_format import TextFormat
 
@@ -132,15 +134,28 @@ def load_text_teacher(
         UserError: If there is no such model or it cannot embed texts.
     """
     revision = model_revision(name, "key 'teacher'")
+    commit = None if Path(name).is_dir() else revision
     try:
         model = SentenceTransformer(
             name,
-            revision=None if Path(name).is_dir() else revision,
+            revision=commit,
             device=None if device is None else str(device),
             trust_remote_code=trust_remote_code,
             model_kwargs={"dtype": torch.float32},
         )
-        return TextTeacher(model, text_format, revision, batch_size)
+        _check_tokenizer(model)
+        teacher = TextTeacher(model, text_format, revision, batch_size)
+        random = missing_weight(model, name, commit)
+        if random is not None:
+            raise UserError(f"its weights lack {random}")
+        return teacher
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+
+
+def _check_tokenizer(model: SentenceTransformer) -> None:
+    """Refuses the tokenizer without words that transformers makes where a folder has none."""
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens}:
+        raise UserError("its tokenizer knows no token but special ones; save the tokenizer beside the model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -69,8 +71,6 @@ def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    import shutil
-
     return Path(shutil.copytree(saved, tmp_path / "teacher"))
 
 
@@ -262,6 +262,42 @@ def test_a_tokenizer_that_cannot_pad_is_refused(folder: Path, refuses: Refuses) 
     settings.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with refuses("key 'teacher'", folder, "pad"):
+        load_text_teacher(str(folder))
+
+
+@pytest.mark.parametrize(("lost", "matters"), [("encoder.layer.1.output.dense.weight", True), ("pooler.", False)])
+@pytest.mark.parametrize("plain", [True, False])
+def test_weights_that_are_missing_are_refused_where_they_matter(
+    bert: Path, folder: Path, tmp_path: Path, refuses: Refuses, plain: bool, lost: str, matters: bool
+) -> None:
+    if plain:
+        folder = Path(shutil.copytree(bert, tmp_path / "plain"))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lost)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    if matters:
+        with refuses("key 'teacher'", folder, f"lack 0.{lost}"):
+            load_text_teacher(str(folder))
+    else:
+        teacher = load_text_teacher(str(folder))
+        torch.testing.assert_close(teacher.encode(TEXTS), by_hand(bert, TEXTS))
+        assert not any(weight.requires_grad for weight in teacher.model.parameters())
+
+
+def test_weights_of_a_module_in_a_folder_of_its_own(folder: Path, refuses: Refuses) -> None:
+    # As sentence-transformers saved models before.
+    described = json.loads((folder / "modules.json").read_text())
+    described[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(described))
+    (folder / "0_Transformer").mkdir()
+    for path in [each for each in folder.iterdir() if each.is_file() and each.name != "modules.json"]:
+        path.rename(folder / "0_Transformer" / path.name)
+    assert load_text_teacher(str(folder)).width == 24
+    weights = load_file(folder / "0_Transformer/model.safetensors")
+    weights.pop("embeddings.word_embeddings.weight")
+    save_file(weights, folder / "0_Transformer/model.safetensors", metadata={"format": "pt"})
+    with refuses("key 'teacher'", folder, "word_embeddings"):
         load_text_teacher(str(folder))
 
 
