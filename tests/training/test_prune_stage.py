@@ -147,7 +147,7 @@ def test_calibration_draws_from_every_source(prepared_sources: list[PreparedSour
     [
         ({"prune_to": {"hidden_size": 64}}, "hidden_size 64 is more than the 32"),
         ({"prune_to": {"hidden_size": 18}}, "no multiple of the 4 attention heads"),
-        ({"prune_to": {"hiden_size": 16}}, "did you mean 'hidden_size'?"),
+        ({"prune_to": {"hidden_siz": 16}}, "did you mean 'hidden_size'?"),
         ({"prune_to": [16]}, "takes one value"),
         ({"prune_hidden": "norm"}, "use one of activation_norm, leading, reordered"),
         ({"prune_layers": "last"}, "use one of first, change"),

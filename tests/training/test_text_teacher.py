@@ -19,12 +19,17 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from modeling_f2llm import F2LLMConfig
 from modeling_f2llm.prompts import instruct
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from tests.training.distributed_recipe import save_model
 from training.arguments import StageArguments
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
 from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
+from training.gradient_cache import embed_chunk
+from training.packed_texts import packed_texts
 from training.text_format import TextFormat
 from training.text_teacher import TextTeacher, load_text_teacher
 
@@ -154,6 +159,25 @@ def test_texts_of_a_source_by_position(saved: Path, kept: PreparedSource) -> Non
 def test_a_source_without_texts(saved: Path, prepared_sources: list[PreparedSource], refuses: Refuses) -> None:
     with refuses(prepared_sources[0].folder, "not kept", "keep_texts"):
         load_text_teacher(str(saved)).embed_positions(prepared_sources[0], np.arange(3))
+
+
+def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
+    write_source: Callable[..., Source],
+    tmp_path: Path,
+    tiny_config: F2LLMConfig,
+    small_tokenizer: PreTrainedTokenizerBase,
+    options: PreparationOptions,
+) -> None:
+    options = replace(options, keep_texts=True, max_length=2048)
+    (source,) = prepare([write_source(rows=30)], small_tokenizer, tmp_path / "prepared", options)
+    model = save_model(tmp_path / "model", tiny_config, small_tokenizer, vocab_size=400).eval()
+    build_sentence_transformer(model, small_tokenizer).save(str(tmp_path / "released"))
+    positions = np.arange(source.description["texts"])
+    found = load_text_teacher(str(tmp_path / "released"), device="cpu").embed_positions(source, positions)
+    for texts in packed_texts(source, positions, 300):
+        with torch.no_grad():
+            expected = embed_chunk(model, texts.input_ids, texts.lengths)
+        torch.testing.assert_close(found[texts.positions], expected)
 
 
 # Templates
