@@ -17,7 +17,7 @@ from training.model_identity import model_revision
 from training.projection import Projection
 from training.teacher import Teacher, load_teacher, reads_tokens_of
 from training.teacher_cache import TeacherCache
-from training.text_teacher import TextFormat, TextTeacher, load_text_teacher
+from training.text_teacher import TextTeacher, load_text_teacher
 
 __all__ = ["Distillation", "TeacherChoice", "choose_teacher", "make_distillation"]
 
@@ -49,9 +49,7 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     if not own_format and reads_tokens_of(args.teacher, tokenizer):
         choice = TeacherChoice(_width_in_config(args.teacher))
     else:
-        teacher = load_text_teacher(
-            args.teacher, TextFormat(args.teacher_query_template, args.teacher_document_template)
-        )
+        teacher = load_text_teacher(args.teacher, args.text_format, device="cpu")
         choice = TeacherChoice(teacher.width, teacher)
     if choice.width < student_width and not args.teacher_projection:
         raise UserError(
@@ -157,7 +155,7 @@ def make_distillation(
 def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:
     """What a teacher's embedding of a text depends on."""
     return {
-        "teacher": model_revision(args.teacher, "key 'teacher'"),
+        "teacher": choice.by_text.identity if choice.by_text else model_revision(args.teacher, "key 'teacher'"),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "reads": "tokens" if choice.by_text is None else choice.by_text.described(),
+        "reads": "texts" if choice.by_text else "tokens",
     }

@@ -1,4 +1,4 @@
-"""What a model is, without loading it: its commit on the Hub, or a digest of its folder's files."""
+"""What a model is now: the commit of a repository on the Hub, or a digest of a folder's files."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ __all__ = ["model_revision"]
 _MODEL_FILES = ("modules.json", "config.json")
 
 
-def model_revision(model: str, key: str) -> str:
-    """Pins a model to what it is now.
+def model_revision(name: str, key: str) -> str:
+    """Finds what a model is now, without loading it.
 
     Args:
-        model: Folder or Hub name.
-        key: What the user corrects if there is no such model.
+        name: Folder or Hub name.
+        key: What the user has to correct if there is no such model, such as ``--model`` or ``key 'teacher'``.
 
     Returns:
-        The commit on the Hub, or a digest that changes with the name or content of any file of the folder that is not
-        hidden.
+        The commit on the Hub, or a digest of the folder's files: it changes with any of them, but not with the place.
 
     Raises:
         UserError: If there is no such model.
     """
-    folder = Path(model)
+    folder = Path(name)
     if folder.is_dir():
-        if not any((folder / name).is_file() for name in _MODEL_FILES):
-            raise UserError(f"{folder}: the folder holds no model; it lacks {' and '.join(_MODEL_FILES)}")
+        if not any((folder / file).is_file() for file in _MODEL_FILES):
+            lacks = " and ".join(_MODEL_FILES)
+            raise UserError(f"{folder}: the folder holds no model; it lacks {lacks}; correct {key}")
         return _digest(folder)
     reason = ""
-    for name in _MODEL_FILES:
+    for file in _MODEL_FILES:
         try:
             # The folder of a file in the Hub's cache is named after the commit, online and offline.
-            return Path(hf_hub_download(model, name)).parent.name
+            return Path(hf_hub_download(name, file)).parent.name
         # What the Hub's client raises differs with the network, the name and the version.
         except Exception as error:
             reason = in_one_line(error)
-    raise UserError(f"no model {model!r}: neither a folder nor to be had from the Hub ({reason}); correct {key}")
+    raise UserError(f"no model {name!r}: neither a folder nor to be had from the Hub ({reason}); correct {key}")
 
 
 def _digest(folder: Path) -> str:
+    """Changes with the name or content of any file in a folder that is not hidden."""
     digest = blake2b(digest_size=16)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

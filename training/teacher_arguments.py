@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from training.errors import UserError
+from training.text_format import TextFormat
 
 __all__ = ["TeacherArguments"]
 
@@ -19,6 +20,16 @@ class TeacherArguments:
         metadata={"help": "Folder, Hub name or earlier stage of the recipe whose embeddings the model learns."},
     )
     distillation_weight: float = field(default=1.0, metadata={"help": "Factor of the distillation term."})
+    teacher_query_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a teacher with a tokenizer of its own reads texts that carry an instruction, with {text} and, "
+            "if it wants it, {instruction}; as the student reads them if left out."
+        },
+    )
+    teacher_document_template: str | None = field(
+        default=None, metadata={"help": "How it reads texts that carry none, with {text}; unchanged if left out."}
+    )
 
     teacher_cache_dir: str | None = field(
         default=None,
@@ -34,17 +45,11 @@ class TeacherArguments:
         },
     )
 
-    teacher_query_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "How a teacher of its own format is given a text with an instruction: {instruction} and {text} are "
-            "filled in; the student's format if left out."
-        },
-    )
-    teacher_document_template: str | None = field(
-        default=None,
-        metadata={"help": "The same for a text without instruction: {text} is filled in; the text alone if left out."},
-    )
+    @property
+    def text_format(self) -> TextFormat:
+        """The templates of a teacher with a tokenizer of its own."""
+        given = {key: getattr(self, f"teacher_{key}") for key in ("query_template", "document_template")}
+        return TextFormat(**{key: template for key, template in given.items() if template is not None})
 
     def _check_teacher(self) -> None:
         for key in ("cache_dir", "projection", "query_template", "document_template"):
@@ -52,3 +57,5 @@ class TeacherArguments:
                 raise UserError(f"key 'teacher_{key}' has no effect without 'teacher'; name one or take the key out")
         if not 0 <= self.distillation_weight < math.inf:
             raise UserError(f"key 'distillation_weight' must not be negative, got {self.distillation_weight}")
+        # Its own checks are those of the two keys.
+        _ = self.text_format

@@ -1,10 +1,12 @@
-"""A teacher that is given texts: any SentenceTransformer, whatever its tokenizer and instruction format."""
+"""A teacher that reads texts rather than the student's tokens: any SentenceTransformer, whatever its tokenizer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from string import Formatter
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,137 +14,169 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm.prompts import TEMPLATE
-from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import gather_texts
+from training.missing_weights import missing_weight
+from training.model_identity import model_revision
+from training.text_format import TextFormat
 
 __all__ = ["TextFormat", "TextTeacher", "load_text_teacher"]
 
-_QUERY, _DOCUMENT = f"{TEMPLATE}{{text}}", "{text}"
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How a teacher is given a text, with and without an instruction.
-
-    Attributes:
-        query_template: ``{instruction}`` and ``{text}`` are filled in where a text carries an instruction; None is the
-            template of F2LLM.
-        document_template: ``{text}`` is filled in where it carries none; None is the text as it is.
-
-    Raises:
-        UserError: If a template lacks ``{text}`` or has another field than these.
-    """
-
-    query_template: str | None = None
-    document_template: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_template("teacher_query_template", self.query_template, {"instruction", "text"})
-        _check_template("teacher_document_template", self.document_template, {"text"})
-
-    def apply(self, text: str) -> str:
-        """Takes F2LLM's instruction off a text, if it has one, and puts the text into the teacher's template."""
-        instruction, bare = split_instruction(text)
-        if instruction is None:
-            return (self.document_template or _DOCUMENT).format(text=bare)
-        return (self.query_template or _QUERY).format(instruction=instruction, text=bare)
-
-
-def _check_template(key: str, template: str | None, known: set[str]) -> None:
-    if template is None:
-        return
-    try:
-        fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise UserError(
-            f"key {key!r}: {template!r} is no template ({error}); double every brace that is text"
-        ) from None
-    if "text" not in fields or fields - known:
-        allowed = " and ".join(f"{{{name}}}" for name in sorted(known))
-        raise UserError(f"key {key!r}: {template!r} must hold {{text}} and nothing in braces but {allowed}")
+_AS_KEPT = TextFormat()
+# Of different lengths, so that a tokenizer that cannot pad is found out.
+_SAMPLE = ("a", "a longer text, with an instruction or without")
 
 
 class TextTeacher:
-    """A frozen SentenceTransformer without its last normalisation, over the kept texts of prepared sources.
+    """A frozen SentenceTransformer over the texts that were kept beside the student's tokens.
 
     Args:
-        model: The teacher; a ``Normalize`` at its end is taken off.
-        text_format: How it is given texts.
+        model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
+        text_format: How it wants its texts.
+        revision: What the model is now (see :func:`~training.model_identity.model_revision`), if anyone will ask.
+        batch_size: Texts at once.
 
     Attributes:
-        width: Its dimensions ``D``.
+        width: Dimensions of its embeddings.
+        identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
+
+    Raises:
+        UserError: If it cannot embed texts.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "tea": 1}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu")
+        >>> TextTeacher(model).encode(["tea", "more tea"]).shape
+        torch.Size([2, 8])
     """
 
-    def __init__(self, model: SentenceTransformer, text_format: TextFormat) -> None:
-        while isinstance(model[-1], Normalize):
-            del model[-1]
-        self.model = model.eval().requires_grad_(False)
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        text_format: TextFormat = _AS_KEPT,
+        revision: str = "",
+        batch_size: int = 32,
+    ) -> None:
+        names = [name for name, _ in model.named_children()]
+        while len(names) > 1 and isinstance(model.get_submodule(names[-1]), Normalize):
+            delattr(model, names.pop())
+        self.model = model.float().eval().requires_grad_(False)
         self.text_format = text_format
-        self.width: int = model.get_embedding_dimension()
+        self.batch_size = batch_size
+        described = {"revision": revision, "format": asdict(text_format), "max_length": model.max_seq_length}
+        self.identity = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.width = self._embed(_SAMPLE).shape[1]
         self._sources: dict[str, PreparedSource] = {}
 
-    def described(self) -> dict[str, Any]:
-        """What its embeddings depend on besides its weights."""
-        text_format = self.text_format
-        return {
-            "query_template": text_format.query_template or _QUERY,
-            "document_template": text_format.document_template or _DOCUMENT,
-        }
-
     def use(self, sources: Sequence[PreparedSource]) -> None:
-        """Says which sources batches are of; each must keep its texts."""
+        """Says which sources the batches are of; each has kept its texts."""
         self._sources = {source.name: source for source in sources}
 
     def to(self, device: torch.device) -> None:
         """Moves the model to a device."""
         self.model.to(device)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """``(n, D)`` unnormalised fp32 embeddings of texts, on the model's device.
-
-        Raises:
-            UserError: If an embedding is NaN or infinite.
-        """
-        formatted = [self.text_format.apply(text) for text in texts]
-        embeddings = self.model.encode(formatted, convert_to_tensor=True, show_progress_bar=False).float()
-        if not embeddings.isfinite().all():
-            raise UserError(
-                "key 'teacher': its embeddings are not all finite; choose another one, or train without bf16"
-            )
-        return embeddings
-
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
-        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process.
+        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process; see :meth:`encode`.
 
         Args:
             batch: This process's part of the batch.
-            width: Leading dimensions wanted; all ``D`` if None.
+            width: Leading dimensions wanted; all if None.
         """
         self.to(batch["input_ids"].device)
-        texts = self._sources[batch["source"]].texts(batch["own_texts"])
-        return gather_texts(self.encode(texts)[:, :width], batch)
+        return gather_texts(self.embed_texts(self._sources[batch["source"]], batch["own_texts"])[:, :width], batch)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """``(n, width)`` unnormalised fp32 embeddings of texts as they are kept, on the model's device.
+
+        Args:
+            texts: Texts as the student reads them; those with an instruction are put in the query template, the others
+                in the document template.
+
+        Raises:
+            UserError: If an embedding is not finite.
+        """
+        if not len(texts):
+            return torch.zeros(0, self.width, device=self.model.device)
+        embeddings = self._embed([self.text_format.apply(text) for text in texts])
+        finite = embeddings.isfinite().all(dim=1)
+        if not finite.all():
+            text = texts[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"key 'teacher': its embedding of the text {text[:50]!r} is not finite; choose another teacher"
+            )
+        return embeddings
 
     def embed_texts(self, source: PreparedSource, positions: np.ndarray) -> Tensor:
-        """``(n, D)`` unnormalised embeddings, on the CPU, of the texts at ``(n,)`` positions of a source."""
-        return self.encode(source.texts(positions)).cpu()
+        """``(n, width)`` embeddings of a source's texts, in the order of their positions; see :meth:`encode`.
+
+        Args:
+            source: A prepared source with texts.
+            positions: ``(n,)`` positions among its texts.
+
+        Raises:
+            UserError: If the source has no texts or an embedding is not finite.
+        """
+        return self.encode(source.texts(positions))
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        # The templates are the prompt: one that the model would put before texts by itself is left out.
+        found = self.model.encode(
+            list(texts), prompt="", batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
+        )
+        # A tensor made in inference mode cannot be part of a loss that has a gradient; its copy can.
+        return found.float().clone()
 
 
-def load_text_teacher(name: str, text_format: TextFormat) -> TextTeacher:
-    """Loads a SentenceTransformer as teacher, in fp32.
+def load_text_teacher(
+    name: str,
+    text_format: TextFormat = _AS_KEPT,
+    *,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 32,
+) -> TextTeacher:
+    """Loads a teacher that reads texts.
 
     Args:
-        name: Folder or Hub name.
-        text_format: How it is given texts.
+        name: Folder or Hub name of a SentenceTransformer, or of a model that it can make one of.
+        text_format: How it wants its texts.
+        device: Where it runs; chosen by sentence-transformers if None.
+        trust_remote_code: Run code that comes with the model.
+        batch_size: Texts at once.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If there is no such model or it cannot embed texts.
     """
+    revision = model_revision(name, "key 'teacher'")
+    commit = None if Path(name).is_dir() else revision
     try:
-        return TextTeacher(SentenceTransformer(name, model_kwargs={"dtype": torch.float32}), text_format)
+        model = SentenceTransformer(
+            name,
+            revision=commit,
+            device=None if device is None else str(device),
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": torch.float32},
+        )
+        _check_tokenizer(model)
+        teacher = TextTeacher(model, text_format, revision, batch_size)
+        random = missing_weight(model, name, commit)
+        if random is not None:
+            raise UserError(f"its weights lack {random}")
+        return teacher
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+
+
+def _check_tokenizer(model: SentenceTransformer) -> None:
+    """Refuses the tokenizer without words that transformers makes where a folder has none."""
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens}:
+        raise UserError("its tokenizer knows no token but special ones; save the tokenizer beside the model")

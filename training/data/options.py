@@ -24,7 +24,8 @@ class PreparationOptions:
         num_hard_negatives: Negatives that a row must have, by task type.
         seed: Seed of all draws.
         on_bad_row: One of ``ON_BAD_ROW``.
-        keep_texts: Whether texts are kept beside their tokens, for teachers that read others.
+        keep_texts: Whether the texts themselves are kept beside their tokens, for teachers that read other tokens. It
+            changes nothing else of what is prepared.
 
     Raises:
         UserError: If a value is out of its range.

@@ -98,7 +98,10 @@ def prepare_source(
     options: PreparationOptions,
     executor: Executor | None = None,
 ) -> PreparedSource:
-    """Prepares one source; the folder is whole or absent."""
+    """Prepares one source; the folder is whole or absent.
+
+    A finished source that has texts serves where none are needed, but not the other way round.
+    """
     backend = _as_json(tokenizer)
     fingerprint = _fingerprint(source, backend, options)
     work = folder.with_name(f".{folder.name}.partial")
@@ -111,8 +114,7 @@ def prepare_source(
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     plan = make_plan(source, work, options)
-    # Work that was begun without texts is begun anew with them.
-    _start_or_go_on(plan, backend, f"{fingerprint} texts" if options.keep_texts else fingerprint)
+    _start_or_go_on(plan, backend, fingerprint)
     _run(plan, executor)
     whole = plan.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
@@ -126,14 +128,15 @@ def prepare_source(
     return prepared
 
 
-def _finished(folder: Path, fingerprint: str, texts: bool) -> PreparedSource | None:
-    """The prepared source in a folder, if it is whole, was made of the same and has texts where they are needed."""
+def _finished(folder: Path, fingerprint: str, keep_texts: bool) -> PreparedSource | None:
+    """The prepared source in a folder, if it is whole and was made of the same."""
     try:
         prepared = PreparedSource(folder)
     except UserError:
         return None
-    same = prepared.description.get("fingerprint") == fingerprint
-    return prepared if same and (prepared.has_texts or not texts) else None
+    if prepared.description.get("fingerprint") != fingerprint or (keep_texts and not prepared.has_texts):
+        return None
+    return prepared
 
 
 def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -145,14 +148,13 @@ def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) -> str:
-    """Changes with anything that the prepared folder depends on."""
+    """Changes with anything that the prepared rows and tokens depend on; texts may lie beside them or not."""
     digest = hashlib.blake2b(digest_size=16)
     described = {**asdict(source), "files": [identity(file) for file in source.files]}
     for key in _WITHOUT_EFFECT:
         described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
-    # Kept texts change nothing of the rest: a source that has them serves those that need none.
     chosen.pop("keep_texts")
     digest.update(json.dumps([FORMAT, described, chosen]).encode())
     digest.update(tokenizer.encode())
@@ -162,11 +164,13 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) ->
 def _start_or_go_on(plan: PreparationPlan, tokenizer: str, fingerprint: str) -> None:
     """Empties the folder of the work unless it holds a part of the same work."""
     begun = plan.folder / "fingerprint"
-    if not begun.exists() or begun.read_text() != fingerprint:
+    # Tasks that are done have kept their texts or not: a part of the one is no part of the other.
+    ours = f"{fingerprint} with texts" if plan.options.keep_texts else fingerprint
+    if not begun.exists() or begun.read_text() != ours:
         shutil.rmtree(plan.folder, ignore_errors=True)
         plan.make_folders()
         plan.tokenizer_file.write_text(tokenizer, encoding="utf-8")
-        begun.write_text(fingerprint)
+        begun.write_text(ours)
 
 
 def _run(plan: PreparationPlan, executor: Executor | None) -> None:

@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that rows must have")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--on-bad-row", choices=ON_BAD_ROW, default=defaults.on_bad_row)
+    parser.add_argument(
+        "--keep-texts", action="store_true", help="keep texts beside their tokens, for a teacher of another tokenizer"
+    )
     parser.add_argument("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
     return parser
 
@@ -87,6 +90,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         num_hard_negatives=tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in types),
         seed=arguments.seed,
         on_bad_row=arguments.on_bad_row,
+        keep_texts=arguments.keep_texts,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
     prepared = prepare(sources, tokenizer, arguments.output, options, executor)

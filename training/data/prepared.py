@@ -11,18 +11,16 @@ import numpy as np
 
 from training.errors import UserError
 
-__all__ = [
-    *("DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    "PreparedSource",
-]
+__all__ = ["DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS", "PreparedSource"]
 
 # A prepared source is a folder of these files: raw little-endian arrays, and a JSON file that is written last.
 TOKENS = "tokens.int32"
 OFFSETS = "offsets.int64"
-# The texts themselves, UTF-8 end to end, and where each starts; there only if they were to be kept.
-TEXTS, TEXT_OFFSETS = "texts.utf8", "text_offsets.int64"
 SPLITS = {"train": "train.int32", "validation": "validation.int32"}
 DESCRIPTION = "source.json"
+# The texts themselves, and where each starts among their bytes; there only if they were to be kept.
+TEXTS = "texts.utf8"
+TEXT_OFFSETS = "text_offsets.int64"
 # Bad rows that were put aside, with the reason; there only if there are some.
 QUARANTINE = "quarantine.parquet"
 
@@ -59,7 +57,9 @@ class PreparedSource:
                 split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
                 for split, file in SPLITS.items()
             }
-            self._text_offsets, self._texts = self._open_texts()
+            if self.has_texts:
+                self._texts = _open(self.folder / TEXTS, "u1", (self.description["text_bytes"],))
+                self._text_offsets = _open(self.folder / TEXT_OFFSETS, "<i8", (self.description["texts"] + 1,))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
@@ -72,27 +72,24 @@ class PreparedSource:
         rows = {split: len(rows) for split, rows in self.rows.items()}
         return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
 
-    def _open_texts(self) -> tuple[np.ndarray | None, np.ndarray]:
-        if not (self.folder / TEXT_OFFSETS).exists():
-            return None, np.zeros(0, dtype=np.uint8)
-        offsets = _open(self.folder / TEXT_OFFSETS, "<i8", (self.description["texts"] + 1,))
-        return offsets, _open(self.folder / TEXTS, "u1", (int(offsets[-1]),))
-
     @property
     def has_texts(self) -> bool:
-        """Whether the texts were kept beside their tokens."""
-        return self._text_offsets is not None
+        """Whether the texts themselves were kept, too."""
+        return "text_bytes" in self.description
 
     def texts(self, positions: np.ndarray) -> list[str]:
-        """The texts at ``(n,)`` positions, instruction included, whole where their tokens were cut.
+        """The ``n`` texts at the given positions, in that order: with their instruction, and not cut.
+
+        Args:
+            positions: ``(n,)`` positions among the source's texts.
 
         Raises:
             UserError: If texts were not kept.
         """
-        if self._text_offsets is None:
-            raise UserError(f"{self.folder}: the texts were not kept; prepare it again with keep_texts")
+        if not self.has_texts:
+            raise UserError(f"{self.folder}: the texts were not kept beside their tokens; prepare it with keep_texts")
         starts, ends = self._text_offsets[positions].tolist(), self._text_offsets[positions + 1].tolist()
-        return [bytes(self._texts[start:end]).decode() for start, end in zip(starts, ends, strict=True)]
+        return [self._texts[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 
     def lengths(self, texts: np.ndarray) -> np.ndarray:
         """``(n,)`` token counts of the texts at the given positions."""

@@ -25,9 +25,10 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     partitions, shards = range(plan.partitions), range(len(plan.shards))
     tokens = _concatenate((plan.texts_file(p, "tokens") for p in partitions), folder / TOKENS) // 4
     texts = _write_offsets((plan.texts_file(p, "lengths") for p in partitions), folder / OFFSETS)
+    kept = {}
     if plan.options.keep_texts:
-        _concatenate((plan.texts_file(p, "utf8") for p in partitions), folder / TEXTS)
-        _write_offsets((plan.texts_file(p, "sizes") for p in partitions), folder / TEXT_OFFSETS)
+        kept["text_bytes"] = _concatenate((plan.texts_file(p, "utf8") for p in partitions), folder / TEXTS)
+        _write_offsets((plan.texts_file(p, "utf8_lengths") for p in partitions), folder / TEXT_OFFSETS)
     row_bytes = 4 * (2 + plan.negatives)
     rows = {
         split: _concatenate((plan.positions_file(s, split) for s in shards), folder / file) // row_bytes
@@ -44,6 +45,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "negatives": plan.negatives,
         "texts": texts,
         "tokens": tokens,
+        **kept,
         "rows": rows,
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,

@@ -112,7 +112,7 @@ class PreparationPlan:
         return self.folder / "runs" / f"{shard:05d}"
 
     def texts_file(self, partition: int, kind: str) -> Path:
-        """Hashes, lengths or tokens of a partition's texts."""
+        """Hashes, lengths or tokens of a partition's texts, or their UTF-8 and its lengths."""
         return self.folder / "texts" / f"{partition:05d}.{kind}"
 
     def make_folders(self) -> None:

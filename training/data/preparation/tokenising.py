@@ -19,7 +19,7 @@ _TEXTS_PER_CALL = 1024
 def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
     """Writes hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes.
 
-    Where texts are kept, it writes them too.
+    Where texts are kept, their UTF-8 and its lengths are written, too: whole, however many tokens are cut.
 
     Raises:
         UserError: If two texts have one hash.
@@ -35,19 +35,18 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
             ids = [encoding.ids for encoding in encodings]
             lengths[start : start + len(ids)] = [len(each) for each in ids]
             file.write(np.fromiter(chain.from_iterable(ids), dtype="<i4").tobytes())
+    plan.texts_file(partition, "lengths").write_bytes(lengths.tobytes())
     if plan.options.keep_texts:
         _write_texts(plan, partition, texts)
-    plan.texts_file(partition, "lengths").write_bytes(lengths.tobytes())
     plan.texts_file(partition, "hashes").write_bytes(hashes.astype("<u8").tobytes())
 
 
 def _write_texts(plan: PreparationPlan, partition: int, texts: list[str]) -> None:
-    """Writes the texts as the model is to read them, whole where their tokens are cut."""
-    sizes = np.zeros(len(texts), dtype="<i4")
+    lengths = np.zeros(len(texts), dtype="<i4")
     with plan.texts_file(partition, "utf8").open("wb") as file:
         for number, text in enumerate(texts):
-            sizes[number] = file.write(text.encode())
-    plan.texts_file(partition, "sizes").write_bytes(sizes.tobytes())
+            lengths[number] = file.write(text.encode())
+    plan.texts_file(partition, "utf8_lengths").write_bytes(lengths.tobytes())
 
 
 def _distinct(plan: PreparationPlan, partition: int) -> tuple[np.ndarray, list[str]]:
