@@ -67,7 +67,11 @@ class StageArguments(TeacherArguments, PruningArguments, TrainingArguments):
     )
     validation_share: float = field(default=0.01, metadata={"help": "Share of the rows kept for validation."})
     prepared_dir: str | None = field(
-        default=None, metadata={"help": "Where tokenised sources are kept; OUTPUT_DIR/prepared if left out."}
+        default=None,
+        metadata={
+            "help": "Where tokenised sources are kept, or an earlier stage that has the same; OUTPUT_DIR/prepared if "
+            "left out."
+        },
     )
 
     executor: str | None = field(

@@ -5,8 +5,8 @@ A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`
 - ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
 - ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
-  ``tokenizer`` and ``importance``. A stage may extend a recipe of one stage, too: it takes all keys of it but
-  ``output_dir``, which says where that recipe writes when it runs by itself.
+  ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may extend a recipe of one stage, too: it takes all keys
+  of it but ``output_dir``, which says where that recipe writes when it runs by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ __all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_rec
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"
 # Keys that may name an earlier stage, and what of its folder they then mean.
-_MADE_BY_STAGES = {"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL, "importance": ""}
+_MADE_BY_STAGES = {
+    **{"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL},
+    **{"importance": "", "prepared_dir": "prepared"},
+}
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
 

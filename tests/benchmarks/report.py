@@ -16,6 +16,7 @@ _TITLES = {
     "growth": "Growth",
     "preparation": "Preparation of data",
     "pruning": "Pruning",
+    "distillation": "Cost of distillation",
 }
 
 

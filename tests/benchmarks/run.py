@@ -36,7 +36,7 @@ from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS
 
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
-SUITES = ("step", "trainer", "encode", "rate", "loss", "growth", "preparation", "pruning")
+SUITES = ("step", "trainer", "encode", "rate", "loss", "growth", "preparation", "pruning", "distillation")
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:

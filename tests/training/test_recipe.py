@@ -217,8 +217,10 @@ def test_stage_may_swap_model_and_model_config(write: Callable[..., Path]) -> No
 
 
 def test_quickstart_loads() -> None:
-    first, second = load_recipe(QUICKSTART).stages
-    assert (first.name, second.name) == ("stage1", "stage2")
+    first, second, pruned, student = load_recipe(QUICKSTART).stages
+    assert [stage.name for stage in (first, second, pruned, student)] == ["stage1", "stage2", "pruned", "student"]
+    assert pruned.arguments.prunes and student.arguments.teacher == "runs/quickstart/stage2/model"
+    assert student.arguments.prepared_dir == "runs/quickstart/stage2/prepared"
     assert second.arguments.model == "runs/quickstart/stage1/model"
     assert first.arguments.lr_scheduler_kwargs == second.arguments.lr_scheduler_kwargs == {"min_lr": 1e-5}
     assert (first.arguments.instructions, second.arguments.instructions) == (False, True)
@@ -269,11 +271,13 @@ def test_folder_may_be_named_by_a_number(write: Callable[..., Path], keys: dict[
     assert only(recipe).output_dir == ("5/a" if keys else "5")
 
 
-def test_tokenizer_and_importance_may_name_earlier_stages(write: Callable[..., Path]) -> None:
-    later = {"model": "first", "tokenizer": "first", "importance": "first", "prune_to": {"hidden_size": 8}}
+def test_what_earlier_stages_leave_is_named_by_them(write: Callable[..., Path]) -> None:
+    later = {key: "first" for key in ("model", "tokenizer", "importance", "prepared_dir")}
+    later["prune_to"] = {"hidden_size": 8}
     content = {"output_dir": "out", "stages": {"first": {"model": "x"}, "b": later}}
     keys = load_recipe(write(content, base={})).stages[1].keys
     assert (keys["tokenizer"], keys["importance"]) == ("out/first/model", "out/first")
+    assert keys["prepared_dir"] == "out/first/prepared"
 
 
 def test_a_stage_may_be_called_train_and_train_a_tokenizer(write: Callable[..., Path]) -> None:

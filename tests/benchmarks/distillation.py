@@ -1,0 +1,120 @@
+"""What distillation adds to a training step: nothing, a read from the teacher's cache, or the teacher's forward pass.
+
+The student is the shape that trains in ``step``; the teacher has the 0.6B shape with the same share of its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modeling_f2llm import F2LLMModel, matryoshka_dims
+from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.settings import PRECISIONS, Settings, device
+from tests.benchmarks.step import embed
+from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import batches, row_lengths
+from tests.benchmarks.timing import Contestant, add_ratio, measure
+from training.objective import Objective
+from training.teacher_cache import TeacherCache
+
+__all__ = ["run"]
+
+_TEACHER = "f2llm-v2-0.6b"
+# As many texts are in the cache beside those of the batch: reads are spread over a file, as in training.
+_OTHER_TEXTS = 20_000
+
+
+def run(settings: Settings, suite: Suite) -> None:
+    """Times the three steps in every precision."""
+    rows, why = choose_rows(settings)
+    suite.notes.append(why)
+    batch, _ = batches(row_lengths(settings, rows))
+    student_config = configuration(settings, **settings.step_shape)
+    teacher = _teacher(settings)
+    for precision in settings.precisions:
+        dtype = PRECISIONS[precision]
+        with TemporaryDirectory() as folder, torch.no_grad():
+            online = _asked(teacher, batch, student_config.hidden_size, dtype)
+            cached = _read(Path(folder), online(), teacher.config.hidden_size)
+            sources: dict[str, Callable[[], Tensor | None]] = {
+                "without": lambda: None,
+                "cached": cached,
+                "online": online,
+            }
+            contestants = {
+                name: Contestant(_stepper(build_models(student_config)[0]["ours"], batch, targets, dtype))
+                for name, targets in sources.items()
+            }
+            facts = {"rows": rows, "real_tokens": batch["input_ids"].numel(), "texts": len(batch["sequence_lengths"])}
+            with torch.enable_grad():
+                measurement = measure(
+                    "a step of distillation",
+                    contestants,
+                    settings.repeats,
+                    precision=precision,
+                    check=_check,
+                    facts=facts,
+                )
+        for name in ("cached", "online"):
+            add_ratio(measurement, name, "without", label=f"time of {name} over the time of without")
+        suite.add(measurement)
+
+
+def _teacher(settings: Settings) -> F2LLMModel:
+    whole = configuration(settings, _TEACHER).num_hidden_layers
+    share = settings.step_shape.get("num_hidden_layers")
+    layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
+    return build_models(configuration(settings, _TEACHER, **layers))[0]["ours"].eval()
+
+
+def _asked(teacher: nn.Module, batch: dict[str, Any], width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    def ask() -> Tensor:
+        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return embed(teacher, batch)[:, :width].float()
+
+    return ask
+
+
+def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], Tensor]:
+    """Reads of the batch's texts from a cache that holds others, too."""
+    texts, width = embeddings.shape
+    source = SimpleNamespace(name="benchmark", description={"fingerprint": "", "texts": texts + _OTHER_TEXTS})
+    places = np.sort(np.random.default_rng(0).permutation(texts + _OTHER_TEXTS)[:texts])
+    whole = torch.zeros(texts + _OTHER_TEXTS, teacher_width)
+    whole[places, :width] = embeddings.cpu()
+    cache = TeacherCache(folder, [source], {}, teacher_width)
+    cache.fill(lambda _, positions: whole[positions])
+    return lambda: torch.from_numpy(cache.read("benchmark", places, width)).to(device()).float()
+
+
+def _stepper(
+    model: nn.Module, batch: dict[str, Any], targets: Callable[[], Tensor | None], dtype: torch.dtype
+) -> Callable[[], float]:
+    """A function that takes one step and returns its contrastive loss."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
+
+    def step() -> float:
+        with torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            terms = objective.terms(embed(model, batch), batch, targets())
+        sum(terms.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return terms["hard"].item()
+
+    return step
+
+
+def _check(losses: dict[str, float]) -> None:
+    worst = max(abs(loss - losses["without"]) for loss in losses.values())
+    assert worst <= 1e-2 * abs(losses["without"]), f"the first contrastive losses differ: {losses}"
