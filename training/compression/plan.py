@@ -98,8 +98,8 @@ class PruningPlan:
                 )
         if len(self.neurons) != len(self.layers):
             raise UserError(
-                f"plan: neurons are given for {len(self.neurons)} layers, layers keeps {len(self.layers)}; they must be "
-                "as many"
+                f"plan: neurons are given for {len(self.neurons)} layers, layers keeps {len(self.layers)}; they must "
+                "be as many"
             )
         neurons = [
             (f"neurons of layer {layer}", kept, source.intermediate_size, target.intermediate_size)
