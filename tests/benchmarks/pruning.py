@@ -25,7 +25,7 @@ _TARGETS = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")
 
 def run(settings: Settings, suite: Suite) -> None:
     """Times calibration beside a plain forward pass, then measures each point."""
-    texts = settings.pick(quick=[2], cpu=[8, 32], cuda=[64, 1024])
+    texts = settings.pick(quick=[2], cpu=[4, 16], cuda=[64, 1024])
     suite.notes += [
         f"The model is of the {SOURCE} shape, all layers, fp32; texts are log-normal around 90 tokens, all in one "
         "packed batch. bf16 is autocast.",
