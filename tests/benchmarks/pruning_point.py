@@ -17,10 +17,10 @@ from tests.benchmarks.texts import DISTRIBUTIONS
 from training.memory import count_parameters
 from training.pruning import calibrate, prune, pruned_config, weight_importance
 
-__all__ = ["CALIBRATION_PRECISION", "calibration_batch"]
+__all__ = ["CALIBRATION_PRECISION", "SOURCE", "calibration_batch"]
 
 CALIBRATION_PRECISION = "fp32"
-_SOURCE = "f2llm-v2-0.6b"
+SOURCE = "f2llm-v2-0.6b"
 _TINY_TARGET = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     if settings.quick:
         torch.set_num_threads(1)
     # With the published vocabulary, most of what comes out of the smallest cut.
-    model = random_model(configuration(settings) if settings.quick else F2LLMConfig.from_family(_SOURCE))
+    model = random_model(configuration(settings) if settings.quick else F2LLMConfig.from_family(SOURCE))
     points = [
         {
             "axis": task["axis"],

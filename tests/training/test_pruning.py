@@ -94,8 +94,10 @@ def test_the_released_folder_embeds_alike(tiny_model, tiny_tokenizer, importance
     )
 
 
-def test_weights_that_are_not_finite_are_named(tiny_model, importance, refuses):
-    tiny_model.layers[0].mlp.down_proj.weight.data[:] = torch.nan
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_finite_is_named(tiny_model, importance, refuses, value):
+    tiny_model.layers[0].mlp.down_proj.weight.data[:, 3] = value
+    importance.neurons[0, 3] = 1e9
     with refuses("layers.0.mlp.down_proj.weight", "NaN"):
         prune(tiny_model, pruned_config(tiny_model.config, SMALLER), importance)
 

@@ -96,6 +96,11 @@ class PruningPlan:
                     f"plan: it is for a model of {name} {self.source[name]}, not {getattr(source, name)}; make a plan "
                     "for this model"
                 )
+        if len(self.neurons) != len(self.layers):
+            raise UserError(
+                f"plan: neurons are given for {len(self.neurons)} layers, layers keeps {len(self.layers)}; they must "
+                "be as many"
+            )
         neurons = [
             (f"neurons of layer {layer}", kept, source.intermediate_size, target.intermediate_size)
             for layer, kept in zip(self.layers, self.neurons, strict=True)

@@ -120,6 +120,7 @@ def test_a_plan_changed_by_hand_is_read_strictly(model, target, importance, tmp_
         ({"hidden": tuple(range(7))}, ["hidden keeps 7", "8"]),
         ({"hidden": (0, 1, 2, 3, 4, 5, 6, 6)}, ["hidden", "distinct numbers from 0 to 31"]),
         ({"hidden": (0, 1, 2, 3, 4, 5, 6, 32)}, ["hidden", "distinct numbers from 0 to 31"]),
+        ({"layers": (0,)}, ["neurons are given for 2 layers", "keeps 1"]),
         ({"layers": (0, 3)}, ["layers", "distinct numbers from 0 to 2"]),
         ({"neurons": (tuple(range(20)), tuple(range(19)))}, ["neurons of layer 1 keeps 19", "20"]),
         ({"source": {**SMALLER, "hidden_size": 64}}, ["for a model of hidden_size 64, not 32"]),
