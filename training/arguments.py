@@ -13,6 +13,7 @@ from transformers.integrations import is_tensorboard_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
+from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
 from training.teacher_arguments import TeacherArguments
 from training.yaml_file import unknown_key
@@ -32,7 +33,7 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class StageArguments(TeacherArguments, PruningArguments, TrainingArguments):
+class StageArguments(TeacherArguments, PruningArguments, PlanningArguments, TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
     A recipe names the global batch; how it is split over devices is not its business, so
@@ -183,6 +184,7 @@ class StageArguments(TeacherArguments, PruningArguments, TrainingArguments):
         self._check_mappings()
         self._check_teacher()
         self._check_pruning()
+        self._check_planning()
         if self.push_to_hub:
             raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")
         if self.tokenizer == "train" and self.model is not None:

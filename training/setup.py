@@ -129,8 +129,9 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
     try:
         if args.model is None:
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
+        # The shape first: a wrong one must not cost the loading of many gigabytes.
+        make_config(args, tokenizer)
         model = load_whole_model(args.model, **model_options(args))
-        _check_config(model.config, tokenizer)
     except UserError:
         raise
     # Damaged folders and impossible shapes come out of the libraries as anything.
@@ -139,36 +140,45 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
     return model
 
 
-def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
+def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
     """The shape of the stage's model.
 
+    Args:
+        args: The stage.
+        tokenizer: Its tokenizer; None if a plan has none at hand.
+
     Raises:
-        UserError: If there is no such shape or it does not fit the tokenizer.
+        UserError: If there is no such shape, it does not fit the tokenizer or is not that of ``model_family``.
     """
     try:
         config = _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(args.model)
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)
+    args.check_family(config)
     return config
 
 
-def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMConfig:
-    fields = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        **args.model_config_fields(),
-    }
+def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
+    fields = {**_token_fields(args, tokenizer), **args.model_config_fields()}
     family = fields.pop("family", None)
     return F2LLMConfig(**fields) if family is None else F2LLMConfig.from_family(family, **fields)
 
 
-def _check_config(config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _token_fields(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    if tokenizer is not None:
+        ids = ("pad_token_id", "bos_token_id", "eos_token_id")
+        return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in ids}}
+    # One that is yet to be trained has as many tokens as it is to have; others are taken for Qwen3's.
+    if args.tokenizer != "train":
+        return {}
+    return {"vocab_size": args.tokenizer_vocab_size, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+
+
+def _check_config(config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         raise UserError("the model cannot be used: num_attention_heads must be a multiple of num_key_value_heads")
-    if len(tokenizer) > config.vocab_size:
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens but the model only {config.vocab_size} embeddings; "
             "use the model's own tokenizer (leave out 'tokenizer') or a larger vocab_size in 'model_config'"

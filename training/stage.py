@@ -37,6 +37,7 @@ _FREE_KEYS = {
     # Where the teacher's embeddings are kept; read from there, they are rounded to float16.
     "teacher_cache_dir",
     *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
+    *("model_family", "planned_text_tokens"),
 }
 
 
