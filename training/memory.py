@@ -11,7 +11,7 @@ import torch
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 
-__all__ = ["MemoryEstimate", "count_parameters", "estimate_memory"]
+__all__ = ["MemoryEstimate", "count_parameters", "estimate_memory", "estimate_pruning_memory"]
 
 # Weights, gradients and AdamW's two moments, all fp32; with several processes the buckets of gradients under way too.
 _BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 16, 4
@@ -89,8 +89,32 @@ def estimate_memory(
         activations=int(chunk_tokens * per_token),
         loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
         teacher=0 if teacher is None else 4 * count_parameters(teacher),
-        program=0 if torch.cuda.is_available() else psutil.Process().memory_info().rss,
+        program=_program(),
     )
+
+
+def estimate_pruning_memory(
+    before: F2LLMConfig, after: F2LLMConfig, chunk_tokens: int, bf16: bool = False
+) -> MemoryEstimate:
+    """Estimates what calibrating and cutting a model needs: both models in fp32, and one layer's activations.
+
+    Args:
+        before: The shape of the model that is cut.
+        after: The shape that is left.
+        chunk_tokens: Tokens of a calibration pass, at most; 0 if the activations were measured before.
+        bf16: Whether layers compute in bf16 by autocast.
+    """
+    outside, layer = _bytes_per_token(before, bf16)
+    return MemoryEstimate(
+        state=4 * (count_parameters(before) + count_parameters(after)),
+        activations=int(chunk_tokens * (outside + layer)),
+        loss=0,
+        program=_program(),
+    )
+
+
+def _program() -> int:
+    return 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
 def _bytes_per_token(config: F2LLMConfig, bf16: bool) -> tuple[float, float]:

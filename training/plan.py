@@ -4,58 +4,47 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
-from training.collator import PackedCollator, PreparedRows
+from training.counting import Batches, count_batches, estimate_batches
 from training.data.prepared import PreparedSource
-from training.errors import UserError, in_one_line
-from training.layout import lay_out
+from training.data_sizes import estimated_sizes, why_not_at_hand
+from training.errors import UserError
+from training.flops import StageFlops, stage_flops
+from training.inputs import Input
 from training.measure import Measurement, measure_stage
 from training.memory import MemoryEstimate, count_parameters, estimate_memory
-from training.recipe import FINAL_MODEL, Stage
-from training.sampler import GlobalBatchSampler
-from training.setup import make_config, make_tokenizer, prepare_sources, read_sources
+from training.origin import Origin, origin_of, teacher_config
+from training.plan_pruning import PruningStagePlan, plan_pruning
+from training.plan_text import duration, input_lines, operations, size
+from training.recipe import Stage, made_by
+from training.setup import prepare_sources, read_sources
 
-__all__ = ["Batches", "Origin", "Plan", "count_batches", "duration", "made_by", "make_plan"]
-
-# Batches whose texts are counted; an epoch's tokens are estimated from them.
-_SAMPLE = 256
-
-
-class Origin(NamedTuple):
-    """What a stage's model will be like: all that a plan needs of it."""
-
-    config: F2LLMConfig
-    tokenizer: PreTrainedTokenizerBase
+__all__ = ["Data", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
-class Batches:
-    """The batches of one epoch.
+class Data:
+    """A stage's data: counted, or estimated where it is not at hand.
 
     Attributes:
-        count: Number of batches.
-        tokens: Tokens of a batch on average, each distinct text once.
-        texts: Distinct texts of a batch on average.
-        chunks: Forward passes of a batch on each process on average.
-        most_texts: Distinct texts of the largest batch seen.
-        most_chunk_tokens: Tokens of the largest chunk seen.
+        said: What and where it is, in words.
+        rows: Training rows.
+        sources: Number of sources.
+        training: The batches of an epoch.
+        validation: Those of an evaluation.
+        prepared: The prepared sources; None if all this is estimated.
     """
 
-    count: int = 0
-    tokens: float = 0.0
-    texts: float = 0.0
-    chunks: float = 0.0
-    most_texts: int = 0
-    most_chunk_tokens: int = 0
+    said: str
+    rows: int
+    sources: int
+    training: Batches
+    validation: Batches
+    prepared: list[PreparedSource] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,31 +53,46 @@ class Plan:
 
     Attributes:
         name: The stage's name.
-        rows: Training rows of the stage's sources.
-        sources: Number of sources.
+        inputs: What it reads that other stages may make.
+        output: The folder of the model that it makes.
+        data: What it trains on.
         parameters: Parameters of the model.
         steps: Optimizer steps of the whole stage.
-        training: The batches of an epoch.
-        validation: Those of an evaluation.
         evaluations: Evaluations of the whole stage.
         checkpoints: Checkpoints of the whole stage.
         memory: What a step needs of one device.
+        flops: Operations of the whole stage over all devices.
         measured: Ten steps, if they were run.
         origin: What a later stage starts from.
     """
 
     name: str
-    rows: int
-    sources: int
+    inputs: Sequence[Input]
+    output: str
+    data: Data
     parameters: int
     steps: int
-    training: Batches
-    validation: Batches
     evaluations: int
     checkpoints: int
     memory: MemoryEstimate
+    flops: StageFlops
     measured: Measurement | None
     origin: Origin
+
+    @property
+    def rows(self) -> int:
+        """Training rows of the stage's sources."""
+        return self.data.rows
+
+    @property
+    def training(self) -> Batches:
+        """The batches of an epoch."""
+        return self.data.training
+
+    @property
+    def validation(self) -> Batches:
+        """The batches of an evaluation."""
+        return self.data.validation
 
     @property
     def seconds(self) -> float | None:
@@ -104,112 +108,131 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """The plan in words."""
-        batches, memory = self.training, self.memory
-        yield f"stage {self.name}: {self.rows:,} rows of {self.sources} sources, {self.parameters:,} parameters"
-        yield f"  steps        {self.steps:,} ({batches.count:,} an epoch)"
+        batches, memory, flops = self.training, self.memory, self.flops
+        about = "about " if self.data.prepared is None else ""
         yield (
-            f"  tokens       {self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
+            f"stage {self.name}: {about}{self.rows:,} rows of {self.data.sources:,} sources, "
+            f"{self.parameters:,} parameters"
+        )
+        yield from input_lines(self.inputs, self.data.said, self.output)
+        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch)"
+        yield (
+            f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
             f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
         )
         yield f"  evaluations  {self.evaluations:,}, checkpoints {self.checkpoints:,}"
         yield (
-            f"  memory       {_size(memory.total)} on each device: {_size(memory.state)} weights, gradients, "
-            f"optimizer; {_size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
-            f"{_size(memory.loss)} embeddings; {_size(memory.program)} the program"
-            + (f"; {_size(memory.teacher)} teacher" if memory.teacher else "")
+            f"  memory       {about}{size(memory.total)} on each device: {size(memory.state)} weights, gradients, "
+            f"optimizer; {size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
+            f"{size(memory.loss)} embeddings; {size(memory.program)} the program"
+            + (f"; {size(memory.teacher)} teacher" if memory.teacher else "")
+        )
+        yield (
+            f"  FLOPs        about {operations(flops.total)}: {flops.steps:.3g} steps, {flops.teacher:.3g} teacher, "
+            f"{flops.evaluations:.3g} evaluations"
         )
         if self.measured is not None and self.seconds is not None:
             rate = batches.tokens / self.measured.step_seconds(batches.tokens)
-            yield f"  measured     {rate:,.0f} tokens a second, {_size(self.measured.peak_bytes)} at most in use"
+            yield f"  measured     {rate:,.0f} tokens a second, {size(self.measured.peak_bytes)} at most in use"
             yield f"  time         {duration(self.seconds)}"
 
 
-def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False) -> Plan:
-    """Plans a stage: prepares its data, which the run will use again, and counts.
+def make_plan(
+    stage: Stage, earlier: Mapping[str, Origin], measure: bool = False, inputs: Sequence[Input] = ()
+) -> Plan | PruningStagePlan:
+    """Plans a stage: prepares its data, which the run will use again, and counts; estimates where it is not at hand.
+
+    Data is at hand if its files are in a local folder, or a builder makes them, and the tokenizer can be loaded.
+    Otherwise rows are those that the manifest says were published, under the caps, and texts are taken to have
+    ``planned_text_tokens`` each; nothing remote is listed or fetched.
 
     Args:
         stage: The stage.
         earlier: What earlier stages of the recipe would make, by folder.
-        measure: Whether to run ten steps for their time and memory.
+        measure: Whether to run ten steps for their time and memory; not of a stage that cuts a model.
+        inputs: What the stage reads that other stages may make.
 
     Raises:
-        UserError: If something the user gave is faulty.
+        UserError: If something the user gave is faulty, or there is nothing to count or estimate from.
     """
     args = stage.arguments
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
-        all_sources, selected = read_sources(args)
-        origin = earlier.get(str(args.model))
-        tokenizer = origin.tokenizer if origin else make_tokenizer(args, all_sources)
-        config = origin.config if origin else make_config(args, tokenizer)
-        teacher = _teacher_config(args, earlier)
-        args.train_dims(config.hidden_size)
-        sources = prepare_sources(stage, selected, tokenizer)
-    training = count_batches(args, sources, "train")
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * training.count)
+        if args.prunes:
+            return plan_pruning(stage, earlier, inputs)
+        away = why_not_at_hand(args)
+        all_sources, selected = read_sources(args) if away is None else (None, [])
+        origin = origin_of(args, earlier, all_sources)
+        teacher = teacher_config(args, earlier, inputs)
+        args.train_dims(origin.config.hidden_size)
+        if away is None and origin.tokenizer is not None:
+            data = _counted(args, prepare_sources(stage, selected, origin.tokenizer))
+        else:
+            data = _estimated(args, away or f"the tokenizer of {args.model} is not at hand")
+    if measure and data.prepared is None:
+        raise UserError(f"stage {stage.name!r} cannot be measured: {data.said}; take --measure out")
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * data.training.count)
+    evaluations = _occasions(args.eval_strategy, args.eval_steps, steps, data.training.count)
     return Plan(
         name=stage.name,
-        rows=sum(len(source.rows["train"]) for source in sources),
-        sources=len(sources),
-        parameters=count_parameters(config),
+        inputs=inputs,
+        output=made_by(stage),
+        data=data,
+        parameters=count_parameters(origin.config),
         steps=steps,
-        training=training,
-        validation=count_batches(args, sources, "validation"),
-        evaluations=_occasions(args.eval_strategy, args.eval_steps, steps, training.count),
-        checkpoints=_occasions(args.save_strategy, args.save_steps, steps, training.count),
-        memory=estimate_memory(
-            config,
-            training.most_chunk_tokens,
-            training.most_texts,
-            args.bf16,
-            args.gradient_checkpointing,
-            teacher,
-            args.world_size,
-            sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
-        ),
-        measured=measure_stage(stage, config, sources, tokenizer, teacher) if measure else None,
-        origin=Origin(config, tokenizer),
+        evaluations=evaluations,
+        checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
+        memory=_memory(args, origin.config, teacher, data.training),
+        flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
+        measured=_measured(stage, origin, data, teacher) if measure else None,
+        origin=origin,
     )
 
 
-def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin]) -> F2LLMConfig | None:
-    if args.teacher is None or str(args.teacher) in earlier:
-        return None if args.teacher is None else earlier[args.teacher].config
-    try:
-        return F2LLMConfig.from_pretrained(args.teacher)
-    # Damaged folders come out of the library as anything.
-    except Exception as error:
-        raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None
-
-
-def made_by(stage: Stage) -> str:
-    """The folder of the model that a stage makes, as later stages name it."""
-    return str(Path(stage.arguments.output_dir) / FINAL_MODEL)
-
-
-def count_batches(args: StageArguments, sources: list[PreparedSource], split: str) -> Batches:
-    """Counts the texts and tokens of an epoch's batches, from a sample of them spread over the epoch."""
-    rows = [len(source.rows[split]) for source in sources]
-    if not sum(rows):
-        return Batches()
-    sampler = GlobalBatchSampler(rows, args.global_batch_size, args.seed)
-    collator = PackedCollator(sources, args.num_hard_negatives, args.seed)
-    dataset = PreparedRows(sources, split)
-    every = max(len(sampler) // _SAMPLE, 1)
-    lengths = [
-        collator.text_lengths([dataset[key] for key in keys]) for i, keys in enumerate(sampler) if i % every == 0
-    ]
-    layouts = [lay_out(each, 0, args.world_size, args.max_tokens_per_forward) for each in lengths]
-    return Batches(
-        count=len(sampler),
-        tokens=float(np.mean([each.sum() for each in lengths])),
-        texts=float(np.mean([len(each) for each in lengths])),
-        chunks=float(np.mean([len(layout.chunks) for layout in layouts])),
-        most_texts=max(len(each) for each in lengths),
-        most_chunk_tokens=max(
-            int(each[chunk].sum()) for each, layout in zip(lengths, layouts, strict=True) for chunk in layout.chunks
-        ),
+def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
+    return Data(
+        said=f"{args.manifest}, there",
+        rows=sum(len(source.rows["train"]) for source in prepared),
+        sources=len(prepared),
+        training=count_batches(args, prepared, "train"),
+        validation=count_batches(args, prepared, "validation"),
+        prepared=prepared,
     )
+
+
+def _estimated(args: StageArguments, why: str) -> Data:
+    sizes = estimated_sizes(args)
+    rows = sum(sum(each.rows) for each in sizes)
+    known = "published" if any(each.published for each in sizes) else "counted"
+    length = min(args.planned_text_tokens, args.max_length)
+    return Data(
+        said=f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is distinct "
+        f"and has {length} tokens (planned_text_tokens)",
+        rows=round(rows * (1 - args.validation_share)),
+        sources=sum(len(each.rows) for each in sizes),
+        training=estimate_batches(args, sizes, 1 - args.validation_share),
+        validation=estimate_batches(args, sizes, args.validation_share),
+    )
+
+
+def _memory(
+    args: StageArguments, config: F2LLMConfig, teacher: F2LLMConfig | None, training: Batches
+) -> MemoryEstimate:
+    return estimate_memory(
+        config,
+        training.most_chunk_tokens,
+        training.most_texts,
+        args.bf16,
+        args.gradient_checkpointing,
+        # One whose embeddings are kept is gone before the first step.
+        teacher if args.teacher_cache_dir is None else None,
+        args.world_size,
+        sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+    )
+
+
+def _measured(stage: Stage, origin: Origin, data: Data, teacher: F2LLMConfig | None) -> Measurement:
+    return measure_stage(stage, origin.config, data.prepared, origin.tokenizer, teacher)
 
 
 def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) -> int:
@@ -220,13 +243,3 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
         return 0
     # A number below one is a share of all steps; what is due at intervals is done at the last step too.
     return math.ceil(steps / (math.ceil(every * steps) if every < 1 else int(every)))
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """A time span in words."""
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

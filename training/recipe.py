@@ -23,7 +23,7 @@ from training.arguments import StageArguments
 from training.errors import UserError
 from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "read_stages", "recipe_help"]
+__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "made_by", "read_stages", "recipe_help"]
 
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"
@@ -53,6 +53,11 @@ class Recipe:
     stages: list[Stage]
     output_dir: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def made_by(stage: Stage) -> str:
+    """The folder of the model that a stage makes, as later stages name it."""
+    return str(Path(stage.arguments.output_dir) / FINAL_MODEL)
 
 
 class _Parser(HfArgumentParser):

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from training.dry_run import device_overrides, show_plans
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.evaluation.pairs import evaluate_and_report
 from training.interruption import ended_by_signals
-from training.plan import Origin, duration, made_by, make_plan
-from training.recipe import FINAL_MODEL, Recipe, Stage, command_line_overrides, load_recipe, recipe_help
+from training.inputs import require_inputs
+from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
 from training.stage import run_stage
 from training.yaml_file import load_yaml
 
@@ -90,7 +91,10 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
         "--accept-changes", action="store_true", help="resume although recipe or data changed since the run was started"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="prepare the data and show steps, tokens and memory, but do not train"
+        "--dry-run",
+        action="store_true",
+        help="show what each stage reads and makes, its steps, tokens, memory and FLOPs, but do not train; data that "
+        "is on this machine is prepared and counted, other data is estimated from what the manifest says of it",
     )
     parser.add_argument("--measure", action="store_true", help="with --dry-run: run ten steps for time and memory")
     parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
@@ -105,35 +109,24 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    overrides = {**device_overrides(), **arguments.overrides} if arguments.dry_run else arguments.overrides
+    recipe = load_recipe(arguments.recipe, overrides)
     names = [stage.name for stage in recipe.stages]
     for name in arguments.stage or []:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
     if arguments.dry_run:
-        _plan(chosen, arguments.measure)
+        show_plans(recipe, chosen, arguments.measure)
         return
+    made = [stage.name for stage in chosen if (Path(made_by(stage)) / "config.json").exists()]
+    require_inputs(recipe, chosen, finished=made)
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
         logger.info("stage %s", stage.name)
         model = run_stage(stage, arguments.resume, arguments.accept_changes, more=stage is not chosen[-1])
         if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
-
-
-def _plan(stages: list[Stage], measure: bool) -> None:
-    """Shows what the stages would do."""
-    origins: dict[str, Origin] = {}
-    seconds = 0.0
-    for stage in stages:
-        plan = make_plan(stage, origins, measure)
-        origins[made_by(stage)] = plan.origin
-        seconds += plan.seconds or 0.0
-        if stage.arguments.process_index == 0:
-            sys.stdout.write("\n".join(plan.lines()) + "\n")
-    if measure and len(stages) > 1 and stages[0].arguments.process_index == 0:
-        sys.stdout.write(f"all stages: {duration(seconds)}, data preparation and evaluation of the result left out\n")
 
 
 def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
@@ -146,7 +139,7 @@ def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
     files = {stage.name: recipe.output_dir / f"evaluation-{stage.name}.json" for stage in evaluated[:-1]}
     files |= {stage.name: recipe.output_dir / "evaluation.json" for stage in evaluated[-1:]}
     for stage in evaluated:
-        path, model = files[stage.name], str(Path(stage.arguments.output_dir) / FINAL_MODEL)
+        path, model = files[stage.name], made_by(stage)
         if path.exists() and load_yaml(path).get("model") != model:
             raise UserError(f"{path}: holds the evaluation of another model; move it or give another output_dir")
     return files
