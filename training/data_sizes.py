@@ -57,28 +57,48 @@ def estimated_sizes(args: StageArguments) -> list[SourceSizes]:
     """The sizes of the stage's sources, without fetching anything.
 
     Where all files of an entry are there, their rows count. Otherwise its ``published_rows`` do; those of a collection
-    are taken to be spread evenly over its files, so caps take away less than they will of files of different sizes.
+    are taken to be spread evenly over its files. Caps take away more of files of different sizes, so where the manifest
+    says how many ``stage_rows`` there are, capped collections are scaled to make up that number.
 
     Raises:
         UserError: If the manifest is faulty, the stage selects nothing, or an entry has neither files nor
             ``published_rows``.
     """
-    local = isinstance(read_manifest(args.manifest, args.data_dir).folder.root, Path)
-    found = survey(args.manifest, args.data_dir, args.manifest_stage, reach=local)
+    manifest = read_manifest(args.manifest, args.data_dir)
+    found = survey(args.manifest, args.data_dir, args.manifest_stage, reach=isinstance(manifest.folder.root, Path))
+    shrinkage = _shrinkage(found.collections, manifest.stage_rows.get(args.manifest_stage))
     # The type is checked and selected as in the training, the names by what a collection's may become.
     stand_ins = [Source(each.entry.name, [], each.entry.task_type, "") for each in found.collections]
     kept = {source.name for source in select_sources(stand_ins, None, args.task_types)}
-    sizes = [_sizes(args, each) for each in found.collections if each.entry.name in kept]
+    sizes = [_sizes(args, each, shrinkage) for each in found.collections if each.entry.name in kept]
     if not any(each.rows for each in sizes):
         raise UserError(f"{args.manifest}: no source fits {args.sources!r} in 'sources'; see the names in the manifest")
     return [each for each in sizes if each.rows]
 
 
-def _sizes(args: StageArguments, found: CollectionSurvey) -> SourceSizes:
+def _shrinkage(collections: Sequence[CollectionSurvey], stage_rows: int | None) -> float:
+    """What capped collections are multiplied with, so that the stage has the rows that were published."""
+    uncertain = sum(each.published_kept for each in collections if _is_uncertain(each))
+    certain = sum(each.published_kept for each in collections if not _is_uncertain(each))
+    if stage_rows is None or not uncertain:
+        return 1.0
+    return min(max((stage_rows - certain) / uncertain, 0.0), 1.0)
+
+
+def _is_uncertain(found: CollectionSurvey) -> bool:
+    """Whether the cap takes away more than can be told without knowing the sizes of a collection's files."""
+    return found.entry.each_file and found.cap is not None and found.entry.published_rows is not None
+
+
+def _is_whole(found: CollectionSurvey) -> bool:
+    return bool(found.files) and not found.missing and not found.faults
+
+
+def _sizes(args: StageArguments, found: CollectionSurvey, shrinkage: float) -> SourceSizes:
     entry = found.entry
     caps = [cap for cap in (found.cap, args.cap_of(entry.name)) if cap is not None]
     capped = replace(found, cap=min(caps, default=None))
-    whole = bool(found.files) and not found.missing and not found.faults
+    whole = _is_whole(found)
     if whole and entry.each_file:
         fitting = [file for file in found.files if _fits(Path(file.name).stem, args.sources)]
         rows = [float(replace(capped, files=[file]).kept) for file in fitting]
@@ -92,7 +112,8 @@ def _sizes(args: StageArguments, found: CollectionSurvey) -> SourceSizes:
                 f"{args.manifest}: source {entry.name!r}: its files are not at hand and it says no 'published_rows' to "
                 "estimate from; download or build the files, or add the number"
             )
-        rows = [capped.published_kept / number] * selected
+        factor = shrinkage if _is_uncertain(found) else 1.0
+        rows = [min(capped.published_kept, found.published_kept * factor) / number] * selected
     return SourceSizes(entry.name, entry.task_type, rows, published=not whole)
 
 

@@ -150,7 +150,8 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool) -> in
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # An output that keeps itself would never be freed.
+        return tensor.detach()
 
     ids = torch.ones(1, tokens, dtype=torch.long)
     with (

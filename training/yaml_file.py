@@ -15,7 +15,8 @@ from training.errors import UserError
 __all__ = ["load_yaml", "unknown_key"]
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml reads a manifest of thousands of lines ten times as fast; not every build of PyYAML has it.
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML 1.2 in two points where 1.1 loses what was written: `1e-5` is a number, and no key may stand twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

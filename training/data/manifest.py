@@ -16,9 +16,10 @@ A manifest is a YAML file::
         published_rows: 89271              # as its publication says; for the survey
         instruction_from: v1               # v1, mteb or written
 
-Three keys may stand beside ``sources``: ``root`` (where the files lie: a folder relative to the manifest, or an address
-such as ``hf://datasets/OWNER/NAME@REVISION``), ``stage_caps`` (rows of a source at most, by stage) and
-``published_shares`` (what the data's paper counts, see :class:`~training.data.manifest_file.PublishedShares`).
+Four keys may stand beside ``sources``: ``root`` (where the files lie: a folder relative to the manifest, or an address
+such as ``hf://datasets/OWNER/NAME@REVISION``), ``stage_caps`` (rows of a source at most, by stage), ``stage_rows`` (rows
+under these caps, by stage, as the data's publication says; for plans made without the data) and ``published_shares``
+(what the data's paper counts, see :class:`~training.data.manifest_file.PublishedShares`).
 
 With ``each_file: true`` an entry is a collection: each of its files is a source of its own, named after the file, in
 the language that the name tells. ``published_rows`` and ``published_files`` are then those of the whole collection;

@@ -82,6 +82,7 @@ class Manifest:
         entries: Its sources and collections.
         stage_caps: Rows used of a source at most, by stage.
         published_shares: What the data's paper counts, if the manifest says so.
+        stage_rows: Rows under the caps that the data's publication states, by stage.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class Manifest:
     entries: list[Entry]
     stage_caps: dict[str, int]
     published_shares: PublishedShares | None
+    stage_rows: dict[str, int] = field(default_factory=dict)
 
     def of_stage(self, stage: str | None) -> list[Entry]:
         """The entries that a stage trains on; all for None.
@@ -120,7 +122,7 @@ def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manif
     """
     path = Path(path)
     content = load_yaml(path)
-    top = ["sources", "root", "stage_caps", "published_shares"]
+    top = ["sources", "root", "stage_caps", "stage_rows", "published_shares"]
     for key in content:
         if key not in top:
             raise unknown_key(str(path), key, top)
@@ -135,7 +137,8 @@ def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manif
         seen.add(entry.name)
     folder = _folder(path, content.get("root"), data_dir)
     shares = _published_shares(path, content.get("published_shares"))
-    return Manifest(path, folder, entries, _stage_caps(path, content.get("stage_caps"), entries), shares)
+    caps, rows = (_by_stage(path, key, content.get(key), entries) for key in ("stage_caps", "stage_rows"))
+    return Manifest(path, folder, entries, caps, shares, rows)
 
 
 def _folder(path: Path, root: Any, data_dir: Path | str | None) -> DataFolder:
@@ -146,13 +149,13 @@ def _folder(path: Path, root: Any, data_dir: Path | str | None) -> DataFolder:
     return DataFolder(root if root and "://" in root else path.parent / (root or ""))
 
 
-def _stage_caps(path: Path, caps: Any, entries: list[Entry]) -> dict[str, int]:
-    caps = _counts(f"{path}: key 'stage_caps'", caps, (int,), least=1)
+def _by_stage(path: Path, key: str, numbers: Any, entries: list[Entry]) -> dict[str, int]:
+    numbers = _counts(f"{path}: key {key!r}", numbers, (int,), least=1)
     stages = sorted({stage for entry in entries for stage in entry.stages})
-    for stage in caps:
+    for stage in numbers:
         if stage not in stages:
-            raise unknown_key(f"{path}: key 'stage_caps'", stage, stages)
-    return caps
+            raise unknown_key(f"{path}: key {key!r}", stage, stages)
+    return numbers
 
 
 def _published_shares(path: Path, shares: Any) -> PublishedShares | None:
