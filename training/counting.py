@@ -99,9 +99,9 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     if not sum(counts):
         return Batches()
     weights, texts = np.array(counts), np.array(texts)
-    of_process = texts * length / args.world_size
-    budget = args.max_tokens_per_forward
-    chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / budget), 1)
+    of_process, budget = texts / args.world_size, args.max_tokens_per_forward
+    # A chunk holds whole texts.
+    chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
 
     def mean(values: np.ndarray) -> float:
         return float(np.average(values, weights=weights))
@@ -112,7 +112,7 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
         texts=mean(texts),
         chunks=mean(chunks),
         most_texts=math.ceil(texts.max()),
-        most_chunk_tokens=math.ceil((of_process / chunks).max()),
+        most_chunk_tokens=math.ceil((of_process * length / chunks).max()),
         squared_tokens=mean(texts * length**2),
         repeated_tokens=mean(texts * length * (1 - 1 / chunks)),
     )

@@ -136,7 +136,11 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool) -> in
     small = F2LLMConfig.from_dict(
         {
             **config.to_dict(),
-            **{"num_hidden_layers": layers, "layer_types": config.layer_types[:layers], "max_window_layers": layers},
+            **{
+                "num_hidden_layers": layers,
+                "layer_types": (2 * config.layer_types)[:layers],
+                "max_window_layers": layers,
+            },
             **{"matryoshka_dimensions": None, "is_matryoshka": False},
             **{"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
             **{"num_attention_heads": config.num_attention_heads // heads, "num_key_value_heads": 1},

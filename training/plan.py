@@ -22,6 +22,7 @@ from training.plan_pruning import PruningStagePlan, plan_pruning
 from training.plan_text import duration, input_lines, operations, size
 from training.recipe import Stage, made_by
 from training.setup import prepare_sources, read_sources
+from training.teacher_pass import TeacherPass, teacher_pass
 
 __all__ = ["Data", "Plan", "make_plan"]
 
@@ -62,6 +63,7 @@ class Plan:
         checkpoints: Checkpoints of the whole stage.
         memory: What a step needs of one device.
         flops: Operations of the whole stage over all devices.
+        cache: The teacher's pass over all texts, if its embeddings are to be kept; not among the operations.
         measured: Ten steps, if they were run.
         origin: What a later stage starts from.
     """
@@ -76,6 +78,7 @@ class Plan:
     checkpoints: int
     memory: MemoryEstimate
     flops: StageFlops
+    cache: TeacherPass | None
     measured: Measurement | None
     origin: Origin
 
@@ -96,11 +99,12 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Time of the whole stage, once it is measured: steps, evaluations and checkpoints."""
+        """Time of the whole stage, once it is measured: teacher's pass, steps, evaluations and checkpoints."""
         if self.measured is None:
             return None
         return (
             self.measured.warm_up
+            + (self.cache.student_tokens * self.measured.seconds_per_token if self.cache else 0.0)
             + self.steps * self.measured.step_seconds(self.training.tokens)
             + self.evaluations * self.validation.count * self.validation.tokens * self.measured.seconds_per_token
             + (self.checkpoints + 1) * self.measured.checkpoint
@@ -131,6 +135,8 @@ class Plan:
             f"  FLOPs        about {operations(flops.total)}: {flops.steps:.3g} steps, {flops.teacher:.3g} teacher, "
             f"{flops.evaluations:.3g} evaluations"
         )
+        if self.cache is not None:
+            yield f"  cache        the teacher {self.cache.described()}"
         if self.measured is not None and self.seconds is not None:
             rate = batches.tokens / self.measured.step_seconds(batches.tokens)
             yield f"  measured     {rate:,.0f} tokens a second, {size(self.measured.peak_bytes)} at most in use"
@@ -184,6 +190,7 @@ def make_plan(
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
         memory=_memory(args, origin.config, teacher, data.training),
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
+        cache=teacher_pass(args, origin.config, teacher, data.prepared),
         measured=_measured(stage, origin, data, teacher) if measure else None,
         origin=origin,
     )

@@ -23,7 +23,16 @@ from training.arguments import StageArguments
 from training.errors import UserError
 from training.yaml_file import load_yaml, unknown_key
 
-__all__ = ["FINAL_MODEL", "Recipe", "Stage", "command_line_overrides", "load_recipe", "made_by", "read_stages", "recipe_help"]
+__all__ = [
+    "FINAL_MODEL",
+    "Recipe",
+    "Stage",
+    "command_line_overrides",
+    "load_recipe",
+    "made_by",
+    "read_stages",
+    "recipe_help",
+]
 
 # Name of the folder, below a stage's output, that holds its finished model.
 FINAL_MODEL = "model"

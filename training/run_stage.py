@@ -18,8 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 from training.dry_run import device_overrides, show_plans
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.evaluation.pairs import evaluate_and_report
-from training.interruption import ended_by_signals
 from training.inputs import require_inputs
+from training.interruption import ended_by_signals
 from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
 from training.stage import run_stage
 from training.yaml_file import load_yaml

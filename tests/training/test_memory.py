@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import psutil
 import pytest
 import torch
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from training.memory import count_parameters, estimate_memory
+from training.memory import count_parameters, estimate_memory, estimate_pruning_memory
 
 
 def _kept_for_backward(config: F2LLMConfig, tokens: int) -> int:
@@ -61,6 +62,21 @@ def test_what_saves_memory_saves_it_in_the_estimate(tiny_config: F2LLMConfig) ->
     plain = estimate_memory(deep, 8_192, 4_000).activations
     assert estimate_memory(deep, 8_192, 4_000, gradient_checkpointing=True).activations < plain / 5
     assert plain / 2 < estimate_memory(deep, 8_192, 4_000, bf16=True).activations < plain
+
+
+def test_an_estimate_leaves_nothing_behind() -> None:
+    config = F2LLMConfig.from_family("f2llm-v2-14b")
+    estimate_memory(config, 1, 1, bf16=True)
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):
+        estimate_memory(config, 1, 1, bf16=True)
+    assert psutil.Process().memory_info().rss - before < 50 * 2**20
+
+
+def test_cutting_holds_both_models(tiny_config: F2LLMConfig) -> None:
+    measured, known = (estimate_pruning_memory(tiny_config, tiny_config, tokens) for tokens in (1_000, 0))
+    assert measured.state == known.state == 8 * count_parameters(tiny_config)
+    assert measured.activations > known.activations == 0
 
 
 def test_a_teacher_takes_its_weights(tiny_config: F2LLMConfig) -> None:

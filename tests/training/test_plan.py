@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.training.recipes import write_recipe, write_single_stage
 from training.collator import PackedCollator, PreparedRows
+from training.counting import count_batches
 from training.measure import Measurement
-from training.plan import count_batches, make_plan
-from training.recipe import load_recipe
+from training.plan import make_plan
+from training.recipe import load_recipe, made_by
 from training.run_stage import main
 from training.sampler import GlobalBatchSampler
 from training.setup import RECIPE
@@ -92,3 +94,22 @@ def test_the_time_of_a_step_follows_its_tokens() -> None:
     # Nor does noise in which larger batches seem faster.
     noisy = measurement([2.0, 1.0], [1000, 2000])
     assert noisy.step_seconds(1500) == pytest.approx(1.5)
+
+
+def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["stage2"] |= {"teacher": "stage1", "teacher_cache_dir": str(tmp_path / "cache")}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    first, second = load_recipe(recipe).stages
+    origins = {made_by(first): make_plan(first, {}).origin}
+    plan = make_plan(second, origins)
+    texts = sum(source.description["texts"] for source in plan.data.prepared)
+    assert plan.cache.texts == texts and plan.cache.bytes == 2 * texts * 32
+    # The teacher is as large as the student.
+    assert plan.cache.student_tokens == pytest.approx(plan.cache.tokens)
+    assert plan.flops.teacher == plan.memory.teacher == 0
+    assert any(line.startswith(f"  cache        the teacher embeds {texts:,} texts") for line in plan.lines())
+    second.arguments.teacher_cache_dir = None
+    plan = make_plan(second, origins)
+    assert plan.cache is None and plan.flops.teacher > 0 and plan.memory.teacher > 0

@@ -17,9 +17,9 @@ A manifest is a YAML file::
         instruction_from: v1               # v1, mteb or written
 
 Four keys may stand beside ``sources``: ``root`` (where the files lie: a folder relative to the manifest, or an address
-such as ``hf://datasets/OWNER/NAME@REVISION``), ``stage_caps`` (rows of a source at most, by stage), ``stage_rows`` (rows
-under these caps, by stage, as the data's publication says; for plans made without the data) and ``published_shares``
-(what the data's paper counts, see :class:`~training.data.manifest_file.PublishedShares`).
+such as ``hf://datasets/OWNER/NAME@REVISION``), ``stage_caps`` (rows of a source at most, by stage), ``stage_rows``
+(rows under these caps, by stage, as the data's publication says; for plans made without the data) and
+``published_shares`` (what the data's paper counts, see :class:`~training.data.manifest_file.PublishedShares`).
 
 With ``each_file: true`` an entry is a collection: each of its files is a source of its own, named after the file, in
 the language that the name tells. ``published_rows`` and ``published_files`` are then those of the whole collection;
