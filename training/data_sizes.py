@@ -1,4 +1,4 @@
-"""How many rows a stage has where its data cannot be read: as its manifest says, or as the files that are there show."""
+"""How many rows a stage has where its data is not all there: as its manifest says, or as the files that are show."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.evaluation.pairs import evaluate_and_report
+from training.inputs import check_inputs, inputs_of
 from training.interruption import ended_by_signals
-from training.plan import Origin, duration, made_by, make_plan
+from training.plan import Origin, Plan, PruningForecast, duration, made_by, make_plan, plan_pruning
 from training.recipe import FINAL_MODEL, Recipe, Stage, command_line_overrides, load_recipe, recipe_help
 from training.stage import run_stage
 from training.yaml_file import load_yaml
@@ -90,7 +91,10 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
         "--accept-changes", action="store_true", help="resume although recipe or data changed since the run was started"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="prepare the data and show steps, tokens and memory, but do not train"
+        "--dry-run",
+        action="store_true",
+        help="show inputs, steps, tokens, memory and operations, but do not train; data on this machine is prepared "
+        "and counted, data elsewhere estimated from the manifest",
     )
     parser.add_argument("--measure", action="store_true", help="with --dry-run: run ten steps for time and memory")
     parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
@@ -105,12 +109,17 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    overrides = arguments.overrides
+    if arguments.dry_run and not torch.accelerator.is_available():
+        # A plan for other machines is made on this one, too: the library refuses bf16 without a GPU unless told.
+        overrides = {"use_cpu": True, **overrides}
+    recipe = load_recipe(arguments.recipe, overrides)
     names = [stage.name for stage in recipe.stages]
     for name in arguments.stage or []:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    check_inputs(recipe, chosen)
     if arguments.dry_run:
         _plan(chosen, arguments.measure)
         return
@@ -125,13 +134,20 @@ def _run(arguments: argparse.Namespace) -> None:
 def _plan(stages: list[Stage], measure: bool) -> None:
     """Shows what the stages would do."""
     origins: dict[str, Origin] = {}
-    seconds = 0.0
+    seconds = flops = 0.0
     for stage in stages:
-        plan = make_plan(stage, origins, measure)
+        inputs = inputs_of(stage, stages[: stages.index(stage)])
+        if stage.arguments.prunes:
+            plan: Plan | PruningForecast = plan_pruning(stage, origins, inputs)
+        else:
+            plan = make_plan(stage, origins, measure, inputs)
+        flops += plan.flops.total
         origins[made_by(stage)] = plan.origin
         seconds += plan.seconds or 0.0
         if stage.arguments.process_index == 0:
             sys.stdout.write("\n".join(plan.lines()) + "\n")
+    if len(stages) > 1 and stages[0].arguments.process_index == 0:
+        sys.stdout.write(f"all {len(stages)} stages: {flops:.2e} FLOPs\n")
     if measure and len(stages) > 1 and stages[0].arguments.process_index == 0:
         sys.stdout.write(f"all stages: {duration(seconds)}, data preparation and evaluation of the result left out\n")
 
