@@ -90,3 +90,10 @@ def test_a_teacher_counts_in_every_step_unless_it_is_cached(tmp_path) -> None:
     args.teacher_cache_dir = "cache"
     assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2).teacher == 0
     assert stage_flops(args, CONFIG, None, 7, batches, Batches(), 2) == (7 * 3 * forward, 0, 0)
+
+
+def test_a_step_costs_three_forward_passes_and_what_is_computed_again(tiny_config: F2LLMConfig) -> None:
+    batches = Batches(count=1, tokens=100.0, squared_tokens=1000.0, repeated_tokens=50.0)
+    forward = forward_flops(tiny_config, 100.0, 1000.0)
+    assert step_flops(tiny_config, batches, False) == pytest.approx(3.5 * forward)
+    assert step_flops(tiny_config, batches, True) == pytest.approx(4.5 * forward)

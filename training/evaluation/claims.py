@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,14 +212,27 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
     return scores
 
 
+def _prepare_worker() -> None:
+    """Models of this size gain nothing from a second thread, and lose much where threads wait for a busy core."""
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("httpx", "sentence_transformers"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    disable_progress_bar()
+
+
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of every arm")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="seeds trained at once, each on one thread"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder of data, models and results")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe with a stage for each arm")
     arguments = parser.parse_args(words)
-    if arguments.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
+    for name in ("seeds", "processes"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     return arguments
 
 
@@ -231,14 +248,26 @@ def _run(arguments: argparse.Namespace) -> None:
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
     results: dict[str, Any] = {"scores": {}}
     start = time.perf_counter()
-    for seed in range(arguments.seeds):
-        results["scores"][seed] = run_seed(arguments.recipe, seed, arguments.output, data / "manifest.yaml", pairs)
-        outcomes = compare(results["scores"])
-        results["claims"] = [{**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes]
-        results["seconds"] = round(time.perf_counter() - start)
-        # After each seed: a run that is cut short leaves what it has.
-        write_whole(arguments.output / "claims.json", json.dumps(results, indent=2) + "\n")
-        write_whole(arguments.output / "claims.md", table(outcomes) + "\n")
+    work = (arguments.output, data / "manifest.yaml", pairs)
+    context = multiprocessing.get_context("spawn")
+    processes = min(arguments.processes, arguments.seeds)
+    with ProcessPoolExecutor(processes, context, initializer=_prepare_worker) as pool:
+        seeds = {pool.submit(run_seed, arguments.recipe, seed, *work): seed for seed in range(arguments.seeds)}
+        try:
+            for done in as_completed(seeds):
+                results["scores"][seeds[done]] = done.result()
+                outcomes = compare(results["scores"])
+                results["claims"] = [{**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes]
+                results["seconds"] = round(time.perf_counter() - start)
+                # After each seed: a run that is cut short leaves what it has.
+                write_whole(arguments.output / "claims.json", json.dumps(results, indent=2) + "\n")
+                write_whole(arguments.output / "claims.md", table(outcomes) + "\n")
+        except BrokenProcessPool:
+            raise StoppedError(
+                "a process that trained was killed, perhaps for want of memory; lower --processes"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     sys.stdout.write(table(outcomes) + "\n")
 
 
