@@ -161,7 +161,7 @@ def test_a_killed_pass_is_taken_up(tmp_path: Path, models: Path, monkeypatch: py
         ({"teacher": "narrow"}, "16 dimensions do not cover the student's 32; choose a wider teacher, or add"),
         ({"teacher": "wide", "teacher_projection": True}, "take the key out"),
         ({"teacher": "equal", "teacher_projection": True}, "take the key out"),
-        ({"teacher": "nowhere"}, "key 'teacher'"),
+        ({"teacher": "nowhere"}, "is missing, and no stage here or in a recipe beside it makes it"),
         ({"teacher": None, "teacher_projection": True}, "'teacher_projection' has no effect without 'teacher'"),
         ({"teacher": None, "teacher_cache_dir": "x"}, "'teacher_cache_dir' has no effect without 'teacher'"),
         ({"teacher": "foreign", "teacher_query_template": "q"}, "key 'teacher_query_template'"),
