@@ -80,6 +80,7 @@ class Distillation:
         teacher: Embeds texts where the cache does not.
         cache: Embeddings on disk; read by the collator, which puts them into the batch.
         projection: From the student's width to a narrower teacher's.
+        identity: Changes with the teacher's weights and how it is given texts; a run that goes on must have the same.
 
     Attributes:
         width: Leading dimensions of the teacher that are learned: ``d``, or all of a narrower teacher.
@@ -91,10 +92,12 @@ class Distillation:
         teacher: Teacher | TextTeacher | None = None,
         cache: TeacherCache | None = None,
         projection: Projection | None = None,
+        identity: str = "",
     ) -> None:
         self.teacher = teacher
         self.cache = cache
         self.projection = projection
+        self.identity = identity
         self.width = student_width if projection is None else len(projection.weight)
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
@@ -140,16 +143,16 @@ def make_distillation(
     Raises:
         UserError: If the teacher cannot be loaded or the cache is damaged.
     """
-    cache = None
+    cache, made_by = None, _made_by(choice, args)
     if args.teacher_cache_dir is not None:
-        cache = TeacherCache(args.teacher_cache_dir, sources, _made_by(choice, args), choice.width)
+        cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
     teacher: Teacher | TextTeacher | None = None
     if cache is None or not cache.whole:
         teacher = choice.by_text or Teacher(load_teacher(args.teacher, **model_options), args.max_tokens_per_forward)
         if choice.by_text is not None:
             choice.by_text.use(sources)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
-    return Distillation(student_width, teacher, cache, projection)
+    return Distillation(student_width, teacher, cache, projection, made_by["teacher"])
 
 
 def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.data.prepared import PreparedSource
 from training.distillation import Distillation
 from training.gradient_cache import embed_batch
+from training.projection import Projection
 from training.recipe import Stage
 from training.setup import make_trainer, model_options
 from training.teacher import Teacher
@@ -133,9 +134,12 @@ def _trainer(
     options = model_options(args)
     model = F2LLMModel._from_config(deepcopy(config), dtype=torch.float32, **options)
     guide = None
-    if teacher is not None:
+    # With a cache, steps are without the teacher: what is left of it is a read.
+    if teacher is not None and args.teacher_cache_dir is None:
         guide = Distillation(
-            config.hidden_size, Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options))
+            config.hidden_size,
+            Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options)),
+            projection=Projection(config.hidden_size, teacher.hidden_size, args) if args.teacher_projection else None,
         )
     return make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.errors import UserError
+from training.errors import UserError, in_one_line
 
 __all__ = ["PROJECTION_STATE", "PROJECTION_WEIGHT", "Projection"]
 
@@ -92,8 +92,9 @@ class Projection(TrainerCallback):
                 raise ValueError(f"it is of shape {tuple(state['weight'].shape)}, not {tuple(self.weight.shape)}")
             self.weight.data.copy_(state["weight"])
             self._optimizer.load_state_dict(state["optimizer"])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: the projection cannot be read ({error}); start anew") from None
+        # A damaged file comes out of the unpickler as anything.
+        except Exception as error:
+            raise UserError(f"{path}: the projection cannot be read ({in_one_line(error)}); start anew") from None
 
     def export(self, folder: Path) -> None:
         """Writes the finished map for whoever wants to go on with it; no released model needs it."""

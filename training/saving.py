@@ -104,6 +104,11 @@ class SavingTrainer(Trainer):
         if self.projection is not None and checkpoint is not None:
             self.projection.load(Path(checkpoint))
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.projection is not None:
+            self.projection.load(Path(self.state.best_model_checkpoint))
+
     def _finalize_training(self, *args: Any) -> Any:
         # With a limit of 1, Trainer would delete the newest checkpoint in favour of the best one: the newest is what
         # an interrupted run goes on from, or one whose finished model is still to be written.

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
-from training.data.prepared import PreparedSource
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
@@ -81,7 +80,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
-        _record(output_dir, stage, trainer.sources, checkpoint, accept_changes)
+        _record(output_dir, stage, trainer, checkpoint, accept_changes)
     _fill_teacher_cache(trainer)
     _train(trainer, checkpoint)
     _save(trainer, final)
@@ -198,10 +197,12 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
 
 
 def _record(
-    output_dir: Path, stage: Stage, sources: list[PreparedSource], checkpoint: Path | None, accept_changes: bool
+    output_dir: Path, stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept_changes: bool
 ) -> None:
     """Notes what the run is made of, or checks that a continued run is made of the same."""
-    data = {source.name: source.description["fingerprint"] for source in sources}
+    data = {source.name: source.description["fingerprint"] for source in trainer.sources}
+    if trainer.distillation is not None:
+        data["the teacher"] = trainer.distillation.identity
     noted = output_dir / DATA
     if checkpoint is not None and noted.exists():
         before = json.loads(noted.read_text())

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_f2llm.tokenizer import append_eos
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch, embed_chunk
 from training.loading import load_whole_model
 from training.packed_texts import packed_texts
 
-__all__ = ["Teacher", "load_teacher", "reads_tokens_of", "teacher_tokenizer"]
+__all__ = ["Teacher", "load_teacher", "reads_tokens_of"]
 
 _TOKENS_AT_ONCE = 16_384
+# Texts that differ in script, length and merges, to tell tokenizers apart.
+_PROBES = ("", "a", "Where do giant pandas live?\nQuery: 大熊猫", " größer  שלום 12345 🙂")
 
 
 class Teacher:
@@ -60,24 +67,55 @@ class Teacher:
         return embeddings
 
 
-def teacher_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """A teacher's tokenizer, if it has one that transformers can load."""
+def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a teacher can be given the student's token ids and read at its last token, as it is meant to be.
+
+    So it can if it is a Qwen3 model of last-token pooling and nothing after it but normalisation, and its tokenizer
+    turns texts into the very ids of the student's, their end included. Every other teacher is to be given texts.
+
+    Args:
+        name: Folder or Hub name.
+        tokenizer: The student's tokenizer.
+    """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        theirs = AutoTokenizer.from_pretrained(name)
+        if AutoConfig.from_pretrained(name).model_type != "qwen3" or not _pools_last_token(name):
+            return False
+        if _file(name, "modules.json") is None:
+            # A plain model says nothing of how texts end.
+            append_eos(theirs)
     # Damaged folders come out of the libraries as anything; loading the model says what is wrong.
     except Exception:
-        return None
-
-
-def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a teacher can be given the student's token ids: a Qwen3 model to which they mean the same tokens."""
-    theirs = teacher_tokenizer(name)
-    if theirs is None or theirs.get_vocab() != tokenizer.get_vocab():
         return False
+    same = theirs.get_vocab() == tokenizer.get_vocab()
+    return same and all(theirs(text).input_ids == tokenizer(text).input_ids for text in _PROBES)
+
+
+def _pools_last_token(name: str) -> bool:
+    """Whether a model's modules, if it lists any, are a transformer, last-token pooling and normalisation."""
+    listed = _file(name, "modules.json")
+    if listed is None:
+        return True
+    modules = json.loads(listed.read_text(encoding="utf-8"))
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
+        return False
+    pooling = json.loads(_file(name, f"{modules[1]['path']}/config.json").read_text(encoding="utf-8"))
+    if "pooling_mode" in pooling:
+        return pooling["pooling_mode"] == "lasttoken"
+    modes = {key for key, chosen in pooling.items() if key.startswith("pooling_mode_") and chosen is True}
+    return modes == {"pooling_mode_lasttoken"}
+
+
+def _file(name: str, file: str) -> Path | None:
+    """A file of a model, in its folder or from the Hub; None if it has none."""
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return path if path.is_file() else None
     try:
-        return AutoConfig.from_pretrained(name).model_type == "qwen3"
-    except Exception:
-        return False
+        return Path(hf_hub_download(name, file))
+    except EntryNotFoundError:
+        return None
 
 
 def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:

@@ -9,17 +9,18 @@ A pass that was killed goes on with those that are missing, and any number of pr
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from training.checkpoints import write_whole
 from training.data.prepared import PreparedSource
 from training.errors import UserError
 
@@ -28,6 +29,8 @@ __all__ = ["TeacherCache"]
 # Texts of a shard: what a killed pass loses of each process.
 _SHARD_TEXTS = 32_768
 _DESCRIPTION = "cache.json"
+# Maps that stay open in a process.
+_MOST_MAPS = 256
 
 # (n,) positions of texts of a source -> (n, D) embeddings.
 Embed = Callable[[PreparedSource, np.ndarray], Tensor]
@@ -68,19 +71,24 @@ class TeacherCache:
         self.folder = Path(folder)
         self._sources = {source.name: source for source in sources}
         self._described = {source.name: _describe(source, made_by) for source in sources}
-        self._maps: dict[str, list[np.ndarray]] = {}
-        self.width = width if width is not None else self._known_width()
+        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+        known = self._known_width()
+        if None not in (width, known) and width != known:
+            raise UserError(
+                f"{folder}: holds embeddings of {known} dimensions, not {width}; delete them or give another"
+            )
+        self.width = known if width is None else width
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map holds the whole array: a loader worker opens the files instead.
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": OrderedDict()}
 
     def _home(self, source: str) -> Path:
         digest = blake2b(self._described[source].encode(), digest_size=8).hexdigest()
         return self.folder / f"{source}-{digest}"
 
     def _known_width(self) -> int | None:
-        widths = {self._read_description(name).get("width") for name in self._sources}
+        widths = {self._read_description(name).get("width") for name in self._sources} - {None}
         return widths.pop() if len(widths) == 1 else None
 
     def _read_description(self, source: str) -> dict[str, Any]:
@@ -96,12 +104,14 @@ class TeacherCache:
             raise UserError(f"{path}: is damaged ({error}); delete the folder, and it is computed again") from None
         return {**found, "width": width}
 
+    def _shard_path(self, source: str, number: int) -> Path:
+        return self._home(source) / f"{number:05d}.float16"
+
     def _shards(self) -> Iterator[_Shard]:
         for name, source in self._sources.items():
             texts = source.description["texts"]
             for number, start in enumerate(range(0, texts, _SHARD_TEXTS)):
-                path = self._home(name) / f"{number:05d}.float16"
-                yield _Shard(source, path, start, min(start + _SHARD_TEXTS, texts))
+                yield _Shard(source, self._shard_path(name, number), start, min(start + _SHARD_TEXTS, texts))
 
     def _is_whole(self, shard: _Shard) -> bool:
         if self.width is None or not shard.path.exists():
@@ -140,6 +150,9 @@ class TeacherCache:
         texts = sum(shard.end - shard.start for shard in missing)
         with tqdm(total=texts, desc="teacher", unit="text", disable=True if rank or not texts else None) as bar:
             for shard in missing:
+                # Another run that shares the folder may have made it by now.
+                if self._is_whole(shard):
+                    continue
                 embeddings = embed(shard.source, np.arange(shard.start, shard.end))
                 self._write(shard, embeddings)
                 bar.update(shard.end - shard.start)
@@ -155,13 +168,9 @@ class TeacherCache:
         shard.path.parent.mkdir(parents=True, exist_ok=True)
         described = {**json.loads(self._described[shard.source.name]), "width": embeddings.shape[1]}
         if not (shard.path.parent / _DESCRIPTION).exists():
-            write_whole(shard.path.parent / _DESCRIPTION, json.dumps(described, indent=2, sort_keys=True) + "\n")
-        partial = shard.path.with_name(f".{shard.path.name}.partial")
-        try:
-            half.numpy().astype("<f2").tofile(partial)
-            partial.replace(shard.path)
-        finally:
-            partial.unlink(missing_ok=True)
+            text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+            _write_whole(shard.path.parent / _DESCRIPTION, text.encode())
+        _write_whole(shard.path, half.numpy().astype("<f2").tobytes())
 
     def read(self, source: str, positions: np.ndarray, width: int) -> np.ndarray:
         """``(n, width)`` float16: the leading dimensions of the embeddings of some texts.
@@ -171,20 +180,34 @@ class TeacherCache:
             positions: ``(n,)`` positions of texts; the cache must be whole.
             width: Leading dimensions, ``D`` at most.
         """
-        shards = self._maps.get(source) or self._maps.setdefault(source, self._open(source))
         found = np.empty((len(positions), width), dtype=np.float16)
         numbers = positions // _SHARD_TEXTS
-        for number in np.unique(numbers):
+        for number in np.unique(numbers).tolist():
             own = np.flatnonzero(numbers == number)
-            found[own] = shards[number][positions[own] - number * _SHARD_TEXTS, :width]
+            found[own] = self._opened(source, number)[positions[own] - number * _SHARD_TEXTS, :width]
         return found
 
-    def _open(self, source: str) -> list[np.ndarray]:
-        return [
-            np.memmap(shard.path, "<f2", "r", shape=(shard.end - shard.start, self.width))
-            for shard in self._shards()
-            if shard.source.name == source
-        ]
+    def _opened(self, source: str, number: int) -> np.ndarray:
+        """A shard, mapped; each map holds a file open, so no more than some stay."""
+        path = self._shard_path(source, number)
+        if path not in self._maps:
+            start = number * _SHARD_TEXTS
+            texts = min(_SHARD_TEXTS, self._sources[source].description["texts"] - start)
+            self._maps[path] = np.memmap(path, "<f2", "r", shape=(texts, self.width))
+            if len(self._maps) > _MOST_MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(path)
+        return self._maps[path]
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that others may be writing, too: each aside under a name of its own, then renamed."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _describe(source: PreparedSource, made_by: Mapping[str, Any]) -> str:

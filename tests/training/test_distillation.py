@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
@@ -207,3 +207,48 @@ def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: P
     run = train(tmp_path / "student", models, model=str(trimmed / "run/model"), learning_rate=0.0, **few)
     assert max(losses(run)) < 1e-9
     assert load_recipe(recipe).stages[0].arguments.prunes
+
+
+def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture
+) -> None:
+    teacher = shutil.copytree(models / "wide", tmp_path / "teacher")
+    keys = {"teacher": str(teacher), "teacher_cache_dir": str(tmp_path / "cache")}
+    first = train(tmp_path / "first", models, **keys)
+    weights = load_file(teacher / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, teacher / "model.safetensors", {"format": "pt"})
+    second = train(tmp_path / "second", models, **keys)
+    assert losses(second)[0] != pytest.approx(losses(first)[0], rel=1e-2)
+    rewind(first, tmp_path / "resumed", 8)
+    recipe = str(write(tmp_path / "resumed", models, **keys))
+    assert main([recipe, "--resume"]) == 2
+    assert "the teacher" in capsys.readouterr().err
+    assert main([recipe, "--resume", "--accept-changes"]) == 0
+
+
+def test_the_projection_of_the_best_model_goes_with_it(tmp_path: Path, models: Path) -> None:
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    steps = {"eval_strategy": "steps", "eval_steps": 4}
+    run = train(tmp_path, models, teacher="narrow", teacher_projection=True, **best, **steps)
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    chosen = Path(json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"])
+    assert chosen.name == "checkpoint-4"
+    kept = torch.load(chosen / "projection.pt", weights_only=True)["weight"]
+    assert torch.equal(load_file(run / "projection.safetensors")["weight"], kept)
+
+
+@pytest.mark.parametrize("content", [b"", b"broken"])
+def test_a_damaged_projection_is_refused(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture, content: bytes
+) -> None:
+    keys = {"teacher": "narrow", "teacher_projection": True}
+    whole = train(tmp_path / "whole", models, **keys)
+    rewind(whole, tmp_path / "cut", 4)
+    (tmp_path / "cut/run/checkpoint-4/projection.pt").write_bytes(content)
+    assert main([str(write(tmp_path / "cut", models, **keys)), "--resume"]) == 2
+    assert "the projection cannot be read" in capsys.readouterr().err
+
+
+def test_a_projection_is_measured_before_it_is_trained(tmp_path: Path, models: Path) -> None:
+    recipe = str(write(tmp_path, models, teacher="narrow", teacher_projection=True))
+    assert main([recipe, "--dry-run", "--measure"]) == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
@@ -68,6 +71,34 @@ def test_it_reads_the_tokens_of_a_student_with_the_same_vocabulary(
     assert reads_tokens_of(str(teacher_folder), small_tokenizer)
     assert not reads_tokens_of(str(teacher_folder), tiny_tokenizer)
     assert not reads_tokens_of(f"{teacher_folder}-elsewhere", small_tokenizer)
+
+
+@pytest.mark.parametrize("change", ["eos", "mean pooling", "dense", "plain", "other kind"])
+def test_it_reads_tokens_only_as_it_is_meant_to(
+    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, change: str
+) -> None:
+    def rewrite(file: str, **fields: object) -> None:
+        path = teacher_folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    if change == "eos":
+        tokenizer = deepcopy(small_tokenizer)
+        pad = tokenizer.pad_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {pad}", special_tokens=[(pad, tokenizer.pad_token_id)]
+        )
+        tokenizer.save_pretrained(teacher_folder)
+    elif change == "mean pooling":
+        rewrite("1_Pooling/config.json", pooling_mode="mean")
+    elif change == "dense":
+        path = teacher_folder / "modules.json"
+        dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+        path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
+    elif change == "plain":
+        (teacher_folder / "modules.json").unlink()
+    else:
+        rewrite("config.json", model_type="llama")
+    assert reads_tokens_of(str(teacher_folder), small_tokenizer) == (change == "plain")
 
 
 @pytest.mark.parametrize("damage", ["missing", "no weights", "broken weights"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -137,3 +139,49 @@ def test_a_damaged_description_is_noticed(
     path.write_text(content)
     with refuses(path, "is damaged"):
         TeacherCache(tmp_path, prepared_sources, MADE_BY)
+
+
+@pytest.mark.parametrize("width", [None, WIDTH])
+def test_a_description_of_other_embeddings_is_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, width: int | None
+) -> None:
+    path = next(tmp_path.glob("qa-*/cache.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "teacher": "another"}))
+    with refuses(path, "is damaged"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY, width)
+
+
+def test_a_teacher_of_another_width_is_refused(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses
+) -> None:
+    with refuses(tmp_path, "of 6 dimensions, not 7"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY, 7)
+
+
+def test_runs_may_fill_one_folder_at_once(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
+    for number in range(20):
+        folder, start = tmp_path / str(number), Barrier(4)
+
+        def fill(rank: int, folder: Path = folder, start: Barrier = start) -> None:
+            cache = TeacherCache(folder, prepared_sources, MADE_BY, WIDTH)
+            start.wait()
+            # Two runs of two processes each.
+            cache.fill(expected, rank % 2, 2)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fill, range(4)))
+        assert TeacherCache(folder, prepared_sources, MADE_BY).whole
+        assert not list(folder.rglob("*.partial"))
+
+
+def test_few_shards_are_open_at_once(
+    cache: TeacherCache, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "_MOST_MAPS", 2)
+    source = prepared_sources[0]
+    positions = np.arange(source.description["texts"])
+    assert len(positions) > 100
+    for _ in range(2):
+        found = cache.read("qa", positions, WIDTH)
+        torch.testing.assert_close(torch.from_numpy(found).float(), expected(source, positions), rtol=1e-3, atol=0)
+    assert len(cache._maps) == 2
