@@ -118,7 +118,7 @@ class PackedCollator:
             "query": index[:, 0],
             "positive": index[:, 1],
             "negatives": index[:, 2:],
-            "own_texts": own,
+            "own_texts": own.tolist(),
             **taught,
             "rows": [row.key.row for row in rows],
             "source": source.name,

@@ -90,7 +90,9 @@ class TextTeacher:
             width: Leading dimensions wanted; all if None.
         """
         self.to(batch["input_ids"].device)
-        return gather_texts(self.embed_texts(self._sources[batch["source"]], batch["own_texts"])[:, :width], batch)
+        return gather_texts(
+            self.embed_texts(self._sources[batch["source"]], np.asarray(batch["own_texts"]))[:, :width], batch
+        )
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """``(n, width)`` unnormalised fp32 embeddings of texts as they are kept, on the model's device.
