@@ -64,6 +64,8 @@ def main(words: list[str] | None = None) -> int:
         return _report("stopped", f"{what} ({in_one_line(error)}). {_GO_ON}", 1, rank)
     # Only now: with some processes gone, the others would wait for them here.
     if torch.distributed.is_initialized():
+        # Together: a process that is still at work ends in a crash when another closes the connections.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return 0
 
