@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 from babel import localedata
@@ -189,8 +191,9 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
 
 def _names_in(identifier: str) -> dict[tuple[str, str], str]:
     """Reads the usable names of one locale, by (kind, code)."""
-    # Names inherited from another locale are not this language's own.
-    data = localedata.load(identifier, merge_inherited=False)
+    # Names inherited from another locale are not this language's own. `localedata.load` keeps one copy of a locale,
+    # with or without what it inherits, as the first caller in the process asked.
+    data = pickle.loads(Path(localedata.resolve_locale_filename(identifier)).read_bytes())
     names = {}
     for kind in KINDS:
         for code, name in data.get(_TABLES[kind], {}).items():

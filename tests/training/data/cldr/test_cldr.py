@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from babel import localedata
 from babel.core import get_global
 
 from training.data.cldr import build, classes
@@ -292,6 +293,19 @@ def test_draws_are_complete_exactly_where_they_can_be(pool_size: int) -> None:
         lambda row, item: allowed(row + 503, item),
     )
     np.testing.assert_array_equal(alone[0], drawn[503])
+
+
+def test_names_do_not_depend_on_who_read_the_locale_before() -> None:
+    # babel keeps a locale as the first caller asked for it: Nynorsk with or without what it inherits from Norwegian.
+    inherited = localedata.load("nn", merge_inherited=True)["languages"]
+    names = read_names(0, ["nn"])
+    own = {
+        text
+        for text, language in zip(names.texts, names.language.tolist(), strict=True)
+        if names.languages[language] == "nn"
+    }
+    assert 50 <= len(own) < len(inherited)
+    assert localedata.load("nn")["languages"] is inherited
 
 
 def test_fold() -> None:
