@@ -184,6 +184,10 @@ class StageArguments(TeacherArguments, PruningArguments, PlanningArguments, Trai
         self._check_mappings()
         self._check_teacher()
         self._check_pruning()
+        if self.prunes and self.teacher is not None:
+            raise UserError(
+                "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"
+            )
         self._check_planning()
         if self.push_to_hub:
             raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")

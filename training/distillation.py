@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,11 +149,17 @@ def make_distillation(
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
     teacher: Teacher | TextTeacher | None = None
     if cache is None or not cache.whole:
-        teacher = choice.by_text or Teacher(load_teacher(args.teacher, **model_options), args.max_tokens_per_forward)
+        teacher = choice.by_text or _token_teacher(args, made_by["teacher"], model_options)
         if choice.by_text is not None:
             choice.by_text.use(sources)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
     return Distillation(student_width, teacher, cache, projection, made_by["teacher"])
+
+
+def _token_teacher(args: StageArguments, revision: str, model_options: dict[str, Any]) -> Teacher:
+    # The very commit that the cache is named after, should the Hub have another by now.
+    commit = {} if Path(args.teacher).is_dir() else {"revision": revision}
+    return Teacher(load_teacher(args.teacher, **commit, **model_options), args.max_tokens_per_forward)
 
 
 def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:

@@ -31,16 +31,9 @@ class Projection(TrainerCallback):
         teacher_width: ``D``, less than ``d``.
         args: The stage.
 
-    Raises:
-        UserError: If the teacher is not narrower.
     """
 
     def __init__(self, student_width: int, teacher_width: int, args: TrainingArguments) -> None:
-        if teacher_width >= student_width:
-            raise UserError(
-                f"key 'teacher_projection': the teacher's {teacher_width} dimensions cover the student's "
-                f"{student_width}, which then learns them as they are; take the key out"
-            )
         self.weight = nn.Parameter(torch.eye(teacher_width, student_width, device=args.device))
         self._clip = args.max_grad_norm
         self._optimizer = torch.optim.AdamW(
@@ -61,11 +54,14 @@ class Projection(TrainerCallback):
         """``(…, d)`` student embeddings → ``(…, D)``."""
         return nn.functional.linear(embeddings, self.weight)
 
-    def on_pre_optimizer_step(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Steps with the learning rate that the model is about to step with."""
+        """Steps with the learning rate of the model's own step, unless fp16 made that one be skipped."""
         if self.weight.grad is None:
+            return
+        if self._trainer.accelerator.optimizer_step_was_skipped:
+            self._optimizer.zero_grad()
             return
         if self._clip:
             nn.utils.clip_grad_norm_([self.weight], self._clip)

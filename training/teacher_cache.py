@@ -9,6 +9,7 @@ A pass that was killed goes on with those that are missing, and any number of pr
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -204,7 +205,11 @@ def _write_whole(path: Path, content: bytes) -> None:
     """Writes a file that others may be writing, too: each aside under a name of its own, then renamed."""
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            # Renamed before its content is on disk, a shard could come out of a power failure as zeros.
+            os.fsync(handle.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

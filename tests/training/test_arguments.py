@@ -33,6 +33,11 @@ def test_hard_negatives_by_task_type() -> None:
     assert arguments.num_hard_negatives == {"retrieval": 0, "clustering": 3, "classification": 2}
 
 
+def test_a_teacher_is_not_ignored_by_a_stage_that_prunes(refuses: Refuses) -> None:
+    with refuses("'teacher' has no effect in a stage that cuts a model"):
+        stage(prune_to='{"num_hidden_layers": 1}', teacher="some/teacher")
+
+
 def test_prepared_folder() -> None:
     assert stage().prepared_folder == Path("runs/x/prepared")
     assert stage(prepared_dir="shared").prepared_folder == Path("shared")

@@ -7,18 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import write_single_stage, write_sources
+from training import distillation
+from training.distillation import choose_teacher
 from training.recipe import load_recipe
 from training.run_stage import main
-from training.teacher import Teacher
+from training.teacher import Teacher, load_teacher
 
 WIDTHS = {"wide": 48, "equal": 32, "narrow": 16}
 
@@ -104,6 +107,32 @@ def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
     save_model(tmp_path / "small", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
     small = str(tmp_path / "small")
     train(tmp_path / "other", models, model=small, teacher_cache_dir=cache, prepared_dir=prepared)
+
+
+def test_embeddings_of_another_precision_are_others(tmp_path: Path, models: Path) -> None:
+    cache, prepared = tmp_path / "embeddings", str(tmp_path / "prepared")
+    found = {}
+    for name, keys in {"fp32": {}, "bf16": {"bf16": True}}.items():
+        train(tmp_path / name, models, teacher_cache_dir=str(cache), prepared_dir=prepared, max_steps=1, **keys)
+        for shard in cache.rglob("*.float16"):
+            precision = json.loads((shard.parent / "cache.json").read_text())["precision"]
+            found[precision, shard.parent.name.rsplit("-", 1)[0]] = np.fromfile(shard, "<f2").astype(np.float32)
+    assert len(found) == 6
+    for (precision, source), embeddings in found.items():
+        if precision == "bf16":
+            difference = np.abs(embeddings - found["fp32", source]).max()
+            # The pass that fills the cache computes as the steps do: bf16 keeps 8 bits.
+            assert 1e-3 < difference / np.abs(embeddings).max() < 5e-2
+
+
+def test_a_format_of_its_own_makes_a_teacher_read_texts(
+    tmp_path: Path, models: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for keys, by_text in (({}, False), ({"teacher_document_template": "passage: {text}"}, True)):
+        arguments = load_recipe(write(tmp_path, models, **keys)).stages[0].arguments
+        choice = choose_teacher(arguments, tiny_tokenizer, 32)
+        assert choice.width == 48
+        assert (choice.by_text is not None) == by_text
 
 
 @pytest.mark.parametrize("keys", [{}, {"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
@@ -252,3 +281,20 @@ def test_a_damaged_projection_is_refused(
 def test_a_projection_is_measured_before_it_is_trained(tmp_path: Path, models: Path) -> None:
     recipe = str(write(tmp_path, models, teacher="narrow", teacher_projection=True))
     assert main([recipe, "--dry-run", "--measure"]) == 0
+
+
+def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = load_recipe(write(tmp_path, models)).stages[0].arguments
+    arguments.teacher, loaded, local = "org/teacher", {}, str(models / "wide")
+
+    def load(name: str, **options: Any) -> PreTrainedModel:
+        loaded.update(options, name=name)
+        return load_teacher(local)
+
+    monkeypatch.setattr(distillation, "model_revision", lambda *_: "abc123")
+    monkeypatch.setattr(distillation, "load_teacher", load)
+    made = distillation.make_distillation(distillation.TeacherChoice(48), arguments, [], 32, {})
+    assert loaded == {"name": "org/teacher", "revision": "abc123"}
+    assert made.identity == "abc123"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,3 +87,19 @@ def test_logged_terms_are_those_computed_directly(
         means = {name: [step[name] for step in window if name in step] for name in names}
         wanted = {name: sum(values) / len(values) for name, values in means.items()}
         assert {name: line[name] for name in line if name.startswith("loss")} == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(("each_node", "shared_by"), [(False, (5, 8)), (True, (1, 4))])
+def test_a_cache_is_filled_by_all_processes_or_by_those_of_each_node(
+    monkeypatch: pytest.MonkeyPatch, each_node: bool, shared_by: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    calls = []
+    place = {"process_index": 5, "world_size": 8, "local_process_index": 1, "device": "cpu"}
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(save_on_each_node=each_node, **place),
+        accelerator=SimpleNamespace(autocast=nullcontext, wait_for_everyone=lambda: calls.append("wait")),
+        distillation=SimpleNamespace(fill_cache=lambda *share: calls.append(share)),
+    )
+    F2LLMTrainer.fill_teacher_cache(trainer)
+    assert calls == [("cpu", *shared_by), "wait"]

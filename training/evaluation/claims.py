@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,7 +33,7 @@ from training.checkpoints import write_whole
 from training.data.cldr.build import build_cldr
 from training.data.command import run_command
 from training.data.prepared import PreparedSource
-from training.errors import StoppedError
+from training.errors import StoppedError, UserError
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.gradient_cache import embed_chunk
 from training.packed_texts import packed_texts
@@ -121,8 +122,13 @@ def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> floa
 
     Every source asks something else of the same names: their English form, their currency, names of the same kind or of
     the same language.
+
+    Raises:
+        UserError: If no source has a validation row.
     """
     scores = [score for source in sources if (score := _row_accuracy(model, source)) is not None]
+    if not scores:
+        raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share'")
     return statistics.fmean(scores)
 
 
@@ -212,9 +218,16 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
     return scores
 
 
+def _end_with_the_command() -> None:
+    """Ends this worker when the command that started it is gone, killed perhaps: it would train on unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _prepare_worker() -> None:
     """Models of this size gain nothing from a second thread, and lose much where threads wait for a busy core."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("httpx", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -243,7 +256,14 @@ def main(words: Sequence[str] | None = None) -> int:
     return run_command(lambda: _run(arguments))
 
 
+def _check_arms(recipe: Path) -> None:
+    stages = {stage.name for stage in load_recipe(recipe).stages}
+    if missing := sorted({arm for claim in CLAIMS for arm in (claim.better, claim.worse)} - stages):
+        raise UserError(f"{recipe}: lacks the stages {', '.join(missing)}, which the claims compare; see {RECIPE}")
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    _check_arms(arguments.recipe)
     data = build_cldr(arguments.output / "data")
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
     results: dict[str, Any] = {"scores": {}}

@@ -13,6 +13,7 @@ import yaml
 from modeling_f2llm import F2LLMModel
 from tests.training.recipes import write_recipe
 from training.data.prepared import PreparedSource
+from training.errors import UserError
 from training.evaluation.claims import CLAIMS, RECIPE, Outcome, compare, main, mixed_accuracy, run_seed, table
 from training.evaluation.pairs import load_pairs
 from training.gradient_cache import embed_chunk
@@ -122,6 +123,20 @@ def test_no_seed_is_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--seeds", "0"])
     assert "--seeds must be at least 1" in capsys.readouterr().err
+
+
+def test_a_recipe_without_the_arms_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    assert main(["--recipe", str(write_recipe(tmp_path)), "--output", str(output)]) == 2
+    assert "lacks the stages stage1_plain, stage2_alone" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_sources_without_validation_rows_are_refused(tiny_model: F2LLMModel) -> None:
+    with pytest.raises(UserError, match="raise 'validation_share'"):
+        mixed_accuracy(tiny_model, [])
 
 
 @pytest.mark.slow
