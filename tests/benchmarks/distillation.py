@@ -98,23 +98,27 @@ def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], 
 
 def _stepper(
     model: nn.Module, batch: dict[str, Any], targets: Callable[[], Tensor | None], dtype: torch.dtype
-) -> Callable[[], float]:
-    """A function that takes one step and returns its contrastive loss."""
+) -> Callable[[], dict[str, float]]:
+    """A function that takes one step and returns the terms of its loss."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    def step() -> float:
+    def step() -> dict[str, float]:
         with torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             terms = objective.terms(embed(model, batch), batch, targets())
         sum(terms.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return terms["hard"].item()
+        return {name: term.item() for name, term in terms.items()}
 
     return step
 
 
-def _check(losses: dict[str, float]) -> None:
-    worst = max(abs(loss - losses["without"]) for loss in losses.values())
-    assert worst <= 1e-2 * abs(losses["without"]), f"the first contrastive losses differ: {losses}"
+def _check(losses: dict[str, dict[str, float]]) -> None:
+    """The contrastive terms are the same in all three steps, the distillation term from the cache and online."""
+    for name, expected in [*losses["without"].items(), ("distillation", losses["online"]["distillation"])]:
+        found = [terms[name] for terms in losses.values() if name in terms]
+        assert len(found) == (2 if name == "distillation" else 3), f"the steps lack the term {name}: {losses}"
+        worst = max(abs(loss - expected) for loss in found)
+        assert worst <= 1e-2 * abs(expected), f"the first losses differ in {name}: {losses}"
