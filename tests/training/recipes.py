@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-__all__ = ["write_recipe", "write_single_stage", "write_sources"]
+from training.arguments import StageArguments
+from training.recipe import Recipe
+
+__all__ = ["ONE_STAGE", "only_stage", "recipe_writer", "write_recipe", "write_single_stage", "write_sources"]
+
+# The least that a recipe must say.
+ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
 
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
@@ -110,3 +117,22 @@ def write_single_stage(folder: Path, **keys: Any) -> Path:
     recipe = folder / "single.yaml"
     recipe.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
     return recipe
+
+
+def recipe_writer(folder: Path) -> Callable[..., Path]:
+    """Makes a function that writes a recipe of the keys given, or of YAML text, after those of ``ONE_STAGE``."""
+
+    def write(keys: dict[str, Any] | str, name: str = "recipe.yaml", base: dict[str, Any] = ONE_STAGE) -> Path:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        text = keys if isinstance(keys, str) else yaml.safe_dump(keys, sort_keys=False)
+        path.write_text((yaml.safe_dump(base) if base else "") + (text if keys else ""))
+        return path
+
+    return write
+
+
+def only_stage(recipe: Recipe) -> StageArguments:
+    """The arguments of a recipe's only stage."""
+    (stage,) = recipe.stages
+    return stage.arguments
