@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,26 @@ def _by_hand(model, batches):
                     after = before + attended + mlp.down_proj(inner)
                     change[number] += (1 - torch.cosine_similarity(before, after, dim=-1)).sum()
     return Importance(*(total.float() / count for total in (norms, neurons, change)), count)
+
+
+def test_autocast_computes_in_bf16_and_sums_in_fp32(model, batches, importance):
+    half = calibrate(model, batches, autocast=True)
+    _assert_close(half, importance, 0.05)
+    for name in NAMES:
+        assert getattr(half, name).dtype == torch.float32
+        assert not torch.allclose(getattr(half, name), getattr(importance, name), rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_model_is_measured_uncompiled_and_stays_compiled(model, batches, importance, monkeypatch):
+    def never(*args):
+        raise AssertionError("the compiled halves of a layer need not call hooks")
+
+    monkeypatch.setattr("modeling_f2llm.layers._compiled", never)
+    model = deepcopy(model)
+    for layer in model.layers:
+        layer.compiled = True
+    _assert_close(calibrate(model, batches), importance)
+    assert all(layer.compiled for layer in model.layers)
 
 
 def test_statistics_are_those_of_stock_qwen3(model, batches, importance):
