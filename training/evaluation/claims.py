@@ -238,7 +238,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of every arm")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="seeds trained at once, each on one thread"
+        "--processes", type=int, default=2 * (os.cpu_count() or 1), help="seeds trained at once, each on one thread"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder of data, models and results")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe with a stage for each arm")
