@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from training.checkpoints import write_whole
 from training.data.command import run_command
 from training.evaluation.compare import compare_models, comparison_as_dict
+from training.evaluation.figures.curves import draw_curves
 from training.evaluation.figures.dimensions import draw_dimensions
 from training.evaluation.figures.languages import draw_languages
 from training.evaluation.figures.pareto import draw_pareto
@@ -32,6 +33,7 @@ def write_report(
     *,
     compare: tuple[str, str] | None = None,
     rows: dict[str, int] | None = None,
+    runs: Sequence[Path] = (),
     title: str = "Evaluation",
 ) -> Path:
     """Writes ``report.html`` and ``report.json``, and the figures, into a folder; returns the page.
@@ -44,6 +46,8 @@ def write_report(
     figures = [*draw_dimensions(evaluation, output), *draw_pareto(evaluation, output)]
     for number, summary in enumerate(summaries):
         figures += draw_languages(summary, output, f"languages-{number}")
+    for number, run in enumerate(runs):
+        figures += draw_curves(run, output, f"curves-{number}")
     parts = []
     for summary in summaries:
         tasks = [[t.task, f"{100 * t.value:.1f}", t.examples] for t in summary.tasks]
@@ -76,9 +80,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of an evaluation")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="labels of two models")
+    parser.add_argument("--run", nargs="*", type=Path, default=[], help="output_dir of trainings, for their curves")
     given = parser.parse_args(words)
     pair = tuple(given.compare) if given.compare else None
-    return run_command(lambda: write_report(load_evaluation(given.folder), given.folder, compare=pair))
+    return run_command(lambda: write_report(load_evaluation(given.folder), given.folder, compare=pair, runs=given.run))
 
 
 if __name__ == "__main__":
