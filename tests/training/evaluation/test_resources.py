@@ -35,9 +35,7 @@ def _manifest(folder: Path, text: str) -> Path:
     return path
 
 
-FIELDS = (
-    "name: {name}, files: {name}.parquet, task_type: retrieval, instruction: Find it., languages: {languages}{more}"
-)
+FIELDS = "name: {name}, files: {name}.parquet, task_type: retrieval, instruction: Find it, languages: {languages}{more}"
 SOURCE = f"  - {{{{{FIELDS}}}}}\n"
 
 

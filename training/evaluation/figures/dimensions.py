@@ -67,7 +67,9 @@ def _draw(axes: Any, points: Points, label: str) -> None:
     for precision, line in points.items():
         style = LINES[list(PRECISIONS).index(precision)]
         axes.plot([x for x, _ in line], [y for _, y in line], label=precision, markersize=5, **style)
-    ticks = sorted({x for line in points.values() for x, _ in line})
+    values = sorted({x for line in points.values() for x, _ in line})
+    # A label that is nearly at the place of the next one gives way to it.
+    ticks = [x for x, after in zip(values, [*values[1:], None], strict=True) if after is None or after >= 1.5 * x]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], **_turned(ticks))
     axes.xaxis.minorticks_off()
