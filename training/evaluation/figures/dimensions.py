@@ -1,0 +1,81 @@
+"""Quality against the dimensions and the bytes of a stored vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.figures.style import LINES, new_figure, save, short_label
+from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector
+from training.evaluation.selection import by_task, labels, task_mean
+
+__all__ = ["dimension_points", "draw_dimensions"]
+
+_MOST_MODELS = 6
+
+Points = dict[str, list[tuple[int, float]]]
+
+
+def dimension_points(evaluation: Evaluation, model: str) -> Points:
+    """By precision, the dimensions and the mean over tasks; only tasks scored at every one of them count."""
+    grouped: dict[tuple[str, int], list[Any]] = {}
+    for score in evaluation.select(model=model):
+        grouped.setdefault((score.precision, score.dimension), []).append(score)
+    tasks = set.intersection(*(set(by_task(scores)) for scores in grouped.values())) if grouped else set()
+    points: Points = {}
+    for precision in PRECISIONS:
+        for dimension in sorted(dimension for name, dimension in grouped if name == precision):
+            scores = [score for score in grouped[precision, dimension] if score.task in tasks]
+            if scores:
+                points.setdefault(precision, []).append((dimension, 100 * task_mean(scores)))
+    return points
+
+
+def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Writes ``dimensions.svg`` and ``.png``: a row a model, a line a precision.
+
+    Returns:
+        The files; none where no model was scored at two dimensions or precisions.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    found = {model: dimension_points(evaluation, model) for model in labels(evaluation)}
+    swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
+    shown = list(swept.items())[:_MOST_MODELS]
+    if not shown:
+        return []
+    figure = new_figure(10, 3.4 * len(shown) + 0.4)
+    grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
+    for (left, right), (model, points) in zip(grid, shown, strict=True):
+        _draw(left, points, "dimensions kept")
+        sizes = {
+            precision: [(bytes_per_vector(dimension, precision), value) for dimension, value in line]
+            for precision, line in points.items()
+        }
+        _draw(right, sizes, "bytes per vector")
+        left.set_title(short_label(model, 50), fontsize=11, loc="left")
+        left.set_ylabel("mean score over tasks (%)")
+        left.legend(title="precision", fontsize=9)
+    if len(swept) > len(shown):
+        figure.suptitle(f"{len(shown)} of {len(swept)} models", fontsize=10)
+    return save(figure, folder, "dimensions")
+
+
+def _draw(axes: Any, points: Points, label: str) -> None:
+    for precision, line in points.items():
+        style = LINES[list(PRECISIONS).index(precision)]
+        axes.plot([x for x, _ in line], [y for _, y in line], label=precision, markersize=5, **style)
+    values = sorted({x for line in points.values() for x, _ in line})
+    # A label that is nearly at the place of the next one gives way to it.
+    ticks = [x for x, after in zip(values, [*values[1:], None], strict=True) if after is None or after >= 1.5 * x]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], **_turned(ticks))
+    axes.xaxis.minorticks_off()
+    axes.set_xlabel(f"{label} (log scale)")
+    axes.grid(color="0.88")
+
+
+def _turned(ticks: Sequence[int]) -> dict[str, Any]:
+    return {"rotation": 45, "ha": "right", "fontsize": 8} if len(ticks) > 7 else {}

@@ -1,0 +1,53 @@
+"""What the figures share: lines that differ in grey, and how a figure is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+__all__ = ["LINES", "new_figure", "save", "short_label"]
+
+# Line style, marker and grey; neighbours differ in all three.
+LINES: Sequence[dict[str, Any]] = (
+    {"linestyle": "-", "marker": "o", "color": "0.0"},
+    {"linestyle": "--", "marker": "s", "color": "0.35"},
+    {"linestyle": ":", "marker": "^", "color": "0.2"},
+    {"linestyle": "-.", "marker": "D", "color": "0.5"},
+)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of the given inches.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib; install it with pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Writes ``name.svg`` and ``name.png``; the same figure gives the same bytes."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.svg", folder / f"{name}.png"]
+    # Text stays text, to be searched and read aloud; ids are salted by name, since figures share a page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(files[0], metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(files[1], dpi=110)
+    return files
+
+
+def short_label(label: str, most: int = 28) -> str:
+    """The last part of a model's name, cut in its middle if it is long."""
+    name = label.rstrip("/").rsplit("/", 1)[-1] or label
+    # A dollar sign would begin mathematics.
+    name = name.replace("$", r"\$")
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
