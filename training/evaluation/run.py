@@ -85,6 +85,13 @@ def _load(name: str, revision: str | None, max_length: int) -> tuple[EmbeddingSt
     return EmbeddingStore(model), meta.model_copy(update={"revision": revision or meta.revision or "local"}), prompts
 
 
+def _examples(task: Any, split: str, subset: str) -> int:
+    """Queries, pairs or texts of a subset; 0 if mteb has let go of the data or never loaded them."""
+    data = task.dataset or {}
+    of_split = data.get(subset, data).get(split, ())
+    return len(of_split["queries"]) if isinstance(of_split, dict) else len(of_split)
+
+
 def _scores(record: ModelRecord, view: EncoderView, task: Any, result: Any) -> list[Score]:
     found = []
     for split, subsets in result.scores.items():
@@ -99,8 +106,9 @@ def _scores(record: ModelRecord, view: EncoderView, task: Any, result: Any) -> l
                     view.dimension,
                     view.precision,
                     task.metadata.main_score,
-                    float(scores["main_score"]),
-                    0,
+                    # As mteb's cache rounds, so that a resumed run gives the same.
+                    round(float(scores["main_score"]), 6),
+                    _examples(task, split, scores["hf_subset"]),
                     split,
                 )
             )
