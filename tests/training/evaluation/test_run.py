@@ -65,3 +65,26 @@ def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys
     options = [str(pairs) if each == "PAIRS" else each for each in options]
     assert main([str(folder), *options, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, pairs, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(folder), "--tasks", "STS22.v2", "--local", str(pairs), "--output", str(out)]) == 0
+    found = load_evaluation(out)
+    assert set(found.failures) == {"STS22.v2"}
+    assert {score.task for score in found.scores} == {"PairsRetrieval", "PairsBitextMining"}
+    assert all(score.examples == 5 for score in found.scores)
+
+
+def test_a_model_of_the_registry_gets_its_prompts(tiny_model, tiny_tokenizer):
+    import mteb
+    from mteb.types import PromptType
+
+    known = mteb.get_model_meta("codefuse-ai/F2LLM-v2-80M")
+    options = known.loader_kwargs
+    store = encoding.EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
+    prompts, template = options["prompts_dict"], options["instruction_template"]
+    view = encoding.EncoderView(store, known, 32, prompts=prompts, template=template)
+    task = mteb.get_task("Banking77Classification").metadata
+    assert view.prompt(task, None) == f"Instruct: {prompts['Banking77Classification']}\nQuery: "
+    assert view.prompt(task, PromptType.document) == ""
