@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import ndcg_score
+
+pytest.importorskip("mteb")
+
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.evaluation import encoding
+from training.evaluation.records import load_evaluation
+from training.evaluation.run import main
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model, tiny_tokenizer):
+    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pairs(tmp_path, sentences):
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"query": sentences[:5], "passage": sentences[5:]}), path)
+    return path
+
+
+def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, pairs, tmp_path, sentences):
+    out = tmp_path / "out"
+    command = [str(folder), "--local", str(pairs), "--dims", "32", "8", "--precisions", "float32", "int8", "binary"]
+    assert main([*command, "--output", str(out)]) == 0
+    first = load_evaluation(out)
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    cosines = model.encode_query(sentences[:5]) @ model.encode_document(sentences[5:]).T
+    expected = ndcg_score(np.eye(5), cosines, k=10)
+    full = first.select(task="PairsRetrieval", dimension=32, precision="float32")
+    assert full[0].value == pytest.approx(expected, abs=1e-4)
+    assert len(first.scores) == 12 and not first.failures
+
+    def fail(*args, **kwargs):
+        raise AssertionError("encoded again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding.EmbeddingStore, "encode", fail)
+        assert main([*command, "--output", str(out)]) == 0
+    again = load_evaluation(out)
+    assert [score.value for score in again.scores] == [score.value for score in first.scores] and not again.failures
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "STS2"], "did you mean STS2"),
+        (["--benchmark", "MTEB(Multilingual, v9)"], "did you mean MTEB(Multilingual"),
+        (["--local", "absent.parquet"], "not a readable parquet file"),
+        (["--local", "PAIRS", "--dims", "64"], "dimension 64"),
+        ([], "nothing to evaluate on"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys):
+    options = [str(pairs) if each == "PAIRS" else each for each in options]
+    assert main([str(folder), *options, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, pairs, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(folder), "--tasks", "STS22.v2", "--local", str(pairs), "--output", str(out)]) == 0
+    found = load_evaluation(out)
+    assert set(found.failures) == {"STS22.v2"}
+    assert {score.task for score in found.scores} == {"PairsRetrieval", "PairsBitextMining"}
+    assert all(score.examples == 5 for score in found.scores)
+
+
+def test_a_model_of_the_registry_gets_its_prompts(tiny_model, tiny_tokenizer):
+    import mteb
+    from mteb.types import PromptType
+
+    known = mteb.get_model_meta("codefuse-ai/F2LLM-v2-80M")
+    options = known.loader_kwargs
+    store = encoding.EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
+    prompts, template = options["prompts_dict"], options["instruction_template"]
+    view = encoding.EncoderView(store, known, 32, prompts=prompts, template=template)
+    task = mteb.get_task("Banking77Classification").metadata
+    assert view.prompt(task, None) == f"Instruct: {prompts['Banking77Classification']}\nQuery: "
+    assert view.prompt(task, PromptType.document) == ""
