@@ -102,7 +102,7 @@ class EncoderView(AbsEncoder):
         self.model, self.prompts_dict, self.instruction_template = store.model, prompts, template
         self._ranges: dict[tuple[str, str, str], NDArray[np.float32]] = {}
         # Part of the address of a result in mteb's cache: views must not share one.
-        experiment = {"dimension": dimension, "precision": precision}
+        experiment = {**(meta.experiment_kwargs or {}), "dimension": dimension, "precision": precision}
         full = dimension == store.width and precision == "float32"
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 

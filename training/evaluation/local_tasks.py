@@ -164,7 +164,7 @@ def labelled_tasks(path: Path | str, name: str, label: str) -> list[AbsTask]:
     data = Dataset.from_dict({"text": list(texts), "label": [numbers[value] for value in texts.values()]})
     halves = {"train": data.select(range(0, len(data), 2)), SPLIT: data.select(range(1, len(data), 2))}
     whole = data.rename_columns({"text": "sentences", "label": "labels"})
-    word = label.capitalize()
+    word, languages = label.capitalize(), sorted({code for codes in _subsets(columns)[1].values() for code in codes})
     return [
         _task(
             LocalClassification,
@@ -172,7 +172,7 @@ def labelled_tasks(path: Path | str, name: str, label: str) -> list[AbsTask]:
             "Classification",
             "accuracy",
             path,
-            ["eng-Latn"],
+            languages,
             DatasetDict(halves),
         ),
         _task(
@@ -181,7 +181,7 @@ def labelled_tasks(path: Path | str, name: str, label: str) -> list[AbsTask]:
             "Clustering",
             "v_measure",
             path,
-            ["eng-Latn"],
+            languages,
             DatasetDict({SPLIT: whole}),
         ),
     ]

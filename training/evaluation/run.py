@@ -24,14 +24,17 @@ from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
 from training.data.command import run_command
-from training.errors import UserError, in_one_line
+from training.errors import StoppedError, UserError, in_one_line
 from training.evaluation.encoding import EmbeddingStore, EncoderView
 from training.evaluation.local_tasks import cldr_tasks, pair_tasks
 from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Score, bytes_per_vector
+from training.model_identity import model_revision
 
 __all__ = ["evaluate_model", "find_tasks", "main", "table"]
 
 logger = logging.getLogger("training")
+
+_MAX_LENGTH = 8192  # that of the published evaluation
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -61,14 +64,20 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
     for place in map(Path, local):
         name = "".join(part.capitalize() for part in place.stem.replace("-", "_").split("_"))
         tasks += cldr_tasks(place) if place.is_dir() else pair_tasks(place, name)
+    names = [task.metadata.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two tasks are called {', '.join(twice)}; name them once, or rename a local file")
     if not tasks:
         raise UserError("nothing to evaluate on; give --tasks, --benchmark or --local")
     return tasks
 
 
 def _load(name: str, revision: str | None, max_length: int) -> tuple[EmbeddingStore, ModelMeta, dict[str, Any]]:
+    local = Path(name).is_dir()
+    # What mteb keeps results by: a folder that was trained on, or a branch that moved, is another model.
+    found = model_revision(name, "MODEL") if local or revision is None else revision
     try:
-        model = SentenceTransformer(name, revision=revision, trust_remote_code=Path(name).is_dir())
+        model = SentenceTransformer(name, revision=None if local else found, trust_remote_code=local)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be loaded as a SentenceTransformer ({in_one_line(error)})") from None
     model.max_seq_length = min(max_length, model.max_seq_length or max_length)
@@ -80,9 +89,11 @@ def _load(name: str, revision: str | None, max_length: int) -> tuple[EmbeddingSt
         prompts = {}
         if not any(model.prompts.values()):
             logger.warning("%s has no prompts: queries and documents are encoded as they are", name)
-    label = "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name
+    label = "/".join(Path(name).resolve().parts[-2:]) if local else name
     meta = known or ModelMeta.create_empty({"name": label})
-    return EmbeddingStore(model), meta.model_copy(update={"revision": revision or meta.revision or "local"}), prompts
+    # So are embeddings of texts that are cut elsewhere.
+    experiment = {} if max_length == _MAX_LENGTH else {"experiment_kwargs": {"max_length": max_length}}
+    return EmbeddingStore(model), meta.model_copy(update={"revision": found, **experiment}), prompts
 
 
 def _examples(task: Any, split: str, subset: str) -> int:
@@ -124,7 +135,7 @@ def evaluate_model(
     revision: str | None = None,
     dims: Sequence[int] = (),
     precisions: Sequence[str] = ("float32",),
-    max_length: int = 8192,
+    max_length: int = _MAX_LENGTH,
 ) -> None:
     """Adds the scores of a model to an evaluation, and saves it after each task.
 
@@ -148,7 +159,9 @@ def evaluate_model(
             try:
                 results = mteb.evaluate(view, task, cache=cache, co2_tracker=False, show_progress_bar=False)
             except Exception as error:  # Whatever a task's data or code raises, other results must stay.
-                evaluation.failures[task.metadata.name] = f"{type(error).__name__}: {in_one_line(error)}"
+                reason = f"{type(error).__name__}: {in_one_line(error)}"
+                logger.error("%s, task %s: %s", record.label, task.metadata.name, reason)
+                evaluation.failures[task.metadata.name] = reason
                 break
             for result in results.task_results:
                 evaluation.scores += _scores(record, view, task, result)
@@ -182,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dims", nargs="+", type=int, default=[])
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
     parser.add_argument("--revision", nargs="+", default=[None], help="revisions of MODEL, each evaluated")
-    parser.add_argument("--max-length", type=int, default=8192, help="tokens of a text at most")
+    parser.add_argument("--max-length", type=int, default=_MAX_LENGTH, help="tokens of a text at most")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args(arguments)
 
@@ -202,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 max_length=args.max_length,
             )
         sys.stdout.write(f"{table(evaluation)}\n\n{args.output}\n")
+        if evaluation.failures:
+            raise StoppedError(f"{len(evaluation.failures)} of {len(tasks)} tasks failed, see {args.output}")
 
     return run_command(work)
 

@@ -1,9 +1,12 @@
+"""The runner: scores are those of an independent computation, resumed but never stale, and faults are named."""
+
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import ndcg_score
 
 pytest.importorskip("mteb")
@@ -25,6 +28,19 @@ def pairs(tmp_path, sentences):
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"query": sentences[:5], "passage": sentences[5:]}), path)
     return path
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Grows by the texts of every call that asks for embeddings."""
+    texts, encode = [], encoding.EmbeddingStore.encode
+
+    def watched(self, *args, **kwargs):
+        texts.extend(args[0])
+        return encode(self, *args, **kwargs)
+
+    monkeypatch.setattr(encoding.EmbeddingStore, "encode", watched)
+    return texts
 
 
 def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, pairs, tmp_path, sentences):
@@ -59,6 +75,7 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
         (["--local", "absent.parquet"], "not a readable parquet file"),
         (["--local", "PAIRS", "--dims", "64"], "dimension 64"),
         ([], "nothing to evaluate on"),
+        (["--local", "PAIRS", "PAIRS"], "two tasks are called PairsBitextMining, PairsRetrieval"),
     ],
 )
 def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys):
@@ -67,9 +84,32 @@ def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys
     assert message in capsys.readouterr().err
 
 
-def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, pairs, tmp_path):
+def test_a_model_that_was_trained_on_is_evaluated_anew(folder, pairs, tmp_path, tiny_tokenizer, tiny_model, encoded):
+    command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
+    values = []
+    for scale in (1.0, -1.0):
+        with torch.no_grad():
+            tiny_model.embed_tokens.weight[::2] *= scale
+        build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(folder))
+        encoded.clear()
+        assert main(command) == 0 and encoded
+        values.append([score.value for score in load_evaluation(tmp_path / "out").scores])
+    assert values[0] != values[1]
+
+
+def test_texts_cut_at_another_length_are_evaluated_anew(folder, pairs, tmp_path, encoded):
+    command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    encoded.clear()
+    assert main([*command, "--max-length", "4"]) == 0 and encoded
+    encoded.clear()
+    assert main([*command, "--max-length", "4"]) == 0 and not encoded
+
+
+def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, pairs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main([str(folder), "--tasks", "STS22.v2", "--local", str(pairs), "--output", str(out)]) == 0
+    assert main([str(folder), "--tasks", "STS22.v2", "--local", str(pairs), "--output", str(out)]) == 1
+    assert "1 of 3 tasks failed" in capsys.readouterr().err
     found = load_evaluation(out)
     assert set(found.failures) == {"STS22.v2"}
     assert {score.task for score in found.scores} == {"PairsRetrieval", "PairsBitextMining"}

@@ -84,8 +84,8 @@ def test_tasks_have_intervals_where_examples_have_scores() -> None:
 
 def test_scores_that_are_not_there_are_refused(refuses: Refuses) -> None:
     made = evaluation()
-    with refuses("'smal'", "small"):
-        summarize(made, "smal")
+    with refuses("'smalls'", "small"):
+        summarize(made, "smalls")
     with refuses("no float32 scores of 65 dimensions", "64, 16"):
         summarize(made, "small", dimension=65)
     with refuses("no scores in int8"):
