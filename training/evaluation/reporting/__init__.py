@@ -1,0 +1,1 @@
+"""The tables of an evaluation, and how Markdown and HTML write them."""
