@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from training.errors import UserError
 from training.evaluation.records import Evaluation, Score, load_evaluation
 from training.evaluation.selection import by_task, labels, model_scores
-from training.evaluation.statistics import PairedTest, examples_of, holm, paired_test
+from training.evaluation.significance import PairedTest, examples_of, holm, paired_test
 
 __all__ = ["Comparison", "TaskComparison", "compare_models", "comparison_as_dict", "comparison_of_folders"]
 

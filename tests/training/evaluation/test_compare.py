@@ -13,7 +13,7 @@ import pytest
 from tests.training.evaluation.synthetic import evaluation, score
 from training.evaluation.compare import compare_models, comparison_as_dict, comparison_of_folders
 from training.evaluation.records import Evaluation
-from training.evaluation.statistics import holm
+from training.evaluation.significance import holm
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

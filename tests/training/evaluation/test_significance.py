@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from training.evaluation.records import Evaluation, Score
-from training.evaluation.statistics import bootstrap_interval, examples_of, holm, paired_test
+from training.evaluation.significance import bootstrap_interval, examples_of, holm, paired_test
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -39,7 +39,7 @@ def test_intervals_repeat_by_seed_whatever_the_block(monkeypatch: pytest.MonkeyP
     values = np.random.default_rng(0).random(200)
     whole = bootstrap_interval([values], seed=4)
     assert bootstrap_interval([values], seed=4) == whole != bootstrap_interval([values], seed=5)
-    monkeypatch.setattr("training.evaluation.statistics._BLOCK", 1000)
+    monkeypatch.setattr("training.evaluation.significance._BLOCK", 1000)
     blocked = bootstrap_interval([values], seed=4)
     assert blocked.low == pytest.approx(whole.low, abs=0.01)
 
