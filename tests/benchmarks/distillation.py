@@ -73,7 +73,11 @@ def _teacher(settings: Settings) -> F2LLMModel:
     whole = configuration(settings, _TEACHER).num_hidden_layers
     share = settings.step_shape.get("num_hidden_layers")
     layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
-    return build_models(configuration(settings, _TEACHER, **layers))[0]["ours"].eval()
+    teacher = build_models(configuration(settings, _TEACHER, **layers))[0]["ours"].eval()
+    # Where both have one shape, as in a quick run, it would say what the student says.
+    with torch.no_grad():
+        teacher.norm.weight.mul_(2)
+    return teacher
 
 
 def _asked(teacher: nn.Module, batch: dict[str, Any], width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
