@@ -7,19 +7,19 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from langcodes import Language
 from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from training.errors import UserError, in_one_line
+from training.errors import UserError
+from training.evaluation.pairs import read_texts
 
 __all__ = ["cldr_tasks", "labelled_tasks", "pair_tasks"]
 
 SPLIT = "test"
+_LANGUAGE = ("lang", "script")
 
 
 class LocalRetrieval(AbsTaskRetrieval):
@@ -50,24 +50,6 @@ class LocalClustering(AbsTaskClustering):
 
     def load_data(self, **_: Any) -> None:
         """Nothing to do: the data came with the task."""
-
-
-def _read(path: Path, required: list[str]) -> dict[str, list[Any]]:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable parquet file ({in_one_line(error)})") from None
-    for name in required:
-        if name not in table.column_names:
-            raise UserError(f"{path}: column {name!r} is missing; it has {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise UserError(f"{path}: the file has no rows; rebuild it")
-    columns = table.to_pydict()
-    for name in required:
-        for row, value in enumerate(columns[name]):
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{path}: row {row}, column {name!r} is no text; correct or drop the row")
-    return columns
 
 
 def _code(language: str, script: str) -> str:
@@ -128,8 +110,8 @@ def pair_tasks(path: Path | str, name: str, candidates: Path | str | None = None
         UserError: If a file cannot be read, lacks a column or holds anything but texts.
     """
     path = Path(path)
-    columns = _read(path, ["query", "passage"])
-    extra = [] if candidates is None else _read(Path(candidates), ["passage"])["passage"]
+    columns = read_texts(path, ["query", "passage"], _LANGUAGE)
+    extra = [] if candidates is None else read_texts(Path(candidates), ["passage"])["passage"]
     ids = {text: f"d{number}" for number, text in enumerate(dict.fromkeys([*extra, *columns["passage"]]))}
     corpus = Dataset.from_dict({"id": list(ids.values()), "text": list(ids)})
     rows, codes = _subsets(columns)
@@ -156,7 +138,7 @@ def labelled_tasks(path: Path | str, name: str, label: str) -> list[AbsTask]:
         UserError: If the file cannot be read, lacks a column or has fewer than two labels.
     """
     path = Path(path)
-    columns = _read(path, ["query", label])
+    columns = read_texts(path, ["query", label], _LANGUAGE)
     texts = dict(zip(columns["query"], columns[label], strict=True))
     if len(set(texts.values())) < 2:
         raise UserError(f"{path}: column {label!r} holds a single label; two are needed to classify")

@@ -21,7 +21,7 @@ from training.checkpoints import write_whole
 from training.errors import UserError
 from training.evaluation.tfidf import nearest_by_tfidf
 
-__all__ = ["Pairs", "evaluate_and_report", "evaluate_pairs", "load_pairs", "nearest"]
+__all__ = ["Pairs", "evaluate_and_report", "evaluate_pairs", "load_pairs", "nearest", "read_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,10 @@ def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs
     Raises:
         UserError: If a file cannot be read, lacks a column, or a passage is not among the candidates.
     """
-    columns = _read(pairs, ["query", "passage", "lang", "script"])
-    distinct = dict.fromkeys(columns["passage"] if candidates is None else _read(candidates, ["passage"])["passage"])
+    columns = read_texts(pairs, ["query", "passage", "lang", "script"])
+    distinct = dict.fromkeys(
+        columns["passage"] if candidates is None else read_texts(candidates, ["passage"])["passage"]
+    )
     position = {text: i for i, text in enumerate(distinct)}
     for row, passage in enumerate(columns["passage"]):
         if passage not in position:
@@ -63,7 +65,17 @@ def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs
     return Pairs(columns["query"], list(distinct), labels, columns["lang"], columns["script"])
 
 
-def _read(path: Path | str, columns: list[str]) -> dict[str, list[str]]:
+def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Reads columns of texts from a parquet file.
+
+    Args:
+        path: The file.
+        columns: What it must have.
+        optional: What is read too if it is there.
+
+    Raises:
+        UserError: If the file cannot be read, lacks a column, has no rows, or a cell holds no text.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -73,7 +85,8 @@ def _read(path: Path | str, columns: list[str]) -> dict[str, list[str]]:
             raise UserError(f"{path}: column {name!r} is missing; it has {', '.join(table.column_names)}")
     if not table.num_rows:
         raise UserError(f"{path}: the file has no rows; rebuild it")
-    result = table.select(columns).to_pydict()
+    there = [name for name in optional if name in table.column_names and name not in columns]
+    result = table.select([*columns, *there]).to_pydict()
     for name, values in result.items():
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
