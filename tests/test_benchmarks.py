@@ -24,7 +24,7 @@ def test_a_quick_run_measures_every_suite(quick_run):
     results = json.loads((folder / "results.json").read_text())
     assert status == 0, [suite["skipped"] for suite in results["suites"].values()]
     assert list(results["suites"]) == list(run.SUITES)
-    for name in ("step", "trainer", "encode", "rate", "loss", "preparation", "pruning", "distillation"):
+    for name in ("step", "trainer", "encode", "rate", "loss", "preparation", "pruning", "distillation", "evaluation"):
         measurements = results["suites"][name]["measurements"]
         assert measurements, name
         for measurement in measurements:

@@ -15,12 +15,13 @@ __all__ = ["model_revision"]
 _MODEL_FILES = ("modules.json", "config.json")
 
 
-def model_revision(name: str, key: str) -> str:
+def model_revision(name: str, key: str, revision: str | None = None) -> str:
     """Finds what a model is now, without loading it.
 
     Args:
         name: Folder or Hub name.
         key: What the user has to correct if there is no such model, such as ``--model`` or ``key 'teacher'``.
+        revision: Branch, tag or commit on the Hub; its main branch if None.
 
     Returns:
         The commit on the Hub, or a digest of the folder's files: it changes with any of them, but not with the place.
@@ -38,7 +39,7 @@ def model_revision(name: str, key: str) -> str:
     for file in _MODEL_FILES:
         try:
             # The folder of a file in the Hub's cache is named after the commit, online and offline.
-            return Path(hf_hub_download(name, file)).parent.name
+            return Path(hf_hub_download(name, file, revision=revision)).parent.name
         # What the Hub's client raises differs with the network, the name and the version.
         except Exception as error:
             reason = in_one_line(error)

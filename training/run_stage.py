@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.dry_run import device_overrides, show_plans
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
-from training.evaluation.pairs import evaluate_and_report
+from training.evaluation.finished_stage import evaluate_and_report
 from training.inputs import require_inputs
 from training.interruption import ended_by_signals
 from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help

@@ -36,7 +36,10 @@ from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS
 
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
-SUITES = ("step", "trainer", "encode", "rate", "loss", "growth", "preparation", "pruning", "distillation")
+SUITES = (
+    *("step", "trainer", "encode", "rate", "loss", "growth"),
+    *("preparation", "pruning", "distillation", "evaluation"),
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,9 @@ import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 
-from training.arguments import StageArguments
-from training.checkpoints import write_whole
 from training.errors import UserError
-from training.evaluation.tfidf import nearest_by_tfidf
 
-__all__ = ["Pairs", "evaluate_and_report", "evaluate_pairs", "load_pairs", "nearest", "read_texts"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["EncodedPairs", "Pairs", "encode_pairs", "evaluate_pairs", "load_pairs", "nearest", "read_texts"]
 
 
 @dataclass(frozen=True)
@@ -107,24 +100,48 @@ def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_
     return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(rows_per_block)]).numpy()
 
 
-def evaluate_pairs(model: SentenceTransformer, pairs: Pairs, dims: Sequence[int]) -> dict[str, Any]:
-    """Encodes every text once and scores each width, beside a character n-gram TF-IDF baseline on the same pairs.
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs as a model sees them.
+
+    Attributes:
+        pairs: The texts.
+        queries: ``(n, d)`` embeddings.
+        candidates: ``(m, d)`` embeddings.
+        texts_per_second: How fast they were encoded.
+    """
+
+    pairs: Pairs
+    queries: torch.Tensor
+    candidates: torch.Tensor
+    texts_per_second: float
+
+
+def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
+    """Encodes every text once; queries get the model's query prompt."""
+    options = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 256}
+    started = time.perf_counter()
+    queries = model.encode_query(pairs.queries, **options).float().cpu()
+    candidates = model.encode_document(pairs.candidates, **options).float().cpu()
+    rate = (len(queries) + len(candidates)) / (time.perf_counter() - started)
+    return EncodedPairs(pairs, queries, candidates, rate)
+
+
+def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[int]) -> dict[str, Any]:
+    """Scores each width, beside a baseline on the same pairs.
 
     Args:
-        model: The model; queries get its query prompt.
-        pairs: What to find.
+        encoded: Pairs and their embeddings.
+        baseline: ``(n,)`` whether the baseline (character n-gram TF-IDF) found each query's passage.
         dims: Widths, widest first.
 
     Returns:
         ``accuracy`` by width, ``tfidf``, ``languages`` and ``scripts`` (with their numbers of pairs and TF-IDF's
         score) at the full width, and ``pairs``, their number. Accuracies lie between 0 and 1.
     """
-    options = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 256}
-    queries = model.encode_query(pairs.queries, **options).float().cpu()
-    candidates = model.encode_document(pairs.candidates, **options).float().cpu()
-    found = {dim: nearest(queries, candidates, dim) == pairs.labels for dim in dims}
+    pairs = encoded.pairs
+    found = {dim: nearest(encoded.queries, encoded.candidates, dim) == pairs.labels for dim in dims}
     full = found[max(dims)]
-    baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
     return {
         "accuracy": {str(dim): round(float(correct.mean()), 4) for dim, correct in found.items()},
         "tfidf": round(float(baseline.mean()), 4),
@@ -145,37 +162,3 @@ def _groups(names: Sequence[str], correct: np.ndarray, baseline: np.ndarray) -> 
             "tfidf": round(float(baseline[of_group].mean()), 4),
         }
     return groups
-
-
-def report(result: dict[str, Any], most_scripts: int = 12) -> str:
-    """The result as a table for a terminal: widths, then the scripts with the most pairs."""
-    widths = [f"{'dimensions':<14}{'accuracy@1':>10}"]
-    widths += [f"{dim:<14}{accuracy:>10.3f}" for dim, accuracy in result["accuracy"].items()]
-    widths.append(f"{'TF-IDF':<14}{result['tfidf']:>10.3f}")
-    scripts = [f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
-    largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])
-    for name, group in largest[:most_scripts]:
-        scripts.append(f"{name:<14}{group['pairs']:>10}{group['accuracy']:>12.3f}{group['tfidf']:>10.3f}")
-    if len(largest) > most_scripts:
-        scripts.append(f"and {len(largest) - most_scripts} more scripts")
-    return "\n".join([*widths, "", *scripts])
-
-
-def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
-    """Evaluates a finished model on a stage's pairs, saves the result to ``path`` and prints the table."""
-    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
-    model = SentenceTransformer(str(folder), trust_remote_code=True)
-    width = model.get_embedding_dimension()
-    dims = args.train_dims(width) or [width]
-    result = {**evaluate_pairs(model, pairs, dims), "model": str(folder)}
-    write_whole(path, json.dumps(result, indent=2) + "\n")
-    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
-    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{report(result)}\n\n{path}\n")
-    quarter = next((dim for dim in dims if dim <= width // 4), width)
-    sys.stdout.write(
-        "\nUse the model:\n\n"
-        "    from sentence_transformers import SentenceTransformer\n"
-        f'    model = SentenceTransformer("{folder}", truncate_dim={quarter})\n'
-        f"    print(model.encode_query({pairs.queries[0]!r}) @ model.encode_document({pairs.candidates[:3]!r}).T)\n"
-    )
-    return result

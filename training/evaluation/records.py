@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ class ModelRecord:
         revision: Commit, branch or step; None if it has none.
         parameters: Number of parameters.
         dimension: Full width of its embeddings.
-        texts_per_second: Encoding rate over all texts of the evaluation; None if everything was known already.
+        texts_per_second: Encoding rate over the texts that the last evaluation encoded.
+        identity: What the scores belong to: the commit or the digest of the files, and options that change embeddings.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelRecord:
     parameters: int | None = None
     dimension: int | None = None
     texts_per_second: float | None = None
+    identity: str | None = None
 
     @property
     def label(self) -> str:
@@ -94,7 +96,7 @@ class Evaluation:
         scores: The scores.
         examples: By :attr:`Score.key`, ``(n,)`` what each example scored, in the task's order, where the metric is a
             mean over examples; intervals and paired tests are drawn from these.
-        failures: By task, why it could not be run.
+        failures: By label of the model and task, ``label: task``, why it could not be run.
     """
 
     models: list[ModelRecord] = field(default_factory=list)
@@ -106,6 +108,37 @@ class Evaluation:
         """The scores whose fields have the given values."""
         chosen = self.scores if scores is None else scores
         return [score for score in chosen if all(getattr(score, name) == value for name, value in fields.items())]
+
+    def add_model(self, record: ModelRecord) -> None:
+        """Adds a model, or takes its place again; what was found before it changed is dropped."""
+        before = next((model for model in self.models if model.label == record.label), None)
+        if before is None:
+            self.models.append(record)
+            return
+        if before.identity != record.identity:
+            self._drop([score for score in self.scores if score.model == record.label])
+            of_model = f"{record.label}: "
+            self.failures = {key: why for key, why in self.failures.items() if not key.startswith(of_model)}
+        elif record.texts_per_second is None:
+            record = replace(record, texts_per_second=before.texts_per_second)
+        self.models[self.models.index(before)] = record
+
+    def put(self, scores: Sequence[Score], examples: Mapping[str, NDArray[np.float32]]) -> None:
+        """Adds the scores of one model, task, dimension and precision; they replace earlier ones.
+
+        Args:
+            scores: All subsets' scores.
+            examples: By :attr:`Score.key`, what each example scored, where there is such.
+        """
+        views = {(score.model, score.task, score.dimension, score.precision) for score in scores}
+        self._drop([each for each in self.scores if (each.model, each.task, each.dimension, each.precision) in views])
+        self.scores += scores
+        self.examples |= examples
+
+    def _drop(self, scores: Sequence[Score]) -> None:
+        gone = {score.key for score in scores}
+        self.scores = [score for score in self.scores if score.key not in gone]
+        self.examples = {key: values for key, values in self.examples.items() if key not in gone}
 
     def save(self, folder: Path) -> None:
         """Writes ``scores.json`` and ``examples.npz`` into a folder, which is made."""
@@ -122,12 +155,18 @@ class Evaluation:
         write_whole(folder / SCORES, json.dumps(content, indent=1) + "\n")
 
 
-def load_evaluation(folder: Path) -> Evaluation:
+def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
     """Reads what :meth:`Evaluation.save` wrote.
+
+    Args:
+        folder: The folder.
+        missing_ok: An evaluation of nothing if the folder holds none.
 
     Raises:
         UserError: If the folder holds no whole evaluation.
     """
+    if missing_ok and not (folder / SCORES).exists():
+        return Evaluation()
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         with np.load(folder / EXAMPLES) as stored:
@@ -140,7 +179,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); run it again"
+            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {SCORES} and run it again"
         ) from None
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,12 +24,14 @@ from training.evaluation.figures.languages import draw_languages
 from training.evaluation.figures.pareto import draw_pareto
 from training.evaluation.records import Evaluation, load_evaluation
 from training.evaluation.reporting.tables import comparison_table, evaluation_tables, summary_tables
-from training.evaluation.reporting.writing import as_html, as_markdown
+from training.evaluation.reporting.writing import as_html, as_markdown, as_text
 from training.evaluation.resources import training_rows
 from training.evaluation.selection import labels
 from training.evaluation.summary import Summary, as_dict, summarize
 
-__all__ = ["main", "write_report"]
+__all__ = ["comparison_text", "main", "write_report"]
+
+logger = logging.getLogger("training")
 
 
 def write_report(
@@ -41,6 +45,8 @@ def write_report(
 ) -> Path:
     """Writes ``report.html``, ``report.md``, ``report.json`` and the figures, as SVG and PNG, into a folder.
 
+    Without matplotlib there are no figures, and the log says so.
+
     Args:
         evaluation: The scores.
         output: The folder; it is made.
@@ -53,7 +59,7 @@ def write_report(
         The page.
 
     Raises:
-        UserError: If a model that is compared has no scores, a run has no log, or matplotlib is missing.
+        UserError: If a model that is compared has no scores, or a run has no log.
     """
     output.mkdir(parents=True, exist_ok=True)
     summaries = [summarize(evaluation, model, rows) for model in labels(evaluation)]
@@ -62,7 +68,11 @@ def write_report(
     tables += evaluation_tables(evaluation)
     for summary in summaries:
         tables += summary_tables(summary)
-    figures = _draw(evaluation, summaries, runs, output)
+    if find_spec("matplotlib"):
+        figures = _draw(evaluation, summaries, runs, output)
+    else:
+        figures = []
+        logger.warning("the report has no figures: they need matplotlib, pip install matplotlib")
     write_whole(output / "report.html", as_html(title, tables, [each for each in figures if each.suffix == ".svg"]))
     write_whole(output / "report.md", as_markdown(title, tables, [each for each in figures if each.suffix == ".png"]))
     content = {
@@ -83,6 +93,15 @@ def _draw(evaluation: Evaluation, summaries: Sequence[Summary], runs: Sequence[P
     return figures
 
 
+def comparison_text(evaluation: Evaluation, first: str, second: str) -> str:
+    """The paired test of two models as a table for a terminal.
+
+    Raises:
+        UserError: As :func:`~training.evaluation.compare.compare_models`.
+    """
+    return as_text(comparison_table(compare_models(evaluation, first, second)))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line; see :func:`~training.data.command.run_command` for its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,13 +113,16 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
 
     def work() -> None:
+        evaluation = load_evaluation(given.folder)
         page = write_report(
-            load_evaluation(given.folder),
+            evaluation,
             given.output or given.folder,
             compare=tuple(given.compare) if given.compare else None,
             rows=training_rows(given.manifest) if given.manifest else None,
             runs=given.run,
         )
+        if given.compare:
+            sys.stdout.write(f"{comparison_text(evaluation, *given.compare)}\n\n")
         sys.stdout.write(f"{page}\n")
 
     return run_command(work)

@@ -1,16 +1,16 @@
 """Evaluates models with mteb: its tasks, its benchmarks or local files, each width and precision from one encoding.
 
-python training/evaluation/run.py MODEL [--tasks NAME ... | --benchmark NAME | --local FILE_OR_FOLDER ...]
+python training/evaluation/run.py MODEL [--tasks NAME ... | --benchmark NAME | --local PLACE ...]
     [--against NAME ...] [--dims D ...] [--precisions P ...] [--revision R ...] [--output runs/evaluation]
+
+Ends in a table and in report.html, with all that was evaluated into the same --output before.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import mteb
-from mteb.models import ModelMeta
-from mteb.models.model_implementations import MODEL_REGISTRY
-from sentence_transformers import SentenceTransformer
-from tqdm import tqdm
 
 from training.data.command import run_command
-from training.errors import StoppedError, UserError, in_one_line
-from training.evaluation.encoding import EmbeddingStore, EncoderView
+from training.errors import StoppedError, UserError
 from training.evaluation.local_tasks import cldr_tasks, pair_tasks
-from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Score, bytes_per_vector
-from training.model_identity import model_revision
+from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model
+from training.evaluation.places import manifest_of, revisions_of, run_of
+from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector, load_evaluation
+from training.evaluation.report import comparison_text, write_report
+from training.evaluation.resources import training_rows
+from training.evaluation.scoring import evaluate_model
 
-__all__ = ["evaluate_model", "find_tasks", "main", "table"]
-
-logger = logging.getLogger("training")
-
-_MAX_LENGTH = 8192  # that of the published evaluation
+__all__ = ["find_tasks", "main", "table"]
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -72,153 +67,85 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
     return tasks
 
 
-def _load(name: str, revision: str | None, max_length: int) -> tuple[EmbeddingStore, ModelMeta, dict[str, Any]]:
-    local = Path(name).is_dir()
-    # What mteb keeps results by: a folder that was trained on, or a branch that moved, is another model.
-    found = model_revision(name, "MODEL") if local or revision is None else revision
-    try:
-        model = SentenceTransformer(name, revision=None if local else found, trust_remote_code=local)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot be loaded as a SentenceTransformer ({in_one_line(error)})") from None
-    model.max_seq_length = min(max_length, model.max_seq_length or max_length)
-    known = MODEL_REGISTRY.get(name)
-    options = {} if known is None or not known.loader_kwargs else known.loader_kwargs
-    if "prompts_dict" in options:
-        prompts = {"prompts": options["prompts_dict"], "template": options["instruction_template"]}
-    else:
-        prompts = {}
-        if not any(model.prompts.values()):
-            logger.warning("%s has no prompts: queries and documents are encoded as they are", name)
-    label = "/".join(Path(name).resolve().parts[-2:]) if local else name
-    meta = known or ModelMeta.create_empty({"name": label})
-    # So are embeddings of texts that are cut elsewhere.
-    experiment = {} if max_length == _MAX_LENGTH else {"experiment_kwargs": {"max_length": max_length}}
-    return EmbeddingStore(model), meta.model_copy(update={"revision": found, **experiment}), prompts
+def table(evaluation: Evaluation, models: Sequence[str]) -> str:
+    """Mean of the subsets by task, view and model, for a terminal.
 
-
-def _examples(task: Any, split: str, subset: str) -> int:
-    """Queries, pairs or texts of a subset; 0 if mteb has let go of the data or never loaded them."""
-    data = task.dataset or {}
-    of_split = data.get(subset, data).get(split, ())
-    return len(of_split["queries"]) if isinstance(of_split, dict) else len(of_split)
-
-
-def _scores(record: ModelRecord, view: EncoderView, task: Any, result: Any) -> list[Score]:
-    found = []
-    for split, subsets in result.scores.items():
-        for scores in subsets:
-            found.append(
-                Score(
-                    record.label,
-                    result.task_name,
-                    task.metadata.type,
-                    scores["hf_subset"],
-                    tuple(scores["languages"]),
-                    view.dimension,
-                    view.precision,
-                    task.metadata.main_score,
-                    # As mteb's cache rounds, so that a resumed run gives the same.
-                    round(float(scores["main_score"]), 6),
-                    _examples(task, split, scores["hf_subset"]),
-                    split,
-                )
-            )
-    return found
-
-
-def evaluate_model(
-    name: str,
-    tasks: Sequence[Any],
-    evaluation: Evaluation,
-    output: Path,
-    *,
-    revision: str | None = None,
-    dims: Sequence[int] = (),
-    precisions: Sequence[str] = ("float32",),
-    max_length: int = _MAX_LENGTH,
-) -> None:
-    """Adds the scores of a model to an evaluation, and saves it after each task.
-
-    What mteb's cache in ``output`` holds is not run again. A task that fails is noted in ``failures``.
-
-    Raises:
-        UserError: If the model cannot be loaded or a dimension is not one of its own.
+    Args:
+        evaluation: The evaluation.
+        models: Labels of the models that are shown.
     """
-    store, meta, prompts = _load(name, revision, max_length)
-    views = [
-        EncoderView(store, meta, dim, precision, **prompts)
-        for dim in (dims or [store.width])
-        for precision in precisions
-    ]
-    record = ModelRecord(name, revision, sum(each.numel() for each in store.model.parameters()), store.width)
-    evaluation.models.append(record)
-    cache = mteb.ResultCache(output / "mteb")
-    started = time.monotonic()
-    for task in tqdm(tasks, desc=record.label):
-        for view in views:
-            try:
-                results = mteb.evaluate(view, task, cache=cache, co2_tracker=False, show_progress_bar=False)
-            except Exception as error:  # Whatever a task's data or code raises, other results must stay.
-                reason = f"{type(error).__name__}: {in_one_line(error)}"
-                logger.error("%s, task %s: %s", record.label, task.metadata.name, reason)
-                evaluation.failures[task.metadata.name] = reason
-                break
-            for result in results.task_results:
-                evaluation.scores += _scores(record, view, task, result)
-        evaluation.save(output)
-    logger.info("%s: %d texts encoded in %.0f s", record.label, store.encoded, time.monotonic() - started)
-
-
-def table(evaluation: Evaluation) -> str:
-    """Mean of the subsets by model, task and view, for a terminal."""
     groups: dict[tuple[str, str, int, str, str], list[float]] = {}
     for score in evaluation.scores:
-        key = (score.model, score.task, score.dimension, score.precision, score.metric)
-        groups.setdefault(key, []).append(score.value)
+        if score.model in models:
+            key = (score.model, score.task, score.dimension, score.precision, score.metric)
+            groups.setdefault(key, []).append(score.value)
     lines = [f"{'task':<28}{'dims':>6} {'precision':<10}{'bytes':>7}{'score':>9}  metric, model"]
     for (model, task, dim, precision, metric), values in groups.items():
         mean = sum(values) / len(values)
         size = bytes_per_vector(dim, precision)
         lines.append(f"{task:<28}{dim:>6} {precision:<10}{size:>7}{mean:>9.4f}  {metric}, {model}")
-    lines += [f"failed: {task}: {reason}" for task, reason in evaluation.failures.items()]
+    lines += [f"failed: {which}: {reason}" for which, reason in evaluation.failures.items()]
     return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder, a run or a Hub name")
+    what = parser.add_argument_group("tasks")
+    what.add_argument("--tasks", nargs="+", default=[])
+    what.add_argument("--benchmark")
+    what.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders of a CLDR build")
+    views = parser.add_argument_group("models and views")
+    views.add_argument("--against", nargs="+", default=[], help="further models")
+    views.add_argument("--revision", nargs="+", default=[], help="of MODEL, each evaluated; 'all' for every one")
+    views.add_argument("--dims", nargs="+", type=int, default=[], help="leading dimensions; the full width if left out")
+    views.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
+    views.add_argument("--max-length", type=int, default=DEFAULT_MAX_LENGTH, help="tokens of a text at most")
+    views.add_argument(
+        "--prompts",
+        choices=["auto", "published", "model"],
+        default="auto",
+        help="before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits",
+    )
+    views.add_argument("--trust-remote-code", action="store_true", help="run code that Hub repositories bring along")
+    report = parser.add_argument_group("report")
+    report.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test two models by the labels of the tables")
+    report.add_argument("--manifest", type=Path, help="of the training, for the resource classes; MODEL's run's own")
+    report.add_argument("--output", type=Path, default=Path("runs/evaluation"))
+    return parser
+
+
+def _work(args: argparse.Namespace) -> None:
+    tasks = find_tasks(args.tasks, args.benchmark, args.local)
+    evaluation = load_evaluation(args.output, missing_ok=True)
+    revisions = [name for each in args.revision for name in (revisions_of(args.model) if each == "all" else [each])]
+    models = [*((args.model, revision) for revision in revisions or [None]), *((name, None) for name in args.against)]
+    labels = []
+    for name, revision in models:
+        model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
+        labels.append(model.record.label)
+        evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
+    sys.stdout.write(f"{table(evaluation, labels)}\n\n")
+    run = run_of(args.model)
+    manifest = args.manifest or (manifest_of(run) if run else None)
+    page = write_report(
+        evaluation,
+        args.output,
+        compare=tuple(args.compare) if args.compare else None,
+        rows=training_rows(manifest) if manifest else None,
+        runs=[run] if run else [],
+    )
+    if args.compare:
+        sys.stdout.write(f"{comparison_text(evaluation, *args.compare)}\n\n")
+    sys.stdout.write(f"{page}\n")
+    if failed := [which for which in evaluation.failures if which.rpartition(": ")[0] in labels]:
+        raise StoppedError(f"{len(failed)} of {len(tasks) * len(labels)} tasks failed, see {args.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or a Hub name")
-    parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--benchmark")
-    parser.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders of a CLDR build")
-    parser.add_argument("--against", nargs="+", default=[], help="further models")
-    parser.add_argument("--dims", nargs="+", type=int, default=[])
-    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
-    parser.add_argument("--revision", nargs="+", default=[None], help="revisions of MODEL, each evaluated")
-    parser.add_argument("--max-length", type=int, default=_MAX_LENGTH, help="tokens of a text at most")
-    parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
-    args = parser.parse_args(arguments)
-
-    def work() -> None:
-        tasks = find_tasks(args.tasks, args.benchmark, args.local)
-        evaluation = Evaluation()
-        models = [*((args.model, revision) for revision in args.revision), *((name, None) for name in args.against)]
-        for name, revision in models:
-            evaluate_model(
-                name,
-                tasks,
-                evaluation,
-                args.output,
-                revision=revision,
-                dims=args.dims,
-                precisions=args.precisions,
-                max_length=args.max_length,
-            )
-        sys.stdout.write(f"{table(evaluation)}\n\n{args.output}\n")
-        if evaluation.failures:
-            raise StoppedError(f"{len(evaluation.failures)} of {len(tasks)} tasks failed, see {args.output}")
-
-    return run_command(work)
+    args = _parser().parse_args(arguments)
+    return run_command(lambda: _work(args))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,85 @@
+"""Views of one model for mteb: what is put before texts, and one scale for all of a task's texts."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sentence_transformers.util.quantization import quantize_embeddings
 
 pytest.importorskip("mteb")
 
+import mteb
+from mteb.models import ModelMeta
+from mteb.types import PromptType
+
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.evaluation.encoding import EmbeddingStore, quantized
+from training.errors import UserError
+from training.evaluation.encoding import EncoderView
+from training.evaluation.models import Prompts
+from training.evaluation.store import EmbeddingStore
+
+TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
-def test_every_prompt_and_text_is_encoded_once(tiny_model, tiny_tokenizer, sentences):
-    store = EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
-    first = store.encode([*sentences, *sentences], "")
-    assert store.encoded == len(sentences)
-    store.encode(sentences, "")
-    assert store.encoded == len(sentences)
-    store.encode(sentences, "q: ")
-    assert store.encoded == 2 * len(sentences)
-    np.testing.assert_array_equal(first[: len(sentences)], first[len(sentences) :])
+@pytest.fixture
+def store(tiny_model, tiny_tokenizer) -> EmbeddingStore:
+    return EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
 
 
-def test_quantized_is_what_sentence_transformers_stores():
-    embeddings = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
-    ranges = np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
-    expected = quantize_embeddings(embeddings, "int8", ranges=ranges)
-    np.testing.assert_array_equal(quantized(embeddings, "int8", ranges), expected)
-    packed = np.packbits(quantized(embeddings, "binary", ranges) > 0, axis=1)
-    np.testing.assert_array_equal(packed, quantize_embeddings(embeddings, "ubinary"))
+@pytest.fixture
+def view(store):
+    def make(prompts=None, dimension=32, precision="float32"):
+        return EncoderView(store, ModelMeta.create_empty({"name": "a/b"}), dimension, precision, prompts)
+
+    return make
+
+
+@pytest.fixture
+def banking():
+    return mteb.get_task("Banking77Classification").metadata
+
+
+def test_an_instruction_for_the_task_goes_before_the_models_own_prompt(view, banking):
+    prompts = Prompts(
+        {"query": "own: ", "document": ""}, {"Banking77Classification": "Sort."}, TEMPLATE, symmetric="own: "
+    )
+    assert view(prompts).prompt(banking, None) == "Instruct: Sort.\nQuery: "
+    assert view(prompts).prompt(banking, PromptType.document) == ""
+    other = mteb.get_task("STS22.v2").metadata
+    assert view(prompts).prompt(other, None) == "own: "
+    assert view(prompts).prompt(other, PromptType.query) == "own: "
+
+
+def test_without_prompts_of_its_own_every_task_gets_an_instruction(view, banking):
+    prompts = Prompts(by_task={}, template=TEMPLATE)
+    found = view(prompts).prompt(banking, None)
+    assert found.startswith("Instruct: ") and found.endswith("\nQuery: ") and len(found) > len(TEMPLATE) - 10
+    everywhere = Prompts(by_task={}, template=TEMPLATE, on_documents=True)
+    assert view(everywhere).prompt(banking, PromptType.document) == found
+
+
+def test_a_model_with_plain_prompts_gets_them_as_mteb_gives_them(view, banking):
+    prompts = Prompts({"query": "query: ", "document": "passage: ", "STS": "same: "})
+    assert view(prompts).prompt(banking, PromptType.query) == "query: "
+    assert view(prompts).prompt(banking, PromptType.document) == "passage: "
+    assert view(prompts).prompt(banking, None) == ""
+    assert view(prompts).prompt(mteb.get_task("STS22.v2").metadata, None) == "same: "
+    assert view().prompt(banking, PromptType.query) == ""
+
+
+def test_queries_and_documents_share_the_scale_of_int8(view, banking, sentences):
+    half, rest = [{"text": sentences[:5]}], [{"text": sentences[5:]}]
+    options = {"task_metadata": banking, "hf_subset": "default"}
+    split, whole = view(precision="int8"), view(precision="int8")
+    whole.store.encode(sentences, "")
+    parts = [split.encode(half, hf_split="train", **options), split.encode(rest, hf_split="test", **options)]
+    together = whole.encode([*half, *rest], hf_split="test", **options)
+    np.testing.assert_array_equal(np.concatenate(parts), together)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dimension": 33}, "choose from 1 to 32"), ({"dimension": 0}, "dimension 0"), ({"precision": "int4"}, "'int4'")],
+)
+def test_a_view_that_cannot_be_is_refused(view, options, message):
+    with pytest.raises(UserError, match=message):
+        view(**options)

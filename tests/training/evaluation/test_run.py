@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ from sklearn.metrics import ndcg_score
 pytest.importorskip("mteb")
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.evaluation import encoding
+from training.evaluation import store
 from training.evaluation.records import load_evaluation
 from training.evaluation.run import main
 
@@ -33,17 +35,17 @@ def pairs(tmp_path, sentences):
 @pytest.fixture
 def encoded(monkeypatch):
     """Grows by the texts of every call that asks for embeddings."""
-    texts, encode = [], encoding.EmbeddingStore.encode
+    texts, encode = [], store.EmbeddingStore.encode
 
     def watched(self, *args, **kwargs):
         texts.extend(args[0])
         return encode(self, *args, **kwargs)
 
-    monkeypatch.setattr(encoding.EmbeddingStore, "encode", watched)
+    monkeypatch.setattr(store.EmbeddingStore, "encode", watched)
     return texts
 
 
-def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, pairs, tmp_path, sentences):
+def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, pairs, tmp_path, sentences, encoded):
     out = tmp_path / "out"
     command = [str(folder), "--local", str(pairs), "--dims", "32", "8", "--precisions", "float32", "int8", "binary"]
     assert main([*command, "--output", str(out)]) == 0
@@ -57,12 +59,8 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
     assert full[0].value == pytest.approx(expected, abs=1e-4)
     assert len(first.scores) == 12 and not first.failures
 
-    def fail(*args, **kwargs):
-        raise AssertionError("encoded again")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding.EmbeddingStore, "encode", fail)
-        assert main([*command, "--output", str(out)]) == 0
+    encoded.clear()
+    assert main([*command, "--output", str(out)]) == 0 and not encoded
     again = load_evaluation(out)
     assert [score.value for score in again.scores] == [score.value for score in first.scores] and not again.failures
 
@@ -111,20 +109,58 @@ def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, pairs, tmp_pat
     assert main([str(folder), "--tasks", "STS22.v2", "--local", str(pairs), "--output", str(out)]) == 1
     assert "1 of 3 tasks failed" in capsys.readouterr().err
     found = load_evaluation(out)
-    assert set(found.failures) == {"STS22.v2"}
+    assert set(found.failures) == {f"{folder}: STS22.v2"}
     assert {score.task for score in found.scores} == {"PairsRetrieval", "PairsBitextMining"}
     assert all(score.examples == 5 for score in found.scores)
 
 
-def test_a_model_of_the_registry_gets_its_prompts(tiny_model, tiny_tokenizer):
-    import mteb
-    from mteb.types import PromptType
+def test_it_ends_in_a_report_of_all_that_was_evaluated(folder, pairs, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["--local", str(pairs), "--output", str(out)]
+    assert main([str(folder), *command, "--dims", "32", "8"]) == 0
+    other = tmp_path / "other"
+    folder.rename(other)
+    assert main([str(other), *command, "--compare", str(folder), str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{folder} (first) against {other} (second)" in printed and "no difference found" in printed
+    assert printed.rstrip().endswith(str(out / "report.html"))
+    found = load_evaluation(out)
+    assert [model.name for model in found.models] == [str(folder), str(other)]
+    assert {(score.model, score.dimension) for score in found.scores} == {
+        (str(folder), 32),
+        (str(folder), 8),
+        (str(other), 32),
+    }
+    assert "dimensions" in (out / "report.md").read_text() and (out / "report.html").stat().st_size > 10_000
 
-    known = mteb.get_model_meta("codefuse-ai/F2LLM-v2-80M")
-    options = known.loader_kwargs
-    store = encoding.EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
-    prompts, template = options["prompts_dict"], options["instruction_template"]
-    view = encoding.EncoderView(store, known, 32, prompts=prompts, template=template)
-    task = mteb.get_task("Banking77Classification").metadata
-    assert view.prompt(task, None) == f"Instruct: {prompts['Banking77Classification']}\nQuery: "
-    assert view.prompt(task, PromptType.document) == ""
+
+def test_examples_are_kept_and_survive_a_resumed_run(folder, pairs, tmp_path, encoded):
+    command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    first = load_evaluation(tmp_path / "out")
+    for score in first.scores:
+        assert first.examples[score.key].mean() == pytest.approx(score.value, abs=1e-4)
+    assert main(command) == 0
+    again = load_evaluation(tmp_path / "out")
+    assert {key: values.tolist() for key, values in again.examples.items()} == {
+        key: values.tolist() for key, values in first.examples.items()
+    }
+    # mteb's results without our record of the examples: they are made anew.
+    (tmp_path / "out" / "scores.json").unlink()
+    encoded.clear()
+    assert main(command) == 0 and encoded
+    assert set(load_evaluation(tmp_path / "out").examples) == set(first.examples)
+
+
+def test_checkpoints_of_a_run_are_its_revisions(folder, pairs, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("checkpoint-2", "checkpoint-10", "model"):
+        shutil.copytree(folder, run / name)
+    command = ["--local", str(pairs), "--output", str(tmp_path / "out")]
+    assert main([str(run), *command, "--revision", "all"]) == 0
+    assert main([str(run), *command]) == 0
+    labels = [model.label for model in load_evaluation(tmp_path / "out").models]
+    assert labels == [f"{run}@checkpoint-2", f"{run}@checkpoint-10", str(run)]
+    assert main([str(run), *command, "--revision", "checkpoint-3"]) == 2
+    assert "no checkpoint 'checkpoint-3' in it; there are checkpoint-2, checkpoint-10" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
     yield Table("Models", ("model", "parameters", "dimensions", "texts per second"), models)
     yield _views(evaluation.scores)
     if evaluation.failures:
-        yield Table("Failed", ("task", "reason"), list(evaluation.failures.items()))
+        yield Table("Failed", ("model and task", "reason"), list(evaluation.failures.items()))
 
 
 def _views(scores: Sequence[Score]) -> Table:
@@ -46,7 +46,12 @@ def _views(scores: Sequence[Score]) -> Table:
     for score in scores:
         groups.setdefault((score.model, score.task, score.dimension, score.precision), []).append(score.value)
     order = sorted(groups, key=lambda view: (view[1], view[0], -view[2], list(PRECISIONS).index(view[3])))
-    rows = [(*view, bytes_per_vector(view[2], view[3]), 100 * fmean(groups[view])) for view in order]
+    # A baseline such as TF-IDF has no width.
+    rows = [
+        (model, task, width or None, precision, bytes_per_vector(width, precision) or None, 100 * fmean(groups[view]))
+        for view in order
+        for model, task, width, precision in [view]
+    ]
     head = ("model", "task", "dimensions", "precision", "bytes per vector", "score (%)")
     return Table("Dimensions and precisions", head, rows)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.evaluation.reporting.tables import Cell, Table
 
-__all__ = ["as_html", "as_markdown"]
+__all__ = ["as_html", "as_markdown", "as_text"]
 
 _STYLE = """
 body { font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
@@ -65,6 +65,21 @@ def as_markdown(title: str, tables: Sequence[Table], figures: Sequence[Path]) ->
     """
     parts = [f"# {title}", *(f"![{path.stem}]({path.name})" for path in figures), *map(_markdown_table, tables)]
     return "\n\n".join(parts) + "\n"
+
+
+def as_text(table: Table) -> str:
+    """A table for a terminal, words to the left and numbers to the right."""
+    lines = [table.head, *(tuple(map(_shown, row)) for row in table.rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.head))]
+    numbers = [any(isinstance(row[place], int | float) for row in table.rows) for place in range(len(table.head))]
+    padded = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.title, "", *padded])
 
 
 def _svg(path: Path) -> str:

@@ -1,0 +1,100 @@
+"""Evaluating every width and precision beside one: all views share one encoding, so mteb's scoring is what adds up.
+
+Real mteb task classes over a file of pairs in several languages, by the code behind ``training/evaluation/run.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_f2llm import build_sentence_transformer, matryoshka_dims
+from tests.benchmarks.models import build_models, configuration
+from tests.benchmarks.settings import Settings
+from tests.benchmarks.suite import Suite
+from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
+from tests.benchmarks.timing import Contestant, add_ratio, measure
+
+__all__ = ["run"]
+
+_LANGUAGES = ("deu", "fra", "rus", "jpn", "hin", "arb", "tha", "kor")
+_PRECISIONS = ("float32", "int8", "binary")
+
+
+def run(settings: Settings, suite: Suite) -> None:
+    """Times all views beside the one of full width in float32."""
+    try:
+        import mteb  # noqa: F401
+    except ImportError as error:
+        suite.skip("evaluation", f"{type(error).__name__}: {error}")
+        return
+    pairs = settings.pick(quick=16, cpu=400, cuda=4000)
+    model = build_models(configuration(settings))[0]["ours"].eval()
+    encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
+    dims = list(matryoshka_dims(model.config.hidden_size))
+    suite.notes.append(
+        f"Retrieval and bitext mining over {pairs} pairs in {len(_LANGUAGES)} languages, fp32; all views are "
+        f"{len(dims)} widths ({dims[0]} to {dims[-1]}) × {len(_PRECISIONS)} precisions."
+    )
+    with TemporaryDirectory() as folder:
+        path = _write_pairs(Path(folder), pairs)
+        views = {"one": (dims[:1], _PRECISIONS[:1]), "all": (dims, _PRECISIONS)}
+        contestants = {
+            name: Contestant(_evaluation(encoder, path, of_name, precisions))
+            for name, (of_name, precisions) in views.items()
+        }
+        facts = {"pairs": pairs, "widths": len(dims), "precisions": len(_PRECISIONS)}
+        measurement = measure(
+            "evaluation of all views", contestants, settings.repeats, precision="fp32", check=_check, facts=facts
+        )
+    add_ratio(measurement, "all", "one", label="time of all over the time of one")
+    suite.add(measurement)
+
+
+def _write_pairs(folder: Path, pairs: int) -> Path:
+    lengths = DISTRIBUTIONS["log_normal"](pairs)
+    table = {
+        "query": write_texts(np.maximum(lengths // 5, 4), seed=1),
+        "passage": write_texts(lengths, seed=2),
+        "lang": [_LANGUAGES[row % len(_LANGUAGES)] for row in range(pairs)],
+        "script": ["Zyyy"] * pairs,
+    }
+    pq.write_table(pa.table(table), folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+def _evaluation(encoder: Any, path: Path, dims: Sequence[int], precisions: Sequence[str]) -> Callable[[], Any]:
+    """An evaluation from nothing: texts are encoded, and nothing is found in a cache."""
+    from mteb.models import ModelMeta
+
+    from training.evaluation.local_tasks import pair_tasks
+    from training.evaluation.models import EvaluatedModel, Prompts
+    from training.evaluation.records import Evaluation, ModelRecord
+    from training.evaluation.scoring import evaluate_model
+    from training.evaluation.store import EmbeddingStore
+
+    tasks = pair_tasks(path, "Pairs")
+
+    def evaluate() -> Evaluation:
+        evaluation = Evaluation()
+        meta = ModelMeta.create_empty({"name": "benchmark/model", "revision": "none"})
+        model = EvaluatedModel(ModelRecord("model"), EmbeddingStore(encoder), meta, Prompts())
+        with TemporaryDirectory() as output:
+            evaluate_model(model, tasks, evaluation, Path(output), dims=dims, precisions=precisions)
+        assert not evaluation.failures, evaluation.failures
+        return evaluation
+
+    return evaluate
+
+
+def _check(evaluations: dict[str, Any]) -> None:
+    """The view that both have scores the same."""
+    found = {score.key: score.value for score in evaluations["all"].scores}
+    for score in evaluations["one"].scores:
+        assert abs(found[score.key] - score.value) < 1e-6, f"{score.key}: {score.value} against {found[score.key]}"

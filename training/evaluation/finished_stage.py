@@ -1,0 +1,167 @@
+"""What follows the last step of a stage: its model finds the passages of the evaluation's pairs; table and report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from training.arguments import StageArguments
+from training.checkpoints import write_whole
+from training.data.languages import iso639_3
+from training.errors import UserError
+from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
+from training.evaluation.places import run_of
+from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
+from training.evaluation.report import write_report
+from training.evaluation.resources import training_rows
+from training.evaluation.tfidf import nearest_by_tfidf
+from training.model_identity import model_revision
+
+__all__ = ["evaluate_and_report", "pairs_scores"]
+
+logger = logging.getLogger(__name__)
+
+TASK, TFIDF = "HeldOutPairs", "TF-IDF"
+
+
+def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
+    """Evaluates a finished model on a stage's pairs, saves the result and the report, and prints the table.
+
+    Args:
+        folder: The model.
+        args: The stage.
+        path: Where the result goes; the report of all stages of the recipe goes to ``report/`` beside it.
+    """
+    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    width = model.get_embedding_dimension()
+    dims = args.train_dims(width) or [width]
+    encoded = encode_pairs(model, pairs)
+    baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder)}
+    write_whole(path, json.dumps(result, indent=2) + "\n")
+    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
+    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
+    record = ModelRecord(
+        str(folder.parent),
+        parameters=sum(weights.numel() for weights in model.parameters()),
+        dimension=width,
+        texts_per_second=encoded.texts_per_second,
+        identity=model_revision(str(folder), "output_dir"),
+    )
+    page = _report(path.parent / "report", record, encoded, baseline, dims, args)
+    sys.stdout.write(f"{page}\n")
+    quarter = next((dim for dim in dims if dim <= width // 4), width)
+    sys.stdout.write(
+        "\nUse the model:\n\n"
+        "    from sentence_transformers import SentenceTransformer\n"
+        f'    model = SentenceTransformer("{folder}", truncate_dim={quarter})\n'
+        f"    print(model.encode_query({pairs.queries[0]!r}) @ model.encode_document({pairs.candidates[:3]!r}).T)\n"
+    )
+    return result
+
+
+def _report(
+    output: Path,
+    record: ModelRecord,
+    encoded: EncodedPairs,
+    baseline: np.ndarray,
+    dims: Sequence[int],
+    args: StageArguments,
+) -> Path:
+    """Adds the model to the report of its recipe; it stands beside the stages before it and the baseline."""
+    evaluation = load_evaluation(output, missing_ok=True)
+    evaluation.add_model(record)
+    evaluation.add_model(ModelRecord(TFIDF))
+    evaluation.put(*_of_view(TFIDF, encoded.pairs, baseline, 0, "float32"))
+    for precision in PRECISIONS:
+        for dim in dims:
+            evaluation.put(*pairs_scores(record.label, encoded, dim, precision))
+    evaluation.save(output)
+    trained = [run for model in evaluation.models if (run := run_of(model.name)) is not None]
+    return write_report(
+        evaluation,
+        output,
+        compare=(record.label, TFIDF),
+        rows=_rows(args.manifest),
+        runs=trained,
+        title=f"Evaluation of {output.parent}",
+    )
+
+
+def pairs_scores(
+    label: str, encoded: EncodedPairs, dimension: int, precision: str
+) -> tuple[list[Score], dict[str, np.ndarray]]:
+    """Accuracy@1 of one width and precision by language, and whether each query's passage was found.
+
+    Args:
+        label: Label of the model.
+        encoded: Pairs and their embeddings.
+        dimension: Leading dimensions used.
+        precision: One of ``PRECISIONS``.
+    """
+    queries, candidates = (each[:, :dimension].numpy() for each in (encoded.queries, encoded.candidates))
+    ranges = calibrate(candidates)
+    stored = (torch.from_numpy(quantized(each, precision, ranges)) for each in (queries, candidates))
+    hits = nearest(*stored, dimension) == encoded.pairs.labels
+    return _of_view(label, encoded.pairs, hits, dimension, precision)
+
+
+def _of_view(
+    label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
+) -> tuple[list[Score], dict[str, np.ndarray]]:
+    rows: dict[str, list[int]] = {}
+    for row, (language, script) in enumerate(zip(pairs.languages, pairs.scripts, strict=True)):
+        rows.setdefault(f"{iso639_3(language)}-{script}", []).append(row)
+    scores, examples = [], {}
+    for code, of_code in rows.items():
+        found = hits[of_code].astype(np.float32)
+        score = Score(
+            label,
+            TASK,
+            "Retrieval",
+            code,
+            (code,),
+            dimension,
+            precision,
+            "accuracy_at_1",
+            round(float(found.mean()), 6),
+            len(found),
+        )
+        scores.append(score)
+        examples[score.key] = found
+    return scores, examples
+
+
+def _rows(manifest: str | None) -> dict[str, int] | None:
+    """Training rows by language, as far as the manifest tells them."""
+    if manifest is None:
+        return None
+    try:
+        return training_rows(Path(manifest))
+    except UserError as error:
+        logger.warning("no resource classes: %s", error)
+        return None
+
+
+def table(result: dict[str, Any], most_scripts: int = 12) -> str:
+    """The result as a table for a terminal: widths, then the scripts with the most pairs."""
+    widths = [f"{'dimensions':<14}{'accuracy@1':>10}"]
+    widths += [f"{dim:<14}{accuracy:>10.3f}" for dim, accuracy in result["accuracy"].items()]
+    widths.append(f"{'TF-IDF':<14}{result['tfidf']:>10.3f}")
+    scripts = [f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
+    largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])
+    for name, group in largest[:most_scripts]:
+        scripts.append(f"{name:<14}{group['pairs']:>10}{group['accuracy']:>12.3f}{group['tfidf']:>10.3f}")
+    if len(largest) > most_scripts:
+        scripts.append(f"and {len(largest) - most_scripts} more scripts")
+    return "\n".join([*widths, "", *scripts])
