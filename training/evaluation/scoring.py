@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +61,7 @@ def evaluate_model(
         key = f"{label}: {task.metadata.name}"
         evaluation.failures.pop(key, None)
         try:
-            with _no_other_bars():
+            with _quietly():
                 _evaluate_task(model, task, views, evaluation, cache)
         except Exception as error:  # Whatever a task's data or code raises, other results must stay.
             evaluation.failures[key] = f"{type(error).__name__}: {in_one_line(error)}"
@@ -73,13 +74,15 @@ def evaluate_model(
 
 
 @contextmanager
-def _no_other_bars() -> Iterator[None]:
-    """Keeps the progress bars of datasets and of mteb's bitext mining, some for each subset and view, from showing."""
+def _quietly() -> Iterator[None]:
+    """Hides the bars and the warning that datasets and mteb's bitext mining show for each subset and view."""
     shown, original = are_progress_bars_disabled() is False, bitext_mining_evaluator.tqdm
     disable_progress_bars()
     bitext_mining_evaluator.tqdm = partial(original, disable=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
+            yield
     finally:
         bitext_mining_evaluator.tqdm = original
         if shown:
