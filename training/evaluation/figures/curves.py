@@ -101,5 +101,6 @@ def _draw(axes: Any, kinds: dict[str, list[tuple[int, float]]]) -> dict[str, Any
             every = math.ceil(len(points) / _MOST_MARKERS)
             values = [x for x, _ in points], [y for _, y in points]
             lines[kind] = axes.plot(*values, markersize=3, linewidth=1, markevery=every, **style)[0]
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(color="0.9")
     return lines

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.figures.style import LINES, new_figure, save, short_label
+from training.evaluation.figures.style import LINES, new_figure, save, shortened
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector
-from training.evaluation.selection import by_task, labels, task_mean
+from training.evaluation.selection import by_task, task_mean
+from training.evaluation.sweeps import finished_models
 
-__all__ = ["dimension_points", "draw_dimensions"]
+__all__ = ["dimension_points", "dimensions_figure", "draw_dimensions"]
 
 _MOST_MODELS = 6
 
@@ -41,11 +42,21 @@ def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
     Raises:
         UserError: If matplotlib is missing.
     """
-    found = {model: dimension_points(evaluation, model) for model in labels(evaluation)}
+    figure = dimensions_figure(evaluation)
+    return [] if figure is None else save(figure, folder, "dimensions")
+
+
+def dimensions_figure(evaluation: Evaluation) -> Any:
+    """The figure; None where no model was scored at two dimensions or precisions.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    found = {model: dimension_points(evaluation, model) for model in finished_models(evaluation)}
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     shown = list(swept.items())[:_MOST_MODELS]
     if not shown:
-        return []
+        return None
     figure = new_figure(10, 3.4 * len(shown) + 0.4)
     grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
     for (left, right), (model, points) in zip(grid, shown, strict=True):
@@ -55,12 +66,12 @@ def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
             for precision, line in points.items()
         }
         _draw(right, sizes, "bytes per vector")
-        left.set_title(short_label(model, 50), fontsize=11, loc="left")
+        left.set_title(shortened(model, 60), fontsize=11, loc="left")
         left.set_ylabel("mean score over tasks (%)")
         left.legend(title="precision", fontsize=9)
     if len(swept) > len(shown):
         figure.suptitle(f"{len(shown)} of {len(swept)} models", fontsize=10)
-    return save(figure, folder, "dimensions")
+    return figure
 
 
 def _draw(axes: Any, points: Points, label: str) -> None:

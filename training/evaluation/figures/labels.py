@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-__all__ = ["Place", "draw_labels", "find_places"]
+__all__ = ["FONT_SIZE", "Place", "draw_labels", "find_places"]
 
 FONT_SIZE = 8
 # Points, of 1/72 inch. From the second distance on, a thin line leads to the label.
@@ -50,20 +51,26 @@ def find_places(
     Returns:
         A place each; where nothing is free, the one that hides least.
     """
+    from matplotlib.path import Path
+    from matplotlib.transforms import Bbox
+
     # Settles the layout, on which the distances between the points depend.
     axes.figure.draw_without_rendering()
     taken = _Taken(axes, points, path)
     places = []
     for number, (point, text) in enumerate(zip(points, texts, strict=True)):
         width, height = _size(axes, text)
+        centre = taken.centres[number]
         candidates = []
         for offset, led in _offsets(width, height):
-            hides = taken.hidden(number, offset, width, height, led)
-            candidates.append(Place(text, point, offset, led, hides))
-            if not hides:
+            box = Bbox.from_bounds(*(centre + offset), width, height)
+            line = Path([centre, (box.p0 + box.p1) / 2]) if led else None
+            candidates.append((taken.under(number, box, line), offset, box, line))
+            if not candidates[-1][0]:
                 break
-        places.append(min(candidates, key=lambda place: place.hides))
-        taken.add(number, places[-1].offset, width, height, places[-1].led)
+        hides, offset, box, line = min(candidates, key=lambda candidate: candidate[0])
+        places.append(Place(text, point, offset, line is not None, hides))
+        taken.add(box, line)
     return places
 
 
@@ -73,40 +80,31 @@ class _Taken:
     def __init__(self, axes: Any, points: Sequence[tuple[float, float]], path: Sequence[tuple[float, float]]) -> None:
         from matplotlib.transforms import Affine2D, Bbox
 
-        to_points = axes.transData + Affine2D().scale(72 / axes.figure.dpi)
-        self.inside = axes.bbox.transformed(Affine2D().scale(72 / axes.figure.dpi)).padded(-_EDGE)
-        self.centres = to_points.transform(points)
+        scale = Affine2D().scale(72 / axes.figure.dpi)
+        self.inside = axes.bbox.transformed(scale).padded(-_EDGE)
+        self.centres = (axes.transData + scale).transform(points)
         self.markers = [Bbox([centre - _MARKER, centre + _MARKER]) for centre in self.centres]
-        corners = to_points.transform(path) if path else []
-        self.pieces = [Bbox([a, b]) for a, b in zip(corners, corners[1:], strict=False)]
+        corners = (axes.transData + scale).transform(path) if path else []
+        self.pieces = [Bbox([start, end]) for start, end in pairwise(corners)]
         self.texts: list[Any] = []
-        self.leads: list[Any] = []
+        self.lines: list[Any] = []
 
-    def _box_and_lead(self, number: int, offset: tuple[float, float], width: float, height: float) -> tuple[Any, Any]:
-        from matplotlib.path import Path
-        from matplotlib.transforms import Bbox
-
-        box = Bbox.from_bounds(*(self.centres[number] + offset), width, height)
-        return box, Path([self.centres[number], (box.p0 + box.p1) / 2])
-
-    def hidden(self, number: int, offset: tuple[float, float], width: float, height: float, led: bool) -> int:
-        """How many things a label of a point, and the line to it, would lie on."""
-        box, lead = self._box_and_lead(number, offset, width, height)
-        others = [marker for place, marker in enumerate(self.markers) if place != number]
-        under = box.padded(_GAP).count_overlaps([*self.markers, *self.pieces, *self.texts])
-        under += sum(other.intersects_bbox(box) for other in self.leads)
-        if led:
-            under += sum(lead.intersects_bbox(thing) for thing in (*others, *self.texts))
-            under += sum(lead.intersects_path(other) for other in self.leads)
+    def under(self, number: int, box: Any, line: Any) -> int:
+        """How many things the label of a point would lie on, with the line that leads to it if there is one."""
+        found = box.padded(_GAP).count_overlaps([*self.markers, *self.pieces, *self.texts])
+        found += sum(other.intersects_bbox(box) for other in self.lines)
+        if line is not None:
+            others = [marker for place, marker in enumerate(self.markers) if place != number]
+            found += sum(line.intersects_bbox(other) for other in (*others, *self.texts))
+            found += sum(line.intersects_path(other) for other in self.lines)
         outside = not (self.inside.contains(*box.p0) and self.inside.contains(*box.p1))
-        return under + _OUTSIDE * outside
+        return found + _OUTSIDE * outside
 
-    def add(self, number: int, offset: tuple[float, float], width: float, height: float, led: bool) -> None:
-        """Takes the room of a label and of the line to it."""
-        box, lead = self._box_and_lead(number, offset, width, height)
+    def add(self, box: Any, line: Any) -> None:
+        """Takes the room of a label."""
         self.texts.append(box)
-        if led:
-            self.leads.append(lead)
+        if line is not None:
+            self.lines.append(line)
 
 
 def draw_labels(axes: Any, places: Sequence[Place]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.figures.style import new_figure, save, short_label
+from training.evaluation.figures.style import new_figure, save, shortened
 from training.evaluation.summary import GroupScore, Summary
 
 __all__ = ["draw_languages", "languages_figure", "lay_out"]
@@ -15,7 +15,7 @@ __all__ = ["draw_languages", "languages_figure", "lay_out"]
 _COLUMNS = 16
 # All in inches; the title and the scale have room beside the grid, whose cells are of one size however few they are.
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42
-_MARGIN, _TITLE, _SCALE = 0.1, 0.55, 0.62
+_MARGIN, _TITLE, _SCALE = 0.1, 0.5, 0.68
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def languages_figure(summary: Summary) -> Any:
     axes.set_axis_off()
     framed = f"; the {len(worst)} lowest framed" if worst else ""
     axes.set_title(
-        f"{short_label(summary.model, 50)}\nscore (%) of {len(summary.languages)} languages by script{framed}",
+        f"{shortened(summary.model, 56)}\nscore (%) of {len(summary.languages)} languages by script{framed}",
         fontsize=10,
         loc="left",
     )
     if highest > lowest:
-        scale = figure.add_axes((_MARGIN / width, 0.42 / height, min(4 / width, inside), 0.12 / height))
+        scale = figure.add_axes((_MARGIN / width, 0.48 / height, min(4 / width, inside), 0.12 / height))
         _draw_scale(scale, lowest, highest)
     return figure
 

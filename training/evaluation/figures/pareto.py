@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.figures.labels import FONT_SIZE, draw_labels, find_places
+from training.evaluation.figures.labels import FONT_SIZE, Place, draw_labels, find_places
 from training.evaluation.figures.style import new_figure, save, short_labels
 from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.selection import labels, shared_scores, task_mean
+from training.evaluation.selection import shared_scores, task_mean
+from training.evaluation.sweeps import finished_models
 
 __all__ = ["draw_pareto", "pareto_figure", "pareto_front"]
 
@@ -95,7 +97,7 @@ def pareto_figure(evaluation: Evaluation) -> Any:
 
 def _models(evaluation: Evaluation) -> list[_Model]:
     """The models that share tasks, from the highest mean score to the lowest."""
-    scores = shared_scores(evaluation, labels(evaluation))
+    scores = shared_scores(evaluation, finished_models(evaluation))
     records = [record for record in evaluation.models if record.label in scores]
     names = short_labels([record.label for record in records], most=32)
     found = [
@@ -113,14 +115,15 @@ def _draw(axes: Any, models: Sequence[_Model], cost: str) -> _Panel:
     front = [points[place] for place in chosen]
     beaten = [point for place, point in enumerate(points) if place not in chosen]
     steps = "steps-pre" if more_is_better else "steps-post"
-    axes.plot(*zip(*front, strict=True), linestyle="--", drawstyle=steps, marker="o", color="black", label="front")
+    style = {"linestyle": "--", "drawstyle": steps, "marker": "o", "color": "black"}
+    axes.plot(*zip(*front, strict=True), label="Pareto front", **style)
     if beaten:
         axes.plot(*zip(*beaten, strict=True), "s", color="0.4", markerfacecolor="white", label="beaten")
     _scale(axes)
     axes.set_xlabel(f"{label} (log scale)")
     axes.grid(color="0.88")
     path = front[:1]
-    for (x, y), (after, below) in zip(front, front[1:], strict=False):
+    for (x, y), (after, below) in pairwise(front):
         path += [(x, below) if more_is_better else (after, y), (after, below)]
     return _Panel(axes, known, points, path)
 
@@ -159,11 +162,9 @@ def _short_count(value: float) -> str:
 def _label(figure: Any, panels: Sequence[_Panel], names: Sequence[str]) -> None:
     """Writes names where all of them find room, otherwise the numbers of a list beside the axes."""
 
-    def places(texts: Sequence[str]) -> list[Any]:
-        found = (
-            find_places(each.axes, each.points, [texts[number] for number in each.models], each.path) for each in panels
-        )
-        return list(found)
+    def places(texts: Sequence[str]) -> list[list[Place]]:
+        own = [[texts[number] for number in panel.models] for panel in panels]
+        return [find_places(each.axes, each.points, some, each.path) for each, some in zip(panels, own, strict=True)]
 
     found = places(names)
     if any(place.hides for panel in found for place in panel):
