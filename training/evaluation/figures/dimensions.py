@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,21 @@ def _draw(axes: Any, points: Points, label: str) -> None:
     for precision, line in points.items():
         style = LINES[list(PRECISIONS).index(precision)]
         axes.plot([x for x, _ in line], [y for _, y in line], label=precision, markersize=5, **style)
-    values = sorted({x for line in points.values() for x, _ in line})
-    # A label that is nearly at the place of the next one gives way to it.
-    ticks = [x for x, after in zip(values, [*values[1:], None], strict=True) if after is None or after >= 1.5 * x]
+    ticks = _ticks({x for line in points.values() for x, _ in line})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], **_turned(ticks))
     axes.xaxis.minorticks_off()
     axes.set_xlabel(f"{label} (log scale)")
     axes.grid(color="0.88")
+
+
+def _ticks(values: Iterable[int]) -> list[int]:
+    """The values but those whose label would run into that of a larger one."""
+    kept: list[int] = []
+    for value in sorted(values, reverse=True):
+        if not kept or kept[0] >= 1.5 * value:
+            kept.insert(0, value)
+    return kept
 
 
 def _turned(ticks: Sequence[int]) -> dict[str, Any]:
