@@ -9,7 +9,7 @@ from statistics import fmean
 from training.errors import UserError
 from training.evaluation.records import PRECISIONS, Evaluation, Score
 
-__all__ = ["by_task", "labels", "model_scores", "task_mean"]
+__all__ = ["by_task", "labels", "model_scores", "shared_scores", "task_mean"]
 
 
 def labels(evaluation: Evaluation) -> list[str]:
@@ -47,6 +47,22 @@ def model_scores(
         offered = ", ".join(map(str, there))
         raise UserError(f"model {model!r} has no {precision} scores of {dimension} dimensions; there are {offered}")
     return evaluation.select(of_model, dimension=there[0] if dimension is None else dimension)
+
+
+def shared_scores(evaluation: Evaluation, models: Iterable[str]) -> dict[str, list[Score]]:
+    """The float32 scores at full width, by model, of the tasks that all of the models have.
+
+    Models without such scores do not count. Where the others share no task, nothing is returned.
+    """
+    found = {
+        model: model_scores(evaluation, model)
+        for model in models
+        if evaluation.select(model=model, precision="float32")
+    }
+    tasks = set.intersection(*(set(by_task(scores)) for scores in found.values())) if found else set()
+    if not tasks:
+        return {}
+    return {model: [score for score in scores if score.task in tasks] for model, scores in found.items()}
 
 
 def by_task(scores: Iterable[Score]) -> dict[str, list[Score]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.figures.style import LINES, new_figure, save, short_label
+from training.evaluation.figures.style import LINES, new_figure, save, shortened
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector
-from training.evaluation.selection import by_task, labels, task_mean
+from training.evaluation.selection import by_task, task_mean
+from training.evaluation.sweeps import finished_models
 
-__all__ = ["dimension_points", "draw_dimensions"]
+__all__ = ["dimension_points", "dimensions_figure", "draw_dimensions"]
 
 _MOST_MODELS = 6
 
@@ -41,11 +42,21 @@ def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
     Raises:
         UserError: If matplotlib is missing.
     """
-    found = {model: dimension_points(evaluation, model) for model in labels(evaluation)}
+    figure = dimensions_figure(evaluation)
+    return [] if figure is None else save(figure, folder, "dimensions")
+
+
+def dimensions_figure(evaluation: Evaluation) -> Any:
+    """The figure; None where no model was scored at two dimensions or precisions.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    found = {model: dimension_points(evaluation, model) for model in finished_models(evaluation)}
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     shown = list(swept.items())[:_MOST_MODELS]
     if not shown:
-        return []
+        return None
     figure = new_figure(10, 3.4 * len(shown) + 0.4)
     grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
     for (left, right), (model, points) in zip(grid, shown, strict=True):
@@ -55,26 +66,33 @@ def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
             for precision, line in points.items()
         }
         _draw(right, sizes, "bytes per vector")
-        left.set_title(short_label(model, 50), fontsize=11, loc="left")
+        left.set_title(shortened(model, 60), fontsize=11, loc="left")
         left.set_ylabel("mean score over tasks (%)")
         left.legend(title="precision", fontsize=9)
     if len(swept) > len(shown):
         figure.suptitle(f"{len(shown)} of {len(swept)} models", fontsize=10)
-    return save(figure, folder, "dimensions")
+    return figure
 
 
 def _draw(axes: Any, points: Points, label: str) -> None:
     for precision, line in points.items():
         style = LINES[list(PRECISIONS).index(precision)]
         axes.plot([x for x, _ in line], [y for _, y in line], label=precision, markersize=5, **style)
-    values = sorted({x for line in points.values() for x, _ in line})
-    # A label that is nearly at the place of the next one gives way to it.
-    ticks = [x for x, after in zip(values, [*values[1:], None], strict=True) if after is None or after >= 1.5 * x]
+    ticks = _ticks({x for line in points.values() for x, _ in line})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], **_turned(ticks))
     axes.xaxis.minorticks_off()
     axes.set_xlabel(f"{label} (log scale)")
     axes.grid(color="0.88")
+
+
+def _ticks(values: Iterable[int]) -> list[int]:
+    """The values but those whose label would run into that of a larger one."""
+    kept: list[int] = []
+    for value in sorted(values, reverse=True):
+        if not kept or kept[0] >= 1.5 * value:
+            kept.insert(0, value)
+    return kept
 
 
 def _turned(ticks: Sequence[int]) -> dict[str, Any]:

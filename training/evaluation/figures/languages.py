@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.figures.style import new_figure, save, short_label
+from training.evaluation.figures.style import new_figure, save, shortened
 from training.evaluation.summary import GroupScore, Summary
 
-__all__ = ["draw_languages", "lay_out"]
+__all__ = ["draw_languages", "languages_figure", "lay_out"]
 
 _COLUMNS = 16
-# A script of so many languages begins a row of its own; smaller ones follow one another.
-_OWN_ROW = 10
+# All in inches; the title and the scale have room beside the grid, whose cells are of one size however few they are.
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42
+_MARGIN, _TITLE, _SCALE = 0.1, 0.5, 0.68
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class Cell:
 
 
 def lay_out(languages: Sequence[GroupScore], columns: int = _COLUMNS) -> list[Cell]:
-    """Places scripts by their number of languages, languages by score, lowest first."""
+    """Places scripts by their number of languages, languages by score, lowest first.
+
+    A script that fits in a row with its name is not parted. A larger one has rows of its own, whose first column holds
+    nothing but its name.
+    """
     scripts: dict[str, list[GroupScore]] = {}
     for group in languages:
         scripts.setdefault(group.name.partition("-")[2] or "other", []).append(group)
     cells: list[Cell] = []
     row = column = 0
     for script, members in sorted(scripts.items(), key=lambda item: (-len(item[1]), item[0])):
-        # The name of a script is not parted from its first language, either.
-        if column and (len(members) >= _OWN_ROW or column + 1 >= columns):
+        if column and column + 1 + len(members) > columns:
             row, column = row + 1, 0
         cells.append(Cell(row, column, script, None))
         for group in sorted(members, key=lambda member: member.macro):
             column += 1
             if column == columns:
-                # The first column names scripts where a script has rows of its own.
-                row, column = row + 1, 1 if len(members) >= _OWN_ROW else 0
+                row, column = row + 1, 1
             cells.append(Cell(row, column, group.name.partition("-")[0], group.macro, group.name))
-        column += 1
-        if column == columns or len(members) >= _OWN_ROW:
-            row, column = row + 1, 0
+        column = columns if len(members) >= columns else column + 1
     return cells
 
 
@@ -70,30 +70,40 @@ def draw_languages(summary: Summary, folder: Path, name: str = "languages") -> l
     Raises:
         UserError: If matplotlib is missing.
     """
-    if not summary.languages:
-        return []
+    return save(languages_figure(summary), folder, name) if summary.languages else []
+
+
+def languages_figure(summary: Summary) -> Any:
+    """The figure of a summary that has languages.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
     cells = lay_out(summary.languages)
     rows = max(cell.row for cell in cells) + 1
     columns = max(max(cell.column for cell in cells) + 1, 8)
-    figure = new_figure(columns * _CELL_WIDTH + 1.4, rows * _CELL_HEIGHT + 1.3)
-    axes = figure.subplots()
+    width, height = columns * _CELL_WIDTH + 2 * _MARGIN, rows * _CELL_HEIGHT + _TITLE + _SCALE
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    inside = 1 - 2 * _MARGIN / width
+    axes = figure.add_axes((_MARGIN / width, _SCALE / height, inside, rows * _CELL_HEIGHT / height))
     lowest, highest = summary.languages[0].macro, summary.languages[-1].macro
     worst = {group.name for group in summary.worst} if len(summary.languages) > len(summary.worst) else set()
     for cell in cells:
         _draw_cell(axes, cell, _shade(cell.score, lowest, highest), cell.name in worst)
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_frame_on(False)
+    axes.set_axis_off()
+    framed = f"; the {len(worst)} lowest framed" if worst else ""
     axes.set_title(
-        f"{short_label(summary.model, 50)}: score (%) of {len(summary.languages)} languages by script"
-        + (f"; the {len(worst)} lowest framed" if worst else ""),
-        fontsize=11,
+        f"{shortened(summary.model, 56)}\nscore (%) of {len(summary.languages)} languages by script{framed}",
+        fontsize=10,
         loc="left",
     )
-    _draw_scale(figure, axes, lowest, highest)
-    return save(figure, folder, name)
+    if highest > lowest:
+        scale = figure.add_axes((_MARGIN / width, 0.48 / height, min(4 / width, inside), 0.12 / height))
+        _draw_scale(scale, lowest, highest)
+    return figure
 
 
 def _shade(score: float | None, lowest: float, highest: float) -> float:
@@ -121,12 +131,10 @@ def _draw_cell(axes: Any, cell: Cell, grey: float, framed: bool) -> None:
     axes.text(middle, cell.row + 0.7, score, ha="center", va="center", fontsize=8, color=ink, zorder=4)
 
 
-def _draw_scale(figure: Any, axes: Any, lowest: float, highest: float) -> None:
+def _draw_scale(axes: Any, lowest: float, highest: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    if highest <= lowest:
-        return
-    shades = LinearSegmentedColormap.from_list("shades", ["0.3", "1.0"])
+    shades = LinearSegmentedColormap.from_list("shades", [str(_shade(bound, 0, 1)) for bound in (0, 1)])
     scale = ScalarMappable(Normalize(100 * lowest, 100 * highest), shades)
-    figure.colorbar(scale, ax=axes, location="right", shrink=0.6, aspect=30, label="mean score over tasks (%)")
+    axes.figure.colorbar(scale, cax=axes, orientation="horizontal", label="mean score over tasks (%)")

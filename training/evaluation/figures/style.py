@@ -8,7 +8,7 @@ from typing import Any
 
 from training.errors import UserError
 
-__all__ = ["LINES", "new_figure", "save", "short_label"]
+__all__ = ["LINES", "new_figure", "save", "short_labels", "shortened"]
 
 # Line style, marker and grey; neighbours differ in all three.
 LINES: Sequence[dict[str, Any]] = (
@@ -45,9 +45,25 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def short_label(label: str, most: int = 28) -> str:
-    """The last part of a model's name, cut in its middle if it is long."""
-    name = label.rstrip("/").rsplit("/", 1)[-1] or label
+def short_labels(names: Sequence[str], most: int = 28) -> list[str]:
+    """Short labels of several names: as many last parts of each as tell it from all others, cut if they are long."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    labels = []
+    for number, own in enumerate(parts):
+        others = [other for place, other in enumerate(parts) if place != number and other != own]
+        alike = max((_shared_end(own, other) for other in others), default=0)
+        labels.append(shortened("/".join(own[-1 - alike :]), most))
+    return labels
+
+
+def _shared_end(first: Sequence[str], second: Sequence[str]) -> int:
+    """Number of last parts in which two names agree."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def shortened(name: str, most: int) -> str:
+    """A name cut in its middle if it is long, as matplotlib writes it."""
     # A dollar sign would begin mathematics.
-    name = name.replace("$", r"\$")
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+    shown = name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+    return shown.replace("$", r"\$")
