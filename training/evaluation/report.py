@@ -21,13 +21,14 @@ from training.evaluation.compare import compare_models, comparison_as_dict
 from training.evaluation.figures.curves import draw_curves
 from training.evaluation.figures.dimensions import draw_dimensions
 from training.evaluation.figures.languages import draw_languages
+from training.evaluation.figures.learning import draw_learning
 from training.evaluation.figures.pareto import draw_pareto
 from training.evaluation.records import Evaluation, load_evaluation
 from training.evaluation.reporting.tables import comparison_table, evaluation_tables, summary_tables
 from training.evaluation.reporting.writing import as_html, as_markdown, as_text
 from training.evaluation.resources import training_rows
-from training.evaluation.selection import labels
 from training.evaluation.summary import Summary, as_dict, summarize
+from training.evaluation.sweeps import finished_models
 
 __all__ = ["comparison_text", "main", "write_report"]
 
@@ -62,7 +63,7 @@ def write_report(
         UserError: If a model that is compared has no scores, or a run has no log.
     """
     output.mkdir(parents=True, exist_ok=True)
-    summaries = [summarize(evaluation, model, rows) for model in labels(evaluation)]
+    summaries = [summarize(evaluation, model, rows) for model in finished_models(evaluation)]
     comparison = compare_models(evaluation, *compare) if compare else None
     tables = [] if comparison is None else [comparison_table(comparison)]
     tables += evaluation_tables(evaluation)
@@ -85,7 +86,11 @@ def write_report(
 
 
 def _draw(evaluation: Evaluation, summaries: Sequence[Summary], runs: Sequence[Path], output: Path) -> list[Path]:
-    figures = [*draw_dimensions(evaluation, output), *draw_pareto(evaluation, output)]
+    figures = [
+        *draw_dimensions(evaluation, output),
+        *draw_pareto(evaluation, output),
+        *draw_learning(evaluation, output),
+    ]
     for number, summary in enumerate(summaries):
         figures += draw_languages(summary, output, f"languages-{number}")
     for number, run in enumerate(runs):

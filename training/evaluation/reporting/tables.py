@@ -52,7 +52,7 @@ def _views(scores: Sequence[Score]) -> Table:
         for view in order
         for model, task, width, precision in [view]
     ]
-    head = ("model", "task", "dimensions", "precision", "bytes per vector", "score (%)")
+    head = ("model", "task", "dimensions", "precision", "bytes per vector", "score (%), mean over subsets")
     return Table("Dimensions and precisions", head, rows)
 
 
