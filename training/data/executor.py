@@ -192,8 +192,9 @@ def _make(executor: Executor, phase: Phase, logs: Path, before: Any) -> Any:
             return datatrove.SlurmPipelineExecutor(**{"workers": workers or -1, "depends": before, **shared})
         if executor.name == "jobs":
             return datatrove.JobsPipelineExecutor(**{"workers": workers or -1, **shared})
-        workers = min(workers or _cores(), phase.tasks)
-        return datatrove.LocalPipelineExecutor(**{"workers": workers, **shared})
+        from training.data.local_executor import LocalExecutor
+
+        return LocalExecutor(**{"workers": min(workers or _cores(), phase.tasks), **shared})
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +35,7 @@ from training.gradient_cache import embed_chunk
 from training.packed_texts import packed_texts
 from training.recipe import Stage, load_recipe
 from training.stage import run_stage
+from training.workers import run_in_workers
 
 __all__ = ["CLAIMS", "Claim", "Outcome", "compare", "main", "mixed_accuracy", "table"]
 
@@ -218,16 +215,9 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
     return scores
 
 
-def _end_with_the_command() -> None:
-    """Ends this worker when the command that started it is gone, killed perhaps: it would train on unseen."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _prepare_worker() -> None:
     """Models of this size gain nothing from a second thread, and lose much where threads wait for a busy core."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("httpx", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -269,25 +259,17 @@ def _run(arguments: argparse.Namespace) -> None:
     results: dict[str, Any] = {"scores": {}}
     start = time.perf_counter()
     work = (arguments.output, data / "manifest.yaml", pairs)
-    context = multiprocessing.get_context("spawn")
-    processes = min(arguments.processes, arguments.seeds)
-    with ProcessPoolExecutor(processes, context, initializer=_prepare_worker) as pool:
-        seeds = {pool.submit(run_seed, arguments.recipe, seed, *work): seed for seed in range(arguments.seeds)}
-        try:
-            for done in as_completed(seeds):
-                results["scores"][seeds[done]] = done.result()
-                outcomes = compare(results["scores"])
-                results["claims"] = [{**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes]
-                results["seconds"] = round(time.perf_counter() - start)
-                # After each seed: a run that is cut short leaves what it has.
-                write_whole(arguments.output / "claims.json", json.dumps(results, indent=2) + "\n")
-                write_whole(arguments.output / "claims.md", table(outcomes) + "\n")
-        except BrokenProcessPool:
-            raise StoppedError(
-                "a process that trained was killed, perhaps for want of memory; lower --processes"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    seeds = [(arguments.recipe, seed, *work) for seed in range(arguments.seeds)]
+    for (_, seed, *_), scores in run_in_workers(
+        run_seed, seeds, min(arguments.processes, arguments.seeds), initializer=_prepare_worker
+    ):
+        results["scores"][seed] = scores
+        outcomes = compare(results["scores"])
+        results["claims"] = [{**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes]
+        results["seconds"] = round(time.perf_counter() - start)
+        # After each seed: a run that is cut short leaves what it has.
+        write_whole(arguments.output / "claims.json", json.dumps(results, indent=2) + "\n")
+        write_whole(arguments.output / "claims.md", table(outcomes) + "\n")
     sys.stdout.write(table(outcomes) + "\n")
 
 

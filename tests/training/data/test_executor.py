@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -61,6 +63,21 @@ def test_any_other_failure_says_which_task(tmp_path: Path) -> None:
         run_phases([phase], tmp_path / "tasks", Executor(workers=2))
     with pytest.raises(OSError, match="No space left on device"):
         run_phases([phase], tmp_path / "tasks", Executor(workers=1))
+
+
+def die(folder: Path, task: int) -> None:
+    if task == 1 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(folder, task)
+
+
+def test_a_worker_that_the_system_kills_stops_the_work_and_the_rest_goes_on_later(tmp_path: Path) -> None:
+    phase = Phase("first", partial(die, tmp_path), 3)
+    with pytest.raises(StoppedError, match="killed a worker process"):
+        run_phases([phase], tmp_path / "tasks", Executor(workers=2))
+    run_phases([phase], tmp_path / "tasks", Executor(workers=2))
+    assert list(notes(tmp_path)) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(
