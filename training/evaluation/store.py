@@ -14,6 +14,9 @@ __all__ = ["EmbeddingStore"]
 
 Result = TypeVar("Result")
 
+# So many texts get a progress bar of their own.
+_LONG_WORK = 10_000
+
 
 class EmbeddingStore:
     """Encodes every distinct pair of prompt and text once, at full width.
@@ -51,21 +54,19 @@ class EmbeddingStore:
         """Encoding rate; None before anything was encoded."""
         return self.encoded / self.seconds if self.encoded else None
 
-    def encode(self, texts: Sequence[str], prompt: str, show_progress_bar: bool = False) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         """``(n, width)`` embeddings of the texts.
 
         Args:
             texts: ``n`` texts.
             prompt: Put before each of them; may be empty.
-            show_progress_bar: Whether to show one.
         """
         new = [text for text in dict.fromkeys(texts) if (prompt, text) not in self._rows]
         if new:
             started = time.perf_counter()
             # An empty prompt is given too: without one, sentence-transformers would put in the model's default.
-            found = self.model.encode(
-                new, prompt=prompt, batch_size=self.batch_size, show_progress_bar=show_progress_bar
-            )
+            bar = len(new) >= _LONG_WORK
+            found = self.model.encode(new, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
             self.seconds += time.perf_counter() - started
             self._keep(prompt, new, found)
         return self._embeddings[[self._rows[prompt, text] for text in texts]]
