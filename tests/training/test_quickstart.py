@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from training.evaluation.records import load_evaluation
 from training.run_stage import main
 
 
@@ -32,6 +33,13 @@ def test_quickstart_runs_to_its_table(
         for each in (student, result)
     )
     assert 0.2 < small / large < 0.3
+    report = load_evaluation(tmp_path / "runs/quickstart/report")
+    assert [model.label for model in report.models] == ["runs/quickstart/stage2", "TF-IDF", "runs/quickstart/student"]
+    scores = report.select(model="runs/quickstart/stage2", dimension=64, precision="float32")
+    mean = sum(score.value * score.examples for score in scores) / result["pairs"]
+    assert mean == pytest.approx(result["accuracy"]["64"], abs=1e-4)
+    page = (tmp_path / "runs/quickstart/report/report.html").read_text()
+    assert "runs/quickstart/student (first) against TF-IDF (second)" in page and page.count("<svg") >= 6
 
 
 @pytest.mark.slow

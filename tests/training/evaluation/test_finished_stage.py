@@ -1,0 +1,48 @@
+"""The report of a finished stage says what its table says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.evaluation.finished_stage import pairs_scores, table
+from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs
+
+
+@pytest.fixture
+def encoded(tiny_model, tiny_tokenizer, sentences) -> EncodedPairs:
+    queries = [*sentences, *(text[: len(text) // 2] for text in sentences)]
+    languages = ["en", "en", "de", "fr", "zh", "ja", "ru", "ar", "hi", "ko"] * 2
+    scripts = ["Latn"] * 4 + ["Hans", "Jpan", "Cyrl", "Arab", "Deva", "Hang"]
+    pairs = Pairs(queries, list(sentences), np.arange(20) % 10, languages, scripts * 2)
+    return encode_pairs(build_sentence_transformer(tiny_model, tiny_tokenizer), pairs)
+
+
+@pytest.mark.parametrize("dim", [32, 8])
+def test_the_scores_of_languages_average_to_the_accuracy_over_pairs(encoded, dim):
+    expected = evaluate_pairs(encoded, np.zeros(20, bool), [32, 8])["accuracy"][str(dim)]
+    scores, examples = pairs_scores("model", encoded, dim, "float32")
+    assert {score.subset for score in scores} >= {"eng-Latn", "zho-Hans", "kor-Hang"} and len(scores) == 9
+    assert sum(score.value * score.examples for score in scores) / 20 == pytest.approx(expected, abs=1e-4)
+    for score in scores:
+        assert examples[score.key].mean() == pytest.approx(score.value, abs=1e-6)
+        assert len(examples[score.key]) == score.examples == (4 if score.subset == "eng-Latn" else 2)
+
+
+def test_fewer_bits_are_other_scores_of_the_same_pairs(encoded):
+    found = {precision: pairs_scores("model", encoded, 32, precision)[0] for precision in ("float32", "int8", "binary")}
+    keys = {precision: {score.key for score in scores} for precision, scores in found.items()}
+    assert not keys["float32"] & keys["int8"] and not keys["int8"] & keys["binary"]
+    close = [abs(a.value - b.value) for a, b in zip(found["float32"], found["int8"], strict=True)]
+    assert np.mean(close) < 0.2
+
+
+def test_the_rate_counts_all_texts(encoded):
+    assert encoded.texts_per_second > 0 and encoded.queries.shape == (20, 32) and encoded.candidates.shape == (10, 32)
+
+
+def test_the_table_names_widths_baseline_and_the_largest_scripts(encoded):
+    baseline = np.arange(20) % 2 == 0
+    shown = table(evaluate_pairs(encoded, baseline, [32, 8]), most_scripts=2)
+    assert "TF-IDF             0.500" in shown and "Latn" in shown and "and 5 more scripts" in shown
