@@ -26,7 +26,7 @@ from tqdm import tqdm
 from training.data.command import run_command
 from training.errors import StoppedError, UserError, in_one_line
 from training.evaluation.encoding import EmbeddingStore, EncoderView
-from training.evaluation.local_tasks import cldr_tasks, pair_tasks
+from training.evaluation.local_tasks import local_tasks
 from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Score, bytes_per_vector
 from training.model_identity import model_revision
 
@@ -62,8 +62,7 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
             raise _unknown("benchmark", benchmark, known)
         tasks += list(mteb.get_benchmark(benchmark).tasks)
     for place in map(Path, local):
-        name = "".join(part.capitalize() for part in place.stem.replace("-", "_").split("_"))
-        tasks += cldr_tasks(place) if place.is_dir() else pair_tasks(place, name)
+        tasks += local_tasks(place)
     names = [task.metadata.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two tasks are called {', '.join(twice)}; name them once, or rename a local file")
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a folder or a Hub name")
     parser.add_argument("--tasks", nargs="+", default=[])
     parser.add_argument("--benchmark")
-    parser.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders of a CLDR build")
+    parser.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders: built or prepared")
     parser.add_argument("--against", nargs="+", default=[], help="further models")
     parser.add_argument("--dims", nargs="+", type=int, default=[])
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
