@@ -12,6 +12,7 @@ from training.data.published import PublishedFile
 from training.errors import UserError
 from training.evaluation.local.labelled import classification, clustering, labels_of
 from training.evaluation.local.pair_tasks import pair_tasks
+from training.evaluation.local.task_classes import UnfitError
 from training.evaluation.local.validation import camel_case, validation_tasks
 from training.evaluation.pairs import read_texts
 
@@ -63,7 +64,7 @@ def _held_out_tasks(folder: Path) -> list[AbsTask]:
         columns = read_texts(held_out, ["query", label])
         try:
             labels = labels_of(f"{held_out}, column {label!r}", columns["query"], columns[label])
-        except UserError as error:
+        except UnfitError as error:
             # A build of few languages may have a single script.
             logger.warning("%s; left out", error)
             continue

@@ -9,9 +9,10 @@ import mteb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
+from modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.records import Evaluation, Score
@@ -19,10 +20,9 @@ from training.evaluation.records import Evaluation, Score
 WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet green tower".split()
 
 
-@pytest.fixture
-def model(tiny_model, tiny_tokenizer) -> SentenceTransformer:
-    """A tiny model without prompts."""
-    return build_sentence_transformer(tiny_model, tiny_tokenizer, prompts={"query": "", "document": ""})
+def without_prompts(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+    """A model that reads every text as it is."""
+    return build_sentence_transformer(model, tokenizer, prompts={"query": "", "document": ""})
 
 
 def text(kind: str, number: int) -> str:

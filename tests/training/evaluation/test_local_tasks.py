@@ -19,19 +19,22 @@ from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import instruct
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.evaluation.local_runs import column_of, cosines, evaluate, model, text, write
+from tests.training.evaluation.local_runs import column_of, cosines, evaluate, text, without_prompts, write
 from training.data.cldr.build import build_cldr
 from training.data.gettext_catalogs.build import build_gettext
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.summary import summarize
 from training.keyed import text_key
 
-__all__ = ["model"]
-
 Refuses = Callable[..., AbstractContextManager[None]]
 
 # mteb rounds scores of retrieval to five places.
 ROUNDED = {"abs": 1e-5}
+
+
+@pytest.fixture
+def model(tiny_model, tiny_tokenizer) -> SentenceTransformer:
+    return without_prompts(tiny_model, tiny_tokenizer)
 
 
 def mined(model: SentenceTransformer, one: list[str], other: list[str]) -> float:

@@ -9,8 +9,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 
-from training.errors import UserError
-from training.evaluation.local.task_classes import SPLIT, make_task
+from training.evaluation.local.task_classes import SPLIT, UnfitError, make_task
 from training.keyed import text_key
 
 __all__ = ["classification", "clustering", "labels_of"]
@@ -27,14 +26,14 @@ def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> dic
         labels: ``n`` labels.
 
     Raises:
-        UserError: If there are fewer than two labels with two texts, the least to learn and to score.
+        UnfitError: If there are fewer than two labels with two texts, the least to learn and to score.
     """
     found: dict[str, set[str]] = defaultdict(set)
     for text, label in zip(texts, labels, strict=True):
         found[text].add(label)
     plain = {text: own.pop() for text, own in found.items() if len(own) == 1}
     if sum(len(own) >= 2 for own in _by_label(plain).values()) < 2:
-        raise UserError(
+        raise UnfitError(
             f"{where}: fewer than two labels have two texts, of {len(set(labels))} labels and {len(found)} texts; two "
             "are needed to classify"
         )

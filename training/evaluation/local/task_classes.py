@@ -14,12 +14,18 @@ from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClu
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
-__all__ = ["SPLIT", "Languages", "make_task"]
+from training.errors import UserError
+
+__all__ = ["SPLIT", "Languages", "UnfitError", "make_task"]
 
 SPLIT = "test"
 
 # Of a task without subsets, or by subset; empty where they are not known.
 Languages = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+class UnfitError(UserError):
+    """Good data that are too few for a task; the tasks of other data can be run without it."""
 
 
 class LocalRetrieval(AbsTaskRetrieval):

@@ -12,11 +12,10 @@ from mteb.abstasks.abstask import AbsTask
 
 from training.data.instructions import without_instruction
 from training.data.prepared import PreparedSource
-from training.errors import UserError
 from training.evaluation.local.candidates import Corpus
 from training.evaluation.local.labelled import classification, labels_of
 from training.evaluation.local.pair_file import language_code
-from training.evaluation.local.task_classes import SPLIT, make_task
+from training.evaluation.local.task_classes import SPLIT, UnfitError, make_task
 
 __all__ = ["camel_case", "validation_tasks"]
 
@@ -24,7 +23,7 @@ logger = logging.getLogger("training")
 
 
 def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
-    """A task for each prepared source with validation rows.
+    """A task for each prepared source; of several, those with too few validation rows for one are left out.
 
     Retrieval looks for the passage among all passages and negatives of the validation rows. Clustering rows do not
     name their class, and other rows may be of the same: reranking looks for the passage among the row's own negatives.
@@ -34,17 +33,18 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
         folders: Folders of prepared sources.
 
     Raises:
-        UserError: If a folder is no whole prepared source, its texts were not kept, no source has validation rows, or
-            a classification source has too few labels.
+        UserError: If a folder is no whole prepared source, its texts were not kept, or no source is left.
     """
-    tasks = []
+    tasks, unfit = [], []
     for source in map(PreparedSource, folders):
-        if len(source.rows["validation"]):
+        try:
             tasks.append(_task(source))
-        elif len(folders) > 1:
-            logger.warning("%s: no validation rows; left out", source.folder)
+        except UnfitError as error:
+            unfit.append(error)
     if not tasks:
-        raise UserError(f"{folders[0]}: no validation rows; prepare it with a larger validation_share")
+        raise unfit[0]
+    for error in unfit:
+        logger.warning("%s; left out", error)
     return tasks
 
 
@@ -54,6 +54,8 @@ def camel_case(name: str) -> str:
 
 
 def _task(source: PreparedSource) -> AbsTask:
+    if not len(source.rows["validation"]):
+        raise UnfitError(f"{source.folder}: no validation rows; prepare it with a larger validation_share")
     queries, passages, negatives = _columns(source)
     name, place, languages = f"{camel_case(source.name)}Validation", source.folder, _languages(source)
     if source.task_type == "classification":
@@ -63,7 +65,7 @@ def _task(source: PreparedSource) -> AbsTask:
         data = {"default": {SPLIT: corpus.split(queries, passages)}}
         return make_task("Retrieval", f"{name}Retrieval", place, languages, data)
     if not any(negatives):
-        raise UserError(f"{place}: no validation row has a negative to tell its passage from; leave the source out")
+        raise UnfitError(f"{place}: no validation row has a negative to tell its passage from; mine some")
     data = {"default": {SPLIT: corpus.split(queries, passages, negatives)}}
     return make_task("Reranking", f"{name}Reranking", place, languages, data)
 
