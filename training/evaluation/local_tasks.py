@@ -12,8 +12,8 @@ from training.data.published import PublishedFile
 from training.errors import UserError
 from training.evaluation.local.labelled import classification, clustering, labels_of
 from training.evaluation.local.pair_tasks import pair_tasks
-from training.evaluation.local.task_classes import UnfitError
-from training.evaluation.local.validation import camel_case, validation_tasks
+from training.evaluation.local.task_classes import UnfitError, camel_case
+from training.evaluation.local.validation import validation_tasks
 from training.evaluation.pairs import read_texts
 
 __all__ = ["local_tasks"]

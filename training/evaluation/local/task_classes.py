@@ -16,7 +16,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from training.errors import UserError
 
-__all__ = ["SPLIT", "Languages", "UnfitError", "make_task"]
+__all__ = ["SPLIT", "Languages", "UnfitError", "camel_case", "make_task"]
 
 SPLIT = "test"
 
@@ -102,6 +102,11 @@ def make_task(task_type: str, name: str, place: Path, languages: Languages, data
     task = type(name, (kind,), {"metadata": metadata})()
     task.dataset, task.data_loaded = data, True
     return task
+
+
+def camel_case(name: str) -> str:
+    """``held_out`` as ``HeldOut``, as mteb names tasks."""
+    return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
 
 
 def _revision(data: Mapping[str, Any]) -> str:

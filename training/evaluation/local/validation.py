@@ -15,9 +15,9 @@ from training.data.prepared import PreparedSource
 from training.evaluation.local.candidates import Corpus
 from training.evaluation.local.labelled import classification, labels_of
 from training.evaluation.local.pair_file import language_code
-from training.evaluation.local.task_classes import SPLIT, UnfitError, make_task
+from training.evaluation.local.task_classes import SPLIT, UnfitError, camel_case, make_task
 
-__all__ = ["camel_case", "validation_tasks"]
+__all__ = ["validation_tasks"]
 
 logger = logging.getLogger("training")
 
@@ -46,11 +46,6 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
     for error in unfit:
         logger.warning("%s; left out", error)
     return tasks
-
-
-def camel_case(name: str) -> str:
-    """``held_out`` as ``HeldOut``, as mteb names tasks."""
-    return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
 
 
 def _task(source: PreparedSource) -> AbsTask:
