@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data.instructions import without_instruction
-from training.data.row_checks import bad_row, find_faults
+from training.data.row_checks import bad_row, find_faults, text_column
 from training.data.storage import RemoteFile, SourceFile, as_file, opened
 from training.errors import UserError
 
@@ -97,13 +97,16 @@ class PublishedFile:
                 f"{self.required_negatives} per row; add columns or lower num_hard_negatives for this task type"
             )
         for name in ("query", "passage", *self.negatives):
-            if schema.names.count(name) > 1:
-                raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them")
-            kind = schema.field(name).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if not _is_text(kind):
-                raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
+            self._check_text(schema, name)
+
+    def _check_text(self, schema: pa.Schema, name: str) -> None:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them")
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not _is_text(kind):
+            raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False) -> Iterator[TextBatch]:
         """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
@@ -153,3 +156,18 @@ class PublishedFile:
                 first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
                 rows = min(rows, max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1)))
             yield from parquet.iter_batches(rows, row_groups=groups, columns=columns)
+
+    def further_columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields other columns of texts than query, passage and negatives, as ``large_string``, in order.
+
+        Args:
+            names: Columns that the file has.
+
+        Raises:
+            UserError: If a column holds no text or cannot be read.
+        """
+        for name in names:
+            self._check_text(self.schema, name)
+        with self._open() as parquet:
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(names)):
+                yield pa.record_batch({name: text_column(batch, name) for name in names})

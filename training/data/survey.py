@@ -15,7 +15,7 @@ from training.data.published import PublishedFile
 from training.data.storage import SourceFile
 from training.errors import UserError
 
-__all__ = ["SEVERAL", "CollectionSurvey", "FileSurvey", "Survey", "survey"]
+__all__ = ["SEVERAL", "CollectionSurvey", "FileSurvey", "SourceSurvey", "Survey", "divided", "survey"]
 
 # Of rows whose languages are not told apart; ISO 639-3 for several languages.
 SEVERAL = "mul"
@@ -30,11 +30,28 @@ class FileSurvey:
         rows: Its rows.
         negatives: Its negative columns.
         languages: ISO 639-3 codes; two are the two sides of a bitext.
+        tells_language: Whether it has a column ``lang``, the language of each row.
     """
 
     name: str
     rows: int
     negatives: int
+    languages: list[str]
+    tells_language: bool = False
+
+
+@dataclass(frozen=True)
+class SourceSurvey:
+    """One source: an entry, or one file of a collection.
+
+    Attributes:
+        files: Its files that are there.
+        kept: Their rows under the cap.
+        languages: ISO 639-3 codes.
+    """
+
+    files: list[FileSurvey]
+    kept: int
     languages: list[str]
 
 
@@ -64,7 +81,7 @@ class CollectionSurvey:
     @property
     def kept(self) -> int:
         """Rows found, each source under the cap."""
-        return sum(kept for kept, _ in self._kept())
+        return sum(source.kept for source in self.sources)
 
     @property
     def published_kept(self) -> int:
@@ -75,25 +92,40 @@ class CollectionSurvey:
     def rows_by_language(self, capped: bool = False) -> Counter[str]:
         """Rows found by language; a pair of languages takes half each."""
         counts: Counter[str] = Counter()
-        pairs = self._kept() if capped else [(file.rows, file.languages) for file in self.files]
+        if capped:
+            pairs = [(source.kept, source.languages) for source in self.sources]
+        else:
+            pairs = [(file.rows, file.languages) for file in self.files]
         for rows, languages in pairs:
-            counts += _divided(rows, languages, pair=self.entry.each_file)
+            counts += divided(rows, languages, pair=self.entry.each_file)
         return counts
 
     def published_by_language(self) -> Counter[str]:
         """Published rows by language, as far as the manifest tells."""
-        return _divided(self.entry.published_rows or 0, self.entry.languages, pair=False)
+        return divided(self.entry.published_rows or 0, self.entry.languages, pair=False)
 
-    def _kept(self) -> list[tuple[int, list[str]]]:
-        """Rows under the cap and languages, by source."""
+    @property
+    def sources(self) -> list[SourceSurvey]:
+        """Its sources: each file of a collection, else all files together."""
         if self.entry.each_file:
-            each = [(file.rows, file.languages) for file in self.files]
+            each = [([file], file.languages) for file in self.files]
         else:
-            each = [(self.rows, self.entry.languages)]
-        return [(rows if self.cap is None else min(rows, self.cap), languages) for rows, languages in each]
+            each = [(self.files, self.entry.languages)]
+        return [SourceSurvey(files, self._capped(files), languages) for files, languages in each]
+
+    def _capped(self, files: Sequence[FileSurvey]) -> int:
+        rows = sum(file.rows for file in files)
+        return rows if self.cap is None else min(rows, self.cap)
 
 
-def _divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
+def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
+    """Rows by language, without looking at them.
+
+    Args:
+        rows: The rows.
+        languages: Their languages.
+        pair: Whether two languages are the two sides of a bitext, which take half each.
+    """
     if len(languages) == 1 and rows:
         return Counter({languages[0]: rows})
     if len(languages) == 2 and pair:
@@ -207,5 +239,6 @@ def _read_footers(entry: Entry, files: Iterable[SourceFile]) -> tuple[list[FileS
             faults.append(str(error))
             continue
         languages = file_languages(entry, file) if entry.each_file else entry.languages
-        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages))
+        tells = "lang" in published.schema.names
+        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages, tells))
     return readable, faults

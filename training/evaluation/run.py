@@ -21,7 +21,7 @@ import mteb
 
 from training.data.command import run_command
 from training.errors import StoppedError, UserError
-from training.evaluation.local_tasks import cldr_tasks, pair_tasks
+from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model
 from training.evaluation.places import manifest_of, revisions_of, run_of
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector, load_evaluation
@@ -57,8 +57,7 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
             raise _unknown("benchmark", benchmark, known)
         tasks += list(mteb.get_benchmark(benchmark).tasks)
     for place in map(Path, local):
-        name = "".join(part.capitalize() for part in place.stem.replace("-", "_").split("_"))
-        tasks += cldr_tasks(place) if place.is_dir() else pair_tasks(place, name)
+        tasks += local_tasks(place)
     names = [task.metadata.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two tasks are called {', '.join(twice)}; name them once, or rename a local file")
@@ -94,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("tasks")
     what.add_argument("--tasks", nargs="+", default=[])
     what.add_argument("--benchmark")
-    what.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders of a CLDR build")
+    what.add_argument("--local", nargs="+", default=[], help="parquet files of pairs, or folders: built or prepared")
     views = parser.add_argument_group("models and views")
     views.add_argument("--against", nargs="+", default=[], help="further models")
     views.add_argument("--revision", nargs="+", default=[], help="of MODEL, each evaluated; 'all' for every one")

@@ -107,7 +107,7 @@ def _evaluate_task(
             if not task.data_loaded and not isinstance(task, AbsTaskAggregate):
                 task.load_data()
             # Examples are found while a task runs: a result without them is made anew as a whole.
-            again = "always" if has_examples(task) else "only-missing"
+            again = "always" if has_examples(task) or _is_of_other_data(task, view, cache) else "only-missing"
             with recorded(task) as found:
                 results = mteb.evaluate(
                     view,
@@ -135,7 +135,16 @@ def _cached(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> Any:
         )
     except ValueError:
         return None
-    return results.task_results[0]
+    return None if _is_of_other_data(task, view, cache) else results.task_results[0]
+
+
+def _is_of_other_data(task: AbsTask, view: EncoderView, cache: mteb.ResultCache) -> bool:
+    """Whether mteb's cache holds a result on other data of the task's name.
+
+    mteb compares revisions only where it adds subsets to a result, and would take a whole one as it is.
+    """
+    known = cache.load_task_result(task.metadata.name, view.mteb_model_meta)
+    return known is not None and known.dataset_revision != task.metadata.revision
 
 
 def _take(

@@ -168,6 +168,19 @@ def test_column_that_is_there_twice(tmp_path: Path, refuses: Refuses, column: st
         PublishedFile(path)
 
 
+def test_further_columns(tmp_path: Path, refuses: Refuses) -> None:
+    path, count = tmp_path / "a.parquet", 20_000
+    told = [["deu", None, "fra"][row % 3] for row in range(count)]
+    table = pa.table({"query": ["q"] * count, "passage": ["p"] * count, "row": range(count)})
+    table = table.append_column("lang", pa.array(told).dictionary_encode()).append_column("lang_2", pa.array(told))
+    pq.write_table(table, path)
+    batches = list(PublishedFile(path).further_columns(["lang_2", "lang"]))
+    assert len(batches) > 1 and all(batch.schema.names == ["lang_2", "lang"] for batch in batches)
+    assert [text for batch in batches for text in batch.column("lang").to_pylist()] == told
+    with refuses(path, "column 'row' holds int64, not text"):
+        list(PublishedFile(path).further_columns(["row"]))
+
+
 @pytest.mark.parametrize("column", ["query", "passage"])
 def test_missing_column(write: Callable[..., Path], refuses: Refuses, column: str) -> None:
     columns = {"query": THREE, "passage": THREE, "text": THREE}

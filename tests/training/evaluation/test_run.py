@@ -70,7 +70,7 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
     [
         (["--tasks", "STS2"], "did you mean STS2"),
         (["--benchmark", "MTEB(Multilingual, v9)"], "did you mean MTEB(Multilingual"),
-        (["--local", "absent.parquet"], "not a readable parquet file"),
+        (["--local", "absent.parquet"], "no such file or folder"),
         (["--local", "PAIRS", "--dims", "64"], "dimension 64"),
         ([], "nothing to evaluate on"),
         (["--local", "PAIRS", "PAIRS"], "two tasks are called PairsBitextMining, PairsRetrieval"),

@@ -1,0 +1,1 @@
+"""mteb tasks over local files."""

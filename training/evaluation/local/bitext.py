@@ -1,0 +1,87 @@
+"""Bitexts among pairs: each text with its passage, and the texts of two languages that share a passage."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from training.evaluation.local.pair_file import PairRows
+from training.keyed import text_key
+
+__all__ = ["LEAST_SHARED", "Bitext", "any_to_any", "with_passages"]
+
+# Fewer pairs would be found by chance.
+LEAST_SHARED = 10
+
+# Of each subset its languages, and its pairs: no text stands twice on one side.
+Bitext = dict[str, tuple[tuple[str, ...], dict[str, str]]]
+
+
+def with_passages(rows: PairRows) -> Bitext:
+    """Each query with its passage, by the language of the queries or, if known, by both languages.
+
+    Without any language there is one subset, ``default``.
+    """
+    count = len(rows.queries)
+    sources = rows.languages or [None] * count
+    targets = rows.passage_languages or [None] * count
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
+    for source, target, query, passage in zip(sources, targets, rows.queries, rows.passages, strict=True):
+        found[tuple(code for code in (source, target) if code is not None)].append((query, passage))
+    return {_subset(codes): (tuple(dict.fromkeys(codes)), dict(_one_to_one(pairs))) for codes, pairs in found.items()}
+
+
+def any_to_any(rows: PairRows) -> Bitext:
+    """Texts of two languages that have one passage in common, which is in a third.
+
+    Not all languages with all others: in an order drawn by key, and closed to a ring, each one with the next that
+    shares at least ``LEAST_SHARED`` passages with it. So most languages are in two subsets, and no choice is made of
+    which languages are near to which.
+
+    Returns:
+        The subsets; none if a file does not tell the languages of both sides.
+    """
+    if rows.languages is None or rows.passage_languages is None:
+        return {}
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    columns = (rows.languages, rows.passage_languages, rows.queries, rows.passages)
+    for source, target, query, passage in zip(*columns, strict=True):
+        if source != target:
+            # Of several texts with one passage, the first.
+            texts[source].setdefault(passage, query)
+    found: Bitext = {}
+    for one, other in _ring(texts):
+        pairs = _shared(texts[one], texts[other])
+        found[_subset((one, other))] = ((one, other), pairs)
+    return found
+
+
+def _ring(texts: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    order = sorted(texts, key=lambda code: text_key(f"any-to-any {code}"))
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for place, one in enumerate(order):
+        following = [*order[place + 1 :], *order[:place]]
+        other = next((code for code in following if len(_shared(texts[one], texts[code])) >= LEAST_SHARED), None)
+        if other is not None:
+            found.setdefault(frozenset((one, other)), (one, other))
+    return list(found.values())
+
+
+def _shared(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    return dict(_one_to_one((text, other[passage]) for passage, text in one.items() if passage in other))
+
+
+def _one_to_one(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """The pairs of which neither text was in one before: a bitext has a single right answer."""
+    first: set[str] = set()
+    second: set[str] = set()
+    for one, other in pairs:
+        if one not in first and other not in second:
+            first.add(one)
+            second.add(other)
+            yield one, other
+
+
+def _subset(codes: tuple[str, ...]) -> str:
+    # As mteb names the pairs of FLORES.
+    return "-".join(code.replace("-", "_") for code in codes) if len(codes) == 2 else "".join(codes) or "default"

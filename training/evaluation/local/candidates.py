@@ -1,0 +1,58 @@
+"""Queries and the texts among which their passages are to be found, as mteb's retrieval has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from training.keyed import text_key
+
+__all__ = ["Corpus"]
+
+
+class Corpus:
+    """Distinct texts that can be found.
+
+    Args:
+        texts: The texts; those that repeat count once.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        # Ids by text rather than by place: the order of rows shall not decide between equal scores.
+        self._ids = {text: f"{text_key(text):016x}" for text in dict.fromkeys(texts)}
+        self.dataset = Dataset.from_dict({"id": list(self._ids.values()), "text": list(self._ids)})
+
+    def split(
+        self, queries: Sequence[str], passages: Sequence[str], negatives: Sequence[Sequence[str]] | None = None
+    ) -> dict[str, Any]:
+        """One split of a retrieval or reranking task.
+
+        All passages of rows with the same query are right. A query is no candidate of its own, unless as its passage.
+
+        Args:
+            queries: ``n`` texts.
+            passages: ``n`` texts of the corpus.
+            negatives: ``n`` lists of texts of the corpus. If given, a query has none but its own passages and
+                negatives as candidates; else the whole corpus.
+        """
+        relevant: dict[str, dict[str, int]] = {}
+        candidates: dict[str, dict[str, None]] = {}
+        for row, (query, passage) in enumerate(zip(queries, passages, strict=True)):
+            relevant.setdefault(query, {})[self._ids[passage]] = 1
+            if negatives is not None:
+                own = candidates.setdefault(query, {})
+                own.update(dict.fromkeys(self._ids[text] for text in (passage, *negatives[row])))
+        ids = {query: _query_id(query, found) for query, found in relevant.items()}
+        return {
+            "corpus": self.dataset,
+            "queries": Dataset.from_dict({"id": list(ids.values()), "text": list(ids)}),
+            "relevant_docs": {ids[query]: found for query, found in relevant.items()},
+            "top_ranked": {ids[query]: list(own) for query, own in candidates.items()} or None,
+        }
+
+
+def _query_id(query: str, relevant: Mapping[str, int]) -> str:
+    own = f"{text_key(query):016x}"
+    return f"q{own}" if own in relevant else own

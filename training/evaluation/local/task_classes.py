@@ -1,0 +1,125 @@
+"""mteb's task classes over data that are there already, so that mteb itself runs them without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from training.errors import UserError
+
+__all__ = ["SPLIT", "Languages", "UnfitError", "camel_case", "make_task"]
+
+SPLIT = "test"
+
+# Of a task without subsets, or by subset; empty where they are not known.
+Languages = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+class UnfitError(UserError):
+    """Good data that are too few for a task; the tasks of other data can be run without it."""
+
+
+class LocalRetrieval(AbsTaskRetrieval):
+    """Finding the passages of each query."""
+
+    # A text and the query of the same text share an id: no query has itself as a candidate.
+    ignore_identical_ids = True
+
+    def load_data(self, **_: Any) -> None:
+        """Nothing to do: the data came with the task."""
+
+
+class LocalBitextMining(AbsTaskBitextMining):
+    """Finding the translation of each text."""
+
+    def load_data(self, **_: Any) -> None:
+        """Nothing to do: the data came with the task."""
+
+
+class LocalClassification(AbsTaskClassification):
+    """Telling the label of each text."""
+
+    def load_data(self, **_: Any) -> None:
+        """Nothing to do: the data came with the task."""
+
+
+class LocalClustering(AbsTaskClustering):
+    """Grouping texts by label."""
+
+    max_fraction_of_documents_to_embed = None
+
+    def load_data(self, **_: Any) -> None:
+        """Nothing to do: the data came with the task."""
+
+    def _evaluate_subset(self, *args: Any, **kwargs: Any) -> Any:
+        # The samples that are clustered would depend on what was evaluated before: another model, another width.
+        self.rng_state = random.Random(self.seed)
+        return super()._evaluate_subset(*args, **kwargs)
+
+
+# By mteb's type of task: class, category and main score.
+_KINDS: dict[str, tuple[type[AbsTask], str, str]] = {
+    "Retrieval": (LocalRetrieval, "t2t", "ndcg_at_10"),
+    # Retrieval whose queries have candidates of their own.
+    "Reranking": (LocalRetrieval, "t2t", "map_at_1000"),
+    "BitextMining": (LocalBitextMining, "t2t", "f1"),
+    "Classification": (LocalClassification, "t2c", "accuracy"),
+    "Clustering": (LocalClustering, "t2c", "v_measure"),
+}
+
+
+def make_task(task_type: str, name: str, place: Path, languages: Languages, data: Mapping[str, Any]) -> AbsTask:
+    """A task that mteb can run.
+
+    Args:
+        task_type: mteb's type: ``Retrieval``, ``Reranking``, ``BitextMining``, ``Classification`` or ``Clustering``.
+        name: Its name; mteb keeps results by it.
+        place: Where the data lie.
+        languages: ISO 639-3 codes with scripts, ``deu-Latn``.
+        data: The data in the form that mteb's class has, by subset and split, or by split.
+    """
+    kind, category, metric = _KINDS[task_type]
+    metadata = TaskMetadata(
+        name=name,
+        description=f"Local data: {place.name}",
+        # Results on other data of the same name are other results.
+        dataset={"path": str(place), "revision": _revision(data)},
+        type=task_type,
+        category=category,
+        eval_splits=[SPLIT],
+        eval_langs=languages,
+        main_score=metric,
+    )
+    task = type(name, (kind,), {"metadata": metadata})()
+    task.dataset, task.data_loaded = data, True
+    return task
+
+
+def camel_case(name: str) -> str:
+    """``held_out`` as ``HeldOut``, as mteb names tasks."""
+    return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
+
+
+def _revision(data: Mapping[str, Any]) -> str:
+    """A hash of all that is scored; a corpus that subsets share is read once."""
+    known: dict[int, str] = {}
+
+    def described(dataset: Dataset) -> str:
+        if id(dataset) not in known:
+            known[id(dataset)] = _hash(dataset.to_dict())
+        return known[id(dataset)]
+
+    return _hash(data, described)[:16]
+
+
+def _hash(value: Any, default: Any = None) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
