@@ -73,7 +73,7 @@ def _evaluation(encoder: Any, path: Path, dims: Sequence[int], precisions: Seque
     """An evaluation from nothing: texts are encoded, and nothing is found in a cache."""
     from mteb.models import ModelMeta
 
-    from training.evaluation.local_tasks import pair_tasks
+    from training.evaluation.local.pair_tasks import pair_tasks
     from training.evaluation.models import EvaluatedModel, Prompts
     from training.evaluation.records import Evaluation, ModelRecord
     from training.evaluation.scoring import evaluate_model

@@ -138,7 +138,7 @@ def _cached(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> Any:
     return None if _is_of_other_data(task, view, cache) else results.task_results[0]
 
 
-def _is_of_other_data(task: AbsTask, view: EncoderView, cache: mteb.ResultCache) -> bool:
+def _is_of_other_data(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> bool:
     """Whether mteb's cache holds a result on other data of the task's name.
 
     mteb compares revisions only where it adds subsets to a result, and would take a whole one as it is.

@@ -14,7 +14,8 @@ from mteb.models import ModelMeta
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.evaluation.encoding import EncoderView
 from training.evaluation.examples import agree, has_examples, recorded
-from training.evaluation.local_tasks import labelled_tasks, pair_tasks
+from training.evaluation.local.labelled import classification
+from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.store import EmbeddingStore
 
 
@@ -63,10 +64,8 @@ def test_pairs_average_to_the_metrics_of_bitext_mining(metric, view, pairs, tmp_
 
 
 def test_texts_average_to_the_accuracy_of_classification(view, tmp_path, sentences):
-    path = tmp_path / "labelled.parquet"
-    texts = [f"{text} {number}" for number in range(4) for text in sentences]
-    pq.write_table(pa.table({"query": texts, "kind": ["a", "a", "b", "b"] * 10}), path)
-    task = labelled_tasks(path, "Names", "kind")[0]
+    labels = {f"{text} {number}": "ab"[number % 2] for number in range(4) for text in sentences}
+    task = classification("Names", tmp_path, ["eng-Latn"], labels)
     examples, scores = evaluated(view, task, tmp_path)
     assert len(examples) == len(task.dataset["test"]) and 0 < examples.mean() < 1
     assert examples.mean() == pytest.approx(scores["accuracy"], abs=1e-6)

@@ -95,6 +95,18 @@ def test_a_model_that_was_trained_on_is_evaluated_anew(folder, pairs, tmp_path, 
     assert values[0] != values[1]
 
 
+def test_changed_data_of_the_same_name_are_evaluated_anew(folder, pairs, tmp_path, encoded, sentences):
+    command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    before = load_evaluation(tmp_path / "out")
+    pq.write_table(pa.table({"query": sentences[:5], "passage": sentences[:5]}), pairs)
+    encoded.clear()
+    assert main(command) == 0 and encoded
+    after = load_evaluation(tmp_path / "out")
+    assert len(after.scores) == len(before.scores)
+    assert [score.value for score in after.scores] != [score.value for score in before.scores]
+
+
 def test_texts_cut_at_another_length_are_evaluated_anew(folder, pairs, tmp_path, encoded):
     command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
     assert main(command) == 0

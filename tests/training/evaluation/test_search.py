@@ -15,7 +15,7 @@ from mteb.types import PromptType
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.evaluation import search
 from training.evaluation.encoding import EncoderView
-from training.evaluation.local_tasks import pair_tasks
+from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.models import Prompts
 from training.evaluation.search import SearchView, best_documents
 from training.evaluation.store import EmbeddingStore
