@@ -75,8 +75,8 @@ class Interruption(TrainerCallback):
         self.signal = self.received()
         if self.signal and state.global_step < state.max_steps:
             control.should_training_stop = True
-            # Whoever sent the signal may not wait for long; only the choice of the best model needs every evaluation.
-            control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
+            # Whoever sent the signal may not wait for long; only what decides by evaluations needs every one.
+            control.should_evaluate = control.should_evaluate and _decides(args)
             control.should_save = not _chooses_at_epoch_end(args, state)
         return control
 
@@ -94,6 +94,11 @@ class Interruption(TrainerCallback):
             return self._received or None
         received = torch.tensor([self._received], device=self._accelerator.device)
         return int(self._accelerator.gather(received).max()) or None
+
+
+def _decides(args: TrainingArguments) -> bool:
+    """Whether evaluations choose the best model, the end of the training or the learning rate."""
+    return args.metric_for_best_model is not None
 
 
 def _chooses_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:

@@ -61,6 +61,7 @@ class Plan:
         steps: Optimizer steps of the whole stage.
         evaluations: Evaluations of the whole stage.
         checkpoints: Checkpoints of the whole stage.
+        may_end_early: Whether all of these are the most that there can be.
         memory: What a step needs of one device.
         flops: Operations of the whole stage over all devices.
         cache: The teacher's pass over all texts, if its embeddings are to be kept; not among the operations.
@@ -76,6 +77,7 @@ class Plan:
     steps: int
     evaluations: int
     checkpoints: int
+    may_end_early: bool
     memory: MemoryEstimate
     flops: StageFlops
     cache: TeacherPass | None
@@ -119,7 +121,8 @@ class Plan:
             f"{self.parameters:,} parameters"
         )
         yield from input_lines(self.inputs, self.data.said, self.output)
-        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch)"
+        ends = ", fewer if it is stopped early" if self.may_end_early else ""
+        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch){ends}"
         yield (
             f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
             f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
@@ -188,6 +191,7 @@ def make_plan(
         steps=steps,
         evaluations=evaluations,
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
+        may_end_early=args.early_stopping_patience is not None,
         memory=_memory(args, origin.config, teacher, data.training),
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),
