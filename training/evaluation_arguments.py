@@ -23,8 +23,8 @@ class EvaluationArguments:
     evaluation_sample: int = field(
         default=0,
         metadata={
-            "help": "Pairs that are evaluated in training, too, at each evaluation; metric_for_best_model may be their "
-            "pairs_accuracy. None by default: only the finished model is evaluated, on all pairs."
+            "help": "So many of evaluation_pairs are evaluated in training, too, at each evaluation; "
+            "metric_for_best_model may be their pairs_accuracy. 0: only the finished model is evaluated, on all pairs."
         },
     )
     evaluation_sample_candidates: int = field(
@@ -55,9 +55,8 @@ class EvaluationArguments:
                 f"key 'metric_for_best_model': {self.metric_for_best_model!r} is measured on pairs; give "
                 "'evaluation_pairs' and 'evaluation_sample', the number of pairs"
             )
-        if self.evaluation_sample and self.evaluation_pairs is None:
-            raise UserError("key 'evaluation_sample' has no effect without 'evaluation_pairs'; name the file of pairs")
-        if self.evaluation_sample and self.eval_strategy == "no":
+        # Without pairs it may stand for all stages of a recipe, of which only some have pairs.
+        if self.evaluation_sample and self.evaluation_pairs and self.eval_strategy == "no" and not self.prunes:
             raise UserError("key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy'")
         self._check_early_stopping()
 

@@ -77,15 +77,16 @@ class Interruption(TrainerCallback):
             control.should_training_stop = True
             # Whoever sent the signal may not wait for long; only what decides by evaluations needs every one.
             control.should_evaluate = control.should_evaluate and _decides(args)
-            control.should_save = not _chooses_at_epoch_end(args, state)
+            control.should_save = not _decides_at_epoch_end(args, state)
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Keeps the end of an interrupted epoch from being taken for the end of an epoch."""
-        if self.signal and state.global_step < state.max_steps and not _chooses_at_epoch_end(args, state):
-            control.should_save = control.should_evaluate = False
+        if self.signal and state.global_step < state.max_steps:
+            control.should_save = _decides_at_epoch_end(args, state)
+            control.should_evaluate = control.should_evaluate and control.should_save
         return control
 
     def received(self) -> int | None:
@@ -101,9 +102,9 @@ def _decides(args: TrainingArguments) -> bool:
     return args.metric_for_best_model is not None
 
 
-def _chooses_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
-    """Whether this step ends an epoch at whose end the model is compared with the best one, and saved."""
-    by_epoch = args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.EPOCH
+def _decides_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether this step ends an epoch at whose end an evaluation decides: the checkpoint must come after it."""
+    by_epoch = _decides(args) and args.eval_strategy == IntervalStrategy.EPOCH
     return by_epoch and float(state.epoch).is_integer()
 
 

@@ -62,6 +62,7 @@ class Plan:
         evaluations: Evaluations of the whole stage.
         checkpoints: Checkpoints of the whole stage.
         may_end_early: Whether all of these are the most that there can be.
+        pairs: Pairs found at each evaluation; not among tokens, operations and time.
         memory: What a step needs of one device.
         flops: Operations of the whole stage over all devices.
         cache: The teacher's pass over all texts, if its embeddings are to be kept; not among the operations.
@@ -78,6 +79,7 @@ class Plan:
     evaluations: int
     checkpoints: int
     may_end_early: bool
+    pairs: int
     memory: MemoryEstimate
     flops: StageFlops
     cache: TeacherPass | None
@@ -127,7 +129,8 @@ class Plan:
             f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
             f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
         )
-        yield f"  evaluations  {self.evaluations:,}, checkpoints {self.checkpoints:,}"
+        pairs = f" (up to {self.pairs:,} pairs in each, not counted here)" if self.pairs else ""
+        yield f"  evaluations  {self.evaluations:,}{pairs}, checkpoints {self.checkpoints:,}"
         yield (
             f"  memory       {about}{size(memory.total)} on each device: {size(memory.state)} weights, gradients, "
             f"optimizer; {size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
@@ -192,6 +195,7 @@ def make_plan(
         evaluations=evaluations,
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
         may_end_early=args.early_stopping_patience is not None,
+        pairs=args.evaluation_sample,
         memory=_memory(args, origin.config, teacher, data.training),
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),

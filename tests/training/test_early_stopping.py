@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.training.evaluation.watched_recipe import history, write_watched
+from tests.training.forked import SignalAt, start
 from training.run_stage import main
 from training.trainer import F2LLMTrainer
 
@@ -120,6 +122,21 @@ def test_what_was_counted_outlives_a_kill(
     assert main([str(recipe), "--resume"]) == 0
     assert steps(tmp_path / "run") == [2, 4, 6]
     check_same_weights(tmp_path / "run", stopped / "run")
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_every_evaluation_is_counted_where_a_signal_ends_the_training(
+    tmp_path: Path, check_same_weights: SameWeights, step: int
+) -> None:
+    # Epochs of five steps: the third evaluation is that of step 15.
+    keys = {**STOPPED, "load_best_model_at_end": False, "eval_strategy": "epoch", "num_train_epochs": 4}
+    whole = write_watched(tmp_path / "whole", **keys, save_steps=5)
+    assert main([str(whole)]) == 0 and steps(tmp_path / "whole/run") == [5, 10, 15]
+    recipe = write_watched(tmp_path, **keys, save_steps=5)
+    assert start([recipe], tmp_path, [SignalAt("step", step - 1, signal.SIGTERM)]).wait() == 143
+    assert steps(tmp_path / "run") == [step]
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(tmp_path / "run", tmp_path / "whole/run")
 
 
 def test_a_resumed_run_may_be_more_or_newly_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_the_best_model_may_be_chosen_by_pairs(metric: str) -> None:
         (BEST | {"evaluation_pairs": "pairs.parquet"}, ["'metric_for_best_model'", "'evaluation_sample'"]),
         (SAMPLED | BEST | {"evaluation_pairs": None}, ["'metric_for_best_model'", "'evaluation_pairs'"]),
         (SAMPLED | BEST | {"eval_strategy": "no"}, ["'evaluation_sample'", "'eval_strategy'"]),
-        ({"evaluation_sample": 9}, ["'evaluation_sample' has no effect", "'evaluation_pairs'"]),
+        (SAMPLED | {"eval_strategy": "no"}, ["'evaluation_sample' has no effect", "'eval_strategy'"]),
         (SAMPLED | {"evaluation_sample": -1}, ["'evaluation_sample'", -1]),
         (SAMPLED | {"evaluation_sample_candidates": 0}, ["'evaluation_sample_candidates'", 0]),
         (SAMPLED | PATIENT, ["'early_stopping_patience' has no effect", "'metric_for_best_model'"]),

@@ -65,6 +65,15 @@ def test_training_is_the_same_without(watched: Path, tmp_path: Path, check_same_
         assert load_file(states[0] / "model.safetensors").keys() == load_file(states[1] / "model.safetensors").keys()
 
 
+def test_scores_of_a_training_in_bf16_are_near_those_of_the_saved_model(tmp_path: Path) -> None:
+    assert main([str(write_watched(tmp_path, bf16=True))]) == 0
+    for step, metrics in history(tmp_path / "run").items():
+        model = SentenceTransformer(str(tmp_path / f"run/checkpoint-{step}"))
+        accuracy = evaluate_pairs(model, sample(tmp_path), DIMS)["accuracy"]
+        # Two of thirty pairs.
+        assert metrics["eval_pairs_accuracy"] == pytest.approx(accuracy["32"], abs=0.07)
+
+
 def test_texts_are_cut_where_the_saved_model_cuts_them(tmp_path: Path) -> None:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 12}
