@@ -172,8 +172,14 @@ def test_an_evaluation_on_start_is_not_counted_again(tmp_path: Path, monkeypatch
 def test_a_metric_that_nothing_measures(tmp_path: Path, capsys: pytest.CaptureFixture, metric: str) -> None:
     assert main([str(write_watched(tmp_path, **{**BEST, "metric_for_best_model": metric}))]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"no evaluation measures '{metric.removeprefix('eval_')}'" in error
-    assert "retrieval, loss, pairs_accuracy, pairs_ndcg_at_10, pairs_accuracy_dim16" in error
+    assert f"not '{metric.removeprefix('eval_')}'" in error
+    assert "measure retrieval, loss, pairs_accuracy, pairs_ndcg_at_10, pairs_accuracy_dim16" in error
+
+
+def test_a_loss_that_no_row_is_left_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    keys = {"metric_for_best_model": "loss", "evaluation_sample": None, "validation_share": 0.0}
+    assert main([str(write_watched(tmp_path, **{**BEST, **keys}))]) == 2
+    assert "measure nothing, not 'loss'" in capsys.readouterr().err
 
 
 def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(
