@@ -106,7 +106,7 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         # A manifest may have hundreds of sources.
         known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
         raise UserError(
-            f"key 'metric_for_best_model': evaluations of this stage measure {known}, not {metric!r}; name one of these, "
+            f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
             "or give 'evaluation_sample' or a larger 'validation_share'"
         )
 

@@ -168,7 +168,7 @@ def test_an_evaluation_on_start_is_not_counted_again(tmp_path: Path, monkeypatch
     assert steps(tmp_path / "run") == [2, 4, 6]
 
 
-@pytest.mark.parametrize("metric", ["pairs_accuracy_dim7", "eval_pairs_acuracy", "accuracy"])
+@pytest.mark.parametrize("metric", ["pairs_accuracy_dim7", "eval_pairs_recall", "accuracy"])
 def test_a_metric_that_nothing_measures(tmp_path: Path, capsys: pytest.CaptureFixture, metric: str) -> None:
     assert main([str(write_watched(tmp_path, **{**BEST, "metric_for_best_model": metric}))]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
