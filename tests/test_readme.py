@@ -44,6 +44,16 @@ def test_the_manifest_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "manifest.yaml")[0].languages == ["kor"]
 
 
+def test_the_evaluation_of_the_readme_is_valid() -> None:
+    import yaml
+
+    from training.arguments import StageArguments
+
+    keys = yaml.safe_load(next(text for text in _snippets("yaml") if "evaluation_sample:" in text))
+    arguments = StageArguments(output_dir="runs/mine", model="some/model", use_cpu=True, **keys)
+    assert arguments.chooses_by_pairs and arguments.greater_is_better
+
+
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE))
     named = {line.split()[1] for text in _snippets("bash") for line in text.splitlines() if line.startswith("make ")}

@@ -13,6 +13,7 @@ from transformers.integrations import is_tensorboard_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
+from training.evaluation_arguments import EvaluationArguments
 from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
 from training.teacher_arguments import TeacherArguments
@@ -33,7 +34,7 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class StageArguments(TeacherArguments, PruningArguments, PlanningArguments, TrainingArguments):
+class StageArguments(TeacherArguments, PruningArguments, EvaluationArguments, PlanningArguments, TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
     A recipe names the global batch; how it is split over devices is not its business, so
@@ -155,14 +156,6 @@ class StageArguments(TeacherArguments, PruningArguments, PlanningArguments, Trai
         metadata={"help": "Let positives learn from the in-batch term; false: as published on several GPUs."},
     )
 
-    # Evaluation of the finished model
-    evaluation_pairs: str | None = field(
-        default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
-    )
-    evaluation_candidates: str | None = field(
-        default=None, metadata={"help": "Parquet whose 'passage' column lists what to find it among."}
-    )
-
     # Other defaults than those of transformers
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step."})
@@ -188,6 +181,7 @@ class StageArguments(TeacherArguments, PruningArguments, PlanningArguments, Trai
             raise UserError(
                 "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"
             )
+        self._check_evaluation()
         self._check_planning()
         if self.push_to_hub:
             raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")

@@ -75,17 +75,18 @@ class Interruption(TrainerCallback):
         self.signal = self.received()
         if self.signal and state.global_step < state.max_steps:
             control.should_training_stop = True
-            # Whoever sent the signal may not wait for long; only the choice of the best model needs every evaluation.
-            control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
-            control.should_save = not _chooses_at_epoch_end(args, state)
+            # Whoever sent the signal may not wait for long; only what decides by evaluations needs every one.
+            control.should_evaluate = control.should_evaluate and _decides(args)
+            control.should_save = not _decides_at_epoch_end(args, state)
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Keeps the end of an interrupted epoch from being taken for the end of an epoch."""
-        if self.signal and state.global_step < state.max_steps and not _chooses_at_epoch_end(args, state):
-            control.should_save = control.should_evaluate = False
+        if self.signal and state.global_step < state.max_steps:
+            control.should_save = _decides_at_epoch_end(args, state)
+            control.should_evaluate = control.should_evaluate and control.should_save
         return control
 
     def received(self) -> int | None:
@@ -96,9 +97,14 @@ class Interruption(TrainerCallback):
         return int(self._accelerator.gather(received).max()) or None
 
 
-def _chooses_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
-    """Whether this step ends an epoch at whose end the model is compared with the best one, and saved."""
-    by_epoch = args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.EPOCH
+def _decides(args: TrainingArguments) -> bool:
+    """Whether evaluations choose the best model, the end of the training or the learning rate."""
+    return args.metric_for_best_model is not None
+
+
+def _decides_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether this step ends an epoch at whose end an evaluation decides: the checkpoint must come after it."""
+    by_epoch = _decides(args) and args.eval_strategy == IntervalStrategy.EPOCH
     return by_epoch and float(state.epoch).is_integer()
 
 

@@ -61,6 +61,8 @@ class Plan:
         steps: Optimizer steps of the whole stage.
         evaluations: Evaluations of the whole stage.
         checkpoints: Checkpoints of the whole stage.
+        may_end_early: Whether all of these are the most that there can be.
+        pairs: Pairs found at each evaluation; not among tokens, operations and time.
         memory: What a step needs of one device.
         flops: Operations of the whole stage over all devices.
         cache: The teacher's pass over all texts, if its embeddings are to be kept; not among the operations.
@@ -76,6 +78,8 @@ class Plan:
     steps: int
     evaluations: int
     checkpoints: int
+    may_end_early: bool
+    pairs: int
     memory: MemoryEstimate
     flops: StageFlops
     cache: TeacherPass | None
@@ -119,12 +123,14 @@ class Plan:
             f"{self.parameters:,} parameters"
         )
         yield from input_lines(self.inputs, self.data.said, self.output)
-        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch)"
+        ends = ", fewer if it is stopped early" if self.may_end_early else ""
+        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch){ends}"
         yield (
             f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
             f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
         )
-        yield f"  evaluations  {self.evaluations:,}, checkpoints {self.checkpoints:,}"
+        pairs = f" (up to {self.pairs:,} pairs in each, not counted here)" if self.pairs else ""
+        yield f"  evaluations  {self.evaluations:,}{pairs}, checkpoints {self.checkpoints:,}"
         yield (
             f"  memory       {about}{size(memory.total)} on each device: {size(memory.state)} weights, gradients, "
             f"optimizer; {size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
@@ -188,6 +194,8 @@ def make_plan(
         steps=steps,
         evaluations=evaluations,
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
+        may_end_early=args.early_stopping_patience is not None,
+        pairs=args.evaluation_sample,
         memory=_memory(args, origin.config, teacher, data.training),
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),

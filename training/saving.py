@@ -85,6 +85,13 @@ class SavingTrainer(Trainer):
         self._saved_step = self.state.global_step
         self.accelerator.wait_for_everyone()
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether an evaluation is the best so far; one that is to be loaded at the end is saved, due or not."""
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
+
     def _publish(self, partial: Path, final: Path) -> None:
         # Trainer wrote down the folder aside as that of the best model.
         self.state.save_to_json(str(partial / "trainer_state.json"))

@@ -24,8 +24,11 @@ from training.data.prepare import prepare
 from training.data.prepared import PreparedSource
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.distillation import Distillation, choose_teacher, make_distillation
+from training.early_stopping import EarlyStopping
 from training.errors import UserError, in_one_line
-from training.evaluation.pairs import load_pairs
+from training.evaluation.callback import PairsCallback
+from training.evaluation.pair_sample import sample_pairs
+from training.evaluation.pairs import Pairs, load_pairs
 from training.loading import load_whole_model
 from training.recipe import FINAL_MODEL, Stage
 from training.trainer import F2LLMTrainer
@@ -49,6 +52,8 @@ logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
+# Of the pairs evaluated in training, where max_tokens_per_forward sets no other limit.
+_TOKENS_AT_ONCE = 8192
 
 
 def set_up(stage: Stage) -> F2LLMTrainer:
@@ -60,20 +65,50 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
-    if args.evaluation_pairs:
-        # A fault in what comes last must not cost the training.
-        load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    # A fault in what comes last must not cost the training.
+    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
     width = model.config.hidden_size
     # Fails on widths that do not fit before the data is prepared.
     args.train_dims(width)
+    distillation = None
     if args.teacher is None:
-        return make_trainer(stage, model, prepare_sources(stage, sources, tokenizer), tokenizer)
-    choice = choose_teacher(args, tokenizer, width)
-    prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
-    distillation = make_distillation(choice, args, prepared, width, model_options(args))
-    return make_trainer(stage, model, prepared, tokenizer, distillation)
+        prepared = prepare_sources(stage, sources, tokenizer)
+    else:
+        choice = choose_teacher(args, tokenizer, width)
+        prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
+        distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
+    _watch_evaluations(trainer, pairs)
+    return trainer
+
+
+def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
+    """Adds what evaluates pairs in training, and what ends the training by an evaluation.
+
+    Raises:
+        UserError: If the best model is to be chosen by something that no evaluation measures.
+    """
+    args, config = trainer.args, trainer.model.config
+    if pairs is not None and args.evaluation_sample:
+        sample = sample_pairs(pairs, args.evaluation_sample, args.evaluation_sample_candidates)
+        dims = args.train_dims(config.hidden_size) or [config.hidden_size]
+        length = min(trainer.processing_class.model_max_length, config.max_position_embeddings)
+        budget = args.max_tokens_per_forward or _TOKENS_AT_ONCE
+        read = (trainer.processing_class, trainer.prompts)
+        trainer.add_callback(PairsCallback(sample, *read, dims, trainer.accelerator, length, budget))
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    measured = [name.removeprefix("eval_") for name in trainer.metric_names]
+    if metric and args.eval_strategy != "no" and metric not in measured:
+        # A manifest may have hundreds of sources.
+        known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
+        raise UserError(
+            f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
+            "or give 'evaluation_sample' or a larger 'validation_share'"
+        )
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:

@@ -37,7 +37,10 @@ _FREE_KEYS = {
     "teacher_cache_dir",
     *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
     *("model_family", "planned_text_tokens"),
+    *("early_stopping_patience", "early_stopping_threshold"),
 }
+# Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
+_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -193,7 +196,7 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     if started:
-        _check_same_recipe(output_dir / RECIPE, stage.keys, accept_changes)
+        _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
 
 
 def _record(
@@ -222,9 +225,10 @@ def _changed(what: str, accepted: bool) -> None:
     logger.warning("%s; going on regardless", what)
 
 
-def _check_same_recipe(written: Path, keys: dict[str, Any], accept_changes: bool) -> None:
-    before = yaml.safe_load(written.read_text())
-    changed = sorted(key for key in {*before, *keys} - _FREE_KEYS if _plain(before.get(key)) != _plain(keys.get(key)))
+def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
+    before, keys = yaml.safe_load(written.read_text()), stage.keys
+    free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
+    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
         _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)

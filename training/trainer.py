@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from training.agreement import as_first_process
 from training.arguments import StageArguments
 from training.checkpoints import last_checkpoint, remove_leftovers
 from training.collator import PackedCollator, PreparedRows
@@ -160,6 +161,11 @@ class F2LLMTrainer(SavingTrainer):
         with self.interruption:
             return super().train(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that had ended early is continued only to save its model.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -237,7 +243,11 @@ class F2LLMTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss on the validation rows: per source, per task type (mean of its sources) and overall."""
+        """Mean loss on the validation rows: per source, per task type (mean of its sources) and overall.
+
+        Callbacks add to it (:class:`~training.evaluation.callback.PairsCallback`). The metrics are those of the first
+        process.
+        """
         self.model.eval()
         # The counterpart of what a training step does to such optimizers.
         if callable(getattr(self.optimizer, "eval", None)):
@@ -255,9 +265,20 @@ class F2LLMTrainer(SavingTrainer):
         }
         metrics = {f"{metric_key_prefix}_source/{name}": loss for name, loss in by_source.items()}
         metrics |= self._task_type_means(by_source, metric_key_prefix)
-        self.log(metrics)
+        metrics = as_first_process(self.accelerator, metrics)
+        # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.log(metrics)
         return metrics
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What an evaluation reports, by callbacks too."""
+        measured = [source for source in self.sources if len(source.rows["validation"])]
+        names = [f"eval_source/{source.name}" for source in measured]
+        names += dict.fromkeys(f"eval_{source.task_type}" for source in measured)
+        names += ["eval_loss"] if measured else []
+        return names + [name for each in self.callback_handler.callbacks for name in getattr(each, "metric_names", [])]
 
     def _task_type_means(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
         groups: dict[str, list[float]] = defaultdict(list)

@@ -77,6 +77,15 @@ def test_measuring_takes_ten_steps_and_tells_the_time(tmp_path: Path, capsys: py
     assert "tokens a second" in lines and "  time  " in lines
 
 
+def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path: Path) -> None:
+    keys = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 2, "early_stopping_patience": 3}
+    lines = list(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines())
+    starts = ("  steps ", "  evaluations ")
+    steps, evaluations = (next(line for line in lines if line.startswith(start)) for start in starts)
+    assert steps.endswith("an epoch), fewer if it is stopped early")
+    assert evaluations.startswith("  evaluations  2 (up to 2 pairs in each, not counted here)")
+
+
 def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(write_recipe(tmp_path)), "--measure"]) == 2
     assert "--measure belongs to --dry-run" in capsys.readouterr().err

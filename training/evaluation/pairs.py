@@ -16,7 +16,16 @@ from sentence_transformers import SentenceTransformer
 
 from training.errors import UserError
 
-__all__ = ["EncodedPairs", "Pairs", "encode_pairs", "evaluate_pairs", "load_pairs", "nearest", "read_texts"]
+__all__ = [
+    "EncodedPairs",
+    "Pairs",
+    "encode_pairs",
+    "evaluate_pairs",
+    "load_pairs",
+    "nearest",
+    "passage_ranks",
+    "read_texts",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,31 @@ def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_
     """
     candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
     return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(rows_per_block)]).numpy()
+
+
+def passage_ranks(
+    queries: torch.Tensor, candidates: torch.Tensor, labels: np.ndarray, dim: int, rows_per_block: int = 4096
+) -> np.ndarray:
+    """``(n,)`` rank of each query's passage by cosine of the leading ``dim`` dimensions, 1 for the nearest.
+
+    Of candidates that are equally near the first comes first, so rank 1 is what :func:`nearest` finds.
+
+    Args:
+        queries: ``(n, d)`` embeddings.
+        candidates: ``(m, d)`` embeddings.
+        labels: ``(n,)`` positions of the passages among the candidates.
+        dim: Leading dimensions used.
+        rows_per_block: Queries compared at a time.
+    """
+    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+    positions, ranks = torch.arange(len(candidates)), []
+    passages = torch.from_numpy(labels).split(rows_per_block)
+    for block, own in zip(queries.split(rows_per_block), passages, strict=True):
+        scores = block[:, :dim] @ candidates.T
+        score = scores.gather(1, own[:, None])
+        ahead = (scores > score) | ((scores == score) & (positions < own[:, None]))
+        ranks.append(ahead.sum(dim=1) + 1)
+    return torch.cat(ranks).numpy()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""A tiny stage that evaluates a sample of pairs while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.training.recipes import write_single_stage
+from training.evaluation.pair_sample import sample_pairs
+from training.evaluation.pairs import Pairs, load_pairs
+
+__all__ = ["WATCHED", "history", "sample", "write_pairs", "write_watched"]
+
+# Ten steps; every second one is evaluated and saved.
+WATCHED = {
+    "evaluation_sample": 30,
+    "evaluation_sample_candidates": 40,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "instructions": True,
+    "query_instruction": "Invert the phrase.",
+    # Several chunks.
+    "max_tokens_per_forward": 200,
+    "learning_rate": 5e-3,
+}
+
+
+def write_pairs(folder: Path) -> Path:
+    """Sixty pairs of the kind that is trained on, in two languages by turns of three, and twenty more candidates."""
+    columns = pq.read_table(folder / "data/retrieval.parquet", columns=["query", "passage"]).to_pydict()
+    kept = {name: values[:60] for name, values in columns.items()}
+    kept["lang"] = ["eng" if row % 3 else "deu" for row in range(60)]
+    kept["script"] = ["Latn"] * 60
+    pq.write_table(pa.table({"passage": columns["passage"][::-1]}), folder / "data/candidates.parquet")
+    pq.write_table(pa.table(kept), folder / "data/found.parquet")
+    return folder / "data/found.parquet"
+
+
+def write_watched(folder: Path, **keys: Any) -> Path:
+    """Writes the stage as a recipe; ``keys`` replace those of ``WATCHED``, None takes one out."""
+    files = {
+        "evaluation_pairs": str(folder / "data/found.parquet"),
+        "evaluation_candidates": str(folder / "data/candidates.parquet"),
+    }
+    recipe = write_single_stage(folder, **{**files, **WATCHED, **keys})
+    write_pairs(folder)
+    return recipe
+
+
+def sample(folder: Path) -> Pairs:
+    """What the stage evaluates."""
+    pairs = load_pairs(folder / "data/found.parquet", folder / "data/candidates.parquet")
+    return sample_pairs(pairs, WATCHED["evaluation_sample"], WATCHED["evaluation_sample_candidates"])
+
+
+def history(run: Path) -> dict[int, dict[str, float]]:
+    """The metrics of pairs by step, as the newest checkpoint's state has them."""
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    lines = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return {
+        line["step"]: {key: value for key, value in line.items() if key.startswith("eval_pairs")}
+        for line in lines
+        if "eval_loss" in line
+    }

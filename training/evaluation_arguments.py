@@ -1,0 +1,78 @@
+"""What a stage of a recipe may say of its evaluation, and of what depends on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from training.errors import UserError
+
+__all__ = ["EvaluationArguments"]
+
+
+@dataclass
+class EvaluationArguments:
+    """The keys of a stage that are about pairs to be found, in training and by the finished model."""
+
+    evaluation_pairs: str | None = field(
+        default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
+    )
+    evaluation_candidates: str | None = field(
+        default=None, metadata={"help": "Parquet whose 'passage' column lists what to find it among."}
+    )
+    evaluation_sample: int = field(
+        default=0,
+        metadata={
+            "help": "So many of evaluation_pairs are evaluated in training, too, at each evaluation; "
+            "metric_for_best_model may be their pairs_accuracy. 0: only the finished model is evaluated, on all pairs."
+        },
+    )
+    evaluation_sample_candidates: int = field(
+        default=2000,
+        metadata={"help": "Candidates of these pairs at most; their own passages are always among them."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the training after so many evaluations in a row that did not improve metric_for_best_model."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "What must be exceeded to count as an improvement."}
+    )
+
+    @property
+    def chooses_by_pairs(self) -> bool:
+        """Whether the pairs decide which model is the best."""
+        return (self.metric_for_best_model or "").removeprefix("eval_").startswith("pairs_")
+
+    def _check_evaluation(self) -> None:
+        for key, least in (("evaluation_sample", 0), ("evaluation_sample_candidates", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"key {key!r} must be at least {least}, got {getattr(self, key)}")
+        if self.chooses_by_pairs and not (self.evaluation_pairs and self.evaluation_sample):
+            raise UserError(
+                f"key 'metric_for_best_model': {self.metric_for_best_model!r} is measured on pairs; give "
+                "'evaluation_pairs' and 'evaluation_sample', the number of pairs"
+            )
+        # Without pairs it may stand for all stages of a recipe, of which only some have pairs.
+        if self.evaluation_sample and self.evaluation_pairs and self.eval_strategy == "no" and not self.prunes:
+            raise UserError("key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy'")
+        self._check_early_stopping()
+
+    def _check_early_stopping(self) -> None:
+        threshold = self.early_stopping_threshold
+        if not 0 <= threshold < math.inf:
+            raise UserError(f"key 'early_stopping_threshold' must be a number from 0, got {threshold}")
+        if self.early_stopping_patience is None:
+            if threshold:
+                raise UserError("key 'early_stopping_threshold' has no effect without 'early_stopping_patience'")
+            return
+        if self.early_stopping_patience < 1:
+            raise UserError(f"key 'early_stopping_patience' must be at least 1, got {self.early_stopping_patience}")
+        for key, missing in (
+            ("metric_for_best_model", self.metric_for_best_model is None),
+            ("eval_strategy", self.eval_strategy == "no"),
+        ):
+            if missing:
+                raise UserError(f"key 'early_stopping_patience' has no effect without {key!r}; give that, too")
