@@ -61,31 +61,40 @@ def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list
         "preparation": Contestant(_prepare(file, tokenizer, folder)),
     }
     measurement = measure("tokenising", contestants, settings.repeats, facts={"texts": len(passages)})
-    prepared_tokens = contestants["preparation"].run()
+    prepared_tokens, row_tokens = contestants["preparation"].run()
     for name in contestants:
         own = prepared_tokens if name == "preparation" else tokens
         seconds = measurement["contestants"][name]["median"]
         measurement["facts"][f"{name}, tokens per second"] = int(own / seconds)
+    seconds = measurement["contestants"]["preparation"]["median"]
+    measurement["facts"]["preparation, tokens of rows per second"] = int(row_tokens / seconds)
     add_ratio(measurement, "string_by_string", "many_in_a_call")
     add_ratio(
         measurement, "string_by_string", "preparation", "tokens per second, times as many", prepared_tokens / tokens
     )
+    add_ratio(
+        measurement, "string_by_string", "preparation", "tokens of rows per second, times as many", row_tokens / tokens
+    )
     return measurement
 
 
-def _prepare(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], int]:
-    """Prepares a file from scratch, reading and writing included; returns the tokens of its distinct texts."""
+def _prepare(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], tuple[int, int]]:
+    """Prepares a file from scratch, reading and writing included.
+
+    Returns the tokens of its distinct texts, and those of all texts of its rows, which a loop over rows would tokenise.
+    """
     import shutil
 
     from training.data.manifest import Source
     from training.data.options import PreparationOptions
     from training.data.prepare import prepare
 
-    def run() -> int:
+    def run() -> tuple[int, int]:
         shutil.rmtree(folder / "rate", ignore_errors=True)
         source = Source("rate", [file], "retrieval", "Retrieve.")
         (prepared,) = prepare([source], tokenizer, folder / "rate", PreparationOptions(instructions=False))
-        return prepared.description["tokens"]
+        of_rows = sum(int(prepared.lengths(rows.ravel()).sum()) for rows in prepared.rows.values())
+        return prepared.description["tokens"], of_rows
 
     return run
 
