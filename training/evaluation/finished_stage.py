@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +15,17 @@ from sentence_transformers import SentenceTransformer
 from training.arguments import StageArguments
 from training.checkpoints import write_whole
 from training.data.languages import iso639_3
-from training.errors import UserError
+from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
 from training.evaluation.places import run_of
 from training.evaluation.quantization import calibrate, quantized
 from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
 from training.evaluation.report import write_report
-from training.evaluation.resources import training_rows
+from training.evaluation.resources import known_rows
 from training.evaluation.tfidf import nearest_by_tfidf
 from training.model_identity import model_revision
 
 __all__ = ["evaluate_and_report", "pairs_scores"]
-
-logger = logging.getLogger(__name__)
 
 TASK, TFIDF = "HeldOutPairs", "TF-IDF"
 
@@ -87,12 +84,12 @@ def _report(
         for dim in dims:
             evaluation.put(*pairs_scores(record.label, encoded, dim, precision))
     evaluation.save(output)
-    trained = [run for model in evaluation.models if (run := run_of(model.name)) is not None]
+    trained = [run for model in evaluation.models if (run := run_of(model.name)) is not None and find_log(run)]
     return write_report(
         evaluation,
         output,
         compare=(record.label, TFIDF),
-        rows=_rows(args.manifest),
+        rows=known_rows(Path(args.manifest) if args.manifest else None),
         runs=trained,
         title=f"Evaluation of {output.parent}",
     )
@@ -121,7 +118,7 @@ def _of_view(
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
     rows: dict[str, list[int]] = {}
     for row, (language, script) in enumerate(zip(pairs.languages, pairs.scripts, strict=True)):
-        rows.setdefault(f"{iso639_3(language)}-{script}", []).append(row)
+        rows.setdefault(_code(language, script), []).append(row)
     scores, examples = [], {}
     for code, of_code in rows.items():
         found = hits[of_code].astype(np.float32)
@@ -142,15 +139,12 @@ def _of_view(
     return scores, examples
 
 
-def _rows(manifest: str | None) -> dict[str, int] | None:
-    """Training rows by language, as far as the manifest tells them."""
-    if manifest is None:
-        return None
+def _code(language: str, script: str) -> str:
     try:
-        return training_rows(Path(manifest))
-    except UserError as error:
-        logger.warning("no resource classes: %s", error)
-        return None
+        return f"{iso639_3(language)}-{script}"
+    except ValueError:
+        # A name of the user's own, which the table takes as it is, too.
+        return f"{language}-{script}"
 
 
 def table(result: dict[str, Any], most_scripts: int = 12) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ from training.data.published import PublishedFile
 from training.data.survey import SEVERAL, SourceSurvey, divided, survey
 from training.errors import UserError
 
-__all__ = ["CLASSES", "SHARES", "resource_class", "training_rows"]
+__all__ = ["CLASSES", "SHARES", "known_rows", "resource_class", "training_rows"]
+
+logger = logging.getLogger("training")
 
 # Least share of all training rows. Of the 60 million rows published, 1 % are 600 000 and 0.1 % are 60 000; as shares
 # they classify a run on little data, too.
@@ -100,3 +103,14 @@ def _code(file: PublishedFile, tag: str | None, script: str | None = None) -> st
         raise UserError(f"{file.path}: column 'lang' holds {tag!r}: {error}") from None
     script = script or Language.get(tag).script
     return f"{code}-{script}" if script else code
+
+
+def known_rows(manifest: Path | None) -> dict[str, int] | None:
+    """As :func:`training_rows`; None, with a notice, where the manifest is gone or does not tell."""
+    if manifest is None:
+        return None
+    try:
+        return training_rows(manifest)
+    except UserError as error:
+        logger.warning("no resource classes: %s", error)
+        return None

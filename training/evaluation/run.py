@@ -21,12 +21,13 @@ import mteb
 
 from training.data.command import run_command
 from training.errors import StoppedError, UserError
+from training.evaluation.figures.curves import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model
-from training.evaluation.places import manifest_of, revisions_of, run_of
+from training.evaluation.places import find_model, manifest_of, revisions_of, run_of
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector, load_evaluation
 from training.evaluation.report import comparison_text, write_report
-from training.evaluation.resources import training_rows
+from training.evaluation.resources import known_rows, training_rows
 from training.evaluation.scoring import evaluate_model
 
 __all__ = ["find_tasks", "main", "table"]
@@ -119,6 +120,9 @@ def _work(args: argparse.Namespace) -> None:
     evaluation = load_evaluation(args.output, missing_ok=True)
     revisions = [name for each in args.revision for name in (revisions_of(args.model) if each == "all" else [each])]
     models = [*((args.model, revision) for revision in revisions or [None]), *((name, None) for name in args.against)]
+    for place in models:
+        # A fault in what comes last must not cost what comes first.
+        find_model(*place)
     labels = []
     for name, revision in models:
         model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
@@ -126,13 +130,12 @@ def _work(args: argparse.Namespace) -> None:
         evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
     sys.stdout.write(f"{table(evaluation, labels)}\n\n")
     run = run_of(args.model)
-    manifest = args.manifest or (manifest_of(run) if run else None)
     page = write_report(
         evaluation,
         args.output,
         compare=tuple(args.compare) if args.compare else None,
-        rows=training_rows(manifest) if manifest else None,
-        runs=[run] if run else [],
+        rows=training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None),
+        runs=[run] if run and find_log(run) else [],
     )
     if args.compare:
         sys.stdout.write(f"{comparison_text(evaluation, *args.compare)}\n\n")

@@ -156,12 +156,14 @@ def _take(
         for subset in subsets:
             score = _score(model, view, task, split, subset)
             values = found.get((split, score.subset), evaluation.examples.get(score.key))
-            if values is not None and agree(values, score.value):
-                examples[score.key] = values
-                score = replace(score, examples=len(values))
-            else:
+            count = _count(task, split, score.subset, evaluation, score.key)
+            if values is None:
                 whole = whole and not has_examples(task)
-                score = replace(score, examples=_count(task, split, score.subset, evaluation, score.key))
+            else:
+                # None at all says that they were looked for, and that the task makes its score in another way.
+                examples[score.key] = values if agree(values, score.value) else values[:0]
+                count = len(examples[score.key]) or count
+            score = replace(score, examples=count)
             scores.append(score)
     if not whole and not found:
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,14 @@ def test_fewer_bits_are_other_scores_of_the_same_pairs(encoded):
     assert not keys["float32"] & keys["int8"] and not keys["int8"] & keys["binary"]
     close = [abs(a.value - b.value) for a, b in zip(found["float32"], found["int8"], strict=True)]
     assert np.mean(close) < 0.2
+
+
+def test_a_language_of_the_users_own_keeps_its_name(encoded):
+    languages = ["Klingon!", *encoded.pairs.languages[1:]]
+    scores, _ = pairs_scores(
+        "model", replace(encoded, pairs=replace(encoded.pairs, languages=languages)), 32, "float32"
+    )
+    assert "Klingon!-Latn" in {score.subset for score in scores}
 
 
 def test_the_rate_counts_all_texts(encoded):

@@ -14,7 +14,7 @@ from sklearn.metrics import ndcg_score
 pytest.importorskip("mteb")
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.evaluation import store
+from training.evaluation import scoring, store
 from training.evaluation.records import load_evaluation
 from training.evaluation.run import main
 
@@ -176,3 +176,32 @@ def test_checkpoints_of_a_run_are_its_revisions(folder, pairs, tmp_path, capsys)
     assert labels == [f"{run}@checkpoint-2", f"{run}@checkpoint-10", str(run)]
     assert main([str(run), *command, "--revision", "checkpoint-3"]) == 2
     assert "no checkpoint 'checkpoint-3' in it; there are checkpoint-2, checkpoint-10" in capsys.readouterr().err
+
+
+def test_a_run_without_a_log_or_manifest_is_reported_all_the_same(folder, pairs, tmp_path, caplog):
+    run = tmp_path / "pruned"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(f"manifest: {tmp_path / 'manifest.yaml'}\n")
+    (tmp_path / "manifest.yaml").write_text("sources: []\n")
+    shutil.copytree(folder, run / "model")
+    assert main([str(run), "--local", str(pairs), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").exists() and "no resource classes" in caplog.text
+
+
+def test_a_task_that_makes_its_score_in_another_way_is_not_run_again_for_its_examples(
+    folder, pairs, tmp_path, encoded, monkeypatch
+):
+    command = [str(folder), "--local", str(pairs), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(scoring, "agree", lambda values, score: False)
+    assert main(command) == 0
+    found = load_evaluation(tmp_path / "out")
+    assert {len(values) for values in found.examples.values()} == {0} and {s.examples for s in found.scores} == {5}
+    encoded.clear()
+    assert main(command) == 0 and not encoded
+
+
+def test_a_fault_in_a_further_model_costs_nothing_that_comes_first(folder, pairs, tmp_path, capsys, encoded):
+    (tmp_path / "empty").mkdir()
+    command = [str(folder), "--local", str(pairs), "--against", str(tmp_path / "empty")]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2 and not encoded
+    assert "holds no model" in capsys.readouterr().err

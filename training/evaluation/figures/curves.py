@@ -11,7 +11,7 @@ from training.checkpoints import numbered_checkpoints
 from training.errors import UserError
 from training.evaluation.figures.style import LINES, new_figure, save, short_labels
 
-__all__ = ["curves_figure", "draw_curves", "load_curves"]
+__all__ = ["curves_figure", "draw_curves", "find_log", "load_curves"]
 
 _MOST_SOURCES, _MOST_COLUMNS, _MOST_MARKERS = 60, 5, 12
 # Inches, and letters of a title that fit in an inch.
@@ -21,27 +21,31 @@ _KINDS = {"loss_source/": "training", "eval_source/": "validation"}
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
 
+def find_log(run: Path) -> Path | None:
+    """The newest log of a run: in its folder or its last checkpoint; None if there is none."""
+    places = (folder / "trainer_state.json" for folder in (run, *reversed(numbered_checkpoints(run))))
+    return next((path for path in places if path.is_file()), None)
+
+
 def load_curves(run: Path) -> Curves:
     """By source and kind (``training``, ``validation``), the steps and losses.
 
     Raises:
         UserError: If the run has no readable log.
     """
-    found = [
-        p for folder in (run, *reversed(numbered_checkpoints(run))) if (p := folder / "trainer_state.json").is_file()
-    ]
-    if not found:
+    log = find_log(run)
+    if log is None:
         raise UserError(f"{run}: no trainer_state.json in it or its checkpoints; name the output_dir of a run")
     curves: Curves = {}
     try:
-        for line in json.loads(found[0].read_text(encoding="utf-8"))["log_history"]:
+        for line in json.loads(log.read_text(encoding="utf-8"))["log_history"]:
             for key, value in line.items():
                 for prefix, kind in _KINDS.items():
                     if key.startswith(prefix):
                         of_source = curves.setdefault(key.removeprefix(prefix), {})
                         of_source.setdefault(kind, []).append((int(line["step"]), float(value)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{found[0]}: holds no log ({type(error).__name__}); train further to write another") from None
+        raise UserError(f"{log}: holds no log ({type(error).__name__}); train further to write another") from None
     return curves
 
 
