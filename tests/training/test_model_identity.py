@@ -27,11 +27,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """A Hub that has the ``config.json`` of one model; the files that were asked for."""
     asked: list[str] = []
 
-    def download(name: str, file: str) -> str:
+    def download(name: str, file: str, revision: str | None = None) -> str:
         asked.append(file)
         if (name, file) != ("org/model", "config.json"):
             raise OSError(f"404\nno {file}")
-        return str(tmp_path / "snapshots/0123abcd" / file)
+        return str(tmp_path / "snapshots" / ("89abcdef" if revision == "step-1" else "0123abcd") / file)
 
     monkeypatch.setattr(model_identity, "hf_hub_download", download)
     return asked
@@ -64,6 +64,7 @@ def test_hidden_files_do_not_count(tmp_path: Path) -> None:
 def test_a_model_of_the_hub_is_its_commit(hub: list[str]) -> None:
     assert model_revision("org/model", "--model") == "0123abcd"
     assert hub == ["modules.json", "config.json"]
+    assert model_revision("org/model", "--model", "step-1") == "89abcdef"
 
 
 @pytest.mark.parametrize("key", ["--model", "key 'teacher'"])

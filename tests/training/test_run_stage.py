@@ -82,7 +82,8 @@ def test_a_finished_run_is_not_repeated_and_not_overwritten(finished: Path, caps
     assert "holds another run" in capsys.readouterr().err
     assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
     after = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
-    changed = {path.name for path in after if before.get(path) != after[path]}
+    # The finished model is evaluated again.
+    changed = {path.name for path in after if before.get(path) != after[path] and path.parent.name != "report"}
     assert changed <= {"evaluation.json"}
 
 
