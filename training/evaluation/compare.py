@@ -134,6 +134,12 @@ def _common(ours: Sequence[Score], theirs: Sequence[Score]) -> Pair:
     of_first = {(score.split, score.subset): score for score in ours}
     of_second = {(score.split, score.subset): score for score in theirs}
     both = [key for key in of_first if key in of_second]
+    for key in both:
+        if of_first[key].data != of_second[key].data:
+            raise UserError(
+                f"task {of_first[key].task!r}, subset {key[1]!r}: the two models were scored on different data; "
+                "evaluate both on the same version of the task"
+            )
     return [of_first[key] for key in both], [of_second[key] for key in both]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
+import mteb
 import numpy as np
 from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder, get_prompt
+from mteb.models.abs_encoder import AbsEncoder, get_prompt, get_prompt_name
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
@@ -17,14 +19,14 @@ from training.evaluation.quantization import calibrate, quantized
 from training.evaluation.records import PRECISIONS
 from training.evaluation.store import EmbeddingStore
 
-__all__ = ["EncoderView"]
+__all__ = ["EncoderView", "is_of_mteb"]
 
 
 class EncoderView(AbsEncoder):
     """An mteb encoder: leading dimensions of a store's embeddings in a precision.
 
-    int8 is calibrated once for each task, on all embeddings that the store holds when the task first asks for some:
-    queries and documents, training and test texts share a scale.
+    int8 is calibrated once for each task, so that queries and documents, training and test texts share a scale: on the
+    corpus of retrieval, or else on the texts that the task asks for first. Nothing else has an influence.
 
     Args:
         store: The embeddings.
@@ -61,16 +63,19 @@ class EncoderView(AbsEncoder):
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
-        """What is put before a text: the instruction for the task where there is one, or else the model's prompt."""
+        """What is put before a text: the instruction for the task or its type, or else the model's prompt."""
         used = self.prompts
-        if used.template is not None and (not used.own or task_metadata.name in (used.by_task or {})):
+        if used.template is not None and (not used.own or self._instructs(task_metadata, prompt_type)):
             if prompt_type == PromptType.document and not used.on_documents:
                 return ""
             return self.get_task_instruction(task_metadata, prompt_type)
         own = get_prompt(used.own, task_metadata, prompt_type)
-        if own is None and prompt_type is None:
-            return used.symmetric
-        return own or ""
+        return used.default if own is None else own
+
+    def _instructs(self, task_metadata: Any, prompt_type: PromptType | None) -> bool:
+        """Whether there is an instruction for one of mteb's own tasks; local ones are what the model was made for."""
+        found = get_prompt_name(self.prompts.by_task, task_metadata, prompt_type)
+        return found is not None and is_of_mteb(task_metadata.name)
 
     def encode(
         self,
@@ -88,9 +93,27 @@ class EncoderView(AbsEncoder):
 
     def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
         """``(n, dimension)`` embeddings of texts of a task."""
-        found = self.store.encode(texts, self.prompt(task_metadata, prompt_type))[:, : self.dimension]
+        found = self._leading(texts, task_metadata, prompt_type)
         if self.precision == "float32":
             return found
+        return quantized(found, self.precision, self._ranges_of(task_metadata, lambda: found))
+
+    def _leading(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
+        prompt = self.prompt(task_metadata, prompt_type)
+        return self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
+
+    def _ranges_of(self, task_metadata: Any, calibration: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The int8 ranges of a task, from the embeddings that are given when it is first asked for."""
         if task_metadata.name not in self._ranges:
-            self._ranges[task_metadata.name] = calibrate(self.store.known[:, : self.dimension])
-        return quantized(found, self.precision, self._ranges[task_metadata.name])
+            self._ranges[task_metadata.name] = calibrate(calibration())
+        return self._ranges[task_metadata.name]
+
+
+@cache
+def is_of_mteb(task: str) -> bool:
+    """Whether mteb itself has a task of that name."""
+    try:
+        mteb.get_task(task)
+    except KeyError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,14 @@ import numpy as np
 import pytrec_eval
 from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.multilabel_classification import AbsTaskMultilabelClassification
 from numpy.typing import NDArray
 
-__all__ = ["data_of", "has_examples", "recorded"]
+from training.errors import in_one_line
+
+__all__ = ["agree", "data_of", "has_examples", "recorded"]
+
+logger = logging.getLogger("training")
 
 # By mteb's name of a metric, that of trec_eval; both end in a number of ranks.
 _TREC = {
@@ -34,6 +40,8 @@ def has_examples(task: AbsTask) -> bool:
     metric = task.metadata.main_score
     if isinstance(task, AbsTaskRetrieval):
         return metric.rpartition("_")[0] in (*_TREC, "mrr_at")
+    if isinstance(task, AbsTaskMultilabelClassification):
+        return False
     if isinstance(task, AbsTaskClassification):
         return metric == "accuracy" and not task.is_cross_validation
     return isinstance(task, AbsTaskBitextMining) and metric in ("f1", "accuracy")
@@ -53,11 +61,16 @@ def recorded(task: AbsTask) -> Iterator[Found]:
     def record(predictions: Any, model: Any, prediction_folder: Path, hf_split: str, hf_subset: str) -> None:
         if not has_examples(task):
             return
-        if hf_subset == "parallel":
-            for pair, of_pair in predictions.items():
-                found[hf_split, pair] = _bitext(task, of_pair, range(len(of_pair)))
-        else:
-            found[hf_split, hf_subset] = _scores(task, predictions, data_of(task, hf_split, hf_subset), hf_split)
+        try:
+            if hf_subset == "parallel":
+                for pair, of_pair in predictions.items():
+                    found[hf_split, pair] = _bitext(task, of_pair, range(len(of_pair)))
+            else:
+                found[hf_split, hf_subset] = _scores(task, predictions, data_of(task, hf_split, hf_subset))
+        # Examples are worth less than the task's score, which such an error would cost.
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            logger.warning("%s, %s: no scores of examples (%s)", task.metadata.name, hf_subset, in_one_line(error))
+            found[hf_split, hf_subset] = np.empty(0, np.float32)
 
     task._save_task_predictions = record
     try:
@@ -77,7 +90,7 @@ def agree(examples: NDArray[np.float32], score: float) -> bool:
     return len(examples) > 0 and abs(float(examples.mean(dtype=np.float64)) - score) < _TOLERANCE
 
 
-def _scores(task: AbsTask, predictions: Any, data: Any, split: str) -> NDArray[np.float32]:
+def _scores(task: AbsTask, predictions: Any, data: Any) -> NDArray[np.float32]:
     if isinstance(task, AbsTaskRetrieval):
         return _retrieval(task, predictions, data["relevant_docs"])
     if isinstance(task, AbsTaskBitextMining):

@@ -26,6 +26,11 @@ logger = logging.getLogger("training")
 DEFAULT_MAX_LENGTH = 8192  # that of the published evaluation
 # Whose prompts for mteb's tasks are meant by the published ones: all sizes have the same.
 _PUBLISHED = "codefuse-ai/F2LLM-v2-80M"
+# Options of mteb's registry that are heeded.
+_HANDLED = {
+    *("model_kwargs", "tokenizer_kwargs", "config_kwargs", "padding_side", "add_eos_token", "max_seq_length"),
+    *("trust_remote_code", "model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,14 @@ class Prompts:
         by_task: By the same names, instructions.
         template: Holds ``{instruction}``; a function of instruction and type of prompt in some entries of the registry.
         on_documents: Whether documents get the template, too.
-        symmetric: Prompt of a text that is neither query nor document, where no other fits.
+        default: Prompt where no other fits.
     """
 
     own: dict[str, str] = field(default_factory=dict)
     by_task: dict[str, Any] | None = None
     template: Any = None
     on_documents: bool = False
-    symmetric: str = ""
+    default: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ def load_model(
     found = model_revision(place, "MODEL", at)
     options = dict(known.loader_kwargs or {}) if known is not None else {}
     model = _load(place, None if local else found, local or trust_remote_code, options)
-    model.max_seq_length = min(max_length, model.max_seq_length or max_length)
-    used = _prompts(prompts, options, {key: text or "" for key, text in model.prompts.items()})
+    longest = options.get("max_seq_length") or model.max_seq_length or max_length
+    model.max_seq_length = min(max_length, longest)
+    used = _prompts(prompts, options, model)
     if not any(used.own.values()) and used.template is None:
         logger.warning("%s has no prompts: queries and documents are encoded as they are", name)
     experiment = {key: value for key, value in (("prompts", prompts),) if value != "auto"}
@@ -104,20 +110,30 @@ def load_model(
         revision,
         sum(weights.numel() for weights in model.parameters()),
         store.width,
-        identity="; ".join([found, *(f"{key} {value}" for key, value in experiment.items())]),
+        identity=found,
+        options=", ".join(f"{key} {value}" for key, value in experiment.items()),
     )
     update = {"revision": found} | ({"experiment_kwargs": experiment} if experiment else {})
     return EvaluatedModel(record, store, meta.model_copy(update=update), used)
 
 
 def _load(place: str, revision: str | None, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
+    if without_effect := sorted(set(options) - _HANDLED):
+        logger.warning("%s: mteb's registry gives options that have no effect here: %s", place, without_effect)
     model_options = dict(options.get("model_kwargs") or {})
     if (dtype := model_options.pop("torch_dtype", None)) is not None:
         model_options["dtype"] = getattr(dtype, "value", dtype)
     try:
         model = SentenceTransformer(
-            place, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_options
+            place,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_options,
+            processor_kwargs=options.get("tokenizer_kwargs"),
+            config_kwargs=options.get("config_kwargs"),
         )
+        if "padding_side" in options:
+            model.tokenizer.padding_side = options["padding_side"]
         if options.get("add_eos_token"):
             append_eos(model.tokenizer)
     except (OSError, ValueError, ImportError) as error:
@@ -138,7 +154,7 @@ def _meta(model: SentenceTransformer, place: str, local: bool) -> ModelMeta:
     )
 
 
-def _prompts(which: str, options: dict[str, Any], own: dict[str, str]) -> Prompts:
+def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) -> Prompts:
     if which == "auto" and options.get("instruction_template") is not None:
         return Prompts(
             by_task=options.get("prompts_dict"),
@@ -147,10 +163,13 @@ def _prompts(which: str, options: dict[str, Any], own: dict[str, str]) -> Prompt
         )
     if which == "auto" and options.get("model_prompts"):
         return Prompts(own=dict(options["model_prompts"]))
+    own = {name: text or "" for name, text in model.prompts.items()}
     instructed = own.get("query", "").startswith(TEMPLATE.partition("{")[0])
+    # F2LLM puts its instruction before texts of symmetric tasks, too.
+    default = own.get("query" if instructed else model.default_prompt_name, "")
     if which == "published" or (which == "auto" and instructed):
         published = MODEL_REGISTRY[_PUBLISHED].loader_kwargs
         return Prompts(
-            own, published["prompts_dict"], published["instruction_template"], symmetric=own.get("query", "")
+            {"document": "", **own}, published["prompts_dict"], published["instruction_template"], default=default
         )
-    return Prompts(own, symmetric=own.get("query", "") if instructed else "")
+    return Prompts({"document": "", **own} if instructed else own, default=default)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from training.checkpoints import write_whole
 from training.errors import UserError
 
 __all__ = ["PRECISIONS", "Evaluation", "ModelRecord", "Score", "bytes_per_vector", "load_evaluation"]
+
+logger = logging.getLogger("training")
 
 # Bits of a stored number, by sentence-transformers' name of the quantization.
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
@@ -35,7 +39,8 @@ class ModelRecord:
         parameters: Number of parameters.
         dimension: Full width of its embeddings.
         texts_per_second: Encoding rate over the texts that the last evaluation encoded.
-        identity: What the scores belong to: the commit or the digest of the files, and options that change embeddings.
+        identity: What the scores belong to: the commit, or a digest of the files.
+        options: Options that change embeddings, where they are not the usual ones: ``prompts model``.
     """
 
     name: str
@@ -44,11 +49,13 @@ class ModelRecord:
     dimension: int | None = None
     texts_per_second: float | None = None
     identity: str | None = None
+    options: str = ""
 
     @property
     def label(self) -> str:
-        """Name and revision, as tables show them."""
-        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+        """Name, revision and options, as tables show them."""
+        named = self.name if self.revision is None else f"{self.name}@{self.revision}"
+        return f"{named} ({self.options})" if self.options else named
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Score:
         value: The score, in [0, 1] for all metrics that are so bounded.
         examples: Number of queries, pairs or texts that were scored.
         split: mteb's split.
+        data: Revision of the task's data.
     """
 
     model: str
@@ -80,6 +88,7 @@ class Score:
     value: float
     examples: int
     split: str = "test"
+    data: str = ""
 
     @property
     def key(self) -> str:
@@ -169,8 +178,7 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         return Evaluation()
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        with np.load(folder / EXAMPLES) as stored:
-            examples = {name: stored[name] for name in stored.files}
+        examples = _load_examples(folder / EXAMPLES)
         return Evaluation(
             [ModelRecord(**model) for model in content["models"]],
             [_score(fields) for fields in content["scores"]],
@@ -181,6 +189,16 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         raise UserError(
             f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {SCORES} and run it again"
         ) from None
+
+
+def _load_examples(path: Path) -> dict[str, NDArray[np.float32]]:
+    """What examples scored; nothing, with a notice, where the file is damaged: the scores are worth more."""
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        logger.warning("%s: cannot be read (%s); evaluate again to have them", path, type(error).__name__)
+        return {}
 
 
 def _score(fields: dict[str, object]) -> Score:

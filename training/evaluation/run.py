@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,8 +30,14 @@ from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector
 from training.evaluation.report import comparison_text, write_report
 from training.evaluation.resources import known_rows, training_rows
 from training.evaluation.scoring import evaluate_model
+from training.evaluation.selection import labels
 
 __all__ = ["find_tasks", "main", "table"]
+
+logger = logging.getLogger("training")
+
+# A name and a revision.
+Model = tuple[str, str | None]
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -115,33 +122,85 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Finds what can be found faulty before the first text is encoded."""
+    if args.max_length < 1:
+        raise UserError(f"--max-length must be at least 1, got {args.max_length}")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output}: there is a file of that name; give a folder")
+
+
+def _check_compared(evaluation: Evaluation, models: Sequence[Model], args: argparse.Namespace) -> None:
+    known = {*labels(evaluation), *(name if at is None else f"{name}@{at}" for name, at in models)}
+    for label in args.compare or ():
+        if not any(label == each or label.startswith(f"{each} (") for each in known):
+            near = difflib.get_close_matches(label, known, n=3, cutoff=0.4) or sorted(known)[:10]
+            raise UserError(f"--compare {label!r}: no such model; there are {', '.join(near)}")
+
+
+def _models(args: argparse.Namespace) -> list[Model]:
+    """Names and revisions, each once."""
+    revisions = [name for each in args.revision for name in (revisions_of(args.model) if each == "all" else [each])]
+    return list(
+        dict.fromkeys(
+            [*((args.model, revision) for revision in revisions or [None]), *((name, None) for name in args.against)]
+        )
+    )
+
+
+def _evaluate(
+    args: argparse.Namespace, models: Sequence[Model], tasks: Sequence[Any], evaluation: Evaluation
+) -> list[str]:
+    """Evaluates all models and returns the labels of those that could be; a fault of one does not cost the others."""
+    done = []
+    for name, revision in models:
+        try:
+            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
+            dims, precisions = list(dict.fromkeys(args.dims)), list(dict.fromkeys(args.precisions))
+            evaluate_model(model, tasks, evaluation, args.output, dims=dims, precisions=precisions)
+            done.append(model.record.label)
+        except UserError as error:
+            if len(models) == 1:
+                raise
+            logger.error("%s", error)
+            evaluation.failures[f"{name if revision is None else f'{name}@{revision}'}: all"] = str(error)
+            evaluation.save(args.output)
+    if not done:
+        raise UserError("none of the models could be evaluated; the reasons are above")
+    return done
+
+
 def _work(args: argparse.Namespace) -> None:
+    _check(args)
     tasks = find_tasks(args.tasks, args.benchmark, args.local)
     evaluation = load_evaluation(args.output, missing_ok=True)
-    revisions = [name for each in args.revision for name in (revisions_of(args.model) if each == "all" else [each])]
-    models = [*((args.model, revision) for revision in revisions or [None]), *((name, None) for name in args.against)]
+    models = _models(args)
     for place in models:
-        # A fault in what comes last must not cost what comes first.
         find_model(*place)
-    labels = []
-    for name, revision in models:
-        model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
-        labels.append(model.record.label)
-        evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
-    sys.stdout.write(f"{table(evaluation, labels)}\n\n")
+    _check_compared(evaluation, models, args)
+    failed_before = set(evaluation.failures)
+    done = _evaluate(args, models, tasks, evaluation)
+    sys.stdout.write(f"{table(evaluation, done)}\n\n")
     run = run_of(args.model)
+    compared, fault = None, None
+    try:
+        if args.compare:
+            compared = comparison_text(evaluation, *args.compare)
+    except UserError as error:
+        fault = error
     page = write_report(
         evaluation,
         args.output,
-        compare=tuple(args.compare) if args.compare else None,
+        compare=tuple(args.compare) if compared else None,
         rows=training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None),
         runs=[run] if run and find_log(run) else [],
     )
-    if args.compare:
-        sys.stdout.write(f"{comparison_text(evaluation, *args.compare)}\n\n")
-    sys.stdout.write(f"{page}\n")
-    if failed := [which for which in evaluation.failures if which.rpartition(": ")[0] in labels]:
-        raise StoppedError(f"{len(failed)} of {len(tasks) * len(labels)} tasks failed, see {args.output}")
+    sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
+    if fault is not None:
+        raise fault
+    of_these = (*(f"{label}: " for label in done), *(f"{name}: all" for name, _ in models))
+    if failed := [key for key in evaluation.failures if key.startswith(of_these) or key not in failed_before]:
+        raise StoppedError(f"{len(failed)} of {len(tasks) * len(models)} tasks failed, see {args.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import mteb
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from mteb._evaluators.text import bitext_mining_evaluator
+from mteb._set_seed import _set_seed
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from tqdm import tqdm
@@ -58,14 +59,12 @@ def evaluate_model(
     cache = mteb.ResultCache(output / "mteb")
     for task in (bar := tqdm(tasks, desc=label, unit="task")):
         bar.set_postfix_str(task.metadata.name)
-        key = f"{label}: {task.metadata.name}"
-        evaluation.failures.pop(key, None)
-        try:
-            with _quietly():
-                _evaluate_task(model, task, views, evaluation, cache)
-        except Exception as error:  # Whatever a task's data or code raises, other results must stay.
-            evaluation.failures[key] = f"{type(error).__name__}: {in_one_line(error)}"
-            logger.error("%s: %s", key, evaluation.failures[key])
+        prefix = f"{label}: {task.metadata.name}"
+        evaluation.failures = {
+            key: why for key, why in evaluation.failures.items() if key != prefix and not key.startswith(f"{prefix}, ")
+        }
+        with _quietly():
+            evaluation.failures |= _evaluate_task(model, task, views, evaluation, cache)
         store.forget(_HELD_BYTES)
         if store.encoded:
             evaluation.add_model(replace(model.record, texts_per_second=store.texts_per_second))
@@ -95,36 +94,62 @@ def _evaluate_task(
     views: Sequence[SearchView],
     evaluation: Evaluation,
     cache: mteb.ResultCache,
-) -> None:
-    """All views; the data are loaded once, and only if a view is not known already."""
+) -> dict[str, str]:
+    """All views; the data are loaded once, and only if a view is not known already.
+
+    Returns:
+        What failed and why; whatever a task's data or code raises, other results must stay.
+    """
+    prefix, failures = f"{model.record.label}: {task.metadata.name}", {}
     loaded_before = task.data_loaded
-    try:
-        for view in views:
+    for view in views:
+        try:
             done = _cached(task, view, cache)
             if done is not None and _take(model, view, task, done, {}, evaluation):
                 continue
             # An aggregate's data are those of its tasks.
             if not task.data_loaded and not isinstance(task, AbsTaskAggregate):
                 task.load_data()
-            # Examples are found while a task runs: a result without them is made anew as a whole.
-            again = "always" if has_examples(task) or _is_of_other_data(task, view, cache) else "only-missing"
-            with recorded(task) as found:
-                results = mteb.evaluate(
-                    view,
-                    task,
-                    cache=cache,
-                    co2_tracker=False,
-                    show_progress_bar=False,
-                    overwrite_strategy=again,
-                    prediction_folder=cache.cache_path,
-                )
-            if results.exceptions:
-                raise StoppedError(results.exceptions[0].exception)
-            for result in results.task_results:
-                _take(model, view, task, result, found, evaluation)
-    finally:
-        if task.data_loaded and not loaded_before:
-            task.unload_data()
+        except Exception as error:
+            failures[prefix] = _reason(prefix, error)
+            break
+        try:
+            _run(model, view, task, evaluation, cache)
+        except Exception as error:
+            key = f"{prefix}, {view.dimension} dimensions, {view.precision}"
+            failures[key] = _reason(key, error)
+    if task.data_loaded and not loaded_before:
+        task.unload_data()
+    return failures
+
+
+def _reason(what: str, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {in_one_line(error)}"
+    logger.error("%s: %s", what, reason)
+    return reason
+
+
+def _run(
+    model: EvaluatedModel, view: SearchView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache
+) -> None:
+    """Lets mteb evaluate a view of a task as a whole, as if nothing had been evaluated before."""
+    # The samples that clustering draws would depend on the views and models before.
+    for each in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
+        each.rng_state, each.np_rng = _set_seed(each.seed)
+    with recorded(task) as found:
+        results = mteb.evaluate(
+            view,
+            task,
+            cache=cache,
+            co2_tracker=False,
+            show_progress_bar=False,
+            overwrite_strategy="always",
+            prediction_folder=cache.cache_path,
+        )
+    if results.exceptions:
+        raise StoppedError(results.exceptions[0].exception)
+    for result in results.task_results:
+        _take(model, view, task, result, found, evaluation)
 
 
 def _cached(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> Any:
@@ -185,6 +210,7 @@ def _score(model: EvaluatedModel, view: SearchView, task: AbsTask, split: str, f
         value=round(float(found["main_score"]), 6),
         examples=0,
         split=split,
+        data=task.metadata.revision,
     )
 
 

@@ -71,6 +71,9 @@ class SearchView(EncoderView):
         **kwargs: Any,
     ) -> Results:
         """The ``top_k`` most similar documents to each query, or those of ``top_ranked``, with their similarities."""
+        if self.precision == "int8":
+            first = self._documents[:_DOCUMENTS]
+            self._ranges_of(task_metadata, lambda: self._leading(first, task_metadata, PromptType.document))
         texts = self._texts(queries, task_metadata, PromptType.query)
         embeddings = torch.from_numpy(self.embed(texts, task_metadata, PromptType.query))
         names = list(queries["id"])

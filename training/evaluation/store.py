@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Router
 
 __all__ = ["EmbeddingStore"]
 
@@ -35,7 +36,8 @@ class EmbeddingStore:
         self.batch_size = batch_size
         self.encoded = 0
         self.seconds = 0.0
-        self._rows: dict[tuple[str, str], int] = {}
+        self._routes = any(isinstance(module, Router) for module in model)
+        self._rows: dict[tuple[str | None, str, str], int] = {}
         self._embeddings = np.empty((0, self.width), np.float32)
         self._read: dict[Hashable, tuple[Any, Any]] = {}
 
@@ -54,24 +56,29 @@ class EmbeddingStore:
         """Encoding rate; None before anything was encoded."""
         return self.encoded / self.seconds if self.encoded else None
 
-    def encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> NDArray[np.float32]:
         """``(n, width)`` embeddings of the texts.
 
         Args:
             texts: ``n`` texts.
             prompt: Put before each of them; may be empty.
+            side: ``query`` or ``document``, where texts are either; it matters to a model that treats them apart.
         """
-        new = [text for text in dict.fromkeys(texts) if (prompt, text) not in self._rows]
+        side = side if self._routes else None
+        new = [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]
         if new:
             started = time.perf_counter()
+            encode = {"query": self.model.encode_query, "document": self.model.encode_document}.get(
+                side, self.model.encode
+            )
             # An empty prompt is given too: without one, sentence-transformers would put in the model's default.
             bar = len(new) >= _LONG_WORK
-            found = self.model.encode(new, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
+            found = encode(new, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
             self.seconds += time.perf_counter() - started
-            self._keep(prompt, new, found)
-        return self._embeddings[[self._rows[prompt, text] for text in texts]]
+            self._keep(side, prompt, new, found)
+        return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
 
-    def _keep(self, prompt: str, texts: Sequence[str], embeddings: NDArray[np.float32]) -> None:
+    def _keep(self, side: str | None, prompt: str, texts: Sequence[str], embeddings: NDArray[np.float32]) -> None:
         held = len(self._rows)
         needed = held + len(texts)
         if needed > len(self._embeddings):
@@ -79,7 +86,7 @@ class EmbeddingStore:
             grown[:held] = self.known
             self._embeddings = grown
         self._embeddings[held:needed] = embeddings
-        self._rows.update(((prompt, text), held + number) for number, text in enumerate(texts))
+        self._rows.update(((side, prompt, text), held + number) for number, text in enumerate(texts))
         self.encoded += len(texts)
 
     def once(self, key: Hashable, source: Any, read: Callable[[], Result]) -> Result:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("mteb")
 
 import mteb
 from mteb.models import ModelMeta
+from mteb.models.model_implementations import MODEL_REGISTRY
 from mteb.types import PromptType
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.errors import UserError
 from training.evaluation.encoding import EncoderView
+from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.models import Prompts
+from training.evaluation.quantization import calibrate, quantized
 from training.evaluation.store import EmbeddingStore
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -40,7 +45,7 @@ def banking():
 
 def test_an_instruction_for_the_task_goes_before_the_models_own_prompt(view, banking):
     prompts = Prompts(
-        {"query": "own: ", "document": ""}, {"Banking77Classification": "Sort."}, TEMPLATE, symmetric="own: "
+        {"query": "own: ", "document": ""}, {"Banking77Classification": "Sort."}, TEMPLATE, default="own: "
     )
     assert view(prompts).prompt(banking, None) == "Instruct: Sort.\nQuery: "
     assert view(prompts).prompt(banking, PromptType.document) == ""
@@ -64,16 +69,32 @@ def test_a_model_with_plain_prompts_gets_them_as_mteb_gives_them(view, banking):
     assert view(prompts).prompt(banking, None) == ""
     assert view(prompts).prompt(mteb.get_task("STS22.v2").metadata, None) == "same: "
     assert view().prompt(banking, PromptType.query) == ""
+    assert view(Prompts({"p": "first: "}, default="first: ")).prompt(banking, None) == "first: "
 
 
-def test_queries_and_documents_share_the_scale_of_int8(view, banking, sentences):
+def test_training_and_test_texts_share_the_scale_of_int8(view, banking, sentences):
     half, rest = [{"text": sentences[:5]}], [{"text": sentences[5:]}]
     options = {"task_metadata": banking, "hf_subset": "default"}
-    split, whole = view(precision="int8"), view(precision="int8")
-    whole.store.encode(sentences, "")
-    parts = [split.encode(half, hf_split="train", **options), split.encode(rest, hf_split="test", **options)]
-    together = whole.encode([*half, *rest], hf_split="test", **options)
-    np.testing.assert_array_equal(np.concatenate(parts), together)
+    whole, stored = view(), view(precision="int8")
+    first, second = (whole.encode(each, hf_split="test", **options) for each in (half, rest))
+    np.testing.assert_array_equal(
+        stored.encode(half, hf_split="train", **options), quantized(first, "int8", calibrate(first))
+    )
+    np.testing.assert_array_equal(
+        stored.encode(rest, hf_split="test", **options), quantized(second, "int8", calibrate(first))
+    )
+
+
+def test_tasks_of_mteb_get_the_instruction_for_their_type_and_local_ones_the_models_own(view, tmp_path, sentences):
+    registered = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"].loader_kwargs
+    used = Prompts({"query": "own: ", "document": ""}, registered["prompts_dict"], TEMPLATE, default="own: ")
+    bucc = mteb.get_task("BUCC.v2").metadata
+    assert "BUCC.v2" not in registered["prompts_dict"]
+    instruction = registered["prompts_dict"]["BitextMining"]
+    assert view(used).prompt(bucc, None) == f"Instruct: {instruction}\nQuery: "
+    pq.write_table(pa.table({"query": sentences, "passage": sentences}), tmp_path / "pairs.parquet")
+    for task in pair_tasks(tmp_path / "pairs.parquet", "Names"):
+        assert view(used).prompt(task.metadata, PromptType.query) == "own: "
 
 
 @pytest.mark.parametrize(

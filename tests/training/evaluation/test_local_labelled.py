@@ -65,8 +65,6 @@ def test_labelled_texts_are_scored_as_scikit_learn_does(model: SentenceTransform
         kmeans = MiniBatchKMeans(3, batch_size=512, n_init=1, random_state=task.seed)
         scores.append(v_measure_score(classes[drawn], kmeans.fit_predict(embeddings[drawn])))
     assert run(model, task) == pytest.approx(np.mean(scores))
-    # A second model or width is scored on the same samples.
-    assert run(model, task) == pytest.approx(np.mean(scores))
 
 
 def test_the_order_of_rows_has_no_influence(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_model_trained_with_instructions_gets_the_published_ones_and_its_own_b
     prompts = load(folder).prompts
     assert prompts.by_task == PUBLISHED.loader_kwargs["prompts_dict"] and len(prompts.by_task) == 395
     assert prompts.template == "Instruct: {instruction}\nQuery: "
-    assert prompts.symmetric == prompts.own["query"] and prompts.symmetric.startswith("Instruct: ")
+    assert prompts.default == prompts.own["query"] and prompts.default.startswith("Instruct: ")
 
 
 def test_a_model_trained_without_instructions_gets_none_unless_told(tmp_path, tiny_model, tiny_tokenizer, caplog):
@@ -47,9 +47,9 @@ def test_a_model_trained_without_instructions_gets_none_unless_told(tmp_path, ti
 
 def test_its_own_prompts_alone_are_another_experiment(folder):
     own = load(folder, prompts="model")
-    assert own.prompts.template is None and own.prompts.symmetric.startswith("Instruct: ")
+    assert own.prompts.template is None and own.prompts.default.startswith("Instruct: ")
     assert own.meta.experiment_kwargs == {"prompts": "model"}
-    assert own.record.identity != load(folder).record.identity
+    assert own.record.label == f"{folder} (prompts model)" and load(folder).record.label == str(folder)
     assert own.meta.revision == load(folder).meta.revision
 
 
@@ -71,6 +71,13 @@ def test_a_published_model_is_loaded_as_the_registry_says(folder, monkeypatch, t
     assert found.meta.name == name and found.meta.revision == PUBLISHED.revision
     assert found.prompts.by_task == PUBLISHED.loader_kwargs["prompts_dict"] and not found.prompts.own
     assert found.store.model.tokenizer("a").input_ids[-1] == found.store.model.tokenizer.eos_token_id
+
+
+def test_the_models_default_prompt_goes_where_no_other_fits(tmp_path, tiny_model, tiny_tokenizer):
+    plain = build_sentence_transformer(tiny_model, tiny_tokenizer, {"query": "q: ", "first": "f: "})
+    plain.default_prompt_name = "first"
+    plain.save_pretrained(str(tmp_path))
+    assert load(tmp_path).prompts.default == "f: "
 
 
 def test_texts_are_cut_at_the_length_asked_for(folder, model):

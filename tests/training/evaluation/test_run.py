@@ -13,6 +13,7 @@ from sklearn.metrics import ndcg_score
 
 pytest.importorskip("mteb")
 
+from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.evaluation import scoring, store
 from training.evaluation.records import load_evaluation
@@ -73,13 +74,17 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
         (["--local", "absent.parquet"], "no such file or folder"),
         (["--local", "PAIRS", "--dims", "64"], "dimension 64"),
         ([], "nothing to evaluate on"),
+        (["--local", "PAIRS", "--max-length", "0"], "--max-length must be at least 1"),
+        (["--local", "PAIRS", "--compare", "MODEL", "other"], "--compare 'other': no such model; there are"),
+        (["--local", "PAIRS", "--output", "PAIRS"], "there is a file of that name; give a folder"),
         (["--local", "PAIRS", "PAIRS"], "two tasks are called PairsBitextMining, PairsRetrieval"),
     ],
 )
-def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys):
-    options = [str(pairs) if each == "PAIRS" else each for each in options]
-    assert main([str(folder), *options, "--output", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err
+def test_bad_input_is_one_line(options, message, folder, pairs, tmp_path, capsys, encoded):
+    options = [{"PAIRS": str(pairs), "MODEL": str(folder)}.get(each, each) for each in options]
+    output = [] if "--output" in options else ["--output", str(tmp_path / "out")]
+    assert main([str(folder), *options, *output]) == 2
+    assert message in capsys.readouterr().err and not encoded
 
 
 def test_a_model_that_was_trained_on_is_evaluated_anew(folder, pairs, tmp_path, tiny_tokenizer, tiny_model, encoded):
@@ -205,3 +210,37 @@ def test_a_fault_in_a_further_model_costs_nothing_that_comes_first(folder, pairs
     command = [str(folder), "--local", str(pairs), "--against", str(tmp_path / "empty")]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2 and not encoded
     assert "holds no model" in capsys.readouterr().err
+
+
+def test_a_model_that_is_too_narrow_costs_neither_the_others_nor_the_report(
+    folder, pairs, tmp_path, tiny_config, tiny_tokenizer, capsys
+):
+    narrow = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "hidden_size": 16, "matryoshka_dimensions": None}))
+    build_sentence_transformer(narrow, tiny_tokenizer).save_pretrained(str(tmp_path / "narrow"))
+    out = tmp_path / "out"
+    command = [str(folder), "--local", str(pairs), "--dims", "32", "--against", str(tmp_path / "narrow"), str(folder)]
+    assert main([*command, "--output", str(out)]) == 1
+    found = load_evaluation(out)
+    assert {score.model for score in found.scores} == {str(folder)} and len(found.scores) == 2
+    assert "choose from 1 to 16" in found.failures[f"{tmp_path / 'narrow'}: all"]
+    assert (out / "report.html").exists() and "1 of 4 tasks failed" in capsys.readouterr().err
+
+
+def test_models_on_different_data_are_not_compared(folder, pairs, tmp_path, capsys, sentences):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert main([str(folder), "--local", str(pairs), "--output", str(out)]) == 0
+    pq.write_table(pa.table({"query": sentences[:5], "passage": sentences[:5]}), pairs)
+    shutil.copytree(folder, other)
+    command = [str(other), "--local", str(pairs), "--compare", str(folder), str(other), "--output", str(out)]
+    assert main(command) == 2
+    assert "scored on different data" in capsys.readouterr().err
+
+
+def test_damaged_examples_are_made_anew_and_scores_stay(folder, pairs, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert main([str(folder), "--local", str(pairs), "--output", str(out)]) == 0
+    for content in ((out / "examples.npz").read_bytes()[:300], b""):
+        (out / "examples.npz").write_bytes(content)
+        assert len(load_evaluation(out).scores) == 2 and "cannot be read" in caplog.text
+        assert main([str(folder), "--local", str(pairs), "--output", str(out)]) == 0
+        assert len(load_evaluation(out).examples) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,6 @@ class LocalClustering(AbsTaskClustering):
 
     def load_data(self, **_: Any) -> None:
         """Nothing to do: the data came with the task."""
-
-    def _evaluate_subset(self, *args: Any, **kwargs: Any) -> Any:
-        # The samples that are clustered would depend on what was evaluated before: another model, another width.
-        self.rng_state = random.Random(self.seed)
-        return super()._evaluate_subset(*args, **kwargs)
 
 
 # By mteb's type of task: class, category and main score.
