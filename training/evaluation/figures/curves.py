@@ -56,11 +56,15 @@ def draw_curves(run: Path, folder: Path, name: str = "curves") -> list[Path]:
         UserError: If the run has no readable log, or matplotlib is missing.
     """
     curves = load_curves(run)
-    return save(curves_figure(curves), folder, name) if curves else []
+    return save(curves_figure(curves, str(run)), folder, name) if curves else []
 
 
-def curves_figure(curves: Curves) -> Any:
+def curves_figure(curves: Curves, title: str = "") -> Any:
     """The figure of at least one source.
+
+    Args:
+        curves: What is drawn.
+        title: Which run it is of.
 
     Raises:
         UserError: If matplotlib is missing.
@@ -84,7 +88,9 @@ def curves_figure(curves: Curves) -> Any:
     figure.supxlabel("training step", fontsize=10)
     figure.supylabel("loss (nats)", fontsize=10)
     if len(shown) < len(curves):
-        figure.suptitle(f"{len(shown)} of {len(curves)} sources: those whose last loss is the highest", fontsize=10)
+        title = f"{title}\n{len(shown)} of {len(curves)} sources: those whose last loss is the highest".strip()
+    if title:
+        figure.suptitle(title.replace("$", r"\$"), fontsize=10, x=0.01, ha="left")
     kinds = [kind for kind in _KINDS.values() if kind in handles]
     figure.legend([handles[kind] for kind in kinds], kinds, loc="outside upper right", ncols=len(kinds), fontsize=9)
     return figure

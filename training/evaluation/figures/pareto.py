@@ -153,8 +153,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _short_count(value: float) -> str:
     """A number as models are named by: 80M, 1.7B."""
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if value >= size:
+    for least, size, unit in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e5, 1e3, "k")):
+        if value >= least:
             return f"{value / size:g}{unit}"
     return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
