@@ -136,7 +136,7 @@ def test_folders_of_one_name_are_told_apart() -> None:
     [
         ((80e6, 14e9), ["50M", "100M", "200M", "500M", "1B", "2B", "5B", "10B", "20B"]),
         ((1e6, 4e6), ["1M", "1.2M", "1.5M", "2M", "2.5M", "3M", "4M"]),
-        ((1e3, 1e9), ["1,000", "10,000", "100,000", "1M", "10M", "100M", "1B"]),
+        ((1e3, 1e9), ["1,000", "10,000", "100k", "1M", "10M", "100M", "1B"]),
     ],
 )
 def test_ticks_are_round(costs: tuple[float, float], ticks: list[str]) -> None:
