@@ -22,7 +22,7 @@ def run_command(work: Callable[[], None]) -> int:
         work: Does everything, or raises.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("httpx", "sentence_transformers"):
+    for library in ("httpx", "mteb", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         work()

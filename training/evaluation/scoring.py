@@ -137,18 +137,19 @@ def _run(
     for each in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
         each.rng_state, each.np_rng = _set_seed(each.seed)
     with recorded(task) as found:
+        # With its cache, mteb would write the results of all subsets anew after each of them.
         results = mteb.evaluate(
             view,
             task,
-            cache=cache,
+            cache=None,
             co2_tracker=False,
             show_progress_bar=False,
-            overwrite_strategy="always",
             prediction_folder=cache.cache_path,
         )
     if results.exceptions:
         raise StoppedError(results.exceptions[0].exception)
     for result in results.task_results:
+        cache.save_to_cache(result, view.mteb_model_meta)
         _take(model, view, task, result, found, evaluation)
 
 
