@@ -44,7 +44,7 @@ def evaluated(view, task, folder):
 
 
 @pytest.mark.parametrize(
-    "metric", ["ndcg_at_10", "map_at_10", "recall_at_3", "precision_at_5", "hit_rate_at_1", "mrr_at_10"]
+    "metric", ["ndcg_at_10", "map_at_10", "recall_at_5", "precision_at_5", "hit_rate_at_1", "mrr_at_10"]
 )
 def test_queries_average_to_every_metric_of_retrieval(metric, view, pairs, tmp_path):
     task = pair_tasks(pairs, "Names")[0]
