@@ -148,22 +148,27 @@ def _models(args: argparse.Namespace) -> list[Model]:
     )
 
 
+def _whole(name: str, revision: str | None) -> str:
+    """What stands for all tasks of a model among the failures."""
+    return f"{name}: all" if revision is None else f"{name}@{revision}: all"
+
+
 def _evaluate(
     args: argparse.Namespace, models: Sequence[Model], tasks: Sequence[Any], evaluation: Evaluation
 ) -> list[str]:
     """Evaluates all models and returns the labels of those that could be; a fault of one does not cost the others."""
-    done = []
+    done, dims, precisions = [], list(dict.fromkeys(args.dims)), list(dict.fromkeys(args.precisions))
     for name, revision in models:
+        evaluation.failures.pop(_whole(name, revision), None)
         try:
             model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
-            dims, precisions = list(dict.fromkeys(args.dims)), list(dict.fromkeys(args.precisions))
             evaluate_model(model, tasks, evaluation, args.output, dims=dims, precisions=precisions)
             done.append(model.record.label)
         except UserError as error:
             if len(models) == 1:
                 raise
             logger.error("%s", error)
-            evaluation.failures[f"{name if revision is None else f'{name}@{revision}'}: all"] = str(error)
+            evaluation.failures[_whole(name, revision)] = str(error)
             evaluation.save(args.output)
     if not done:
         raise UserError("none of the models could be evaluated; the reasons are above")
@@ -178,10 +183,10 @@ def _work(args: argparse.Namespace) -> None:
     for place in models:
         find_model(*place)
     _check_compared(evaluation, models, args)
-    failed_before = set(evaluation.failures)
+    run = run_of(args.model)
+    rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)
     done = _evaluate(args, models, tasks, evaluation)
     sys.stdout.write(f"{table(evaluation, done)}\n\n")
-    run = run_of(args.model)
     compared, fault = None, None
     try:
         if args.compare:
@@ -192,14 +197,14 @@ def _work(args: argparse.Namespace) -> None:
         evaluation,
         args.output,
         compare=tuple(args.compare) if compared else None,
-        rows=training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None),
+        rows=rows,
         runs=[run] if run and find_log(run) else [],
     )
     sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
     if fault is not None:
         raise fault
-    of_these = (*(f"{label}: " for label in done), *(f"{name}: all" for name, _ in models))
-    if failed := [key for key in evaluation.failures if key.startswith(of_these) or key not in failed_before]:
+    of_these = (*(f"{label}: " for label in done), *(_whole(*model) for model in models))
+    if failed := [key for key in evaluation.failures if key.startswith(of_these)]:
         raise StoppedError(f"{len(failed)} of {len(tasks) * len(models)} tasks failed, see {args.output}")
 
 

@@ -224,6 +224,16 @@ def test_a_model_that_is_too_narrow_costs_neither_the_others_nor_the_report(
     assert {score.model for score in found.scores} == {str(folder)} and len(found.scores) == 2
     assert "choose from 1 to 16" in found.failures[f"{tmp_path / 'narrow'}: all"]
     assert (out / "report.html").exists() and "1 of 4 tasks failed" in capsys.readouterr().err
+    # What failed is forgotten when it is mended.
+    command = [str(folder), "--local", str(pairs), "--dims", "16", "--against", str(tmp_path / "narrow")]
+    assert main([*command, "--output", str(out)]) == 0
+    assert not load_evaluation(out).failures
+
+
+def test_a_faulty_manifest_is_found_before_anything_is_encoded(folder, pairs, tmp_path, capsys, encoded):
+    command = [str(folder), "--local", str(pairs), "--manifest", str(tmp_path / "none.yaml")]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2 and not encoded
+    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_models_on_different_data_are_not_compared(folder, pairs, tmp_path, capsys, sentences):
