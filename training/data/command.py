@@ -12,27 +12,26 @@ from training.errors import StoppedError, UserError
 __all__ = ["run_command"]
 
 
-def run_command(work: Callable[[], None]) -> int:
+def run_command(work: Callable[[], int | None]) -> int:
     """Does the work of a command and returns its exit status, with one line for whatever ended it.
 
     0; 1 if the work stopped (a full disk, a failed task, work handed over to a cluster); 2 for faulty input; 130 for
     Ctrl-C. What is done is kept in all cases.
 
     Args:
-        work: Does everything, or raises.
+        work: Does everything, or raises; a result is the exit status.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("httpx", "mteb", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        work()
+        return work() or 0
     except UserError as error:
         return _report("error", error, 2)
     except (StoppedError, OSError) as error:
         return _report("stopped", f"{error}. To go on, run the same command again", 1)
     except KeyboardInterrupt:
         return _report("stopped", "interrupted. To go on, run the same command again", 128 + signal.SIGINT)
-    return 0
 
 
 def _report(kind: str, message: object, status: int) -> int:

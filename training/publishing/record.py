@@ -1,0 +1,153 @@
+"""What a released model is and where it comes from, as data: all that a card may say beyond the scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+__all__ = ["RECORD", "ModelRelease", "Reference", "SourceRecord", "StageRecord", "load_release"]
+
+# Name of the file in a packed folder.
+RECORD = "release.json"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another model, as far as it may be told.
+
+    Attributes:
+        kind: ``stage`` (of the same lineage, by its name), ``hub`` (a public name), ``local`` (a folder of somebody's
+            machine: only its last part is told) or ``scratch`` (no model: random weights).
+        name: As the kind says; empty for ``scratch``.
+        revision: Commit on the Hub, if known.
+    """
+
+    kind: str
+    name: str = ""
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """A source that a stage was trained on.
+
+    Attributes:
+        name: Of the source.
+        task_type: ``retrieval``, ``clustering`` or ``classification``.
+        languages: ISO 639-3 codes.
+        rows: Rows trained on, after the cap.
+        validation_rows: Rows held back.
+        instruction: Of its queries; None if there is none.
+        licence: As the manifest gives it; None if it gives none.
+    """
+
+    name: str
+    task_type: str
+    languages: tuple[str, ...]
+    rows: int
+    validation_rows: int
+    instruction: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of the lineage.
+
+    Attributes:
+        name: Of the stage.
+        kind: ``training`` or ``pruning``.
+        start: What it started from.
+        teacher: What it learnt from; None without distillation.
+        parameters: Parameters of the model that it made; None if that is no longer at hand.
+        written: Keys that the recipe gave, without those that name places.
+        arguments: Every hyper-parameter in effect, without those that name places.
+        sources: What it was trained, or calibrated, on.
+        steps: Optimizer steps done; None for pruning.
+        epochs: Epochs done; None for pruning.
+        metrics: Of its last evaluation, by name: ``eval_loss``, ``eval_source/NAME``, …; and ``train_loss``, the mean
+            loss of the last logged steps.
+    """
+
+    name: str
+    kind: str
+    start: Reference
+    teacher: Reference | None = None
+    parameters: int | None = None
+    written: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[SourceRecord, ...] = ()
+    steps: int | None = None
+    epochs: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelRelease:
+    """A released model.
+
+    Attributes:
+        name: Of the model, without organisation: ``f2llm-v2-330m``.
+        licence: SPDX identifier of the weights.
+        parameters: Number of parameters.
+        dtype: Of the weights: ``bfloat16``, ``float32`` or ``float16``.
+        dimension: Full width of an embedding.
+        dimensions: Widths that the model was trained at, the full one first; one alone if it is not matryoshka.
+        max_length: Tokens of a text at most.
+        shape: ``hidden_size``, ``num_hidden_layers`` and so on, as the configuration has them.
+        prompts: By name, as ``config_sentence_transformers.json`` has them.
+        languages: ISO 639-3 codes of all training data.
+        stages: How the model came about, the oldest stage first and its own last.
+        versions: Of the libraries that wrote the model, by name.
+        family: Published shape that it has (``f2llm-v2-330m``); None if it is another.
+        files: Bytes of every packed file but this one, by path.
+    """
+
+    name: str
+    licence: str
+    parameters: int
+    dtype: str
+    dimension: int
+    dimensions: tuple[int, ...]
+    max_length: int
+    shape: Mapping[str, Any]
+    prompts: Mapping[str, str]
+    languages: tuple[str, ...]
+    stages: tuple[StageRecord, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    family: str | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The record as the text of ``release.json``."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def load_release(folder: Path) -> ModelRelease:
+    """Reads the record of a packed folder.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        return _release(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no record of a packed model ({type(error).__name__}: {error}); pack it") from None
+
+
+def _release(content: dict[str, Any]) -> ModelRelease:
+    stages = tuple(_stage(stage) for stage in content["stages"])
+    lists = {key: tuple(content[key]) for key in ("dimensions", "languages")}
+    return ModelRelease(**{**content, **lists, "stages": stages})
+
+
+def _stage(content: dict[str, Any]) -> StageRecord:
+    sources = tuple(SourceRecord(**{**each, "languages": tuple(each["languages"])}) for each in content["sources"])
+    teacher = content["teacher"] and Reference(**content["teacher"])
+    return StageRecord(**{**content, "start": Reference(**content["start"]), "teacher": teacher, "sources": sources})
