@@ -7,21 +7,56 @@ from typing import Any
 import torch
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.adapter import attach_adapter
+from training.adapter_folder import AdapterFolder, base_revision, find_adapter
+from training.errors import UserError, in_one_line
 
-__all__ = ["load_whole_model"]
+__all__ = ["load_base", "load_whole_model"]
 
 
-def load_whole_model(name: str, **options: Any) -> F2LLMModel:
+def load_whole_model(
+    name: str, revision: str | None = None, train_adapter: bool = False, **options: Any
+) -> F2LLMModel:
     """Loads a model in fp32: AdamW at usual learning rates is lost on bf16 weights.
 
     Args:
-        name: Folder or Hub name.
+        name: Folder or Hub name of a model, or of an adapter, which is loaded with its base.
+        revision: Branch, tag or commit on the Hub.
+        train_adapter: Whether the adapter is to be trained; its base never is.
         **options: Those of ``F2LLMModel.from_pretrained``.
 
     Raises:
+        UserError: If an adapter and its base do not belong together.
         ValueError: If weights are missing, which the library would fill with random ones.
         Exception: Whatever the libraries make of a damaged folder.
     """
+    adapter = find_adapter(name, revision)
+    if adapter is None:
+        return _load(name, revision=revision, **options)
+    model = load_base(adapter, **options)
+    attach_adapter(model, adapter, train_adapter)
+    return model
+
+
+def load_base(adapter: AdapterFolder, **options: Any) -> F2LLMModel:
+    """Loads the model that an adapter was trained on.
+
+    Raises:
+        UserError: If it is not there, or is no longer what it was.
+    """
+    where = f"{adapter.name} is an adapter of {adapter.base!r}"
+    mend = "put its base there, or name where it is as 'base_model_name_or_path' in adapter_config.json"
+    try:
+        model = _load(adapter.base, **options)
+    # Damaged folders come out of the libraries as anything.
+    except Exception as error:
+        raise UserError(f"{where}, which cannot be loaded ({in_one_line(error)}); {mend}") from None
+    if adapter.base_revision not in (None, base_revision(adapter.base, "adapter_config.json")):
+        raise UserError(f"{where}, which has other weights than when the adapter was trained; {mend}")
+    return model
+
+
+def _load(name: str, **options: Any) -> F2LLMModel:
     model, loaded = F2LLMModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     if loaded["missing_keys"]:
         raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
+from training.adapter_folder import base_of
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch, embed_chunk
@@ -79,7 +80,7 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """
     try:
         theirs = AutoTokenizer.from_pretrained(name)
-        if AutoConfig.from_pretrained(name).model_type != "qwen3" or not _pools_last_token(name):
+        if AutoConfig.from_pretrained(base_of(name)).model_type != "qwen3" or not _pools_last_token(name):
             return False
         if _file(name, "modules.json") is None:
             # A plain model says nothing of how texts end.
