@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from training.adapter_folder import AdapterFolder, find_adapter
 from training.errors import UserError, in_one_line
 from training.lora_arguments import LORA_TARGETS
+from training.model_identity import model_file
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("draws_dropout", "has_adapter", "read_adapter", "require_peft"),
+    *("draws_dropout", "has_adapter", "merge", "read_adapter", "require_peft"),
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -79,15 +80,7 @@ def adapter_config(args: StageArguments) -> LoraConfig | None:
 
 
 def _config_of(adapter: AdapterFolder, args: StageArguments) -> LoraConfig:
-    from peft import LoraConfig, PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(adapter.name)
-    # Damaged files come out of the library as anything.
-    except Exception as error:
-        raise UserError(f"key 'model': {adapter.name!r} cannot be used: {in_one_line(error)}") from None
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"key 'model': {adapter.name} is an adapter of type {config.peft_type.value}, not LoRA")
+    config = _lora_config(adapter)
     for key in args.lora_keys:
         wanted, found = getattr(args, key), getattr(config, _FIELDS[key])
         if key == "lora_target_modules":
@@ -125,23 +118,39 @@ def attach_adapter(model: PreTrainedModel, adapter: AdapterFolder, trainable: bo
         trainable: Whether it is to be trained further; otherwise nothing is.
 
     Raises:
-        UserError: If the adapter does not fit the model.
+        UserError: If the adapter is damaged or does not fit the model.
     """
     require_peft()
-    where = f"{adapter.name}: the adapter does not fit {model.name_or_path}"
-    mend = f"it was trained on {adapter.base}; give that model or an adapter of this one"
-    if trainable:
-        # Those that are not trained are frozen by load_adapter, weights of the base only by add_adapter.
-        model.requires_grad_(False)
+    config, weights = _lora_config(adapter), model_file(adapter.name, ADAPTER_WEIGHTS, adapter.revision)
+    if weights is None:
+        raise UserError(f"{adapter.name}: the adapter lacks {ADAPTER_WEIGHTS}; save it again")
     try:
-        found = model.load_adapter(adapter.name, ADAPTER_NAME, is_trainable=trainable)
+        model.add_adapter(config, ADAPTER_NAME)
+        read_adapter(model, weights)
     # Shapes that do not fit, targets that are not there: each comes out of the libraries as an error of its own.
     except Exception as error:
-        raise UserError(f"{where} ({in_one_line(error)}); {mend}") from None
-    wrong = sorted({*found.missing_keys, *found.unexpected_keys})
-    if wrong:
-        raise UserError(f"{where} ({wrong[0]} and others are on one side only); {mend}")
+        raise UserError(
+            f"{adapter.name}: the adapter does not fit {model.name_or_path} ({in_one_line(error)}); it was trained on "
+            f"{adapter.base}: give that model, or an adapter of this one"
+        ) from None
     _settle(model, adapter.base)
+    if not trainable:
+        model.requires_grad_(False)
+
+
+def _lora_config(adapter: AdapterFolder) -> LoraConfig:
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(adapter.name, revision=adapter.revision)
+    # Damaged files come out of the library as anything.
+    except Exception as error:
+        raise UserError(f"{adapter.name}: the adapter cannot be used: {in_one_line(error)}") from None
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{adapter.name}: an adapter of type {config.peft_type.value}; only LoRA and DoRA are known")
+    # Adapters are saved as finished ones.
+    config.inference_mode = False
+    return config
 
 
 def _settle(model: PreTrainedModel, base: str) -> None:
@@ -176,15 +185,31 @@ def draws_dropout(model: Any) -> bool:
     return has_adapter(model) and any(config.lora_dropout for config in model.peft_config.values())
 
 
-def read_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Puts the weights of a checkpoint into a model's adapter.
+def read_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Puts saved weights into a model's adapter.
 
     Raises:
         ValueError: If they are not those of such an adapter.
+        RuntimeError: If their shapes do not fit.
     """
     from peft import set_peft_model_state_dict
 
-    weights = {key.removeprefix(_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+    weights = {key.removeprefix(_PREFIX): value for key, value in load_file(path).items()}
     if weights.keys() != model.get_adapter_state_dict(ADAPTER_NAME).keys():
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS}: holds the weights of another adapter")
+        raise ValueError(f"{path}: holds the weights of another adapter")
     set_peft_model_state_dict(model, weights, ADAPTER_NAME)
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Adds an adapter to the weights that it adapts; the model is then one without adapter, in the same classes.
+
+    Raises:
+        ValueError: If a sum is not finite.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge(safe_merge=True)
+        model.set_submodule(name, layer.get_base_layer())
+    model.delete_adapter(ADAPTER_NAME)

@@ -26,11 +26,13 @@ class AdapterFolder(NamedTuple):
         base: Folder or Hub name of the model that it adapts.
         base_revision: What that model was when the adapter was trained: a commit on the Hub, or a digest of its
             weights; None if nobody noted it.
+        revision: Branch, tag or commit of the adapter on the Hub that was asked for.
     """
 
     name: str
     base: str
     base_revision: str | None = None
+    revision: str | None = None
 
 
 def find_adapter(name: str, revision: str | None = None) -> AdapterFolder | None:
@@ -56,7 +58,7 @@ def find_adapter(name: str, revision: str | None = None) -> AdapterFolder | None
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); save the adapter again") from None
     if not isinstance(base, str):
         raise UserError(f"{path}: does not say what it adapts; write its name as 'base_model_name_or_path'")
-    return AdapterFolder(name, base, _noted_revision(Path(path).with_name(BASE_RECORD), base))
+    return AdapterFolder(name, base, _noted_revision(Path(path).with_name(BASE_RECORD), base), revision)
 
 
 def _noted_revision(path: Path, base: str) -> str | None:

@@ -14,9 +14,7 @@ from training.errors import UserError, in_one_line
 __all__ = ["load_base", "load_whole_model"]
 
 
-def load_whole_model(
-    name: str, revision: str | None = None, train_adapter: bool = False, **options: Any
-) -> F2LLMModel:
+def load_whole_model(name: str, revision: str | None = None, train_adapter: bool = False, **options: Any) -> F2LLMModel:
     """Loads a model in fp32: AdamW at usual learning rates is lost on bf16 weights.
 
     Args:
@@ -38,21 +36,30 @@ def load_whole_model(
     return model
 
 
-def load_base(adapter: AdapterFolder, **options: Any) -> F2LLMModel:
+def load_base(adapter: AdapterFolder, place: str | None = None, same: bool = True, **options: Any) -> F2LLMModel:
     """Loads the model that an adapter was trained on.
+
+    Args:
+        adapter: The adapter.
+        place: Where its base is now; where the adapter says if None.
+        same: Whether the weights must be those that the adapter was trained on, if it says which.
+        **options: Those of ``F2LLMModel.from_pretrained``.
 
     Raises:
         UserError: If it is not there, or is no longer what it was.
     """
-    where = f"{adapter.name} is an adapter of {adapter.base!r}"
-    mend = "put its base there, or name where it is as 'base_model_name_or_path' in adapter_config.json"
+    trained_on = f"{adapter.name} was trained on {adapter.base}"
+    place = place or adapter.base
     try:
-        model = _load(adapter.base, **options)
+        model = _load(place, **options)
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
-        raise UserError(f"{where}, which cannot be loaded ({in_one_line(error)}); {mend}") from None
-    if adapter.base_revision not in (None, base_revision(adapter.base, "adapter_config.json")):
-        raise UserError(f"{where}, which has other weights than when the adapter was trained; {mend}")
+        raise UserError(
+            f"{trained_on}; {place} cannot be loaded ({in_one_line(error)}); put its base there, or name where it is as "
+            "'base_model_name_or_path' in adapter_config.json"
+        ) from None
+    if same and adapter.base_revision not in (None, base_revision(place, "the base")):
+        raise UserError(f"{trained_on}, but {place} has other weights than that had; give the adapter its own base")
     return model
 
 

@@ -1,4 +1,4 @@
-"""What a model is now: the commit of a repository on the Hub, or a digest of a folder's files."""
+"""What a model is now: the commit of a repository on the Hub, or a digest of a folder's files; and its single files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from training.errors import UserError, in_one_line
 
-__all__ = ["model_revision"]
+__all__ = ["model_file", "model_revision"]
 
 # Files that say that a folder or repository holds a model, the surer one first.
 _MODEL_FILES = ("modules.json", "config.json")
@@ -59,3 +60,14 @@ def _digest(folder: Path, pattern: str) -> str:
                 while block := handle.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def model_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a model, in its folder or from the Hub; None if it has none."""
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except EntryNotFoundError:
+        return None

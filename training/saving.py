@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.adapter import ADAPTER_NAME, add_adapter, has_adapter, read_adapter
+from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, read_adapter
 from training.adapter_folder import note_base
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
@@ -121,13 +121,13 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Trainer knows adapters as models of peft's own class only.
         if has_adapter(self.model) and not self.is_fsdp_enabled:
-            read_adapter(self.model, Path(resume_from_checkpoint))
+            read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if has_adapter(self.model) and not self.is_fsdp_enabled:
-            read_adapter(self.model, Path(self.state.best_model_checkpoint))
+            read_adapter(self.model, Path(self.state.best_model_checkpoint, ADAPTER_WEIGHTS))
         else:
             super()._load_best_model()
         if self.projection is not None:

@@ -172,8 +172,8 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
     started = None if args.model is None else find_adapter(args.model)
     if started is not None and not args.lora:
         raise UserError(
-            f"key 'model': {args.model} is an adapter of {started.base}; add 'lora: true' to train it further, or merge "
-            f"it first: python training/merge_adapter.py {args.model} --output FOLDER"
+            f"key 'model': {args.model} is an adapter of {started.base}; add 'lora: true' to train it further, or "
+            f"merge it first: python training/merge_adapter.py {args.model} --output FOLDER"
         )
     # Fails on keys that do not fit before gigabytes are loaded.
     config = adapter_config(args)
@@ -209,7 +209,9 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
         UserError: If there is no such shape, it does not fit the tokenizer or is not that of ``model_family``.
     """
     try:
-        config = _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(base_of(args.model))
+        config = (
+            _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(base_of(args.model))
+        )
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)

@@ -233,7 +233,11 @@ class F2LLMTrainer(SavingTrainer):
         Under an adapter four: frozen weights have no gradient.
         """
         model = self.accelerator.unwrap_model(self.model)
-        return (4 if has_adapter(model) else 6) * inputs["input_ids"].numel() * model.num_parameters(exclude_embeddings=True)
+        return (
+            (4 if has_adapter(model) else 6)
+            * inputs["input_ids"].numel()
+            * model.num_parameters(exclude_embeddings=True)
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of every term and source since the last training line."""
