@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("draws_dropout", "has_adapter", "merge", "read_adapter", "require_peft"),
+    *("draws_dropout", "has_adapter", "mend_saved", "merge", "read_adapter", "require_peft"),
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +34,7 @@ ADAPTER_NAME = "default"
 _RANK = 16
 # Of peft, in the names of saved weights.
 _PREFIX = "base_model.model."
+_MAGNITUDE, _WEIGHT = ".lora_magnitude_vector", ".weight"
 # Keys of a recipe and what peft calls them.
 _FIELDS = {
     **{"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
@@ -195,9 +196,28 @@ def read_adapter(model: PreTrainedModel, path: Path) -> None:
     from peft import set_peft_model_state_dict
 
     weights = {key.removeprefix(_PREFIX): value for key, value in load_file(path).items()}
-    if weights.keys() != model.get_adapter_state_dict(ADAPTER_NAME).keys():
+    if {_as_peft_saves(key) for key in weights} != model.get_adapter_state_dict(ADAPTER_NAME).keys():
         raise ValueError(f"{path}: holds the weights of another adapter")
     set_peft_model_state_dict(model, weights, ADAPTER_NAME)
+
+
+def mend_saved(folder: Path) -> None:
+    """Makes an adapter's folder, just saved, one that all libraries load.
+
+    peft leaves the last part of the names of DoRA's magnitudes out. It reads them with and without; transformers, and
+    sentence-transformers through it, reads them only with, and takes the base's where it finds none.
+    """
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    if any(key.endswith(_MAGNITUDE) for key in weights):
+        whole = {f"{key}{_WEIGHT}" if key.endswith(_MAGNITUDE) else key: value for key, value in weights.items()}
+        save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    # The base brings the code.
+    for path in folder.glob("*.py"):
+        path.unlink()
+
+
+def _as_peft_saves(key: str) -> str:
+    return key.removesuffix(_WEIGHT) if key.endswith(_MAGNITUDE + _WEIGHT) else key
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -55,7 +55,7 @@ def load_base(adapter: AdapterFolder, place: str | None = None, same: bool = Tru
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
         raise UserError(
-            f"{trained_on}; {place} cannot be loaded ({in_one_line(error)}); put its base there, or name where it is as "
+            f"{trained_on}; {place} cannot be loaded ({in_one_line(error)}); put its base there, or say where it is as "
             "'base_model_name_or_path' in adapter_config.json"
         ) from None
     if same and adapter.base_revision not in (None, base_revision(place, "the base")):

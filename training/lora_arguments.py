@@ -60,10 +60,10 @@ class LoraArguments:
                 raise UserError(f"key {key!r} must be at least 1, got {value}")
         if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
             raise UserError(f"key 'lora_dropout' must lie between 0 and 1, got {self.lora_dropout}")
-        if self.lora_dropout and self.compile:
-            raise UserError("key 'lora_dropout' cannot be repeated in compiled layers; take it or 'compile' out")
-        if self.lora_target_modules is not None and not self.lora_target_modules:
-            raise UserError("key 'lora_target_modules' names no layer; name some or take it out")
+        if self.compile and self.lora_dropout:
+            raise UserError("key 'lora_dropout' cannot be drawn twice alike in compiled layers; take 'compile' out")
+        if self.compile and self.lora_dora:
+            raise UserError("key 'compile': torch compiles DoRA anew for every layer, up to its limit; take it out")
 
     @property
     def lora_keys(self) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, read_adapter
+from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
 from training.adapter_folder import note_base
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
@@ -168,9 +168,7 @@ class SavingTrainer(Trainer):
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
         sentence_transformer.save_pretrained(str(folder), create_model_card=False)
         if self.base_revision is not None:
-            # The base brings the code.
-            for path in folder.glob("*.py"):
-                path.unlink()
+            mend_saved(folder)
             note_base(folder, model.peft_config[ADAPTER_NAME].base_model_name_or_path, self.base_revision)
         (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))
 
