@@ -57,14 +57,8 @@ TOLD = frozenset(
 WITHHELD = frozenset(
     {
         *("output_dir", "manifest", "data_dir", "prepared_dir", "executor", "tokenizer", "model", "teacher"),
-        *(
-            "teacher_cache_dir",
-            "importance",
-            "attn_implementation",
-            "evaluation_pairs",
-            "evaluation_candidates",
-            "resume_from_checkpoint",
-        ),
+        *("teacher_cache_dir", "importance", "evaluation_pairs", "evaluation_candidates"),
+        *("resume_from_checkpoint", "attn_implementation"),
         *("run_name", "project", "report_to", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         *("hub_revision", "use_cpu", "planned_text_tokens", "local_rank", "accelerator_config", "parallelism_config"),

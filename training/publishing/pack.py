@@ -23,7 +23,7 @@ from training.publishing.evaluation import write_evaluation
 from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.model_files import ModelFiles, copy_model_files, family_of, read_model_files
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
-from training.publishing.states import ModelState, find_state
+from training.publishing.states import find_state
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
 
 __all__ = ["PackOptions", "pack"]
@@ -66,8 +66,8 @@ class PackOptions:
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
     """Writes a folder with all that belongs to a released model; it appears whole or not at all.
 
-    The same run and options give the same bytes: a folder that holds them already is left alone, and an older release in
-    its place is replaced.
+    The same run and options give the same bytes: a folder that holds them already is left alone, and an older
+    release in its place is replaced.
 
     Args:
         run: Folder of a run, of training or of pruning.
@@ -124,8 +124,8 @@ def _check(options: PackOptions) -> None:
         fault = in_one_line(error)
     if fault:
         raise UserError(
-            f"--name {options.name!r} cannot name a repository ({fault}); give a name without organisation, of letters, "
-            "digits and single - _ ."
+            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, digits "
+            "and single - _ ."
         )
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -167,7 +167,7 @@ def _check_output(output: Path) -> None:
     changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:
         raise UserError(
-            f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it away or give another --output"
+            f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it or give another --output"
         )
 
 

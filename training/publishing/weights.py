@@ -70,7 +70,7 @@ def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     for file in _files(folder):
         try:
             with safe_open(folder / file, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118 - not a mapping
+                for name in stored.keys():
                     piece = stored.get_slice(name)
                     files[name], shapes[name] = file, tuple(piece.get_shape())
                     dtypes.add(piece.get_dtype())
