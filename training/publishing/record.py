@@ -38,20 +38,20 @@ class SourceRecord:
 
     Attributes:
         name: Of the source.
-        task_type: ``retrieval``, ``clustering`` or ``classification``.
+        task_type: ``retrieval``, ``clustering`` or ``classification``; None if that is no longer known.
         languages: ISO 639-3 codes.
-        rows: Rows trained on, after the cap.
-        validation_rows: Rows held back.
+        rows: Rows trained on, after the cap; None if the prepared data is no longer at hand.
+        validation_rows: Rows held back; None likewise.
         instruction: Of its queries; None if there is none.
         licence: As the manifest gives it; None if it gives none.
         dataset: Name on the Hub of the data set that it is of; None if it is of none.
     """
 
     name: str
-    task_type: str
+    task_type: str | None
     languages: tuple[str, ...]
-    rows: int
-    validation_rows: int
+    rows: int | None
+    validation_rows: int | None
     instruction: str | None = None
     licence: str | None = None
     dataset: str | None = None
@@ -109,6 +109,9 @@ class ModelRelease:
         stages: How the model came about, the oldest stage first and its own last.
         versions: Of the libraries that wrote the model, by name.
         family: Published shape that it has (``f2llm-v2-330m``); None if it is another.
+        trained_dtype: Dtype in which the run saved the weights and in which they were evaluated; ``dtype`` may be
+            another, to which they were rounded.
+        author: Whom to name as the author; None if nobody was named.
         language_rows: Training rows of the last training stage by language, as
             :func:`training.evaluation.resources.training_rows` counts them; empty if its data does not tell.
         files: Bytes of every packed file but this one, by path.
@@ -127,6 +130,8 @@ class ModelRelease:
     stages: tuple[StageRecord, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     family: str | None = None
+    trained_dtype: str | None = None
+    author: str | None = None
     language_rows: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
 
