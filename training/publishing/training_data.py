@@ -12,11 +12,12 @@ from typing import Any
 from training.data.manifest_file import Entry, read_manifest
 from training.data.prepared import DESCRIPTION
 from training.errors import UserError
+from training.evaluation.resources import known_rows
 from training.publishing.record import SourceRecord
 from training.publishing.states import ModelState, read_json
 from training.stage import DATA
 
-__all__ = ["TEACHER_DATA", "sources_of"]
+__all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
 
 logger = logging.getLogger("training")
 
@@ -46,6 +47,16 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     if unknown:
         logger.warning("%s: the prepared data is gone, rows are not told (%s)", state.name, ", ".join(unknown))
     return tuple(records)
+
+
+def language_rows_of(state: ModelState) -> dict[str, int]:
+    """Rows by language of the data that a run's manifest names; nothing where it does not tell, or lies elsewhere."""
+    written = state.keys.get("manifest")
+    manifest = state.place(str(written)) if written else None
+    # Files on the Hub are not read for this.
+    if manifest is None or not manifest.is_file() or "://" in str(read_manifest(manifest).folder):
+        return {}
+    return known_rows(manifest) or {}
 
 
 def _prepared_folder(state: ModelState) -> Path:
