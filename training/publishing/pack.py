@@ -24,6 +24,7 @@ from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.model_files import ModelFiles, copy_model_files, family_of, read_model_files
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
 from training.publishing.states import find_state
+from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
 
 __all__ = ["PackOptions", "pack"]
@@ -90,7 +91,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     files = read_model_files(state.folder)
     weights = read_weights(state.folder, files.config)
     lineage = Lineage(state)
-    release = _release(options, files, weights, lineage.records())
+    release = _release(options, files, weights, lineage)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +125,8 @@ def _check(options: PackOptions) -> None:
         fault = in_one_line(error)
     if fault:
         raise UserError(
-            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, digits "
-            "and single - _ ."
+            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, "
+            "digits and single - _ ."
         )
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -171,9 +172,9 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _release(
-    options: PackOptions, files: ModelFiles, weights: Weights, stages: tuple[StageRecord, ...]
-) -> ModelRelease:
+def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
+    stages = lineage.records()
+    trained = [state for state in lineage.states.values() if not state.prunes]
     return ModelRelease(
         name=options.name,
         licence=options.licence,
@@ -190,6 +191,7 @@ def _release(
         family=family_of(files.config),
         trained_dtype=weights.dtype,
         author=options.author,
+        language_rows=language_rows_of(trained[-1]) if trained else {},
     )
 
 
