@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,8 +35,8 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(trained_runs: Path, tmp_path: Path) -> Iterator[Path]:
+def runs(trained_runs: Path, tmp_path: Path) -> Path:
     """A copy of the output folder, elsewhere than it was trained, with the data beside it."""
     shutil.copytree(trained_runs.parent / "data", tmp_path / "data")
     shutil.copytree(trained_runs, tmp_path / "run")
-    yield tmp_path / "run"
+    return tmp_path / "run"
