@@ -26,6 +26,7 @@ from training.publishing.record import RECORD, ModelRelease, StageRecord, load_r
 from training.publishing.states import find_state
 from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
+from training.recipe import FINAL_MODEL
 
 __all__ = ["PackOptions", "pack"]
 
@@ -102,7 +103,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         _write_json(partial / ARGUMENTS, stage_arguments(state))
         (partial / LICENCE).write_text(text, encoding="utf-8")
         write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
-        _describe(partial, release)
+        _describe(partial, release, lineage)
         check_nothing_private(partial, private_texts(lineage.states.values()))
         if _same(partial, output):
             logger.info("%s: holds this release already", output)
@@ -199,11 +200,14 @@ def _languages(stages: Iterable[StageRecord]) -> tuple[str, ...]:
     return tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages}))
 
 
-def _describe(folder: Path, release: ModelRelease) -> None:
-    """Adds record, figures and card, each of which tells of what was there before it."""
+def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
+    """Adds losses, record, figures and card, each of which tells of what was there before it."""
     from training.publishing.card import model_card
-    from training.publishing.figures import draw_figures
+    from training.publishing.figures import draw_figures, save_losses
 
+    # A checkpoint's own log ends at its step.
+    logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
+    save_losses(logs, folder)
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
