@@ -115,6 +115,18 @@ def test_other_options_and_a_changed_run_are_packed_anew(runs, no_figures):
     assert load_release(folder).author is None and load_release(folder).stages[-1].written["learning_rate"] == 0.5
 
 
+def test_other_weights_of_the_same_size_are_packed_anew(runs, no_figures):
+    assert _pack(runs / "pruned") == 0
+    weights = runs / "pruned/model/model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "norm.weight": tensors["norm.weight"] + 1}, weights, {"format": "pt"})
+    sizes = load_release(runs / "packed" / NAME).files
+    assert _pack(runs / "pruned") == 0
+    assert load_release(runs / "packed" / NAME).files == sizes
+    found = load_file(runs / "packed" / NAME / "model.safetensors")
+    assert torch.equal(found["norm.weight"], tensors["norm.weight"] + 1)
+
+
 def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
     assert _pack(runs / "pruned", name="cut") == 0
     release = load_release(runs / "packed/cut")
