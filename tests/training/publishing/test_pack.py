@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+import modeling_f2llm
 from tests.training.recipes import write_recipe
 from training.evaluation.records import load_evaluation
 from training.model_identity import model_revision
@@ -287,7 +288,7 @@ _JSON = (
 )
 
 
-@pytest.mark.parametrize("name", [*_JSON, "model.safetensors", "modeling_f2llm.py", "packing.py"])
+@pytest.mark.parametrize("name", [*_JSON, "model.safetensors"])
 def test_a_model_that_lacks_a_file_is_refused(runs, tmp_path, refuses, name):
     (runs / "student/model" / name).unlink()
     with refuses(runs / "student/model"):
@@ -301,6 +302,17 @@ def test_a_model_with_a_damaged_file_is_refused(runs, tmp_path, refuses, name):
     with refuses(runs / "student/model"):
         pack(runs / "student", tmp_path / "out", PackOptions(NAME))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuses):
+    (runs / "student/model/packing.py").write_text("# of another day, by alice")
+    output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    for name in ("packing.py", "modeling_f2llm.py", "configuration_f2llm.py", "layers.py"):
+        assert (output / name).read_bytes() == (Path(modeling_f2llm.__file__).parent / name).read_bytes()
+    config = runs / "student/model/config.json"
+    config.write_text(config.read_text().replace("modeling_f2llm.F2LLMModel", "my_code.F2LLMModel"))
+    with refuses(config, "my_code.F2LLMModel"):
+        pack(runs / "student", tmp_path / "other", PackOptions(NAME))
 
 
 def test_an_adapter_is_told_apart(runs, tmp_path, refuses):
