@@ -42,36 +42,20 @@ def write_evaluation(
         UserError: If a folder was given that holds no evaluation of this model, or one that is damaged.
     """
     identity = model_revision(str(state.folder), "RUN")
-    places = [given] if given is not None else [state.run.absolute().parent / "report"]
-    for place in places:
-        _write_scores(place, identity, state, stages, name, output, required=given is not None)
-    beside = given or state.run.absolute().parent
-    _write_results(sorted(beside.glob("evaluation*.json")), identity, name, output)
-
-
-def _write_scores(
-    place: Path,
-    identity: str,
-    state: ModelState,
-    stages: Mapping[str, ModelState],
-    name: str,
-    output: Path,
-    required: bool,
-) -> None:
-    if not (place / SCORES).is_file():
-        if required:
-            raise UserError(f"{place}: holds no evaluation, it lacks {SCORES}; give the --output of one")
-        logger.warning("%s: no evaluation of the model; evaluate it, or give --evaluation", place)
-        return
-    evaluation = load_evaluation(place)
+    beside = state.run.absolute().parent
+    place = given or beside / "report"
+    evaluation = load_evaluation(place, missing_ok=True)
     names = _names(evaluation.models, identity, state, stages, name)
-    if name not in names.values():
-        why = f"{place}: none of its scores belong to the model as it is now; evaluate {state.folder} again"
-        if required:
-            raise UserError(why)
-        logger.warning("%s", why)
-        return
-    renamed(evaluation, names).save(output / EVALUATION)
+    if name in names.values():
+        renamed(evaluation, names).save(output / EVALUATION)
+    else:
+        why = "holds no scores of the model as it is now" if (place / SCORES).is_file() else f"lacks {SCORES}"
+        fault = f"{place}: {why}; evaluate {state.folder} and give the output as --evaluation"
+        if given is not None:
+            raise UserError(fault)
+        # A release without scores is one, too, unless they were asked for.
+        logger.warning("no scores are released: %s", fault)
+    _write_results(sorted((given or beside).glob("evaluation*.json")), identity, name, output)
 
 
 def _names(

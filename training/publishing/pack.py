@@ -165,8 +165,7 @@ def _check_output(output: Path) -> None:
         return
     if not output.is_dir() or not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    recorded = load_release(output).files
-    found = {path: size for path, size in _files(output).items() if not path.startswith(".")}
+    recorded, found = load_release(output).files, _files(output)
     changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:
         raise UserError(
@@ -216,10 +215,12 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Bytes of the files in a folder but the record, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    sizes.pop(RECORD, None)
+    """Bytes of the files in a folder but the record, by path; hidden ones are an uploading client's."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() != RECORD and not any(part.startswith(".") for part in name.parts):
+            sizes[name.as_posix()] = path.stat().st_size
     return sizes
 
 

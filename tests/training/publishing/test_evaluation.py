@@ -155,6 +155,12 @@ def test_without_an_evaluation_there_is_none(runs, output, caplog, refuses):
         _write(_state(runs), output, runs / "nowhere")
 
 
+def test_a_damaged_evaluation_is_no_missing_one(runs, output, refuses):
+    (runs / "report/scores.json").write_text("{")
+    with refuses(runs / "report", "no whole evaluation"):
+        _write(_state(runs), output)
+
+
 def test_results_that_do_not_say_of_which_state_they_are_stay_out(runs, output):
     path = runs / "evaluation.json"
     content = json.loads(path.read_text())

@@ -96,6 +96,9 @@ def test_in_bfloat16_weights_and_configuration_agree(trained_runs, tmp_path, sen
 
 
 def test_packed_again_it_is_left_alone_and_from_elsewhere_too(packed, runs, caplog):
+    # What `hf upload-large-folder` leaves.
+    (packed / ".cache/huggingface").mkdir(parents=True)
+    (packed / ".cache/huggingface/upload").write_text("half way")
     before = {path: path.stat().st_mtime_ns for path in packed.rglob("*")}
     content = _content(packed)
     with caplog.at_level("INFO"):
@@ -103,6 +106,7 @@ def test_packed_again_it_is_left_alone_and_from_elsewhere_too(packed, runs, capl
     assert {path: path.stat().st_mtime_ns for path in packed.rglob("*")} == before and _content(packed) == content
     assert "holds this release already" in caplog.text
     assert [path.name for path in packed.parent.iterdir()] == [NAME]
+    shutil.rmtree(packed / ".cache")
 
 
 def test_other_options_and_a_changed_run_are_packed_anew(runs, no_figures):
