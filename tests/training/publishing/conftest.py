@@ -40,3 +40,9 @@ def runs(trained_runs: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained_runs.parent / "data", tmp_path / "data")
     shutil.copytree(trained_runs, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Spares the drawing, which takes most of the time, where nothing depends on it."""
+    monkeypatch.setattr("training.publishing.figures.draw_figures", lambda folder: [])
