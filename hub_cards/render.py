@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hub_cards.markdown import cell, code, link, plain, python_string, shell_json, shell_word
+from hub_cards.markdown import cell, code, link, plain, python_string
 
 __all__ = ["render_checkpoint_card", "render_dataset_card", "render_model_card"]
 
@@ -70,11 +70,9 @@ def _environment() -> Environment:
     environment.filters |= {
         "cell": cell,
         "code": code,
-        "json": shell_json,
         "link": link,
         "number": "{:,}".format,
         "plain": plain,
-        "shell": shell_word,
         "string": python_string,
     }
     return environment
