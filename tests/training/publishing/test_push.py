@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.hub_server.client import connected
 from tests.hub_server.server import TOKEN, HubServer
+from tests.hub_server.store import Repository
 from tests.training.publishing.packed import NAME, write_packed
 from training.publish import main
 from training.publishing.card import model_card
@@ -165,43 +166,62 @@ def changed_record(packed: Path, **fields: object) -> Path:
     return packed
 
 
+def hold(hub_server: HubServer, folder: Path) -> Repository:
+    """A repository that holds a folder, as ``hf upload`` leaves it."""
+    repository = hub_server.store.create("model", REPO)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    repository.commit(
+        "main", "held", {name: repository.add_blob(path.read_bytes()) for name, path in files.items()}, []
+    )
+    return repository
+
+
 OTHER_START = [{**asdict(StageRecord("stage1", "training", Reference("hub", "their/model"))), "sources": []}]
 OTHER_STAGES = [{**asdict(StageRecord("stage2", "training", Reference("scratch"))), "sources": []}]
 
 
 @pytest.mark.parametrize(
-    ("fields", "part"),
+    ("fields", "part", "words"),
     [
-        ({"name": "other-embedder"}, "another model (tiny-embedder, not other-embedder)"),
-        ({"shape": {"hidden_size": 64}}, "another shape"),
-        ({"stages": OTHER_START}, "other stages"),
-        ({"stages": OTHER_STAGES}, "other stages"),
+        ({"name": "other-embedder"}, "another model (tiny-embedder, not other-embedder)", []),
+        ({"shape": {"hidden_size": 64}}, "another shape", []),
+        ({"stages": OTHER_START}, "other stages", []),
+        ({"stages": OTHER_STAGES}, "other stages", ["--revision", "draft"]),
     ],
 )
 @pytest.mark.usefixtures("client_waits")
-def test_another_model_is_replaced_only_when_told(
-    packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str], fields: dict[str, object], part: str
+def test_another_model_is_not_replaced(
+    packed: Path,
+    hub_server: HubServer,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, object],
+    part: str,
+    words: list[str],
 ) -> None:
-    assert main(["push", str(packed), "--repo", REPO]) == 0
-    repository = hub_server.repository(REPO)
+    repository = hold(hub_server, packed)
+    before = dict(repository.branches)
+    assert main(["push", str(changed_record(packed, **fields)), "--repo", REPO, *words]) == 2
+    told = capsys.readouterr().err
+    assert part in told
+    assert "--replace" in told
+    assert repository.branches == before
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_another_model_is_replaced_when_told(packed: Path, hub_server: HubServer) -> None:
+    repository = hold(hub_server, packed)
     first = repository.branches["main"]
-    other = changed_record(packed, **fields)
-    for words in ([], ["--revision", "draft"]):
-        assert main(["push", str(other), "--repo", REPO, *words]) == 2
-        told = capsys.readouterr().err
-        assert part in told
-        assert "--replace" in told
-    assert repository.branches == {"main": first}
-    assert main(["push", str(other), "--repo", REPO, "--replace"]) == 0
+    assert main(["push", str(changed_record(packed, name="other")), "--repo", REPO, "--replace"]) == 0
     assert repository.find("main").parent == first
+    assert json.loads(repository.files()["release.json"])["name"] == "other"
 
 
 @pytest.mark.usefixtures("client_waits")
 def test_a_version_trained_again_takes_the_place_of_the_old_one(packed: Path, hub_server: HubServer) -> None:
-    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 0
+    repository = hold(hub_server, packed)
+    repository.tags["v1.0"] = repository.branches["main"]
     again = changed_record(packed, max_length=256)
     assert main(["push", str(again), "--repo", REPO, "--tag", "v1.1"]) == 0
-    repository = hub_server.repository(REPO)
     assert json.loads(repository.files("v1.0")["release.json"])["max_length"] == 512
     assert json.loads(repository.files("v1.1")["release.json"])["max_length"] == 256
 
@@ -231,9 +251,8 @@ def test_a_repository_made_on_the_site_counts_as_empty(packed: Path, hub_server:
 def test_a_tag_on_other_content_is_refused_before_the_upload(
     packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 0
-    repository = hub_server.repository(REPO)
-    first = repository.branches["main"]
+    repository = hold(hub_server, packed)
+    first = repository.tags["v1.0"] = repository.branches["main"]
     again = changed_record(packed, max_length=256)
     assert main(["push", str(again), "--repo", REPO, "--tag", "v1.0"]) == 2
     assert "v1.0" in capsys.readouterr().err
