@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
-    add_destination_arguments(parser, "packed model")
+    add_destination_arguments(parser, "model", "packed folder")
 
 
 def run(arguments: argparse.Namespace) -> None:

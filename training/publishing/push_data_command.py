@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
-    add_destination_arguments(parser, "dataset release")
+    add_destination_arguments(parser, "dataset", "folder of a dataset release")
 
 
 def run(arguments: argparse.Namespace) -> None:

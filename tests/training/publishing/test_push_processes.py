@@ -1,4 +1,4 @@
-"""The commands as a user runs them: ``publish.py`` that is killed in mid-upload, and ``hf upload`` of a packed folder."""
+"""The commands as a user runs them: ``publish.py``, killed in mid-upload, and ``hf upload`` of a packed folder."""
 
 from __future__ import annotations
 
