@@ -7,8 +7,8 @@ older versions of them, and servers that parse the files themselves, read the ol
   computes other embeddings without an error; text-embeddings-inference stopped until early in 2026; MLX stops.
 - ``modules.json``: the classes moved. Versions before 5.4 find no module, llama.cpp's converter no pooling.
 - ``1_Pooling/config.json``: one ``pooling_mode`` took the place of a flag for each mode.
-- ``sentence_bert_config.json``: ``max_seq_length`` and ``do_lower_case`` are no longer written; text-embeddings-inference
-  and vLLM read them.
+- ``sentence_bert_config.json``: ``max_seq_length`` and ``do_lower_case`` are no longer written;
+  text-embeddings-inference and vLLM read them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def _with_rope_theta(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_old_classes(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**entry, "type": f"sentence_transformers.models.{entry['type'].rpartition('.')[2]}"} for entry in modules
-    ]
+    return [{**entry, "type": f"sentence_transformers.models.{entry['type'].rpartition('.')[2]}"} for entry in modules]
 
 
 def _with_flags(pooling: dict[str, Any]) -> dict[str, Any]:

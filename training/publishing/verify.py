@@ -100,7 +100,9 @@ def examine(folder: Path) -> Examination:
                 names += [name] * (name not in names)
             # Damage that still parses, such as a text where a number belongs, can surface anywhere.
             except Exception as error:
-                wrong = f"{check.__name__.replace('_', ' ')} cannot be done ({type(error).__name__}: {in_one_line(error)})"
+                wrong = (
+                    f"{check.__name__.replace('_', ' ')} cannot be done ({type(error).__name__}: {in_one_line(error)})"
+                )
                 found.append(Finding(name, wrong, "look for damage in what is named here and pack the run again"))
     for file, (why, names) in hindered.items():
         found = [finding for finding in found if (finding.file, finding.wrong) != (file, why)]

@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     examination = examine(arguments.folder)
     lines = [str(fault) for fault in examination.faults] + [f"note: {notice}" for notice in examination.notices]
     if not examination.faults:
-        lines.append(f"{arguments.folder}: no fault; checked: {', '.join(CHECKS)} (servers by their documents, not run)")
+        lines.append(
+            f"{arguments.folder}: no fault; checked: {', '.join(CHECKS)} (servers by their documents, not run)"
+        )
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if examination.faults else 0

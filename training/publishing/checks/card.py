@@ -17,7 +17,15 @@ __all__ = ["SNIPPETS", "check_facts", "check_links", "check_metadata", "check_sn
 SNIPPETS = ("sentence-transformers", "transformers", "remote-code")
 _RENDER = "render the card again"
 # What the Hub reads beside the fields of ModelCardData (hub-docs, modelcard.md).
-_MORE_FIELDS = {"base_model_relation", "new_version", "model-index", "widget", "inference", "thumbnail", "co2_eq_emissions"}
+_MORE_FIELDS = {
+    "base_model_relation",
+    "new_version",
+    "model-index",
+    "widget",
+    "inference",
+    "thumbnail",
+    "co2_eq_emissions",
+}
 _RELATIONS = {None, "adapter", "finetune", "merge", "quantized"}
 _TASKS = {"feature-extraction", "sentence-similarity"}
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -33,11 +41,19 @@ _ROWS = {
 
 def check_metadata(packed: PackedFolder) -> Iterator[Finding]:
     """The header is YAML with the fields that the Hub knows, and says what this folder is."""
+    from huggingface_hub import ModelCardData
+
     data = _metadata(packed)
+    unknown = sorted(data.to_dict().keys() - vars(ModelCardData()).keys() - _MORE_FIELDS)
+    if unknown:
+        yield Finding(CARD, f"the header has fields that the Hub does not know: {', '.join(unknown)}", _RENDER)
     wanted = {
         "library_name": (data.library_name == "sentence-transformers", "not 'sentence-transformers'"),
         "pipeline_tag": (data.pipeline_tag in _TASKS, f"not one of {', '.join(sorted(_TASKS))}"),
-        "license": (str(data.license or "").lower() in (packed.release.licence.lower(), "other"), "not that of the record"),
+        "license": (
+            str(data.license or "").lower() in (packed.release.licence.lower(), "other"),
+            "not that of the record",
+        ),
         "base_model_relation": (data.get("base_model_relation") in _RELATIONS, "no relation that the Hub knows"),
         "tags": (_texts(data.tags) and "sentence-transformers" in data.tags, "no list with 'sentence-transformers'"),
         "language": (data.language is None or _texts(data.language), "no list of codes"),
@@ -59,7 +75,7 @@ def check_links(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def check_facts(packed: PackedFolder) -> Iterator[Finding]:
-    """Parameters, dtype, dimensions and length on the card are those of the record, which is checked against the files."""
+    """Parameters, dtype, dimensions and length are those of the record, which is checked against the files."""
     text, release = packed.text(CARD), packed.release
     told = {
         "parameters": f"{release.parameters:,}",
@@ -114,20 +130,16 @@ def _tree(name: str, code: str) -> ast.Module:
 
 
 def _metadata(packed: PackedFolder) -> Any:
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     text = packed.text(CARD)
     if not text.startswith("---\n"):
         raise UnreadableError(CARD, "has no header of YAML")
     try:
-        data = ModelCard(text, ignore_metadata_errors=False).data
+        return ModelCard(text, ignore_metadata_errors=False).data
     # YAML's errors and huggingface_hub's own share no class.
     except Exception as error:
         raise UnreadableError(CARD, f"has a header that the Hub cannot read ({in_one_line(error)})") from None
-    unknown = sorted(data.to_dict().keys() - vars(ModelCardData()).keys() - _MORE_FIELDS)
-    if unknown:
-        raise UnreadableError(CARD, f"has fields in its header that the Hub does not know: {', '.join(unknown)}")
-    return data
 
 
 def _texts(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """The code that the card prints gives the same embeddings in all its forms.
 
-It is run as it is printed, in a process of its own that has no network and neither this repository nor its package, with
-the model's name replaced by the folder and more texts beside the printed ones.
+It is run as it is printed, in a process of its own that has no network and neither this repository nor its package,
+with the model's name replaced by the folder and more texts beside the printed ones.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def _differences(
         expected = embeddings[f"{_REFERENCE}/{'queries' if kind == 'queries' else 'documents'}"]
         width = int(dimension) if dimension else dimensions[0]
         if given.shape != (len(expected), width):
-            yield Finding(CARD, f"the example {name} gives {given.shape} {variant}, not {(len(expected), width)}", _LOOK)
+            yield Finding(
+                CARD, f"the example {name} gives {given.shape} {variant}, not {(len(expected), width)}", _LOOK
+            )
             continue
         if not np.allclose(np.linalg.norm(given, axis=1), 1, atol=5e-3):
             yield Finding(CARD, f"the example {name} gives {variant} that are not of unit length", _LOOK)

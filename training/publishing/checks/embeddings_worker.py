@@ -56,7 +56,7 @@ def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Runs an example; returns the class of its model and embeddings by variant."""
     tree = ast.fix_missing_locations(_Adapted(task).visit(ast.parse(code)))
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(tree, "example", "exec"), names)  # noqa: S102
+    exec(compile(tree, "example", "exec"), names)
     documents, model = names["documents"], names["model"]
     found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
     is_plain = "embed" in names

@@ -28,7 +28,9 @@ def check_auto_map(packed: PackedFolder) -> Iterator[Finding]:
         if not code:
             yield Finding(CONFIG, "has no auto_map: trust_remote_code=True would change nothing", _REPACK)
         return
-    if not isinstance(entries, dict) or any(entries.get(name, "").rpartition(".")[2] != _CLASSES[name] for name in _CLASSES):
+    if not isinstance(entries, dict) or any(
+        entries.get(name, "").rpartition(".")[2] != _CLASSES[name] for name in _CLASSES
+    ):
         yield Finding(CONFIG, f"auto_map is {entries!r}: it must name {' and '.join(_CLASSES.values())}", _REPACK)
         return
     for entry in entries.values():
@@ -41,7 +43,7 @@ def check_auto_map(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def check_imports(packed: PackedFolder) -> Iterator[Finding]:
-    """Neighbours that code imports are there and in use; beyond them only torch, transformers and the standard library."""
+    """Neighbours that code imports are there; beyond them only torch, transformers and the standard library."""
     entries = packed.table(CONFIG).get("auto_map")
     if not isinstance(entries, dict):
         return
@@ -65,7 +67,7 @@ def check_imports(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def check_version(packed: PackedFolder) -> Iterator[Finding]:
-    """Whether the code is that of this checkout: older code may be right, but it is another than the one tested here."""
+    """Whether the code is that of this checkout; older code may be right, but is not what is tested here."""
     for file in packed.files:
         own = _PACKAGE / file
         if file.endswith(".py") and (not own.is_file() or own.read_text(encoding="utf-8") != packed.text(file)):

@@ -6,14 +6,14 @@ Sources, as of 2026:
   which ``rope_theta`` had to stand at the top until ``rope_parameters`` was read too; one EOS id; no sliding window, no
   scaled rotary embedding) and ``router/src/lib.rs`` (``PoolConfig``: the flags of ``1_Pooling/config.json``, until
   ``pooling_mode`` was read too; ``STConfig``: ``max_seq_length``; ``NewSTConfig``: prompts by name).
-- vLLM: ``vllm/transformers_utils/config.py`` (``get_pooling_config``, ``get_sentence_transformer_tokenizer_config``) and
-  ``docs/models/pooling_models.md`` (a class that ends in ``Model`` embeds; ``is_matryoshka`` and
+- vLLM: ``vllm/transformers_utils/config.py`` (``get_pooling_config``, ``get_sentence_transformer_tokenizer_config``)
+  and ``docs/models/pooling_models.md`` (a class that ends in ``Model`` embeds; ``is_matryoshka`` and
   ``matryoshka_dimensions``). Before version 0.24 it ran on transformers 4, which knows ``rope_theta`` alone and takes
   10000 where it is missing: other embeddings, and no error.
 - llama.cpp: ``conversion/qwen.py`` (``Qwen3Model``), ``conversion/base.py`` (``_try_set_pooling_type`` looks for the
-  module ``sentence_transformers.models.Pooling`` and its flags; ``get_vocab_base_pre`` knows pre-tokenizers by the tokens
-  that they make of a text) and ``gguf-py/gguf/vocab.py`` (EOS is added if the post-processor is a template that ends with
-  it).
+  module ``sentence_transformers.models.Pooling`` and its flags; ``get_vocab_base_pre`` knows pre-tokenizers by the
+  tokens that they make of a text) and ``gguf-py/gguf/vocab.py`` (EOS is added if the post-processor is a template that
+  ends with it).
 
 Older releases of all three are in use, so what they need is asked for beside what new ones read.
 """
@@ -75,8 +75,8 @@ def check_rotary(packed: PackedFolder) -> Iterator[Finding]:
         yield Finding(CONFIG, "rope_parameters has no rope_theta", _REPACK)
     elif config.get("rope_theta") != base:
         wrong = (
-            f"rope_theta is {config.get('rope_theta')!r} at the top and {base!r} in rope_parameters: transformers 4 and "
-            "the servers built on it read the top, and without it take 10000"
+            f"rope_theta is {config.get('rope_theta')!r} at the top and {base!r} in rope_parameters: transformers 4 "
+            "and the servers built on it read the top, and without it take 10000"
         )
         yield Finding(CONFIG, wrong, f"set it to {base!r}, or pack the run again")
 
@@ -86,8 +86,8 @@ def check_sentence_transformers_files(packed: PackedFolder) -> Iterator[Finding]
     for entry in packed.modules():
         if not str(entry["type"]).startswith("sentence_transformers.models."):
             wrong = (
-                f"{entry['type']} is known since sentence-transformers 5.4 only, and not to llama.cpp: it would not see "
-                "how to pool"
+                f"{entry['type']} is known since sentence-transformers 5.4 only, and not to llama.cpp: it would not "
+                "see how to pool"
             )
             yield Finding(MODULES, wrong, _REPACK)
     name, pooling = packed.pooling()

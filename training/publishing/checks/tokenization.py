@@ -1,7 +1,7 @@
 """The tokenizer ends every text with EOS by itself, alone as servers use it and through transformers.
 
-A text that ends with the EOS token already gets a second one: the post-processor looks at no text. The last token is EOS
-either way, and both ways of tokenising do the same.
+A text that ends with the EOS token already gets a second one: the post-processor looks at no text. The last token is
+EOS either way, and both ways of tokenising do the same.
 """
 
 from __future__ import annotations

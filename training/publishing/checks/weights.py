@@ -29,7 +29,9 @@ def check_pickles(packed: PackedFolder) -> Iterator[Finding]:
     """No file that runs code when it is loaded."""
     for file in packed.files:
         if file.endswith(_PICKLES):
-            yield Finding(file, "is no safetensors: files of this kind can run code, or are training state", "delete it")
+            yield Finding(
+                file, "is no safetensors: files of this kind can run code, or are training state", "delete it"
+            )
 
 
 def check_shards(packed: PackedFolder) -> Iterator[Finding]:
