@@ -92,7 +92,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     files = read_model_files(state.folder)
     weights = read_weights(state.folder, files.config)
     lineage = Lineage(state)
-    release = replace(_release(options, files, weights, lineage.records()), language_rows=language_rows_of(state))
+    release = _release(options, files, weights, lineage)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,8 @@ def _check(options: PackOptions) -> None:
         fault = in_one_line(error)
     if fault:
         raise UserError(
-            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, digits "
-            "and single - _ ."
+            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, "
+            "digits and single - _ ."
         )
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -173,9 +173,9 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _release(
-    options: PackOptions, files: ModelFiles, weights: Weights, stages: tuple[StageRecord, ...]
-) -> ModelRelease:
+def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
+    stages = lineage.records()
+    trained = [state for state in lineage.states.values() if not state.prunes]
     return ModelRelease(
         name=options.name,
         licence=options.licence,
@@ -192,6 +192,7 @@ def _release(
         family=family_of(files.config),
         trained_dtype=weights.dtype,
         author=options.author,
+        language_rows=language_rows_of(trained[-1]) if trained else {},
     )
 
 
