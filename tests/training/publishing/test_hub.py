@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -50,6 +51,8 @@ def test_publish_is_exact_and_does_nothing_the_second_time(hub: Hub, repository:
     assert repository.files() == fewer
     assert repository.find("main").parent == commit != second
     assert ".gitattributes" in repository.find("main").tree
+    hub.publish(REPO, {"README.md": b"# New\n"}, message="One less")
+    assert repository.files() == {"README.md": b"# New\n"}
 
 
 def test_files_of_a_folder_and_bytes_are_the_same(hub: Hub, repository: Repository, tmp_path: Path) -> None:
@@ -207,24 +210,48 @@ def test_another_writer_is_not_overwritten(
     assert repository.files() == {**FILES, "theirs.txt": b"theirs"}
 
 
-def test_a_file_that_changes_meanwhile_is_found(hub: Hub, tmp_path: Path, refuses: Refuses) -> None:
+@pytest.mark.parametrize("branch", ["main", NEW])
+def test_another_writer_at_the_last_moment_is_not_overwritten(
+    hub: Hub, repository: Repository, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, branch: str
+) -> None:
+    hub.publish(REPO, FILES, message="Release")
+    send = hub.api.create_commit
+
+    def beaten(*args: Any, **options: Any) -> Any:
+        patch.undo()
+        if branch == NEW:
+            repository.move(NEW, repository.branches["main"])
+        repository.commit(branch, "theirs", {"theirs.txt": repository.add_blob(b"theirs")}, [])
+        return send(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.api, "create_commit", beaten)
+        with refuses(REPO, "somebody else", branch):
+            hub.publish(REPO, SHARDS, revision=branch, message="Ours")
+    assert repository.files(branch) == {**FILES, "theirs.txt": b"theirs"}
+
+
+def test_a_file_that_changes_meanwhile_is_found(
+    hub: Hub, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(BIG)
     hub.publish(REPO, {"model.safetensors": file, "config.json": b"{}"}, message="Release")
     file.write_bytes(bytes([1]) * len(BIG))
     upload = hub.api.preupload_lfs_files
 
-    def changed(*args: object, **options: object) -> None:
+    def changed(*args: Any, **options: Any) -> None:
         file.write_bytes(bytes([2]) * len(BIG))
-        upload(*args, **options)  # type: ignore[arg-type]
+        upload(*args, **options)
 
-    hub.api.preupload_lfs_files = changed  # type: ignore[method-assign]
+    monkeypatch.setattr(hub.api, "preupload_lfs_files", changed)
     with refuses(REPO, "was the folder changed meanwhile?"):
         hub.publish(REPO, {"model.safetensors": file, "config.json": b"{}"}, message="Release")
 
 
 def test_a_branch_that_an_interruption_left_is_removed(hub: Hub, repository: Repository) -> None:
     repository.move(f"{NEW}.partial", repository.branches["main"])
+    repository.commit(f"{NEW}.partial", "half", {"half.txt": repository.add_blob(b"half")}, [])
     hub.publish(REPO, FILES, revision=NEW, message="Step")
     assert set(repository.branches) == {"main", NEW}
 
