@@ -51,7 +51,6 @@ class Lineage:
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
         self._references: dict[Path, Reference] = {}
-        self._before: dict[tuple[Path, str], ModelState] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
@@ -67,26 +66,36 @@ class Lineage:
             )
         if folder not in self._references:
             for key in ("teacher", "model"):
-                before = _state_before(state, key)
+                before = self._state(state, key)
                 if before is not None:
-                    self._before[folder, key] = before
                     self._visit(before, (*above, folder))
             name = _unused(state.name, self.states)
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
 
+    @staticmethod
+    def _state(state: ModelState, key: str) -> ModelState | None:
+        """The model behind a key, if a run made it, and it is at hand as it was then."""
+        written = state.keys.get(key)
+        before = state_of(state.place(str(written))) if written is not None else None
+        return before if before is None or key != "teacher" or _taught(before, state) else None
+
     def _reference(self, state: ModelState, key: str) -> Reference:
         """What a stage started from, or learnt from."""
         written = state.keys.get(key)
         if written is None:
             return Reference("scratch")
-        before = self._before.get((state.folder.resolve(), key))
+        before = self._state(state, key)
         if before is not None:
             return self._references[before.folder.resolve()]
         if state.is_hub_name(str(written)):
             return Reference("hub", str(written), _commit(state) if key == "teacher" else None)
         place = Path(str(written))
+        if state.place(str(written)).exists():
+            logger.warning(
+                "%s: %s %s was made by no run, or changed since; its stages are not told", state.name, key, place
+            )
         # `runs/big/model` says more as `big`.
         named = place.parent if place.name == "model" else place
         return Reference("local", public_name(str(named)))
@@ -106,16 +115,6 @@ class Lineage:
             epochs=progress.epochs,
             metrics=progress.metrics,
         )
-
-
-def _state_before(state: ModelState, key: str) -> ModelState | None:
-    """The model behind a key, if a run made it, and it is at hand as it was then."""
-    written = state.keys.get(key)
-    before = state_of(state.place(str(written))) if written is not None else None
-    if before is not None and key == "teacher" and not _taught(before, state):
-        logger.warning("%s: its teacher %s is another model by now; its stages are not told", state.name, before.folder)
-        return None
-    return before
 
 
 def _taught(teacher: ModelState, student: ModelState) -> bool:
