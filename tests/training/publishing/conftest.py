@@ -15,6 +15,12 @@ from training.run_stage import main
 PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 
 
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Spares the drawing, which takes most of the time, where nothing depends on it."""
+    monkeypatch.setattr("training.publishing.figures.draw_figures", lambda folder: [])
+
+
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the four stages, trained once from relative paths; to be copied, not changed."""
@@ -40,9 +46,3 @@ def runs(trained_runs: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained_runs.parent / "data", tmp_path / "data")
     shutil.copytree(trained_runs, tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def no_figures(monkeypatch) -> None:
-    """Spares the drawing, which takes most of the time, where nothing depends on it."""
-    monkeypatch.setattr("training.publishing.figures.draw_figures", lambda folder: [])
