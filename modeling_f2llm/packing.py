@@ -197,7 +197,11 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """The variable-length kernel of the flash-attn package (CUDA, half precision)."""
-    from flash_attn import flash_attn_varlen_func
+    # From the Hub, transformers loads no code with an import that is not installed, in a function or not, unless tried.
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise ImportError("flash-attn is not installed: pip install flash-attn") from error
 
     ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
     return flash_attn_varlen_func(
