@@ -76,8 +76,8 @@ def test_scores_are_those_of_the_evaluation(card: str) -> None:
     assert rows_of(card, "Latn")[1] == "70.0" and rows_of(card, "Latn")[3:] == ["2", "20"]
     assert rows_of(card, "`jpn-Jpan`")[:3] == ["`jpn-Jpan`", "Japanese", "20.0"]
     # One per cent or more of a thousand rows; a tenth of a per cent.
-    assert rows_of(card, "1% of the training rows or more")[1] == "70.0"
-    assert rows_of(card, "0.1% or more")[1] == "35.0"
+    assert rows_of(card, "1 % of the training rows or more")[1] == "70.0"
+    assert rows_of(card, "0.1 % or more")[1] == "35.0"
     assert "Means: over examples 52.5, over languages 52.5." in card
     assert [rows_of(card, f"`{name}`")[3] for name in ("large", NAME, "TF-IDF")] == ["62.5", "52.5", "42.5"]
 
