@@ -314,6 +314,12 @@ def test_a_repository_that_is_missing_is_refused(hub: Hub, refuses: Refuses) -> 
         hub.publish("org/missing", FILES, message="Release")
 
 
+def test_a_repository_without_a_main_branch_is_refused(hub: Hub, repository: Repository, refuses: Refuses) -> None:
+    repository.branches.clear()
+    with refuses(REPO, "no branch main"):
+        hub.publish(REPO, FILES, message="Release")
+
+
 @pytest.mark.parametrize(
     ("token", "parts"),
     [

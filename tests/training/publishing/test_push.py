@@ -296,6 +296,8 @@ def test_the_token_is_told_to_nobody_but_the_hub(
     shown = capsys.readouterr()
     assert "refuses the login" in shown.err
     assert TOKEN not in shown.out + shown.err + caplog.text
+    # Addresses of the storage are signed.
+    assert "HTTP Request" not in caplog.text
     (home / "token").unlink(missing_ok=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
