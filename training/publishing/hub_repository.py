@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository, whether it exists or not. Every method tries again what fails for a reason that passes.
+    """A repository, whether it exists or not.
+
+    What fails for a reason that passes is tried again, but for :meth:`head` and :meth:`commit`, which are parts of larger
+    attempts.
 
     Attributes:
         api: The client.
@@ -77,7 +80,7 @@ class HubRepository:
         return self.api.list_repo_refs(self.name, repo_type=self.kind)
 
     def head(self, branch: str) -> str | None:
-        """The commit of a branch; None if there is none. Tries once, to be part of a larger attempt."""
+        """The commit of a branch; None if there is none. Tries once."""
         return next((each.target_commit for each in self._refs().branches if each.name == branch), None)
 
     def tagged(self, tag: str) -> str | None:
