@@ -30,8 +30,8 @@ T = TypeVar("T")
 class HubRepository:
     """A repository, whether it exists or not.
 
-    What fails for a reason that passes is tried again, but for :meth:`head` and :meth:`commit`, which are parts of larger
-    attempts.
+    What fails for a reason that passes is tried again, but for :meth:`head` and :meth:`commit`, which are parts of
+    larger attempts.
 
     Attributes:
         api: The client.

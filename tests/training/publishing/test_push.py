@@ -16,7 +16,7 @@ from tests.hub_server.store import Repository
 from tests.training.publishing.packed import NAME, write_packed
 from training.publish import main
 from training.publishing.card import model_card
-from training.publishing.push import model_files
+from training.publishing.push import packed_files
 from training.publishing.record import Reference, StageRecord
 
 REPO = "org/tiny"
@@ -81,7 +81,7 @@ def test_a_hidden_file_is_not_uploaded(packed: Path) -> None:
     for path in (".DS_Store", ".cache/huggingface/token", "1_Pooling/.hidden"):
         (packed / path).parent.mkdir(parents=True, exist_ok=True)
         (packed / path).write_text("private")
-    assert not [path for path in model_files(packed, REPO) if "/." in f"/{path}"]
+    assert not [path for path in packed_files(packed, REPO, check=False) if "/." in f"/{path}"]
 
 
 def edited(packed: Path, name: str, content: str | None) -> None:
@@ -150,6 +150,23 @@ def test_a_folder_that_is_not_packed_or_was_changed_is_refused(
         told = capsys.readouterr().err
         assert all(part in told for part in [str(packed), *parts])
     assert hub_server.log == []
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_a_folder_with_a_fault_is_uploaded_only_when_told(
+    packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The pooling of another model, at the same size.
+    pooling = packed / "1_Pooling/config.json"
+    pooling.write_text(pooling.read_text().replace('"lasttoken"', '"cls"      '))
+    assert main(["push", str(packed), "--repo", REPO]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "1_Pooling/config.json" in told
+    assert "--no-verify" in told
+    assert hub_server.log == []
+    assert main(["push", str(packed), "--repo", REPO, "--no-verify"]) == 0
+    assert "1_Pooling/config.json" in hub_server.repository(REPO).files()
 
 
 def hold(hub_server: HubServer, folder: Path, **fields: object) -> Repository:
