@@ -16,6 +16,7 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.errors import UserError, in_one_line
 from training.planning_arguments import SHAPE
 from training.publishing.cleaning import VOCABULARIES, clean_config
+from training.publishing.older_readers import write_for_older_readers
 from training.publishing.states import read_json
 
 __all__ = ["ModelFiles", "copy_model_files", "family_of", "read_model_files"]
@@ -124,7 +125,7 @@ def family_of(config: F2LLMConfig) -> str | None:
 
 
 def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
-    """Copies all that is released of a model's folder but its weights.
+    """Copies all that is released of a model's folder but its weights, in a form that older readers know, too.
 
     Args:
         files: The model's files.
@@ -143,6 +144,7 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
         for name in _MODULE_FILES:
             if (source / module / name).is_file():
                 _write_json(folder / module / name, clean_config(read_json(source / module / name)))
+    write_for_older_readers(folder)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

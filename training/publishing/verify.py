@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ __all__ = ["CHECKS", "Examination", "examine", "verify"]
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
 # By what they look at, in the order in which they are told.
-CHECKS: dict[str, tuple[Check, ...]] = {
+CHECKS: Mapping[str, Sequence[Check]] = {
     "contents": (contents.check_needed, contents.check_foreign, contents.check_listed),
     "configuration": (
         *(configuration.check_configuration, configuration.check_validity, configuration.check_matryoshka),
@@ -80,8 +80,12 @@ def verify(folder: Path) -> list[str]:
     return [str(fault) for fault in examine(folder).faults]
 
 
-def examine(folder: Path) -> Examination:
+def examine(folder: Path, checks: Mapping[str, Sequence[Check]] = CHECKS) -> Examination:
     """Does what :func:`verify` does, and keeps notices.
+
+    Args:
+        folder: The folder.
+        checks: What to check, by what it looks at.
 
     Raises:
         UserError: If there is no such folder.
@@ -91,8 +95,8 @@ def examine(folder: Path) -> Examination:
     packed = PackedFolder(folder.resolve())
     found: list[Finding] = []
     hindered: dict[str, tuple[str, list[str]]] = {}
-    for name, checks in CHECKS.items():
-        for check in checks:
+    for name, own in checks.items():
+        for check in own:
             try:
                 found += check(packed)
             except UnreadableError as error:

@@ -32,10 +32,10 @@ _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)>\s]+)|\bsrc=[\"']([^\"']+)")
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.IGNORECASE)
 _ROWS = {
-    "parameters": re.compile(r"^\| parameters \| ([\d,]+)", re.MULTILINE),
+    "parameters": re.compile(r"^\| parameters \| (\d[\d,]*\d|\d)", re.MULTILINE),
     "dtype": re.compile(r"^\| parameters \| [^|]*stored as `(\w+)`", re.MULTILINE),
     "dimensions": re.compile(r"^\| dimensions \| ([^|]+) \|", re.MULTILINE),
-    "tokens of a text": re.compile(r"^\| tokens of a text \| ([\d,]+)", re.MULTILINE),
+    "tokens of a text": re.compile(r"^\| tokens of a text \| (\d[\d,]*\d|\d)", re.MULTILINE),
 }
 
 

@@ -49,7 +49,8 @@ def check_prompts(packed: PackedFolder) -> Iterator[Finding]:
     """The prompts of the release, none of them put before every text, and cosine similarity."""
     config = packed.table(SENTENCE_TRANSFORMERS)
     prompts = config.get("prompts")
-    if not isinstance(prompts, dict) or not prompts.get("query"):
+    # A model that was trained without instructions has a prompt without text.
+    if not isinstance(prompts, dict) or not isinstance(prompts.get("query"), str):
         yield Finding(SENTENCE_TRANSFORMERS, "has no prompt for queries", _REPACK)
     elif prompts != dict(packed.release.prompts):
         yield Finding(RECORD, f"the prompts are not those of {SENTENCE_TRANSFORMERS}", _REPACK)

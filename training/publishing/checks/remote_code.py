@@ -53,12 +53,12 @@ def check_imports(packed: PackedFolder) -> Iterator[Finding]:
         if file in reached or file not in packed.files:
             continue
         reached.add(file)
-        neighbours, packages = _imports(_tree(packed, file))
-        for neighbour in sorted(neighbours):
+        tree = _tree(packed, file)
+        for neighbour in sorted(_neighbours(tree)):
             if neighbour not in packed.files:
                 yield Finding(file, f"imports {neighbour}, which is not there", _REPACK)
             waiting.append(neighbour)
-        for package in sorted(packages - _ALLOWED - sys.stdlib_module_names):
+        for package in sorted(_packages(tree) - _ALLOWED - sys.stdlib_module_names):
             wrong = f"imports {package}: who loads the model need not have it"
             yield Finding(file, wrong, "keep remote code to torch and transformers")
     for file in packed.files:
@@ -82,15 +82,22 @@ def _tree(packed: PackedFolder, file: str) -> ast.Module:
         raise UnreadableError(file, f"is no Python ({error})") from None
 
 
-def _imports(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Files of neighbours and names of packages that a module imports, anywhere in it."""
-    neighbours, packages = set(), set()
+def _neighbours(tree: ast.Module) -> set[str]:
+    """The files beside it that a module imports from, anywhere in it."""
+    neighbours = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            modules = [node.module] if node.module else [name.name for name in node.names]
+            neighbours |= {f"{module.replace('.', '/')}.py" for module in modules}
+    return neighbours
+
+
+def _packages(tree: ast.Module) -> set[str]:
+    """Packages that a module cannot be loaded without: those imported by its own statements, not in a function."""
+    packages = set()
+    for node in tree.body:
         if isinstance(node, ast.Import):
             packages |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             packages.add(str(node.module).partition(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            modules = [node.module] if node.module else [name.name for name in node.names]
-            neighbours |= {f"{module.replace('.', '/')}.py" for module in modules}
-    return neighbours, packages
+    return packages
