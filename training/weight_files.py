@@ -75,7 +75,9 @@ def _files(folder: Path) -> dict[str, Path]:
     if (folder / _SINGLE).is_file():
         return dict.fromkeys(_read_header(folder / _SINGLE), folder / _SINGLE)
     if (folder / _ADAPTER).is_file():
-        raise UserError(f"{folder}: an adapter without a model's weights; merge it into its base first")
+        raise UserError(
+            f"{folder}: an adapter without a model's weights; merge it into its base first (merge_adapter.py)"
+        )
     if list(folder.glob("*.bin")):
         raise UserError(f"{folder}: its weights are pickled, not safetensors; load it and save it anew")
     raise UserError(f"{folder}: the folder holds no weights; it lacks {_SINGLE}")
