@@ -20,7 +20,6 @@ def facts() -> dict[str, Any]:
         "repository": "pandas",
         "rows": 1234,
         "size": "1 MB",
-        "fold_from": 40,
         "language_count": 1,
         "more_columns": ["origin"],
         "sources": [{"name": "bears", "rows": 1234}],
