@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,15 @@ class WeightFiles:
         # An open file keeps all that was read from it mapped, so each tensor opens its file anew.
         with safe_open(self._file_of[name], framework="pt") as handle:
             return handle.get_tensor(name)
+
+    def digest(self) -> str:
+        """Changes with any of the weights, but not with the place they lie in."""
+        digest = blake2b(digest_size=16)
+        for path in self.paths:
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
 def _files(folder: Path) -> dict[str, Path]:

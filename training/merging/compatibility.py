@@ -9,7 +9,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.errors import UserError, in_one_line
-from training.merging.parents import MERGED_FROM, Parent
+from training.merging.parents import Parent
+from training.merging.record import MERGED_FROM
 
 __all__ = ["check_compatible"]
 

@@ -15,15 +15,14 @@ from training.checkpoints import publish
 from training.errors import UserError
 from training.merging.compatibility import check_compatible
 from training.merging.method import Method
-from training.merging.parents import MERGED_FROM, Parent
+from training.merging.parents import Parent
+from training.merging.record import MERGE, MERGED_FROM
 from training.merging.streaming import MAX_SHARD_SIZE, common_dtype, write_average
 
-__all__ = ["MERGE", "merge"]
+__all__ = ["merge"]
 
 logger = logging.getLogger("training")
 
-# Name of the file that says what a folder was merged from.
-MERGE = "merge.json"
 # What is taken from the first parent as it is; besides, the folders of its modules. Not what tells of its training.
 _TAKEN = (
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "generation_config.json"),
@@ -65,7 +64,7 @@ def merge(
         "method": method.name,
         "dtype": str(dtype).removeprefix("torch."),
         "max_shard_size": max_shard_size,
-        "parents": [{**each, "digest": parent.digest()} for each, parent in zip(told, parents, strict=True)],
+        "parents": [{**each, "digest": parent.weights.digest()} for each, parent in zip(told, parents, strict=True)],
     }
     if _holds(output, record):
         logger.info("%s: is there already, nothing to do", output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from training.errors import UserError, in_one_line
 from training.evaluation.places import find_model, run_of
+from training.merging.record import MERGED_FROM
+from training.publishing.cleaning import public_name
+from training.recipe import FINAL_MODEL
 from training.weight_files import WeightFiles
 
-__all__ = ["MERGED_FROM", "Parent", "find_parent"]
+__all__ = ["Parent", "find_parent"]
 
-# Key of config.json under which a merged model names its parents.
-MERGED_FROM = "merged_from"
 # What of a repository is fetched: no other formats of the same weights, no evaluation.
 _FETCHED = ["*.json", "*.safetensors", "*.py", "*.txt", "*.jinja", "LICENSE*"]
 _LEFT = ["onnx/*", "openvino/*", "evaluation/*", "figures/*"]
@@ -69,15 +69,6 @@ class Parent:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / name}: cannot be read ({in_one_line(error)})") from None
 
-    def digest(self) -> str:
-        """Changes with any of its weights, but not with the place they lie in."""
-        digest = blake2b(digest_size=16)
-        for path in self.weights.paths:
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
-
     def record(self) -> dict[str, Any]:
         """What is told of it: name, revision, and its own parents if it is merged itself."""
         revision = {"revision": self.revision} if self.revision else {}
@@ -113,4 +104,5 @@ def find_parent(word: str) -> Parent:
 
 def _public_name(folder: Path) -> str:
     """The last part of a folder's path, after that of its run if it is the model or a checkpoint of one."""
-    return "/".join(folder.parts[-2:]) if run_of(str(folder)) == folder.parent else folder.name
+    parts = folder.parts[-2:] if run_of(str(folder)) == folder.parent else folder.parts[-1:]
+    return "/".join(filter(None, map(public_name, parts))) or FINAL_MODEL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
 from training.errors import UserError
+from training.merging.record import find_beside, read_merge
 from training.publishing.cleaning import clean_arguments, public_name
 from training.publishing.progress import progress_of
 from training.publishing.record import Reference, StageRecord
@@ -58,14 +60,21 @@ class Lineage:
                 f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in its recipe.yaml"
             )
         if folder not in self._references:
-            for key in ("teacher", "model"):
-                before = self._state(state, key)
-                if before is not None:
-                    self._visit(before, (*above, folder))
+            for before in self._before(state):
+                self._visit(before, (*above, folder))
             name = _unused(state.name, self.states)
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
+
+    def _before(self, state: ModelState) -> list[ModelState]:
+        """The models at hand that a model came from."""
+        if state.merges:
+            places = [find_beside(state.folder, parent) for parent in read_merge(state.folder)["parents"]]
+            found = [state_of(place) for place in places if place is not None]
+        else:
+            found = [self._state(state, key) for key in ("teacher", "model")]
+        return [before for before in found if before is not None]
 
     @staticmethod
     def _state(state: ModelState, key: str) -> ModelState | None:
@@ -88,7 +97,28 @@ class Lineage:
         named = place.parent if place.name == "model" else place
         return Reference("local", public_name(str(named)))
 
+    def _parent(self, state: ModelState, parent: Mapping[str, Any]) -> Reference:
+        """What was merged into a model."""
+        place = find_beside(state.folder, parent)
+        if place is not None and place.resolve() in self._references:
+            return self._references[place.resolve()]
+        return Reference("hub" if "revision" in parent else "local", parent["name"], parent.get("revision"))
+
+    def _merging(self, name: str, state: ModelState) -> StageRecord:
+        parents = tuple(self._parent(state, parent) for parent in read_merge(state.folder)["parents"])
+        return StageRecord(
+            name=name,
+            kind="merging",
+            start=parents[0],
+            parameters=_parameters(state.folder),
+            written=stage_arguments(state),
+            arguments=stage_arguments(state),
+            parents=parents,
+        )
+
     def _record(self, name: str, state: ModelState) -> StageRecord:
+        if state.merges:
+            return self._merging(name, state)
         progress = progress_of(state)
         return StageRecord(
             name=name,
@@ -125,6 +155,9 @@ def _parameters(folder: Path) -> int:
 
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
+    if state.merges:
+        record = read_merge(state.folder)
+        return {"method": record["method"], "weights": [parent["weight"] for parent in record["parents"]]}
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

@@ -38,10 +38,9 @@ def test_a_longer_shortlist_finds_more():
     assert found[0] < found[1] < found[2]
 
 
-def test_texts_and_queries_are_distinct_and_always_the_same():
+def test_texts_and_queries_are_distinct():
     texts, queries = read_texts(300, 20)
     assert (len(texts), len(queries), len({*texts, *queries})) == (300, 20, 320)
-    assert read_texts(300, 20) == (texts, queries)
 
 
 @pytest.mark.parametrize(
@@ -66,5 +65,6 @@ def test_the_command_prints_a_table(tmp_path, capsys, tiny_model, tiny_tokenizer
     assert main([str(tmp_path / "model"), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| search |") and len(lines) == 2 + 11
-    assert main([str(tmp_path), *words]) == 2
+    (tmp_path / "nothing").mkdir()
+    assert main([str(tmp_path / "nothing"), *words]) == 2
     assert "holds no model" in capsys.readouterr().err
