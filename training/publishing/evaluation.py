@@ -119,16 +119,19 @@ def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
         if record.label not in names:
             continue
         commit = record.identity is not None and COMMIT.fullmatch(record.identity)
-        named = replace(record, name=names[record.label], revision=record.revision if commit else None)
+        known = {"revision": record.revision, "identity": record.identity} if commit else {}
+        public = {"revision": None, "identity": None, **known}
+        # How fast it was says more about a machine, which is not named.
+        named = replace(record, name=names[record.label], texts_per_second=None, **public)
         labels[record.label] = named.label
-        result.add_model(replace(named, identity=record.identity if commit else None))
-    known: set[str] = set()
+        result.add_model(named)
+    taken: set[str] = set()
     for score in evaluation.scores:
         moved = replace(score, model=labels.get(score.model, ""))
         # One model may have been evaluated under two names.
-        if not moved.model or moved.key in known:
+        if not moved.model or moved.key in taken:
             continue
-        known.add(moved.key)
+        taken.add(moved.key)
         result.scores.append(moved)
         if score.key in evaluation.examples:
             result.examples[moved.key] = evaluation.examples[score.key]

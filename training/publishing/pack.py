@@ -98,11 +98,12 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        copy_weights(weights, partial, release.dtype, options.max_shard_size)
         copy_model_files(files, partial, release.dtype)
         _write_json(partial / ARGUMENTS, stage_arguments(state))
         (partial / LICENCE).write_text(text, encoding="utf-8")
         write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
+        # What can be faulty comes first: weights may take minutes.
+        copy_weights(weights, partial, release.dtype, options.max_shard_size)
         _describe(partial, release, lineage)
         check_nothing_private(partial, private_texts(lineage.states.values()))
         if _same(partial, output):

@@ -63,6 +63,7 @@ def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs,
     assert len(found.examples) == len(before.examples)
     own = next(model for model in found.models if model.name == "f2llm-v2-tiny")
     assert own.parameters and own.dimension == 16 and own.identity is None
+    assert own.texts_per_second is None
 
 
 def test_the_pairs_result_is_told_without_the_place(runs, output):

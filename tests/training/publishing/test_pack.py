@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+import modeling_f2llm
 from tests.training.recipes import write_recipe
 from training.evaluation.records import load_evaluation
 from training.model_identity import model_revision
@@ -113,6 +114,18 @@ def test_other_options_and_a_changed_run_are_packed_anew(runs, no_figures):
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.5"))
     assert _pack(runs / "student") == 0
     assert load_release(folder).author is None and load_release(folder).stages[-1].written["learning_rate"] == 0.5
+
+
+def test_other_weights_of_the_same_size_are_packed_anew(runs, no_figures):
+    assert _pack(runs / "pruned") == 0
+    weights = runs / "pruned/model/model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "norm.weight": tensors["norm.weight"] + 1}, weights, {"format": "pt"})
+    sizes = load_release(runs / "packed" / NAME).files
+    assert _pack(runs / "pruned") == 0
+    assert load_release(runs / "packed" / NAME).files == sizes
+    found = load_file(runs / "packed" / NAME / "model.safetensors")
+    assert torch.equal(found["norm.weight"], tensors["norm.weight"] + 1)
 
 
 def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
@@ -275,7 +288,7 @@ _JSON = (
 )
 
 
-@pytest.mark.parametrize("name", [*_JSON, "model.safetensors", "modeling_f2llm.py", "packing.py"])
+@pytest.mark.parametrize("name", [*_JSON, "model.safetensors"])
 def test_a_model_that_lacks_a_file_is_refused(runs, tmp_path, refuses, name):
     (runs / "student/model" / name).unlink()
     with refuses(runs / "student/model"):
@@ -289,6 +302,17 @@ def test_a_model_with_a_damaged_file_is_refused(runs, tmp_path, refuses, name):
     with refuses(runs / "student/model"):
         pack(runs / "student", tmp_path / "out", PackOptions(NAME))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuses):
+    (runs / "student/model/packing.py").write_text("# of another day, by alice")
+    output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    for name in ("packing.py", "modeling_f2llm.py", "configuration_f2llm.py", "layers.py"):
+        assert (output / name).read_bytes() == (Path(modeling_f2llm.__file__).parent / name).read_bytes()
+    config = runs / "student/model/config.json"
+    config.write_text(config.read_text().replace("modeling_f2llm.F2LLMModel", "my_code.F2LLMModel"))
+    with refuses(config, "my_code.F2LLMModel"):
+        pack(runs / "student", tmp_path / "other", PackOptions(NAME))
 
 
 def test_an_adapter_is_told_apart(runs, tmp_path, refuses):

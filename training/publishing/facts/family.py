@@ -34,5 +34,6 @@ def family_rows(release: ModelRelease, links: Mapping[str, str]) -> list[list[An
     rows.append((release.parameters, Markdown(f"**{plain(release.name)}** (this model)"), own))
     rows.sort(key=lambda row: row[0])
     return [
-        [name, width, layers, mlp, f"{heads} / {kv}", count] for count, name, (width, layers, mlp, heads, kv) in rows
+        [name, width, layers, mlp, None if heads is None else f"{heads} / {kv}", count]
+        for count, name, (width, layers, mlp, heads, kv) in rows
     ]
