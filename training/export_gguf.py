@@ -1,13 +1,14 @@
 """Writes a model as a GGUF file, which llama.cpp reads.
 
-Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``), which
-takes known tokenizers only; this one takes any byte-level BPE tokenizer that splits texts as Qwen2's does.
+Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``); that
+one takes known tokenizers only, this one any byte-level BPE tokenizer that splits texts as Qwen2's does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -27,14 +27,14 @@ from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
 
-# What is stored, and the numpy dtype of its bits: numpy has no bfloat16.
-_KINDS = {"f32": (torch.float32, "float32"), "f16": (torch.float16, "float16"), "bf16": (torch.bfloat16, "int16")}
-# What llama.cpp's Qwen3 takes for granted, by key of config.json.
-_GRANTED = {"attention_bias": False, "hidden_act": "silu", "use_sliding_window": False}
+logger = logging.getLogger("training")
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# What llama.cpp's Qwen3 takes for granted, by key of the configurations.
+_GRANTED = {"attention_bias": False, "hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"}
 
 
-def export(folder: Path, output: Path, dtype: str = "f16") -> int:
-    """Writes a model's shape, pooling, tokenizer and tensors into one file, and returns the number of tensors.
+def export(folder: Path, output: Path, dtype: str = "f16") -> None:
+    """Writes a model's shape, pooling, tokenizer and tensors into one file.
 
     Args:
         folder: Of the model, as a stage or a release leaves it.
@@ -48,12 +48,11 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> int:
         import gguf
     except ImportError:
         raise UserError("a GGUF file needs the package gguf; pip install 'f2llm[gguf]'") from None
-    weights, config = WeightFiles(folder), _config(folder)
+    weights, (config, tokenizer) = WeightFiles(folder), _read(folder)
     writer = gguf.GGUFWriter(None, "qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(output.stem)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -65,59 +64,57 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> int:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_pooling_type(gguf.PoolingType.LAST)
-    _add_tokenizer(writer, gguf, folder, config.vocab_size)
+    _add_tokenizer(writer, gguf, folder, tokenizer, config.vocab_size)
     kinds = {name: dtype if len(info.shape) > 1 else "f32" for name, info in weights.tensors.items()}
     for name, known in _tensor_names(gguf, weights, config.num_hidden_layers).items():
-        shape, bits = weights.tensors[name].shape, np.dtype(_KINDS[kinds[name]][1])
-        kind = gguf.GGMLQuantizationType[kinds[name].upper()]
-        writer.add_tensor_info(known, shape, bits, math.prod(shape) * bits.itemsize, kind)
-
+        shape, kind = weights.tensors[name].shape, gguf.GGMLQuantizationType[kinds[name].upper()]
+        # No numpy dtype: the kind says what is stored, and numpy has no bfloat16.
+        writer.add_tensor_info(known, shape, None, math.prod(shape) * _DTYPES[kinds[name]].itemsize, kind)
     partial = output.with_name(f".{output.name}.partial")
     try:
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, kind in kinds.items():
-            writer.write_tensor_data(_array(weights, name, kind))
+            tensor = weights.read(name).to(_DTYPES[kind])
+            if not tensor.isfinite().all():
+                raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
+            writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
         writer.close()
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    return len(kinds)
+    logger.info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
-def _config(folder: Path) -> F2LLMConfig:
+def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
     try:
         config = F2LLMConfig.from_pretrained(folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     # The library's checks raise errors of their own.
     except Exception as error:
         raise UserError(f"{folder}: no F2LLM model ({in_one_line(error)}); name the folder of a whole model") from None
-    has = {key: getattr(config, key) for key in _GRANTED} | {"rope_type": config.rope_parameters.get("rope_type")}
+    has = {**config.to_dict(), **config.rope_parameters}
+    if wrong := [key for key, granted in _GRANTED.items() if has[key] != granted]:
+        raise UserError(f"{folder}: {wrong[0]} is {has[wrong[0]]!r}; llama.cpp's Qwen3 needs {_GRANTED[wrong[0]]!r}")
     # The second key is that of sentence-transformers before version 5.4.
-    has["pooling_mode"] = pooling.get("pooling_mode") or (pooling.get("pooling_mode_lasttoken") and "lasttoken")
-    for key, granted in {**_GRANTED, "rope_type": "default", "pooling_mode": "lasttoken"}.items():
-        if has[key] != granted:
-            raise UserError(f"{folder}: {key} is {has[key]!r}; llama.cpp's Qwen3 embeddings need {granted!r}")
-    return config
+    if pooling.get("pooling_mode") != "lasttoken" and not pooling.get("pooling_mode_lasttoken"):
+        raise UserError(f"{folder}: pools by {pooling}; only the last token's embedding can be exported")
+    return config, tokenizer
 
 
-def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocab_size: int) -> None:
-    try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        split, byte_level = content["pre_tokenizer"]["pretokenizers"]
-        vocabulary = {index: token for token, index in content["model"]["vocab"].items()}
-        as_qwen2 = split["pattern"]["Regex"] == PRETOKENIZE_REGEX and byte_level["type"] == "ByteLevel"
-    except (OSError, ValueError, KeyError, TypeError):
-        as_qwen2 = False
-    if not as_qwen2:
+def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any], vocab_size: int) -> None:
+    steps = (content["pre_tokenizer"] or {}).get("pretokenizers", ())
+    if [each.get("pattern") for each in steps] != [{"Regex": PRETOKENIZE_REGEX}, None]:
         raise UserError(f"{folder}: its tokenizer does not split texts as Qwen2's does, which llama.cpp would do")
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
     special.add_special_token["bos"] = False
-    tokens = [vocabulary.get(index, f"[PAD{index}]") for index in range(vocab_size)]
-    types = [gguf.TokenType.NORMAL if index in vocabulary else gguf.TokenType.UNUSED for index in range(vocab_size)]
+    tokens, types = [f"[PAD{index}]" for index in range(vocab_size)], [gguf.TokenType.UNUSED] * vocab_size
+    for token, index in content["model"]["vocab"].items():
+        tokens[index], types[index] = token, gguf.TokenType.NORMAL
     for added in content["added_tokens"]:
         tokens[added["id"]] = added["content"]
         types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
@@ -135,17 +132,8 @@ def _tensor_names(gguf: Any, weights: WeightFiles, layers: int) -> dict[str, str
     kinds = set(gguf.MODEL_TENSORS[gguf.MODEL_ARCH.QWEN3]) - {gguf.MODEL_TENSOR.OUTPUT, gguf.MODEL_TENSOR.ROPE_FREQS}
     expected = {f"{gguf.TENSOR_NAMES[kind].format(bid=layer)}.weight" for kind in kinds for layer in range(layers)}
     if wrong := sorted(expected ^ set(known.values())):
-        raise UserError(
-            f"{weights.folder}: not the tensors of a Qwen3 embedding model; {wrong[0]} is missing or too many"
-        )
+        raise UserError(f"{weights.folder}: not a Qwen3 embedding model, {wrong[0]} is missing or one too many")
     return known
-
-
-def _array(weights: WeightFiles, name: str, kind: str) -> np.ndarray:
-    tensor = weights.read(name).to(_KINDS[kind][0])
-    if not tensor.isfinite().all():
-        raise UserError(f"{weights.folder}: {name} is not finite in {kind}; choose another --dtype")
-    return (tensor.view(torch.int16) if kind == "bf16" else tensor).numpy()
 
 
 def main(words: list[str] | None = None) -> int:
@@ -153,14 +141,9 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="export_gguf.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, required=True, help="the file to be written")
-    parser.add_argument("--dtype", choices=list(_KINDS), default="f16", help="of the matrices (%(default)s)")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="f16", help="of the matrices (%(default)s)")
     arguments = parser.parse_args(words)
-
-    def work() -> None:
-        tensors = export(arguments.folder, arguments.output, arguments.dtype)
-        sys.stdout.write(f"{arguments.output}: {tensors} tensors, matrices in {arguments.dtype}\n")
-
-    return run_command(work)
+    return run_command(lambda: export(arguments.folder, arguments.output, arguments.dtype))
 
 
 if __name__ == "__main__":

@@ -148,10 +148,9 @@ def test_the_tokenizer_is_read_back(folder, tmp_path, sentences):
     ] == tokenizer.eos_token_id
 
 
-def test_the_command_writes_the_same_bytes_again(folder, tmp_path, capsys):
+def test_the_command_writes_the_same_bytes_again(folder, tmp_path):
     words = [str(folder), "--output", str(tmp_path / "a.gguf"), "--dtype", "bf16"]
     assert main(words) == 0
-    assert "a.gguf: 24 tensors, matrices in bf16" in capsys.readouterr().out
     before = (tmp_path / "a.gguf").read_bytes()
     assert main(words) == 0 and (tmp_path / "a.gguf").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
@@ -173,7 +172,7 @@ def _edit(path: Path, change) -> None:
             lambda content: content["rope_parameters"].update(rope_type="linear", factor=2.0),
             "rope_type is 'linear'",
         ),
-        ("1_Pooling/config.json", lambda content: content.update(pooling_mode="mean"), "pooling_mode is 'mean'"),
+        ("1_Pooling/config.json", lambda content: content.update(pooling_mode="mean"), "only the last token's"),
         (
             "tokenizer.json",
             lambda content: content["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\s+"),
