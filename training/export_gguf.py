@@ -27,7 +27,6 @@ from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
 
-logger = logging.getLogger("training")
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What llama.cpp's Qwen3 takes for granted, by key of the configurations.
 _GRANTED = {"attention_bias": False, "hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"}
@@ -84,7 +83,7 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    logger.info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
+    logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
 def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
