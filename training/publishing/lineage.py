@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
 from training.errors import UserError
-from training.merging.record import find_beside, read_merge
 from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.progress import progress_of
 from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
@@ -46,6 +45,7 @@ class Lineage:
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
         self._references: dict[Path, Reference] = {}
+        self._parents: dict[Path, list[MergedParent]] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
@@ -60,21 +60,24 @@ class Lineage:
                 f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in its recipe.yaml"
             )
         if folder not in self._references:
-            for before in self._before(state):
-                self._visit(before, (*above, folder))
+            if state.merges:
+                self._visit_merged(state, (*above, folder))
+            else:
+                for before in filter(None, (self._state(state, key) for key in ("teacher", "model"))):
+                    self._visit(before, (*above, folder))
             name = _unused(state.name, self.states)
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
 
-    def _before(self, state: ModelState) -> list[ModelState]:
-        """The models at hand that a model came from."""
-        if state.merges:
-            places = [find_beside(state.folder, parent) for parent in read_merge(state.folder)["parents"]]
-            found = [state_of(place) for place in places if place is not None]
-        else:
-            found = [self._state(state, key) for key in ("teacher", "model")]
-        return [before for before in found if before is not None]
+    def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> None:
+        """Takes in what a model was merged from; several states of one run are one stage."""
+        parents = merged_parents(state)
+        at_hand = [parent.state for parent in parents if parent.state is not None]
+        of_runs = {run: self._visit(newest, above) for run, newest in newest_of_runs(at_hand).items()}
+        for before in at_hand:
+            self._references.setdefault(before.folder.resolve(), of_runs[before.run.resolve()])
+        self._parents[state.folder.resolve()] = parents
 
     @staticmethod
     def _state(state: ModelState, key: str) -> ModelState | None:
@@ -97,22 +100,19 @@ class Lineage:
         named = place.parent if place.name == "model" else place
         return Reference("local", public_name(str(named)))
 
-    def _parent(self, state: ModelState, parent: Mapping[str, Any]) -> Reference:
-        """What was merged into a model."""
-        place = find_beside(state.folder, parent)
-        if place is not None and place.resolve() in self._references:
-            return self._references[place.resolve()]
-        return Reference("hub" if "revision" in parent else "local", parent["name"], parent.get("revision"))
-
     def _merging(self, name: str, state: ModelState) -> StageRecord:
-        parents = tuple(self._parent(state, parent) for parent in read_merge(state.folder)["parents"])
+        references = (
+            self._references[parent.state.folder.resolve()] if parent.state else parent.reference
+            for parent in self._parents[state.folder.resolve()]
+        )
+        parents = tuple(dict.fromkeys(references))
         return StageRecord(
             name=name,
             kind="merging",
             start=parents[0],
             parameters=_parameters(state.folder),
-            written=stage_arguments(state),
-            arguments=stage_arguments(state),
+            written=merge_arguments(state),
+            arguments=merge_arguments(state),
             parents=parents,
         )
 
@@ -156,8 +156,7 @@ def _parameters(folder: Path) -> int:
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
     if state.merges:
-        record = read_merge(state.folder)
-        return {"method": record["method"], "weights": [parent["weight"] for parent in record["parents"]]}
+        return merge_arguments(state)
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

@@ -31,17 +31,18 @@ def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
     packed = _pack(runs / "soup", tmp_path / "packed")
     release = load_release(packed)
     own = release.stages[-1]
-    assert [stage.kind for stage in release.stages] == ["training", "training", "training", "merging"]
-    assert (own.name, own.parents) == (
-        "soup",
-        (Reference("stage", "stage2"), Reference("stage", f"stage2@{checkpoint.name}")),
-    )
-    assert own.arguments == {"method": "mean", "weights": [0.25, 0.75]}
+    # States of one run came about in one training.
+    assert [(stage.name, stage.kind) for stage in release.stages] == [
+        *(("stage1", "training"), ("stage2", "training"), ("soup", "merging"))
+    ]
+    assert own.parents == (Reference("stage", "stage2"),)
+    names = ["stage2/model", f"stage2/{checkpoint.name}"]
+    assert own.arguments == {"method": "mean", "models": names, "weights": [0.25, 0.75]}
     assert release.languages == ("eng",)
     told = json.loads((packed / "config.json").read_text())["merged_from"]["parents"]
-    assert [parent["name"] for parent in told] == ["stage2/model", f"stage2/{checkpoint.name}"]
+    assert [parent["name"] for parent in told] == names
     card = (packed / "README.md").read_text()
-    assert "Mean of the weights of" in card and "which count 0.25, 0.75" in card
+    assert f"Mean of the weights of `stage2/model` (0.25), `stage2/{checkpoint.name}` (0.75)." in card
     assert str(tmp_path) not in card
     assert SentenceTransformer(str(packed)).encode(["the red river"]).shape == (1, 32)
     before = (packed / "release.json").read_bytes()
@@ -73,3 +74,24 @@ def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path, monke
     assert _metadata(packed)["base_model"] in ("some/model", ["some/model"])
     assert _metadata(packed)["base_model_relation"] == "merge"
     assert load_release(packed).stages[0].parents == (Reference("hub", "some/model", "b" * 40),)
+
+
+def test_a_soup_of_runs_tells_of_each_and_of_the_last_state_of_each(runs, tmp_path):
+    (checkpoint,) = (runs / "stage2").glob("checkpoint-*")
+    shutil.copytree(runs / "stage2", runs / "other")
+    words = [str(checkpoint), str(runs / "other"), str(runs / "stage2"), "--output", str(runs / "soup")]
+    assert merge(words) == 0
+    assert merge([str(runs / "soup"), str(runs / "stage2"), "--output", str(runs / "stew")]) == 0
+    release = load_release(_pack(runs / "stew", tmp_path / "packed"))
+    assert [stage.name for stage in release.stages] == ["stage1", "stage2", "other", "soup", "stew"]
+    assert release.stages[3].parents == (Reference("stage", "stage2"), Reference("stage", "other"))
+    assert release.stages[4].parents == (Reference("stage", "soup"), Reference("stage", "stage2"))
+
+
+def test_a_soup_of_checkpoints_alone_stands_on_the_newest_of_them(runs, tmp_path):
+    (checkpoint,) = (runs / "stage2").glob("checkpoint-*")
+    shutil.copytree(checkpoint, runs / "stage2" / "checkpoint-1")
+    words = [str(runs / "stage2" / name) for name in ("checkpoint-1", checkpoint.name)]
+    assert merge([*words, "--output", str(runs / "soup")]) == 0
+    stages = load_release(_pack(runs / "soup", tmp_path / "packed")).stages
+    assert stages[-1].parents == (Reference("stage", f"stage2@{checkpoint.name}"),)

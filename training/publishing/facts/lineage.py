@@ -78,9 +78,9 @@ def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
 
 def _merging(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
     given = stage.arguments
-    named = "Spherical interpolation" if given.get("method") == "slerp" else "Mean"
-    shares = ", ".join(f"{share:.3g}" for share in given.get("weights", ()))
-    return [f"{named} of the weights of {_start(stage, links)}{f', which count {shares}' if shares else ''}."]
+    named = "Spherical interpolation" if given["method"] == "slerp" else "Mean"
+    shares = zip(given["models"], given["weights"], strict=True)
+    return [f"{named} of the weights of {', '.join(f'{code(model)} ({share:.3g})' for model, share in shares)}."]
 
 
 def _extent(stage: StageRecord) -> list[str]:
