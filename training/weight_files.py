@@ -14,10 +14,11 @@ from torch import Tensor
 
 from training.errors import UserError, in_one_line
 
-__all__ = ["TensorInfo", "WeightFiles"]
+__all__ = ["ADAPTER", "TensorInfo", "WeightFiles"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+# File that says that a folder holds an adapter.
+ADAPTER = "adapter_config.json"
 # As safetensors calls them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -84,13 +85,13 @@ def _files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in places.items()}
     if (folder / _SINGLE).is_file():
         return dict.fromkeys(_read_header(folder / _SINGLE), folder / _SINGLE)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         raise UserError(
             f"{folder}: an adapter without a model's weights; merge it into its base first (merge_adapter.py)"
         )
-    if list(folder.glob("*.bin")):
+    if list(folder.glob("pytorch_model*.bin")):
         raise UserError(f"{folder}: its weights are pickled, not safetensors; load it and save it anew")
-    raise UserError(f"{folder}: the folder holds no weights; it lacks {_SINGLE}")
+    raise UserError(f"{folder}: the folder holds no weights as safetensors; it lacks {_SINGLE}")
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:

@@ -28,7 +28,7 @@ def test_one_file_and_shards_read_alike(tmp_path):
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, refuses):
-    with refuses(tmp_path, "holds no weights"):
+    with refuses(tmp_path, "holds no weights as safetensors"):
         WeightFiles(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     with refuses(tmp_path, "pickled"):

@@ -17,7 +17,7 @@ from training.evaluation.places import find_model, run_of
 from training.merging.record import MERGED_FROM
 from training.publishing.cleaning import public_name
 from training.recipe import FINAL_MODEL
-from training.weight_files import WeightFiles
+from training.weight_files import ADAPTER, WeightFiles
 
 __all__ = ["Parent", "find_parent"]
 
@@ -82,11 +82,21 @@ def find_parent(word: str) -> Parent:
     What the Hub's cache holds is used without network.
 
     Raises:
-        UserError: If there is no such model.
+        UserError: If there is no such model, or no safetensors of all its weights: an adapter, pickled ones.
     """
-    if Path(word).is_dir():
-        folder = Path(find_model(word, None)[0])
-        return Parent(folder, _public_name(folder.resolve()))
+    parent = _local(word) if Path(word).is_dir() else _published(word)
+    # Looked at first: what is no whole model lacks other files, too, which would say less.
+    _ = parent.weights
+    return parent
+
+
+def _local(word: str) -> Parent:
+    adapters = [place for place in (Path(word), Path(word, FINAL_MODEL)) if (place / ADAPTER).is_file()]
+    folder = adapters[0] if adapters else Path(find_model(word, None)[0])
+    return Parent(folder, _public_name(folder.resolve()))
+
+
+def _published(word: str) -> Parent:
     name, _, revision = word.partition("@")
     try:
         validate_repo_id(name)

@@ -45,3 +45,18 @@ def test_what_is_neither_folder_nor_name_is_refused(refuses, word):
 def test_a_folder_without_a_model_is_refused(refuses, tmp_path: Path):
     with refuses(tmp_path, "holds no model"):
         find_parent(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["", "model"])
+def test_an_adapter_is_to_be_merged_first(refuses, tmp_path: Path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "adapter_config.json").write_text("{}")
+    with refuses(tmp_path, "an adapter", "merge it into its base first (merge_adapter.py)"):
+        find_parent(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(refuses, save_model):
+    model = save_model("model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with refuses(model, "pickled"):
+        find_parent(str(model))
