@@ -1,14 +1,46 @@
-"""Cards of models and datasets for the Hub, rendered from templates and plain data."""
+"""Cards of models, datasets and checkpoints for the Hub, rendered from templates and plain data.
+
+The templates escape what comes from data by the filters of :mod:`hub_cards.markdown`: ``plain`` for text, ``code`` for
+inline code, ``cell`` for cells of tables, ``string`` for literals in Python code.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["render_dataset_card"]
+from hub_cards.markdown import cell, code, link, plain, python_string
+
+__all__ = ["render_checkpoint_card", "render_dataset_card", "render_model_card"]
+
+
+def render_model_card(facts: Mapping[str, Any]) -> str:
+    """Renders the card of a model.
+
+    Args:
+        facts: What ``model_card.md.jinja`` and the files that it includes name, as plain data; ``metadata`` is the YAML
+            of the header.
+
+    Raises:
+        jinja2.UndefinedError: If a fact is missing.
+    """
+    return _render("model_card.md.jinja", facts)
+
+
+def render_checkpoint_card(facts: Mapping[str, Any]) -> str:
+    """Renders the card of an intermediate checkpoint.
+
+    Args:
+        facts: What ``checkpoint_card.md.jinja`` names, as plain data; ``metadata`` is the YAML of the header.
+
+    Raises:
+        jinja2.UndefinedError: If a fact is missing.
+    """
+    return _render("checkpoint_card.md.jinja", facts)
 
 
 def render_dataset_card(facts: Mapping[str, Any]) -> str:
@@ -20,11 +52,18 @@ def render_dataset_card(facts: Mapping[str, Any]) -> str:
     Raises:
         jinja2.UndefinedError: If a fact is missing.
     """
-    return _environment().get_template("dataset_card.md.jinja").render(facts)
+    return _render("dataset_card.md.jinja", facts)
+
+
+def _render(template: str, facts: Mapping[str, Any]) -> str:
+    text = _environment().get_template(template).render(facts)
+    # Tables and folds end with an empty line of their own; code keeps all of its lines.
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else re.sub(r"\n{3,}", "\n\n", part) for part in parts)
 
 
 def _environment() -> Environment:
-    # Markdown, not HTML: what would be markup in a cell is escaped there.
+    # Markdown, not HTML: what would be markup is escaped where it stands.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -32,17 +71,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "number": "{:,}".format}
+    environment.filters |= {
+        "cell": cell,
+        "code": code,
+        "link": link,
+        "number": "{:,}".format,
+        "plain": plain,
+        "string": python_string,
+    }
     return environment
-
-
-def _cell(value: object) -> str:
-    """A value as a cell of a Markdown table: one line, and its text no markup; a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    text = " ".join(str(value).split())
-    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
-        text = text.replace(sign, written)
-    return text

@@ -197,7 +197,11 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """The variable-length kernel of the flash-attn package (CUDA, half precision)."""
-    from flash_attn import flash_attn_varlen_func
+    # Without the try, transformers would refuse this file, as remote code from the Hub, where the package is missing.
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise ImportError("flash-attn cannot be imported; install it, or choose another attn_implementation") from error
 
     ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
     return flash_attn_varlen_func(

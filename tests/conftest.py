@@ -18,6 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, append_eos
+from tests.hub_server.fixtures import client_waits, hub_server
+
+# Fixtures of a Hub on the loopback, for all rooms.
+__all__ = ["client_waits", "hub_server"]
 
 # Tensors of a two-layer model are too small to share, and threads that wait for a busy core take ten times as long.
 torch.set_num_threads(1)

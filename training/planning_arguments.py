@@ -8,9 +8,9 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.errors import UserError
 from training.yaml_file import unknown_key
 
-__all__ = ["PlanningArguments"]
+__all__ = ["SHAPE", "PlanningArguments"]
 
-_SHAPE = (
+SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
@@ -49,7 +49,7 @@ class PlanningArguments:
         if self.model_family is None:
             return
         published = F2LLMConfig.from_family(self.model_family)
-        for name in _SHAPE:
+        for name in SHAPE:
             has, wants = getattr(config, name), getattr(published, name)
             if has != wants:
                 raise UserError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_imports
 
 import modeling_f2llm
 
@@ -45,3 +47,11 @@ def test_other_names_are_refused_as_usual() -> None:
         _ = modeling_f2llm.F2LLMModels
     with pytest.raises(ImportError):
         from modeling_f2llm import nothing  # noqa: F401
+
+
+def test_remote_code_asks_for_no_package_that_is_optional(released_folder: Path) -> None:
+    # What transformers looks for before it runs code from the Hub: imports in functions count, those in a try do not.
+    files = list(released_folder.glob("*.py"))
+    assert files
+    wanted = {name for file in files for name in get_imports(file)}
+    assert wanted - sys.stdlib_module_names <= {"torch", "transformers", "huggingface_hub"}

@@ -38,21 +38,23 @@ class SourceRecord:
 
     Attributes:
         name: Of the source.
-        task_type: ``retrieval``, ``clustering`` or ``classification``.
+        task_type: ``retrieval``, ``clustering`` or ``classification``; None if that is no longer known.
         languages: ISO 639-3 codes.
-        rows: Rows trained on, after the cap.
-        validation_rows: Rows held back.
+        rows: Rows trained on, after the cap; None if the prepared data is no longer at hand.
+        validation_rows: Rows held back; None likewise.
         instruction: Of its queries; None if there is none.
         licence: As the manifest gives it; None if it gives none.
+        dataset: Name on the Hub of the data set that it is of; None if it is of none.
     """
 
     name: str
-    task_type: str
+    task_type: str | None
     languages: tuple[str, ...]
-    rows: int
-    validation_rows: int
+    rows: int | None
+    validation_rows: int | None
     instruction: str | None = None
     licence: str | None = None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class StageRecord:
 
     Attributes:
         name: Of the stage.
-        kind: ``training`` or ``pruning``.
+        kind: ``training``, ``pruning``, ``merging`` or ``quantization``.
         start: What it started from.
         teacher: What it learnt from; None without distillation.
         parameters: Parameters of the model that it made; None if that is no longer at hand.
@@ -72,6 +74,7 @@ class StageRecord:
         epochs: Epochs done; None for pruning.
         metrics: Of its last evaluation, by name: ``eval_loss``, ``eval_source/NAME``, …; and ``train_loss``, the mean
             loss of the last logged steps.
+        parents: What was merged; empty for other stages.
     """
 
     name: str
@@ -85,6 +88,7 @@ class StageRecord:
     steps: int | None = None
     epochs: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    parents: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,11 @@ class ModelRelease:
         stages: How the model came about, the oldest stage first and its own last.
         versions: Of the libraries that wrote the model, by name.
         family: Published shape that it has (``f2llm-v2-330m``); None if it is another.
+        trained_dtype: Dtype in which the run saved the weights and in which they were evaluated; ``dtype`` may be
+            another, to which they were rounded.
+        author: Whom to name as the author; None if nobody was named.
+        language_rows: Training rows of the last training stage by language, as
+            :func:`training.evaluation.resources.training_rows` counts them; empty if its data does not tell.
         files: Bytes of every packed file but this one, by path.
     """
 
@@ -121,6 +130,9 @@ class ModelRelease:
     stages: tuple[StageRecord, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     family: str | None = None
+    trained_dtype: str | None = None
+    author: str | None = None
+    language_rows: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -150,4 +162,9 @@ def _release(content: dict[str, Any]) -> ModelRelease:
 def _stage(content: dict[str, Any]) -> StageRecord:
     sources = tuple(SourceRecord(**{**each, "languages": tuple(each["languages"])}) for each in content["sources"])
     teacher = content["teacher"] and Reference(**content["teacher"])
-    return StageRecord(**{**content, "start": Reference(**content["start"]), "teacher": teacher, "sources": sources})
+    references = {
+        "start": Reference(**content["start"]),
+        "teacher": teacher,
+        "parents": tuple(Reference(**parent) for parent in content.get("parents", ())),
+    }
+    return StageRecord(**{**content, **references, "sources": sources})

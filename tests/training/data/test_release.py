@@ -22,9 +22,10 @@ from training.data.cldr.build import build_cldr
 from training.data.manifest import load_manifest
 from training.data.parquet import ROW_GROUP_ROWS
 from training.data.release import main, release
-from training.data.releasing.card import hub_language, hub_licence, size_category
+from training.data.releasing.card import size_category
 from training.data.releasing.plot import plot_languages
 from training.data.survey import survey
+from training.publishing.hub_terms import hub_language, hub_licence
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -9,48 +9,19 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from training.data.languages import iso639_1, language_name
+from hub_cards.metadata import header
+from training.data.languages import language_name
 from training.data.releasing.files import ReleasedSource
-from training.data.survey import SEVERAL
+from training.publishing.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metadata
 
-__all__ = ["card_facts", "card_metadata", "hub_language", "hub_licence", "size_category"]
+__all__ = ["card_facts", "card_metadata", "size_category"]
 
-# https://huggingface.co/docs/hub/repositories-licenses, as far as data is published under them.
-_HUB_LICENCES = frozenset(
-    """
-    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc
-    cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
-    cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0
-    isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl odbl odc-by ofl-1.1 openrail osl-3.0 pddl postgresql unknown unlicense
-    wtfpl zlib
-    """.split()
-)
-# SPDX writes these otherwise.
-_SPDX = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}
-_SPECIAL_LANGUAGES = {SEVERAL: "multilingual", "zxx": "code"}
 _TASK_CATEGORIES = {
     "retrieval": "text-retrieval",
     "clustering": "text-classification",
     "classification": "text-classification",
 }
 _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-# Tables of more rows are folded.
-_FOLD_FROM = 40
-
-
-def hub_language(code: str) -> str:
-    """The code that the Hub takes for a language: ISO 639-1 where there is one, else ISO 639-3 as it is."""
-    return _SPECIAL_LANGUAGES.get(code) or iso639_1(code) or code
-
-
-def hub_licence(licence: str | None) -> str | None:
-    """The Hub's identifier of a licence, ``unknown`` for none; None if the Hub has no identifier for it."""
-    if licence is None:
-        return "unknown"
-    written = re.sub(r"-(only|or-later)$", "", licence.strip().lower())
-    written = _SPDX.get(written, written)
-    return written if written in _HUB_LICENCES else None
 
 
 def size_category(rows: int) -> str:
@@ -69,11 +40,11 @@ def card_metadata(released: Sequence[ReleasedSource], name: str, licence: str | 
         name: Of the dataset.
         licence: Of the release as a whole; None for those of the sources.
     """
-    languages = sorted({hub_language(code) for code in _language_rows(released)})
+    languages = hub_languages(_language_rows(released))
     tasks = {_TASK_CATEGORIES[each.source.task_type] for each in released}
     metadata = DatasetCardData(
         language=languages,
-        **_licences([licence] if licence else [each.source.licence for each in released]),
+        **licence_metadata([licence] if licence else [each.source.licence for each in released]),
         multilinguality="multilingual" if len(languages) > 1 or "multilingual" in languages else "monolingual",
         size_categories=[size_category(sum(each.rows for each in released))],
         task_categories=sorted({"feature-extraction", "sentence-similarity", *tasks}),
@@ -82,17 +53,7 @@ def card_metadata(released: Sequence[ReleasedSource], name: str, licence: str | 
         configs=[_config(each) for each in released],
         dataset_info=[_info(each) for each in released],
     )
-    return metadata.to_yaml()
-
-
-def _licences(licences: Sequence[str | None]) -> dict[str, Any]:
-    known = sorted({found for found in map(hub_licence, licences) if found})
-    others = sorted({licence for licence in licences if licence and hub_licence(licence) is None})
-    identifiers = [*known, *(["other"] if others else [])]
-    keys: dict[str, Any] = {"license": identifiers[0] if len(identifiers) == 1 else identifiers}
-    if others:
-        keys["license_name"] = "-and-".join(re.sub(r"[^a-z0-9.]+", "-", each.lower()).strip("-") for each in others)
-    return keys
+    return header(metadata)
 
 
 def _config(each: ReleasedSource) -> dict[str, Any]:
@@ -139,8 +100,7 @@ def card_facts(
         "repository": repository,
         "rows": rows,
         "size": _bytes(sum(each.file_bytes for each in released)),
-        "fold_from": _FOLD_FROM,
-        "language_count": len(languages.keys() - _SPECIAL_LANGUAGES.keys()),
+        "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted({column for each in released for column in each.columns if not ours.fullmatch(column)}),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
         "source_rows": [_source(each) for each in released],

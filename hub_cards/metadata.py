@@ -1,0 +1,40 @@
+"""The YAML that heads a card, as every parser reads it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import CardData
+
+from hub_cards.markdown import one_line
+
+__all__ = ["header"]
+
+# What YAML 1.2, which the Hub's own parser reads, takes for a number, and YAML 1.1 for a text: 1e3, 0o17.
+_NUMBER = re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?|0o[0-7]+|0x[0-9a-fA-F]+")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than a text."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_NUMBER.pattern})$"), list("-+.0123456789"))
+
+
+def header(metadata: CardData) -> str:
+    """The metadata as YAML without the lines of dashes; each text of it is on one line."""
+    content = _cleaned(metadata.to_dict())
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(each) for each in value]
+    return one_line(value) if isinstance(value, str) else value

@@ -1,0 +1,142 @@
+"""A packed folder is complete by itself, tells nothing private, and is the same whenever it is packed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from tests.training.publishing.contents import content_of
+from training.evaluation.records import load_evaluation
+from training.publish import main
+from training.publishing.pack import PackOptions, pack
+from training.publishing.record import load_release
+
+NAME = "f2llm-v2-tiny"
+
+
+@pytest.fixture(scope="module")
+def packed(trained_runs, tmp_path_factory) -> Path:
+    """The student, packed; not to be changed."""
+    folder = tmp_path_factory.mktemp("packed") / NAME
+    return pack(trained_runs / "student", folder, PackOptions(NAME))
+
+
+def _pack(run: Path, *words: str, name: str = NAME) -> int:
+    return main(["pack", str(run), "--name", name, *words])
+
+
+def test_everything_that_belongs_to_a_release_is_there(packed):
+    assert content_of(packed).keys() >= {
+        *("README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "config_sentence_transformers.json"),
+        *("configuration_f2llm.py", "modeling_f2llm.py", "packing.py", "layers.py", "training_arguments.json"),
+        *("release.json", "evaluation/scores.json", "evaluation/examples.npz", "evaluation/results.json"),
+    }
+    assert list((packed / "figures").glob("*.svg")) and not list(packed.rglob("*.bin")) + list(packed.rglob("*.pt"))
+    assert "Apache License" in (packed / "LICENSE").read_text()
+    assert NAME in (packed / "README.md").read_text()
+
+
+def test_the_record_says_what_is_there(packed, trained_runs):
+    release = load_release(packed)
+    config = json.loads((packed / "config.json").read_text())
+    assert (release.name, release.licence, release.dtype, release.family) == (NAME, "apache-2.0", "float32", None)
+    assert release.dimension == release.dimensions[0] == config["hidden_size"] == 16 and 8 in release.dimensions
+    assert release.parameters == sum(each.numel() for each in load_file(packed / "model.safetensors").values())
+    assert release.shape["num_hidden_layers"] == 1 and release.languages == ("eng",)
+    assert release.prompts["query"].startswith("Instruct: ") and release.prompts["document"] == ""
+    assert [stage.name for stage in release.stages] == ["stage1", "stage2", "pruned", "student"]
+    assert release.files == {path: len(held) for path, held in content_of(packed).items() if path != "release.json"}
+    assert json.loads((packed / "training_arguments.json").read_text()) == release.stages[-1].arguments
+    assert {model.label for model in load_evaluation(packed / "evaluation").models} == {NAME, "stage2", "TF-IDF"}
+
+
+def test_the_model_is_the_runs_own_for_every_loader(packed, trained_runs, sentences):
+    own = SentenceTransformer(str(trained_runs / "student/model"))
+    expected = torch.from_numpy(own.encode(sentences))
+    for options in ({}, {"trust_remote_code": True}):
+        found = torch.from_numpy(SentenceTransformer(str(packed), **options).encode(sentences))
+        assert torch.allclose(found, expected, atol=1e-6)
+    tokens = AutoTokenizer.from_pretrained(packed)(sentences, padding=True, return_tensors="pt")
+    states = AutoModel.from_pretrained(packed)(**tokens).last_hidden_state
+    last = states[torch.arange(len(sentences)), tokens.attention_mask.sum(1) - 1]
+    assert torch.allclose(torch.nn.functional.normalize(last), expected, atol=1e-5)
+
+
+def test_in_bfloat16_weights_and_configuration_agree(trained_runs, tmp_path, sentences, no_figures):
+    folder = pack(trained_runs / "student", tmp_path / NAME, PackOptions(NAME, dtype="bfloat16", max_shard_size="8KB"))
+    weights = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
+    assert {each.dtype for each in weights.values()} == {torch.bfloat16} and len(weights) > 5
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    release = load_release(folder)
+    assert (release.dtype, release.trained_dtype) == ("bfloat16", "float32")
+    assert "model.safetensors.index.json" in release.files and "model.safetensors" not in release.files
+    assert AutoModel.from_pretrained(folder).dtype == torch.bfloat16
+    own = SentenceTransformer(str(trained_runs / "student/model")).encode(sentences)
+    found = SentenceTransformer(str(folder)).encode(sentences, convert_to_numpy=True)
+    assert ((own * found).sum(1) > 0.999).all()
+
+
+def test_packed_again_it_is_left_alone_and_from_elsewhere_too(packed, runs, caplog):
+    # What `hf upload-large-folder` leaves.
+    (packed / ".cache/huggingface").mkdir(parents=True)
+    (packed / ".cache/huggingface/upload").write_text("half way")
+    before = {path: path.stat().st_mtime_ns for path in packed.rglob("*")}
+    content = content_of(packed)
+    with caplog.at_level("INFO"):
+        assert _pack(runs / "student", "--output", str(packed)) == 0
+    assert {path: path.stat().st_mtime_ns for path in packed.rglob("*")} == before and content_of(packed) == content
+    assert "holds this release already" in caplog.text
+    assert [path.name for path in packed.parent.iterdir()] == [NAME]
+    shutil.rmtree(packed / ".cache")
+
+
+def test_other_options_and_a_changed_run_are_packed_anew(runs, no_figures):
+    folder = runs / "packed" / NAME
+    assert _pack(runs / "student") == 0
+    assert _pack(runs / "student", "--author", "The Authors") == 0
+    assert load_release(folder).author == "The Authors"
+    recipe = runs / "student/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.5"))
+    assert _pack(runs / "student") == 0
+    assert load_release(folder).author is None and load_release(folder).stages[-1].written["learning_rate"] == 0.5
+
+
+def test_other_weights_of_the_same_size_are_packed_anew(runs, no_figures):
+    assert _pack(runs / "pruned") == 0
+    weights = runs / "pruned/model/model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "norm.weight": tensors["norm.weight"] + 1}, weights, {"format": "pt"})
+    sizes = load_release(runs / "packed" / NAME).files
+    assert _pack(runs / "pruned") == 0
+    assert load_release(runs / "packed" / NAME).files == sizes
+    found = load_file(runs / "packed" / NAME / "model.safetensors")
+    assert torch.equal(found["norm.weight"], tensors["norm.weight"] + 1)
+
+
+def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
+    assert _pack(runs / "pruned", name="cut") == 0
+    release = load_release(runs / "packed/cut")
+    assert [stage.name for stage in release.stages] == ["stage1", "pruned"] and release.stages[-1].steps is None
+    assert json.loads((runs / "packed/cut/training_arguments.json").read_text())["prune_to"]["hidden_size"] == 16
+    checkpoint = next((runs / "student").glob("checkpoint-*")).name
+    assert _pack(runs / "student", "--checkpoint", checkpoint, name="half") == 0
+    assert load_release(runs / "packed/half").stages[-1].name == f"student@{checkpoint}"
+    assert not {"optimizer.pt", "scheduler.pt", "trainer_state.json"} & content_of(runs / "packed/half").keys()
+
+
+def test_another_licence_comes_with_its_text(runs, capsys, no_figures):
+    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0") == 2
+    assert "--licence-file" in capsys.readouterr().err
+    text = runs / "licence.txt"
+    text.write_text("You may.\n")
+    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0", "--licence-file", str(text)) == 0
+    assert (runs / "packed" / NAME / "LICENSE").read_text() == "You may.\n"
+    assert load_release(runs / "packed" / NAME).licence == "cc-by-nc-4.0"

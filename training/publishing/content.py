@@ -1,0 +1,77 @@
+"""Files as the Hub knows them, by size and hash, and whether a local file is the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+__all__ = ["ATTRIBUTES", "Content", "RemoteFile", "same_files"]
+
+# The Hub's own file of a repository: which names are large files. It is never removed.
+ATTRIBUTES = ".gitattributes"
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a revision.
+
+    Attributes:
+        size: Bytes.
+        blob: Id that git gives the file; of a large one, that of the pointer to it.
+        sha256: Of the content of a large file; None for others.
+    """
+
+    size: int
+    blob: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file shall hold: a file on disk, or bytes.
+
+    The hashes are taken once: a file that changes later is found out by them.
+    """
+
+    source: Path | bytes
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        blob, sha256 = hashlib.sha1(b"blob %d\0" % self.size), hashlib.sha256()
+        for chunk in self._chunks():
+            blob.update(chunk)
+            sha256.update(chunk)
+        return blob.hexdigest(), sha256.hexdigest()
+
+    def _chunks(self) -> Iterator[bytes]:
+        if isinstance(self.source, bytes):
+            yield self.source
+            return
+        with self.source.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def is_in(self, remote: RemoteFile) -> bool:
+        """Whether a file of a revision has this content; hashes only what has the same size."""
+        if remote.size != self.size:
+            return False
+        blob, sha256 = self._hashes
+        return blob == remote.blob if remote.sha256 is None else sha256 == remote.sha256
+
+
+def same_files(wanted: Mapping[str, Content], found: Mapping[str, RemoteFile]) -> bool:
+    """Whether a revision holds exactly the files that are wanted, :data:`ATTRIBUTES` aside."""
+    return {*wanted} - {ATTRIBUTES} == {*found} - {ATTRIBUTES} and all(
+        path in found and content.is_in(found[path]) for path, content in wanted.items()
+    )

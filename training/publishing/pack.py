@@ -1,0 +1,236 @@
+"""From a finished run to a folder that can be uploaded as it is."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+
+from training.checkpoints import publish
+from training.errors import StoppedError, UserError, in_one_line
+from training.publishing.cleaning import check_nothing_private, private_texts
+from training.publishing.evaluation import write_evaluation
+from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
+from training.publishing.model_files import ModelFiles, copy_model_files, family_of, read_model_files
+from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
+from training.publishing.states import find_state
+from training.publishing.training_data import language_rows_of
+from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
+from training.recipe import FINAL_MODEL
+
+__all__ = ["PackOptions", "pack"]
+
+logger = logging.getLogger("training")
+
+CARD, LICENCE = "README.md", "LICENSE"
+# The licence of this repository; its text lies at the top of the checkout.
+OWN_LICENCE = "apache-2.0"
+_ROOT = Path(__file__).resolve().parents[2]
+# What draws and writes the card, by the name of the module.
+_EXTRA = {"jinja2": "jinja2", "matplotlib": "matplotlib"}
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How a run is packed.
+
+    Attributes:
+        name: Of the model, without organisation; a repository's name.
+        dtype: Of the weights, one of ``DTYPES``; that in which the run saved them if None.
+        max_shard_size: Of a file of weights at most, such as ``5GB``.
+        licence: SPDX identifier of the weights' licence.
+        licence_file: Its text; that of this repository for Apache 2.0 if None.
+        author: Whom the card names.
+        checkpoint: A checkpoint of the run, such as ``checkpoint-500``; its finished model if None.
+        evaluation: Folder of an evaluation; the report beside the run if None.
+    """
+
+    name: str
+    dtype: str | None = None
+    max_shard_size: str = MAX_SHARD_SIZE
+    licence: str = OWN_LICENCE
+    licence_file: Path | None = None
+    author: str | None = None
+    checkpoint: str | None = None
+    evaluation: Path | None = None
+
+
+def pack(run: Path, output: Path, options: PackOptions) -> Path:
+    """Writes a folder with all that belongs to a released model; it appears whole or not at all.
+
+    The same run and options give the same bytes: a folder that holds them already is left alone, and an older
+    release in its place is replaced.
+
+    Args:
+        run: Folder of a run, of training or of pruning, or of a merged model.
+        output: The folder to write.
+        options: How.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: If the run is none, is not finished or is damaged, an option is faulty, the folder holds something
+            else, or a file would tell something private. Nothing that was there is touched.
+        StoppedError: If the folder cannot be written.
+    """
+    _check(options)
+    output = output.absolute()
+    text = _licence_text(options)
+    state = find_state(run, options.checkpoint)
+    _check_output(output)
+    files = read_model_files(state.folder)
+    weights = read_weights(state.folder, files.config)
+    lineage = Lineage(state)
+    release = _release(options, files, weights, lineage)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        copy_model_files(files, partial, release.dtype)
+        _write_json(partial / ARGUMENTS, stage_arguments(state))
+        (partial / LICENCE).write_text(text, encoding="utf-8")
+        write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
+        # What can be faulty comes first: weights may take minutes.
+        copy_weights(weights, partial, release.dtype, options.max_shard_size)
+        _describe(partial, release, lineage)
+        check_nothing_private(partial, private_texts(lineage.states.values()))
+        if _same(partial, output):
+            logger.info("%s: holds this release already", output)
+        else:
+            publish(partial, output)
+            logger.info("%s: packed %s, %d files", output, options.name, len(_files(output)))
+    # A full disk comes out of safetensors as an error of its own.
+    except (OSError, SafetensorError) as error:
+        raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _check(options: PackOptions) -> None:
+    try:
+        validate_repo_id(options.name)
+        fault = "it has a slash" if "/" in options.name else None
+    except HFValidationError as error:
+        fault = in_one_line(error)
+    if fault:
+        raise UserError(
+            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, "
+            "digits and single - _ ."
+        )
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    parse_size(options.max_shard_size)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
+        raise UserError(f"--licence {options.licence!r} is no identifier; give one such as apache-2.0 or cc-by-nc-4.0")
+    missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
+    if missing:
+        raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
+
+
+def _licence_text(options: PackOptions) -> str:
+    path = options.licence_file
+    if path is None:
+        if options.licence.lower() != OWN_LICENCE:
+            raise UserError(f"--licence {options.licence}: its text is not at hand; give it with --licence-file")
+        path = _ROOT / LICENCE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--licence-file {path}: cannot be read ({error}); give the licence's text") from None
+    if not text.strip():
+        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
+    return text
+
+
+def _check_output(output: Path) -> None:
+    """Makes sure that only a release, as it was packed, can be replaced.
+
+    Raises:
+        UserError: If the folder holds something else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or not (output / RECORD).is_file():
+        raise UserError(f"{output}: exists and is no packed model; give another --output")
+    recorded, found = load_release(output).files, _files(output)
+    changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
+    if changed:
+        raise UserError(
+            f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it or give another --output"
+        )
+
+
+def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
+    stages = lineage.records()
+    trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
+    return ModelRelease(
+        name=options.name,
+        licence=options.licence,
+        parameters=weights.parameters,
+        dtype=options.dtype or weights.dtype,
+        dimension=files.config.hidden_size,
+        dimensions=files.dimensions,
+        max_length=files.max_length,
+        shape=files.shape,
+        prompts=files.prompts,
+        languages=_languages(stages),
+        stages=stages,
+        versions=files.versions,
+        family=family_of(files.config),
+        trained_dtype=weights.dtype,
+        author=options.author,
+        language_rows=language_rows_of(trained[-1]) if trained else {},
+    )
+
+
+def _languages(stages: Iterable[StageRecord]) -> tuple[str, ...]:
+    return tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages}))
+
+
+def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
+    """Adds losses, record, figures and card, each of which tells of what was there before it."""
+    from training.publishing.card import model_card
+    from training.publishing.figures import draw_figures, save_losses
+
+    # A checkpoint's own log ends at its step.
+    logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
+    save_losses(logs, folder)
+    (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
+    draw_figures(folder)
+    (folder / CARD).write_text(model_card(folder), encoding="utf-8")
+    (folder / RECORD).write_text(replace(release, files=_files(folder)).to_json(), encoding="utf-8")
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Bytes of the files in a folder but the record, by path; hidden ones are an uploading client's."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() != RECORD and not any(part.startswith(".") for part in name.parts):
+            sizes[name.as_posix()] = path.stat().st_size
+    return sizes
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two packed folders hold the same bytes."""
+    names = [RECORD, *_files(one)]
+    if not (other / RECORD).is_file() or _files(one) != _files(other):
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

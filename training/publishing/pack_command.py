@@ -1,0 +1,48 @@
+"""The command that turns a finished run into a folder that can be uploaded as it is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training.publishing.pack import OWN_LICENCE, PackOptions, pack
+from training.publishing.weights import DTYPES, MAX_SHARD_SIZE
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
+    parser.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="folder of a finished run, OUTPUT_DIR/STAGE, or of a merged model"
+    )
+    parser.add_argument("--name", required=True, help="of the model, without organisation: f2llm-v2-330m")
+    parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
+    parser.add_argument(
+        "--dtype",
+        help=f"of the weights: {' or '.join(DTYPES)} (default: that in which they were trained and evaluated)",
+    )
+    parser.add_argument("--max-shard-size", default=MAX_SHARD_SIZE, help="of a file of weights (%(default)s)")
+    parser.add_argument("--licence", default=OWN_LICENCE, help="of the weights, an SPDX identifier (%(default)s)")
+    parser.add_argument("--licence-file", type=Path, help="its text, if it is another")
+    parser.add_argument("--author", help="whom the card names")
+    parser.add_argument("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
+    parser.add_argument(
+        "--evaluation", type=Path, help="folder of the model's evaluation (default: report beside the run)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Packs a run."""
+    options = PackOptions(
+        name=arguments.name,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        licence=arguments.licence,
+        licence_file=arguments.licence_file,
+        author=arguments.author,
+        checkpoint=arguments.checkpoint,
+        evaluation=arguments.evaluation,
+    )
+    beside = arguments.run_folder.absolute().parent / "packed"
+    pack(arguments.run_folder, arguments.output or beside / arguments.name, options)

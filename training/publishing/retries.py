@@ -1,0 +1,148 @@
+"""Calls to the Hub: tried again when it is down for a moment, and explained when they are refused."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from huggingface_hub import get_session
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from training.errors import StoppedError, UserError, in_one_line
+
+__all__ = ["HubUnavailableError", "Patience", "explain", "passes"]
+
+logger = logging.getLogger("training")
+
+T = TypeVar("T")
+
+# Timeouts, too many requests, and servers in trouble.
+_PASSING = (408, 429, 500, 502, 503, 504)
+# Seconds without a byte after which a connection is given up; the client itself would wait for ever.
+_SILENCE = 300.0
+
+
+class HubUnavailableError(StoppedError):
+    """The Hub cannot be reached, or is in trouble, and stayed so for as long as we were patient."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try.
+
+    Attributes:
+        tries: Of one call.
+        first_wait: Seconds before the second try; each further wait is twice as long.
+        longest_wait: Seconds. A Hub that asks to wait longer counts as unavailable.
+        sleep: Waits.
+    """
+
+    tries: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def call(self, what: str, work: Callable[[], T], repo: str | None = None, tries: int | None = None) -> T:
+        """Does the work, again if it fails for a reason that passes.
+
+        Args:
+            what: Of the work, for messages: ``"creating org/name"``.
+            work: A call of the client that may be repeated.
+            repo: The repository that it is about.
+            tries: Instead of the usual number; 1 for calls that the client itself repeats.
+
+        Raises:
+            UserError: If the Hub refuses the call.
+            HubUnavailableError: If it fails each time.
+        """
+        tries = self.tries if tries is None else tries
+        for attempt in range(1, tries + 1):
+            try:
+                get_session().timeout = _SILENCE
+                return work()
+            except Exception as error:
+                if not passes(error):
+                    raise explain(what, error, repo) from None
+                wait = max(self.first_wait * 2 ** (attempt - 1), _asked_wait(error) or 0.0)
+                if attempt == tries or wait > self.longest_wait:
+                    raise HubUnavailableError(f"the Hub is unavailable ({what}: {_reason(error)})") from None
+                logger.info("%s: %s; trying again in %.0f seconds", what, _reason(error), wait)
+                self.sleep(wait)
+        raise AssertionError("unreachable")
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error may be gone at the next try: a server in trouble, or a connection that broke."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        return _status(error) in _PASSING
+    if isinstance(error, HTTPError | ConnectionError | TimeoutError | LocalEntryNotFoundError):
+        return True
+    # A failed upload of a large file is wrapped.
+    return isinstance(error, RuntimeError) and error.__cause__ is not None and passes(error.__cause__)
+
+
+def _status(error: HfHubHTTPError) -> int:
+    return error.response.status_code
+
+
+def _asked_wait(error: BaseException) -> float | None:
+    """Seconds that the Hub asks us to wait; None if it does not say."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    value = error.response.headers.get("Retry-After", "").strip()
+    return float(value) if value.isdigit() else None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        return f"status {_status(error)}"
+    return in_one_line(error) if isinstance(error, Exception) and str(error) else type(error).__name__
+
+
+def explain(what: str, error: Exception, repo: str | None = None) -> Exception:
+    """The error for the user: what was refused, why, and what to do. No message holds the token."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__
+    if isinstance(error, UserError | StoppedError):
+        return error
+    if isinstance(error, LocalTokenNotFoundError):
+        return UserError("not logged in to the Hub; run `hf auth login` or set HF_TOKEN")
+    if isinstance(error, OfflineModeIsEnabled):
+        return UserError(f"{what}: the client is offline; unset HF_HUB_OFFLINE")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"{repo}: there is no such repository, or the login may not see it")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{repo}: there is no such revision ({what})")
+    if isinstance(error, HfHubHTTPError):
+        return _explain_status(what, error, repo)
+    if isinstance(error, HFValidationError | ValueError):
+        return UserError(f"{what}: {in_one_line(error)}")
+    return error
+
+
+def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Exception:
+    status = _status(error)
+    if status == 401:
+        return UserError(
+            "the Hub refuses the login (status 401): its token is wrong or has expired; "
+            "run `hf auth login --force`, or set HF_TOKEN to a valid one"
+        )
+    if status == 403:
+        return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
+    return UserError(f"{what}: the Hub refuses it (status {status}): {in_one_line(error)}")

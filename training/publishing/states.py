@@ -1,0 +1,141 @@
+"""States of a run's model: the finished one and those of its checkpoints, and where the paths of a recipe lead."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from training.checkpoints import numbered_checkpoints
+from training.errors import UserError
+from training.merging.record import MERGE
+from training.recipe import FINAL_MODEL
+from training.setup import RECIPE
+from training.yaml_file import load_yaml
+
+__all__ = ["COMMIT", "ModelState", "find_state", "read_json", "state_of"]
+
+# What a model on the Hub is known by; the digest of a folder is shorter.
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model that a run made, or that was merged of such models.
+
+    Attributes:
+        run: The run's folder; for a merged model its own.
+        folder: The model's: ``RUN/model`` or ``RUN/checkpoint-N``.
+        keys: What the run was told, as its ``recipe.yaml`` has it; nothing for a merged model.
+    """
+
+    run: Path
+    folder: Path
+    keys: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, with that of the checkpoint if it is one: ``stage2@checkpoint-500``."""
+        stage = self.run.resolve().name
+        return stage if self.folder.name == FINAL_MODEL or self.merges else f"{stage}@{self.folder.name}"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the run cut a model instead of training one."""
+        return self.keys.get("prune_to") is not None or bool(self.keys.get("trim_vocabulary"))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the model was merged of others."""
+        return (self.folder / MERGE).is_file()
+
+    def place(self, written: str) -> Path:
+        """Where a path of the recipe leads now.
+
+        A recipe's paths hold for the folder in which it ran. That folder is not known later, but the run's own is: what
+        lies beside it is found from there, even if all of it was moved together.
+        """
+        output_dir = str(self.keys.get("output_dir", ""))
+        if os.path.isabs(written) == os.path.isabs(output_dir):
+            # Not resolved: `..` of a run that is a link leads to where the link lies, as it did in training.
+            beside = Path(os.path.normpath(self.run.absolute() / os.path.relpath(written, output_dir)))
+            if beside.exists():
+                return beside
+        return Path(written)
+
+    def is_hub_name(self, written: str) -> bool:
+        """Whether a name in the recipe is one on the Hub: formed like one, and like no folder of this run's machine."""
+        parts = Path(written).parts
+        if os.path.isabs(written) or len(parts) != 2 or self.place(written).exists():
+            return False
+        try:
+            validate_repo_id(written)
+        except HFValidationError:
+            return False
+        # `runs/old` that is no longer there is formed like a name on the Hub, too.
+        folders = {Path(str(self.keys[key])).parts[0] for key in ("output_dir", "manifest") if self.keys.get(key)}
+        return parts[0] not in folders and parts[1] != FINAL_MODEL and not parts[1].startswith("checkpoint-")
+
+
+def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
+    """The finished model of a run, or one of its checkpoints; or a merged model, which lies in no run.
+
+    Raises:
+        UserError: If the folder is no run, the run is not finished, or it has no such checkpoint.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder of a run")
+    if (run / MERGE).is_file() and checkpoint is None:
+        return ModelState(run, run, {})
+    if not (run / RECIPE).is_file():
+        raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
+    known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
+    if checkpoint is not None and not (run / checkpoint / "config.json").is_file():
+        raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
+    if checkpoint is None and not (run / FINAL_MODEL).is_dir():
+        raise UserError(
+            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with --resume, or name one of its "
+            f"checkpoints with --checkpoint ({known})"
+        )
+    return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
+
+
+def _hint(folder: Path) -> str:
+    if (folder.absolute().parent / RECIPE).is_file():
+        return f"give its run, {folder.absolute().parent}"
+    stages = sorted(path.parent.name for path in folder.glob(f"*/{RECIPE}"))
+    return f"name one of its stages: {', '.join(stages)}" if stages else "give the output_dir of a stage"
+
+
+def state_of(folder: Path) -> ModelState | None:
+    """The state that a folder holds: of a run, its model or one of its checkpoints, or a merged model.
+
+    None if neither a run made it nor a merge.
+    """
+    if (folder / MERGE).is_file():
+        return ModelState(folder, folder, {})
+    if (folder / RECIPE).is_file() and (folder / FINAL_MODEL).is_dir():
+        folder = folder / FINAL_MODEL
+    recipe = folder.absolute().parent / RECIPE
+    if not (folder / "config.json").is_file() or not recipe.is_file():
+        return None
+    return ModelState(recipe.parent, folder, load_yaml(recipe))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); the run is damaged") from None

@@ -1,0 +1,144 @@
+"""What a run was trained on, from its own files: prepared sources, the record of their fingerprints, the manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from training.data.manifest_file import Entry, Manifest, read_manifest
+from training.data.prepared import DESCRIPTION
+from training.errors import UserError
+from training.evaluation.resources import known_rows
+from training.publishing.record import SourceRecord
+from training.publishing.states import ModelState, read_json
+from training.stage import DATA
+
+__all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
+
+logger = logging.getLogger("training")
+
+# What stands among the sources' fingerprints for the teacher.
+TEACHER_DATA = "the teacher"
+_HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
+
+
+def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
+    """The sources that a run trained on, or calibrated with; in the order of the run.
+
+    A source whose prepared data is gone, or was prepared anew since, is told by what the manifest says of it, without
+    its numbers of rows.
+    """
+    folder = _prepared_folder(state)
+    if state.prunes:
+        found = _calibration(state, folder)
+    else:
+        fingerprints: Mapping[str, str] = read_json(state.run / DATA)
+        found = {
+            name: _description(folder / name, fingerprint)
+            for name, fingerprint in fingerprints.items()
+            if name != TEACHER_DATA
+        }
+    manifest = _manifest(state)
+    entries, dataset = manifest.entries if manifest else [], _hub_dataset(manifest)
+    records = [_record(name, described, _entry_of(name, entries), dataset) for name, described in found.items()]
+    unknown = [record.name for record in records if record.rows is None]
+    if unknown:
+        logger.warning("%s: the prepared data is gone, rows are not told (%s)", state.name, ", ".join(unknown))
+    return tuple(records)
+
+
+def _prepared_folder(state: ModelState) -> Path:
+    written = state.keys.get("prepared_dir")
+    return state.place(str(written)) if written else state.run / "prepared"
+
+
+def _description(folder: Path, fingerprint: str | None = None) -> dict[str, Any]:
+    """What a prepared source says of itself; nothing if it is gone, or has another fingerprint."""
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return described if fingerprint in (None, described.get("fingerprint")) else {}
+
+
+def _calibration(state: ModelState, folder: Path) -> dict[str, dict[str, Any]]:
+    """What a pruning prepared: it keeps no record of fingerprints, but its keys choose among what is there."""
+    if state.keys.get("importance") is not None and not state.keys.get("trim_vocabulary"):
+        return {}
+    patterns, task_types = state.keys.get("sources"), state.keys.get("task_types")
+    found = {}
+    for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}")):
+        described = _description(path.parent)
+        name = described.get("name", "")
+        if patterns and not any(fnmatch(name, pattern) for pattern in _listed(patterns)):
+            continue
+        if described and (not task_types or described["task_type"] in _listed(task_types)):
+            found[name] = described
+    return found
+
+
+def _listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [str(value)]
+
+
+def _manifest(state: ModelState) -> Manifest | None:
+    """The run's manifest; None if it is gone."""
+    manifest = state.place(str(state.keys["manifest"])) if state.keys.get("manifest") else None
+    if manifest is None or not manifest.is_file():
+        return None
+    data_dir = state.keys.get("data_dir")
+    if data_dir is not None and "://" not in str(data_dir):
+        data_dir = state.place(str(data_dir))
+    try:
+        return read_manifest(manifest, data_dir)
+    except UserError as error:
+        logger.warning("licences of %s are not told: %s", state.name, error)
+        return None
+
+
+def language_rows_of(state: ModelState) -> dict[str, int]:
+    """Training rows by language that the run's manifest names; none if its data is gone, remote or does not tell."""
+    manifest = _manifest(state)
+    if manifest is None or not isinstance(manifest.folder.root, Path):
+        return {}
+    return known_rows(manifest.path) or {}
+
+
+def _hub_dataset(manifest: Manifest | None) -> str | None:
+    """Name on the Hub of the data that a manifest is about."""
+    found = _HUB_DATASET.match(str(manifest.folder)) if manifest is not None else None
+    return found[1] if found else None
+
+
+def _entry_of(name: str, entries: list[Entry]) -> Entry | None:
+    """The entry of a source: of its name, or the collection that one of its files was in."""
+    for entry in entries:
+        if entry.name == name and not entry.each_file:
+            return entry
+    collections = [entry for entry in entries if entry.each_file]
+    return next(
+        (each for each in collections if any(fnmatch(name, Path(pattern).stem) for pattern in each.files)), None
+    )
+
+
+def _record(name: str, described: Mapping[str, Any], entry: Entry | None, dataset: str | None) -> SourceRecord:
+    licence = entry.licence if entry else None
+    if not described:
+        task_type, languages = (entry.task_type, tuple(entry.languages)) if entry else (None, ())
+        return SourceRecord(name, task_type, languages, None, None, None, licence, dataset)
+    rows = described["rows"]
+    return SourceRecord(
+        name,
+        described["task_type"],
+        tuple(described["languages"]),
+        rows["train"],
+        rows["validation"],
+        described["instruction"],
+        licence,
+        dataset,
+    )

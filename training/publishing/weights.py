@@ -1,0 +1,162 @@
+"""Weights of a released model: safetensors of one dtype in shards, written one after the other.
+
+No more than a shard is in memory, so that a machine packs models that it could not load.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.errors import UserError, in_one_line
+
+__all__ = ["DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "parse_size", "read_weights"]
+
+MAX_SHARD_SIZE = "5GB"
+# What weights may be released as, by name.
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# What a run may have saved, by safetensors' name.
+_SAVED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a folder, as far as they are known without reading them.
+
+    Attributes:
+        folder: The folder.
+        files: By name of a weight, the file that holds it.
+        shapes: By name of a weight, its shape.
+        dtype: The name of their dtype.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
+    """Looks at the weights of a model's folder without loading them.
+
+    Args:
+        folder: The folder.
+        config: The model's shape; the weights must be those of such a model, no more and no fewer.
+
+    Raises:
+        UserError: If there are none, a file is damaged, or they are not those of the shape.
+    """
+    files, shapes, dtypes = {}, {}, set()
+    for file in _files(folder):
+        try:
+            with safe_open(folder / file, framework="pt") as stored:
+                for name in stored.keys():
+                    piece = stored.get_slice(name)
+                    files[name], shapes[name] = file, tuple(piece.get_shape())
+                    dtypes.add(piece.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder / file}: damaged ({in_one_line(error)}); pack another state of the run") from None
+    _check_shapes(folder, shapes, config)
+    if len(dtypes) > 1 or not dtypes <= set(_SAVED):
+        raise UserError(f"{folder}: weights of {', '.join(sorted(dtypes))}; only one of {', '.join(_SAVED)} is packed")
+    return Weights(folder, files, shapes, _SAVED[dtypes.pop()])
+
+
+def _files(folder: Path) -> list[str]:
+    index = folder / _INDEX
+    if not index.is_file():
+        if not (folder / _SINGLE).is_file():
+            raise UserError(f"{folder}: holds no weights, it lacks {_SINGLE}; pack another state of the run")
+        return [_SINGLE]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: damaged ({in_one_line(error)}); pack another state of the run") from None
+
+
+def _check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> None:
+    with init_empty_weights():
+        expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}
+    for name in sorted({*shapes, *expected}):
+        if shapes.get(name) != expected.get(name):
+            has, wants = (each.get(name, "absent") for each in (shapes, expected))
+            raise UserError(f"{folder}: weight {name} is {has}, the configuration wants {wants}; pack another state")
+
+
+def parse_size(written: str) -> int:
+    """Bytes of a size such as ``5GB``.
+
+    Raises:
+        UserError: If it is none.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?B)", written.strip().upper())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"a file cannot have the size {written!r}; give one such as 5GB or 500MB")
+    return int(float(match[1]) * 1000 ** "BKMGT".index(match[2][0]))
+
+
+def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str = MAX_SHARD_SIZE) -> None:
+    """Writes weights to another folder, as ``model.safetensors`` or as shards with their index.
+
+    Args:
+        weights: The weights.
+        folder: Where they go.
+        dtype: Name of the dtype that they get.
+        max_shard_size: Of a shard at most, such as ``5GB``. A single weight may be larger.
+
+    Raises:
+        UserError: If a weight is not finite, or would not be in ``dtype``; or a file cannot be read any more.
+    """
+    target = getattr(torch, dtype)
+    # As the shards hold them; the split looks at nothing else.
+    sizes = {name: prod(shape) * target.itemsize for name, shape in sorted(weights.shapes.items())}
+    split = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=int,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=parse_size(max_shard_size),
+    )
+    for file, names in split.filename_to_tensors.items():
+        # `pt` is what transformers looks for; nothing else of the run's files goes along.
+        save_file(_read(weights, names, target), folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": dict(split.metadata), "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read(weights: Weights, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {}
+    with ExitStack() as stack:
+        stored = {
+            file: stack.enter_context(safe_open(weights.folder / file, framework="pt"))
+            for file in {weights.files[name] for name in names}
+        }
+        for name in names:
+            tensor = stored[weights.files[name]].get_tensor(name).to(dtype).contiguous()
+            # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
+            if not torch.stack(tensor.aminmax()).isfinite().all():
+                raise UserError(
+                    f"{weights.folder}: weight {name} is NaN or infinite in {dtype}; pack an earlier checkpoint"
+                )
+            tensors[name] = tensor
+    return tensors
