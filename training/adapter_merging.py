@@ -23,7 +23,7 @@ from training.model_identity import model_file, model_revision
 __all__ = ["MERGE_RECORD", "merge_adapter"]
 
 # In a merged model's folder: which adapter and which base it is made of.
-MERGE_RECORD = "merge.json"
+MERGE_RECORD = "adapter.json"
 
 
 def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None, any_base: bool = False) -> None:
