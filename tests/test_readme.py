@@ -40,7 +40,10 @@ def test_python_snippets_run(
     for snippet in _snippets("python"):
         exec(snippet, namespace)
     assert namespace["queries"].shape == (1, 256)
-    assert not list(Path("my-adapter").glob("model*.safetensors")) and Path("my-adapter/adapter_model.safetensors").exists()
+    assert (
+        not list(Path("my-adapter").glob("model*.safetensors"))
+        and Path("my-adapter/adapter_model.safetensors").exists()
+    )
     unadapted = SentenceTransformer("f2llm-v2-330m", trust_remote_code=True).encode(sentences)
     assert (namespace["adapted"].encode(sentences) == unadapted).all()
     namespace["adapted"].enable_adapters()
