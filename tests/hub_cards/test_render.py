@@ -12,9 +12,6 @@ from jinja2 import UndefinedError
 from hub_cards.markdown import one_line
 from hub_cards.metadata import header
 from hub_cards.render import render_dataset_card
-
-pytest.importorskip("markdown_it")
-
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 
 
