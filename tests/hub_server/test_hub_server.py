@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx2
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -124,7 +124,7 @@ def test_repositories_are_listed_moved_and_removed(api: HfApi) -> None:
 def test_ranges_and_names_of_content_come_with_a_file(api: HfApi, hub_server: HubServer) -> None:
     commit = api.create_commit(REPO, [add("rows.parquet", b"0123456789")], commit_message="Rows").oid
     address = f"{hub_server.address}/{REPO}/resolve/main/rows.parquet"
-    head = httpx2.head(address)
+    head = get_session().head(address)
     assert (head.headers["X-Repo-Commit"], head.headers["X-Linked-Size"]) == (commit, "10")
     assert head.headers["X-Linked-Etag"] == head.headers["ETag"]
     for wanted, content, place in (
@@ -133,20 +133,20 @@ def test_ranges_and_names_of_content_come_with_a_file(api: HfApi, hub_server: Hu
         ("-2", b"89", "8-9"),
         ("5-99", b"56789", "5-9"),
     ):
-        part = httpx2.get(address, headers={"Range": f"bytes={wanted}"})
+        part = get_session().get(address, headers={"Range": f"bytes={wanted}"})
         assert (part.status_code, part.content) == (206, content)
         assert part.headers["Content-Range"] == f"bytes {place}/10"
-    assert httpx2.get(address, headers={"Range": "bytes=10-"}).status_code == 416
+    assert get_session().get(address, headers={"Range": "bytes=10-"}).status_code == 416
 
 
 def test_a_large_file_must_be_what_its_name_says(api: HfApi, hub_server: HubServer) -> None:
     address = f"{hub_server.address}/storage/models/{REPO}/{'0' * 64}"
-    assert httpx2.put(address, content=b"other").status_code == 400
+    assert get_session().put(address, content=b"other").status_code == 400
     lines = b'{"key": "header", "value": {"summary": "x"}}\n' + (
         b'{"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": "%s", "size": 5}}' % (b"0" * 64)
     )
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    commit = httpx2.post(f"{hub_server.address}/api/models/{REPO}/commit/main", content=lines, headers=headers)
+    commit = get_session().post(f"{hub_server.address}/api/models/{REPO}/commit/main", content=lines, headers=headers)
     assert commit.status_code == 400
     assert hub_server.repository(REPO).files() == {}
 
@@ -154,8 +154,8 @@ def test_a_large_file_must_be_what_its_name_says(api: HfApi, hub_server: HubServ
 def test_an_answer_that_is_cut_is_an_error(api: HfApi, hub_server: HubServer) -> None:
     api.create_commit(REPO, [add("a.txt", b"x" * 1000)], commit_message="First")
     hub_server.faults.add("GET", "/resolve/", cut_answer_after=10)
-    with pytest.raises(httpx2.TransportError):
-        httpx2.get(f"{hub_server.address}/{REPO}/resolve/main/a.txt")
+    with pytest.raises(HTTPError):
+        get_session().get(f"{hub_server.address}/{REPO}/resolve/main/a.txt")
 
 
 def test_a_card_whose_metadata_is_no_yaml_is_refused(api: HfApi) -> None:

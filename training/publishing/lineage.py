@@ -12,6 +12,7 @@ from training.arguments import StageArguments
 from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
 from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.model_files import read_model_files
 from training.publishing.progress import progress_of
 from training.publishing.record import Reference, StageRecord
@@ -51,6 +52,7 @@ class Lineage:
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
         self._references: dict[Path, Reference] = {}
+        self._parents: dict[Path, list[MergedParent]] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
@@ -65,14 +67,24 @@ class Lineage:
                 f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in its recipe.yaml"
             )
         if folder not in self._references:
-            for key in ("teacher", "model"):
-                before = self._state(state, key)
-                if before is not None:
+            if state.merges:
+                self._visit_merged(state, (*above, folder))
+            else:
+                for before in filter(None, (self._state(state, key) for key in ("teacher", "model"))):
                     self._visit(before, (*above, folder))
             name = _unused(state.name, self.states)
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
+
+    def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> None:
+        """Takes in what a model was merged from; several states of one run are one stage."""
+        parents = merged_parents(state)
+        at_hand = [parent.state for parent in parents if parent.state is not None]
+        of_runs = {run: self._visit(newest, above) for run, newest in newest_of_runs(at_hand).items()}
+        for before in at_hand:
+            self._references.setdefault(before.folder.resolve(), of_runs[before.run.resolve()])
+        self._parents[state.folder.resolve()] = parents
 
     @staticmethod
     def _state(state: ModelState, key: str) -> ModelState | None:
@@ -100,7 +112,25 @@ class Lineage:
         named = place.parent if place.name == "model" else place
         return Reference("local", public_name(str(named)))
 
+    def _merging(self, name: str, state: ModelState) -> StageRecord:
+        references = (
+            self._references[parent.state.folder.resolve()] if parent.state else parent.reference
+            for parent in self._parents[state.folder.resolve()]
+        )
+        parents = tuple(dict.fromkeys(references))
+        return StageRecord(
+            name=name,
+            kind="merging",
+            start=parents[0],
+            parameters=_parameters(state.folder),
+            written=merge_arguments(state),
+            arguments=merge_arguments(state),
+            parents=parents,
+        )
+
     def _record(self, name: str, state: ModelState) -> StageRecord:
+        if state.merges:
+            return self._merging(name, state)
         progress = progress_of(state)
         return StageRecord(
             name=name,
@@ -163,6 +193,8 @@ def _parameters(folder: Path) -> int | None:
 
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
+    if state.merges:
+        return merge_arguments(state)
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

@@ -72,7 +72,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     release in its place is replaced.
 
     Args:
-        run: Folder of a run, of training or of pruning.
+        run: Folder of a run, of training or of pruning, or of a merged model.
         output: The folder to write.
         options: How.
 
@@ -175,7 +175,7 @@ def _check_output(output: Path) -> None:
 
 def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
     stages = lineage.records()
-    trained = [state for state in lineage.states.values() if not state.prunes]
+    trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
     return ModelRelease(
         name=options.name,
         licence=options.licence,

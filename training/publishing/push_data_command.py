@@ -24,4 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         sys.stdout.write(preview(hub.address(place.repo, "dataset"), data_files(arguments.folder, place.repo)))
         return
-    sys.stdout.write(push_data(arguments.folder, place, hub, arguments.message) + "\n")
+    report = push_data(arguments.folder, place, hub, message=arguments.message)
+    sys.stdout.write(f"{report}\n")

@@ -300,11 +300,11 @@ def test_a_repository_of_another_kind_is_refused(hub: Hub, hub_server: HubServer
 
 
 def test_a_repository_of_somebody_else_is_refused(hub: Hub, hub_server: HubServer, refuses: Refuses) -> None:
-    with refuses("stranger/model", "may not write"):
+    with refuses("stranger/model", "may not be written"):
         hub.ensure_repo("stranger/model")
     hub_server.store.create("model", "stranger/model")
     hub.ensure_repo("stranger/model")
-    with refuses("stranger/model", "may not write"):
+    with refuses("stranger/model", "may not be written"):
         hub.publish("stranger/model", FILES, message="Release")
     assert hub_server.repository("stranger/model").files() == {}
 
@@ -314,12 +314,18 @@ def test_a_repository_that_is_missing_is_refused(hub: Hub, refuses: Refuses) -> 
         hub.publish("org/missing", FILES, message="Release")
 
 
+def test_a_repository_without_a_main_branch_is_refused(hub: Hub, repository: Repository, refuses: Refuses) -> None:
+    repository.branches.clear()
+    with refuses(REPO, "no branch main"):
+        hub.publish(REPO, FILES, message="Release")
+
+
 @pytest.mark.parametrize(
     ("token", "parts"),
     [
         ("hf_wrong", ["refuses the login", "401", "hf auth login"]),
         (None, ["not logged in", "hf auth login", "HF_TOKEN"]),
-        (READ_TOKEN, [REPO, "may not write", "403"]),
+        (READ_TOKEN, [REPO, "may not be written", "403"]),
     ],
 )
 def test_a_login_that_will_not_do_is_explained(

@@ -5,34 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.hub_server.client import connected
 from tests.hub_server.server import TOKEN, HubServer
 from tests.hub_server.store import Repository
 from tests.training.publishing.packed import NAME, write_packed
 from training.publish import main
 from training.publishing.card import model_card
-from training.publishing.push import model_files
+from training.publishing.push import packed_files
 from training.publishing.record import Reference, StageRecord
 
 REPO = "org/tiny"
 
 
-@pytest.fixture(scope="session")
-def packed_once(
-    tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase
-) -> Path:
-    torch.manual_seed(0)
-    model = F2LLMModel(deepcopy(tiny_config)).eval()
-    return write_packed(tmp_path_factory.mktemp("packed") / NAME, model, tiny_tokenizer)
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packed(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
@@ -89,7 +81,7 @@ def test_a_hidden_file_is_not_uploaded(packed: Path) -> None:
     for path in (".DS_Store", ".cache/huggingface/token", "1_Pooling/.hidden"):
         (packed / path).parent.mkdir(parents=True, exist_ok=True)
         (packed / path).write_text("private")
-    assert not [path for path in model_files(packed, REPO) if "/." in f"/{path}"]
+    assert not [path for path in packed_files(packed, REPO, check=False) if "/." in f"/{path}"]
 
 
 def edited(packed: Path, name: str, content: str | None) -> None:
@@ -160,30 +152,41 @@ def test_a_folder_that_is_not_packed_or_was_changed_is_refused(
     assert hub_server.log == []
 
 
-def changed_record(packed: Path, **fields: object) -> Path:
-    record = packed / "release.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | fields))
-    return packed
+@pytest.mark.usefixtures("client_waits")
+def test_a_folder_with_a_fault_is_uploaded_only_when_told(
+    packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The pooling of a wider model; the file has the same size.
+    pooling = packed / "1_Pooling/config.json"
+    pooling.write_text(pooling.read_text().replace("32", "64"))
+    assert main(["push", str(packed), "--repo", REPO]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "1_Pooling/config.json" in told
+    assert "--no-verify" in told
+    assert hub_server.log == []
+    assert main(["push", str(packed), "--repo", REPO, "--no-verify"]) == 0
+    assert "1_Pooling/config.json" in hub_server.repository(REPO).files()
 
 
-def hold(hub_server: HubServer, folder: Path) -> Repository:
-    """A repository that holds a folder, as ``hf upload`` leaves it."""
+def hold(hub_server: HubServer, folder: Path, **fields: object) -> Repository:
+    """A repository that holds a packed folder, as ``hf upload`` leaves it, with other fields in its record."""
     repository = hub_server.store.create("model", REPO)
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    repository.commit(
-        "main", "held", {name: repository.add_blob(path.read_bytes()) for name, path in files.items()}, []
-    )
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    contents["release.json"] = json.dumps(json.loads(contents["release.json"]) | fields).encode()
+    entries = {path: repository.add_blob(content) for path, content in contents.items()}
+    repository.commit("main", "held", entries, [])
     return repository
 
 
-OTHER_START = [{**asdict(StageRecord("stage1", "training", Reference("hub", "their/model"))), "sources": []}]
-OTHER_STAGES = [{**asdict(StageRecord("stage2", "training", Reference("scratch"))), "sources": []}]
+OTHER_START = [asdict(StageRecord("single", "training", Reference("hub", "their/model")))]
+OTHER_STAGES = [asdict(StageRecord("stage2", "training", Reference("scratch")))]
 
 
 @pytest.mark.parametrize(
     ("fields", "part", "words"),
     [
-        ({"name": "other-embedder"}, "another model (tiny-embedder, not other-embedder)", []),
+        ({"name": "other-embedder"}, "another model (other-embedder, not tiny-embedder)", []),
         ({"shape": {"hidden_size": 64}}, "another shape", []),
         ({"stages": OTHER_START}, "other stages", []),
         ({"stages": OTHER_STAGES}, "other stages", ["--revision", "draft"]),
@@ -198,9 +201,9 @@ def test_another_model_is_not_replaced(
     part: str,
     words: list[str],
 ) -> None:
-    repository = hold(hub_server, packed)
+    repository = hold(hub_server, packed, **fields)
     before = dict(repository.branches)
-    assert main(["push", str(changed_record(packed, **fields)), "--repo", REPO, *words]) == 2
+    assert main(["push", str(packed), "--repo", REPO, *words]) == 2
     told = capsys.readouterr().err
     assert part in told
     assert "--replace" in told
@@ -209,21 +212,20 @@ def test_another_model_is_not_replaced(
 
 @pytest.mark.usefixtures("client_waits")
 def test_another_model_is_replaced_when_told(packed: Path, hub_server: HubServer) -> None:
-    repository = hold(hub_server, packed)
+    repository = hold(hub_server, packed, name="other")
     first = repository.branches["main"]
-    assert main(["push", str(changed_record(packed, name="other")), "--repo", REPO, "--replace"]) == 0
+    assert main(["push", str(packed), "--repo", REPO, "--replace"]) == 0
     assert repository.find("main").parent == first
-    assert json.loads(repository.files()["release.json"])["name"] == "other"
+    assert json.loads(repository.files()["release.json"])["name"] == NAME
 
 
 @pytest.mark.usefixtures("client_waits")
 def test_a_version_trained_again_takes_the_place_of_the_old_one(packed: Path, hub_server: HubServer) -> None:
-    repository = hold(hub_server, packed)
+    repository = hold(hub_server, packed, parameters=1)
     repository.tags["v1.0"] = repository.branches["main"]
-    again = changed_record(packed, max_length=256)
-    assert main(["push", str(again), "--repo", REPO, "--tag", "v1.1"]) == 0
-    assert json.loads(repository.files("v1.0")["release.json"])["max_length"] == 512
-    assert json.loads(repository.files("v1.1")["release.json"])["max_length"] == 256
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.1"]) == 0
+    assert json.loads(repository.files("v1.0")["release.json"])["parameters"] == 1
+    assert json.loads(repository.files("v1.1")["release.json"])["parameters"] > 1
 
 
 @pytest.mark.parametrize("held", [{"config.json": b"{}"}, {"release.json": b"no json"}, {"release.json": b"[]"}])
@@ -251,13 +253,12 @@ def test_a_repository_made_on_the_site_counts_as_empty(packed: Path, hub_server:
 def test_a_tag_on_other_content_is_refused_before_the_upload(
     packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    repository = hold(hub_server, packed)
+    repository = hold(hub_server, packed, parameters=1)
     first = repository.tags["v1.0"] = repository.branches["main"]
-    again = changed_record(packed, max_length=256)
-    assert main(["push", str(again), "--repo", REPO, "--tag", "v1.0"]) == 2
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 2
     assert "v1.0" in capsys.readouterr().err
     assert repository.branches == {"main": first}
-    assert main(["push", str(again), "--repo", REPO, "--tag", "v1.0", "--replace"]) == 0
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0", "--replace"]) == 0
     assert repository.tags["v1.0"] == repository.branches["main"] != first
 
 
@@ -296,6 +297,8 @@ def test_the_token_is_told_to_nobody_but_the_hub(
     shown = capsys.readouterr()
     assert "refuses the login" in shown.err
     assert TOKEN not in shown.out + shown.err + caplog.text
+    # Addresses of the storage are signed.
+    assert "HTTP Request" not in caplog.text
     (home / "token").unlink(missing_ok=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files

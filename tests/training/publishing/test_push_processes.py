@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMModel
 from tests.hub_server.client import environment
 from tests.hub_server.faults import Fault
 from tests.hub_server.server import HubServer
@@ -21,9 +19,9 @@ from training.publish import main
 REPO = "org/tiny"
 
 
-@pytest.fixture
-def packed(tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
-    return write_packed(tmp_path / "tiny", tiny_model, tiny_tokenizer)
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packed(tmp_path_factory.mktemp("packed"))
 
 
 def wait_for(fault: Fault, process: subprocess.Popen[bytes]) -> None:
