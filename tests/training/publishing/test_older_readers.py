@@ -22,7 +22,9 @@ def test_a_release_is_written_for_older_readers(release: Path) -> None:
     pooling = json.loads((release / "1_Pooling/config.json").read_text())
     assert pooling["word_embedding_dimension"] == config["hidden_size"]
     assert [key for key, value in pooling.items() if value is True] == ["pooling_mode_lasttoken", "include_prompt"]
-    length = json.loads((release / "tokenizer_config.json").read_text())["model_max_length"]
+    tokenizer = json.loads((release / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in tokenizer and tokenizer["additional_special_tokens"] == ["<|im_start|>"]
+    length = tokenizer["model_max_length"]
     settings = json.loads((release / "sentence_bert_config.json").read_text())
     assert settings == {"max_seq_length": length, "do_lower_case": False}
 
@@ -38,5 +40,6 @@ def test_new_readers_read_the_same(release: Path, instructed: Path, sentences: l
     ours, theirs = (SentenceTransformer(str(folder), device="cpu") for folder in (release, instructed / "model"))
     assert (ours.encode(sentences) == theirs.encode(sentences)).all()
     assert ours.max_seq_length == theirs.max_seq_length
+    assert ours.tokenizer.all_special_tokens == theirs.tokenizer.all_special_tokens
     rotary = [AutoConfig.from_pretrained(folder).rope_parameters for folder in (release, instructed / "model")]
     assert rotary[0] == rotary[1]
