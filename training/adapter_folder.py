@@ -12,10 +12,12 @@ from training.checkpoints import write_whole
 from training.errors import UserError
 from training.model_identity import model_revision
 
-__all__ = ["BASE_RECORD", "AdapterFolder", "base_of", "base_revision", "find_adapter", "note_base"]
+__all__ = ["BASE_RECORD", "MERGED_ADAPTER", "AdapterFolder", "base_of", "base_revision", "find_adapter", "note_base"]
 
 # In the folder of an adapter that was trained here: its base and what that was, to tell it from another of that name.
 BASE_RECORD = "base_model.json"
+# In a merged model's folder: which adapter and which base it is made of.
+MERGED_ADAPTER = "adapter.json"
 
 
 class AdapterFolder(NamedTuple):

@@ -13,17 +13,16 @@ from modeling_f2llm.configuration_f2llm import matryoshka_dims
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import attach_adapter, merge
-from training.adapter_folder import AdapterFolder, base_revision
+from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
 from training.checkpoints import publish, write_whole
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
 from training.loading import load_base
 from training.model_identity import model_file, model_revision
 
-__all__ = ["MERGE_RECORD", "merge_adapter"]
+__all__ = ["merge_adapter"]
 
-# In a merged model's folder: which adapter and which base it is made of.
-MERGE_RECORD = "adapter.json"
+_ARGUMENTS = "training_arguments.json"
 
 
 def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None, any_base: bool = False) -> None:
@@ -53,20 +52,20 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         "base": {"name": base, "revision": base_revision(base, "--base")},
     }
     if output.exists():
-        if _read(output / MERGE_RECORD) == record:
+        if _read(output / MERGED_ADAPTER) == record:
             return
         raise UserError(f"{output}: the folder holds something else; give another --output")
     model = load_base(adapter, base, same=not any_base)
     attach_adapter(model, adapter, trainable=False)
     merge(model)
-    _set_dims(model, adapter)
+    trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
+    _set_dims(model, trained)
     spoken = adapter.name if model_file(adapter.name, "modules.json") else base
-    _write(model, load_tokenizer(spoken), _prompts(spoken), record, output)
+    _write(model, load_tokenizer(spoken), _prompts(spoken), record, trained, output)
 
 
-def _set_dims(model: F2LLMModel, adapter: AdapterFolder) -> None:
-    """The widths that the adapter was trained at, where it says so; those of the base otherwise."""
-    path = model_file(adapter.name, "training_arguments.json")
+def _set_dims(model: F2LLMModel, path: Path | None) -> None:
+    """The widths that the adapter was trained at, where its arguments say so; those of the base otherwise."""
     trained = _read(path) if path else None
     if trained is None or "matryoshka" not in trained:
         return
@@ -96,6 +95,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     prompts: dict[str, str] | None,
     record: dict[str, Any],
+    trained: Path | None,
     output: Path,
 ) -> None:
     partial = output.with_name(f".{output.name}.partial")
@@ -103,7 +103,10 @@ def _write(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         build_sentence_transformer(model, tokenizer, prompts).save_pretrained(str(partial), create_model_card=False)
-        write_whole(partial / MERGE_RECORD, json.dumps(record, indent=2) + "\n")
+        write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
+        # With them it can be packed as a state of the adapter's run.
+        if trained is not None:
+            shutil.copyfile(trained, partial / _ARGUMENTS)
         publish(partial, output)
     # A full disk comes out of safetensors as an error of its own.
     except Exception as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.adapter_folder import find_adapter
-from training.adapter_merging import MERGE_RECORD, merge_adapter
+from training.adapter_folder import MERGED_ADAPTER, find_adapter
+from training.adapter_merging import merge_adapter
 from training.data.command import run_command
 from training.errors import UserError
 
@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> None:
             "'lora: true', or a Hub name"
         )
     merge_adapter(adapter, arguments.output, arguments.base, arguments.accept_other_base)
-    sys.stdout.write(f"{arguments.output} ({MERGE_RECORD} says of what)\n")
+    sys.stdout.write(f"{arguments.output} ({MERGED_ADAPTER} says of what)\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from training.adapter import ADAPTER_WEIGHTS
 from training.adapter_folder import find_adapter
 from training.errors import UserError
 from training.merge_adapter import main as merge
+from training.publish import main as publish
+from training.publishing.record import load_release
 from training.recipe import load_recipe
 from training.run_stage import main
 
@@ -159,6 +161,16 @@ def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path)
     # It is a model like any other.
     recipe = write(tmp_path, tmp_path / "merged", lora=None, lora_rank=None, max_steps=1)
     assert main([str(recipe)]) == 0
+
+
+def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, trained: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
+    packed = tmp_path / "packed"
+    assert publish(["pack", str(run), "--checkpoint", "merged", "--name", "adapted", "--output", str(packed)]) == 0
+    (stage,) = load_release(packed).stages
+    assert stage.written["lora"] and stage.steps == 10 and [each.name for each in stage.sources] == ["tiny_retrieval"]
+    assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()
 
 
 def test_a_merge_into_another_base_is_refused(
