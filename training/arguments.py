@@ -17,6 +17,7 @@ from training.evaluation_arguments import EvaluationArguments
 from training.lora_arguments import LoraArguments
 from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
+from training.publishing_arguments import PublishingArguments
 from training.teacher_arguments import TeacherArguments
 from training.yaml_file import unknown_key
 
@@ -36,7 +37,13 @@ _WITHOUT_EFFECT = (
 
 @dataclass
 class StageArguments(
-    TeacherArguments, PruningArguments, LoraArguments, EvaluationArguments, PlanningArguments, TrainingArguments
+    TeacherArguments,
+    PruningArguments,
+    LoraArguments,
+    EvaluationArguments,
+    PublishingArguments,
+    PlanningArguments,
+    TrainingArguments,
 ):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
@@ -187,8 +194,12 @@ class StageArguments(
             )
         self._check_evaluation()
         self._check_planning()
+        self._check_publishing()
         if self.push_to_hub:
-            raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")
+            raise UserError(
+                "key 'push_to_hub': give 'push_checkpoints' to publish checkpoints, and publish the finished model by "
+                "itself"
+            )
         if self.tokenizer == "train" and self.model is not None:
             raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
         if (self.model is None) == (self.model_config is None):

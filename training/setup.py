@@ -85,6 +85,11 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     if args.lora:
         trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _watch_evaluations(trainer, pairs)
+    if args.push_checkpoints and args.should_save:
+        # Publishing reads runs, and so imports this module.
+        from training.publishing.push_callback import push_callback
+
+        trainer.add_callback(push_callback(args.push_checkpoints, Path(args.output_dir)))
     return trainer
 
 

@@ -37,7 +37,7 @@ _FREE_KEYS = {
     "teacher_cache_dir",
     *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
     *("model_family", "planned_text_tokens"),
-    *("early_stopping_patience", "early_stopping_threshold"),
+    *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
 }
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
 _SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}

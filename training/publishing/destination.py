@@ -12,10 +12,18 @@ from training.publishing.content import ATTRIBUTES, Content, RemoteFile, same_fi
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository, check_revision
 
-__all__ = ["Destination", "add_destination_arguments", "destination", "preview", "recorded_files", "upload"]
+__all__ = [
+    "INCIDENTAL",
+    "Destination",
+    "add_destination_arguments",
+    "destination",
+    "preview",
+    "recorded_files",
+    "upload",
+]
 
 # What a repository may hold and still count as empty: the Hub makes them for a repository that is made on its site.
-_INCIDENTAL = {ATTRIBUTES, "README.md", "LICENSE"}
+INCIDENTAL = {ATTRIBUTES, "README.md", "LICENSE"}
 
 # Says why what a revision holds, given by its files and its record, must not be replaced; None if it may.
 Objection = Callable[[Mapping[str, RemoteFile], "bytes | None"], "str | None"]
@@ -144,7 +152,7 @@ def upload(
 def _check_held(hub: Hub, place: Destination, revision: str, record: str, objection: Objection) -> None:
     """What is at the revision, or at ``main`` where a new one starts, must be the same model or dataset."""
     held = hub.files(place.repo, revision, place.kind) or {}
-    if {*held} <= _INCIDENTAL:
+    if {*held} <= INCIDENTAL:
         return
     found = hub.read(place.repo, record, revision, place.kind) if record in held else None
     reason = objection(held, found)
