@@ -9,8 +9,8 @@ older versions of them, and servers that parse the files themselves, read the ol
 - ``1_Pooling/config.json``: one ``pooling_mode`` took the place of a flag for each mode.
 - ``sentence_bert_config.json``: ``max_seq_length`` and ``do_lower_case`` are no longer written;
   text-embeddings-inference and vLLM read them.
-- ``tokenizer_config.json``: ``extra_special_tokens`` is a list, over which transformers 4 stops, and so infinity and older
-  vLLM. It also says how the tokenizer was loaded, which is nothing about the tokenizer.
+- ``tokenizer_config.json``: ``extra_special_tokens`` is a list, over which transformers 4 stops, and so do infinity and
+  older vLLM. It also says how the tokenizer was loaded, which is nothing about the tokenizer.
 """
 
 from __future__ import annotations

@@ -96,6 +96,9 @@ def check_sentence_transformers_files(packed: PackedFolder) -> Iterator[Finding]
     if missing:
         wrong = f"lacks {', '.join(missing)}: text-embeddings-inference before 2026 and llama.cpp cannot read it"
         yield Finding(name, wrong, _REPACK)
+    if isinstance(packed.table(TOKENIZER_CONFIG).get("extra_special_tokens"), list):
+        wrong = "extra_special_tokens is a list: transformers 4, and the servers built on it, stop at that"
+        yield Finding(TOKENIZER_CONFIG, wrong, _REPACK)
     settings = packed.table(TRANSFORMER_MODULE)
     missing = [key for key in ("max_seq_length", "do_lower_case") if key not in settings]
     if missing:

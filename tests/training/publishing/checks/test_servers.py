@@ -53,3 +53,8 @@ def test_modules_of_new_sentence_transformers_alone(broken: BrokenRelease) -> No
 def test_another_vocabulary_than_qwens_is_a_notice(broken: BrokenRelease) -> None:
     (notice,) = broken.examine().notices
     assert notice.file == "tokenizer.json" and "llama.cpp" in str(notice)
+
+
+def test_special_tokens_of_new_transformers_alone(broken: BrokenRelease) -> None:
+    broken.edit("tokenizer_config.json", extra_special_tokens=["<|im_start|>"])
+    assert any("extra_special_tokens is a list" in fault for fault in broken.faults())
