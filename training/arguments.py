@@ -14,6 +14,7 @@ from transformers.integrations import is_tensorboard_available
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
 from training.evaluation_arguments import EvaluationArguments
+from training.lora_arguments import LoraArguments
 from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
 from training.teacher_arguments import TeacherArguments
@@ -34,7 +35,9 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class StageArguments(TeacherArguments, PruningArguments, EvaluationArguments, PlanningArguments, TrainingArguments):
+class StageArguments(
+    TeacherArguments, PruningArguments, LoraArguments, EvaluationArguments, PlanningArguments, TrainingArguments
+):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
     A recipe names the global batch; how it is split over devices is not its business, so
@@ -177,6 +180,7 @@ class StageArguments(TeacherArguments, PruningArguments, EvaluationArguments, Pl
         self._check_mappings()
         self._check_teacher()
         self._check_pruning()
+        self._check_lora()
         if self.prunes and self.teacher is not None:
             raise UserError(
                 "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
@@ -97,7 +97,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
 
 def _finished(stage: Stage, final: Path) -> bool:
     """Whether a stage has made its model."""
-    if not (final / "config.json").exists():
+    if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
     return True
@@ -206,6 +206,9 @@ def _record(
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
         data["the teacher"] = trainer.distillation.identity
+    if trainer.base_revision is not None:
+        # Checkpoints hold the adapter alone.
+        data["the base"] = trainer.base_revision
     noted = output_dir / DATA
     if checkpoint is not None and noted.exists():
         before = json.loads(noted.read_text())

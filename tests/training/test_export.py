@@ -13,7 +13,6 @@ from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from training import export as command
 from training.errors import StoppedError
 from training.export import export, main
-from training.publishing.older_readers import write_for_older_readers
 
 
 @pytest.fixture
@@ -146,16 +145,3 @@ def test_output_in_use(folder: Path, tmp_path: Path, refuses: Callable, monkeypa
     export(folder, tmp_path / "out", "onnx")
     with refuses(tmp_path / "out", "holds something else"):
         export(folder, tmp_path / "out", "onnx", "int8")
-
-
-def test_special_tokens_for_transformers_4(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps({**settings, "extra_special_tokens": ["<|im_start|>"], "add_prefix_space": None}))
-    write_for_older_readers(folder)
-    written = json.loads(path.read_text())
-    assert written["additional_special_tokens"] == ["<|im_start|>"]
-    assert not {"extra_special_tokens", "add_prefix_space", "is_local", "backend", "local_files_only"} & set(written)
-    once = path.read_bytes()
-    write_for_older_readers(folder)
-    assert path.read_bytes() == once

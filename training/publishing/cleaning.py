@@ -32,6 +32,7 @@ TOLD = frozenset(
         # Model
         *("model_config", "model_family", "compile"),
         *("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary"),
+        *("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_dora", "lora_rslora"),
         # Batches
         *("global_batch_size", "max_tokens_per_forward", "num_hard_negatives_retrieval"),
         *("num_hard_negatives_clustering", "num_hard_negatives_classification"),

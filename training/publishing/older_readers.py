@@ -5,12 +5,12 @@ older versions of them, and servers that parse the files themselves, read the ol
 
 - ``config.json``: ``rope_theta`` moved into ``rope_parameters``. transformers 4 takes 10000 where it finds none, and so
   computes other embeddings without an error; text-embeddings-inference stopped until early in 2026; MLX stops.
+- ``tokenizer_config.json``: ``additional_special_tokens`` became a list of ``extra_special_tokens``, which
+  transformers 4 cannot read.
 - ``modules.json``: the classes moved. Versions before 5.4 find no module, llama.cpp's converter no pooling.
 - ``1_Pooling/config.json``: one ``pooling_mode`` took the place of a flag for each mode.
 - ``sentence_bert_config.json``: ``max_seq_length`` and ``do_lower_case`` are no longer written;
   text-embeddings-inference and vLLM read them.
-- ``tokenizer_config.json``: ``extra_special_tokens`` is a list, over which transformers 4 stops, and so do infinity and
-  older vLLM. It also says how the tokenizer was loaded, which is nothing about the tokenizer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from training.checkpoints import write_whole
 
 __all__ = ["write_for_older_readers"]
 
-_LOADING = ("backend", "is_local", "local_files_only")
 _MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -40,9 +39,9 @@ def write_for_older_readers(folder: Path) -> None:
     """
     length = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
     _rewrite(folder / "config.json", _with_rope_theta)
+    _rewrite(folder / "tokenizer_config.json", _with_additional_tokens)
     _rewrite(folder / "modules.json", _with_old_classes)
     _rewrite(folder / "1_Pooling/config.json", _with_flags)
-    _rewrite(folder / "tokenizer_config.json", _with_old_special_tokens)
     _rewrite(folder / "sentence_bert_config.json", lambda _: {"max_seq_length": length, "do_lower_case": False})
 
 
@@ -55,14 +54,11 @@ def _with_rope_theta(config: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted({**config, "rope_theta": config["rope_parameters"]["rope_theta"]}.items()))
 
 
-def _with_old_special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    old = {name: value for name, value in settings.items() if name not in _LOADING}
-    # transformers 4 takes a null for another choice than the pre-tokenizer's.
-    if "add_prefix_space" in old and old["add_prefix_space"] is None:
-        del old["add_prefix_space"]
-    if isinstance(old.get("extra_special_tokens"), list):
-        old["additional_special_tokens"] = old.pop("extra_special_tokens")
-    return old
+def _with_additional_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config.get("extra_special_tokens"), list):
+        return config
+    old = {"extra_special_tokens": "additional_special_tokens"}
+    return dict(sorted((old.get(name, name), value) for name, value in config.items()))
 
 
 def _with_old_classes(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:

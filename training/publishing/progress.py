@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.adapter_folder import MERGED_ADAPTER
 from training.checkpoints import last_checkpoint
 from training.publishing.states import ModelState, read_json
 from training.recipe import FINAL_MODEL
@@ -54,8 +55,12 @@ def progress_of(state: ModelState) -> Progress:
 
 
 def _trainer_state(state: ModelState) -> dict[str, Any] | None:
-    if state.folder.name != FINAL_MODEL:
-        return read_json(state.folder / STATE)
+    name = state.folder.name
+    if (state.folder / MERGED_ADAPTER).is_file():
+        # The base with what the run made, its model or a checkpoint.
+        name = Path(read_json(state.folder / MERGED_ADAPTER)["adapter"]["name"]).name
+    if name != FINAL_MODEL:
+        return read_json(state.run / name / STATE)
     checkpoint: Path | None = last_checkpoint(state.run)
     if checkpoint is None:
         return None

@@ -166,7 +166,8 @@ def test_the_same_folder_gives_the_same_card(packed: Path, card: str) -> None:
     ],
 )
 def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Reference, ...], relation: str) -> None:
-    stage = StageRecord("last", kind, Reference("hub", "org/base"), parents=parents)
+    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}
+    stage = StageRecord("last", kind, Reference("hub", "org/base"), arguments=merged, parents=parents)
     folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
     data = ModelCard(model_card(folder)).data
     assert data["base_model_relation"] == relation

@@ -90,15 +90,15 @@ def check_sentence_transformers_files(packed: PackedFolder) -> Iterator[Finding]
                 "see how to pool"
             )
             yield Finding(MODULES, wrong, _REPACK)
+    if isinstance(packed.table(TOKENIZER_CONFIG).get("extra_special_tokens"), list):
+        wrong = "extra_special_tokens is a list, which transformers 4 cannot read"
+        yield Finding(TOKENIZER_CONFIG, wrong, "call it additional_special_tokens, or pack the run again")
     name, pooling = packed.pooling()
     flags = ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken", "word_embedding_dimension")
     missing = [flag for flag in flags if flag not in pooling]
     if missing:
         wrong = f"lacks {', '.join(missing)}: text-embeddings-inference before 2026 and llama.cpp cannot read it"
         yield Finding(name, wrong, _REPACK)
-    if isinstance(packed.table(TOKENIZER_CONFIG).get("extra_special_tokens"), list):
-        wrong = "extra_special_tokens is a list: transformers 4, and the servers built on it, stop at that"
-        yield Finding(TOKENIZER_CONFIG, wrong, _REPACK)
     settings = packed.table(TRANSFORMER_MODULE)
     missing = [key for key in ("max_seq_length", "do_lower_case") if key not in settings]
     if missing:

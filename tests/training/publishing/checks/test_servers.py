@@ -43,18 +43,15 @@ def test_modules_of_new_sentence_transformers_alone(broken: BrokenRelease) -> No
     name = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
     broken.edit("modules.json", lambda modules: modules[1].update(type=name))
     broken.edit("sentence_bert_config.json", lambda content: content.clear())
+    broken.edit("tokenizer_config.json", additional_special_tokens=..., extra_special_tokens=["<|im_start|>"])
     broken.expect(
         ("1_Pooling/config.json", "lacks pooling_mode_cls_token"),
         ("modules.json", "llama.cpp"),
         ("sentence_bert_config.json", "lacks max_seq_length and do_lower_case"),
+        ("tokenizer_config.json", "extra_special_tokens is a list"),
     )
 
 
 def test_another_vocabulary_than_qwens_is_a_notice(broken: BrokenRelease) -> None:
     (notice,) = broken.examine().notices
     assert notice.file == "tokenizer.json" and "llama.cpp" in str(notice)
-
-
-def test_special_tokens_of_new_transformers_alone(broken: BrokenRelease) -> None:
-    broken.edit("tokenizer_config.json", extra_special_tokens=["<|im_start|>"])
-    assert any("extra_special_tokens is a list" in fault for fault in broken.faults())
