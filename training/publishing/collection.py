@@ -88,9 +88,9 @@ class HubCollection:
     def _items(self, slug: str) -> dict[str, str]:
         """Ids of the entries by the names of the models, in the collection's order."""
         items = self._call("reading", lambda: self.hub.api.get_collection(slug)).items
-        return {
-            item.item_id if item.item_type == "model" else item.item_object_id: item.item_object_id for item in items
-        }
+        # A data set may have the name of a model.
+        names = [item.item_id if item.item_type == "model" else item.item_object_id for item in items]
+        return {name: item.item_object_id for name, item in zip(names, items, strict=True)}
 
     def _add(self, slug: str, repository: str) -> None:
         self._call("adding to", lambda: self.hub.api.add_collection_item(slug, repository, "model", exists_ok=True))
