@@ -1,7 +1,10 @@
 """Teaches a model a program that its training held out, by an adapter and whole, and measures both there and elsewhere.
 
 python training/run_stage.py training/recipes/gettext/recipe.yaml
-python training/evaluation/adaptation.py [--program DOMAIN]
+python training/evaluation/adaptation.py [--program DOMAIN] [--validate]
+
+Each is trained on the program alone and with replayed rows of the model's own training. Settings are to be chosen with
+``--validate``, on other English texts than those of the figures reported.
 """
 
 from __future__ import annotations
@@ -26,31 +29,34 @@ from training.checkpoints import write_whole
 from training.data.command import run_command
 from training.errors import UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
+from training.evaluation.significance import PairedTest, paired_test
 from training.keyed import keyed_bits, text_key
 from training.recipe import Recipe, load_recipe
 from training.stage import run_stage
 
-__all__ = ["main", "split_program", "table"]
+__all__ = ["compare_by_text", "main", "split_program", "table"]
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext.yaml"
-_SPLIT, _NEGATIVE = 51, 52
+_SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
-def split_program(held_out: Path, output: Path, program: str | None, most_elsewhere: int = 5000) -> str:
+def split_program(held_out: Path, output: Path, program: str | None, replayed: Path) -> str:
     """Writes the data of an adaptation, and returns the program.
 
     The English texts of the program are divided by key; ``program.parquet`` has the messages of some of them, to be
-    found afterwards, ``train.parquet`` with its manifest those of the others, and ``elsewhere.parquet`` messages of all
-    other held-out programs. No English text of one file is in another.
+    found afterwards, and ``train.parquet`` those of the others. The English texts of all other held-out programs are
+    halved by key: ``elsewhere_validation.parquet`` is there to choose settings on, ``elsewhere.parquet`` to report. No
+    English text of one file is in another. The manifest has two stages: ``alone`` trains on the program, ``replay``
+    on rows of ``replayed``, too.
 
     Args:
         held_out: ``held_out.parquet`` of a gettext build.
         output: The folder to write.
         program: Domain of the program; the one with most English texts if None.
-        most_elsewhere: Messages of other programs at most.
+        replayed: File of pairs that the model was trained on.
 
     Raises:
         UserError: If there is no such program, or no other one.
@@ -72,12 +78,18 @@ def split_program(held_out: Path, output: Path, program: str | None, most_elsewh
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "program.parquet", columns, [row for row in own if found[row] in tested])
     others = [row for row, domain in enumerate(domains) if domain != program and found[row] not in texts[program]]
-    every = max(-(-len(others) // most_elsewhere), 1)
-    _write(output / "elsewhere.parquet", columns, others[::every])
+    halves = keyed_bits(_HALF, np.array([text_key(found[row]) for row in others], dtype=np.uint64)) & np.uint64(1)
+    for half, name in enumerate(("elsewhere_validation", "elsewhere")):
+        chosen = [row for row, drawn in zip(others, halves.tolist(), strict=True) if drawn == half]
+        _write(output / f"{name}.parquet", columns, chosen)
     _write(output / "train.parquet", columns, [row for row in own if found[row] not in tested], trained)
-    source = {"name": program, "files": ["train.parquet"], "task_type": "retrieval", "symmetric": True}
-    source |= {"instruction": "Retrieve the English translation.", "languages": ["eng"], "licence": "the program's own"}
-    write_whole(output / "manifest.yaml", yaml.safe_dump({"sources": [source]}, sort_keys=False))
+    shared = {"task_type": "retrieval", "symmetric": True, "instruction": "Retrieve the English translation."}
+    shared |= {"languages": ["eng"], "licence": "each program's own"}
+    sources = [
+        {"name": program, "files": ["train.parquet"], "stages": ["alone", "replay"], **shared},
+        {"name": "replayed", "files": [str(replayed.resolve())], "stages": ["replay"], **shared},
+    ]
+    write_whole(output / "manifest.yaml", yaml.safe_dump({"sources": sources}, sort_keys=False))
     return program
 
 
@@ -95,20 +107,49 @@ def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], ne
     pq.write_table(pa.table(table), path)
 
 
-def _accuracy(model: SentenceTransformer, pairs: Pairs) -> float:
+def _hits(model: SentenceTransformer, pairs: Pairs) -> np.ndarray:
+    """``(n,)`` 1 where the nearest candidate is the passage, 0 elsewhere."""
     encoded = encode_pairs(model, pairs)
     width = encoded.queries.shape[1]
-    return float((nearest(encoded.queries, encoded.candidates, width) == pairs.labels).mean())
+    return (nearest(encoded.queries, encoded.candidates, width) == pairs.labels).astype(np.float64)
+
+
+def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
+    """Tests the difference of two accuracies, taking an English text with all of its translations as one example.
+
+    A text's messages in many languages are found or missed together. Each text counts by the linear part of what it
+    adds to the mean over messages, a ratio of two sums (Cochran, Sampling Techniques, 1977, section 6.3).
+
+    Args:
+        after: ``(n,)`` hits of the first model.
+        before: ``(n,)`` hits of the second model.
+        labels: ``(n,)`` number of each message's text.
+    """
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+
+    def influences(hits: np.ndarray) -> np.ndarray:
+        mean = hits.mean()
+        return mean + np.bincount(place, hits - mean) / counts.mean()
+
+    return paired_test([influences(after)], [influences(before)])
 
 
 def table(program: str, result: Mapping[str, Mapping[str, Any]]) -> str:
-    """The result in Markdown."""
-    lines = [f"| | messages of {program} | of other held-out programs | weights saved |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {name} | {row['program']:.3f} | {row['elsewhere']:.3f} | {row['megabytes']:.2f} MB |"
-        for name, row in result.items()
-    ]
+    """The result in Markdown: accuracies, and changes from the first model in points with their 95 % intervals."""
+    lines = [f"| | {program} | change | elsewhere | change | weights saved |", "| --- " * 6 + "|"]
+    for name, row in result.items():
+        cells = [cell for where in ("program", "elsewhere") for cell in _cells(row.get(where))]
+        lines.append(f"| {' | '.join([name, *cells])} | {row['megabytes']:.2f} MB |")
     return "\n".join(lines)
+
+
+def _cells(score: Mapping[str, float] | None) -> tuple[str, str]:
+    if score is None:
+        return "not measured", ""
+    if "change" not in score:
+        return f"{score['accuracy']:.3f}", ""
+    change, low, high = (f"{100 * score[name]:+.1f}" for name in ("change", "low", "high"))
+    return f"{score['accuracy']:.3f}", f"{change} ({low} to {high})"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -118,29 +159,48 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--model", default="runs/gettext/train/model", help="what was trained on it (%(default)s)")
     parser.add_argument("--program", help="domain of a held-out program; the largest if left out")
     parser.add_argument("--output", type=Path, default=Path("runs/adaptation"), help="folder to write (%(default)s)")
+    parser.add_argument("--validate", action="store_true", help="measure elsewhere on its validation half, alone")
     arguments = parser.parse_args(words)
     return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     data = arguments.output / "data"
-    program = split_program(arguments.data / "held_out.parquet", data, arguments.program)
+    replayed = arguments.data / "gettext_translation.parquet"
+    program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
     recipe: Recipe = load_recipe(RECIPE, keys)
     models = {"before": Path(arguments.model)}
     models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+    files = {"elsewhere": "elsewhere_validation" if arguments.validate else "elsewhere"}
+    if not arguments.validate:
+        files = {"program": "program", **files}
     pairs = {
-        name: load_pairs(data / f"{name}.parquet", arguments.data / "candidates.parquet")
-        for name in ("program", "elsewhere")
+        where: load_pairs(data / f"{name}.parquet", arguments.data / "candidates.parquet")
+        for where, name in files.items()
     }
-    result = {}
+    result = _measure(models, pairs)
+    counts = {name: len(each.queries) for name, each in pairs.items()}
+    name = "validation.json" if arguments.validate else "adaptation.json"
+    write_whole(arguments.output / name, json.dumps({"program": program, **counts, **result}, indent=2))
+    sys.stdout.write(f"{counts}\n{table(program, result)}\n")
+
+
+def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str, dict[str, Any]]:
+    """Accuracy of each model on each of the pairs, with its change from the first model, and its size."""
+    result: dict[str, dict[str, Any]] = {}
+    first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
         model = SentenceTransformer(str(folder), trust_remote_code=True)
-        result[name] = {where: _accuracy(model, each) for where, each in pairs.items()}
-        result[name]["megabytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
-    counts = {name: len(each.queries) for name, each in pairs.items()}
-    write_whole(arguments.output / "adaptation.json", json.dumps({"program": program, **counts, **result}, indent=2))
-    sys.stdout.write(f"{counts}\n{table(program, result)}\n")
+        result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
+        for where, each in pairs.items():
+            hits = _hits(model, each)
+            result[name][where] = {"accuracy": float(hits.mean())}
+            if where in first:
+                change = compare_by_text(hits, first[where], each.labels).difference
+                result[name][where] |= {"change": change.mean, "low": change.low, "high": change.high}
+            first.setdefault(where, hits)
+    return result
 
 
 if __name__ == "__main__":
