@@ -3,8 +3,8 @@
 python training/run_stage.py training/recipes/gettext/recipe.yaml
 python training/evaluation/adaptation.py [--program DOMAIN] [--validate]
 
-Each is trained on the program alone and with replayed rows of the model's own training. Settings are to be chosen with
-``--validate``, on other English texts than those of the figures reported.
+Each is trained on the program alone and with replayed rows of the source that the model learnt from. Settings are to be
+chosen with ``--validate``, on other English texts than those of the figures reported.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def split_program(held_out: Path, output: Path, program: str | None, replayed: P
         held_out: ``held_out.parquet`` of a gettext build.
         output: The folder to write.
         program: Domain of the program; the one with most English texts if None.
-        replayed: File of pairs that the model was trained on.
+        replayed: File of pairs that the model was trained on, or on rows of which.
 
     Raises:
         UserError: If there is no such program, or no other one.
