@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,4 +157,6 @@ def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Excep
         )
     if status == 403:
         return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
-    return UserError(f"{what}: the Hub refuses it (status {status}): {in_one_line(error)}")
+    # The address of a stored file may carry a signature behind its question mark.
+    message = re.sub(r"\?\S+", "?…", in_one_line(error))
+    return UserError(f"{what}: the Hub refuses it (status {status}): {message}")
