@@ -11,10 +11,13 @@ from training.publishing.checkpoint_files import TRAINING_STATE, CheckpointedRun
 from training.publishing.checkpoint_index import INDEX, CheckpointIndex, held_by_release
 from training.publishing.content import ATTRIBUTES, Content
 from training.publishing.destination import INCIDENTAL
-from training.publishing.hub import SCRATCH, Hub
+from training.publishing.hub import SCRATCH, Hub, WrittenMeanwhileError
 from training.publishing.record import RECORD
 
 __all__ = ["CheckpointUpload"]
+
+# Tries to list a revision, each from what another run has listed meanwhile.
+_LISTINGS = 5
 
 
 class CheckpointUpload:
@@ -63,18 +66,33 @@ class CheckpointUpload:
             self._check(revision, index)
             message = f"{revision.facts.stage}, step {revision.facts.step:,}"
             self.hub.publish(self.repo, revision.files, revision=revision.name, message=message)
-        if index is not None:
-            index.add(revision)
-            # A licence that was chosen on the Hub's site stays.
-            others = {path: self.hub.read(self.repo, path) for path in held - {INDEX, "README.md"}}
-            listed = {path: content for path, content in others.items() if content is not None}
-            listed |= index.files(self.repo)
-            self.hub.publish(self.repo, listed, message=f"List {revision.name}")
+        if not finished:
+            self._list(revision)
         return revision.name
 
-    def _index(self, there: bool) -> CheckpointIndex:
+    def _list(self, revision: Revision) -> None:
+        """Takes a revision into the list, which another run may be writing to."""
+        for tries_left in reversed(range(_LISTINGS)):
+            refs = self.hub.repository(self.repo).refs()
+            head = next(branch.target_commit for branch in refs.branches if branch.name == "main")
+            held = {*(self.hub.files(self.repo, head) or {})} - {ATTRIBUTES}
+            index = self._index(INDEX in held, head)
+            index.add(revision)
+            # A licence that was chosen on the Hub's site stays.
+            others = {path: self.hub.read(self.repo, path, head) for path in held - {INDEX, "README.md"}}
+            listed = {path: content for path, content in others.items() if content is not None}
+            listed |= index.files(self.repo)
+            try:
+                self.hub.publish(self.repo, listed, message=f"List {revision.name}", parent=head)
+            except WrittenMeanwhileError:
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def _index(self, there: bool, revision: str = "main") -> CheckpointIndex:
         try:
-            return CheckpointIndex(self.hub.read(self.repo, INDEX) if there else None)
+            return CheckpointIndex(self.hub.read(self.repo, INDEX, revision) if there else None)
         except UserError as error:
             raise UserError(f"{self.repo}: {error}") from None
 

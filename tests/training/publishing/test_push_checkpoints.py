@@ -21,6 +21,7 @@ from tests.hub_server.store import Repository
 from tests.training.recipes import write_recipe, write_single_stage
 from training import publish
 from training.publish import main
+from training.publishing.checkpoint_index import CheckpointIndex
 from training.publishing.retries import Patience
 from training.publishing.upload_queue import UploadQueue
 from training.run_stage import main as run_stage
@@ -222,6 +223,29 @@ def test_another_run_of_the_same_stage_is_refused_unless_told(
     assert "its revision stage1-step-000005 is of another run" in capsys.readouterr().err
     assert repository.branches == before
     assert push(tmp_path / "other/stage1", "--replace") == 0
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_two_runs_that_list_at_once_are_both_listed(run: Path, hub_server: HubServer, monkeypatch) -> None:
+    assert push(run, "--stage-name", "other") == 0
+    index_file, once = CheckpointIndex.files, []
+
+    def files_after_another_commit(index: CheckpointIndex, repository: str) -> object:
+        listed = index_file(index, repository)
+        if not once:
+            # Another run's commit comes between reading the list and writing it.
+            once.append(True)
+            held = json.loads(hub_server.repository(REPO).files("main")["checkpoints.json"])
+            held["revisions"]["third-step-000001"] = {"stage": "third", "step": 1, "max_steps": 1, "epoch": 1.0}
+            HfApi().upload_file(
+                path_or_fileobj=json.dumps(held).encode(), path_in_repo="checkpoints.json", repo_id=REPO
+            )
+        return listed
+
+    monkeypatch.setattr(CheckpointIndex, "files", files_after_another_commit)
+    assert push(run) == 0
+    listed = json.loads(hub_server.repository(REPO).files("main")["checkpoints.json"])["revisions"]
+    assert {"third-step-000001", "other-step-000005", *REVISIONS} <= {*listed}
 
 
 @pytest.mark.usefixtures("client_waits")
