@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from transformers import TrainerControl, TrainerState
 
 from tests.hub_server.client import connected, environment
 from tests.hub_server.server import TOKEN, HubServer
@@ -199,8 +200,6 @@ def test_one_option_may_stand_for_all_stages_of_a_recipe(tmp_path: Path) -> None
 def test_a_full_queue_or_disk_is_told_and_costs_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import TrainerControl, TrainerState
-
     callback = push_callback.PushCheckpoints(REPO, tmp_path)
     control = TrainerControl()
     queue = callback.queue
@@ -301,6 +300,15 @@ def test_a_training_that_a_signal_ended_hardly_waits(
     callback.begin()
     callback.end()
     assert waits == [longest]
+
+
+def test_a_new_checkpoint_is_a_reason_to_look_even_if_it_could_not_be_queued(tmp_path: Path) -> None:
+    looked: list[int] = []
+    upload = SimpleNamespace(look_again=lambda: looked.append(1))
+    callback = push_callback.PushCheckpoints(REPO, tmp_path, upload=lambda queue: upload)
+    callback.begin()
+    callback.on_save(None, TrainerState(global_step=5), TrainerControl())
+    assert looked == [1]
 
 
 @pytest.mark.slow

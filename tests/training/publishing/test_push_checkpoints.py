@@ -249,11 +249,13 @@ def test_two_runs_that_list_at_once_are_both_listed(run: Path, hub_server: HubSe
 
 
 @pytest.mark.usefixtures("client_waits")
-def test_a_refused_push_leaves_nothing_that_a_training_would_upload(run: Path, hub_server: HubServer) -> None:
-    UploadQueue(run).add(run / "checkpoint-10")
+@pytest.mark.parametrize("waited", [[], ["checkpoint-5"], ["checkpoint-10"]])
+def test_a_refused_push_leaves_what_waited_before(run: Path, hub_server: HubServer, waited: list[str]) -> None:
+    for name in waited:
+        UploadQueue(run).add(run / name)
     hub_server.faults.add("POST", "/commit/", status=403)
     assert push(run) == 2
-    assert [path.name for path in UploadQueue(run).waiting()] == ["checkpoint-10"]
+    assert [path.name for path in UploadQueue(run).waiting()] == waited
 
 
 @pytest.mark.slow
