@@ -11,6 +11,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
 from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
+from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
 from training.publishing.cleaning import clean_arguments, public_name
 from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.model_files import read_model_files
@@ -192,6 +193,8 @@ def _unused(name: str, taken: Any) -> str:
 def _parameters(folder: Path) -> int | None:
     """Parameters of a stage's model; None if its weights are no longer whole."""
     try:
+        if (folder / ADAPTER_CONFIG).is_file():
+            return adapter_parameters(folder)
         return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
     # A damaged configuration comes out of the library as anything; the model that is packed was looked at before.
     except Exception as error:
