@@ -20,12 +20,11 @@ from training.adapter_folder import find_adapter
 from training.adapter_merging import trained_widths
 from training.adapter_shapes import expected_shapes
 from training.errors import UserError, in_one_line
-from training.model_identity import model_revision
 from training.publishing.adapter_base import BaseModel, FoundBase, find_base
 from training.publishing.model_files import copy_sentence_files, family_of, read_sentence_files, shape_of
 from training.publishing.record import AdapterRecord
 from training.publishing.states import ModelState, read_json
-from training.publishing.weights import finite
+from training.publishing.weights import finite, weights_digest
 
 __all__ = ["ADAPTER_CONFIG", "AdapterModel", "adapter_fields", "adapter_parameters", "read_adapter"]
 
@@ -96,7 +95,7 @@ class AdapterModel:
             match=self.base.match,
             **adapter_fields(self.config),
             parameters=sum(map(prod, self.shapes.values())),
-            base_weights=_digest(self.base.model),
+            base_weights=None if self.base.model is None else weights_digest(self.base.model.folder),
             base_code=self.known_base is not None and self.known_base.brings_code,
         )
 
@@ -117,10 +116,6 @@ class AdapterModel:
             for name in sorted(self.shapes):
                 tensors[name] = finite(self.folder, name, stored.get_tensor(name).to(target).contiguous())
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-
-
-def _digest(model: BaseModel | None) -> str | None:
-    return None if model is None else model_revision(str(model.folder), "--base", weights_only=True)
 
 
 def read_adapter(state: ModelState, base: str | None = None) -> AdapterModel:

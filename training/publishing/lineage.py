@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
 from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
@@ -143,7 +144,7 @@ class Lineage:
         progress = progress_of(state)
         return StageRecord(
             name=name,
-            kind="pruning" if state.prunes else "training",
+            kind=_kind(state),
             start=self._reference(state, "model"),
             teacher=self._teacher(state),
             parameters=_parameters(state.folder),
@@ -154,6 +155,14 @@ class Lineage:
             epochs=progress.epochs,
             metrics=progress.metrics,
         )
+
+
+def _kind(state: ModelState) -> str:
+    if state.prunes:
+        return "pruning"
+    if (state.folder / ADAPTER_CONFIG).is_file():
+        return "adapter"
+    return "merged_adapter" if (state.folder / MERGED_ADAPTER).is_file() else "training"
 
 
 def _taught(teacher: ModelState, student: ModelState) -> bool:

@@ -92,9 +92,11 @@ def _check_packed(folder: Path) -> None:
     Raises:
         UserError: If it does not.
     """
-    from training.publishing.verify import CHECKS, examine
+    from training.publishing.verify import checks_of, examine
 
-    faults = examine(folder, {name: checks for name, checks in CHECKS.items() if name != _LONG_CHECKS}).faults
+    faults = examine(
+        folder, {name: checks for name, checks in checks_of(folder).items() if name != _LONG_CHECKS}
+    ).faults
     if faults:
         raise UserError(
             f"{folder}: must not be released like this, {len(faults)} faults; the first: {faults[0]} "

@@ -63,7 +63,8 @@ class StageRecord:
 
     Attributes:
         name: Of the stage.
-        kind: ``training``, ``pruning``, ``merging`` or ``quantization``.
+        kind: ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was merged into its
+            base then), ``pruning``, ``merging`` or ``quantization``.
         start: What it started from.
         teacher: What it learnt from; None without distillation.
         parameters: Parameters of the model that it made; None if that is no longer at hand.

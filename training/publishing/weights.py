@@ -23,8 +23,18 @@ from torch import Tensor
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
 
-__all__ = ["DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size", "read_weights"]
+__all__ = [
+    "DTYPES",
+    "MAX_SHARD_SIZE",
+    "Weights",
+    "copy_weights",
+    "finite",
+    "parse_size",
+    "read_weights",
+    "weights_digest",
+]
 
 MAX_SHARD_SIZE = "5GB"
 # What weights may be released as, by name.
@@ -167,3 +177,8 @@ def finite(folder: Path, name: str, tensor: Tensor) -> Tensor:
     if not torch.stack(tensor.aminmax()).isfinite().all():
         raise UserError(f"{folder}: weight {name} is NaN or infinite in {tensor.dtype}; pack an earlier checkpoint")
     return tensor
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of a folder's files of weights, as an adapter notes its base by it."""
+    return model_revision(str(folder), "the base", weights_only=True)

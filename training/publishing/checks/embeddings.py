@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from hub_cards.snippets import snippets
-from training.publishing.checks.card import SNIPPETS, loaded_names
-from training.publishing.checks.packed import CARD, CONFIG, Finding, PackedFolder, UnreadableError
+from training.publishing.checks.card import examples_of, loaded_names
+from training.publishing.checks.packed import ADAPTER_CONFIG, CARD, Finding, PackedFolder, UnreadableError
 
 __all__ = ["check_embeddings"]
 
@@ -31,6 +33,9 @@ _SECONDS = 3600
 # 0.9e-4 so, as much as bfloat16 itself differs from float32; the deepest published model has 40.
 _TOLERANCE = {"float32": 0.9999, "float16": 0.9999, "bfloat16": 0.9995}
 _REFERENCE = "transformers"
+# The class of each example's model.
+_EXPECTED = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
+_EXPECTED_OF_ADAPTERS = {**_EXPECTED, "transformers": "PeftModelForFeatureExtraction"}
 _LOOK = "compare the example with the model's files, or pack the run again"
 _QUERIES = [
     "panda",
@@ -48,8 +53,12 @@ _DOCUMENTS = [
 
 def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
     """Plain transformers, sentence-transformers and the remote code agree, whatever a text is batched with."""
-    codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in SNIPPETS}
-    if set(codes) != set(SNIPPETS):
+    if packed.is_adapter and packed.base is None:
+        # `check_base` says so.
+        return
+    examples = examples_of(packed)
+    codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in examples}
+    if set(codes) != set(examples):
         raise UnreadableError(CARD, "lacks an example that is to be run")
     for code in codes.values():
         try:
@@ -58,18 +67,33 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
             raise UnreadableError(CARD, f"has an example that is no Python ({error})") from None
     release = packed.release
     task = {
-        "folder": str(packed.path),
         "codes": codes,
         "queries": _QUERIES,
         # Longer than a text may be, where that takes no time.
         "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
         "dimensions": list(release.dimensions),
     }
-    report, embeddings = _run(task)
-    yield from _faults(report)
+    with _runnable(packed) as places:
+        report, embeddings = _run({**task, **places})
+    yield from _faults(report, _EXPECTED_OF_ADAPTERS if packed.is_adapter else _EXPECTED)
     if _REFERENCE not in report["errors"]:
-        tolerance = _TOLERANCE.get(str(packed.table(CONFIG).get("dtype")), min(_TOLERANCE.values()))
+        dtype = str((packed.model_config() or {}).get("dtype"))
+        tolerance = _TOLERANCE.get(dtype, min(_TOLERANCE.values()))
         yield from _differences(embeddings, release.dimensions, tolerance)
+
+
+@contextmanager
+def _runnable(packed: PackedFolder) -> Iterator[dict[str, Any]]:
+    """Where the examples find the model, without a network: an adapter in a copy that names the folder of its base."""
+    if packed.base is None:
+        yield {"folder": str(packed.path), "places": {}}
+        return
+    config, base = packed.table(ADAPTER_CONFIG), str(packed.base.folder)
+    with TemporaryDirectory(prefix="f2llm-verify-") as folder:
+        copied = Path(folder) / packed.path.name
+        shutil.copytree(packed.path, copied)
+        (copied / ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
+        yield {"folder": str(copied), "places": {packed.release.adapter.base.name: base}}
 
 
 def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -104,10 +128,9 @@ def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
             return report, dict(stored)
 
 
-def _faults(report: Mapping[str, Any]) -> Iterator[Finding]:
+def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Finding]:
     for name, error in report["errors"].items():
         yield Finding(CARD, f"the example {name} fails ({error})", _LOOK)
-    expected = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
     for name, kind in report["classes"].items():
         if kind != expected[name]:
             yield Finding(CARD, f"the example {name} runs a {kind}, not a {expected[name]}", _LOOK)
