@@ -26,14 +26,8 @@ from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
 
 __all__ = [
-    "DTYPES",
-    "MAX_SHARD_SIZE",
-    "Weights",
-    "copy_weights",
-    "finite",
-    "parse_size",
-    "read_weights",
-    "weights_digest",
+    *("DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size"),
+    *("read_weights", "weights_digest"),
 ]
 
 MAX_SHARD_SIZE = "5GB"

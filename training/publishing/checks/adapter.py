@@ -28,11 +28,8 @@ def check_base(packed: PackedFolder) -> Iterator[Finding]:
     adapter = _adapter(packed)
     named = packed.table(ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(named, str) or not is_hub_name(named):
-        yield Finding(
-            ADAPTER_CONFIG,
-            f"base_model_name_or_path is {named!r}, no name on the Hub",
-            "pack again with --base ORG/NAME",
-        )
+        wrong = f"base_model_name_or_path is {named!r}, no name on the Hub"
+        yield Finding(ADAPTER_CONFIG, wrong, "pack again with --base ORG/NAME")
     elif named != adapter.base.name:
         yield Finding(RECORD, f"the base is {adapter.base.name!r}, but {ADAPTER_CONFIG} has {named!r}", _REPACK)
     if packed.base is None:
@@ -89,12 +86,10 @@ def check_adapter_tensors(packed: PackedFolder) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(ADAPTER_CONFIG, f"makes no adapter of {adapter.base.name} ({in_one_line(error)})", _REPACK)
         return
-    for what, names in (
-        ("lacks", expected.keys() - held.keys()),
-        ("has, beyond those of its base,", held - expected.keys()),
-    ):
-        if names:
-            yield Finding(ADAPTER_WEIGHTS, f"{what} {some(names)}", _REPACK)
+    if missing := expected.keys() - held.keys():
+        yield Finding(ADAPTER_WEIGHTS, f"lacks {some(missing)}", _REPACK)
+    if foreign := held.keys() - expected.keys() - set(unknown):
+        yield Finding(ADAPTER_WEIGHTS, f"has, beyond an adapter of its base, {some(foreign)}", _REPACK)
     for name in sorted(expected.keys() & held.keys()):
         if tuple(held[name][0]) != expected[name]:
             wrong = f"{name} is {tuple(held[name][0])}, its base wants {expected[name]}"
