@@ -40,9 +40,15 @@ class BaseModel:
     weights: Weights
 
     @property
-    def brings_code(self) -> bool:
-        """Whether the remote code lies beside it."""
-        return bool(read_json(self.folder / "config.json").get("auto_map"))
+    def code(self) -> tuple[str, ...]:
+        """The files of remote code that ``auto_map`` names."""
+        named = read_json(self.folder / "config.json").get("auto_map") or {}
+        return tuple(sorted({f"{target.rpartition('.')[0]}.py" for target in named.values()}))
+
+    @property
+    def has_code(self) -> bool:
+        """Whether they are here: the Hub's client fetches them when they are asked for."""
+        return all((self.folder / file).is_file() for file in self.code)
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,12 @@ def read_base(folder: Path) -> BaseModel:
     """
     try:
         config = F2LLMConfig.from_pretrained(folder, local_files_only=True)
+        return BaseModel(folder, config, read_weights(folder, config))
     # Damaged files come out of the library as anything.
     except Exception as error:
-        raise UserError(f"{folder}: holds no model that can be a base ({in_one_line(error)})") from None
-    return BaseModel(folder, config, read_weights(folder, config))
+        # What an error of our own says to do is for a run that is packed.
+        why = in_one_line(error).partition("; ")[0]
+        raise UserError(f"{folder}: holds no model that can be a base ({why})") from None
 
 
 def base_at_hand(name: str, revision: str | None = None) -> BaseModel | None:

@@ -96,7 +96,7 @@ class AdapterModel:
             **adapter_fields(self.config),
             parameters=sum(map(prod, self.shapes.values())),
             base_weights=None if self.base.model is None else weights_digest(self.base.model.folder),
-            base_code=self.known_base is not None and self.known_base.brings_code,
+            base_code=self.known_base is not None and bool(self.known_base.code),
         )
 
     def copy_files(self, folder: Path, dtype: str) -> None:

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.publishing.adapters import BASE, COMMIT, change_weights, put_in_cache, train_adapter
+from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
 from tests.training.publishing.contents import content_of
 from training.merge_adapter import main as merge
 from training.publish import main
@@ -112,7 +113,7 @@ def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run: Path, 
     assert pack(adapter_run) == 0
     adapter = adapter_of(adapter_run)
     assert (adapter.base.name, adapter.base.revision, adapter.match) == (BASE, COMMIT, "trained")
-    assert examine(adapter_run.parent / "packed").notices == ()
+    assert examine(adapter_run.parent / "packed", QUICK_FOR_ADAPTERS).notices == ()
 
 
 def test_a_base_that_moved_is_known_by_its_digest(adapter_base: Path, tmp_path: Path, hub_cache: Path, capsys) -> None:
@@ -135,7 +136,7 @@ def test_dora_rounded_and_a_checkpoint(adapter_base: Path, tmp_path: Path, hub_c
     assert {tensor.dtype for tensor in load_file(packed / WEIGHTS).values()} == {torch.bfloat16}
     assert adapter_of(run).dora and load_release(packed).stages[-1].name == f"run@{checkpoint}"
     assert "DoRA adapter" in (packed / "README.md").read_text()
-    assert examine(packed).faults == ()
+    assert examine(packed, QUICK_FOR_ADAPTERS).faults == ()
 
 
 def test_training_that_went_on_is_told_with_the_base(adapter_run: Path, adapter_base: Path, tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
         # `check_base` says so.
         return
     examples = examples_of(packed)
+    if packed.base is not None and "remote-code" in examples and not packed.base.has_code:
+        wrong = f"the example remote-code was not run: the code of {packed.release.adapter.base.name} is not at hand"
+        yield Finding(CARD, wrong, "give a whole copy of it as --base FOLDER", fault=False)
+        examples = tuple(name for name in examples if name != "remote-code")
     codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in examples}
     if set(codes) != set(examples):
         raise UnreadableError(CARD, "lacks an example that is to be run")
