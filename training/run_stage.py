@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
-    for library in ("httpx", "sentence_transformers"):
+    for library in ("httpx", "httpx2", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # The bars of reading and writing weights, not the one of training.
     disable_progress_bar()

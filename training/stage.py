@@ -79,6 +79,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     with args.main_process_first(local=args.save_on_each_node):
         _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
+            _push_what_waits(stage)
             return final
         trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
@@ -101,6 +102,15 @@ def _finished(stage: Stage, final: Path) -> bool:
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
     return True
+
+
+def _push_what_waits(stage: Stage) -> None:
+    """Uploads the checkpoints that a finished training could not."""
+    args = stage.arguments
+    if args.push_checkpoints and args.should_save:
+        from training.publishing.push_callback import push_what_waits
+
+        push_what_waits(args.push_checkpoints, Path(args.output_dir))
 
 
 def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:

@@ -17,7 +17,7 @@ from training.publishing.background_upload import BackgroundUpload
 from training.publishing.hub import Hub, HubUnavailableError, Patience
 from training.publishing.upload_queue import QueueFullError, UploadQueue
 
-__all__ = ["PushCheckpoints", "push_callback"]
+__all__ = ["PushCheckpoints", "push_callback", "push_what_waits"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,22 @@ def push_callback(repo: str, run: Path) -> PushCheckpoints:
     except UserError as error:
         raise UserError(f"key 'push_checkpoints': {error}") from None
     return PushCheckpoints(repo, run)
+
+
+def push_what_waits(repo: str, run: Path) -> None:
+    """Uploads what an earlier training of the run left waiting, for a while.
+
+    Args:
+        repo: ``ORG/NAME``.
+        run: The run's folder.
+
+    Raises:
+        UserError: As :func:`push_callback`, if something waits.
+    """
+    if UploadQueue(run).waiting():
+        callback = push_callback(repo, run)
+        callback.begin()
+        callback.end()
 
 
 def _check_login() -> None:
@@ -95,12 +111,27 @@ class PushCheckpoints(TrainerCallback):
         self._start = upload or (lambda queue: BackgroundUpload(queue, run, repo))
         self._upload: BackgroundUpload | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def begin(self) -> None:
         """Starts to upload what waits."""
         if self._upload is None:
             self._upload = self._start(self.queue)
+
+    def end(self) -> None:
+        """Waits for the uploads, and says what became of them."""
+        if self._upload is None:
+            return
+        pushed = self._upload.finish(self.last_seconds)
+        self._upload = None
+        waiting = [path.name for path in self.queue.waiting()]
+        logger.info("%s: %d checkpoints uploaded", self.repo, pushed)
+        if waiting:
+            logger.warning("%s: not uploaded yet: %s; %s", self.repo, ", ".join(waiting), self._command())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts to upload what waits from an earlier start."""
+        self.begin()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Puts the checkpoint, which is whole by now, into the queue."""
@@ -115,16 +146,8 @@ class PushCheckpoints(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Waits for the uploads, and says what became of them."""
-        if self._upload is None:
-            return
-        pushed = self._upload.finish(self.last_seconds)
-        waiting = self.queue.waiting()
-        logger.info("%s: %d checkpoints uploaded%s", self.repo, pushed, f", {len(waiting)} wait" if waiting else "")
-        if waiting:
-            names = ", ".join(path.name for path in waiting)
-            logger.warning("%s: not uploaded yet (%s); %s", self.repo, names, self._command())
-        self._upload = None
+        """Waits for the uploads for a while, and says what became of them."""
+        self.end()
 
     def _command(self) -> str:
         return f"run: python training/publish.py push-checkpoints {self.run} --repo {self.repo}"

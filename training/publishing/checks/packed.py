@@ -64,7 +64,7 @@ class PackedFolder:
 
     def __init__(self, path: Path, base: Path | None = None) -> None:
         self.path = path
-        self._given_base = base
+        self._given_base = None if base is None else base.absolute()
         self._tables: dict[str, Any] = {}
 
     @cached_property
