@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [str(fault) for fault in examination.faults] + [f"note: {notice}" for notice in examination.notices]
     if not examination.faults:
         checks = checks_of(arguments.folder)
-        left_out = ", but for what the notes leave out" if examination.notices else ""
+        notes = " (see the notes)" if examination.notices else ""
         unrun = " (servers by their documents, not run)" if "servers" in checks else ""
-        lines.append(f"{arguments.folder}: no fault; checked{left_out}: {', '.join(checks)}{unrun}")
+        lines.append(f"{arguments.folder}: no fault; checked{notes}: {', '.join(checks)}{unrun}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if examination.faults else 0

@@ -163,4 +163,4 @@ def test_the_command_says_what_was_left_out(broken_adapter: BrokenRelease, capsy
     assert main(["verify", str(broken_adapter.folder)]) == 0
     printed = capsys.readouterr().out
     assert "note: adapter_config.json: not checked against" in printed
-    assert "no fault; checked, but for what the notes leave out: contents," in printed and "not run" not in printed
+    assert "no fault; checked (see the notes): contents," in printed and "not run" not in printed
