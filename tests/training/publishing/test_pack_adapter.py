@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,9 @@ def test_weights_that_are_faulty_are_refused(adapter_run: Path, trained_adapter:
         change_weights(path, change)
         assert pack(adapter_run, "--base", BASE) == 2
         assert part in capsys.readouterr().err
+
+
+def test_without_peft_the_extra_is_named(adapter_run: Path, adapter_base: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert pack(adapter_run, "--base", BASE) == 2
+    assert "[train,lora]" in capsys.readouterr().err

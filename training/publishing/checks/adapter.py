@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from training.adapter import require_peft
 from training.adapter_shapes import expected_shapes
 from training.errors import UserError, in_one_line
 from training.publishing.adapter_base import is_hub_name
@@ -45,6 +46,7 @@ def check_base(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_adapter_configuration(packed: PackedFolder) -> Iterator[Finding]:
     """peft takes it for LoRA, and it says what the record says."""
+    require_peft()
     from peft import LoraConfig, PeftConfig
 
     table, adapter = packed.table(ADAPTER_CONFIG), _adapter(packed)
@@ -81,6 +83,7 @@ def check_adapter_tensors(packed: PackedFolder) -> Iterator[Finding]:
         yield Finding(ADAPTER_WEIGHTS, f"has, beyond the layers that it adapts, {some(unknown)}", _REPACK)
     if packed.base is None:
         return
+    require_peft()
     try:
         expected = expected_shapes(packed.path, packed.base.config)
     except UserError as error:

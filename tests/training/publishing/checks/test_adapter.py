@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,11 @@ def test_the_command_says_what_was_left_out(broken_adapter: BrokenRelease, capsy
     printed = capsys.readouterr().out
     assert "note: adapter_config.json: not checked against" in printed
     assert "no fault; checked (see the notes): contents," in printed and "not run" not in printed
+
+
+def test_without_peft_the_extra_is_named(checked: BrokenRelease, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    faults = checked.faults()
+    assert len(faults) == 2 and all("cannot be done" in fault and '".[train,lora]"' in fault for fault in faults), (
+        faults
+    )
