@@ -23,8 +23,12 @@ from torch import Tensor
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
 
-__all__ = ["DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "parse_size", "read_weights"]
+__all__ = [
+    *("DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size"),
+    *("read_weights", "weights_digest"),
+]
 
 MAX_SHARD_SIZE = "5GB"
 # What weights may be released as, by name.
@@ -153,10 +157,22 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype) -> dict[str, T
         }
         for name in names:
             tensor = stored[weights.files[name]].get_tensor(name).to(dtype).contiguous()
-            # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                raise UserError(
-                    f"{weights.folder}: weight {name} is NaN or infinite in {dtype}; pack an earlier checkpoint"
-                )
-            tensors[name] = tensor
+            tensors[name] = finite(weights.folder, name, tensor)
     return tensors
+
+
+def finite(folder: Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor, if all of it is finite.
+
+    Raises:
+        UserError: If it is not.
+    """
+    # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        raise UserError(f"{folder}: weight {name} is NaN or infinite in {tensor.dtype}; pack an earlier checkpoint")
+    return tensor
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of a folder's files of weights, as an adapter notes its base by it."""
+    return model_revision(str(folder), "the base", weights_only=True)

@@ -13,17 +13,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.publishing.record import RECORD
-from training.publishing.verify import CHECKS, Examination, examine
+from training.publishing.verify import ADAPTER_CHECKS, CHECKS, Examination, examine
 
 # The embeddings take a process of their own and ten seconds: they have tests of their own.
 QUICK = {name: checks for name, checks in CHECKS.items() if name != "embeddings"}
+QUICK_FOR_ADAPTERS = {name: checks for name, checks in ADAPTER_CHECKS.items() if name != "embeddings"}
 
 
 class BrokenRelease:
-    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into."""
+    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into.
+
+    Attributes:
+        folder: The copy.
+        base: Of an adapter, the folder of its base that is examined with it.
+    """
 
     def __init__(self, release: Path, folder: Path) -> None:
         self.folder = folder
+        self.base: Path | None = None
+        self._checks = QUICK_FOR_ADAPTERS if (release / "adapter_config.json").is_file() else QUICK
         shutil.copytree(release, folder, copy_function=os.link)
 
     def write(self, name: str, content: str | bytes, listed: bool = True) -> None:
@@ -77,7 +85,7 @@ class BrokenRelease:
 
     def examine(self) -> Examination:
         """All that the quick checks find."""
-        return examine(self.folder, QUICK)
+        return examine(self.folder, self._checks, self.base)
 
     def faults(self) -> list[str]:
         """The lines of the faults that the quick checks find."""
