@@ -1,7 +1,7 @@
 """Text from data inside Markdown: shown as it is, and never markup.
 
-Names, instructions, licences and languages come from manifests and file names. A card that holds them must have the same
-tables, links and code whatever they are.
+Names, instructions, licences and languages come from manifests and file names. A card that holds them
+has the same tables, links and code whatever they are.
 """
 
 from __future__ import annotations
@@ -11,13 +11,24 @@ import re
 import shlex
 import unicodedata
 
-__all__ = ["Markdown", "cell", "code", "link", "one_line", "plain", "python_string", "setting", "shell_json", "shell_word"]
+__all__ = [
+    "Markdown",
+    "cell",
+    "code",
+    "link",
+    "one_line",
+    "plain",
+    "python_string",
+    "setting",
+    "shell_json",
+    "shell_word",
+]
 
 # Marks that turn the direction of what follows, byte order marks, and tags that no reader sees.
 _INVISIBLE = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
 # An underscore inside a word begins no emphasis.
-_MARKUP = re.compile(r"[`*~|$\[\]]|(?<!\w)_|_(?!\w)")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKUP = re.compile(r"[`*~|$\[\]]|(?<![^\W_])_|_(?![^\W_])")
+_REPOSITORY = re.compile(r"[^\W_][\w.-]*/[^\W_][\w.-]*", re.ASCII)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", "\\": "&#92;"}
 
 

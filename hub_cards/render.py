@@ -6,6 +6,7 @@ inline code, ``cell`` for cells of tables, ``string`` for literals in Python cod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def render_dataset_card(facts: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, facts: Mapping[str, Any]) -> str:
-    return _environment().get_template(template).render(facts)
+    text = _environment().get_template(template).render(facts)
+    # Tables and folds end with an empty line of their own; code keeps all of its lines.
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else re.sub(r"\n{3,}", "\n\n", part) for part in parts)
 
 
 def _environment() -> Environment:

@@ -44,7 +44,8 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     dims = args.train_dims(width) or [width]
     encoded = encode_pairs(model, pairs)
     baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
-    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder)}
+    identity = model_revision(str(folder), "output_dir")
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": identity}
     write_whole(path, json.dumps(result, indent=2) + "\n")
     found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
     sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
@@ -53,7 +54,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         parameters=sum(weights.numel() for weights in model.parameters()),
         dimension=width,
         texts_per_second=encoded.texts_per_second,
-        identity=model_revision(str(folder), "output_dir"),
+        identity=identity,
     )
     page = _report(path.parent / "report", record, encoded, baseline, dims, args)
     sys.stdout.write(f"{page}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from training.errors import UserError
 from training.evaluation.places import find_model
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, load_evaluation
 from training.model_identity import model_revision
-from training.publishing.states import ModelState
+from training.publishing.states import COMMIT, ModelState
 
 __all__ = ["EVALUATION", "RESULTS", "write_evaluation"]
 
@@ -22,8 +21,6 @@ logger = logging.getLogger("training")
 
 # Names in a packed folder.
 EVALUATION, RESULTS = "evaluation", "results.json"
-# A commit on the Hub; the digest of a folder is shorter.
-_COMMIT = re.compile("[0-9a-f]{40}")
 # What is compared with that is no model.
 _BASELINES = ("TF-IDF",)
 _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
@@ -89,7 +86,7 @@ def _names(
         elif record.identity is None:
             if record.name in _BASELINES:
                 names[record.label] = record.name
-        elif _COMMIT.fullmatch(record.identity):
+        elif COMMIT.fullmatch(record.identity):
             names[record.label] = record.name
         elif (stage := _stage_of(record, state, of_stages)) is not None:
             names[record.label] = stage
@@ -121,7 +118,7 @@ def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
     for record in evaluation.models:
         if record.label not in names:
             continue
-        commit = record.identity is not None and _COMMIT.fullmatch(record.identity)
+        commit = record.identity is not None and COMMIT.fullmatch(record.identity)
         named = replace(record, name=names[record.label], revision=record.revision if commit else None)
         labels[record.label] = named.label
         result.add_model(replace(named, identity=record.identity if commit else None))

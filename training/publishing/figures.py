@@ -1,4 +1,4 @@
-"""The figures of a packed model, from its evaluation and the losses of its stages; the same folder gives the same bytes."""
+"""The figures of a packed model, from its evaluation and its stages' losses; the same folder gives the same bytes."""
 
 from __future__ import annotations
 

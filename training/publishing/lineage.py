@@ -12,18 +12,22 @@ from training.errors import UserError
 from training.publishing.cleaning import clean_arguments, public_name
 from training.publishing.progress import progress_of
 from training.publishing.record import Reference, StageRecord
-from training.publishing.states import ModelState, read_json, state_of
-from training.publishing.training_data import sources_of
+from training.publishing.states import COMMIT, ModelState, read_json, state_of
+from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
+from training.stage import DATA
 
 __all__ = ["Lineage", "stage_arguments"]
 
 ARGUMENTS = "training_arguments.json"
-# What of a stage says how it cuts, on what texts.
-_PRUNING = (
-    *("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary"),
-    *("seed", "max_length", "instructions"),
+# What of a stage says how it cuts, and on what texts; the rest of the keys are about training.
+_CUT = ("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary")
+_TEXTS = (
+    *("manifest_stage", "builder", "builder_options", "sources", "task_types", "cap", "source_caps"),
+    *("validation_share", "on_bad_row", "max_length", "instructions", "document_instruction_share", "seed"),
 )
+# Without effect in a stage that has no teacher.
+_TEACHER = ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template")
 
 
 class Lineage:
@@ -65,6 +69,7 @@ class Lineage:
 
     @staticmethod
     def _state(state: ModelState, key: str) -> ModelState | None:
+        """The model behind a key, if it is at hand and a run made it."""
         written = state.keys.get(key)
         return state_of(state.place(str(written))) if written is not None else None
 
@@ -77,7 +82,7 @@ class Lineage:
         if before is not None:
             return self._references[before.folder.resolve()]
         if state.is_hub_name(str(written)):
-            return Reference("hub", str(written))
+            return Reference("hub", str(written), _commit(state) if key == "teacher" else None)
         place = Path(str(written))
         # `runs/big/model` says more as `big`.
         named = place.parent if place.name == "model" else place
@@ -91,13 +96,19 @@ class Lineage:
             start=self._reference(state, "model"),
             teacher=None if state.keys.get("teacher") is None else self._reference(state, "teacher"),
             parameters=_parameters(state.folder),
-            written=clean_arguments(state.keys),
+            written=_in_effect(state, clean_arguments(state.keys)),
             arguments=stage_arguments(state),
             sources=sources_of(state),
             steps=progress.steps,
             epochs=progress.epochs,
             metrics=progress.metrics,
         )
+
+
+def _commit(state: ModelState) -> str | None:
+    """The commit of a teacher on the Hub, which a run notes among its data."""
+    noted = read_json(state.run / DATA).get(TEACHER_DATA, "")
+    return noted if COMMIT.fullmatch(noted) else None
 
 
 def _unused(name: str, taken: Any) -> str:
@@ -115,7 +126,16 @@ def _parameters(folder: Path) -> int:
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
     if not state.prunes:
-        return clean_arguments(read_json(state.folder / ARGUMENTS))
+        return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
+    # A cut model comes without a list of them.
     defaults = {each.name: each.default for each in fields(StageArguments)}
     written = clean_arguments(state.keys)
-    return {key: written.get(key, defaults[key]) for key in _PRUNING}
+    return {key: written.get(key, defaults[key]) for key in (*_CUT, *_TEXTS)}
+
+
+def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without those that a stage of its kind does not read."""
+    if state.prunes:
+        return {key: value for key, value in arguments.items() if key in (*_CUT, *_TEXTS)}
+    unread = (*_CUT, *(() if state.keys.get("teacher") else _TEACHER))
+    return {key: value for key, value in arguments.items() if key not in unread}

@@ -107,9 +107,10 @@ def _code(folder: Path) -> tuple[str, ...]:
     names = {f"{target.split('.')[0]}.py" for target in read_json(folder / _CONFIG).get("auto_map", {}).values()}
     for name in sorted(names):
         _require(folder, name)
-        names |= {Path(path).name for path in get_relative_import_files(folder / name)}
-    for name in sorted(names):
-        _require(folder, name)
+        try:
+            names |= {Path(path).name for path in get_relative_import_files(folder / name)}
+        except OSError as error:
+            raise UserError(f"{folder}: its remote code is damaged ({error}); pack another state of the run") from None
     return tuple(sorted(names))
 
 
@@ -133,14 +134,8 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     source = files.folder
     _write_json(folder / _CONFIG, clean_config({**read_json(source / _CONFIG), "dtype": dtype}))
     _write_json(folder / "tokenizer_config.json", clean_config(read_json(source / "tokenizer_config.json")))
-    for name in (
-        _MODULES,
-        _SENTENCES,
-        "sentence_bert_config.json",
-        "tokenizer.json",
-        *_TOKENIZER_OPTIONAL,
-        *files.code,
-    ):
+    copied = (_MODULES, _SENTENCES, "sentence_bert_config.json", "tokenizer.json", *_TOKENIZER_OPTIONAL)
+    for name in (*copied, *files.code):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     for module in files.modules:

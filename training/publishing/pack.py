@@ -24,7 +24,9 @@ from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.model_files import ModelFiles, copy_model_files, family_of, read_model_files
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
 from training.publishing.states import find_state
+from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
+from training.recipe import FINAL_MODEL
 
 __all__ = ["PackOptions", "pack"]
 
@@ -90,7 +92,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     files = read_model_files(state.folder)
     weights = read_weights(state.folder, files.config)
     lineage = Lineage(state)
-    release = _release(options, files, weights, lineage.records())
+    release = _release(options, files, weights, lineage)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         _write_json(partial / ARGUMENTS, stage_arguments(state))
         (partial / LICENCE).write_text(text, encoding="utf-8")
         write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
-        _describe(partial, release)
+        _describe(partial, release, lineage)
         check_nothing_private(partial, private_texts(lineage.states.values()))
         if _same(partial, output):
             logger.info("%s: holds this release already", output)
@@ -124,8 +126,8 @@ def _check(options: PackOptions) -> None:
         fault = in_one_line(error)
     if fault:
         raise UserError(
-            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, digits "
-            "and single - _ ."
+            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, "
+            "digits and single - _ ."
         )
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -171,9 +173,9 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _release(
-    options: PackOptions, files: ModelFiles, weights: Weights, stages: tuple[StageRecord, ...]
-) -> ModelRelease:
+def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
+    stages = lineage.records()
+    trained = [state for state in lineage.states.values() if not state.prunes]
     return ModelRelease(
         name=options.name,
         licence=options.licence,
@@ -190,6 +192,7 @@ def _release(
         family=family_of(files.config),
         trained_dtype=weights.dtype,
         author=options.author,
+        language_rows=language_rows_of(trained[-1]) if trained else {},
     )
 
 
@@ -197,11 +200,14 @@ def _languages(stages: Iterable[StageRecord]) -> tuple[str, ...]:
     return tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages}))
 
 
-def _describe(folder: Path, release: ModelRelease) -> None:
-    """Adds record, figures and card, each of which tells of what was there before it."""
+def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
+    """Adds losses, record, figures and card, each of which tells of what was there before it."""
     from training.publishing.card import model_card
-    from training.publishing.figures import draw_figures
+    from training.publishing.figures import draw_figures, save_losses
 
+    # A checkpoint's own log ends at its step.
+    logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
+    save_losses(logs, folder)
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")

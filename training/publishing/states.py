@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from training.recipe import FINAL_MODEL
 from training.setup import RECIPE
 from training.yaml_file import load_yaml
 
-__all__ = ["ModelState", "find_state", "read_json", "state_of"]
+__all__ = ["COMMIT", "ModelState", "find_state", "read_json", "state_of"]
+
+# What a model on the Hub is known by; the digest of a folder is shorter.
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from training.data.manifest_file import Entry, read_manifest
+from training.data.manifest_file import Entry, Manifest, read_manifest
 from training.data.prepared import DESCRIPTION
 from training.errors import UserError
+from training.evaluation.resources import known_rows
 from training.publishing.record import SourceRecord
 from training.publishing.states import ModelState, read_json
 from training.stage import DATA
 
-__all__ = ["TEACHER_DATA", "sources_of"]
+__all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
 
 logger = logging.getLogger("training")
 
 # What stands among the sources' fingerprints for the teacher.
 TEACHER_DATA = "the teacher"
+_HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
 
 
 def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
@@ -40,8 +43,9 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
             for name, fingerprint in fingerprints.items()
             if name != TEACHER_DATA
         }
-    entries = _entries(state)
-    records = [_record(name, described, _entry_of(name, entries)) for name, described in found.items()]
+    manifest = _manifest(state)
+    entries, dataset = manifest.entries if manifest else [], _hub_dataset(manifest)
+    records = [_record(name, described, _entry_of(name, entries), dataset) for name, described in found.items()]
     unknown = [record.name for record in records if record.rows is None]
     if unknown:
         logger.warning("%s: the prepared data is gone, rows are not told (%s)", state.name, ", ".join(unknown))
@@ -82,16 +86,33 @@ def _listed(value: Any) -> list[str]:
     return value if isinstance(value, list) else [str(value)]
 
 
-def _entries(state: ModelState) -> list[Entry]:
-    """The entries of the run's manifest; none if it is gone."""
+def _manifest(state: ModelState) -> Manifest | None:
+    """The run's manifest; None if it is gone."""
     manifest = state.place(str(state.keys["manifest"])) if state.keys.get("manifest") else None
     if manifest is None or not manifest.is_file():
-        return []
+        return None
+    data_dir = state.keys.get("data_dir")
+    if data_dir is not None and "://" not in str(data_dir):
+        data_dir = state.place(str(data_dir))
     try:
-        return read_manifest(manifest).entries
+        return read_manifest(manifest, data_dir)
     except UserError as error:
         logger.warning("licences of %s are not told: %s", state.name, error)
-        return []
+        return None
+
+
+def language_rows_of(state: ModelState) -> dict[str, int]:
+    """Training rows by language that the run's manifest names; none if its data is gone, remote or does not tell."""
+    manifest = _manifest(state)
+    if manifest is None or not isinstance(manifest.folder.root, Path):
+        return {}
+    return known_rows(manifest.path) or {}
+
+
+def _hub_dataset(manifest: Manifest | None) -> str | None:
+    """Name on the Hub of the data that a manifest is about."""
+    found = _HUB_DATASET.match(str(manifest.folder)) if manifest is not None else None
+    return found[1] if found else None
 
 
 def _entry_of(name: str, entries: list[Entry]) -> Entry | None:
@@ -105,18 +126,19 @@ def _entry_of(name: str, entries: list[Entry]) -> Entry | None:
     )
 
 
-def _record(name: str, described: Mapping[str, Any], entry: Entry | None) -> SourceRecord:
-    if described:
-        rows = described["rows"]
-        return SourceRecord(
-            name,
-            described["task_type"],
-            tuple(described["languages"]),
-            rows["train"],
-            rows["validation"],
-            described["instruction"],
-            entry.licence if entry else None,
-        )
-    if entry is None:
-        return SourceRecord(name, None, (), None, None)
-    return SourceRecord(name, entry.task_type, tuple(entry.languages), None, None, None, entry.licence)
+def _record(name: str, described: Mapping[str, Any], entry: Entry | None, dataset: str | None) -> SourceRecord:
+    licence = entry.licence if entry else None
+    if not described:
+        task_type, languages = (entry.task_type, tuple(entry.languages)) if entry else (None, ())
+        return SourceRecord(name, task_type, languages, None, None, None, licence, dataset)
+    rows = described["rows"]
+    return SourceRecord(
+        name,
+        described["task_type"],
+        tuple(described["languages"]),
+        rows["train"],
+        rows["validation"],
+        described["instruction"],
+        licence,
+        dataset,
+    )

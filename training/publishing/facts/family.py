@@ -33,4 +33,7 @@ def family_rows(release: ModelRelease, links: Mapping[str, str]) -> list[list[An
     own = [release.shape.get(key) for key in _SHAPE]
     rows.append((release.parameters, Markdown(f"**{plain(release.name)}** (this model)"), own))
     rows.sort(key=lambda row: row[0])
-    return [[name, width, layers, mlp, f"{heads} / {kv}", count] for count, name, (width, layers, mlp, heads, kv) in rows]
+    return [
+        [name, width, layers, mlp, None if heads is None else f"{heads} / {kv}", count]
+        for count, name, (width, layers, mlp, heads, kv) in rows
+    ]

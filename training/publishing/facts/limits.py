@@ -8,8 +8,8 @@ from hub_cards.markdown import code
 from training.evaluation.finished_stage import TASK
 from training.evaluation.records import Evaluation
 from training.evaluation.selection import model_scores
-from training.publishing.record import ModelRelease
 from training.publishing.hub_terms import SPECIAL_LANGUAGES
+from training.publishing.record import ModelRelease
 
 __all__ = ["limits_facts"]
 
@@ -31,10 +31,12 @@ def limits_facts(release: ModelRelease, evaluation: Evaluation, label: str | Non
         "untested": [code(each) for each in sorted(trained - spoken)] if spoken else [],
         "untrained": [code(each) for each in sorted(spoken - trained)] if trained else [],
         "failures": [
-            [code(key.removeprefix(prefix)), why] for key, why in evaluation.failures.items() if label and key.startswith(prefix)
+            [code(key.removeprefix(prefix)), why]
+            for key, why in evaluation.failures.items()
+            if label and key.startswith(prefix)
         ],
         "held_out": any(score.task == TASK for score in scores),
         "held_out_only": bool(scores) and all(score.task == TASK for score in scores),
         "trained_length": trained_length if 0 < trained_length < release.max_length else None,
-        "rounded": release.dtype != "float32",
+        "rounded": release.trained_dtype not in (None, release.dtype),
     }

@@ -44,7 +44,7 @@ def _row(stage: StageRecord, links: Mapping[str, str]) -> list[Any]:
         _start(stage, links),
         stage.teacher and reference_text(stage.teacher, links),
         stage.parameters,
-        sum(source.rows for source in stage.sources) or None,
+        _rows(stage),
         stage.steps,
         None if stage.epochs is None else f"{stage.epochs:.3g}",
         *(None if loss is None else f"{loss:.4g}" for loss in losses),
@@ -70,8 +70,8 @@ def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
     if stage.teacher is not None:
         weight = f", weight {given['distillation_weight']:g}" if "distillation_weight" in given else ""
         sentences.append(
-            f"Beside that it learns the embeddings of {reference_text(stage.teacher, links)}: the mean squared error of "
-            f"those not made of unit length{weight}."
+            f"Beside that it learns the embeddings of {reference_text(stage.teacher, links)}: the mean squared error, "
+            f"before they are made of unit length{weight}."
         )
     return sentences
 
@@ -93,9 +93,7 @@ def _losses(stage: StageRecord) -> list[str]:
     given = stage.arguments
     sentences = []
     kinds = dict.fromkeys(source.task_type for source in stage.sources)
-    counts = [
-        f"{given[key]} for {kind}" for kind in kinds if (key := f"num_hard_negatives_{kind}") in given
-    ]
+    counts = [f"{given[key]} for {kind}" for kind in kinds if (key := f"num_hard_negatives_{kind}") in given]
     if counts and "temperature" in given:
         in_batch = " and, for retrieval, with the passages of the batch" if "retrieval" in kinds else ""
         sentences.append(
@@ -125,9 +123,16 @@ def _pruning(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
 def _amount(stage: StageRecord) -> str:
     if not stage.sources:
         return ""
-    rows, languages = sum(source.rows for source in stage.sources), _languages(stage.sources)
+    rows, languages = _rows(stage), _languages(stage.sources)
+    counted = f"{_counted(rows, 'row')} of " if rows else ""
     spoken = f" in {_counted(languages, 'language')}" if languages else ""
-    return f" on {_counted(rows, 'row')} of {_counted(len(stage.sources), 'source')}{spoken}"
+    return f" on {counted}{_counted(len(stage.sources), 'source')}{spoken}"
+
+
+def _rows(stage: StageRecord) -> int | None:
+    """Rows of all sources; None where those of one are not known."""
+    rows = [source.rows for source in stage.sources]
+    return None if not rows or None in rows else sum(rows)
 
 
 def _counted(number: float, noun: str) -> str:
@@ -145,7 +150,8 @@ def _settings(stages: tuple[StageRecord, ...], written_only: bool) -> list[list[
     given = [{**stage.written, **stage.arguments} for stage in told]
     keys = [key for stage in told for key in (stage.written if written_only else {**stage.arguments, **stage.written})]
     return [
-        [code(key), *(code(setting(each[key])) if key in each else None for each in given)] for key in dict.fromkeys(keys)
+        [code(key), *(code(setting(each[key])) if key in each else None for each in given)]
+        for key in dict.fromkeys(keys)
     ]
 
 

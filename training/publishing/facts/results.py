@@ -12,7 +12,7 @@ from training.evaluation.records import Evaluation, Score, bytes_per_vector
 from training.evaluation.resources import SHARES, resource_class
 from training.evaluation.selection import labels, model_scores, shared_scores, task_mean
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
-from training.evaluation.summary import GroupScore, Summary, languages_of, summarize
+from training.evaluation.summary import GroupScore, Summary, TaskScore, languages_of, summarize
 from training.evaluation.sweeps import finished_models
 from training.publishing.record import ModelRelease
 
@@ -49,11 +49,7 @@ def results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> 
     languages = summary.languages
     return {
         "width": summary.dimension,
-        "tasks": [
-            [code(task.task), task.task_type, code(task.metric), *_score(task.value, task.interval)]
-            + [task.subsets, task.examples]
-            for task in summary.tasks
-        ],
+        "tasks": [_task(task) for task in summary.tasks],
         "means": _means(summary),
         "groups": [
             {"title": title, "name": name, "rows": _group_rows(evaluation, scores, groups, member)}
@@ -67,6 +63,11 @@ def results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> 
         "worst": [code(group.name) for group in summary.worst] if len(languages) > len(summary.worst) else [],
         "others": _others(evaluation, label),
     }
+
+
+def _task(task: TaskScore) -> list[Any]:
+    score = _score(task.value, task.interval)
+    return [code(task.task), task.task_type, code(task.metric), *score, task.subsets, task.examples]
 
 
 def _score(value: float, interval: Interval | None) -> list[str | None]:
@@ -103,7 +104,9 @@ def _group_rows(
     for group in groups:
         own = [score for score in scores if any(member(language) == group.name for language in languages_of(score))]
         interval = _interval(evaluation, own, group.macro)
-        rows.append([_CLASS_NAMES.get(group.name, group.name), *_score(group.macro, interval), group.languages, group.examples])
+        rows.append(
+            [_CLASS_NAMES.get(group.name, group.name), *_score(group.macro, interval), group.languages, group.examples]
+        )
     return rows
 
 

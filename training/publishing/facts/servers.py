@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hub_cards.markdown import shell_json, shell_word
 from training.publishing.record import ModelRelease
 

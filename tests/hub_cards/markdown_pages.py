@@ -1,0 +1,83 @@
+"""Markdown read back: what a reader of the page gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+__all__ = ["HOSTILE", "parse", "shown", "structure"]
+
+# Texts that would end a cell, a header or a block of code, become markup, or be taken for something else than a text.
+HOSTILE = [
+    "a | b",
+    "\\| pipe \\",
+    "`code` and ``more``",
+    "```",
+    "~~~",
+    "<script>alert(1)</script>",
+    "</details>",
+    "<!-- never closed",
+    "&lt;b&gt; &amp; &#124;",
+    "[x](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "[x]: https://example.org",
+    "*a* _b_ **c** __d__ ~~e~~",
+    "snake_case_name",
+    "$$x$$ and \\(y\\)",
+    "# head",
+    "- item",
+    "1. item",
+    "> said",
+    "---",
+    "two\nlines\r\n---\r\n",
+    "tab\there",
+    "{{ 7 * 7 }} {% raw %} {# x #}",
+    "no",
+    "on",
+    "null",
+    "~",
+    "1e3",
+    "0o17",
+    "2026-11-26",
+    "key: value",
+    "!!python/object x",
+    "&anchor *alias",
+    "%TAG",
+    "quote\" and ' and \\n",
+    "$(echo) `id` ; rm",
+    "\u202edesrever",
+    "nul\x00 and bell\x07",
+    "line\u2028separator",
+    "日本語 हिन्दी עברית",
+]
+
+
+def parse(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+
+
+def _flat(tokens: Iterable[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from _flat(token.children or ())
+
+
+def shown(tokens: Iterable[Token]) -> str:
+    """The text of inline tokens."""
+    return "".join(token.content for token in _flat(tokens) if token.type in ("text", "code_inline"))
+
+
+def structure(card: str) -> list[tuple[str, str]]:
+    """Everything of a page but its words: blocks, tables, links with their targets, elements of HTML, code's language."""
+    found = []
+    for token in _flat(parse(card)):
+        if token.type in ("text", "inline", "softbreak"):
+            continue
+        # Inline code is an element where its text does not fit between backticks.
+        if token.type == "code_inline" or token.content in ("<code>", "</code>"):
+            continue
+        told = token.info or str(token.attrs.get("href") or token.attrs.get("src") or "")
+        found.append((token.type, told or (token.content if "html" in token.type else token.tag)))
+    return found

@@ -1,0 +1,177 @@
+"""The lineage of a release is what its runs' own files say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.publishing.lineage import Lineage
+from training.publishing.record import Reference
+from training.publishing.states import find_state
+
+
+def _records(run: Path, checkpoint: str | None = None):
+    return Lineage(find_state(run, checkpoint)).records()
+
+
+def _rewrite(run: Path, **keys) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **keys}))
+
+
+def test_stages_come_before_what_was_made_of_them(runs):
+    records = {record.name: record for record in _records(runs / "student")}
+    assert list(records) == ["stage1", "stage2", "pruned", "student"]
+    assert [record.kind for record in records.values()] == ["training", "training", "pruning", "training"]
+    assert records["stage1"].start == Reference("scratch")
+    assert records["pruned"].start == records["stage2"].start == Reference("stage", "stage1")
+    assert records["student"].start == Reference("stage", "pruned")
+    assert records["student"].teacher == Reference("stage", "stage2") and records["stage2"].teacher is None
+    assert records["student"].parameters == records["pruned"].parameters < records["stage1"].parameters
+
+
+def test_a_stage_tells_what_it_trained_on(runs):
+    *_, stage2, pruned, student = _records(runs / "student")
+    assert student.sources == stage2.sources and len(stage2.sources) == 3
+    retrieval = next(source for source in stage2.sources if source.name == "tiny_retrieval")
+    assert retrieval.rows + retrieval.validation_rows == 80 and retrieval.validation_rows > 0
+    assert (retrieval.task_type, retrieval.languages, retrieval.licence) == ("retrieval", ("eng",), "CC0-1.0")
+    assert retrieval.instruction == "Given a phrase, retrieve its inversion."
+    # Raw text has none.
+    assert [(source.name, source.instruction) for source in pruned.sources] == [("tiny_retrieval", None)]
+
+
+def test_rows_are_those_under_the_cap(runs):
+    description = runs / "stage2/prepared/tiny_retrieval/source.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps({**content, "rows": {"train": 7, "validation": 1}}))
+    assert next(s for s in _records(runs / "stage2")[-1].sources if s.name == "tiny_retrieval").rows == 7
+
+
+def test_data_prepared_anew_since_tells_no_rows(runs, caplog):
+    description = runs / "stage2/prepared/tiny_retrieval/source.json"
+    description.write_text(description.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    found = {source.name: source for source in _records(runs / "student")[-1].sources}
+    assert found["tiny_retrieval"].rows is None and found["tiny_retrieval"].licence == "CC0-1.0"
+    assert found["tiny_clustering"].rows and "tiny_retrieval" in caplog.text
+
+
+def test_without_its_data_a_run_still_names_its_sources(runs):
+    shutil.rmtree(runs / "stage2/prepared")
+    shutil.rmtree(runs.parent / "data")
+    sources = _records(runs / "student")[-1].sources
+    assert [source.name for source in sources] == ["tiny_retrieval", "tiny_clustering", "tiny_classification"]
+    assert {(source.rows, source.task_type, source.licence) for source in sources} == {(None, None, None)}
+
+
+def test_arguments_are_those_in_effect(runs):
+    stage1, _, pruned, student = _records(runs / "student")
+    assert student.arguments["temperature"] == 0.05 and student.arguments["distillation_weight"] == 1.0
+    assert "distillation_weight" not in stage1.arguments and "prune_layers" not in student.arguments
+    assert pruned.arguments["prune_layers"] == "first" and pruned.arguments["prune_to"]["hidden_size"] == 16
+    assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.written
+    assert stage1.written["model_config"]["hidden_size"] == stage1.arguments["model_config"]["hidden_size"] == 32
+    assert not {"output_dir", "manifest", "model", "teacher", "prepared_dir"} & {*student.written, *student.arguments}
+
+
+def test_steps_and_metrics_are_those_of_the_last_step(runs):
+    student = _records(runs / "student")[-1]
+    state = json.loads(next((runs / "student").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert (student.steps, student.epochs) == (state["global_step"], 1.0)
+    logged = [entry for entry in state["log_history"] if "eval_loss" in entry][-1]
+    assert student.metrics["eval_loss"] == logged["eval_loss"] and "eval_runtime" not in student.metrics
+    assert student.metrics["eval_source/tiny_retrieval"] == logged["eval_source/tiny_retrieval"]
+    assert student.metrics["train_loss"] == [each["loss"] for each in state["log_history"] if "loss" in each][-1]
+
+
+def test_the_best_model_is_told_by_its_own_step(runs):
+    path = next((runs / "student").glob("checkpoint-*/trainer_state.json"))
+    content = json.loads(path.read_text())
+    first, last = ({"step": step, "epoch": step / 8, "eval_loss": float(step)} for step in (4, content["global_step"]))
+    path.write_text(json.dumps({**content, "best_global_step": 4, "log_history": [first, last]}))
+    assert _records(runs / "student")[-1].metrics["eval_loss"] == content["global_step"]
+    _rewrite(runs / "student", load_best_model_at_end=True)
+    student = _records(runs / "student")[-1]
+    assert (student.steps, student.epochs, student.metrics) == (4, 0.5, {"eval_loss": 4.0})
+
+
+def test_without_the_last_checkpoint_nothing_is_known_of_steps(runs):
+    path = next((runs / "student").glob("checkpoint-*/trainer_state.json"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "max_steps": content["max_steps"] + 1}))
+    assert _records(runs / "student")[-1].steps is None
+    shutil.rmtree(path.parent)
+    student = _records(runs / "student")[-1]
+    assert (student.steps, student.epochs, student.metrics) == (None, None, {})
+
+
+def test_a_checkpoint_is_a_state_of_its_own(runs):
+    checkpoint = next((runs / "stage2").glob("checkpoint-*")).name
+    record = _records(runs / "stage2", checkpoint)[-1]
+    assert record.name == f"stage2@{checkpoint}" and record.steps == int(checkpoint.removeprefix("checkpoint-"))
+
+
+def test_a_stage_may_start_from_a_checkpoint(runs):
+    checkpoint = next((runs / "stage1").glob("checkpoint-*")).name
+    _rewrite(runs / "stage2", model=f"run/stage1/{checkpoint}")
+    names = [record.name for record in _records(runs / "student")]
+    # The pruning still starts from the finished model.
+    assert names == [f"stage1@{checkpoint}", "stage2", "stage1", "pruned", "student"]
+
+
+def test_stages_of_one_name_are_told_apart(runs):
+    shutil.copytree(runs / "stage2", runs / "old/student")
+    _rewrite(runs / "old/student", output_dir="run/old/student")
+    _rewrite(runs / "student", teacher="run/old/student/model")
+    records = _records(runs / "student")
+    assert [record.name for record in records] == ["stage1", "student", "pruned", "student-2"]
+    assert records[-1].teacher == Reference("stage", "student")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("run/gone/model", Reference("local", "gone")),
+        ("/somewhere/else/good-model", Reference("local", "good-model")),
+        ("run/gone", Reference("local", "gone")),
+        ("data/weights", Reference("local", "weights")),
+        ("../shared/base/model", Reference("local", "base")),
+        ("gone", Reference("local", "gone")),
+        ("Qwen/Qwen3-0.6B", Reference("hub", "Qwen/Qwen3-0.6B")),
+    ],
+)
+def test_what_is_not_at_hand_ends_the_lineage(runs, written, told):
+    _rewrite(runs / "pruned", model=written)
+    _rewrite(runs / "student", teacher=None)
+    records = _records(runs / "student")
+    assert [record.name for record in records] == ["pruned", "student"] and records[0].start == told
+
+
+def test_a_folder_that_no_run_made_ends_the_lineage(runs):
+    shutil.copytree(runs / "stage1/model", runs.parent / "elsewhere/base")
+    _rewrite(runs / "pruned", model=str(runs.parent / "elsewhere/base"))
+    assert _records(runs / "pruned")[0].start == Reference("local", "base")
+
+
+def test_a_teacher_on_the_hub_is_told_with_its_commit(runs):
+    _rewrite(runs / "student", teacher="org/teacher")
+    data = runs / "student/data.json"
+    commit = "0123456789" * 4
+    data.write_text(json.dumps({**json.loads(data.read_text()), "the teacher": commit}))
+    assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", commit)
+
+
+def test_a_model_that_comes_from_itself_is_refused(runs, refuses):
+    _rewrite(runs / "stage1", model="run/stage2/model")
+    with refuses(runs / "stage1", "from itself"):
+        _records(runs / "stage1")
+
+
+def test_data_on_the_hub_is_named(runs):
+    _rewrite(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
+    (record,) = _records(runs / "stage1")
+    assert {source.dataset for source in record.sources} == {"org/corpus"}

@@ -1,0 +1,161 @@
+"""Released weights are the run's own, in the dtype and the shards asked for."""
+
+from __future__ import annotations
+
+import json
+import weakref
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.publishing.weights import copy_weights, parse_size, read_weights
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    """A folder with a model's weights in one file."""
+    tiny_model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def target(tmp_path):
+    (tmp_path / "target").mkdir()
+    return tmp_path / "target"
+
+
+def _all(folder) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def test_weights_are_copied_as_they_are(saved, target, tiny_model):
+    weights = read_weights(saved, tiny_model.config)
+    copy_weights(weights, target, weights.dtype)
+    assert weights.dtype == "float32" and weights.parameters == tiny_model.num_parameters()
+    copied, expected = _all(target), dict(tiny_model.named_parameters())
+    assert copied.keys() == expected.keys()
+    assert all(torch.equal(copied[name], expected[name]) for name in expected)
+    assert [path.name for path in target.iterdir()] == ["model.safetensors"]
+
+
+def test_bfloat16_is_the_nearest(saved, target, tiny_model):
+    copy_weights(read_weights(saved, tiny_model.config), target, "bfloat16")
+    expected = dict(tiny_model.named_parameters())
+    assert all(torch.equal(each, expected[name].to(torch.bfloat16)) for name, each in _all(target).items())
+
+
+def test_shards_are_small_and_load_as_one_model(saved, target, tiny_model, random_batch):
+    copy_weights(read_weights(saved, tiny_model.config), target, "float32", "20KB")
+    tiny_model.config.save_pretrained(target)
+    files = sorted(path.name for path in target.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:
+        tensors = load_file(target / file)
+        assert len(tensors) == 1 or sum(each.nbytes for each in tensors.values()) <= 20_000
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(each.nbytes for each in tiny_model.parameters())
+    batch = random_batch([5, 9])
+    loaded = F2LLMModel.from_pretrained(target, dtype=torch.float32).eval()
+    assert torch.equal(loaded(**batch).last_hidden_state, tiny_model(**batch).last_hidden_state)
+    # Shards are read as they are written.
+    again = read_weights(target, tiny_model.config)
+    assert again.parameters == tiny_model.num_parameters() and set(again.files.values()) == set(files)
+
+
+def test_nothing_but_the_weights_goes_along(saved, target, tiny_model):
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors", {"format": "pt", "by": "alice@host"})
+    copy_weights(read_weights(saved, tiny_model.config), target, "float32")
+    with safe_open(target / "model.safetensors", "pt") as stored:
+        assert stored.metadata() == {"format": "pt"}
+
+
+def test_no_more_than_a_shard_is_held(saved, target, tiny_model, monkeypatch):
+    alive, most, total = [], 0, 0
+
+    def save(tensors, path, metadata):
+        nonlocal most, total
+        # Those of the shard before must be gone by now.
+        assert not [each for each in alive if each() is not None]
+        alive[:] = [weakref.ref(each) for each in tensors.values()]
+        most, total = max(most, len(tensors)), total + len(tensors)
+
+    monkeypatch.setattr("training.publishing.weights.save_file", save)
+    copy_weights(read_weights(saved, tiny_model.config), target, "bfloat16", "10KB")
+    assert total == len(list(tiny_model.parameters())) > most
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, target, tiny_model, refuses, value):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["norm.weight"][3] = value
+    save_file(tensors, saved / "model.safetensors")
+    with refuses(saved, "norm.weight", "NaN or infinite", "earlier checkpoint"):
+        copy_weights(read_weights(saved, tiny_model.config), target, "float32")
+
+
+def test_weights_that_bfloat16_cannot_hold_are_refused(saved, target, tiny_model, refuses):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["norm.weight"][3] = torch.finfo(torch.float32).max
+    save_file(tensors, saved / "model.safetensors")
+    weights = read_weights(saved, tiny_model.config)
+    copy_weights(weights, target, "float32")
+    with refuses("norm.weight", "bfloat16"):
+        copy_weights(weights, target, "bfloat16")
+
+
+def _change(saved, change) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    save_file(change(tensors), saved / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda each: {k: v for k, v in each.items() if k != "norm.weight"}, ["norm.weight", "absent"]),
+        (lambda each: {**each, "lm_head.weight": torch.ones(2, 2)}, ["lm_head.weight", "(2, 2)", "absent"]),
+        (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
+        (lambda each: {f"model.{k}": v for k, v in each.items()}, ["embed_tokens.weight", "absent"]),
+        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["F16, F32"]),
+        (lambda each: {k: v.double() for k, v in each.items()}, ["F64"]),
+    ],
+)
+def test_weights_of_another_model_are_refused(saved, tiny_model, refuses, change, parts):
+    _change(saved, change)
+    with refuses(saved, *parts):
+        read_weights(saved, tiny_model.config)
+
+
+def test_files_that_are_damaged_or_missing_are_refused(saved, target, tiny_model, refuses):
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with refuses(weights, "damaged"):
+        read_weights(saved, tiny_model.config)
+    weights.unlink()
+    with refuses(saved, "holds no weights"):
+        read_weights(saved, tiny_model.config)
+    (saved / "model.safetensors.index.json").write_text("{}")
+    with refuses("index.json", "damaged"):
+        read_weights(saved, tiny_model.config)
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"norm.weight": "model-1.safetensors"}}')
+    with refuses("model-1.safetensors", "damaged"):
+        read_weights(saved, tiny_model.config)
+
+
+@pytest.mark.parametrize(("written", "size"), [("5GB", 5 * 10**9), ("1.5 gb", None), ("200KB", 200_000), ("7B", 7)])
+def test_sizes(written, size, refuses):
+    if size is None:
+        with refuses(repr(written), "5GB"):
+            parse_size(written)
+    else:
+        assert parse_size(written) == size
+
+
+@pytest.mark.parametrize("written", ["", "5", "0GB", "-1GB", "5 bananas", "GB"])
+def test_what_is_no_size_is_refused(written, refuses):
+    with refuses(repr(written)):
+        parse_size(written)
