@@ -45,8 +45,13 @@ class Shelves:
         owners = call.query.get("owner")
         listed = [each for each in self.collections.values() if owners is None or each["owner"] in owners]
         shown = [each for each in listed if not each["private"] or (call.account and call.account.owns(each["owner"]))]
-        # A list shows the first four items of a collection only.
-        return json_answer([{**each, "items": each["items"][:4]} for each in shown])
+        # A list shows the first four items of a collection only, and its order is the position.
+        return json_answer(
+            [
+                {**{key: value for key, value in each.items() if key != "position"}, "items": each["items"][:4]}
+                for each in shown
+            ]
+        )
 
     def _create(self, call: Call) -> Answer:
         wanted = call.json

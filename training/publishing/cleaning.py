@@ -144,9 +144,10 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     Args:
         states: The stages of the lineage.
     """
-    texts = {str(Path.home()): "the home folder", str(Path.cwd()): "the working folder"}
+    texts = _places(Path.home(), "the home folder") | _places(Path.cwd(), "the working folder")
     for state in states:
-        texts |= {str(place): f"the place of run {state.name}" for place in (state.run.absolute(), state.run.resolve())}
+        for run in (state.run.absolute(), state.run.resolve()):
+            texts |= _places(run, f"the place of run {state.name}")
         for key in (WITHHELD | {"builder_options"}) & state.keys.keys():
             for text in _texts(state.keys[key]):
                 if "/" in text and not state.is_hub_name(text):
@@ -154,6 +155,11 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     texts |= {value: f"the variable {name}" for name, value in os.environ.items() if _SECRET.search(name)}
     texts |= {token: "the Hub's token" for token in [get_token()] if token}
     return {text: what for text, what in texts.items() if len(text) >= _SHORTEST}
+
+
+def _places(folder: Path, what: str) -> dict[str, str]:
+    """A folder and those that it lies in, but for what is found on any machine: ``/home``, ``/workspace``."""
+    return {str(each): what for each in (folder, *folder.parents) if len(each.parts) > 2}
 
 
 def _texts(value: Any) -> list[str]:

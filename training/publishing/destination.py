@@ -42,12 +42,10 @@ class Destination:
     replace: bool = False
 
 
-def add_destination_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds what the commands that upload one folder take."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help=f"folder of the {what}")
-    parser.add_argument(
-        "--repo", required=True, metavar="ORG/NAME", help="repository on the Hub; made if there is none"
-    )
+def add_destination_arguments(parser: argparse.ArgumentParser, what: str, folder: str) -> None:
+    """Adds what the commands that upload one folder take; ``what`` is in it, which ``folder`` says for the help."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help=folder)
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository on the Hub, made if need be")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--tag", help="tag the commit, such as v1.0")
     parser.add_argument("--revision", default="main", help="branch to write to (%(default)s)")

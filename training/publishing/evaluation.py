@@ -122,12 +122,16 @@ def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
         named = replace(record, name=names[record.label], revision=record.revision if commit else None)
         labels[record.label] = named.label
         result.add_model(replace(named, identity=record.identity if commit else None))
+    known: set[str] = set()
     for score in evaluation.scores:
-        if score.model in labels:
-            moved = replace(score, model=labels[score.model])
-            result.scores.append(moved)
-            if score.key in evaluation.examples:
-                result.examples[moved.key] = evaluation.examples[score.key]
+        moved = replace(score, model=labels.get(score.model, ""))
+        # One model may have been evaluated under two names.
+        if not moved.model or moved.key in known:
+            continue
+        known.add(moved.key)
+        result.scores.append(moved)
+        if score.key in evaluation.examples:
+            result.examples[moved.key] = evaluation.examples[score.key]
     return result
 
 

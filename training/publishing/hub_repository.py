@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository, whether it exists or not. Every method tries again what fails for a reason that passes.
+    """A repository, whether it exists or not.
+
+    What fails for a reason that passes is tried again, but for :meth:`head` and :meth:`commit`, which are parts of
+    larger attempts.
 
     Attributes:
         api: The client.
@@ -46,7 +49,7 @@ class HubRepository:
         """As :meth:`Patience.call`, about this repository."""
         return self.patience.call(what, work, self.name, tries)
 
-    def _found(self, what: str, work: Callable[[], T], tries: int | None = None) -> T | None:
+    def _found(self, what: str, work: Callable[[], T]) -> T | None:
         """The result of a call; None if what it asks for is not there."""
 
         def attempt() -> T | None:
@@ -55,7 +58,7 @@ class HubRepository:
             except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
                 return None
 
-        return self.call(what, attempt, tries)
+        return self.call(what, attempt)
 
     def info(self) -> ModelInfo | DatasetInfo | None:
         """What the Hub says of it; None if there is no such repository."""
@@ -77,7 +80,7 @@ class HubRepository:
         return self.api.list_repo_refs(self.name, repo_type=self.kind)
 
     def head(self, branch: str) -> str | None:
-        """The commit of a branch; None if there is none. Tries once, to be part of a larger attempt."""
+        """The commit of a branch; None if there is none. Tries once."""
         return next((each.target_commit for each in self._refs().branches if each.name == branch), None)
 
     def tagged(self, tag: str) -> str | None:
@@ -93,8 +96,7 @@ class HubRepository:
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
             return {each.path: RemoteFile(each.size, each.blob_id, each.lfs and each.lfs.sha256) for each in files}
 
-        # The client tries a listing six times by itself.
-        return self._found(f"listing {self.name} at {revision}", listed, tries=1)
+        return self._found(f"listing {self.name} at {revision}", listed)
 
     def read(self, path: str, revision: str) -> bytes | None:
         """The content of a small file; None if there is no such repository, revision or file."""

@@ -12,14 +12,17 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
+import modeling_f2llm
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.errors import UserError, in_one_line
 from training.planning_arguments import SHAPE
 from training.publishing.cleaning import VOCABULARIES, clean_config
+from training.publishing.older_readers import write_for_older_readers
 from training.publishing.states import read_json
 
 __all__ = ["ModelFiles", "copy_model_files", "family_of", "read_model_files"]
 
+_PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 _CONFIG, _MODULES, _SENTENCES = "config.json", "modules.json", "config_sentence_transformers.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 # These are there with some tokenizers and versions only.
@@ -40,7 +43,7 @@ class ModelFiles:
         folder: The folder.
         config: Its shape.
         sentences: Its ``config_sentence_transformers.json``.
-        code: Names of the files of remote code.
+        code: Files of remote code.
         modules: Folders of the sentence-transformers modules that are not the folder itself.
         max_length: Tokens of a text at most.
     """
@@ -48,7 +51,7 @@ class ModelFiles:
     folder: Path
     config: F2LLMConfig
     sentences: Mapping[str, Any]
-    code: tuple[str, ...]
+    code: tuple[Path, ...]
     modules: tuple[str, ...]
     max_length: int
 
@@ -102,16 +105,18 @@ def _require(folder: Path, name: str) -> None:
         raise UserError(f"{folder}: the model is damaged, it lacks {name}; pack another state of the run")
 
 
-def _code(folder: Path) -> tuple[str, ...]:
-    """The files that ``auto_map`` names, and those that they import from beside them."""
-    names = {f"{target.split('.')[0]}.py" for target in read_json(folder / _CONFIG).get("auto_map", {}).values()}
-    for name in sorted(names):
-        _require(folder, name)
-        try:
-            names |= {Path(path).name for path in get_relative_import_files(folder / name)}
-        except OSError as error:
-            raise UserError(f"{folder}: its remote code is damaged ({error}); pack another state of the run") from None
-    return tuple(sorted(names))
+def _code(folder: Path) -> tuple[Path, ...]:
+    """The files of remote code that ``auto_map`` names, and those that they import from beside them.
+
+    They are taken from this checkout: a run keeps the code of its day, a release is to have the one that is tested.
+    """
+    found = set()
+    for target in read_json(folder / _CONFIG).get("auto_map", {}).values():
+        path = _PACKAGE / f"{target.rpartition('.')[0]}.py"
+        if not path.is_file():
+            raise UserError(f"{folder / _CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
+        found |= {path, *map(Path, get_relative_import_files(path))}
+    return tuple(sorted(found))
 
 
 def family_of(config: F2LLMConfig) -> str | None:
@@ -124,7 +129,7 @@ def family_of(config: F2LLMConfig) -> str | None:
 
 
 def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
-    """Copies all that is released of a model's folder but its weights.
+    """Copies all that is released of a model's folder but its weights, in a form that older readers know, too.
 
     Args:
         files: The model's files.
@@ -135,14 +140,15 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     _write_json(folder / _CONFIG, clean_config({**read_json(source / _CONFIG), "dtype": dtype}))
     _write_json(folder / "tokenizer_config.json", clean_config(read_json(source / "tokenizer_config.json")))
     copied = (_MODULES, _SENTENCES, "sentence_bert_config.json", "tokenizer.json", *_TOKENIZER_OPTIONAL)
-    for name in (*copied, *files.code):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for path in (*(source / name for name in copied), *files.code):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     for module in files.modules:
         (folder / module).mkdir(parents=True)
         for name in _MODULE_FILES:
             if (source / module / name).is_file():
                 _write_json(folder / module / name, clean_config(read_json(source / module / name)))
+    write_for_older_readers(folder)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,12 +12,22 @@ from training.publishing.destination import Destination, recorded_files, upload
 from training.publishing.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["model_files", "push_model"]
+__all__ = ["packed_files", "push_model"]
 
 CARD = "README.md"
+# The group of checks that loads the model, and runs the code of its card.
+_LONG_CHECKS = "embeddings"
 
 
-def push_model(folder: Path, place: Destination, hub: Hub, message: str | None = None) -> str:
+def push_model(
+    folder: Path,
+    place: Destination,
+    hub: Hub,
+    *,
+    message: str | None = None,
+    card: str | None = None,
+    check: bool = True,
+) -> str:
     """Uploads a packed folder; run twice, it changes nothing.
 
     Args:
@@ -25,45 +35,71 @@ def push_model(folder: Path, place: Destination, hub: Hub, message: str | None =
         place: Where to.
         hub: The Hub.
         message: Of the commit.
+        card: As for :func:`packed_files`.
+        check: As for :func:`packed_files`.
 
     Returns:
         What changed, and the address.
 
     Raises:
-        UserError: If the folder is not packed or was changed since, or the upload is refused.
+        UserError: If the folder is not packed, was changed since or has a fault, or the upload is refused.
         HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
     """
     release = load_release(folder)
-    files = model_files(folder, place.repo)
+    files = packed_files(folder, place.repo, card=card, check=check)
 
     def objection(held: Mapping[str, RemoteFile], record: bytes | None) -> str | None:
         if record is None:
-            return f"holds {len(held)} files that no release.json tells of"
+            return f"holds {len(held)} files that no {RECORD} tells of"
         return _difference(release, record)
 
     message = message or f"Release {release.name}"
     return upload(hub, place, files, record=RECORD, objection=objection, message=message)
 
 
-def model_files(folder: Path, repository: str) -> dict[str, Path | bytes]:
-    """The files of a packed folder as they are uploaded: the card's examples load the repository.
+def packed_files(
+    folder: Path, repository: str, *, card: str | None = None, check: bool = True
+) -> dict[str, Path | bytes]:
+    """The files of a packed folder as they are uploaded, by path.
+
+    Args:
+        folder: The packed folder.
+        repository: Name on the Hub, which the card's examples load.
+        card: The card to upload; that of the release, for this repository, if None.
+        check: Whether the folder must pass the checks that take a moment.
 
     Raises:
-        UserError: If the folder is not packed, or was changed since.
+        UserError: If the folder is not packed, was changed since, or has a fault.
     """
     from training.publishing.card import model_card
 
     sizes = load_release(folder).files
     files: dict[str, Path | bytes] = dict(recorded_files(folder, RECORD, sizes, "pack the run again"))
-    if CARD not in files:
-        raise UserError(f"{folder}: has no card ({CARD}); pack the run again")
-    card = model_card(folder, repository).encode()
+    if check:
+        _check_packed(folder)
+    text = (model_card(folder, repository) if card is None else card).encode()
     # The record lists the size of every file.
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record["files"][CARD] = len(card)
-    files[CARD] = card
+    record["files"][CARD] = len(text)
+    files[CARD] = text
     files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def _check_packed(folder: Path) -> None:
+    """Makes sure that a packed folder passes the checks that take a moment, and run nothing of it.
+
+    Raises:
+        UserError: If it does not.
+    """
+    from training.publishing.verify import CHECKS, examine
+
+    faults = examine(folder, {name: checks for name, checks in CHECKS.items() if name != _LONG_CHECKS}).faults
+    if faults:
+        raise UserError(
+            f"{folder}: must not be released like this, {len(faults)} faults; the first: {faults[0]} "
+            "(all of them: `publish.py verify`; to upload it all the same: --no-verify)"
+        )
 
 
 def _difference(release: ModelRelease, record: bytes) -> str | None:

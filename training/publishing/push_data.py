@@ -19,7 +19,7 @@ CARD, RECORD = "README.md", "release.json"
 _EXAMPLE = re.compile(r'load_dataset\("([^"]*)"')
 
 
-def push_data(folder: Path, place: Destination, hub: Hub, message: str | None = None) -> str:
+def push_data(folder: Path, place: Destination, hub: Hub, *, message: str | None = None) -> str:
     """Uploads a folder of ``training/data/release.py``; run twice, it changes nothing.
 
     Args:

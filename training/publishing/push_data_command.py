@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
-    add_destination_arguments(parser, "dataset release")
+    add_destination_arguments(parser, "dataset", "folder of a dataset release")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,4 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         sys.stdout.write(preview(hub.address(place.repo, "dataset"), data_files(arguments.folder, place.repo)))
         return
-    sys.stdout.write(push_data(arguments.folder, place, hub, arguments.message) + "\n")
+    report = push_data(arguments.folder, place, hub, message=arguments.message)
+    sys.stdout.write(f"{report}\n")

@@ -144,5 +144,5 @@ def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Excep
             "run `hf auth login --force`, or set HF_TOKEN to a valid one"
         )
     if status == 403:
-        return UserError(f"{repo or what}: the login may not write there (status 403); ask its owner, or use --repo")
+        return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
     return UserError(f"{what}: the Hub refuses it (status {status}): {in_one_line(error)}")

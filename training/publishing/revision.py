@@ -29,6 +29,8 @@ def write_revision(repository: HubRepository, wanted: Mapping[str, Content], rev
     branches = {branch.name: branch.target_commit for branch in refs.branches}
     if revision not in branches and revision in {tag.name for tag in refs.tags}:
         raise UserError(f"{repository.name}: {revision} is a tag, and cannot be written to; give another revision")
+    if "main" not in branches:
+        raise UserError(f"{repository.name}: has no branch main to start from; make it on the Hub's site")
     scratch = revision + SCRATCH
     if scratch in branches:
         logger.info("%s: removing %s, which an interrupted upload left", repository.name, scratch)

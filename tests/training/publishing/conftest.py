@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_f2llm.prompts import DEFAULT_PROMPTS
+from tests.training.publishing.broken import BrokenRelease
 from tests.training.recipes import write_recipe
+from training.publishing.pack import PackOptions, pack
 from training.run_stage import main
 
 PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -40,3 +44,25 @@ def runs(trained_runs: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained_runs.parent / "data", tmp_path / "data")
     shutil.copytree(trained_runs, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def instructed(uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a finished stage whose model has a prompt for queries."""
+    run = tmp_path_factory.mktemp("instructed") / "run"
+    shutil.copytree(uninterrupted, run)
+    path = run / "model/config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": DEFAULT_PROMPTS}))
+    return run
+
+
+@pytest.fixture(scope="session")
+def release(instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed stage, packed once; to be copied, not changed."""
+    return pack(instructed, tmp_path_factory.mktemp("packed") / "tiny", PackOptions("tiny"))
+
+
+@pytest.fixture
+def broken(release: Path, tmp_path: Path) -> BrokenRelease:
+    """A copy of the packed stage, to be broken."""
+    return BrokenRelease(release, tmp_path / "tiny")

@@ -1,0 +1,93 @@
+"""A copy of a packed folder that a test breaks, and what the checks say of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.publishing.record import RECORD
+from training.publishing.verify import CHECKS, Examination, examine
+
+# The embeddings take a process of their own and ten seconds: they have tests of their own.
+QUICK = {name: checks for name, checks in CHECKS.items() if name != "embeddings"}
+
+
+class BrokenRelease:
+    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into."""
+
+    def __init__(self, release: Path, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(release, folder, copy_function=os.link)
+
+    def write(self, name: str, content: str | bytes, listed: bool = True) -> None:
+        """Replaces a file or adds one; with ``listed``, the record gives its size."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if listed and name != RECORD:
+            self.list_sizes()
+
+    def delete(self, name: str) -> None:
+        """Deletes a file; the record no longer lists it."""
+        (self.folder / name).unlink()
+        self.list_sizes()
+
+    def read(self, name: str) -> Any:
+        """The content of a JSON file."""
+        return json.loads((self.folder / name).read_text())
+
+    def edit(self, name: str, change: Callable[[Any], Any] | None = None, **keys: Any) -> None:
+        """Changes a JSON file: by a function in place, or its keys; ``None`` takes no key out, ``...`` does."""
+        content = self.read(name)
+        if change is not None:
+            change(content)
+        content = content if not keys else {**content, **keys}
+        if isinstance(content, dict):
+            content = {key: value for key, value in content.items() if value is not ...}
+        self.write(name, json.dumps(content))
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Changes the text of a file."""
+        text = (self.folder / name).read_text()
+        assert old in text
+        self.write(name, text.replace(old, new))
+
+    def edit_weights(self, change: Callable[[dict[str, Tensor]], Any], file: str = "model.safetensors") -> None:
+        """Changes the tensors of a file in place."""
+        tensors = load_file(self.folder / file)
+        change(tensors)
+        (self.folder / file).unlink()
+        save_file(tensors, self.folder / file, metadata={"format": "pt"})
+        self.list_sizes()
+
+    def list_sizes(self) -> None:
+        """Brings the record's sizes up to date."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and path.name != RECORD]
+        sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+        record = self.read(RECORD)
+        self.write(RECORD, json.dumps({**record, "files": sizes}))
+
+    def examine(self) -> Examination:
+        """All that the quick checks find."""
+        return examine(self.folder, QUICK)
+
+    def faults(self) -> list[str]:
+        """The lines of the faults that the quick checks find."""
+        return [str(fault) for fault in self.examine().faults]
+
+    def expect(self, *expected: tuple[str, ...]) -> None:
+        """Makes sure that the faults are these and no others: of each a file and parts of what is said."""
+        faults = self.faults()
+        assert len(faults) == len(expected), faults
+        for fault, (file, *parts) in zip(sorted(faults), sorted(expected), strict=True):
+            assert fault.startswith(f"{file}: ") and len(fault.splitlines()) == 1, fault
+            for part in parts:
+                assert part in fault

@@ -1,0 +1,138 @@
+"""The code that the card prints gives the same embeddings in all its forms.
+
+It is run as it is printed, in a process of its own that has no network and neither this repository nor its package,
+with the model's name replaced by the folder and more texts beside the printed ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from hub_cards.snippets import snippets
+from training.publishing.checks.card import SNIPPETS, loaded_names
+from training.publishing.checks.packed import CARD, CONFIG, Finding, PackedFolder, UnreadableError
+
+__all__ = ["check_embeddings"]
+
+_WORKER = Path(__file__).with_name("embeddings_worker.py")
+_SECONDS = 3600
+# Least cosine of two embeddings of a text. In bfloat16 a number has 8 significant bits: where padding changes the order
+# of additions, results differ in the last of them, and the layers add that up.
+_TOLERANCE = {"float32": 0.9999, "float16": 0.9999, "bfloat16": 0.9999}
+_REFERENCE = "transformers"
+_LOOK = "compare the example with the model's files, or pack the run again"
+_QUERIES = [
+    "panda",
+    "How many bamboo shoots does a grown animal eat on a day in winter, and where does it find them in deep snow?",
+    "बाघ कहाँ रहते हैं?",
+]
+_DOCUMENTS = [
+    "竹",
+    "Панды живут в бамбуковых лесах, высоко в горах.",
+    "تعيش الباندا في غابات الخيزران.",
+    "def add(a: int, b: int) -> int:\n    return a + b",
+    " ".join(f"{number} pandas ate {2 * number} kg of bamboo." for number in range(20)),
+]
+
+
+def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
+    """Plain transformers, sentence-transformers and the remote code agree, whatever a text is batched with."""
+    codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in SNIPPETS}
+    if set(codes) != set(SNIPPETS):
+        raise UnreadableError(CARD, "lacks an example that is to be run")
+    for code in codes.values():
+        try:
+            loaded_names(ast.parse(code))
+        except (SyntaxError, ValueError) as error:
+            raise UnreadableError(CARD, f"has an example that is no Python ({error})") from None
+    release = packed.release
+    task = {
+        "folder": str(packed.path),
+        "codes": codes,
+        "queries": _QUERIES,
+        # Longer than a text may be, where that takes no time.
+        "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
+        "dimensions": list(release.dimensions),
+    }
+    report, embeddings = _run(task)
+    yield from _faults(report)
+    if _REFERENCE not in report["errors"]:
+        tolerance = _TOLERANCE.get(str(packed.table(CONFIG).get("dtype")), min(_TOLERANCE.values()))
+        yield from _differences(embeddings, release.dimensions, tolerance)
+
+
+def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Runs the worker; returns its report and the embeddings, ``(texts, width)`` each, by ``EXAMPLE/VARIANT``.
+
+    Raises:
+        UnreadableError: If it ends without a report.
+    """
+    with TemporaryDirectory(prefix="f2llm-verify-") as folder:
+        place = Path(folder)
+        (place / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        # Of the environment only what finds programs and libraries: no token, no cache, no other folder of code.
+        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": folder, "HOME": folder, "TOKENIZERS_PARALLELISM": "false"}
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-I", str(_WORKER), folder],
+                cwd=folder,
+                env={**kept, **offline},
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UnreadableError(CARD, f"its examples took more than {_SECONDS} seconds") from None
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UnreadableError(CARD, f"its examples ended their process (status {ended.returncode}: {last[:300]})")
+        report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+        with np.load(place / "embeddings.npz", allow_pickle=False) as stored:
+            return report, dict(stored)
+
+
+def _faults(report: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, error in report["errors"].items():
+        yield Finding(CARD, f"the example {name} fails ({error})", _LOOK)
+    expected = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
+    for name, kind in report["classes"].items():
+        if kind != expected[name]:
+            yield Finding(CARD, f"the example {name} runs a {kind}, not a {expected[name]}", _LOOK)
+
+
+def _differences(
+    embeddings: Mapping[str, np.ndarray], dimensions: tuple[int, ...], tolerance: float
+) -> Iterator[Finding]:
+    for key, given in embeddings.items():
+        name, variant = key.split("/")
+        kind, _, dimension = variant.partition("@")
+        expected = embeddings[f"{_REFERENCE}/{'queries' if kind == 'queries' else 'documents'}"]
+        width = int(dimension) if dimension else dimensions[0]
+        if given.shape != (len(expected), width):
+            yield Finding(
+                CARD, f"the example {name} gives {given.shape} {variant}, not {(len(expected), width)}", _LOOK
+            )
+            continue
+        if not np.allclose(np.linalg.norm(given, axis=1), 1, atol=5e-3):
+            yield Finding(CARD, f"the example {name} gives {variant} that are not of unit length", _LOOK)
+            continue
+        cosine = (_unit(given) * _unit(expected[:, :width])).sum(axis=1).min()
+        if not cosine >= tolerance:
+            wrong = f"the example {name} differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {tolerance})"
+            yield Finding(CARD, wrong, _LOOK)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -1,0 +1,108 @@
+"""Runs the examples of a card: started by ``embeddings.py`` as a program of its own, away from everything else.
+
+It imports nothing of this repository, and makes sure that no example does.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+# Of this repository: a released folder must do without.
+_OWN = ("modeling_f2llm", "training", "hub_cards")
+
+
+class _Hidden(MetaPathFinder):
+    """Makes this repository's packages as good as not installed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.partition(".")[0] in _OWN:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise OSError(f"no network: {event}{arguments[1:]!r}")
+
+
+class _Adapted(ast.NodeTransformer):
+    """The printed code, with the folder for the model's name and more texts beside the printed ones."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.task = task
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id in ("queries", "documents"):
+            more = ast.List([ast.Constant(text) for text in self.task[target.id]], ast.Load())
+            node.value = ast.BinOp(node.value, ast.Add(), more)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        name = getattr(node.func, "id", getattr(node.func, "attr", None))
+        if name in ("SentenceTransformer", "from_pretrained") and node.args and isinstance(node.args[0], ast.Constant):
+            node.args[0] = ast.Constant(self.task["folder"])
+        return node
+
+
+def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Runs an example; returns the class of its model and embeddings by variant."""
+    tree = ast.fix_missing_locations(_Adapted(task).visit(ast.parse(code)))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(tree, "example", "exec"), names)
+    documents, model = names["documents"], names["model"]
+    found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
+    is_plain = "embed" in names
+    embed = names["embed"] if is_plain else model.encode_document
+    tokenizer = names["tokenizer"] if is_plain else model.tokenizer
+    found["one by one"] = [row for text in documents for row in embed([text])]
+    tokenizer.padding_side = "left"
+    found["padded on the left"] = embed(documents)
+    tokenizer.padding_side = "right"
+    if not is_plain:
+        for width in task["dimensions"]:
+            cut = model.encode_document(documents, truncate_dim=width, normalize_embeddings=True)
+            found[f"documents@{width}"] = cut
+    kind = type(model if is_plain else model.transformers_model).__name__
+    return kind, {variant: _array(value) for variant, value in found.items()}
+
+
+def _array(embeddings: Any) -> Any:
+    import numpy as np
+
+    rows = [row.float().tolist() if hasattr(row, "float") else row for row in embeddings]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def main(place: Path) -> None:
+    """Runs the task of a folder; writes ``report.json`` and ``embeddings.npz`` there."""
+    import numpy as np
+
+    task = json.loads((place / "task.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = {"errors": {}, "classes": {}}
+    embeddings = {}
+    for name, code in task["codes"].items():
+        try:
+            # An example prints, and libraries draw bars.
+            with contextlib.redirect_stdout(sys.stderr):
+                report["classes"][name], found = _run(code, task)
+        # Whatever an example raises is what its reader would see.
+        except Exception as error:
+            report["errors"][name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        else:
+            embeddings |= {f"{name}/{variant}": array for variant, array in found.items()}
+    np.savez(place / "embeddings.npz", **embeddings)
+    (place / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, _Hidden())
+    sys.addaudithook(_refuse_network)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,144 @@
+"""A packed folder as the checks read it: every file once, and damage as an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError, in_one_line
+from training.publishing.record import RECORD, ModelRelease, load_release
+
+__all__ = ["Finding", "PackedFolder", "UnreadableError"]
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MODULES = "modules.json"
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+TRANSFORMER_MODULE = "sentence_bert_config.json"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has to say about a file.
+
+    Attributes:
+        file: Its path in the folder.
+        wrong: What is wrong.
+        remedy: What to do.
+        fault: Whether the folder must not be released like this; otherwise it is a notice.
+    """
+
+    file: str
+    wrong: str
+    remedy: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}: {' '.join(self.wrong.split())}; {self.remedy}"
+
+
+class UnreadableError(Exception):
+    """A file of the folder is missing or damaged; whatever needs it cannot be checked."""
+
+    def __init__(self, file: str, why: str) -> None:
+        super().__init__(f"{file}: {why}")
+        self.file, self.why = file, why
+
+
+class PackedFolder:
+    """The files of a packed folder, read when they are asked for.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tables: dict[str, Any] = {}
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Bytes of every file, by its path with forward slashes."""
+        found = (path for path in self.path.rglob("*") if path.is_file() or path.is_symlink())
+        return {path.relative_to(self.path).as_posix(): path.lstat().st_size for path in sorted(found)}
+
+    def text(self, name: str) -> str:
+        """The text of a file.
+
+        Raises:
+            UnreadableError: If it is missing or not UTF-8.
+        """
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UnreadableError(name, "is missing") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableError(name, f"cannot be read ({in_one_line(error)})") from None
+
+    def json(self, name: str) -> Any:
+        """The content of a JSON file.
+
+        Raises:
+            UnreadableError: If it is missing or damaged.
+        """
+        if name not in self._tables:
+            try:
+                self._tables[name] = json.loads(self.text(name))
+            except (ValueError, RecursionError) as error:
+                raise UnreadableError(name, f"is not JSON ({in_one_line(error)})") from None
+        return self._tables[name]
+
+    def table(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file that holds one object.
+
+        Raises:
+            UnreadableError: If it is missing, damaged, or holds something else.
+        """
+        content = self.json(name)
+        if not isinstance(content, dict):
+            raise UnreadableError(name, f"holds a {type(content).__name__} where an object is expected")
+        return content
+
+    @cached_property
+    def release(self) -> ModelRelease:
+        """The record of the release.
+
+        Raises:
+            UnreadableError: If it is missing or damaged.
+        """
+        try:
+            return load_release(self.path)
+        except UserError as error:
+            why = "is missing" if RECORD not in self.files else f"is damaged ({in_one_line(error)})"
+            raise UnreadableError(RECORD, why) from None
+
+    def modules(self) -> Iterator[dict[str, Any]]:
+        """The entries of ``modules.json``.
+
+        Raises:
+            UnreadableError: If it is missing or damaged.
+        """
+        content = self.json(MODULES)
+        if not isinstance(content, list) or not all(
+            isinstance(entry, dict) and {"path", "type"} <= entry.keys() for entry in content
+        ):
+            raise UnreadableError(MODULES, "is no list of modules with path and type")
+        return iter(content)
+
+    def pooling(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of the pooling module's configuration.
+
+        Raises:
+            UnreadableError: If there is none.
+        """
+        for entry in self.modules():
+            if str(entry["type"]).endswith(".Pooling"):
+                name = f"{entry['path']}/config.json"
+                return name, self.table(name)
+        raise UnreadableError(MODULES, "names no pooling module")

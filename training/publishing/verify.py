@@ -1,0 +1,117 @@
+"""Checks a packed folder for what others got wrong in public; every fault is found in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import UserError, in_one_line
+from training.publishing.checks import (
+    card,
+    configuration,
+    contents,
+    embeddings,
+    modules,
+    remote_code,
+    servers,
+    tokenization,
+    weights,
+)
+from training.publishing.checks.packed import Finding, PackedFolder, UnreadableError
+
+__all__ = ["CHECKS", "Examination", "examine", "verify"]
+
+Check = Callable[[PackedFolder], Iterator[Finding]]
+
+# By what they look at, in the order in which they are told.
+CHECKS: Mapping[str, Sequence[Check]] = {
+    "contents": (contents.check_needed, contents.check_foreign, contents.check_listed),
+    "configuration": (
+        *(configuration.check_configuration, configuration.check_validity, configuration.check_matryoshka),
+        *(configuration.check_release, configuration.check_lengths),
+    ),
+    "tokenizer": (
+        *(tokenization.check_eos, tokenization.check_auto_tokenizer, tokenization.check_special_tokens),
+        tokenization.check_vocabulary,
+    ),
+    "modules": (modules.check_modules, modules.check_pooling, modules.check_prompts),
+    "weights": (
+        *(weights.check_pickles, weights.check_shards, weights.check_index, weights.check_tensors),
+        *(weights.check_dtype, weights.check_finite),
+    ),
+    "remote code": (remote_code.check_auto_map, remote_code.check_imports, remote_code.check_version),
+    "servers": (
+        *(servers.check_text_embeddings_inference, servers.check_rotary),
+        *(servers.check_sentence_transformers_files, servers.check_llama_cpp),
+    ),
+    "card": (card.check_metadata, card.check_links, card.check_facts, card.check_snippets),
+    "embeddings": (embeddings.check_embeddings,),
+}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What an examination of a folder found.
+
+    Attributes:
+        faults: What keeps the folder from being released.
+        notices: What is worth knowing besides.
+    """
+
+    faults: tuple[Finding, ...]
+    notices: tuple[Finding, ...]
+
+
+def verify(folder: Path) -> list[str]:
+    """Checks a packed folder.
+
+    The code of its card and its remote code are run, in a process of their own that reaches no network.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A line for each fault: the file, what is wrong, what to do. Empty if there is none.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    return [str(fault) for fault in examine(folder).faults]
+
+
+def examine(folder: Path, checks: Mapping[str, Sequence[Check]] = CHECKS) -> Examination:
+    """Does what :func:`verify` does, and keeps notices.
+
+    Args:
+        folder: The folder.
+        checks: What to check, by what it looks at.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one that `publish.py pack` wrote")
+    packed = PackedFolder(folder.resolve())
+    found: list[Finding] = []
+    hindered: dict[str, tuple[str, list[str]]] = {}
+    for name, own in checks.items():
+        for check in own:
+            try:
+                found += check(packed)
+            except UnreadableError as error:
+                why, names = hindered.setdefault(error.file, (error.why, []))
+                names += [name] * (name not in names)
+            # Damage that still parses, such as a text where a number belongs, can surface anywhere.
+            except Exception as error:
+                wrong = (
+                    f"{check.__name__.replace('_', ' ')} cannot be done ({type(error).__name__}: {in_one_line(error)})"
+                )
+                found.append(Finding(name, wrong, "look for damage in what is named here and pack the run again"))
+    for file, (why, names) in hindered.items():
+        found = [finding for finding in found if (finding.file, finding.wrong) != (file, why)]
+        found.append(Finding(file, why, f"pack the run again (not checked for it, or not in full: {', '.join(names)})"))
+    found = list(dict.fromkeys(found))
+    return Examination(
+        tuple(finding for finding in found if finding.fault), tuple(finding for finding in found if not finding.fault)
+    )

@@ -1,0 +1,32 @@
+"""The command that checks a packed folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from training.publishing.verify import CHECKS, examine
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="packed folder; the code of its card is run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a line for each fault and returns 1, or says what was checked and returns 0."""
+    # Their warnings are about what the findings say better.
+    for library in ("transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    examination = examine(arguments.folder)
+    lines = [str(fault) for fault in examination.faults] + [f"note: {notice}" for notice in examination.notices]
+    if not examination.faults:
+        lines.append(
+            f"{arguments.folder}: no fault; checked: {', '.join(CHECKS)} (servers by their documents, not run)"
+        )
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return 1 if examination.faults else 0
