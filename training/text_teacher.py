@@ -23,7 +23,7 @@ from training.missing_weights import missing_weight
 from training.model_identity import model_revision
 from training.text_format import TextFormat
 
-__all__ = ["TextFormat", "TextTeacher", "load_text_teacher"]
+__all__ = ["TextFormat", "TextTeacher", "load_text_teacher", "text_teacher_identity"]
 
 _AS_KEPT = TextFormat()
 # Of different lengths, so that a tokenizer that cannot pad is found out.
@@ -69,8 +69,7 @@ class TextTeacher:
         self.model = model.float().eval().requires_grad_(False)
         self.text_format = text_format
         self.batch_size = batch_size
-        described = {"revision": revision, "format": asdict(text_format), "max_length": model.max_seq_length}
-        self.identity = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.identity = text_teacher_identity(revision, text_format, model.max_seq_length)
         self.width = self._embed(_SAMPLE).shape[1]
         self._sources: dict[str, PreparedSource] = {}
 
@@ -134,6 +133,18 @@ class TextTeacher:
         )
         # A tensor made in inference mode cannot be part of a loss that has a gradient; its copy can.
         return found.float().clone()
+
+
+def text_teacher_identity(revision: str, text_format: TextFormat, max_length: int | None) -> str:
+    """Changes with everything that a text teacher's embeddings depend on.
+
+    Args:
+        revision: What the model is (see :func:`~training.model_identity.model_revision`).
+        text_format: How it wants its texts.
+        max_length: Tokens of a text at most.
+    """
+    described = {"revision": revision, "format": asdict(text_format), "max_length": max_length}
+    return blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def load_text_teacher(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from huggingface_hub import RepoCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -70,9 +71,9 @@ def shown(tokens: Iterable[Token]) -> str:
 
 
 def structure(card: str) -> list[tuple[str, str]]:
-    """Everything of a page but its words: blocks, tables, links with their targets, elements of HTML, code's language."""
+    """All of a page but its words: blocks, tables, links with their targets, elements of HTML, languages of code."""
     found = []
-    for token in _flat(parse(card)):
+    for token in _flat(parse(RepoCard(card).text)):
         if token.type in ("text", "inline", "softbreak"):
             continue
         # Inline code is an element where its text does not fit between backticks.

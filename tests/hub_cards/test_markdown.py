@@ -12,9 +12,6 @@ from huggingface_hub import CardData, ModelCard
 
 from hub_cards.markdown import cell, code, link, one_line, plain, python_string, setting, shell_json, shell_word
 from hub_cards.metadata import header
-
-pytest.importorskip("markdown_it")
-
 from tests.hub_cards.markdown_pages import HOSTILE, parse, shown
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import UndefinedError
 
+from hub_cards.markdown import one_line
+from hub_cards.metadata import header
 from hub_cards.render import render_dataset_card
+from tests.hub_cards.markdown_pages import HOSTILE, structure
 
 
 @pytest.fixture
@@ -72,6 +76,38 @@ def test_long_tables_are_folded(facts: dict[str, Any]) -> None:
     card = render_dataset_card(facts)
     assert "<summary>All 41 languages</summary>\n\n| code |" in card.replace("\n\n\n", "\n\n")
     assert card.count("<details>") == card.count("</details>") == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_change_no_structure(facts: dict[str, Any], text: str) -> None:
+    def card(added: str) -> str:
+        named = [f"bears {added}", "retrieval", "no", "eng", added, 1234, 2, added]
+        changed = {
+            "metadata": header(DatasetCardData(pretty_name=f"Pandas {added}", license_name=added)),
+            "name": f"Pandas {added}",
+            "repository": f"pandas {added}",
+            "more_columns": [f"origin {added}"],
+            "sources": [{"name": f"bears {added}", "rows": 1234}],
+            "source_rows": [named],
+            "categories": [[added, 1, 1234, "100.0 %"]],
+            "licences": [[added, 1, 1234]],
+            "licence_note": f"The release is under {added}.",
+            "faulty": [{"name": f"bears {added}", "rows": 3}],
+            "origin": f"hf://{added}",
+            "provenance": [[f"bears {added}", added, None, 3, added]],
+            "contamination": {
+                "rows": [[added, 1234, 1, None, None, 2, 3, None]],
+                "sets": [{"name": f"exam {added}", "texts": 5}],
+                "unchecked": [f"owls {added}"],
+            },
+        }
+        return render_dataset_card(facts | changed)
+
+    assert structure(card(text)) == structure(card("x"))
+    read = DatasetCard(card(text)).data
+    assert (read.pretty_name, read["license_name"]) == (one_line(f"Pandas {text}"), one_line(text))
+    for block in re.findall(r"^```python\n(.*?)^```$", card(text), flags=re.MULTILINE | re.DOTALL):
+        compile(block, "card", "exec")
 
 
 def test_a_missing_fact_is_an_error(facts: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def run_command(work: Callable[[], int | None]) -> int:
         work: Does everything, or raises; a result is the exit status.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("httpx", "httpx2", "mteb", "sentence_transformers"):
+    for library in ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return work() or 0

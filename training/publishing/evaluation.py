@@ -42,36 +42,20 @@ def write_evaluation(
         UserError: If a folder was given that holds no evaluation of this model, or one that is damaged.
     """
     identity = model_revision(str(state.folder), "RUN")
-    places = [given] if given is not None else [state.run.absolute().parent / "report"]
-    for place in places:
-        _write_scores(place, identity, state, stages, name, output, required=given is not None)
-    beside = given or state.run.absolute().parent
-    _write_results(sorted(beside.glob("evaluation*.json")), identity, name, output)
-
-
-def _write_scores(
-    place: Path,
-    identity: str,
-    state: ModelState,
-    stages: Mapping[str, ModelState],
-    name: str,
-    output: Path,
-    required: bool,
-) -> None:
-    if not (place / SCORES).is_file():
-        if required:
-            raise UserError(f"{place}: holds no evaluation, it lacks {SCORES}; give the --output of one")
-        logger.warning("%s: no evaluation of the model; evaluate it, or give --evaluation", place)
-        return
-    evaluation = load_evaluation(place)
+    beside = state.run.absolute().parent
+    place = given or beside / "report"
+    evaluation = load_evaluation(place, missing_ok=True)
     names = _names(evaluation.models, identity, state, stages, name)
-    if name not in names.values():
-        why = f"{place}: none of its scores belong to the model as it is now; evaluate {state.folder} again"
-        if required:
-            raise UserError(why)
-        logger.warning("%s", why)
-        return
-    renamed(evaluation, names).save(output / EVALUATION)
+    if name in names.values():
+        renamed(evaluation, names).save(output / EVALUATION)
+    else:
+        why = "holds no scores of the model as it is now" if (place / SCORES).is_file() else f"lacks {SCORES}"
+        fault = f"{place}: {why}; evaluate {state.folder} and give the output as --evaluation"
+        if given is not None:
+            raise UserError(fault)
+        # A release without scores is one, too, unless they were asked for.
+        logger.warning("no scores are released: %s", fault)
+    _write_results(sorted((given or beside).glob("evaluation*.json")), identity, name, output)
 
 
 def _names(
@@ -119,16 +103,19 @@ def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
         if record.label not in names:
             continue
         commit = record.identity is not None and COMMIT.fullmatch(record.identity)
-        named = replace(record, name=names[record.label], revision=record.revision if commit else None)
+        known = {"revision": record.revision, "identity": record.identity} if commit else {}
+        public = {"revision": None, "identity": None, **known}
+        # How fast it was says more about a machine, which is not named.
+        named = replace(record, name=names[record.label], texts_per_second=None, **public)
         labels[record.label] = named.label
-        result.add_model(replace(named, identity=record.identity if commit else None))
-    known: set[str] = set()
+        result.add_model(named)
+    taken: set[str] = set()
     for score in evaluation.scores:
         moved = replace(score, model=labels.get(score.model, ""))
         # One model may have been evaluated under two names.
-        if not moved.model or moved.key in known:
+        if not moved.model or moved.key in taken:
             continue
-        known.add(moved.key)
+        taken.add(moved.key)
         result.scores.append(moved)
         if score.key in evaluation.examples:
             result.examples[moved.key] = evaluation.examples[score.key]

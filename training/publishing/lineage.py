@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.arguments import StageArguments
-from training.errors import UserError
+from training.errors import UserError, in_one_line
+from training.model_identity import model_revision
 from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
+from training.publishing.model_files import read_model_files
 from training.publishing.progress import progress_of
 from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
 from training.stage import DATA
+from training.text_format import TextFormat
+from training.text_teacher import text_teacher_identity
 
 __all__ = ["Lineage", "stage_arguments"]
+
+logger = logging.getLogger("training")
 
 ARGUMENTS = "training_arguments.json"
 # What of a stage says how it cuts, and on what texts; the rest of the keys are about training.
@@ -44,6 +52,7 @@ class Lineage:
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
         self._references: dict[Path, Reference] = {}
+        self._parents: dict[Path, list[MergedParent]] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
@@ -58,20 +67,31 @@ class Lineage:
                 f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in its recipe.yaml"
             )
         if folder not in self._references:
-            for key in ("teacher", "model"):
-                before = self._state(state, key)
-                if before is not None:
+            if state.merges:
+                self._visit_merged(state, (*above, folder))
+            else:
+                for before in filter(None, (self._state(state, key) for key in ("teacher", "model"))):
                     self._visit(before, (*above, folder))
             name = _unused(state.name, self.states)
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
 
+    def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> None:
+        """Takes in what a model was merged from; several states of one run are one stage."""
+        parents = merged_parents(state)
+        at_hand = [parent.state for parent in parents if parent.state is not None]
+        of_runs = {run: self._visit(newest, above) for run, newest in newest_of_runs(at_hand).items()}
+        for before in at_hand:
+            self._references.setdefault(before.folder.resolve(), of_runs[before.run.resolve()])
+        self._parents[state.folder.resolve()] = parents
+
     @staticmethod
     def _state(state: ModelState, key: str) -> ModelState | None:
-        """The model behind a key, if it is at hand and a run made it."""
+        """The model behind a key, if a run made it, and it is at hand as it was then."""
         written = state.keys.get(key)
-        return state_of(state.place(str(written))) if written is not None else None
+        before = state_of(state.place(str(written))) if written is not None else None
+        return before if before is None or key != "teacher" or _taught(before, state) else None
 
     def _reference(self, state: ModelState, key: str) -> Reference:
         """What a stage started from, or learnt from."""
@@ -84,11 +104,33 @@ class Lineage:
         if state.is_hub_name(str(written)):
             return Reference("hub", str(written), _commit(state) if key == "teacher" else None)
         place = Path(str(written))
+        if state.place(str(written)).exists():
+            logger.warning(
+                "%s: %s %s was made by no run, or changed since; its stages are not told", state.name, key, place
+            )
         # `runs/big/model` says more as `big`.
         named = place.parent if place.name == "model" else place
         return Reference("local", public_name(str(named)))
 
+    def _merging(self, name: str, state: ModelState) -> StageRecord:
+        references = (
+            self._references[parent.state.folder.resolve()] if parent.state else parent.reference
+            for parent in self._parents[state.folder.resolve()]
+        )
+        parents = tuple(dict.fromkeys(references))
+        return StageRecord(
+            name=name,
+            kind="merging",
+            start=parents[0],
+            parameters=_parameters(state.folder),
+            written=merge_arguments(state),
+            arguments=merge_arguments(state),
+            parents=parents,
+        )
+
     def _record(self, name: str, state: ModelState) -> StageRecord:
+        if state.merges:
+            return self._merging(name, state)
         progress = progress_of(state)
         return StageRecord(
             name=name,
@@ -105,10 +147,30 @@ class Lineage:
         )
 
 
+def _taught(teacher: ModelState, student: ModelState) -> bool:
+    """Whether a model is still the one whose identity a run noted as that of its teacher."""
+    noted, revision = _noted_teacher(student), model_revision(str(teacher.folder), "key 'teacher'")
+    if noted in (None, revision):
+        return True
+    # A teacher that was given texts is known by how it was given them, too.
+    templates = {name: student.keys.get(f"teacher_{name}") for name in ("query_template", "document_template")}
+    text_format = TextFormat(**{name: template for name, template in templates.items() if template is not None})
+    try:
+        longest = read_model_files(teacher.folder).max_length
+    except UserError:
+        return False
+    return noted == text_teacher_identity(revision, text_format, longest)
+
+
+def _noted_teacher(state: ModelState) -> str | None:
+    """What a run noted of its teacher among its data: the commit on the Hub, or a digest."""
+    return read_json(state.run / DATA).get(TEACHER_DATA)
+
+
 def _commit(state: ModelState) -> str | None:
-    """The commit of a teacher on the Hub, which a run notes among its data."""
-    noted = read_json(state.run / DATA).get(TEACHER_DATA, "")
-    return noted if COMMIT.fullmatch(noted) else None
+    """The commit of a teacher on the Hub; None if the run noted no commit."""
+    noted = _noted_teacher(state)
+    return noted if noted is not None and COMMIT.fullmatch(noted) else None
 
 
 def _unused(name: str, taken: Any) -> str:
@@ -119,12 +181,20 @@ def _unused(name: str, taken: Any) -> str:
     return numbered
 
 
-def _parameters(folder: Path) -> int:
-    return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
+def _parameters(folder: Path) -> int | None:
+    """Parameters of a stage's model; None if its weights are no longer whole."""
+    try:
+        return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
+    # A damaged configuration comes out of the library as anything; the model that is packed was looked at before.
+    except Exception as error:
+        logger.warning("%s: its parameters are not told (%s)", folder, in_one_line(error))
+        return None
 
 
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
+    if state.merges:
+        return merge_arguments(state)
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

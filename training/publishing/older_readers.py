@@ -5,6 +5,8 @@ older versions of them, and servers that parse the files themselves, read the ol
 
 - ``config.json``: ``rope_theta`` moved into ``rope_parameters``. transformers 4 takes 10000 where it finds none, and so
   computes other embeddings without an error; text-embeddings-inference stopped until early in 2026; MLX stops.
+- ``tokenizer_config.json``: ``additional_special_tokens`` became a list of ``extra_special_tokens``, which
+  transformers 4 cannot read.
 - ``modules.json``: the classes moved. Versions before 5.4 find no module, llama.cpp's converter no pooling.
 - ``1_Pooling/config.json``: one ``pooling_mode`` took the place of a flag for each mode.
 - ``sentence_bert_config.json``: ``max_seq_length`` and ``do_lower_case`` are no longer written;
@@ -37,6 +39,7 @@ def write_for_older_readers(folder: Path) -> None:
     """
     length = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
     _rewrite(folder / "config.json", _with_rope_theta)
+    _rewrite(folder / "tokenizer_config.json", _with_additional_tokens)
     _rewrite(folder / "modules.json", _with_old_classes)
     _rewrite(folder / "1_Pooling/config.json", _with_flags)
     _rewrite(folder / "sentence_bert_config.json", lambda _: {"max_seq_length": length, "do_lower_case": False})
@@ -49,6 +52,13 @@ def _rewrite(path: Path, change: Callable[[Any], Any]) -> None:
 
 def _with_rope_theta(config: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted({**config, "rope_theta": config["rope_parameters"]["rope_theta"]}.items()))
+
+
+def _with_additional_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config.get("extra_special_tokens"), list):
+        return config
+    old = {"extra_special_tokens": "additional_special_tokens"}
+    return dict(sorted((old.get(name, name), value) for name, value in config.items()))
 
 
 def _with_old_classes(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     release in its place is replaced.
 
     Args:
-        run: Folder of a run, of training or of pruning.
+        run: Folder of a run, of training or of pruning, or of a merged model.
         output: The folder to write.
         options: How.
 
@@ -98,11 +98,12 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        copy_weights(weights, partial, release.dtype, options.max_shard_size)
         copy_model_files(files, partial, release.dtype)
         _write_json(partial / ARGUMENTS, stage_arguments(state))
         (partial / LICENCE).write_text(text, encoding="utf-8")
         write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
+        # What can be faulty comes first: weights may take minutes.
+        copy_weights(weights, partial, release.dtype, options.max_shard_size)
         _describe(partial, release, lineage)
         check_nothing_private(partial, private_texts(lineage.states.values()))
         if _same(partial, output):
@@ -164,8 +165,7 @@ def _check_output(output: Path) -> None:
         return
     if not output.is_dir() or not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    recorded = load_release(output).files
-    found = {path: size for path, size in _files(output).items() if not path.startswith(".")}
+    recorded, found = load_release(output).files, _files(output)
     changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:
         raise UserError(
@@ -175,7 +175,7 @@ def _check_output(output: Path) -> None:
 
 def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
     stages = lineage.records()
-    trained = [state for state in lineage.states.values() if not state.prunes]
+    trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
     return ModelRelease(
         name=options.name,
         licence=options.licence,
@@ -215,10 +215,12 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Bytes of the files in a folder but the record, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    sizes.pop(RECORD, None)
+    """Bytes of the files in a folder but the record, by path; hidden ones are an uploading client's."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() != RECORD and not any(part.startswith(".") for part in name.parts):
+            sizes[name.as_posix()] = path.stat().st_size
     return sizes
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from training.checkpoints import numbered_checkpoints
 from training.errors import UserError
+from training.merging.record import MERGE
 from training.recipe import FINAL_MODEL
 from training.setup import RECIPE
 from training.yaml_file import load_yaml
@@ -27,12 +28,12 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model that a run made.
+    """A model that a run made, or that was merged of such models.
 
     Attributes:
-        run: The run's folder.
+        run: The run's folder; for a merged model its own.
         folder: The model's: ``RUN/model`` or ``RUN/checkpoint-N``.
-        keys: What the run was told, as its ``recipe.yaml`` has it.
+        keys: What the run was told, as its ``recipe.yaml`` has it; nothing for a merged model.
     """
 
     run: Path
@@ -43,12 +44,17 @@ class ModelState:
     def name(self) -> str:
         """The stage's name, with that of the checkpoint if it is one: ``stage2@checkpoint-500``."""
         stage = self.run.resolve().name
-        return stage if self.folder.name == FINAL_MODEL else f"{stage}@{self.folder.name}"
+        return stage if self.folder.name == FINAL_MODEL or self.merges else f"{stage}@{self.folder.name}"
 
     @property
     def prunes(self) -> bool:
         """Whether the run cut a model instead of training one."""
         return self.keys.get("prune_to") is not None or bool(self.keys.get("trim_vocabulary"))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the model was merged of others."""
+        return (self.folder / MERGE).is_file()
 
     def place(self, written: str) -> Path:
         """Where a path of the recipe leads now.
@@ -79,13 +85,15 @@ class ModelState:
 
 
 def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
-    """The finished model of a run, or one of its checkpoints.
+    """The finished model of a run, or one of its checkpoints; or a merged model, which lies in no run.
 
     Raises:
         UserError: If the folder is no run, the run is not finished, or it has no such checkpoint.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a run")
+    if (run / MERGE).is_file() and checkpoint is None:
+        return ModelState(run, run, {})
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
     known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
@@ -107,7 +115,12 @@ def _hint(folder: Path) -> str:
 
 
 def state_of(folder: Path) -> ModelState | None:
-    """The state that a folder holds: of a run, its model or one of its checkpoints; None if no run made it."""
+    """The state that a folder holds: of a run, its model or one of its checkpoints, or a merged model.
+
+    None if neither a run made it nor a merge.
+    """
+    if (folder / MERGE).is_file():
+        return ModelState(folder, folder, {})
     if (folder / RECIPE).is_file() and (folder / FINAL_MODEL).is_dir():
         folder = folder / FINAL_MODEL
     recipe = folder.absolute().parent / RECIPE

@@ -19,6 +19,12 @@ from training.run_stage import main
 PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 
 
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Spares the drawing, which takes most of the time, where nothing depends on it."""
+    monkeypatch.setattr("training.publishing.figures.draw_figures", lambda folder: [])
+
+
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the four stages, trained once from relative paths; to be copied, not changed."""

@@ -63,6 +63,7 @@ def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs,
     assert len(found.examples) == len(before.examples)
     own = next(model for model in found.models if model.name == "f2llm-v2-tiny")
     assert own.parameters and own.dimension == 16 and own.identity is None
+    assert own.texts_per_second is None
 
 
 def test_the_pairs_result_is_told_without_the_place(runs, output):
@@ -152,6 +153,12 @@ def test_without_an_evaluation_there_is_none(runs, output, caplog, refuses):
     assert "--evaluation" in caplog.text
     with refuses(runs / "nowhere", "scores.json"):
         _write(_state(runs), output, runs / "nowhere")
+
+
+def test_a_damaged_evaluation_is_no_missing_one(runs, output, refuses):
+    (runs / "report/scores.json").write_text("{")
+    with refuses(runs / "report", "no whole evaluation"):
+        _write(_state(runs), output)
 
 
 def test_results_that_do_not_say_of_which_state_they_are_stay_out(runs, output):

@@ -12,6 +12,8 @@ import yaml
 from training.publishing.lineage import Lineage
 from training.publishing.record import Reference
 from training.publishing.states import find_state
+from training.text_format import TextFormat
+from training.text_teacher import load_text_teacher
 
 
 def _records(run: Path, checkpoint: str | None = None):
@@ -163,6 +165,34 @@ def test_a_teacher_on_the_hub_is_told_with_its_commit(runs):
     commit = "0123456789" * 4
     data.write_text(json.dumps({**json.loads(data.read_text()), "the teacher": commit}))
     assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", commit)
+
+
+def test_a_teacher_that_changed_since_is_not_taken_for_the_one_that_taught(runs, caplog):
+    modules = runs / "stage2/model/modules.json"
+    modules.write_text(modules.read_text() + " ")
+    records = _records(runs / "student")
+    assert [record.name for record in records] == ["stage1", "pruned", "student"]
+    assert records[-1].teacher == Reference("local", "stage2") and "changed since" in caplog.text
+
+
+def test_a_teacher_that_was_given_texts_is_known_by_them(runs):
+    teacher = runs / "stage2/model"
+    template = "Find: {text}"
+    identity = load_text_teacher(str(teacher), TextFormat(query_template=template), device="cpu").identity
+    data = runs / "student/data.json"
+    data.write_text(json.dumps({**json.loads(data.read_text()), "the teacher": identity}))
+    assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
+    _rewrite(runs / "student", teacher_query_template=template)
+    assert _records(runs / "student")[-1].teacher == Reference("stage", "stage2")
+
+
+def test_predecessors_whose_weights_are_gone_are_told_without_parameters(runs):
+    (runs / "pruned/model/model.safetensors").unlink()
+    (runs / "stage1/model/model.safetensors").write_bytes(b"half")
+    found = {record.name: record.parameters for record in _records(runs / "student")}
+    assert found["pruned"] is None and found["stage1"] is None and found["student"] and found["stage2"]
+    (runs / "stage2/model/tokenizer.json").unlink()
+    assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
 
 
 def test_a_model_that_comes_from_itself_is_refused(runs, refuses):

@@ -27,8 +27,9 @@ __all__ = ["check_embeddings"]
 _WORKER = Path(__file__).with_name("embeddings_worker.py")
 _SECONDS = 3600
 # Least cosine of two embeddings of a text. In bfloat16 a number has 8 significant bits: where padding changes the order
-# of additions, results differ in the last of them, and the layers add that up.
-_TOLERANCE = {"float32": 0.9999, "float16": 0.9999, "bfloat16": 0.9999}
+# of additions, results differ in the last of them, and the layers add that up. 28 layers of random weights differ by
+# 0.9e-4 so, as much as bfloat16 itself differs from float32; the deepest published model has 40.
+_TOLERANCE = {"float32": 0.9999, "float16": 0.9999, "bfloat16": 0.9995}
 _REFERENCE = "transformers"
 _LOOK = "compare the example with the model's files, or pack the run again"
 _QUERIES = [

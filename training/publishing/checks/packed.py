@@ -112,11 +112,11 @@ class PackedFolder:
         Raises:
             UnreadableError: If it is missing or damaged.
         """
+        self.table(RECORD)
         try:
             return load_release(self.path)
         except UserError as error:
-            why = "is missing" if RECORD not in self.files else f"is damaged ({in_one_line(error)})"
-            raise UnreadableError(RECORD, why) from None
+            raise UnreadableError(RECORD, f"is damaged ({in_one_line(error)})") from None
 
     def modules(self) -> Iterator[dict[str, Any]]:
         """The entries of ``modules.json``.

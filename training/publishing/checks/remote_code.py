@@ -44,6 +44,8 @@ def check_auto_map(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_imports(packed: PackedFolder) -> Iterator[Finding]:
     """Neighbours that code imports are there; beyond them only torch, transformers and the standard library."""
+    from transformers.dynamic_module_utils import get_imports
+
     entries = packed.table(CONFIG).get("auto_map")
     if not isinstance(entries, dict):
         return
@@ -53,12 +55,13 @@ def check_imports(packed: PackedFolder) -> Iterator[Finding]:
         if file in reached or file not in packed.files:
             continue
         reached.add(file)
-        tree = _tree(packed, file)
-        for neighbour in sorted(_neighbours(tree)):
+        for neighbour in sorted(_neighbours(_tree(packed, file))):
             if neighbour not in packed.files:
                 yield Finding(file, f"imports {neighbour}, which is not there", _REPACK)
             waiting.append(neighbour)
-        for package in sorted(_packages(tree) - _ALLOWED - sys.stdlib_module_names):
+        # The rule by which transformers refuses files from the Hub (of a folder it looks at the first file only):
+        # whatever is imported anywhere must be installed, unless it is tried.
+        for package in sorted(set(get_imports(packed.path / file)) - _ALLOWED - sys.stdlib_module_names):
             wrong = f"imports {package}: who loads the model need not have it"
             yield Finding(file, wrong, "keep remote code to torch and transformers")
     for file in packed.files:
@@ -90,14 +93,3 @@ def _neighbours(tree: ast.Module) -> set[str]:
             modules = [node.module] if node.module else [name.name for name in node.names]
             neighbours |= {f"{module.replace('.', '/')}.py" for module in modules}
     return neighbours
-
-
-def _packages(tree: ast.Module) -> set[str]:
-    """Packages that a module cannot be loaded without: those imported by its own statements, not in a function."""
-    packages = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            packages |= {name.name.partition(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            packages.add(str(node.module).partition(".")[0])
-    return packages

@@ -90,6 +90,9 @@ def check_sentence_transformers_files(packed: PackedFolder) -> Iterator[Finding]
                 "see how to pool"
             )
             yield Finding(MODULES, wrong, _REPACK)
+    if isinstance(packed.table(TOKENIZER_CONFIG).get("extra_special_tokens"), list):
+        wrong = "extra_special_tokens is a list, which transformers 4 cannot read"
+        yield Finding(TOKENIZER_CONFIG, wrong, "call it additional_special_tokens, or pack the run again")
     name, pooling = packed.pooling()
     flags = ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken", "word_embedding_dimension")
     missing = [flag for flag in flags if flag not in pooling]

@@ -56,7 +56,9 @@ def check_eos(packed: PackedFolder) -> Iterator[Finding]:
 def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
     """transformers makes the same ids of a text, and pads and truncates on the right."""
     plain = _tokenizer(packed)
+    # Both are read with it.
     packed.table(TOKENIZER_CONFIG)
+    packed.table(CONFIG)
     loaded = _auto_tokenizer(packed)
     plain.no_truncation()
     plain.no_padding()

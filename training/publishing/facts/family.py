@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from hub_cards.markdown import Markdown, link, plain
@@ -26,10 +27,10 @@ def family_rows(release: ModelRelease, links: Mapping[str, str]) -> list[list[An
     """
     rows = []
     for name in FAMILY:
-        config = F2LLMConfig.from_family(name)
         if name != release.family:
+            config = F2LLMConfig.from_family(name)
             shown = link(links[name]) if name in links else plain(name)
-            rows.append((count_parameters(config), shown, [getattr(config, key) for key in _SHAPE]))
+            rows.append((_published_parameters(name), shown, [getattr(config, key) for key in _SHAPE]))
     own = [release.shape.get(key) for key in _SHAPE]
     rows.append((release.parameters, Markdown(f"**{plain(release.name)}** (this model)"), own))
     rows.sort(key=lambda row: row[0])
@@ -37,3 +38,8 @@ def family_rows(release: ModelRelease, links: Mapping[str, str]) -> list[list[An
         [name, width, layers, mlp, None if heads is None else f"{heads} / {kv}", count]
         for count, name, (width, layers, mlp, heads, kv) in rows
     ]
+
+
+@cache
+def _published_parameters(name: str) -> int:
+    return count_parameters(F2LLMConfig.from_family(name))

@@ -56,7 +56,7 @@ def _start(stage: StageRecord, links: Mapping[str, str]) -> Markdown:
 
 
 def _sentences(stage: StageRecord, links: Mapping[str, str]) -> list[Markdown]:
-    told = {"training": _training, "pruning": _pruning}.get(stage.kind)
+    told = {"training": _training, "pruning": _pruning, "merging": _merging}.get(stage.kind)
     sentences = told(stage, links) if told else [f"Made from {_start(stage, links)}."]
     return [Markdown(sentence) for sentence in sentences]
 
@@ -74,6 +74,13 @@ def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
             f"before they are made of unit length{weight}."
         )
     return sentences
+
+
+def _merging(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
+    given = stage.arguments
+    named = "Spherical interpolation" if given["method"] == "slerp" else "Mean"
+    shares = zip(given["models"], given["weights"], strict=True)
+    return [f"{named} of the weights of {', '.join(f'{code(model)} ({share:.3g})' for model, share in shares)}."]
 
 
 def _extent(stage: StageRecord) -> list[str]:

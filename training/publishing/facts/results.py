@@ -20,8 +20,8 @@ __all__ = ["own_label", "results_facts", "truncation_facts"]
 
 # A class by its share of the training rows.
 _CLASS_NAMES = {
-    "high": f"{SHARES['high']:.0%} of the training rows or more",
-    "middle": f"{SHARES['middle']:.1%} or more",
+    "high": f"{100 * SHARES['high']:g} % of the training rows or more",
+    "middle": f"{100 * SHARES['middle']:g} % or more",
     "low": "fewer",
     "none": "none",
 }
@@ -60,7 +60,9 @@ def results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> 
             [code(name), language_name(name.partition("-")[0]), score, interval, examples]
             for name, score, interval, _, examples in _group_rows(evaluation, scores, languages, str)
         ],
-        "worst": [code(group.name) for group in summary.worst] if len(languages) > len(summary.worst) else [],
+        "worst": [f"{code(group.name)} ({group.examples:,})" for group in summary.worst]
+        if len(languages) > len(summary.worst)
+        else [],
         "others": _others(evaluation, label),
     }
 

@@ -32,7 +32,7 @@ def test_one_eos_for_a_pair(broken: BrokenRelease) -> None:
 
 
 def test_another_token_for_eos(broken: BrokenRelease) -> None:
-    broken.edit(TOKENIZER_CONFIG, eos_token="<|im_start|>", extra_special_tokens=["<|im_end|>"])
+    broken.edit(TOKENIZER_CONFIG, eos_token="<|im_start|>", additional_special_tokens=["<|im_end|>"])
     faults = broken.faults()
     assert any("appends EOS 0 times" in fault for fault in faults)
     assert any(fault.startswith("config.json: eos_token_id is 1, but the tokenizer's is 2") for fault in faults)

@@ -1,0 +1,79 @@
+"""Renews the examples of cards from a packed model: ``python hub_cards/update_examples.py PACKED``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.checkpoints import write_whole
+from training.data.command import run_command
+from training.errors import UserError
+from training.publishing.card import CARD, model_card
+from training.publishing.checkpoint_card import CheckpointFacts, checkpoint_card
+from training.publishing.figures import FIGURES
+from training.publishing.record import ModelRelease, load_release
+
+__all__ = ["CHECKPOINT", "EXAMPLES", "main", "update_examples"]
+
+EXAMPLES = Path(__file__).resolve().parent / "examples"
+CHECKPOINT = "checkpoint.md"
+_ORGANISATION = "example-org"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    parser = argparse.ArgumentParser(prog="update_examples.py", description=__doc__)
+    parser.add_argument("packed", type=Path, help="folder that publish.py pack wrote")
+    arguments = parser.parse_args(words)
+    return run_command(lambda: update_examples(arguments.packed, EXAMPLES))
+
+
+def update_examples(packed: Path, output: Path) -> None:
+    """Writes the card of a packed model with its figures, and that of the checkpoint of its last step.
+
+    Raises:
+        UserError: If the folder is no packed model, or its steps are not known.
+    """
+    release = load_release(packed)
+    repository = f"{_ORGANISATION}/{release.name}"
+    card, checkpoint = model_card(packed, repository), checkpoint_card(_last_checkpoint(release, repository))
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output / FIGURES, ignore_errors=True)
+    # The card shows these; SVG copies would be as large again.
+    shutil.copytree(packed / FIGURES, output / FIGURES, ignore=shutil.ignore_patterns("*.svg"))
+    write_whole(output / CARD, card)
+    write_whole(output / CHECKPOINT, checkpoint)
+
+
+def _last_checkpoint(release: ModelRelease, repository: str) -> CheckpointFacts:
+    stage = release.stages[-1] if release.stages else None
+    if stage is None or stage.steps is None:
+        raise UserError(f"{release.name}: its record knows no step of its last stage; pack a run that trained")
+    return CheckpointFacts(
+        repository=repository,
+        revision=f"{stage.name}-step-{stage.steps:06d}",
+        name=release.name,
+        stage=stage.name,
+        step=stage.steps,
+        dimension=release.dimension,
+        dimensions=release.dimensions,
+        max_steps=stage.steps,
+        epoch=stage.epochs,
+        metrics=stage.metrics,
+        parameters=release.parameters,
+        prompts=release.prompts,
+        start=stage.start,
+        teacher=stage.teacher,
+        licence=release.licence,
+        languages=release.languages,
+        final=repository,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""The examples that are checked in: made by the templates of now, with the figures that they show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hub_cards.snippets import snippets
+from hub_cards.update_examples import CHECKPOINT, EXAMPLES, update_examples
+from tests.training.publishing.releases import evaluate, make_release, write_release
+from training.errors import UserError
+from training.publishing.figures import draw_figures
+
+
+@pytest.fixture(scope="module")
+def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples of another model, which the templates of now make."""
+    folder = write_release(tmp_path_factory.mktemp("packed"), make_release(trained_dtype=None), evaluate())
+    draw_figures(folder)
+    update_examples(folder, folder / "examples")
+    return folder / "examples"
+
+
+def skeleton(path: Path) -> list[str]:
+    """Headings, heads of tables, folds, languages of code and names of figures, without what depends on the model."""
+    text = ModelCard(path.read_text(encoding="utf-8")).text
+    told = []
+    for block in re.split(r"^(```\w*)\n.*?^```$", text, flags=re.MULTILINE | re.DOTALL):
+        lines = [block] if block.startswith("```") else block.splitlines()
+        for line, after in zip(lines, [*lines[1:], ""], strict=True):
+            if line.startswith(("```", "## ", "### ", "<summary>")):
+                told.append(re.sub(r"\d+ ", "", line))
+            elif after.startswith("| ---"):
+                # Stages have columns of their own.
+                told.append(" | ".join(cell for cell in line.strip("| ").split(" | ") if not cell.startswith("`")))
+            elif line.startswith("!["):
+                told.append(re.sub(r"-\d+|^!\[.*\]", "", line))
+    # One figure a stage; a fold is for tables that are long, a failure for what went wrong.
+    chosen = [line for line in told if not line.startswith("<summary>") and line != "task | reason"]
+    return [line for place, line in enumerate(chosen) if line not in chosen[:place] or line.startswith("```")]
+
+
+@pytest.mark.parametrize("name", ["README.md", CHECKPOINT])
+def test_examples_are_those_of_the_templates(renewed: Path, name: str) -> None:
+    hint = "render them again: python hub_cards/update_examples.py PACKED"
+    assert skeleton(EXAMPLES / name) == skeleton(renewed / name), hint
+
+
+def test_the_figures_of_the_example_are_there() -> None:
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\]\((figures/[^)]*)\)", text))
+    assert shown == {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("figures/*")} and shown
+
+
+def test_the_code_of_the_examples_is_python() -> None:
+    for name, count in (("README.md", 3), (CHECKPOINT, 1)):
+        found = snippets((EXAMPLES / name).read_text(encoding="utf-8"))
+        assert len(found) == count
+        for code in found.values():
+            compile(code, name, "exec")
+
+
+def test_a_model_that_was_not_trained_is_no_example(tmp_path: Path) -> None:
+    folder = write_release(tmp_path / "packed", make_release(stages=()), losses=False)
+    with pytest.raises(UserError, match="pack a run that trained"):
+        update_examples(folder, tmp_path / "examples")
+    assert not (tmp_path / "examples").exists()

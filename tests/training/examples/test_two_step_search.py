@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from modeling_f2llm import build_sentence_transformer
+from training.examples.two_step_search import compare, main, read_texts
+
+pytest.importorskip("faiss")
+
+
+def _embeddings(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Unit vectors whose leading dimensions carry most, as in a matryoshka model."""
+    drawn = np.random.default_rng(seed).normal(size=(rows, width)) / np.arange(1, width + 1)
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_ways_to_search_are_measured_by_the_exact_one():
+    texts, queries = _embeddings(400), _embeddings(50, seed=1)
+    ways = {way.name: way for way in compare(texts, queries, short=8, shortlist=400)}
+    assert ways["32 × float32, exact"].recall == 1
+    sizes = {"32 × float32, exact": 32 * 4, "8 × float32": 8 * 4, "32 × int8": 32, "8 × int8": 8, "32 × binary": 4}
+    assert {name: ways[name].index_bytes for name in sizes} == {name: size * 400 for name, size in sizes.items()}
+    # A shortlist of all texts, ranked by the full vectors, is exact search.
+    assert all(way.recall == 1 for name, way in ways.items() if name.endswith("then full"))
+    assert ways["8 × binary"].recall < ways["8 × float32"].recall < 1
+    assert 0.9 < ways["32 × int8"].recall
+
+
+def test_a_longer_shortlist_finds_more():
+    texts, queries = _embeddings(400), _embeddings(50, seed=1)
+    found = [
+        {way.name: way.recall for way in compare(texts, queries, 8, length)}["8 × binary, then full"]
+        for length in (10, 40, 160)
+    ]
+    assert found[0] < found[1] < found[2]
+
+
+def test_texts_and_queries_are_distinct():
+    texts, queries = read_texts(300, 20)
+    assert (len(texts), len(queries), len({*texts, *queries})) == (300, 20, 320)
+
+
+@pytest.mark.parametrize(
+    ("short", "shortlist", "part"), [(12, 100, "--short: 12"), (64, 100, "--short: 64"), (8, 9, "--shortlist: 9")]
+)
+def test_what_cannot_be_searched_is_refused(refuses, short, shortlist, part):
+    with refuses(part):
+        list(compare(_embeddings(200), _embeddings(5), short, shortlist))
+
+
+def test_too_many_texts_and_a_missing_package_are_told(refuses, monkeypatch):
+    with refuses("--texts", "1000000"):
+        read_texts(1_000_000, 1)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with refuses("pip install 'f2llm[mine]'"):
+        list(compare(_embeddings(200), _embeddings(5), 8, 100))
+
+
+def test_the_command_prints_a_table(tmp_path, capsys, tiny_model, tiny_tokenizer):
+    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(tmp_path / "model"))
+    words = ["--texts", "200", "--queries", "10", "--short", "8", "--shortlist", "50"]
+    assert main([str(tmp_path / "model"), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| search |") and len(lines) == 2 + 11
+    (tmp_path / "nothing").mkdir()
+    assert main([str(tmp_path / "nothing"), *words]) == 2
+    assert "holds no model" in capsys.readouterr().err

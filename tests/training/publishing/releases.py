@@ -1,0 +1,157 @@
+"""A packed folder as far as cards read it: a record of three stages, scores of three models, losses of two stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Score
+from training.publishing.figures import LOSSES
+from training.publishing.record import RECORD, ModelRelease, Reference, SourceRecord, StageRecord
+
+__all__ = ["NAME", "evaluate", "make_release", "write_release"]
+
+NAME = "tiny-embedder"
+# What each language finds at full width, of ten texts.
+FOUND = {"deu-Latn": 8, "fin-Latn": 6, "rus-Cyrl": 5, "jpn-Jpan": 2}
+WIDTHS = (32, 16, 8)
+
+Rename = Callable[[str], str]
+
+
+def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
+    """The record of a model that was cut from a first stage and taught by a second one.
+
+    Args:
+        rename: Changes each text that comes from data.
+        **changes: Fields of the record.
+    """
+    first = SourceRecord(rename("names"), "retrieval", ("deu", "fin", "rus"), 900, 9, rename("Find it."), rename("MIT"))
+    second = SourceRecord(rename("kinds"), "clustering", ("jpn", "mul"), 100, 1, None, None, "org/kinds")
+    trained = {
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": rename("cosine"),
+        "global_batch_size": 512,
+        "num_hard_negatives_retrieval": 7,
+        "num_hard_negatives_clustering": 9,
+        "temperature": 0.05,
+        "matryoshka": True,
+        "max_length": 64,
+        "seed": 0,
+    }
+    stages = (
+        StageRecord(
+            rename("stage1"),
+            "training",
+            Reference("hub", "org/base", "0123456789abcdef"),
+            None,
+            90_000,
+            {"learning_rate": 1e-5, "model_config": rename("wide")},
+            {**trained, "instructions": False},
+            (first,),
+            20,
+            1.0,
+            {"train_loss": 2.5, "eval_loss": 1.25},
+        ),
+        StageRecord(
+            rename("pruned"),
+            "pruning",
+            Reference("stage", rename("stage1")),
+            parameters=21_000,
+            arguments={"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50},
+            sources=(first,),
+        ),
+        StageRecord(
+            rename("student"),
+            "training",
+            Reference("stage", rename("pruned")),
+            Reference("local", rename("teacher")),
+            21_000,
+            {"learning_rate": 1e-5},
+            {**trained, "instructions": True, "distillation_weight": 1.0},
+            (first, second),
+            10,
+            0.5,
+            {"train_loss": 3.5, "eval_loss": 0.75},
+        ),
+    )
+    fields = {
+        "name": NAME,
+        "licence": "apache-2.0",
+        "parameters": 21_000,
+        "dtype": "bfloat16",
+        "dimension": 32,
+        "dimensions": WIDTHS,
+        "max_length": 512,
+        "shape": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "prompts": {"query": f"Instruct: {rename('Find it.')}\nQuery: ", "document": ""},
+        "languages": ("deu", "fin", "jpn", "mul", "rus", "swa"),
+        "stages": stages,
+        "versions": {"transformers": rename("5.23.0")},
+        "trained_dtype": "float32",
+        "language_rows": {"deu": 500, "fin": 495, "rus": 4, "jpn": 1},
+    }
+    return ModelRelease(**{**fields, **changes})
+
+
+def evaluate(name: str = NAME, rename: Rename = str) -> Evaluation:
+    """Scores of the model at three widths and precisions, and of a larger model and a baseline beside it."""
+    evaluation = Evaluation()
+    evaluation.add_model(ModelRecord(name, parameters=21_000, dimension=32, texts_per_second=900.0))
+    evaluation.add_model(ModelRecord(rename("large"), parameters=90_000, dimension=64, texts_per_second=300.0))
+    evaluation.add_model(ModelRecord("TF-IDF"))
+    for precision in PRECISIONS:
+        for width in WIDTHS:
+            lost = (32 - width) // 8 + list(PRECISIONS).index(precision)
+            _score(evaluation, name, width, precision, lost, rename)
+    _score(evaluation, rename("large"), 64, "float32", -1, rename)
+    _score(evaluation, "TF-IDF", 0, "float32", 1, rename)
+    evaluation.failures = {f"{name}: {rename('Broken')}": rename("no such file")}
+    return evaluation
+
+
+def _score(evaluation: Evaluation, model: str, width: int, precision: str, lost: int, rename: Rename) -> None:
+    scores, examples = [], {}
+    for language, found in FOUND.items():
+        hits = np.arange(10) < max(found - lost, 0)
+        task = (rename("Names"), "Retrieval", language, (language,))
+        score = Score(model, *task, width, precision, rename("accuracy_at_1"), float(hits.mean()), 10)
+        scores.append(score)
+        examples[score.key] = hits.astype(np.float32)
+    evaluation.put(scores, examples)
+
+
+def write_release(
+    folder: Path, release: ModelRelease | None = None, evaluation: Evaluation | None = None, losses: bool = True
+) -> Path:
+    """Writes what a card reads of a packed folder.
+
+    Args:
+        folder: The folder; it is made.
+        release: The record.
+        evaluation: The scores; none if left out.
+        losses: Whether the losses of the stages that trained are known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    release = release or make_release()
+    (folder / RECORD).write_text(release.to_json())
+    if evaluation is not None:
+        evaluation.save(folder / "evaluation")
+    if losses:
+        curves = {"training": [[1, 4.0], [10, 2.0]], "validation": [[10, 1.0]]}
+        of_stages = {
+            stage.name: {source.name: curves for source in stage.sources} for stage in release.stages if stage.steps
+        }
+        (folder / LOSSES).parent.mkdir(exist_ok=True)
+        (folder / LOSSES).write_text(json.dumps(of_stages))
+    return folder

@@ -1,0 +1,258 @@
+"""The card of a model: every number from its record and its scores, and nothing that was not measured."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import PreTrainedTokenizerBase
+
+from hub_cards.markdown import one_line
+from hub_cards.snippets import snippets
+from modeling_f2llm import F2LLMModel, build_sentence_transformer
+from tests.hub_cards.markdown_pages import HOSTILE, structure
+from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
+from training.evaluation.records import Evaluation
+from training.publishing.card import model_card
+from training.publishing.facts.family import family_rows
+from training.publishing.figures import draw_figures
+from training.publishing.record import Reference, StageRecord
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_release(tmp_path_factory.mktemp("packed") / NAME, evaluation=evaluate())
+    draw_figures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def card(packed: Path) -> str:
+    return model_card(packed, f"org/{NAME}")
+
+
+def headings(card: str) -> list[str]:
+    outside = re.sub(r"^```.*?^```$", "", card, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^#+ (.*)$", outside, flags=re.MULTILINE)
+
+
+def rows_of(card: str, first: str) -> list[str]:
+    """The cells of the row that begins with a text."""
+    line = next(line for line in card.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_metadata_is_what_the_hub_reads(card: str) -> None:
+    data = ModelCard(card).data
+    assert data.language == ["de", "fi", "ja", "multilingual", "ru", "sw"]
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "sentence-transformers",
+        "sentence-similarity",
+    )
+    assert (data.base_model, data["base_model_relation"], data.datasets) == ("org/base", "finetune", ["org/kinds"])
+    assert {"matryoshka", "text-embeddings-inference", "qwen3"} <= set(data.tags)
+    assert data.model_name == NAME
+    values = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values == {
+        "accuracy_at_1": 0.525,
+        "accuracy_at_1, first 16 dimensions": 0.325,
+        "accuracy_at_1, first 8 dimensions": 0.25,
+    }
+    assert {result.task_type for result in data.eval_results} == {"retrieval"}
+
+
+def test_scores_are_those_of_the_evaluation(card: str) -> None:
+    task = rows_of(card, "`Names`")
+    assert task[:4] == ["`Names`", "Retrieval", "`accuracy_at_1`", "52.5"] and task[5:] == ["4", "40"]
+    low, high = map(float, task[4].split(" – "))
+    assert low < 52.5 < high
+    assert rows_of(card, "Latn")[1] == "70.0" and rows_of(card, "Latn")[3:] == ["2", "20"]
+    assert rows_of(card, "`jpn-Jpan`")[:3] == ["`jpn-Jpan`", "Japanese", "20.0"]
+    # One per cent or more of a thousand rows; a tenth of a per cent.
+    assert rows_of(card, "1 % of the training rows or more")[1] == "70.0"
+    assert rows_of(card, "0.1 % or more")[1] == "35.0"
+    assert "Means: over examples 52.5, over languages 52.5." in card
+    assert [rows_of(card, f"`{name}`")[3] for name in ("large", NAME, "TF-IDF")] == ["62.5", "52.5", "42.5"]
+
+
+def test_truncation_is_measured(card: str) -> None:
+    assert rows_of(card, "32") == ["32", "128", "52.5", "32", "42.5", "4", "32.5"]
+    assert rows_of(card, "8") == ["8", "32", "25.0", "8", "17.5", "1", "10.0"]
+    assert "The first 16 of 32 dimensions keep 62 % of the score." in card
+    assert "truncate_dim=16)" in card
+
+
+def test_the_lineage_is_told_stage_by_stage(card: str) -> None:
+    assert rows_of(card, "`stage1`")[1:] == [
+        "training",
+        "[org/base](https://huggingface.co/org/base) at `0123456789ab`",
+        *["–", "90,000", "900", "20", "1", "2.5", "1.25"],
+    ]
+    assert rows_of(card, "`pruned`")[1:5] == ["pruning", "`stage1`", "–", "21,000"]
+    assert rows_of(card, "`student`")[3:] == ["`teacher`", "21,000", "1,000", "10", "0.5", "3.5", "0.75"]
+    assert "hard negatives (7 for retrieval, 9 for clustering) and, for retrieval, with the passages" in card
+    assert rows_of(card, "`temperature`")[1:] == ["`0.05`", "–", "`0.05`"]
+    assert rows_of(card, "`names`")[1:] == ["retrieval", "deu, fin, rus", "MIT", "900", "900", "900"]
+    kinds = "`kinds` of [org/kinds](https://huggingface.co/datasets/org/kinds)"
+    assert rows_of(card, kinds)[1:] == ["clustering", "jpn, mul", "–", "–", "–", "100"]
+
+
+def test_limits(card: str) -> None:
+    assert "1 of the 5 languages of the training data has no score: `swa`." in card
+    assert "Training cut texts after 64 tokens. Longer ones, up to 512" in card
+    assert "The scores are of the weights in `float32`; here they are rounded to `bfloat16`." in card
+    assert rows_of(card, "`Broken`") == ["`Broken`", "no such file"]
+    assert "HeldOutPairs" not in card
+
+
+def test_what_was_not_measured_is_not_there(tmp_path: Path) -> None:
+    release = make_release(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
+    card = model_card(write_release(tmp_path, release, losses=False))
+    assert not {"Truncation", "By script", "By language", "Beside other models"} & set(headings(card))
+    assert "This model was not evaluated." in card and "No score of this model came with it" in card
+    assert "![" not in card and 'dimensions":' not in card and "prompt_name" not in card
+    assert ModelCard(card).data.eval_results is None and "matryoshka" not in ModelCard(card).data.tags
+    assert "Neither queries nor documents carry an instruction" in card
+
+
+def test_without_stages_nothing_is_told_of_training(tmp_path: Path) -> None:
+    card = model_card(write_release(tmp_path, make_release(stages=()), losses=False))
+    assert "No record of its training came with this model." in card
+    assert "base_model" not in ModelCard(card).data.to_dict() and "Settings" not in headings(card)
+
+
+def test_unmeasured_widths_are_said_to_be_so(tmp_path: Path) -> None:
+    whole = evaluate()
+    narrow = Evaluation(whole.models, whole.select(dimension=32, precision="float32"), whole.examples)
+    card = model_card(write_release(tmp_path, evaluation=narrow, losses=False))
+    assert "How much quality that costs was not measured" in card
+    assert "No other model was measured on the same tasks." in card
+
+
+def test_scores_under_another_name_are_not_this_models(tmp_path: Path) -> None:
+    card = model_card(write_release(tmp_path, evaluation=evaluate("another"), losses=False))
+    assert "This model was not evaluated." in card and "52.5" not in card
+
+
+def test_rows_that_are_not_known_are_not_summed(tmp_path: Path) -> None:
+    release = make_release()
+    stage = release.stages[-1]
+    first, second = stage.sources
+    stage = replace(stage, sources=(first, replace(second, rows=None, validation_rows=None, task_type=None)))
+    card = model_card(write_release(tmp_path, replace(release, stages=(*release.stages[:-1], stage))))
+    assert rows_of(card, "`student`")[5] == "–" and "on 2 sources in 4 languages" in card
+
+
+def test_the_same_folder_gives_the_same_card(packed: Path, card: str) -> None:
+    assert model_card(packed, f"org/{NAME}") == card
+    assert set(re.findall(r"\]\((figures/[^)]*)\)", card)) == {
+        f"figures/{name}.png" for name in ("dimensions", "languages", "pareto", "curves-0", "curves-1")
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "parents", "relation"),
+    [
+        ("training", (), "finetune"),
+        ("merging", (Reference("hub", "org/a"), Reference("hub", "org/b")), "merge"),
+        ("quantization", (), "quantized"),
+    ],
+)
+def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Reference, ...], relation: str) -> None:
+    stage = StageRecord("last", kind, Reference("hub", "org/base"), parents=parents)
+    folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
+    data = ModelCard(model_card(folder)).data
+    assert data["base_model_relation"] == relation
+    assert data.base_model == (["org/a", "org/b"] if parents else "org/base")
+
+
+def test_an_adapter_names_its_base(tmp_path: Path) -> None:
+    folder = write_release(tmp_path, losses=False)
+    (folder / "adapter_config.json").write_text("{}")
+    data = ModelCard(model_card(folder)).data
+    assert data["base_model_relation"] == "adapter" and "peft" in data.tags
+
+
+@pytest.mark.parametrize("kind", ["scratch", "local"])
+def test_a_base_that_is_not_public_is_not_in_the_metadata(tmp_path: Path, kind: str) -> None:
+    stage = StageRecord("only", "training", Reference(kind, "" if kind == "scratch" else "mine"))
+    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
+    assert "base_model" not in ModelCard(card).data.to_dict()
+    assert rows_of(card, "made from") == ["made from", "random weights" if kind == "scratch" else "`mine`"]
+
+
+def test_links_to_the_family(packed: Path) -> None:
+    links = {"f2llm-v2-80m": "org/f2llm-v2-80m", "stage1": "org/first"}
+    card = model_card(packed, links=links, datasets=["org/data"], collection="org/family-0123")
+    assert "| [org/f2llm-v2-80m](https://huggingface.co/org/f2llm-v2-80m) | 320 |" in card
+    assert rows_of(card, "`pruned`")[2] == "[org/first](https://huggingface.co/org/first)"
+    assert ModelCard(card).data.datasets == ["org/kinds", "org/data"]
+    assert "(https://huggingface.co/collections/org/family-0123)" in card
+
+
+def test_the_family_marks_this_model() -> None:
+    own = family_rows(make_release(), {})
+    assert [row[0] for row in own][:2] == [f"**{NAME}** (this model)", "f2llm-v2-80m"] and len(own) == 9
+    assert [row[5] for row in own][1:4] == [80_084_288, 159_185_024, 334_349_184]
+    published = family_rows(make_release(family="f2llm-v2-330m", parameters=334_349_184), {})
+    assert len(published) == 8 and published[2][0] == f"**{NAME}** (this model)"
+
+
+@pytest.fixture(scope="module")
+def benign_structure(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    folder = tmp_path_factory.mktemp("benign")
+    return structure(_card_of(folder, lambda text: f"{text} x"))
+
+
+def _card_of(folder: Path, rename: Any) -> str:
+    release = make_release(rename, author=rename("A. Author"))
+    # Names in an archive end where a zero does.
+    evaluation = evaluate(rename=lambda own: rename(own).replace("\0", "0"))
+    return model_card(write_release(folder, release, evaluation), f"org/{NAME}")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_change_no_structure(tmp_path: Path, text: str, benign_structure: list[tuple[str, str]]) -> None:
+    card = _card_of(tmp_path, lambda own: f"{own} {text}")
+    assert structure(card) == benign_structure
+    data = ModelCard(card).data
+    assert data.eval_results[0].dataset_name == one_line(f"Names {text}".replace("\0", "0"))
+    assert list(snippets(card)) == ["sentence-transformers", "transformers", "remote-code"]
+    for name, code in snippets(card).items():
+        compile(code, name, "exec")
+
+
+def test_the_printed_code_gives_the_same_embeddings(
+    tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = 'Instruct: Find "it" \\ there\'s\tmore.\nQuery: '
+    folder = tmp_path / "org" / NAME
+    prompts = {"query": prompt, "document": ""}
+    build_sentence_transformer(tiny_model, tiny_tokenizer, prompts).save_pretrained(str(folder))
+    write_release(folder, make_release(prompts=prompts), losses=False)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name, code in snippets(model_card(folder, f"org/{NAME}")).items():
+        names: dict[str, Any] = {"print": lambda *_: None}
+        exec(compile(code, name, "exec"), names)
+        found[name] = [torch.as_tensor(names[f"{side}_embeddings"]) for side in ("query", "document")]
+    assert list(found) == ["sentence-transformers", "transformers", "remote-code"]
+    for sides in found.values():
+        for ours, others in zip(sides, found["sentence-transformers"], strict=True):
+            assert ours.shape == (2, 32)
+            torch.testing.assert_close(ours, others, atol=1e-5, rtol=0)
+            torch.testing.assert_close(ours.norm(dim=-1), torch.ones(2))
+    assert not torch.allclose(*found["transformers"])
+    assert os.path.isdir(f"org/{NAME}")
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, refuses: Any) -> None:
+    with refuses(str(tmp_path / "release.json")):
+        model_card(tmp_path)

@@ -1,0 +1,1 @@
+"""Small programs that show how a trained model is used."""

@@ -1,0 +1,1 @@
+"""Averages of models: soups of checkpoints, and models of one architecture merged."""
