@@ -29,6 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install ## Train the small default recipe on this machine: offline, on the CPU, in minutes
 	$(BIN)/python training/run_stage.py
+	$(BIN)/python training/publish.py pack runs/quickstart/student --name f2llm-quickstart
+	$(BIN)/python training/publish.py verify runs/quickstart/packed/f2llm-quickstart
 
 test: install ## Run the tests (all but those marked slow)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(TESTARGS)

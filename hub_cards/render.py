@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hub_cards.markdown import cell, code, link, plain, python_string
 
-__all__ = ["render_checkpoint_card", "render_dataset_card", "render_model_card"]
+__all__ = ["render_checkpoint_card", "render_checkpoints_card", "render_dataset_card", "render_model_card"]
 
 
 def render_model_card(facts: Mapping[str, Any]) -> str:
@@ -41,6 +41,18 @@ def render_checkpoint_card(facts: Mapping[str, Any]) -> str:
         jinja2.UndefinedError: If a fact is missing.
     """
     return _render("checkpoint_card.md.jinja", facts)
+
+
+def render_checkpoints_card(facts: Mapping[str, Any]) -> str:
+    """Renders the list of a repository's checkpoints.
+
+    Args:
+        facts: What ``checkpoints_card.md.jinja`` names, as plain data; ``metadata`` is the YAML of the header.
+
+    Raises:
+        jinja2.UndefinedError: If a fact is missing.
+    """
+    return _render("checkpoints_card.md.jinja", facts)
 
 
 def render_dataset_card(facts: Mapping[str, Any]) -> str:

@@ -45,6 +45,33 @@ SENTENCES = [
 RandomBatch = Callable[..., dict[str, Tensor]]
 
 
+# Environments that cannot be this one: option, and what is in it.
+OTHER_PYTHONS = {
+    "onnx-python": "the dependency group onnx",
+    "openvino-python": "the dependency group openvino",
+    "infinity-python": "infinity-emb and openai",
+    "llama-python": "llama-cpp-python",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for option, packages in OTHER_PYTHONS.items():
+        parser.addoption(f"--{option}", metavar="PATH", help=f"interpreter of an environment with {packages}")
+
+
+@pytest.fixture
+def other_python(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """``other_python("onnx-python")``: the interpreter that was given; without one the test is skipped."""
+
+    def find(option: str) -> str:
+        path = request.config.getoption(f"--{option}")
+        if path is None:
+            pytest.skip(f"needs --{option} PATH, an interpreter with {OTHER_PYTHONS[option]}")
+        return path
+
+    return find
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 

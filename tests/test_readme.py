@@ -6,7 +6,10 @@ import re
 from copy import deepcopy
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
@@ -24,16 +27,33 @@ def test_python_snippets_run(
     capsys: pytest.CaptureFixture,
     tiny_config: F2LLMConfig,
     tiny_tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
 ) -> None:
     config = F2LLMConfig(**{**tiny_config.to_dict(), "hidden_size": 320, "matryoshka_dimensions": None})
     model = build_sentence_transformer(F2LLMModel(config), deepcopy(tiny_tokenizer))
     model.save_pretrained(str(tmp_path / "f2llm-v2-330m"))
+    pairs = {"query": sentences[:4], "passage": sentences[4:8], "negative_1": sentences[6:]}
+    pq.write_table(pa.table(pairs), tmp_path / "my_pairs.parquet")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     namespace: dict = {}
     for snippet in _snippets("python"):
         exec(snippet, namespace)
     assert namespace["queries"].shape == (1, 256)
+    assert (
+        not list(Path("my-adapter").glob("model*.safetensors"))
+        and Path("my-adapter/adapter_model.safetensors").exists()
+    )
+    unadapted = SentenceTransformer("f2llm-v2-330m", trust_remote_code=True).encode(sentences)
+    assert (namespace["adapted"].encode(sentences) == unadapted).all()
+    namespace["adapted"].enable_adapters()
+    assert abs(namespace["adapted"].encode(sentences) - unadapted).max() > 1e-5
     assert "tensor" in capsys.readouterr().out
+
+
+def test_the_script_for_adapters_is_short() -> None:
+    (script,) = [text for text in _snippets("python") if "add_adapter" in text]
+    assert len(script.splitlines()) < 40
 
 
 def test_the_manifest_of_the_readme_is_valid(tmp_path: Path) -> None:

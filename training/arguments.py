@@ -14,8 +14,10 @@ from transformers.integrations import is_tensorboard_available
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
 from training.evaluation_arguments import EvaluationArguments
+from training.lora_arguments import LoraArguments
 from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
+from training.publishing_arguments import PublishingArguments
 from training.teacher_arguments import TeacherArguments
 from training.yaml_file import unknown_key
 
@@ -34,7 +36,15 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class StageArguments(TeacherArguments, PruningArguments, EvaluationArguments, PlanningArguments, TrainingArguments):
+class StageArguments(
+    TeacherArguments,
+    PruningArguments,
+    LoraArguments,
+    EvaluationArguments,
+    PublishingArguments,
+    PlanningArguments,
+    TrainingArguments,
+):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
     A recipe names the global batch; how it is split over devices is not its business, so
@@ -177,14 +187,19 @@ class StageArguments(TeacherArguments, PruningArguments, EvaluationArguments, Pl
         self._check_mappings()
         self._check_teacher()
         self._check_pruning()
+        self._check_lora()
         if self.prunes and self.teacher is not None:
             raise UserError(
                 "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"
             )
         self._check_evaluation()
         self._check_planning()
+        self._check_publishing()
         if self.push_to_hub:
-            raise UserError("key 'push_to_hub': training keeps its models here; publish the finished one by itself")
+            raise UserError(
+                "key 'push_to_hub': give 'push_checkpoints' to publish checkpoints, and publish the finished model by "
+                "itself"
+            )
         if self.tokenizer == "train" and self.model is not None:
             raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
         if (self.model is None) == (self.model_config is None):

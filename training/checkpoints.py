@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 __all__ = [
-    *("STAGING", "checkpoints", "last_checkpoint", "numbered_checkpoints"),
+    *("STAGING", "checkpoints", "holds_model", "last_checkpoint", "numbered_checkpoints"),
     *("publish", "remove_leftovers", "rotate", "write_whole"),
 ]
 
@@ -15,7 +15,14 @@ __all__ = [
 STAGING = ".checkpoint.partial"
 _DISCARDED = ".discarded"
 # Without one of these, training cannot go on as if nothing had happened.
-_NEEDED = ("trainer_state.json", "scheduler.pt", "config.json")
+_NEEDED = ("trainer_state.json", "scheduler.pt")
+# What a folder has that holds a model, or an adapter of one.
+_OF_A_MODEL = ("config.json", "adapter_config.json")
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in _OF_A_MODEL)
 
 
 def numbered_checkpoints(output_dir: Path) -> list[Path]:
@@ -26,7 +33,8 @@ def numbered_checkpoints(output_dir: Path) -> list[Path]:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run that can be resumed from, oldest first."""
-    return [path for path in numbered_checkpoints(output_dir) if all((path / name).is_file() for name in _NEEDED)]
+    numbered = numbered_checkpoints(output_dir)
+    return [path for path in numbered if holds_model(path) and all((path / name).is_file() for name in _NEEDED)]
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from training.adapter_folder import base_of
 from training.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
@@ -67,7 +68,7 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
 
 def _width_in_config(name: str) -> int:
     try:
-        return AutoConfig.from_pretrained(name).hidden_size
+        return AutoConfig.from_pretrained(base_of(name)).hidden_size
     # Damaged folders come out of the library as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None

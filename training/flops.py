@@ -4,7 +4,8 @@ The forward pass of a token takes two operations for each weight outside the emb
 for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads * head_dim`` for each token of its text
 (Chowdhery et al., "PaLM", 2022, appendix B: scores and their sum over values, without a discount for causality, which
 kernels may or may not take). The backward pass takes twice as many as the forward pass: 6 operations per weight and
-token for both. Above that a stage has
+token for both. Where an adapter is trained it takes only as many: frozen weights have no gradient; the adapter's own
+operations, some percent of the model's, are left out. Above that a stage has
 
 - the gradient cache's first pass over all chunks but the last (see :mod:`training.gradient_cache`);
 - with gradient checkpointing, another forward pass within the backward pass; PyTorch may leave out the last operations
@@ -51,11 +52,11 @@ def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> 
     return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
 
 
-def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool) -> float:
+def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:
     """Operations of a step of the mean size over all processes, without those of a teacher."""
     forward = forward_flops(config, batches.tokens, batches.squared_tokens)
     repeated = batches.repeated_tokens / batches.tokens if batches.tokens else 0.0
-    return forward * (3 + repeated + gradient_checkpointing)
+    return forward * ((2 if adapter else 3) + repeated + gradient_checkpointing)
 
 
 def stage_flops(
@@ -81,7 +82,7 @@ def stage_flops(
     taught = 0 if teacher is None else _teacher_passes(args, steps)
     evaluated = evaluations * validation.count
     return StageFlops(
-        steps=steps * step_flops(config, training, args.gradient_checkpointing),
+        steps=steps * step_flops(config, training, args.gradient_checkpointing, args.lora),
         teacher=taught * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
         evaluations=evaluated * forward_flops(config, validation.tokens, validation.squared_tokens),
     )

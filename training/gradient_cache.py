@@ -21,6 +21,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from training.adapter import draws_dropout
 from training.keyed import keyed_bits
 
 __all__ = ["CachedStep", "embed_batch", "embed_chunk", "gather_texts"]
@@ -108,7 +109,8 @@ class CachedStep(NamedTuple):
             return embed_chunk(self.model, *chunk).float()
 
     def _dropout(self, number: int) -> AbstractContextManager:
-        if not self.accelerator.unwrap_model(self.model).config.attention_dropout:
+        model = self.accelerator.unwrap_model(self.model)
+        if not model.config.attention_dropout and not draws_dropout(model):
             return nullcontext()
         return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
 

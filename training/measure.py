@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.adapter import adapter_config, add_adapter
 from training.data.prepared import PreparedSource
 from training.distillation import Distillation
 from training.gradient_cache import embed_batch
@@ -133,6 +134,9 @@ def _trainer(
     args.load_best_model_at_end = False
     options = model_options(args)
     model = F2LLMModel._from_config(deepcopy(config), dtype=torch.float32, **options)
+    adapter = adapter_config(args)
+    if adapter is not None:
+        add_adapter(model, adapter)
     guide = None
     # With a cache, steps are without the teacher: what is left of it is a read.
     if teacher is not None and args.teacher_cache_dir is None:

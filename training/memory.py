@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.adapter import add_adapter
 
-__all__ = ["MemoryEstimate", "count_parameters", "estimate_memory", "estimate_pruning_memory"]
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
-# Weights, gradients and AdamW's two moments, all fp32; with several processes the buckets of gradients under way too.
-_BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 16, 4
+__all__ = ["MemoryEstimate", "count_adapter", "count_parameters", "estimate_memory", "estimate_pruning_memory"]
+
+# A frozen weight; a trained one with its gradient and AdamW's two moments; with several processes, buckets of gradients
+# under way. All fp32.
+_BYTES_PER_FROZEN, _BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 4, 16, 4
 # Copies of the batch's embeddings that the loss and its gradient hold: own, gathered, by role, by width, gradients.
 _COPIES_OF_EMBEDDINGS = 10
 
@@ -49,6 +55,18 @@ def count_parameters(config: F2LLMConfig) -> int:
         return F2LLMModel(deepcopy(config)).num_parameters()
 
 
+def count_adapter(config: F2LLMConfig, adapter: LoraConfig) -> int:
+    """Parameters of an adapter of a model of this shape.
+
+    Raises:
+        UserError: If the model has no layer of a name that is to be adapted.
+    """
+    with torch.device("meta"):
+        model = F2LLMModel(deepcopy(config))
+        add_adapter(model, deepcopy(adapter))
+        return model.num_parameters(only_trainable=True)
+
+
 def estimate_memory(
     config: F2LLMConfig,
     chunk_tokens: int,
@@ -58,6 +76,7 @@ def estimate_memory(
     teacher: F2LLMConfig | None = None,
     processes: int = 1,
     sharded: bool = False,
+    adapter: LoraConfig | None = None,
 ) -> MemoryEstimate:
     """Estimates a step's memory.
 
@@ -70,15 +89,19 @@ def estimate_memory(
         teacher: The teacher's shape, if there is one.
         processes: Number of processes.
         sharded: Whether they share weights, gradients and optimizer (FSDP) or each holds its own (DDP).
+        adapter: The adapter that is trained, if not the whole model is.
     """
-    parameters = count_parameters(config)
+    parameters = trained = count_parameters(config)
     state = parameters * _BYTES_PER_PARAMETER
+    if adapter is not None:
+        trained = count_adapter(config, adapter)
+        state = parameters * _BYTES_PER_FROZEN + trained * _BYTES_PER_PARAMETER
     if processes > 1:
-        state = state // processes if sharded else state + parameters * _BYTES_OF_BUCKETS
+        state = state // processes if sharded else state + trained * _BYTES_OF_BUCKETS
     if bf16:
-        # Autocast keeps a copy of the weights of the layers.
+        # Autocast, or the graph where weights are frozen, keeps a copy of the weights of the layers.
         state += 2 * (parameters - config.vocab_size * config.hidden_size)
-    outside, layer = _bytes_per_token(config, bf16)
+    outside, layer = _bytes_per_token(config, bf16, adapter)
     layers = config.num_hidden_layers
     if gradient_checkpointing:
         per_token = outside + layers * 4 * config.hidden_size + layer
@@ -117,17 +140,18 @@ def _program() -> int:
     return 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
-def _bytes_per_token(config: F2LLMConfig, bf16: bool) -> tuple[float, float]:
+def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
     """Bytes kept for the backward pass per token: outside of the layers, and by each layer."""
     short, long = 64, 128
     one, two = (
-        (_kept_bytes(config, layers, long, bf16) - _kept_bytes(config, layers, short, bf16)) / (long - short)
+        (_kept_bytes(config, layers, long, bf16, adapter) - _kept_bytes(config, layers, short, bf16, adapter))
+        / (long - short)
         for layers in (1, 2)
     )
     return 2 * one - two, two - one
 
 
-def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool) -> int:
+def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapter: LoraConfig | None = None) -> int:
     """Bytes that autograd keeps of a forward pass over one text, weights left out.
 
     What is kept grows with every width alike, so a model of one key-value head stands for all of them.
@@ -148,6 +172,10 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool) -> in
         }
     )
     model = F2LLMModel(small).train()
+    if adapter is not None:
+        narrow = deepcopy(adapter)
+        narrow.r = max(adapter.r // heads, 1)
+        add_adapter(model, narrow)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
 

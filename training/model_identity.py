@@ -1,4 +1,4 @@
-"""What a model is now: the commit of a repository on the Hub, or a digest of a folder's files."""
+"""What a model is now: the commit of a repository on the Hub, or a digest of a folder's files; and its single files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from hashlib import blake2b
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from training.errors import UserError, in_one_line
 
-__all__ = ["model_revision"]
+__all__ = ["model_file", "model_revision"]
 
 # Files that say that a folder or repository holds a model, the surer one first.
 _MODEL_FILES = ("modules.json", "config.json")
+_WEIGHTS = "*.safetensors"
 
 
-def model_revision(name: str, key: str, revision: str | None = None) -> str:
+def model_revision(name: str, key: str, revision: str | None = None, weights_only: bool = False) -> str:
     """Finds what a model is now, without loading it.
 
     Args:
         name: Folder or Hub name.
         key: What the user has to correct if there is no such model, such as ``--model`` or ``key 'teacher'``.
         revision: Branch, tag or commit on the Hub; its main branch if None.
+        weights_only: Whether a folder is told by its weights alone, whatever lies beside them.
 
     Returns:
         The commit on the Hub, or a digest of the folder's files: it changes with any of them, but not with the place.
@@ -34,7 +37,7 @@ def model_revision(name: str, key: str, revision: str | None = None) -> str:
         if not any((folder / file).is_file() for file in _MODEL_FILES):
             lacks = " and ".join(_MODEL_FILES)
             raise UserError(f"{folder}: the folder holds no model; it lacks {lacks}; correct {key}")
-        return _digest(folder)
+        return _digest(folder, _WEIGHTS if weights_only else "*")
     reason = ""
     for file in _MODEL_FILES:
         try:
@@ -46,10 +49,10 @@ def model_revision(name: str, key: str, revision: str | None = None) -> str:
     raise UserError(f"no model {name!r}: neither a folder nor to be had from the Hub ({reason}); correct {key}")
 
 
-def _digest(folder: Path) -> str:
-    """Changes with the name or content of any file in a folder that is not hidden."""
+def _digest(folder: Path, pattern: str) -> str:
+    """Changes with the name or content of any file of a pattern in a folder that is not hidden."""
     digest = blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob(pattern)):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
@@ -57,3 +60,14 @@ def _digest(folder: Path) -> str:
                 while block := handle.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def model_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a model, in its folder or from the Hub; None if it has none."""
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except EntryNotFoundError:
+        return None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.adapter_folder import base_of
 from training.arguments import StageArguments
 from training.data.manifest import Source
 from training.errors import UserError, in_one_line
@@ -101,9 +102,10 @@ def teacher_config(
     try:
         if maker is not None and maker.keys.get("model_family") is not None:
             return F2LLMConfig.from_family(maker.keys["model_family"])
-        if AutoConfig.from_pretrained(args.teacher).model_type != "qwen3":
+        teacher = base_of(args.teacher)
+        if AutoConfig.from_pretrained(teacher).model_type != "qwen3":
             return None
-        return F2LLMConfig.from_pretrained(args.teacher)
+        return F2LLMConfig.from_pretrained(teacher)
     # Damaged folders come out of the library as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None

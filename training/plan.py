@@ -6,8 +6,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.adapter import adapter_config
 from training.arguments import StageArguments
 from training.counting import Batches, count_batches, estimate_batches
 from training.data.prepared import PreparedSource
@@ -16,13 +18,16 @@ from training.errors import UserError
 from training.flops import StageFlops, stage_flops
 from training.inputs import Input
 from training.measure import Measurement, measure_stage
-from training.memory import MemoryEstimate, count_parameters, estimate_memory
+from training.memory import MemoryEstimate, count_adapter, count_parameters, estimate_memory
 from training.origin import Origin, origin_of, teacher_config
 from training.plan_pruning import PruningStagePlan, plan_pruning
 from training.plan_text import duration, input_lines, operations, size
 from training.recipe import Stage, made_by
 from training.setup import prepare_sources, read_sources
 from training.teacher_pass import TeacherPass, teacher_pass
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["Data", "Plan", "make_plan"]
 
@@ -58,6 +63,7 @@ class Plan:
         output: The folder of the model that it makes.
         data: What it trains on.
         parameters: Parameters of the model.
+        adapter: Those of the adapter that is trained in their stead; 0 if the model is.
         steps: Optimizer steps of the whole stage.
         evaluations: Evaluations of the whole stage.
         checkpoints: Checkpoints of the whole stage.
@@ -75,6 +81,7 @@ class Plan:
     output: str
     data: Data
     parameters: int
+    adapter: int
     steps: int
     evaluations: int
     checkpoints: int
@@ -120,7 +127,7 @@ class Plan:
         about = "about " if self.data.prepared is None else ""
         yield (
             f"stage {self.name}: {about}{self.rows:,} rows of {self.data.sources:,} sources, "
-            f"{self.parameters:,} parameters"
+            f"{self.parameters:,} parameters{f', frozen; {self.adapter:,} of an adapter' if self.adapter else ''}"
         )
         yield from input_lines(self.inputs, self.data.said, self.output)
         ends = ", fewer if it is stopped early" if self.may_end_early else ""
@@ -177,6 +184,7 @@ def make_plan(
         origin = origin_of(args, earlier, all_sources)
         teacher = teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
+        adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             data = _counted(args, prepare_sources(stage, selected, origin.tokenizer))
         else:
@@ -191,12 +199,13 @@ def make_plan(
         output=made_by(stage),
         data=data,
         parameters=count_parameters(origin.config),
+        adapter=0 if adapter is None else count_adapter(origin.config, adapter),
         steps=steps,
         evaluations=evaluations,
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
         may_end_early=args.early_stopping_patience is not None,
         pairs=args.evaluation_sample,
-        memory=_memory(args, origin.config, teacher, data.training),
+        memory=_memory(args, origin.config, teacher, data.training, adapter),
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),
         measured=_measured(stage, origin, data, teacher) if measure else None,
@@ -231,7 +240,11 @@ def _estimated(args: StageArguments, why: str) -> Data:
 
 
 def _memory(
-    args: StageArguments, config: F2LLMConfig, teacher: F2LLMConfig | None, training: Batches
+    args: StageArguments,
+    config: F2LLMConfig,
+    teacher: F2LLMConfig | None,
+    training: Batches,
+    adapter: LoraConfig | None,
 ) -> MemoryEstimate:
     return estimate_memory(
         config,
@@ -243,6 +256,7 @@ def _memory(
         teacher if args.teacher_cache_dir is None else None,
         args.world_size,
         sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        adapter=adapter,
     )
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from training.checkpoints import holds_model
 from training.dry_run import device_overrides, show_plans
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.evaluation.finished_stage import evaluate_and_report
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
-    for library in ("httpx", "sentence_transformers"):
+    for library in ("httpx", "httpx2", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # The bars of reading and writing weights, not the one of training.
     disable_progress_bar()
@@ -121,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         show_plans(recipe, chosen, arguments.measure)
         return
-    made = [stage.name for stage in chosen if (Path(made_by(stage)) / "config.json").exists()]
+    made = [stage.name for stage in chosen if holds_model(Path(made_by(stage)))]
     require_inputs(recipe, chosen, finished=made)
     evaluations = _evaluation_files(recipe)
     for stage in chosen:

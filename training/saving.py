@@ -1,4 +1,4 @@
-"""What a Trainer of F2LLM leaves on disk: complete SentenceTransformer folders, whole or absent."""
+"""What a Trainer of F2LLM leaves on disk: SentenceTransformer folders, complete or of an adapter, whole or absent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, Trainer
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
+from training.adapter_folder import note_base
 from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
 from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
@@ -23,11 +25,15 @@ __all__ = ["SavingTrainer"]
 class SavingTrainer(Trainer):
     """A Trainer whose checkpoints and models are SentenceTransformer folders.
 
-    A checkpoint is written aside and renamed when it is whole, by all processes together.
+    A checkpoint is written aside and renamed when it is whole, by all processes together. Where an adapter is trained,
+    folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
 
     Args:
         prompts: Prompts of the saved model by name.
         **kwargs: Those of :class:`~transformers.Trainer`.
+
+    Attributes:
+        base_revision: What the base of a trained adapter is; None where the whole model is trained.
     """
 
     args: StageArguments
@@ -35,6 +41,7 @@ class SavingTrainer(Trainer):
     def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
         self.prompts = prompts
         self.projection: Projection | None = None
+        self.base_revision: str | None = None
         self._staged = False
         self._saved_step: int | None = None
         super().__init__(**kwargs)
@@ -111,8 +118,18 @@ class SavingTrainer(Trainer):
         if self.projection is not None and checkpoint is not None:
             self.projection.load(Path(checkpoint))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Trainer knows adapters as models of peft's own class only.
+        if has_adapter(self.model) and not self.is_fsdp_enabled:
+            read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        if has_adapter(self.model) and not self.is_fsdp_enabled:
+            read_adapter(self.model, Path(self.state.best_model_checkpoint, ADAPTER_WEIGHTS))
+        else:
+            super()._load_best_model()
         if self.projection is not None:
             self.projection.load(Path(self.state.best_model_checkpoint))
 
@@ -150,6 +167,9 @@ class SavingTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
         sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        if self.base_revision is not None:
+            mend_saved(folder)
+            note_base(folder, model.peft_config[ADAPTER_NAME].base_model_name_or_path, self.base_revision)
         (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))
 
 
@@ -158,5 +178,7 @@ def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LL
     # Buffers that no state holds (rotary frequencies) are made; weights are not.
     with init_empty_weights(include_buffers=False):
         whole = F2LLMModel(model.config)
+        if has_adapter(model):
+            add_adapter(whole, model.peft_config[ADAPTER_NAME])
     whole.load_state_dict(state_dict, assign=True)
     return whole

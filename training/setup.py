@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from training.adapter import adapter_config, add_adapter, has_adapter
+from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
 from training.data.builders import build
@@ -80,7 +82,14 @@ def set_up(stage: Stage) -> F2LLMTrainer:
         prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
         distillation = make_distillation(choice, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
+    if args.lora:
+        trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _watch_evaluations(trainer, pairs)
+    if args.push_checkpoints and args.should_save:
+        # Publishing reads runs, and so imports this module.
+        from training.publishing.push_callback import push_callback
+
+        trainer.add_callback(push_callback(args.push_checkpoints, Path(args.output_dir)))
     return trainer
 
 
@@ -160,13 +169,32 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
-    """Loads or makes the model, in fp32."""
+    """Loads or makes the model, in fp32, with the adapter that is to be trained, if one is.
+
+    Raises:
+        UserError: If it cannot be had, or is an adapter and the stage trains whole models.
+    """
+    started = None if args.model is None else find_adapter(args.model)
+    if started is not None and not args.lora:
+        raise UserError(
+            f"key 'model': {args.model} is an adapter of {started.base}; add 'lora: true' to train it further, or "
+            f"merge it first: python training/merge_adapter.py {args.model} --output FOLDER"
+        )
+    # Fails on keys that do not fit before gigabytes are loaded.
+    config = adapter_config(args)
+    model = _make_model(args, tokenizer)
+    if config is not None and not has_adapter(model):
+        add_adapter(model, config)
+    return model
+
+
+def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
     try:
         if args.model is None:
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
         # The shape first: a wrong one must not cost the loading of many gigabytes.
         make_config(args, tokenizer)
-        model = load_whole_model(args.model, **model_options(args))
+        model = load_whole_model(args.model, train_adapter=True, **model_options(args))
     except UserError:
         raise
     # Damaged folders and impossible shapes come out of the libraries as anything.
@@ -186,7 +214,9 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
         UserError: If there is no such shape, it does not fit the tokenizer or is not that of ``model_family``.
     """
     try:
-        config = _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(args.model)
+        config = (
+            _new_config(args, tokenizer) if args.model is None else F2LLMConfig.from_pretrained(base_of(args.model))
+        )
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)
@@ -272,6 +302,8 @@ def make_trainer(
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"stage {stage.name!r}: the training cannot be set up: {in_one_line(error)}") from None
     trainer.optimizer = trainer.lr_scheduler = None
+    if args.lora and trainer.is_deepspeed_enabled:
+        raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
         logger.warning(
             "FSDP was asked for, but accelerate runs DDP on this device: every process holds the whole model"

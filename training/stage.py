@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from training.checkpoints import last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
@@ -37,7 +37,7 @@ _FREE_KEYS = {
     "teacher_cache_dir",
     *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
     *("model_family", "planned_text_tokens"),
-    *("early_stopping_patience", "early_stopping_threshold"),
+    *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
 }
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
 _SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
@@ -79,6 +79,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     with args.main_process_first(local=args.save_on_each_node):
         _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
+            _push_what_waits(stage)
             return final
         trainer = set_up(stage)
         checkpoint = last_checkpoint(output_dir) if resume else None
@@ -97,10 +98,19 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
 
 def _finished(stage: Stage, final: Path) -> bool:
     """Whether a stage has made its model."""
-    if not (final / "config.json").exists():
+    if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
     return True
+
+
+def _push_what_waits(stage: Stage) -> None:
+    """Uploads the checkpoints that a finished training could not."""
+    args = stage.arguments
+    if args.push_checkpoints and args.should_save:
+        from training.publishing.push_callback import push_what_waits
+
+        push_what_waits(args.push_checkpoints, Path(args.output_dir))
 
 
 def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
@@ -206,6 +216,9 @@ def _record(
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
         data["the teacher"] = trainer.distillation.identity
+    if trainer.base_revision is not None:
+        # Checkpoints hold the adapter alone.
+        data["the base"] = trainer.base_revision
     noted = output_dir / DATA
     if checkpoint is not None and noted.exists():
         before = json.loads(noted.read_text())

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
+from training.adapter_folder import base_of
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch, embed_chunk
 from training.loading import load_whole_model
+from training.model_identity import model_file
 from training.packed_texts import packed_texts
 
 __all__ = ["Teacher", "load_teacher", "reads_tokens_of"]
@@ -79,9 +78,9 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """
     try:
         theirs = AutoTokenizer.from_pretrained(name)
-        if AutoConfig.from_pretrained(name).model_type != "qwen3" or not _pools_last_token(name):
+        if AutoConfig.from_pretrained(base_of(name)).model_type != "qwen3" or not _pools_last_token(name):
             return False
-        if _file(name, "modules.json") is None:
+        if model_file(name, "modules.json") is None:
             # A plain model says nothing of how texts end.
             append_eos(theirs)
     # Damaged folders come out of the libraries as anything; loading the model says what is wrong.
@@ -93,29 +92,18 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _pools_last_token(name: str) -> bool:
     """Whether a model's modules, if it lists any, are a transformer, last-token pooling and normalisation."""
-    listed = _file(name, "modules.json")
+    listed = model_file(name, "modules.json")
     if listed is None:
         return True
     modules = json.loads(listed.read_text(encoding="utf-8"))
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         return False
-    pooling = json.loads(_file(name, f"{modules[1]['path']}/config.json").read_text(encoding="utf-8"))
+    pooling = json.loads(model_file(name, f"{modules[1]['path']}/config.json").read_text(encoding="utf-8"))
     if "pooling_mode" in pooling:
         return pooling["pooling_mode"] == "lasttoken"
     modes = {key for key, chosen in pooling.items() if key.startswith("pooling_mode_") and chosen is True}
     return modes == {"pooling_mode_lasttoken"}
-
-
-def _file(name: str, file: str) -> Path | None:
-    """A file of a model, in its folder or from the Hub; None if it has none."""
-    if Path(name).is_dir():
-        path = Path(name, file)
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(name, file))
-    except EntryNotFoundError:
-        return None
 
 
 def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:

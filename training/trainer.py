@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from training.adapter import has_adapter
 from training.agreement import as_first_process
 from training.arguments import StageArguments
 from training.checkpoints import last_checkpoint, remove_leftovers
@@ -227,9 +228,16 @@ class F2LLMTrainer(SavingTrainer):
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Operations of this process's part of a step: six for each token and weight, attention left out."""
+        """Operations of this process's part of a step: six for each token and weight, attention left out.
+
+        Under an adapter four: frozen weights have no gradient.
+        """
         model = self.accelerator.unwrap_model(self.model)
-        return 6 * inputs["input_ids"].numel() * model.num_parameters(exclude_embeddings=True)
+        return (
+            (4 if has_adapter(model) else 6)
+            * inputs["input_ids"].numel()
+            * model.num_parameters(exclude_embeddings=True)
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of every term and source since the last training line."""

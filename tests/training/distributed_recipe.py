@@ -28,6 +28,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"},
     "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},
     "projected": {"teacher": "NARROW", "teacher_projection": True},
+    "lora": {"lora": True, "lora_rank": 4, "teacher": "TEACHER"},
+    "dora": {"lora": True, "lora_rank": 4, "lora_dora": True},
     # Two texts: with four processes, two have none.
     "few_texts": {"global_batch_size": 1, "num_hard_negatives_classification": 0, "teacher": "TEACHER"}
     | {"task_types": ["classification"]},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
@@ -23,7 +24,7 @@ SCRIPT = ROOT / "training/run_stage.py"
 WORKER = ROOT / "tests/training/distributed_worker.py"
 # The mix holds all task types; of few texts, two processes of four have none.
 FOUR = ["mixed", "distillation", "cached", "few_texts"]
-SHARDED = ["mixed", "distillation", "projected", "few_texts"]
+SHARDED = ["mixed", "distillation", "projected", "few_texts", "lora", "dora"]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,14 @@ def losses(stage: Path) -> list[dict[str, float]]:
     ]
 
 
+def weights_of(model: Path) -> dict[str, Tensor]:
+    """Those that a finished model or adapter holds."""
+    return load_file(next(model.glob("*.safetensors")))
+
+
 def largest_difference(stage: Path, other: Path) -> float:
     """Between the weights of two finished models."""
-    weights, others = (load_file(folder / "model/model.safetensors") for folder in (stage, other))
+    weights, others = (weights_of(folder / "model") for folder in (stage, other))
     assert weights.keys() == others.keys()
     return max((weights[name] - others[name]).abs().max().item() for name in weights)
 
@@ -106,10 +112,12 @@ def rewind(run: Path, stage: str, folder: Path, models: Path, step: int = 4, **k
 
 
 def test_the_stages_train(single: Path, models: Path) -> None:
-    start = load_file(models / "student/model.safetensors")
+    start = weights_of(models / "student")
     for stage in STAGES:
-        weights = load_file(single / stage / "model/model.safetensors")
-        assert max((weights[name] - start[name]).abs().max().item() for name in start) > 1e-3
+        weights = weights_of(single / stage / "model")
+        # Of an adapter, the matrices that are zero at the start.
+        trained = [name for name in weights if name in start or "lora_B" in name]
+        assert max((weights[name] - start.get(name, 0)).abs().max().item() for name in trained) > 1e-3
     logged = set().union(*losses(single / "distillation"))
     assert {"loss_in_batch", "loss_hard", "loss_distillation", "loss_source/tiny_clustering"} <= logged
 
@@ -142,13 +150,14 @@ def test_sharded_checkpoints_are_sentence_transformers(sharded: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path) -> None:
-    recipe = rewind(sharded, "mixed", tmp_path, models, use_cpu=False)
+@pytest.mark.parametrize("stage", ["mixed", "dora"])
+def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path, stage: str) -> None:
+    recipe = rewind(sharded, stage, tmp_path, models, use_cpu=False)
     train(accelerate(tmp_path, 2, WORKER, "sharded", recipe, "--resume"))
-    assert largest_difference(tmp_path / "run/mixed", sharded / "mixed") <= 1e-6
+    assert largest_difference(tmp_path / "run" / stage, sharded / stage) <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected"])
+@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "dora"])
 def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, models: Path, stage: str) -> None:
     assert main([str(rewind(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)

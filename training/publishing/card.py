@@ -34,6 +34,7 @@ def model_card(
     links: Mapping[str, str] | None = None,
     datasets: Sequence[str] = (),
     collection: str | None = None,
+    members: Mapping[str, ModelRelease] | None = None,
 ) -> str:
     """The card of a packed folder, the same for the same folder.
 
@@ -45,6 +46,7 @@ def model_card(
         links: Repositories on the Hub by the names of stages and models, for the family's table and the lineage.
         datasets: Data sets on the Hub that it was trained on, besides those of its record.
         collection: The family's collection on the Hub.
+        members: The other models of the family, by their repositories on the Hub.
 
     Raises:
         UserError: If the folder has no whole record or evaluation.
@@ -60,6 +62,7 @@ def model_card(
             "servers": server_facts(release, repository or release.name, _truncated(release.dimensions)),
             "collection": collection,
             **_facts(release, evaluation, label, links or {}, is_adapter),
+            "family": family_rows(release, links or {}, members),
             "figures": drawn_figures(folder),
         }
     )
@@ -81,7 +84,6 @@ def _facts(
         "truncated": width,
         "prompt_names": {name: text for name, text in release.prompts.items() if text},
         "languages": [[code, language_name(code)] for code in languages],
-        "family": family_rows(release, links),
         "results": results_facts(release, evaluation, label) if label else None,
         "truncation": truncation_facts(evaluation, label, width) if label else None,
         "lineage": lineage_facts(release, links),

@@ -32,6 +32,7 @@ TOLD = frozenset(
         # Model
         *("model_config", "model_family", "compile"),
         *("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary"),
+        *("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_dora", "lora_rslora"),
         # Batches
         *("global_batch_size", "max_tokens_per_forward", "num_hard_negatives_retrieval"),
         *("num_hard_negatives_clustering", "num_hard_negatives_classification"),
@@ -57,7 +58,7 @@ TOLD = frozenset(
 WITHHELD = frozenset(
     {
         *("output_dir", "manifest", "data_dir", "prepared_dir", "executor", "tokenizer", "model", "teacher"),
-        *("teacher_cache_dir", "importance", "evaluation_pairs", "evaluation_candidates"),
+        *("teacher_cache_dir", "importance", "evaluation_pairs", "evaluation_candidates", "push_checkpoints"),
         *("resume_from_checkpoint", "attn_implementation"),
         *("run_name", "project", "report_to", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),

@@ -12,10 +12,20 @@ from training.publishing.content import ATTRIBUTES, Content, RemoteFile, same_fi
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository, check_revision
 
-__all__ = ["Destination", "add_destination_arguments", "destination", "preview", "recorded_files", "upload"]
+__all__ = [
+    "INCIDENTAL",
+    "Destination",
+    "add_destination_arguments",
+    "check_replacement",
+    "destination",
+    "file_tree",
+    "preview",
+    "recorded_files",
+    "upload",
+]
 
 # What a repository may hold and still count as empty: the Hub makes them for a repository that is made on its site.
-_INCIDENTAL = {ATTRIBUTES, "README.md", "LICENSE"}
+INCIDENTAL = {ATTRIBUTES, "README.md", "LICENSE"}
 
 # Says why what a revision holds, given by its files and its record, must not be replaced; None if it may.
 Objection = Callable[[Mapping[str, RemoteFile], "bytes | None"], "str | None"]
@@ -97,13 +107,18 @@ def recorded_files(folder: Path, record: str, sizes: Mapping[str, int], again: s
 
 def preview(address: str, files: Mapping[str, Path | bytes]) -> str:
     """What an upload would send: the files with their sizes, and the card."""
+    card = files["README.md"]
+    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
+    return f"{file_tree(address, files)}\n\n{text}"
+
+
+def file_tree(address: str, files: Mapping[str, Path | bytes]) -> str:
+    """The files that an upload would send, with their sizes."""
     sizes = {path: Content(source).size for path, source in sorted(files.items())}
     width = max(len(f"{size:,}") for size in sizes.values())
     lines = [f"{size:>{width},}  {path}" for path, size in sizes.items()]
-    card = files["README.md"]
-    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
     total = f"{sum(sizes.values()):,} bytes in {len(sizes)} files, to {address}"
-    return "\n".join([*lines, total, "", text])
+    return "\n".join([*lines, total])
 
 
 def upload(
@@ -131,9 +146,7 @@ def upload(
     """
     hub.ensure_repo(place.repo, place.kind, place.private)
     before = hub.files(place.repo, place.revision, place.kind)
-    if not place.replace:
-        _check_held(hub, place, "main" if before is None else place.revision, record, objection)
-        _check_tag(hub, place, files)
+    check_replacement(hub, place, files, before, record=record, objection=objection)
     commit = hub.publish(place.repo, files, revision=place.revision, message=message, repo_type=place.kind)
     if place.tag is not None:
         hub.tag(place.repo, place.tag, commit, place.kind, replace=place.replace)
@@ -141,10 +154,30 @@ def upload(
     return _report(hub, place, commit, before or {}, after)
 
 
+def check_replacement(
+    hub: Hub,
+    place: Destination,
+    files: Mapping[str, Path | bytes],
+    before: Mapping[str, RemoteFile] | None,
+    *,
+    record: str,
+    objection: Objection,
+) -> None:
+    """Makes sure that an upload replaces nothing that it may not; ``before`` is what is there, None if nothing.
+
+    Raises:
+        UserError: If something else is there, or a tag is on other files.
+        HubUnavailableError: If the Hub is down.
+    """
+    if not place.replace:
+        _check_held(hub, place, "main" if before is None else place.revision, record, objection)
+        _check_tag(hub, place, files)
+
+
 def _check_held(hub: Hub, place: Destination, revision: str, record: str, objection: Objection) -> None:
     """What is at the revision, or at ``main`` where a new one starts, must be the same model or dataset."""
     held = hub.files(place.repo, revision, place.kind) or {}
-    if {*held} <= _INCIDENTAL:
+    if {*held} <= INCIDENTAL:
         return
     found = hub.read(place.repo, record, revision, place.kind) if record in held else None
     reason = objection(held, found)

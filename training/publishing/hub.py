@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -34,7 +35,7 @@ class Hub:
     def __init__(self, api: HfApi | None = None, patience: Patience | None = None) -> None:
         self.api = api or HfApi()
         self.patience = patience or Patience()
-        self._user: str | None = None
+        self._user: dict[str, Any] | None = None
 
     def repository(self, repo: str, repo_type: str = "model") -> HubRepository:
         """A repository, whether it exists or not."""
@@ -44,15 +45,15 @@ class Hub:
         """The page of a repository."""
         return f"{self.api.endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo}"
 
-    def user(self) -> str:
-        """The name of the account that is logged in; asked once.
+    def user(self) -> dict[str, Any]:
+        """The account that is logged in, as the Hub tells it; asked once.
 
         Raises:
             UserError: If nobody is logged in, or the token is wrong.
             HubUnavailableError: If the Hub is down.
         """
         if self._user is None:
-            self._user = self.patience.call("asking who is logged in", self.api.whoami)["name"]
+            self._user = self.patience.call("asking who is logged in", self.api.whoami)
         return self._user
 
     def ensure_repo(self, repo: str, repo_type: str = "model", private: bool | None = None) -> None:
@@ -64,8 +65,19 @@ class Hub:
             private: Whether a new one is private; as its owner's settings say if None.
 
         Raises:
-            UserError: If only a repository of another kind has that name, the login may not make one, or ``private`` is
-                true and the repository is public already.
+            UserError: As for :meth:`check_repo`, or if the login may not make one.
+            HubUnavailableError: If the Hub is down.
+        """
+        if not self.check_repo(repo, repo_type, private):
+            self.repository(repo, repo_type).create(private)
+            logger.info("%s: made", self.address(repo, repo_type))
+
+    def check_repo(self, repo: str, repo_type: str = "model", private: bool | None = None) -> bool:
+        """Whether there is a repository; changes nothing.
+
+        Raises:
+            UserError: If only a repository of another kind has that name, or ``private`` is true and the repository is
+                public already.
             HubUnavailableError: If the Hub is down.
         """
         self.user()
@@ -74,15 +86,14 @@ class Hub:
         if info is not None:
             if private and not info.private:
                 raise UserError(f"{repo}: is public on the Hub already; make it private there, or leave out --private")
-            return
+            return True
         for other in _KINDS:
             if other != repo_type and self.repository(repo, other).info() is not None:
                 raise UserError(
                     f"{repo}: is a {other} on the Hub, not a {repo_type}; give another --repo, "
                     f"or make the {repo_type} on the Hub's site first if both are meant"
                 )
-        repository.create(private)
-        logger.info("%s: made", self.address(repo, repo_type))
+        return False
 
     def publish(
         self,

@@ -59,6 +59,14 @@ class Lineage:
         """The stages, as a release tells them."""
         return tuple(self._record(name, state) for name, state in self.states.items())
 
+    def origins(self) -> tuple[Reference, Reference | None]:
+        """What the model itself started from, and what it learnt from; None without a teacher."""
+        *_, state = self.states.values()
+        return self._reference(state, "model"), self._teacher(state)
+
+    def _teacher(self, state: ModelState) -> Reference | None:
+        return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
+
     def _visit(self, state: ModelState, above: tuple[Path, ...]) -> Reference:
         """Takes a stage in behind those before it; ``above`` are the folders that led to it."""
         folder = state.folder.resolve()
@@ -136,7 +144,7 @@ class Lineage:
             name=name,
             kind="pruning" if state.prunes else "training",
             start=self._reference(state, "model"),
-            teacher=None if state.keys.get("teacher") is None else self._reference(state, "teacher"),
+            teacher=self._teacher(state),
             parameters=_parameters(state.folder),
             written=_in_effect(state, clean_arguments(state.keys)),
             arguments=stage_arguments(state),

@@ -16,8 +16,8 @@ __all__ = ["check_repository", "check_revision"]
 _REVISION = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\.)")
 
 
-def check_repository(name: str) -> str:
-    """The name of a repository, which must say whose it is.
+def check_repository(name: str, option: str = "--repo") -> str:
+    """The name of a repository, which must say whose it is; ``option`` gave it.
 
     Raises:
         UserError: If it is not ``ORG/NAME``.
@@ -30,7 +30,7 @@ def check_repository(name: str) -> str:
         except HFValidationError as error:
             fault = in_one_line(error)
     if fault:
-        raise UserError(f"--repo {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
+        raise UserError(f"{option} {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
     return name
 
 

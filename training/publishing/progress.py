@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.adapter_folder import MERGED_ADAPTER
 from training.checkpoints import last_checkpoint
 from training.publishing.states import ModelState, read_json
 from training.recipe import FINAL_MODEL
 
-__all__ = ["Progress", "progress_of"]
+__all__ = ["STATE", "TIMING", "Progress", "progress_of"]
 
 STATE = "trainer_state.json"
-# What an evaluation took says nothing of the model.
-_TIMING = ("_runtime", "_per_second", "_preparation_time")
+# Ends of keys: what an evaluation took says nothing of the model.
+TIMING = ("_runtime", "_per_second", "_preparation_time")
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,20 @@ def progress_of(state: ModelState) -> Progress:
     history = [entry for entry in history if entry["step"] <= step]
     epochs = history[-1]["epoch"] if history and history[-1]["step"] == step else trained["epoch"]
     evaluated = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    metrics = {key: value for key, value in evaluated.items() if key.startswith("eval_") and not key.endswith(_TIMING)}
+    metrics = {key: value for key, value in evaluated.items() if key.startswith("eval_") and not key.endswith(TIMING)}
     logged = next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
     return Progress(step, epochs, metrics if logged is None else {**metrics, "train_loss": logged})
 
 
 def _trainer_state(state: ModelState) -> dict[str, Any] | None:
-    if state.folder.name != FINAL_MODEL:
-        return read_json(state.folder / STATE)
+    # A checkpoint may be kept elsewhere than in its run.
+    name, kept = state.folder.name, state.folder.parent
+    if (state.folder / MERGED_ADAPTER).is_file():
+        # The base with what the run made, its model or a checkpoint.
+        name = Path(read_json(state.folder / MERGED_ADAPTER)["adapter"]["name"]).name
+        kept = state.run
+    if name != FINAL_MODEL:
+        return read_json(kept / name / STATE)
     checkpoint: Path | None = last_checkpoint(state.run)
     if checkpoint is None:
         return None

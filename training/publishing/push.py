@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.errors import UserError
 from training.publishing.content import RemoteFile
-from training.publishing.destination import Destination, recorded_files, upload
+from training.publishing.destination import Destination, Objection, recorded_files, upload
 from training.publishing.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["packed_files", "push_model"]
+__all__ = ["CARD", "other_model", "packed_files", "push_model"]
 
 CARD = "README.md"
 # The group of checks that loads the model, and runs the code of its card.
@@ -26,6 +26,7 @@ def push_model(
     *,
     message: str | None = None,
     card: str | None = None,
+    datasets: Sequence[str] = (),
     check: bool = True,
 ) -> str:
     """Uploads a packed folder; run twice, it changes nothing.
@@ -36,6 +37,7 @@ def push_model(
         hub: The Hub.
         message: Of the commit.
         card: As for :func:`packed_files`.
+        datasets: As for :func:`packed_files`.
         check: As for :func:`packed_files`.
 
     Returns:
@@ -46,19 +48,24 @@ def push_model(
         HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
     """
     release = load_release(folder)
-    files = packed_files(folder, place.repo, card=card, check=check)
+    files = packed_files(folder, place.repo, card=card, datasets=datasets, check=check)
+    message = message or f"Release {release.name}"
+    return upload(hub, place, files, record=RECORD, objection=other_model(release), message=message)
+
+
+def other_model(release: ModelRelease) -> Objection:
+    """The objection to a release taking the place of another model."""
 
     def objection(held: Mapping[str, RemoteFile], record: bytes | None) -> str | None:
         if record is None:
             return f"holds {len(held)} files that no {RECORD} tells of"
         return _difference(release, record)
 
-    message = message or f"Release {release.name}"
-    return upload(hub, place, files, record=RECORD, objection=objection, message=message)
+    return objection
 
 
 def packed_files(
-    folder: Path, repository: str, *, card: str | None = None, check: bool = True
+    folder: Path, repository: str, *, card: str | None = None, datasets: Sequence[str] = (), check: bool = True
 ) -> dict[str, Path | bytes]:
     """The files of a packed folder as they are uploaded, by path.
 
@@ -66,6 +73,7 @@ def packed_files(
         folder: The packed folder.
         repository: Name on the Hub, which the card's examples load.
         card: The card to upload; that of the release, for this repository, if None.
+        datasets: Data sets on the Hub for the release's card, besides those of its record.
         check: Whether the folder must pass the checks that take a moment.
 
     Raises:
@@ -77,7 +85,7 @@ def packed_files(
     files: dict[str, Path | bytes] = dict(recorded_files(folder, RECORD, sizes, "pack the run again"))
     if check:
         _check_packed(folder)
-    text = (model_card(folder, repository) if card is None else card).encode()
+    text = (model_card(folder, repository, datasets=datasets) if card is None else card).encode()
     # The record lists the size of every file.
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     record["files"][CARD] = len(text)

@@ -23,7 +23,7 @@ __all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
 logger = logging.getLogger("training")
 
 # What stands among the sources' fingerprints for the teacher.
-TEACHER_DATA = "the teacher"
+TEACHER_DATA, _BASE_DATA = "the teacher", "the base"
 _HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
 
 
@@ -41,7 +41,7 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
         found = {
             name: _description(folder / name, fingerprint)
             for name, fingerprint in fingerprints.items()
-            if name != TEACHER_DATA
+            if name not in (TEACHER_DATA, _BASE_DATA)
         }
     manifest = _manifest(state)
     entries, dataset = manifest.entries if manifest else [], _hub_dataset(manifest)

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from hub_cards.markdown import one_line
 from hub_cards.snippets import snippets
 from modeling_f2llm import F2LLMModel, build_sentence_transformer
+from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from training.evaluation.records import Evaluation
+from training.memory import count_parameters
 from training.publishing.card import model_card
-from training.publishing.facts.family import family_rows
+from training.publishing.facts.family import family_rows, parameters
 from training.publishing.figures import draw_figures
 from training.publishing.record import Reference, StageRecord
 
@@ -166,7 +168,8 @@ def test_the_same_folder_gives_the_same_card(packed: Path, card: str) -> None:
     ],
 )
 def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Reference, ...], relation: str) -> None:
-    stage = StageRecord("last", kind, Reference("hub", "org/base"), parents=parents)
+    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}
+    stage = StageRecord("last", kind, Reference("hub", "org/base"), arguments=merged, parents=parents)
     folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
     data = ModelCard(model_card(folder)).data
     assert data["base_model_relation"] == relation
@@ -195,6 +198,29 @@ def test_links_to_the_family(packed: Path) -> None:
     assert rows_of(card, "`pruned`")[2] == "[org/first](https://huggingface.co/org/first)"
     assert ModelCard(card).data.datasets == ["org/kinds", "org/data"]
     assert "(https://huggingface.co/collections/org/family-0123)" in card
+
+
+def test_the_published_shapes_have_the_parameters_of_their_models() -> None:
+    for name in FAMILY:
+        config = F2LLMConfig.from_family(name)
+        assert parameters(config) == count_parameters(config)
+
+
+def test_the_models_released_with_it_stand_in_the_family() -> None:
+    release = make_release(family="f2llm-v2-330m", parameters=334_349_184)
+    members = {
+        "org/smallest": make_release(shape={**release.shape, "num_hidden_layers": 9}),
+        "org/80m": make_release(family="f2llm-v2-80m", parameters=80_084_288),
+    }
+    rows = family_rows(release, {}, members)
+    assert [row[0] for row in rows][:4] == [
+        "[org/smallest](https://huggingface.co/org/smallest)",
+        "[org/80m](https://huggingface.co/org/80m)",
+        "f2llm-v2-160m",
+        "**tiny-embedder** (this model)",
+    ]
+    assert rows[0][1:] == [32, 9, 64, "4 / 2", 21_000]
+    assert len(rows) == len(FAMILY) + 1
 
 
 def test_the_family_marks_this_model() -> None:

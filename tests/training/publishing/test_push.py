@@ -77,6 +77,20 @@ def test_a_dry_run_shows_files_and_card_without_login_or_network(
     assert hub_server.log == []
 
 
+@pytest.mark.usefixtures("client_waits")
+def test_the_card_names_the_data_that_is_told(
+    packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["push", str(packed), "--repo", REPO, "--data", "org/first", "--data", "org/second"]
+    assert main([*words, "--data", "none"]) == 2
+    assert "--data 'none'" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0
+    assert main(words) == 0
+    uploaded = hub_server.repository(REPO).files()["README.md"].decode()
+    assert "datasets:\n- org/first\n- org/second\n" in uploaded
+    assert uploaded in capsys.readouterr().out
+
+
 def test_a_hidden_file_is_not_uploaded(packed: Path) -> None:
     for path in (".DS_Store", ".cache/huggingface/token", "1_Pooling/.hidden"):
         (packed / path).parent.mkdir(parents=True, exist_ok=True)

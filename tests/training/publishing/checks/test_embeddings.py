@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.training.publishing.broken import BrokenRelease
 from training.publishing.checks import embeddings
 from training.publishing.checks.packed import PackedFolder
+from training.publishing.pack import PackOptions, pack
 from training.publishing.verify import verify
 
 CARD = "README.md"
@@ -58,3 +61,27 @@ def test_embeddings_are_compared_with_those_of_transformers() -> None:
     assert len(faults) == 4
     assert "differs from transformers on one by one (cosine 0.36" in faults[0]
     assert "not of unit length" in faults[1] and "not (3, 2)" in faults[2] and "unit length" in faults[3]
+
+
+def test_what_bfloat16_would_hide_is_found_in_float32(
+    instructed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(instructed, tmp_path / "tiny", PackOptions("tiny", dtype="bfloat16"))
+    compared = []
+    run = embeddings._run
+
+    def nudged(task: dict) -> tuple:
+        """The remote code is off by as much as bfloat16 allows."""
+        report, found = run(task)
+        compared.append(json.loads((Path(task["folder"]) / "config.json").read_text())["dtype"])
+        for name in found:
+            if name.startswith("remote-code/"):
+                off = found[name] + 0.02 * np.roll(found[name], 1, axis=1)
+                found[name] = off / np.linalg.norm(off, axis=1, keepdims=True)
+        return report, found
+
+    monkeypatch.setattr(embeddings, "_run", nudged)
+    faults = [str(finding) for finding in embeddings.check_embeddings(PackedFolder(folder))]
+    assert compared == ["bfloat16", "float32"]
+    assert faults and all("the example remote-code differs from transformers" in fault for fault in faults)
+    assert all("< 0.9999)" in fault for fault in faults)

@@ -1,0 +1,114 @@
+"""Merging: an adapter's updates are added to its base's weights, and the sum is saved as a released folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm.configuration_f2llm import matryoshka_dims
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.adapter import attach_adapter, merge
+from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
+from training.checkpoints import publish, write_whole
+from training.data.tokenizer import load_tokenizer
+from training.errors import StoppedError, UserError, in_one_line
+from training.loading import load_base
+from training.model_identity import model_file, model_revision
+
+__all__ = ["merge_adapter"]
+
+_ARGUMENTS = "training_arguments.json"
+
+
+def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None, any_base: bool = False) -> None:
+    """Writes the merged model, in fp32, whole or not at all; nothing is done if it is there already.
+
+    Tokenizer and prompts are the adapter's if it has its own, else its base's.
+
+    Args:
+        adapter: The adapter.
+        output: The folder to write.
+        base: Where its base is now; where the adapter says if None.
+        any_base: Whether another model of its base's shape will do.
+
+    Raises:
+        UserError: If adapter and base do not belong together, or the folder holds something else.
+        StoppedError: If the folder cannot be written.
+    """
+    base = base or adapter.base
+    # Under another name it must be the same weights, and somebody must have noted which.
+    if base != adapter.base and adapter.base_revision is None and not any_base:
+        raise UserError(
+            f"--base {base}: {adapter.name} was trained on {adapter.base}; give that, leave --base out, or add "
+            "--accept-other-base if it is the same model under another name"
+        )
+    record = {
+        "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter")},
+        "base": {"name": base, "revision": base_revision(base, "--base")},
+    }
+    if output.exists():
+        if _read(output / MERGED_ADAPTER) == record:
+            return
+        raise UserError(f"{output}: the folder holds something else; give another --output")
+    model = load_base(adapter, base, same=not any_base)
+    attach_adapter(model, adapter, trainable=False)
+    merge(model)
+    trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
+    _set_dims(model, trained)
+    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
+    _write(model, load_tokenizer(spoken), _prompts(spoken), record, trained, output)
+
+
+def _set_dims(model: F2LLMModel, path: Path | None) -> None:
+    """The widths that the adapter was trained at, where its arguments say so; those of the base otherwise."""
+    trained = _read(path) if path else None
+    if trained is None or "matryoshka" not in trained:
+        return
+    width = model.config.hidden_size
+    model.config.is_matryoshka, model.config.matryoshka_dimensions = trained["matryoshka"], None
+    if trained["matryoshka"]:
+        given = trained["matryoshka_dimensions"]
+        dims = matryoshka_dims(width, trained["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
+        model.config.matryoshka_dimensions = dims
+
+
+def _prompts(name: str) -> dict[str, str] | None:
+    """What a model puts before texts, by name; None if it does not say, and then the published prompts are used."""
+    path = model_file(name, "config_sentence_transformers.json")
+    return None if path is None else (_read(path) or {}).get("prompts")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write(
+    model: F2LLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[str, str] | None,
+    record: dict[str, Any],
+    trained: Path | None,
+    output: Path,
+) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        build_sentence_transformer(model, tokenizer, prompts).save_pretrained(str(partial), create_model_card=False)
+        write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
+        # With them it can be packed as a state of the adapter's run.
+        if trained is not None:
+            shutil.copyfile(trained, partial / _ARGUMENTS)
+        publish(partial, output)
+    # A full disk comes out of safetensors as an error of its own.
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StoppedError(f"{output}: the merged model could not be written ({in_one_line(error)})") from error
