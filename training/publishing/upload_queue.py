@@ -14,7 +14,7 @@ __all__ = ["QUEUE", "QueueFullError", "UploadQueue"]
 
 # In the run's folder.
 QUEUE = ".upload_queue"
-_PARTIAL = ".partial"
+_PARTIAL, _GONE = ".partial", ".discarded"
 # Of a checkpoint these are what a model is made of; optimizer, scheduler and random states are left out.
 _KEPT = (".json", ".jinja", ".safetensors", ".txt")
 
@@ -64,7 +64,7 @@ class UploadQueue:
         partial = self.folder / f".{checkpoint.name}{_PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
+            self._make(partial)
             _link(checkpoint, partial)
             if not (holds_model(partial) and (partial / STATE).is_file()):
                 raise FileNotFoundError(f"it lacks {STATE} or the model")
@@ -75,11 +75,35 @@ class UploadQueue:
             shutil.rmtree(partial, ignore_errors=True)
         return place
 
+    def tidy(self) -> None:
+        """Removes what killed processes left half linked or half deleted."""
+        for ending in (_PARTIAL, _GONE):
+            for left in self.folder.glob(f".*{ending}"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _make(self, partial: Path) -> None:
+        """Makes a folder in the queue's own, which whoever empties the queue may remove at any moment.
+
+        Raises:
+            FileNotFoundError: If the run's folder is gone.
+        """
+        while True:
+            self.folder.mkdir(exist_ok=True)
+            try:
+                partial.mkdir()
+            except FileNotFoundError:
+                continue
+            return
+
     def remove(self, place: Path) -> None:
-        """Takes out what was uploaded."""
+        """Takes out what was uploaded; nothing is done if another process did."""
         # Renamed first: half of it must not look like all of it.
-        gone = place.with_name(f".{place.name}{_PARTIAL}")
-        place.rename(gone)
+        gone = place.with_name(f".{place.name}{_GONE}")
+        shutil.rmtree(gone, ignore_errors=True)
+        try:
+            place.rename(gone)
+        except FileNotFoundError:
+            return
         shutil.rmtree(gone, ignore_errors=True)
         try:
             self.folder.rmdir()

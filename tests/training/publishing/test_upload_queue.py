@@ -50,6 +50,33 @@ def test_the_oldest_comes_first_and_what_is_half_linked_is_not_there(tmp_path: P
     assert len(UploadQueue(tmp_path).waiting()) == 2
 
 
+def test_what_another_process_took_out_is_no_error_and_leftovers_go(tmp_path: Path) -> None:
+    queue = UploadQueue(tmp_path)
+    place = queue.add(write_checkpoint(tmp_path, 7))
+    kept = queue.add(write_checkpoint(tmp_path, 8))
+    UploadQueue(tmp_path).remove(place)
+    queue.remove(place)
+    for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
+        (queue.folder / left).mkdir()
+        (queue.folder / left / "model.safetensors").write_text("weights")
+    queue.tidy()
+    assert [path.name for path in queue.folder.iterdir()] == [kept.name]
+
+
+def test_a_queue_that_is_emptied_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, mkdir, emptied = UploadQueue(tmp_path), Path.mkdir, []
+
+    def mkdir_after_removal(path: Path, *words: object, **options: object) -> None:
+        if path.name.endswith(".partial") and not emptied:
+            emptied.append(path)
+            queue.folder.rmdir()
+        mkdir(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_after_removal)
+    assert queue.add(write_checkpoint(tmp_path, 7)) in queue.waiting()
+    assert emptied
+
+
 def test_added_twice_it_waits_once(tmp_path: Path) -> None:
     queue = UploadQueue(tmp_path, limit=1)
     checkpoint = write_checkpoint(tmp_path, 1)
