@@ -30,7 +30,8 @@ class UploadQueue:
 
     Args:
         run: The run's folder.
-        limit: Checkpoints that may wait; each keeps a model's weights on the disk once its run has deleted them.
+        limit: Checkpoints that may wait; each keeps a model's weights on the disk once its run has deleted them, and so
+            none is added unless the run can save another checkpoint after that.
     """
 
     def __init__(self, run: Path, limit: int = 8) -> None:
@@ -46,13 +47,13 @@ class UploadQueue:
 
         Args:
             checkpoint: ``checkpoint-N``, whole.
-            limited: Whether the limit holds for it.
+            limited: Whether the limit holds for it, and room must be left for the run's next checkpoint.
 
         Returns:
             Its place in the queue.
 
         Raises:
-            QueueFullError: If as many wait as may; those that wait stay.
+            QueueFullError: If as many wait as may, or the disk has no room for more; those that wait stay.
             UserError: If there is no such checkpoint, or it is gone before all of it is linked.
             OSError: If the disk is full or cannot be written.
         """
@@ -64,6 +65,8 @@ class UploadQueue:
         partial = self.folder / f".{checkpoint.name}{_PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
+            if limited:
+                _require_room(checkpoint)
             self._make(partial)
             _link(checkpoint, partial)
             if not (holds_model(partial) and (partial / STATE).is_file()):
@@ -110,6 +113,19 @@ class UploadQueue:
         # Others wait.
         except OSError:
             pass
+
+
+def _require_room(checkpoint: Path) -> None:
+    """Makes sure that what is kept of a checkpoint never takes the disk from the run's next one.
+
+    Raises:
+        QueueFullError: If it could: what is kept, and a whole checkpoint, do not fit at once.
+    """
+    sizes = {path: path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()}
+    needed = sum(sizes.values()) + sum(size for path, size in sizes.items() if path.suffix in _KEPT)
+    free = shutil.disk_usage(checkpoint.parent).free
+    if free < needed:
+        raise QueueFullError(f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB must be free")
 
 
 def _link(checkpoint: Path, folder: Path) -> None:

@@ -14,7 +14,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -99,7 +98,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> None:
-    with init_empty_weights():
+    # Of this thread alone: a training may make modules in another one meanwhile.
+    with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}
     for name in sorted({*shapes, *expected}):
         if shapes.get(name) != expected.get(name):

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +76,22 @@ def test_a_queue_that_is_emptied_meanwhile_is_made_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "mkdir", mkdir_after_removal)
     assert queue.add(write_checkpoint(tmp_path, 7)) in queue.waiting()
     assert emptied
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_disk_keeps_room_for_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    queue, checkpoint = UploadQueue(tmp_path), write_checkpoint(tmp_path, 7)
+    sizes = {name: (checkpoint / name).stat().st_size for name in (*MODEL, *STATE)}
+    needed = sum(sizes.values()) + sum(sizes[name] for name in (*MODEL, "trainer_state.json"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - short))
+    if short:
+        with pytest.raises(QueueFullError, match="must be free"):
+            queue.add(checkpoint)
+        assert queue.waiting() == [] and not queue.folder.exists()
+    # Who empties the queue by hand saves no checkpoints.
+    assert queue.add(checkpoint, limited=not short) in queue.waiting()
 
 
 def test_added_twice_it_waits_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 
 import pytest
@@ -159,3 +160,18 @@ def test_sizes(written, size, refuses):
 def test_what_is_no_size_is_refused(written, refuses):
     with refuses(repr(written)):
         parse_size(written)
+
+
+def test_reading_leaves_what_another_thread_makes_alone(saved, tiny_model, monkeypatch):
+    # As when a checkpoint is uploaded while its run trains.
+    made = []
+
+    def model_while_another_thread_works(config):
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        thread.start()
+        thread.join()
+        return F2LLMModel(config)
+
+    monkeypatch.setattr("training.publishing.weights.F2LLMModel", model_while_another_thread_works)
+    read_weights(saved, tiny_model.config)
+    assert [each.weight.is_meta for each in made] == [False]
