@@ -124,12 +124,16 @@ class PushCheckpoints(TrainerCallback):
             self.queue.tidy()
             self._upload = self._start(self.queue)
 
-    def end(self) -> None:
-        """Waits for the uploads, and says what became of them."""
+    def end(self, hurry: bool = False) -> None:
+        """Waits for the uploads, and says what became of them; to be called when the finished model is saved.
+
+        Args:
+            hurry: Hardly wait, as after a signal.
+        """
         if self._upload is None:
             return
-        interrupted = self.interruption is not None and self.interruption.signal is not None
-        pushed = self._upload.finish(min(self.last_seconds, _INTERRUPTED_SECONDS) if interrupted else self.last_seconds)
+        hurry = hurry or (self.interruption is not None and self.interruption.signal is not None)
+        pushed = self._upload.finish(min(self.last_seconds, _INTERRUPTED_SECONDS) if hurry else self.last_seconds)
         self._upload = None
         waiting = [path.name for path in self.queue.waiting()]
         logger.info("%s: %d checkpoints uploaded", self.repo, pushed)
@@ -151,12 +155,6 @@ class PushCheckpoints(TrainerCallback):
             logger.warning("%s is not uploaded: %s. While the run keeps it, %s", checkpoint, error, self._command())
         if self._upload is not None:
             self._upload.look_again()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Waits for the uploads for a while, and says what became of them."""
-        self.end()
 
     def _command(self) -> str:
         return f"run: python training/publish.py push-checkpoints {self.run} --repo {self.repo}"

@@ -21,7 +21,7 @@ from tests.hub_server.server import TOKEN, HubServer
 from tests.training.recipes import write_recipe, write_single_stage
 from training import run_stage
 from training.checkpoints import last_checkpoint
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.publish import main as publish
 from training.publishing import background_upload, push_callback
 from training.publishing.background_upload import BackgroundUpload
@@ -287,6 +287,38 @@ def test_what_another_process_uploaded_meanwhile_is_no_reason_to_stop(tmp_path: 
     assert tries == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.usefixtures("client_waits")
+def test_the_finished_model_is_saved_before_uploads_are_waited_for(
+    uploads: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[bool] = []
+    finish = BackgroundUpload.finish
+
+    def looking(self: BackgroundUpload, seconds: float) -> int:
+        saved.append((uploads.parent / "run/model/config.json").is_file())
+        return finish(self, seconds)
+
+    monkeypatch.setattr(BackgroundUpload, "finish", looking)
+    assert main([str(uploads)]) == 0
+    assert saved == [True]
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_a_training_that_fails_says_what_waits(
+    uploads: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub_server.faults.add("", "/", times=None, status=503)
+    monkeypatch.setattr(push_callback, "_INTERRUPTED_SECONDS", 0.1)
+
+    def fail(*known: object) -> None:
+        raise StoppedError("the disk is full")
+
+    monkeypatch.setattr("training.stage._save", fail)
+    with caplog.at_level(logging.WARNING):
+        assert main([str(uploads)]) == 1
+    assert "not uploaded yet: checkpoint-5, checkpoint-10" in caplog.text
+
+
 @pytest.mark.parametrize(("number", "longest"), [(signal.SIGTERM, 0.1), (None, 7.0)])
 def test_a_training_that_a_signal_ended_hardly_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, longest: float
@@ -299,7 +331,9 @@ def test_a_training_that_a_signal_ended_hardly_waits(
     )
     callback.begin()
     callback.end()
-    assert waits == [longest]
+    callback.begin()
+    callback.end(hurry=True)
+    assert waits == [longest, 0.1]
 
 
 def test_a_new_checkpoint_is_a_reason_to_look_even_if_it_could_not_be_queued(tmp_path: Path) -> None:
