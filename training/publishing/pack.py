@@ -20,6 +20,7 @@ from training.checkpoints import publish
 from training.errors import StoppedError, UserError, in_one_line
 from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
+from training.publishing.content import Content
 from training.publishing.evaluation import write_evaluation
 from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
@@ -207,7 +208,9 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    (folder / RECORD).write_text(replace(release, files=_files(folder)).to_json(), encoding="utf-8")
+    files = _files(folder)
+    hashes = {name: Content(folder / name).sha256 for name in files}
+    (folder / RECORD).write_text(replace(release, files=files, sha256=hashes).to_json(), encoding="utf-8")
 
 
 def _files(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.errors import UserError
-from training.publishing.content import RemoteFile
+from training.publishing.content import Content, RemoteFile
 from training.publishing.destination import Destination, Objection, recorded_files, upload
 from training.publishing.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
@@ -88,9 +88,9 @@ def packed_files(
     if check:
         _check_packed(folder)
     text = (model_card(folder, repository, datasets=datasets) if card is None else card).encode()
-    # The record lists the size of every file.
+    # The record lists size and hash of every file.
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record["files"][CARD] = len(text)
+    record["files"][CARD], record["sha256"][CARD] = len(text), Content(text).sha256
     files[CARD] = text
     files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
     return files

@@ -151,6 +151,7 @@ class ModelRelease:
             :func:`training.evaluation.resources.training_rows` counts them; empty if its data does not tell.
         adapter: The adapter that the release is or has merged into it; None for other models.
         files: Bytes of every packed file but this one, by path.
+        sha256: Hash of the same files, by path.
     """
 
     name: str
@@ -171,6 +172,7 @@ class ModelRelease:
     language_rows: Mapping[str, int] = field(default_factory=dict)
     adapter: AdapterRecord | None = None
     files: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:

@@ -47,7 +47,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         *(servers.check_text_embeddings_inference, servers.check_rotary),
         *(servers.check_sentence_transformers_files, servers.check_llama_cpp),
     ),
-    "card": (card.check_metadata, card.check_links, card.check_facts, card.check_snippets),
+    "card": (card.check_metadata, card.check_links, card.check_facts, card.check_results, card.check_snippets),
     "embeddings": (embeddings.check_embeddings,),
 }
 

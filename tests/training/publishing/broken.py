@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.publishing.content import Content
 from training.publishing.record import RECORD
 from training.publishing.verify import ADAPTER_CHECKS, CHECKS, Examination, examine
 
@@ -77,11 +78,11 @@ class BrokenRelease:
         self.list_sizes()
 
     def list_sizes(self) -> None:
-        """Brings the record's sizes up to date."""
+        """Brings the record's sizes and hashes up to date."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.name != RECORD]
         sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
-        record = self.read(RECORD)
-        self.write(RECORD, json.dumps({**record, "files": sizes}))
+        hashes = {name: Content(self.folder / name).sha256 for name in sizes}
+        self.write(RECORD, json.dumps({**self.read(RECORD), "files": sizes, "sha256": hashes}))
 
     def examine(self) -> Examination:
         """All that the quick checks find."""

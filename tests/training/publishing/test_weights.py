@@ -120,8 +120,8 @@ def _change(saved, change) -> None:
         (lambda each: {**each, "lm_head.weight": torch.ones(2, 2)}, ["lm_head.weight", "(2, 2)", "absent"]),
         (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
         (lambda each: {f"model.{k}": v for k, v in each.items()}, ["embed_tokens.weight", "absent"]),
-        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["F16, F32"]),
-        (lambda each: {k: v.double() for k, v in each.items()}, ["F64"]),
+        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["float16, float32"]),
+        (lambda each: {k: v.double() for k, v in each.items()}, ["float64"]),
     ],
 )
 def test_weights_of_another_model_are_refused(saved, tiny_model, refuses, change, parts):

@@ -1,17 +1,21 @@
-"""The card: a header that the Hub can read, links that lead somewhere, numbers and prompts as the files have them."""
+"""The card: a header that the Hub can read, links that lead somewhere; numbers and prompts as the files have them."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from hub_cards.snippets import snippets
 from training.errors import in_one_line
 from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Finding, PackedFolder, UnreadableError
 
-__all__ = ["SNIPPETS", "check_facts", "check_links", "check_metadata", "check_snippets", "examples_of", "loaded_names"]
+__all__ = [
+    *("SNIPPETS", "check_facts", "check_links", "check_metadata", "check_results", "check_snippets"),
+    *("examples_of", "loaded_names"),
+]
 
 # The examples that are run, by the names that the card gives them; the last one where there is remote code.
 SNIPPETS = ("sentence-transformers", "transformers", "remote-code")
@@ -89,6 +93,26 @@ def check_facts(packed: PackedFolder) -> Iterator[Finding]:
             yield Finding(CARD, f"does not say the {name}", _RENDER)
         elif found[1].strip() != told[name]:
             yield Finding(CARD, f"{name}: {found[1].strip()} on the card, {told[name]} in the record", _RENDER)
+
+
+def check_results(packed: PackedFolder) -> Iterator[Finding]:
+    """Every row of results is that of the folder's own scores."""
+    from training.publishing.card import model_card
+
+    told, expected = (_result_rows(text) for text in (packed.text(CARD), model_card(packed.path)))
+    for found, wanted in zip_longest(told, expected):
+        if found != wanted:
+            yield Finding(
+                CARD, f"results: {found or 'nothing'} on the card, {wanted or 'nothing'} in the files", _RENDER
+            )
+            return
+
+
+def _result_rows(text: str) -> list[str]:
+    """The rows of tables in the sections that hold scores."""
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    scores = [section for section in sections if section.startswith(("Truncation\n", "Results\n"))]
+    return [line for section in scores for line in section.splitlines() if line.startswith("|")]
 
 
 def check_snippets(packed: PackedFolder) -> Iterator[Finding]:

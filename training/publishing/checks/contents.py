@@ -1,4 +1,4 @@
-"""What lies in the folder: all that the record lists, in its size, and nothing besides."""
+"""What lies in the folder: all that the record lists, as it was packed, and nothing besides."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from training.publishing.checks.packed import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Finding, PackedFolder
+from training.publishing.content import Content
 from training.publishing.record import RECORD
 
 __all__ = ["check_foreign", "check_listed", "check_needed"]
@@ -48,8 +49,8 @@ def check_foreign(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def check_listed(packed: PackedFolder) -> Iterator[Finding]:
-    """The record lists every other file and its size."""
-    listed = packed.release.files
+    """The record lists every other file, and each is the one that was packed: scores hold for these weights alone."""
+    listed, hashes = packed.release.files, packed.release.sha256
     for file, size in listed.items():
         if file not in packed.files:
             if file not in _needed(packed):
@@ -57,6 +58,8 @@ def check_listed(packed: PackedFolder) -> Iterator[Finding]:
         elif packed.files[file] != size:
             wrong = f"has {packed.files[file]:,} bytes, but {RECORD} says {size:,}"
             yield Finding(file, wrong, _REPACK)
+        elif Content(packed.path / file).sha256 != hashes.get(file):
+            yield Finding(file, f"is not the file whose hash {RECORD} has", _REPACK)
     for file in packed.files:
         if file not in listed and file not in (RECORD, ".gitattributes"):
             yield Finding(file, f"is not in {RECORD}", "delete it, or pack the run again")
