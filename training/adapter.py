@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("draws_dropout", "has_adapter", "mend_saved", "merge", "read_adapter", "require_peft"),
+    *("draws_dropout", "has_adapter", "mend_saved", "merge", "read_adapter", "require_peft", "saved_name"),
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -209,11 +209,20 @@ def mend_saved(folder: Path) -> None:
     """
     weights = load_file(folder / ADAPTER_WEIGHTS)
     if any(key.endswith(_MAGNITUDE) for key in weights):
-        whole = {f"{key}{_WEIGHT}" if key.endswith(_MAGNITUDE) else key: value for key, value in weights.items()}
+        whole = {_whole_name(key): value for key, value in weights.items()}
         save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     # The base brings the code.
     for path in folder.glob("*.py"):
         path.unlink()
+
+
+def saved_name(name: str) -> str:
+    """How a weight of an adapter's state is called in a file."""
+    return _PREFIX + _whole_name(name)
+
+
+def _whole_name(name: str) -> str:
+    return f"{name}{_WEIGHT}" if name.endswith(_MAGNITUDE) else name
 
 
 def _as_peft_saves(key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from training.errors import StoppedError, UserError, in_one_line
 from training.loading import load_base
 from training.model_identity import model_file, model_revision
 
-__all__ = ["merge_adapter"]
+__all__ = ["merge_adapter", "trained_widths"]
 
 _ARGUMENTS = "training_arguments.json"
 
@@ -66,15 +67,26 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
 
 def _set_dims(model: F2LLMModel, path: Path | None) -> None:
     """The widths that the adapter was trained at, where its arguments say so; those of the base otherwise."""
-    trained = _read(path) if path else None
-    if trained is None or "matryoshka" not in trained:
-        return
     width = model.config.hidden_size
-    model.config.is_matryoshka, model.config.matryoshka_dimensions = trained["matryoshka"], None
-    if trained["matryoshka"]:
-        given = trained["matryoshka_dimensions"]
-        dims = matryoshka_dims(width, trained["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
-        model.config.matryoshka_dimensions = dims
+    widths = trained_widths((_read(path) if path else None) or {}, width)
+    if widths is not None:
+        model.config.is_matryoshka = len(widths) > 1
+        model.config.matryoshka_dimensions = widths if len(widths) > 1 else None
+
+
+def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None:
+    """The widths that a stage was trained at, the full one first; None if its arguments do not say.
+
+    Args:
+        arguments: Those of the stage.
+        width: The full one.
+    """
+    if "matryoshka" not in arguments:
+        return None
+    if not arguments["matryoshka"]:
+        return [width]
+    given = arguments["matryoshka_dimensions"]
+    return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
 
 
 def _prompts(name: str) -> dict[str, str] | None:

@@ -30,7 +30,13 @@ class PublishingArguments:
             check_repository(self.push_checkpoints)
         except UserError as error:
             raise UserError(f"key 'push_checkpoints': {str(error).removeprefix('--repo ')}") from None
+        # It may stand for all stages of a recipe; one that cuts a model has no checkpoints.
         if self.prunes:
-            raise UserError("key 'push_checkpoints' has no effect in a stage that cuts a model; it saves none")
+            return
+        if self.lora:
+            raise UserError(
+                "key 'push_checkpoints': checkpoints of a stage with 'lora' hold an adapter alone, and no model that a "
+                "revision could be; leave it out, and merge and publish the finished adapter"
+            )
         if self.save_strategy == "no":
             raise UserError("key 'push_checkpoints' has no effect without checkpoints; give 'save_strategy'")

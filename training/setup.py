@@ -89,7 +89,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
         # Publishing reads runs, and so imports this module.
         from training.publishing.push_callback import push_callback
 
-        trainer.add_callback(push_callback(args.push_checkpoints, Path(args.output_dir)))
+        trainer.add_callback(push_callback(args.push_checkpoints, Path(args.output_dir), trainer.interruption))
     return trainer
 
 

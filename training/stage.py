@@ -86,8 +86,14 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
     _fill_teacher_cache(trainer)
-    _train(trainer, checkpoint)
-    _save(trainer, final)
+    try:
+        _train(trainer, checkpoint)
+        _save(trainer, final)
+    except BaseException:
+        _end_uploads(trainer, hurry=True)
+        raise
+    # Only now: what is uploaded can wait, the model cannot.
+    _end_uploads(trainer)
     number = trainer.interruption.received()
     if number and more:
         raise InterruptedTrainingError(
@@ -111,6 +117,16 @@ def _push_what_waits(stage: Stage) -> None:
         from training.publishing.push_callback import push_what_waits
 
         push_what_waits(args.push_checkpoints, Path(args.output_dir))
+
+
+def _end_uploads(trainer: F2LLMTrainer, hurry: bool = False) -> None:
+    """Waits for the uploads of checkpoints for a while, and says what became of them."""
+    if trainer.args.push_checkpoints:
+        from training.publishing.push_callback import PushCheckpoints
+
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, PushCheckpoints):
+                callback.end(hurry)
 
 
 def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:

@@ -37,6 +37,7 @@ class WeightFiles:
         folder: Folder of the model.
 
     Attributes:
+        file_of: The file of every tensor by name.
         tensors: Shape and dtype of every tensor by name, in alphabetical order.
 
     Raises:
@@ -46,23 +47,23 @@ class WeightFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file_of = _files(folder)
+        self.file_of: Mapping[str, Path] = _files(folder)
         found: dict[str, TensorInfo] = {}
         for path in self.paths:
             found |= _read_header(path)
-        if missing := sorted(set(self._file_of) - set(found)):
+        if missing := sorted(set(self.file_of) - set(found)):
             raise UserError(f"{folder}: its weights lack {missing[0]}, which the index promises; fetch the model again")
-        self.tensors: Mapping[str, TensorInfo] = {name: found[name] for name in sorted(self._file_of)}
+        self.tensors: Mapping[str, TensorInfo] = {name: found[name] for name in sorted(self.file_of)}
 
     @property
     def paths(self) -> list[Path]:
         """The files, in alphabetical order."""
-        return sorted(set(self._file_of.values()))
+        return sorted(set(self.file_of.values()))
 
     def read(self, name: str) -> Tensor:
         """Reads a tensor from its file; nothing else of the file stays in memory."""
         # An open file keeps all that was read from it mapped, so each tensor opens its file anew.
-        with safe_open(self._file_of[name], framework="pt") as handle:
+        with safe_open(self.file_of[name], framework="pt") as handle:
             return handle.get_tensor(name)
 
     def digest(self) -> str:

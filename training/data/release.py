@@ -41,7 +41,7 @@ logger = logging.getLogger("training")
 
 CARD, MANIFEST, RECORD = "README.md", "manifest.yaml", "release.json"
 # Raise it when the same data would be released otherwise than before.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def main(words: list[str] | None = None) -> int:
@@ -141,7 +141,7 @@ def release(
     try:
         released = _copy(chosen, partial, max_file_bytes)
         _describe(manifest, released, entries, partial, options, records, report)
-        _record(partial, released, made_of)
+        _record(partial, options["name"], released, made_of)
         if output.exists():
             output.rmdir()
         publish(partial, output)
@@ -261,10 +261,11 @@ def _manifest(manifest: Manifest, released: Sequence[ReleasedSource], entries: S
     )
 
 
-def _record(folder: Path, released: Sequence[ReleasedSource], made_of: Mapping[str, str]) -> None:
+def _record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of: Mapping[str, str]) -> None:
     """Says last, and alone, that the folder holds a release, and of what."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     record = {
+        "name": name,
         "made_of": made_of,
         "rows": sum(each.rows for each in released),
         "languages": dict(sorted(_language_rows(released).items())),

@@ -32,7 +32,10 @@ def common_dtype(parents: Sequence[Parent]) -> torch.dtype:
         raise UserError(
             f"weights of {first} are {_name(one)}, of {second} {_name(two)}; say with --dtype what shall be written"
         )
-    return next(iter(of_dtype))
+    (dtype,) = of_dtype
+    if dtype is torch.float64:
+        raise UserError("the weights are float64, and averages are taken in float32; say with --dtype what to write")
+    return dtype
 
 
 def write_average(

@@ -100,6 +100,11 @@ class BackgroundUpload:
             except HubUnavailableError as error:
                 logger.warning("%s; %d checkpoints wait", error, len(waiting))
                 return True
+            except (UserError, OSError):
+                # `push-checkpoints` may have uploaded it meanwhile.
+                if waiting[0].exists():
+                    raise
+                continue
             self.queue.remove(waiting[0])
             self.pushed += 1
             logger.info("%s: uploaded %s", self.repo, revision)

@@ -11,11 +11,12 @@ from huggingface_hub import ModelCard
 from hub_cards.render import render_model_card
 from training.data.languages import language_name
 from training.evaluation.records import Evaluation, load_evaluation
+from training.publishing.facts.adapter import adapter_facts
 from training.publishing.facts.family import family_rows
 from training.publishing.facts.limits import limits_facts
 from training.publishing.facts.lineage import lineage_facts
 from training.publishing.facts.metadata import model_metadata
-from training.publishing.facts.references import origins, reference_text
+from training.publishing.facts.references import base_links, origins, reference_text
 from training.publishing.facts.results import own_label, results_facts, truncation_facts
 from training.publishing.facts.servers import server_facts
 from training.publishing.figures import drawn_figures
@@ -54,15 +55,15 @@ def model_card(
     release = load_release(folder)
     evaluation = load_evaluation(folder / "evaluation", missing_ok=True)
     label = own_label(evaluation, release.name)
-    is_adapter = (folder / "adapter_config.json").is_file()
+    links = {**base_links(release), **(links or {})}
     content = render_model_card(
         {
-            "metadata": model_metadata(release, evaluation, label, datasets=datasets, is_adapter=is_adapter),
+            "metadata": model_metadata(release, evaluation, label, datasets=datasets),
             "repository": repository or release.name,
             "servers": server_facts(release, repository or release.name, _truncated(release.dimensions)),
             "collection": collection,
-            **_facts(release, evaluation, label, links or {}, is_adapter),
-            "family": family_rows(release, links or {}, members),
+            **_facts(release, evaluation, label, links),
+            "family": family_rows(release, links, members),
             "figures": drawn_figures(folder),
         }
     )
@@ -71,14 +72,14 @@ def model_card(
 
 
 def _facts(
-    release: ModelRelease, evaluation: Evaluation, label: str | None, links: Mapping[str, str], is_adapter: bool
+    release: ModelRelease, evaluation: Evaluation, label: str | None, links: Mapping[str, str]
 ) -> dict[str, Any]:
     last = release.stages[-1] if release.stages else None
     width = _truncated(release.dimensions)
     languages = sorted(set(release.languages) - SPECIAL_LANGUAGES.keys())
     return {
         "release": release,
-        "is_adapter": is_adapter,
+        "adapter": adapter_facts(release, links),
         "origins": [reference_text(each, links) for each in origins(release)],
         "teacher": reference_text(last.teacher, links) if last and last.teacher else None,
         "truncated": width,

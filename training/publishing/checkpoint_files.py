@@ -39,6 +39,7 @@ class Revision:
         weights: Which of them hold the weights.
         facts: What the card says.
         shape: Of the model.
+        began: The first entry of the training's log, which tells a run from another; None if there is none yet.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Revision:
     weights: tuple[str, ...]
     facts: CheckpointFacts
     shape: Mapping[str, Any]
+    began: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,14 @@ class CheckpointedRun:
             "arguments": clean_arguments(self._keys),
             "log": [_without_timing(entry) for entry in trained["log_history"]],
         }
+        began = next(iter(told["log"]), None)
         _write(folder / TRAINING_STATE, json.dumps(told, indent=2, ensure_ascii=False))
         _write(folder / "README.md", checkpoint_card(facts))
         check_nothing_private(folder, private_texts([state]))
         written = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         of_weights = {file: checkpoint / file for file in {*weights.files.values()}}
         index = {_INDEX: checkpoint / _INDEX} if (checkpoint / _INDEX).is_file() else {}
-        return Revision(name, {**written, **of_weights, **index}, tuple(sorted(of_weights)), facts, files.shape)
+        return Revision(name, {**written, **of_weights, **index}, tuple(sorted(of_weights)), facts, files.shape, began)
 
     def _facts(
         self,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from training.errors import UserError
-from training.publishing.checkpoint_files import CheckpointedRun, Revision
+from training.publishing.checkpoint_files import TRAINING_STATE, CheckpointedRun, Revision
 from training.publishing.checkpoint_index import INDEX, CheckpointIndex, held_by_release
 from training.publishing.content import ATTRIBUTES, Content
 from training.publishing.destination import INCIDENTAL
-from training.publishing.hub import Hub
+from training.publishing.hub import SCRATCH, Hub, WrittenMeanwhileError
 from training.publishing.record import RECORD
 
 __all__ = ["CheckpointUpload"]
+
+# Tries to list a revision, each from what another run has listed meanwhile.
+_LISTINGS = 5
 
 
 class CheckpointUpload:
@@ -62,18 +66,33 @@ class CheckpointUpload:
             self._check(revision, index)
             message = f"{revision.facts.stage}, step {revision.facts.step:,}"
             self.hub.publish(self.repo, revision.files, revision=revision.name, message=message)
-        if index is not None:
-            index.add(revision)
-            # A licence that was chosen on the Hub's site stays.
-            others = {path: self.hub.read(self.repo, path) for path in held - {INDEX, "README.md"}}
-            listed = {path: content for path, content in others.items() if content is not None}
-            listed |= index.files(self.repo)
-            self.hub.publish(self.repo, listed, message=f"List {revision.name}")
+        if not finished:
+            self._list(revision)
         return revision.name
 
-    def _index(self, there: bool) -> CheckpointIndex:
+    def _list(self, revision: Revision) -> None:
+        """Takes a revision into the list, which another run may be writing to."""
+        for tries_left in reversed(range(_LISTINGS)):
+            refs = self.hub.repository(self.repo).refs()
+            head = next(branch.target_commit for branch in refs.branches if branch.name == "main")
+            held = {*(self.hub.files(self.repo, head) or {})} - {ATTRIBUTES}
+            index = self._index(INDEX in held, head)
+            index.add(revision)
+            # A licence that was chosen on the Hub's site stays.
+            others = {path: self.hub.read(self.repo, path, head) for path in held - {INDEX, "README.md"}}
+            listed = {path: content for path, content in others.items() if content is not None}
+            listed |= index.files(self.repo)
+            try:
+                self.hub.publish(self.repo, listed, message=f"List {revision.name}", parent=head)
+            except WrittenMeanwhileError:
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def _index(self, there: bool, revision: str = "main") -> CheckpointIndex:
         try:
-            return CheckpointIndex(self.hub.read(self.repo, INDEX) if there else None)
+            return CheckpointIndex(self.hub.read(self.repo, INDEX, revision) if there else None)
         except UserError as error:
             raise UserError(f"{self.repo}: {error}") from None
 
@@ -89,6 +108,7 @@ class CheckpointUpload:
             reason = held_by_release(self.hub.read(self.repo, RECORD) or b"", revision.facts.stage)
         else:
             reason = index.objection(revision)
+        reason = reason or self._other_run(revision)
         if reason:
             raise self._refusal(reason)
         found = self.hub.files(self.repo, revision.name)
@@ -97,6 +117,23 @@ class CheckpointUpload:
         for path in revision.weights:
             if path not in found or not Content(revision.files[path]).is_in(found[path]):
                 raise self._refusal(f"its revision {revision.name} has other weights")
+
+    def _other_run(self, revision: Revision) -> str | None:
+        """Why a revision does not belong here: another run of the stage has revisions. None if it does.
+
+        The first entry of the log is the same in all checkpoints of a run, however often it was resumed, and holds the
+        loss, the norm of the gradient and the learning rate: another seed, data or schedule differs in one of them.
+        """
+        refs, first = self.hub.repository(self.repo).refs(), f"{revision.facts.stage}-step-"
+        branches = sorted(branch.name for branch in refs.branches) if refs else []
+        held = next((name for name in branches if name.startswith(first) and not name.endswith(SCRATCH)), None)
+        if held is None or revision.began is None:
+            return None
+        try:
+            began = json.loads(self.hub.read(self.repo, TRAINING_STATE, held) or b"")["log"]
+        except (ValueError, KeyError, TypeError):
+            return f"its revision {held} has no {TRAINING_STATE} that could be read"
+        return f"its revision {held} is of another run" if began and began[0] != revision.began else None
 
     def _refusal(self, reason: str) -> UserError:
         return UserError(f"{self.repo}: {reason}; give another repository or --stage-name, or --replace to replace it")

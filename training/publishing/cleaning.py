@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 from huggingface_hub import get_token
 
@@ -189,7 +190,15 @@ def check_nothing_private(folder: Path, texts: Mapping[str, str]) -> None:
         # Numbers under checked names, and a vocabulary that holds `/usr/local` by itself.
         if path.suffix == ".safetensors" or path.name in VOCABULARIES:
             continue
-        content = path.read_bytes()
+        content = _readable(path)
         for text, what in wanted.items():
             if text in content:
                 raise UserError(f"{path.name} would tell {what}; take it out of the run's files and pack again")
+
+
+def _readable(path: Path) -> bytes:
+    """The bytes of a file; of an archive the names and bytes of its members, which may be compressed."""
+    if not is_zipfile(path):
+        return path.read_bytes()
+    with ZipFile(path) as archive:
+        return b"\0".join(each for name in archive.namelist() for each in (name.encode(), archive.read(name)))

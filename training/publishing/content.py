@@ -62,6 +62,11 @@ class Content:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, in hexadecimal digits."""
+        return self._hashes[1]
+
     def is_in(self, remote: RemoteFile) -> bool:
         """Whether a file of a revision has this content; hashes only what has the same size."""
         if remote.size != self.size:

@@ -13,9 +13,9 @@ from training.errors import UserError
 from training.publishing.content import Content, RemoteFile
 from training.publishing.hub_repository import HubRepository
 from training.publishing.retries import HubUnavailableError, Patience
-from training.publishing.revision import SCRATCH, write_revision
+from training.publishing.revision import SCRATCH, WrittenMeanwhileError, write_revision
 
-__all__ = ["SCRATCH", "Hub", "HubUnavailableError", "Patience", "RemoteFile"]
+__all__ = ["SCRATCH", "Hub", "HubUnavailableError", "Patience", "RemoteFile", "WrittenMeanwhileError"]
 
 logger = logging.getLogger("training")
 
@@ -103,6 +103,7 @@ class Hub:
         revision: str = "main",
         message: str,
         repo_type: str = "model",
+        parent: str | None = None,
     ) -> str:
         """Makes a revision hold exactly these files, in one commit.
 
@@ -116,17 +117,19 @@ class Hub:
             revision: Name of the branch.
             message: Of the commit.
             repo_type: ``model`` or ``dataset``.
+            parent: The commit that the revision must be at, for content that was made from what it held; any if None.
 
         Returns:
             The commit that the revision is at.
 
         Raises:
+            WrittenMeanwhileError: If the revision is elsewhere.
             UserError: If the Hub refuses it, the revision is a tag, somebody else wrote to it meanwhile, or a file was
                 changed meanwhile.
             HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
         """
         wanted = {path: Content(source) for path, source in files.items()}
-        return write_revision(self.repository(repo, repo_type), wanted, revision, message)
+        return write_revision(self.repository(repo, repo_type), wanted, revision, message, parent)
 
     def files(self, repo: str, revision: str = "main", repo_type: str = "model") -> dict[str, RemoteFile] | None:
         """The files of a branch, tag or commit by path; None if there is no such repository or revision."""

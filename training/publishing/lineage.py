@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
 from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
+from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
 from training.publishing.cleaning import clean_arguments, public_name
 from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.model_files import read_model_files
@@ -142,7 +144,7 @@ class Lineage:
         progress = progress_of(state)
         return StageRecord(
             name=name,
-            kind="pruning" if state.prunes else "training",
+            kind=_kind(state),
             start=self._reference(state, "model"),
             teacher=self._teacher(state),
             parameters=_parameters(state.folder),
@@ -153,6 +155,14 @@ class Lineage:
             epochs=progress.epochs,
             metrics=progress.metrics,
         )
+
+
+def _kind(state: ModelState) -> str:
+    if state.prunes:
+        return "pruning"
+    if (state.folder / ADAPTER_CONFIG).is_file():
+        return "adapter"
+    return "merged_adapter" if (state.folder / MERGED_ADAPTER).is_file() else "training"
 
 
 def _taught(teacher: ModelState, student: ModelState) -> bool:
@@ -192,6 +202,8 @@ def _unused(name: str, taken: Any) -> str:
 def _parameters(folder: Path) -> int | None:
     """Parameters of a stage's model; None if its weights are no longer whole."""
     try:
+        if (folder / ADAPTER_CONFIG).is_file():
+            return adapter_parameters(folder)
         return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
     # A damaged configuration comes out of the library as anything; the model that is packed was looked at before.
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from training.publishing.cleaning import VOCABULARIES, clean_config
 from training.publishing.older_readers import write_for_older_readers
 from training.publishing.states import read_json
 
-__all__ = ["ModelFiles", "copy_model_files", "family_of", "read_model_files"]
+__all__ = [
+    *("ModelFiles", "copy_model_files", "copy_sentence_files", "family_of"),
+    *("read_model_files", "read_sentence_files", "shape_of"),
+]
 
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 _CONFIG, _MODULES, _SENTENCES = "config.json", "modules.json", "config_sentence_transformers.json"
@@ -58,7 +61,7 @@ class ModelFiles:
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return {name: getattr(self.config, name) for name in _SHAPE}
+        return shape_of(self.config)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -84,12 +87,9 @@ def read_model_files(folder: Path) -> ModelFiles:
         UserError: If it holds no model that can be packed, or a file is missing or damaged.
     """
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and pack that")
-    for name in (_CONFIG, _MODULES, _SENTENCES, *_TOKENIZER):
-        _require(folder, name)
-    modules = tuple(module["path"] for module in read_json(folder / _MODULES) if module["path"])
-    for module in modules:
-        _require(folder, f"{module}/{_CONFIG}")
+        raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
+    _require(folder, _CONFIG)
+    sentences, modules = read_sentence_files(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -97,7 +97,26 @@ def read_model_files(folder: Path) -> ModelFiles:
     except Exception as error:
         raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); pack another state of the run") from None
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return ModelFiles(folder, config, read_json(folder / _SENTENCES), _code(folder), modules, length)
+    return ModelFiles(folder, config, sentences, _code(folder), modules, length)
+
+
+def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What sentence-transformers reads of a model's or an adapter's folder: its settings and folders of modules.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    for name in (_MODULES, _SENTENCES, *_TOKENIZER):
+        _require(folder, name)
+    modules = tuple(module["path"] for module in read_json(folder / _MODULES) if module["path"])
+    for module in modules:
+        _require(folder, f"{module}/{_CONFIG}")
+    return read_json(folder / _SENTENCES), modules
+
+
+def shape_of(config: F2LLMConfig) -> dict[str, Any]:
+    """The fields of a configuration that make the shape."""
+    return {name: getattr(config, name) for name in _SHAPE}
 
 
 def _require(folder: Path, name: str) -> None:
@@ -138,12 +157,24 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     """
     source = files.folder
     _write_json(folder / _CONFIG, clean_config({**read_json(source / _CONFIG), "dtype": dtype}))
+    for path in files.code:
+        shutil.copyfile(path, folder / path.name)
+    copy_sentence_files(source, files.modules, folder)
+
+
+def copy_sentence_files(source: Path, modules: Iterable[str], folder: Path) -> None:
+    """Copies tokenizer, modules and their settings, in a form that older readers know, too.
+
+    Args:
+        source: Where they are.
+        modules: Folders of modules there.
+        folder: Where they go.
+    """
     _write_json(folder / "tokenizer_config.json", clean_config(read_json(source / "tokenizer_config.json")))
-    copied = (_MODULES, _SENTENCES, "sentence_bert_config.json", "tokenizer.json", *_TOKENIZER_OPTIONAL)
-    for path in (*(source / name for name in copied), *files.code):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    for module in files.modules:
+    for name in (_MODULES, _SENTENCES, "sentence_bert_config.json", "tokenizer.json", *_TOKENIZER_OPTIONAL):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    for module in modules:
         (folder / module).mkdir(parents=True)
         for name in _MODULE_FILES:
             if (source / module / name).is_file():

@@ -38,7 +38,9 @@ def write_for_older_readers(folder: Path) -> None:
         ValueError: If a file is damaged.
     """
     length = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
-    _rewrite(folder / "config.json", _with_rope_theta)
+    # An adapter has none.
+    if (folder / "config.json").is_file():
+        _rewrite(folder / "config.json", _with_rope_theta)
     _rewrite(folder / "tokenizer_config.json", _with_additional_tokens)
     _rewrite(folder / "modules.json", _with_old_classes)
     _rewrite(folder / "1_Pooling/config.json", _with_flags)

@@ -18,14 +18,16 @@ from safetensors import SafetensorError
 
 from training.checkpoints import publish
 from training.errors import StoppedError, UserError, in_one_line
+from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
+from training.publishing.content import Content
 from training.publishing.evaluation import write_evaluation
 from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
-from training.publishing.model_files import ModelFiles, copy_model_files, family_of, read_model_files
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
 from training.publishing.states import find_state
 from training.publishing.training_data import language_rows_of
-from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, Weights, copy_weights, parse_size, read_weights
+from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size
+from training.publishing.whole_model import WholeModel, read_whole_model
 from training.recipe import FINAL_MODEL
 
 __all__ = ["PackOptions", "pack"]
@@ -53,6 +55,7 @@ class PackOptions:
         author: Whom the card names.
         checkpoint: A checkpoint of the run, such as ``checkpoint-500``; its finished model if None.
         evaluation: Folder of an evaluation; the report beside the run if None.
+        base: Name on the Hub of the model that the run's adapter adapts, where that was a folder.
     """
 
     name: str
@@ -63,6 +66,7 @@ class PackOptions:
     author: str | None = None
     checkpoint: str | None = None
     evaluation: Path | None = None
+    base: str | None = None
 
 
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
@@ -72,7 +76,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     release in its place is replaced.
 
     Args:
-        run: Folder of a run, of training or of pruning, or of a merged model.
+        run: Folder of a run, of training or of pruning, or of a merged model; its model may be an adapter.
         output: The folder to write.
         options: How.
 
@@ -89,21 +93,21 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     text = _licence_text(options)
     state = find_state(run, options.checkpoint)
     _check_output(output)
-    files = read_model_files(state.folder)
-    weights = read_weights(state.folder, files.config)
+    read = read_adapter if (state.folder / ADAPTER_CONFIG).is_file() else read_whole_model
+    model = read(state, options.base)
     lineage = Lineage(state)
-    release = _release(options, files, weights, lineage)
+    release = _release(options, model, lineage)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        copy_model_files(files, partial, release.dtype)
+        model.copy_files(partial, release.dtype)
         _write_json(partial / ARGUMENTS, stage_arguments(state))
         (partial / LICENCE).write_text(text, encoding="utf-8")
         write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
         # What can be faulty comes first: weights may take minutes.
-        copy_weights(weights, partial, release.dtype, options.max_shard_size)
+        model.copy_weights(partial, release.dtype, options.max_shard_size)
         _describe(partial, release, lineage)
         check_nothing_private(partial, private_texts(lineage.states.values()))
         if _same(partial, output):
@@ -173,26 +177,19 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _release(options: PackOptions, files: ModelFiles, weights: Weights, lineage: Lineage) -> ModelRelease:
+def _release(options: PackOptions, model: WholeModel | AdapterModel, lineage: Lineage) -> ModelRelease:
     stages = lineage.records()
     trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
     return ModelRelease(
         name=options.name,
         licence=options.licence,
-        parameters=weights.parameters,
-        dtype=options.dtype or weights.dtype,
-        dimension=files.config.hidden_size,
-        dimensions=files.dimensions,
-        max_length=files.max_length,
-        shape=files.shape,
-        prompts=files.prompts,
+        dtype=options.dtype or model.dtype,
         languages=_languages(stages),
         stages=stages,
-        versions=files.versions,
-        family=family_of(files.config),
-        trained_dtype=weights.dtype,
+        trained_dtype=model.dtype,
         author=options.author,
         language_rows=language_rows_of(trained[-1]) if trained else {},
+        **model.fields,
     )
 
 
@@ -211,7 +208,9 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    (folder / RECORD).write_text(replace(release, files=_files(folder)).to_json(), encoding="utf-8")
+    files = _files(folder)
+    hashes = {name: Content(folder / name).sha256 for name in files}
+    (folder / RECORD).write_text(replace(release, files=files, sha256=hashes).to_json(), encoding="utf-8")
 
 
 def _files(folder: Path) -> dict[str, int]:

@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluation", type=Path, help="folder of the model's evaluation (default: report beside the run)"
     )
 
+    parser.add_argument(
+        "--base",
+        metavar="ORG/NAME",
+        help="name on the Hub of the model that an adapter adapts, where it was trained on a folder",
+    )
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Packs a run."""
@@ -43,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         author=arguments.author,
         checkpoint=arguments.checkpoint,
         evaluation=arguments.evaluation,
+        base=arguments.base,
     )
     beside = arguments.run_folder.absolute().parent / "packed"
     pack(arguments.run_folder, arguments.output or beside / arguments.name, options)

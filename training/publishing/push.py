@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.errors import UserError
-from training.publishing.content import RemoteFile
+from training.publishing.content import Content, RemoteFile
 from training.publishing.destination import Destination, Objection, recorded_files, upload
 from training.publishing.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
@@ -49,6 +49,8 @@ def push_model(
     """
     release = load_release(folder)
     files = packed_files(folder, place.repo, card=card, datasets=datasets, check=check)
+    if check and release.adapter is not None and release.is_adapter:
+        _check_base(release.adapter.base.name, hub)
     message = message or f"Release {release.name}"
     return upload(hub, place, files, record=RECORD, objection=other_model(release), message=message)
 
@@ -86,9 +88,9 @@ def packed_files(
     if check:
         _check_packed(folder)
     text = (model_card(folder, repository, datasets=datasets) if card is None else card).encode()
-    # The record lists the size of every file.
+    # The record lists size and hash of every file.
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record["files"][CARD] = len(text)
+    record["files"][CARD], record["sha256"][CARD] = len(text), Content(text).sha256
     files[CARD] = text
     files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
     return files
@@ -100,13 +102,27 @@ def _check_packed(folder: Path) -> None:
     Raises:
         UserError: If it does not.
     """
-    from training.publishing.verify import CHECKS, examine
+    from training.publishing.verify import checks_of, examine
 
-    faults = examine(folder, {name: checks for name, checks in CHECKS.items() if name != _LONG_CHECKS}).faults
+    quick = {name: checks for name, checks in checks_of(folder).items() if name != _LONG_CHECKS}
+    faults = examine(folder, quick).faults
     if faults:
         raise UserError(
             f"{folder}: must not be released like this, {len(faults)} faults; the first: {faults[0]} "
             "(all of them: `publish.py verify`; to upload it all the same: --no-verify)"
+        )
+
+
+def _check_base(name: str, hub: Hub) -> None:
+    """Makes sure that whoever loads an adapter finds its base.
+
+    Raises:
+        UserError: If it is not on the Hub.
+    """
+    if hub.files(name) is None:
+        raise UserError(
+            f"the adapter's base is not at {hub.address(name)}; push it first, or pack the adapter again with --base "
+            "ORG/NAME (to upload it all the same: --no-verify)"
         )
 
 
@@ -121,12 +137,16 @@ def _difference(release: ModelRelease, record: bytes) -> str | None:
         stages = [(stage["name"], stage["kind"]) for stage in found["stages"]]
         start = [found["stages"][0]["start"][key] for key in ("kind", "name")] if found["stages"] else []
         name, shape = found["name"], found["shape"]
-    except (ValueError, KeyError, TypeError):
+        base = (found.get("adapter") or {}).get("base", {}).get("name")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {RECORD} is no record of a model"
     own_start = [release.stages[0].start.kind, release.stages[0].start.name] if release.stages else []
     if name != release.name:
         return f"holds another model ({name}, not {release.name})"
-    if shape != release.shape:
+    if base != (release.adapter and release.adapter.base.name):
+        return f"holds {name} of another base ({base or 'none'})"
+    # The shape of an adapter is not known where its base was not at hand.
+    if shape != release.shape and (not release.is_adapter or (shape and release.shape)):
         return f"holds a model {name} of another shape"
     if stages != [(stage.name, stage.kind) for stage in release.stages] or start != own_start:
         return f"holds a model {name} that came about by other stages"

@@ -13,6 +13,7 @@ from huggingface_hub import get_token
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.errors import UserError
+from training.interruption import Interruption
 from training.publishing.background_upload import BackgroundUpload
 from training.publishing.hub import Hub, HubUnavailableError, Patience
 from training.publishing.upload_queue import QueueFullError, UploadQueue
@@ -25,14 +26,17 @@ logger = logging.getLogger(__name__)
 _LOGIN_SECONDS = 20.0
 # At the end, for what is under way: the process then ends, and what waits stays in the queue.
 _LAST_SECONDS = 120.0
+# After a signal: who sent it waits for 30 s or so, and what takes longer goes on at the next start.
+_INTERRUPTED_SECONDS = 5.0
 
 
-def push_callback(repo: str, run: Path) -> PushCheckpoints:
+def push_callback(repo: str, run: Path, interruption: Interruption | None = None) -> PushCheckpoints:
     """The callback of a run, once it is sure that uploads can work at all.
 
     Args:
         repo: ``ORG/NAME``.
         run: The run's folder.
+        interruption: Says whether a signal ended the training.
 
     Raises:
         UserError: If nobody is logged in, the token is wrong, or a package is missing. A Hub that is down is no error.
@@ -43,7 +47,7 @@ def push_callback(repo: str, run: Path) -> PushCheckpoints:
         _check_login()
     except UserError as error:
         raise UserError(f"key 'push_checkpoints': {error}") from None
-    return PushCheckpoints(repo, run)
+    return PushCheckpoints(repo, run, interruption)
 
 
 def push_what_waits(repo: str, run: Path) -> None:
@@ -94,6 +98,7 @@ class PushCheckpoints(TrainerCallback):
     Args:
         repo: ``ORG/NAME``.
         run: The run's folder.
+        interruption: Says whether a signal ended the training; then its end hardly waits.
         last_seconds: How long the end of the training waits for the uploads.
         upload: Uploads what is in a queue; the usual one if None.
     """
@@ -102,11 +107,13 @@ class PushCheckpoints(TrainerCallback):
         self,
         repo: str,
         run: Path,
+        interruption: Interruption | None = None,
         last_seconds: float = _LAST_SECONDS,
         upload: Callable[[UploadQueue], BackgroundUpload] | None = None,
     ) -> None:
         self.repo, self.run = repo, run
         self.queue = UploadQueue(run)
+        self.interruption = interruption
         self.last_seconds = last_seconds
         self._start = upload or (lambda queue: BackgroundUpload(queue, run, repo))
         self._upload: BackgroundUpload | None = None
@@ -114,13 +121,19 @@ class PushCheckpoints(TrainerCallback):
     def begin(self) -> None:
         """Starts to upload what waits."""
         if self._upload is None:
+            self.queue.tidy()
             self._upload = self._start(self.queue)
 
-    def end(self) -> None:
-        """Waits for the uploads, and says what became of them."""
+    def end(self, hurry: bool = False) -> None:
+        """Waits for the uploads, and says what became of them; to be called when the finished model is saved.
+
+        Args:
+            hurry: Hardly wait, as after a signal.
+        """
         if self._upload is None:
             return
-        pushed = self._upload.finish(self.last_seconds)
+        hurry = hurry or (self.interruption is not None and self.interruption.signal is not None)
+        pushed = self._upload.finish(min(self.last_seconds, _INTERRUPTED_SECONDS) if hurry else self.last_seconds)
         self._upload = None
         waiting = [path.name for path in self.queue.waiting()]
         logger.info("%s: %d checkpoints uploaded", self.repo, pushed)
@@ -142,12 +155,6 @@ class PushCheckpoints(TrainerCallback):
             logger.warning("%s is not uploaded: %s. While the run keeps it, %s", checkpoint, error, self._command())
         if self._upload is not None:
             self._upload.look_again()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Waits for the uploads for a while, and says what became of them."""
-        self.end()
 
     def _command(self) -> str:
         return f"run: python training/publish.py push-checkpoints {self.run} --repo {self.repo}"

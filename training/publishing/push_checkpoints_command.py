@@ -75,6 +75,7 @@ def _checkpoints(source: CheckpointedRun) -> list[Path]:
 
 def _push(source: CheckpointedRun, upload: CheckpointUpload) -> int:
     queue, pushed = UploadQueue(source.run), 0
+    waited = {path.name for path in queue.waiting()}
     for checkpoint in _checkpoints(source):
         try:
             # Linked aside first: a training that goes on may delete it meanwhile.
@@ -82,7 +83,13 @@ def _push(source: CheckpointedRun, upload: CheckpointUpload) -> int:
         except UserError as error:
             logger.warning("%s", error)
             continue
-        logger.info("%s: %s", upload.hub.address(upload.repo), upload.upload(place))
+        try:
+            logger.info("%s: %s", upload.hub.address(upload.repo), upload.upload(place))
+        except BaseException:
+            # What only this command put there would keep its space on the disk, and go wherever a training uploads to.
+            if place.name not in waited and (source.run / place.name).is_dir():
+                queue.remove(place)
+            raise
         queue.remove(place)
         pushed += 1
     return pushed

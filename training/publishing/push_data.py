@@ -35,16 +35,20 @@ def push_data(folder: Path, place: Destination, hub: Hub, *, message: str | None
         UserError: If the folder is no release or was changed since, or the upload is refused.
         HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
     """
-    sources = {*_record(folder)["sources"]}
+    own = _record(folder)
+    sources = {*own["sources"]}
     files = data_files(folder, place.repo)
 
     def objection(held: Mapping[str, RemoteFile], record: bytes | None) -> str | None:
         if record is None:
             return f"holds {len(held)} files that no {RECORD} tells of"
         try:
-            found = {*json.loads(record)["sources"]}
+            content = json.loads(record)
+            name, found = content["name"], {*content["sources"]}
         except (ValueError, KeyError, TypeError):
             return f"its {RECORD} is no record of a dataset release"
+        if name != own["name"]:
+            return f"holds another dataset ({name}, not {own['name']})"
         lost = sorted(found - sources)
         return f"holds the source {lost[0]}, which this release has not" if lost else None
 
@@ -72,7 +76,7 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if {*record} >= {"made_of", "sources", "files"}:
+        if {*record} >= {"name", "made_of", "sources", "files"}:
             return record
         fault = "it is the record of something else"
     except (OSError, ValueError, TypeError) as error:

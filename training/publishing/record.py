@@ -10,7 +10,7 @@ from typing import Any
 
 from training.errors import UserError
 
-__all__ = ["RECORD", "ModelRelease", "Reference", "SourceRecord", "StageRecord", "load_release"]
+__all__ = ["RECORD", "AdapterRecord", "ModelRelease", "Reference", "SourceRecord", "StageRecord", "load_release"]
 
 # Name of the file in a packed folder.
 RECORD = "release.json"
@@ -63,7 +63,8 @@ class StageRecord:
 
     Attributes:
         name: Of the stage.
-        kind: ``training``, ``pruning``, ``merging`` or ``quantization``.
+        kind: ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was merged into its
+            base then), ``pruning``, ``merging`` or ``quantization``.
         start: What it started from.
         teacher: What it learnt from; None without distillation.
         parameters: Parameters of the model that it made; None if that is no longer at hand.
@@ -92,18 +93,52 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class AdapterRecord:
+    """An adapter that is released, or that was merged into the weights that are.
+
+    Attributes:
+        base: The model that it adapts; for a released adapter a name on the Hub.
+        match: How that is known to be what it was trained on: ``trained`` (it was loaded by this name), ``same`` (the
+            weights are equal), ``rounded`` (equal once rounded to the dtype of those on the Hub), or ``stated``
+            (whoever packed it says so).
+        rank: Of its updates; None, as the fields below, if that is no longer at hand.
+        alpha: Its updates are scaled by it over the rank, or over the rank's square root.
+        targets: Names of the linear layers that are adapted.
+        dora: Whether lengths of weight vectors were learnt, too.
+        rslora: Whether the scale has the square root.
+        parameters: Number of its parameters.
+        base_weights: Digest of the base's files of weights as they are on the Hub; None if they were not at hand.
+        base_code: Whether the base is known to bring the remote code.
+        merged: Whether its updates are in the released weights.
+    """
+
+    base: Reference
+    match: str
+    rank: int | None = None
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+    dora: bool = False
+    rslora: bool = False
+    parameters: int | None = None
+    base_weights: str | None = None
+    base_code: bool = False
+    merged: bool = False
+
+
+@dataclass(frozen=True)
 class ModelRelease:
     """A released model.
 
     Attributes:
         name: Of the model, without organisation: ``f2llm-v2-330m``.
         licence: SPDX identifier of the weights.
-        parameters: Number of parameters.
+        parameters: Number of parameters; of an adapter its own.
         dtype: Of the weights: ``bfloat16``, ``float32`` or ``float16``.
         dimension: Full width of an embedding.
         dimensions: Widths that the model was trained at, the full one first; one alone if it is not matryoshka.
         max_length: Tokens of a text at most.
-        shape: ``hidden_size``, ``num_hidden_layers`` and so on, as the configuration has them.
+        shape: ``hidden_size``, ``num_hidden_layers`` and so on, as the configuration has them; of an adapter those of
+            its base, and nothing if that was not at hand.
         prompts: By name, as ``config_sentence_transformers.json`` has them.
         languages: ISO 639-3 codes of all training data.
         stages: How the model came about, the oldest stage first and its own last.
@@ -114,7 +149,9 @@ class ModelRelease:
         author: Whom to name as the author; None if nobody was named.
         language_rows: Training rows of the last training stage by language, as
             :func:`training.evaluation.resources.training_rows` counts them; empty if its data does not tell.
+        adapter: The adapter that the release is or has merged into it; None for other models.
         files: Bytes of every packed file but this one, by path.
+        sha256: Hash of the same files, by path.
     """
 
     name: str
@@ -133,7 +170,14 @@ class ModelRelease:
     trained_dtype: str | None = None
     author: str | None = None
     language_rows: Mapping[str, int] = field(default_factory=dict)
+    adapter: AdapterRecord | None = None
     files: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the release is an adapter, which needs its base."""
+        return self.adapter is not None and not self.adapter.merged
 
     def to_json(self) -> str:
         """The record as the text of ``release.json``."""
@@ -156,7 +200,13 @@ def load_release(folder: Path) -> ModelRelease:
 def _release(content: dict[str, Any]) -> ModelRelease:
     stages = tuple(_stage(stage) for stage in content["stages"])
     lists = {key: tuple(content[key]) for key in ("dimensions", "languages")}
-    return ModelRelease(**{**content, **lists, "stages": stages})
+    adapter = content.get("adapter") and _adapter(content["adapter"])
+    return ModelRelease(**{**content, **lists, "stages": stages, "adapter": adapter})
+
+
+def _adapter(content: dict[str, Any]) -> AdapterRecord:
+    given = {"base": Reference(**content["base"]), "targets": tuple(content["targets"])}
+    return AdapterRecord(**{**content, **given})
 
 
 def _stage(content: dict[str, Any]) -> StageRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Patience:
 
 def passes(error: BaseException) -> bool:
     """Whether an error may be gone at the next try: a server in trouble, or a connection that broke."""
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled) or _is_malformed(error):
         return False
     if isinstance(error, HfHubHTTPError):
         return _status(error) in _PASSING
@@ -93,6 +94,12 @@ def passes(error: BaseException) -> bool:
         return True
     # A failed upload of a large file is wrapped.
     return isinstance(error, RuntimeError) and error.__cause__ is not None and passes(error.__cause__)
+
+
+def _is_malformed(error: BaseException) -> bool:
+    """Whether the client made no valid request, whose text would quote the header of the token."""
+    # By name: the HTTP library differs between versions of the client.
+    return isinstance(error, HTTPError) and type(error).__name__ == "LocalProtocolError"
 
 
 def _status(error: HfHubHTTPError) -> int:
@@ -123,6 +130,11 @@ def explain(what: str, error: Exception, repo: str | None = None) -> Exception:
         return error
     if isinstance(error, LocalTokenNotFoundError):
         return UserError("not logged in to the Hub; run `hf auth login` or set HF_TOKEN")
+    if _is_malformed(error):
+        return UserError(
+            "the Hub's client cannot send the login: its token holds characters that no token has; "
+            "run `hf auth login --force`, or set HF_TOKEN to a valid one"
+        )
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(f"{what}: the client is offline; unset HF_HUB_OFFLINE")
     if isinstance(error, RepositoryNotFoundError):
@@ -145,4 +157,6 @@ def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Excep
         )
     if status == 403:
         return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
-    return UserError(f"{what}: the Hub refuses it (status {status}): {in_one_line(error)}")
+    # The address of a stored file may carry a signature behind its question mark.
+    message = re.sub(r"\?\S+", "?…", in_one_line(error))
+    return UserError(f"{what}: the Hub refuses it (status {status}): {message}")

@@ -11,7 +11,7 @@ from training.errors import UserError
 from training.publishing.content import ATTRIBUTES, Content, RemoteFile, same_files
 from training.publishing.hub_repository import HubRepository
 
-__all__ = ["SCRATCH", "write_revision"]
+__all__ = ["SCRATCH", "WrittenMeanwhileError", "write_revision"]
 
 logger = logging.getLogger("training")
 
@@ -21,7 +21,13 @@ SCRATCH = ".partial"
 _LARGE_BYTES = 2**20
 
 
-def write_revision(repository: HubRepository, wanted: Mapping[str, Content], revision: str, message: str) -> str:
+class WrittenMeanwhileError(UserError):
+    """Somebody else wrote to a branch while this was about to."""
+
+
+def write_revision(
+    repository: HubRepository, wanted: Mapping[str, Content], revision: str, message: str, parent: str | None = None
+) -> str:
     """Makes a revision hold exactly these files; see :meth:`~training.publishing.hub.Hub.publish`."""
     refs = repository.refs()
     if refs is None:
@@ -36,6 +42,8 @@ def write_revision(repository: HubRepository, wanted: Mapping[str, Content], rev
         logger.info("%s: removing %s, which an interrupted upload left", repository.name, scratch)
         repository.delete_branch(scratch)
     if revision in branches:
+        if parent is not None and branches[revision] != parent:
+            raise _written_meanwhile(repository, revision)
         return _update(repository, revision, branches[revision], wanted, message)
     repository.create_branch(scratch, branches["main"])
     commit = _update(repository, scratch, branches["main"], wanted, message)
@@ -61,7 +69,7 @@ def _update(repository: HubRepository, branch: str, head: str, wanted: Mapping[s
             return repository.commit(branch, head, operations, message)
         if now is not None and same_files(wanted, _files_at(repository, now)):
             return now
-        raise UserError(f"{repository.name}: somebody else wrote to {branch} meanwhile; look at it and run this again")
+        raise _written_meanwhile(repository, branch)
 
     done = repository.call(f"committing to {repository.name}", commit)
     if not same_files(wanted, _files_at(repository, done)):
@@ -70,6 +78,12 @@ def _update(repository: HubRepository, branch: str, head: str, wanted: Mapping[s
         )
     logger.info("%s: %d files uploaded, %d removed, commit %s", repository.name, len(changed), len(surplus), done[:12])
     return done
+
+
+def _written_meanwhile(repository: HubRepository, branch: str) -> WrittenMeanwhileError:
+    return WrittenMeanwhileError(
+        f"{repository.name}: somebody else wrote to {branch} meanwhile; look at it and run this again"
+    )
 
 
 def _upload(repository: HubRepository, branch: str, contents: Mapping[str, Content]) -> list[CommitOperationAdd]:

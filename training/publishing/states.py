@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from training.checkpoints import numbered_checkpoints
+from training.checkpoints import holds_model, numbered_checkpoints
 from training.errors import UserError
 from training.merging.record import MERGE
 from training.recipe import FINAL_MODEL
@@ -97,7 +97,7 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
     known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
-    if checkpoint is not None and not (run / checkpoint / "config.json").is_file():
+    if checkpoint is not None and not holds_model(run / checkpoint):
         raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
     if checkpoint is None and not (run / FINAL_MODEL).is_dir():
         raise UserError(
@@ -124,7 +124,7 @@ def state_of(folder: Path) -> ModelState | None:
     if (folder / RECIPE).is_file() and (folder / FINAL_MODEL).is_dir():
         folder = folder / FINAL_MODEL
     recipe = folder.absolute().parent / RECIPE
-    if not (folder / "config.json").is_file() or not recipe.is_file():
+    if not holds_model(folder) or not recipe.is_file():
         return None
     return ModelState(recipe.parent, folder, load_yaml(recipe))
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import UserError, in_one_line
+from training.publishing.adapter_base import read_base
 from training.publishing.checks import (
+    adapter,
     card,
     configuration,
     contents,
@@ -20,7 +22,7 @@ from training.publishing.checks import (
 )
 from training.publishing.checks.packed import Finding, PackedFolder, UnreadableError
 
-__all__ = ["CHECKS", "Examination", "examine", "verify"]
+__all__ = ["ADAPTER_CHECKS", "CHECKS", "Examination", "checks_of", "examine", "verify"]
 
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
@@ -45,8 +47,19 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         *(servers.check_text_embeddings_inference, servers.check_rotary),
         *(servers.check_sentence_transformers_files, servers.check_llama_cpp),
     ),
-    "card": (card.check_metadata, card.check_links, card.check_facts, card.check_snippets),
+    "card": (card.check_metadata, card.check_links, card.check_facts, card.check_results, card.check_snippets),
     "embeddings": (embeddings.check_embeddings,),
+}
+
+# An adapter has no weights, no configuration and no code of its own; servers load whole models.
+ADAPTER_CHECKS: Mapping[str, Sequence[Check]] = {
+    **{name: CHECKS[name] for name in ("contents", "tokenizer", "modules")},
+    "adapter": (
+        *(adapter.check_base, adapter.check_adapter_configuration, adapter.check_adapter_tensors),
+        *(adapter.check_code, weights.check_pickles, weights.check_finite),
+    ),
+    "older readers": (servers.check_sentence_transformers_files,),
+    **{name: CHECKS[name] for name in ("card", "embeddings")},
 }
 
 
@@ -63,13 +76,14 @@ class Examination:
     notices: tuple[Finding, ...]
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path, base: Path | None = None) -> list[str]:
     """Checks a packed folder.
 
     The code of its card and its remote code are run, in a process of their own that reaches no network.
 
     Args:
         folder: The folder.
+        base: As for :func:`examine`.
 
     Returns:
         A line for each fault: the file, what is wrong, what to do. Empty if there is none.
@@ -77,22 +91,31 @@ def verify(folder: Path) -> list[str]:
     Raises:
         UserError: If there is no such folder.
     """
-    return [str(fault) for fault in examine(folder).faults]
+    return [str(fault) for fault in examine(folder, base=base).faults]
 
 
-def examine(folder: Path, checks: Mapping[str, Sequence[Check]] = CHECKS) -> Examination:
+def checks_of(folder: Path) -> Mapping[str, Sequence[Check]]:
+    """The checks of a folder: those of a whole model or of an adapter."""
+    return ADAPTER_CHECKS if PackedFolder(folder.resolve()).is_adapter else CHECKS
+
+
+def examine(folder: Path, checks: Mapping[str, Sequence[Check]] | None = None, base: Path | None = None) -> Examination:
     """Does what :func:`verify` does, and keeps notices.
 
     Args:
         folder: The folder.
-        checks: What to check, by what it looks at.
+        checks: What to check, by what it looks at; all that belongs to such a folder if None.
+        base: Folder of the model that an adapter adapts; in the Hub's cache if None.
 
     Raises:
-        UserError: If there is no such folder.
+        UserError: If there is no such folder, or no such model.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one that `publish.py pack` wrote")
-    packed = PackedFolder(folder.resolve())
+    packed = PackedFolder(folder.resolve(), base)
+    if base is not None:
+        _check_base(packed, base)
+    checks = checks_of(folder) if checks is None else checks
     found: list[Finding] = []
     hindered: dict[str, tuple[str, list[str]]] = {}
     for name, own in checks.items():
@@ -115,3 +138,12 @@ def examine(folder: Path, checks: Mapping[str, Sequence[Check]] = CHECKS) -> Exa
     return Examination(
         tuple(finding for finding in found if finding.fault), tuple(finding for finding in found if not finding.fault)
     )
+
+
+def _check_base(packed: PackedFolder, base: Path) -> None:
+    if not packed.is_adapter:
+        raise UserError(f"--base {base}: {packed.path} is no adapter; leave it out")
+    try:
+        read_base(base)
+    except UserError as error:
+        raise UserError(f"--base: {error}; give the folder of the model that the adapter adapts") from None

@@ -14,24 +14,28 @@ from math import prod
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.errors import UserError, in_one_line
+from training.errors import UserError
+from training.model_identity import model_revision
+from training.weight_files import WeightFiles
 
-__all__ = ["DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "parse_size", "read_weights"]
+__all__ = [
+    *("DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size"),
+    *("read_weights", "weights_digest"),
+]
 
 MAX_SHARD_SIZE = "5GB"
 # What weights may be released as, by name.
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# What a run may have saved, by safetensors' name.
-_SAVED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a run may have saved.
+_SAVED = ("bfloat16", "float32", "float16")
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -66,36 +70,18 @@ def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     Raises:
         UserError: If there are none, a file is damaged, or they are not those of the shape.
     """
-    files, shapes, dtypes = {}, {}, set()
-    for file in _files(folder):
-        try:
-            with safe_open(folder / file, framework="pt") as stored:
-                for name in stored.keys():
-                    piece = stored.get_slice(name)
-                    files[name], shapes[name] = file, tuple(piece.get_shape())
-                    dtypes.add(piece.get_dtype())
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / file}: damaged ({in_one_line(error)}); pack another state of the run") from None
+    stored = WeightFiles(folder)
+    shapes = {name: info.shape for name, info in stored.tensors.items()}
     _check_shapes(folder, shapes, config)
+    dtypes = {str(info.dtype).removeprefix("torch.") for info in stored.tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(_SAVED):
         raise UserError(f"{folder}: weights of {', '.join(sorted(dtypes))}; only one of {', '.join(_SAVED)} is packed")
-    return Weights(folder, files, shapes, _SAVED[dtypes.pop()])
-
-
-def _files(folder: Path) -> list[str]:
-    index = folder / _INDEX
-    if not index.is_file():
-        if not (folder / _SINGLE).is_file():
-            raise UserError(f"{folder}: holds no weights, it lacks {_SINGLE}; pack another state of the run")
-        return [_SINGLE]
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: damaged ({in_one_line(error)}); pack another state of the run") from None
+    return Weights(folder, {name: path.name for name, path in stored.file_of.items()}, shapes, dtypes.pop())
 
 
 def _check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> None:
-    with init_empty_weights():
+    # Of this thread alone: a training may make modules in another one meanwhile.
+    with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}
     for name in sorted({*shapes, *expected}):
         if shapes.get(name) != expected.get(name):
@@ -153,10 +139,22 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype) -> dict[str, T
         }
         for name in names:
             tensor = stored[weights.files[name]].get_tensor(name).to(dtype).contiguous()
-            # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                raise UserError(
-                    f"{weights.folder}: weight {name} is NaN or infinite in {dtype}; pack an earlier checkpoint"
-                )
-            tensors[name] = tensor
+            tensors[name] = finite(weights.folder, name, tensor)
     return tensors
+
+
+def finite(folder: Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor, if all of it is finite.
+
+    Raises:
+        UserError: If it is not.
+    """
+    # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        raise UserError(f"{folder}: weight {name} is NaN or infinite in {tensor.dtype}; pack an earlier checkpoint")
+    return tensor
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of a folder's files of weights, as an adapter notes its base by it."""
+    return model_revision(str(folder), "the base", weights_only=True)

@@ -155,6 +155,13 @@ def test_an_output_that_holds_something_else_is_refused(save_model, tmp_path, re
         _merge(tmp_path / "soup", *folders, method=mean_of(2, [1, 2]))
 
 
+def test_float64_is_not_rounded_without_a_word(save_model, tmp_path, refuses):
+    one = save_model("one", dtype=torch.float64)
+    with refuses("float64", "--dtype"):
+        _merge(tmp_path / "soup", one)
+    _merge(tmp_path / "soup", one, dtype=torch.float32)
+
+
 def test_parents_of_other_dtypes_need_a_word(save_model, tmp_path, refuses):
     folders = save_model("one"), save_model("two", seed=1, dtype=torch.bfloat16)
     with refuses("one", "float32", "two", "bfloat16", "--dtype"):

@@ -12,18 +12,27 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.publishing.content import Content
 from training.publishing.record import RECORD
-from training.publishing.verify import CHECKS, Examination, examine
+from training.publishing.verify import ADAPTER_CHECKS, CHECKS, Examination, examine
 
 # The embeddings take a process of their own and ten seconds: they have tests of their own.
 QUICK = {name: checks for name, checks in CHECKS.items() if name != "embeddings"}
+QUICK_FOR_ADAPTERS = {name: checks for name, checks in ADAPTER_CHECKS.items() if name != "embeddings"}
 
 
 class BrokenRelease:
-    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into."""
+    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into.
+
+    Attributes:
+        folder: The copy.
+        base: Of an adapter, the folder of its base that is examined with it.
+    """
 
     def __init__(self, release: Path, folder: Path) -> None:
         self.folder = folder
+        self.base: Path | None = None
+        self._checks = QUICK_FOR_ADAPTERS if (release / "adapter_config.json").is_file() else QUICK
         shutil.copytree(release, folder, copy_function=os.link)
 
     def write(self, name: str, content: str | bytes, listed: bool = True) -> None:
@@ -69,15 +78,15 @@ class BrokenRelease:
         self.list_sizes()
 
     def list_sizes(self) -> None:
-        """Brings the record's sizes up to date."""
+        """Brings the record's sizes and hashes up to date."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.name != RECORD]
         sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
-        record = self.read(RECORD)
-        self.write(RECORD, json.dumps({**record, "files": sizes}))
+        hashes = {name: Content(self.folder / name).sha256 for name in sizes}
+        self.write(RECORD, json.dumps({**self.read(RECORD), "files": sizes, "sha256": hashes}))
 
     def examine(self) -> Examination:
         """All that the quick checks find."""
-        return examine(self.folder, QUICK)
+        return examine(self.folder, self._checks, self.base)
 
     def faults(self) -> list[str]:
         """The lines of the faults that the quick checks find."""

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
+from modeling_f2llm import F2LLMConfig
 from modeling_f2llm.prompts import DEFAULT_PROMPTS
+from tests.training.distributed_recipe import save_model
+from tests.training.publishing.adapters import BASE, train_adapter
 from tests.training.publishing.broken import BrokenRelease
 from tests.training.recipes import write_recipe
 from training.publishing.pack import PackOptions, pack
@@ -72,3 +76,42 @@ def release(instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(release: Path, tmp_path: Path) -> BrokenRelease:
     """A copy of the packed stage, to be broken."""
     return BrokenRelease(release, tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapter_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer) -> Path:
+    """The model that the adapter adapts; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("adapter-base") / "model"
+    save_model(folder, tiny_config, tiny_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(adapter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of an adapter; to be copied, not changed."""
+    return train_adapter(tmp_path_factory.mktemp("adapter"), adapter_base)
+
+
+@pytest.fixture
+def adapter_run(trained_adapter: Path, tmp_path: Path, hub_cache: Path) -> Path:
+    """A copy of the adapter's run, where the Hub's cache is empty."""
+    return Path(shutil.copytree(trained_adapter, tmp_path / "adapter"))
+
+
+@pytest.fixture(scope="session")
+def adapter_release(trained_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed adapter, packed once; to be copied, not changed."""
+    return pack(trained_adapter, tmp_path_factory.mktemp("packed") / "tiny", PackOptions("tiny", base=BASE))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hub's client."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return tmp_path / "hub-cache"
+
+
+@pytest.fixture
+def broken_adapter(adapter_release: Path, tmp_path: Path, hub_cache: Path) -> BrokenRelease:
+    """A copy of the packed adapter, to be broken."""
+    return BrokenRelease(adapter_release, tmp_path / "tiny")

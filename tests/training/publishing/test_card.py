@@ -24,7 +24,7 @@ from training.memory import count_parameters
 from training.publishing.card import model_card
 from training.publishing.facts.family import family_rows, parameters
 from training.publishing.figures import draw_figures
-from training.publishing.record import Reference, StageRecord
+from training.publishing.record import AdapterRecord, Reference, StageRecord
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +177,29 @@ def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Refe
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
-    folder = write_release(tmp_path, losses=False)
-    (folder / "adapter_config.json").write_text("{}")
-    data = ModelCard(model_card(folder)).data
-    assert data["base_model_relation"] == "adapter" and "peft" in data.tags
+    adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
+    card = model_card(write_release(tmp_path, make_release(adapter=adapter), losses=False))
+    data = ModelCard(card).data
+    assert (data.base_model, data["base_model_relation"]) == ("org/big", "adapter")
+    assert {"peft", "lora"} <= set(data.tags) and "text-embeddings-inference" not in data.tags
+    assert rows_of(card, "adapter")[1] == "LoRA, rank 8, alpha 16, on `q_proj`, `v_proj`"
+    assert rows_of(card, "size of the adapter")[1] == "42 kB"
+    assert list(snippets(card)) == ["sentence-transformers", "transformers"]
+    assert 'AutoModel.from_pretrained("org/big")' in card and f'PeftModel.from_pretrained(base, "{NAME}")' in card
+    assert "is stated; it was not checked" in card and "docker" not in card
+
+
+def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path: Path) -> None:
+    adapter = AdapterRecord(
+        Reference("hub", "org/big", "0123456789abcdef"), "trained", 8, 16.0, ("q_proj",), merged=True
+    )
+    stage = StageRecord("lora@merged", "merged_adapter", Reference("local", "big"), arguments={"lora": True})
+    card = model_card(write_release(tmp_path, make_release(adapter=adapter, stages=(stage,)), losses=False))
+    data = ModelCard(card).data
+    assert (data.base_model, data["base_model_relation"]) == ("org/big", "finetune") and "peft" not in data.tags
+    assert "merged into [org/big](https://huggingface.co/org/big) at `0123456789ab`" in rows_of(card, "adapter")[1]
+    assert "An adapter was trained from [org/big]" in card and "Then it was merged into them." in card
+    assert list(snippets(card)) == ["sentence-transformers", "transformers", "remote-code"] and "docker" in card
 
 
 @pytest.mark.parametrize("kind", ["scratch", "local"])

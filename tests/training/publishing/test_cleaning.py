@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from training.arguments import StageArguments
@@ -115,6 +116,13 @@ def test_a_private_text_in_any_file_is_found_and_not_repeated(name, tmp_path, re
     except ValueError as error:
         assert "/secret/place" not in str(error)
     check_nothing_private(tmp_path, {"/another/place": "the place"})
+
+
+@pytest.mark.parametrize("arrays", [{"/secret/place|0": [1.0]}, {"a": np.frombuffer(b"see /secret/place for it")}])
+def test_a_private_text_is_found_in_compressed_arrays(arrays, tmp_path, refuses):
+    np.savez_compressed(tmp_path / "examples.npz", **arrays)
+    with refuses("examples.npz", "the place"):
+        check_nothing_private(tmp_path, {"/secret/place": "the place"})
 
 
 def test_a_private_text_is_found_as_json_writes_it(tmp_path, refuses):

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from tests.hub_server.client import connected
 from tests.hub_server.server import READ_TOKEN, HubServer
 from tests.hub_server.store import Repository
+from training.errors import UserError
 from training.publishing.hub import Hub, HubUnavailableError, Patience
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -338,6 +339,12 @@ def test_a_login_that_will_not_do_is_explained(
         hub = Hub()
         hub.ensure_repo(REPO)
         hub.publish(REPO, FILES, message="Release")
+
+
+def test_a_token_that_no_header_can_hold_is_not_told(hub_server: HubServer, tmp_path: Path) -> None:
+    with connected(hub_server, tmp_path, "hf_se\x0ccret"), pytest.raises(UserError, match="hf auth login") as caught:
+        Hub().ensure_repo(REPO)
+    assert "hf_se" not in str(caught.value)
 
 
 def test_a_client_that_is_offline_is_explained(hub: Hub, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:

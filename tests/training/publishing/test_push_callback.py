@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from transformers import TrainerControl, TrainerState
 
-from tests.hub_server.client import connected
+from tests.hub_server.client import connected, environment
 from tests.hub_server.server import TOKEN, HubServer
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import write_recipe, write_single_stage
+from training import run_stage
+from training.checkpoints import last_checkpoint
+from training.errors import StoppedError, UserError
 from training.publish import main as publish
 from training.publishing import background_upload, push_callback
 from training.publishing.background_upload import BackgroundUpload
 from training.publishing.hub import HubUnavailableError
 from training.publishing.upload_queue import QUEUE, UploadQueue
+from training.recipe import load_recipe
 from training.run_stage import main
 
 REPO = "org/tiny"
@@ -81,7 +90,7 @@ def test_a_hub_in_trouble_neither_stops_nor_changes_the_training(
     hub_server.faults.add("", "/", times=None, **what)
     callback = push_callback.PushCheckpoints.__init__
     monkeypatch.setattr(
-        push_callback.PushCheckpoints, "__init__", lambda self, repo, run: callback(self, repo, run, last_seconds=0.5)
+        push_callback.PushCheckpoints, "__init__", lambda self, *known: callback(self, *known, last_seconds=0.5)
     )
     with connected(hub_server, tmp_path / "home"), caplog.at_level(logging.WARNING):
         began = time.monotonic()
@@ -168,7 +177,7 @@ def test_a_refusal_in_the_middle_ends_the_uploads_not_the_training(
     [
         ({"push_checkpoints": "tiny"}, "key 'push_checkpoints': 'tiny': it is not ORG/NAME"),
         ({"push_checkpoints": REPO, "save_strategy": "no"}, "without checkpoints; give 'save_strategy'"),
-        ({"push_checkpoints": REPO, "prune_to": {"hidden_size": 16}, "model": "x"}, "a stage that cuts a model"),
+        ({"push_checkpoints": REPO, "lora": True, "model": "x", "model_config": None}, "hold an adapter alone"),
     ],
 )
 def test_bad_keys_are_told_before_anything_runs(tmp_path: Path, capsys, keys: dict, message: str) -> None:
@@ -179,11 +188,18 @@ def test_bad_keys_are_told_before_anything_runs(tmp_path: Path, capsys, keys: di
     assert not (tmp_path / "run").exists()
 
 
+def test_one_option_may_stand_for_all_stages_of_a_recipe(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["pruned"] = {"model": "stage1", "prune_to": {"num_hidden_layers": 1}, "instructions": False}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    stages = load_recipe(recipe, {"push_checkpoints": REPO}).stages
+    assert [stage.arguments.push_checkpoints for stage in stages] == [REPO] * 3
+
+
 def test_a_full_queue_or_disk_is_told_and_costs_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import TrainerControl, TrainerState
-
     callback = push_callback.PushCheckpoints(REPO, tmp_path)
     control = TrainerControl()
     queue = callback.queue
@@ -211,8 +227,8 @@ def test_a_full_queue_or_disk_is_told_and_costs_nothing_else(
         assert "checkpoint-3 is not uploaded: [Errno 28]" in caplog.text
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -255,6 +271,103 @@ def test_something_new_is_reason_enough_to_try(tmp_path: Path) -> None:
     uploading.look_again()
     wait_until(lambda: len(tries) == 3)
     assert uploading.finish(20) == 2
+
+
+def test_what_another_process_uploaded_meanwhile_is_no_reason_to_stop(tmp_path: Path) -> None:
+    queue, tries = queue_of(tmp_path, 1, 2), []
+
+    def upload(checkpoint: Path) -> str:
+        tries.append(checkpoint.name)
+        if len(tries) == 1:
+            queue.remove(checkpoint)
+            raise UserError("config.json is missing")
+        return "revision"
+
+    assert BackgroundUpload(queue, tmp_path, REPO, upload=upload).finish(20) == 1
+    assert tries == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_the_finished_model_is_saved_before_uploads_are_waited_for(
+    uploads: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[bool] = []
+    finish = BackgroundUpload.finish
+
+    def looking(self: BackgroundUpload, seconds: float) -> int:
+        saved.append((uploads.parent / "run/model/config.json").is_file())
+        return finish(self, seconds)
+
+    monkeypatch.setattr(BackgroundUpload, "finish", looking)
+    assert main([str(uploads)]) == 0
+    assert saved == [True]
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_a_training_that_fails_says_what_waits(
+    uploads: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub_server.faults.add("", "/", times=None, status=503)
+    monkeypatch.setattr(push_callback, "_INTERRUPTED_SECONDS", 0.1)
+
+    def fail(*known: object) -> None:
+        raise StoppedError("the disk is full")
+
+    monkeypatch.setattr("training.stage._save", fail)
+    with caplog.at_level(logging.WARNING):
+        assert main([str(uploads)]) == 1
+    assert "not uploaded yet: checkpoint-5, checkpoint-10" in caplog.text
+
+
+@pytest.mark.parametrize(("number", "longest"), [(signal.SIGTERM, 0.1), (None, 7.0)])
+def test_a_training_that_a_signal_ended_hardly_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, longest: float
+) -> None:
+    monkeypatch.setattr(push_callback, "_INTERRUPTED_SECONDS", 0.1)
+    waits: list[float] = []
+    upload = SimpleNamespace(finish=lambda seconds: waits.append(seconds) or 0)
+    callback = push_callback.PushCheckpoints(
+        REPO, tmp_path, SimpleNamespace(signal=number), last_seconds=7.0, upload=lambda queue: upload
+    )
+    callback.begin()
+    callback.end()
+    callback.begin()
+    callback.end(hurry=True)
+    assert waits == [longest, 0.1]
+
+
+def test_a_new_checkpoint_is_a_reason_to_look_even_if_it_could_not_be_queued(tmp_path: Path) -> None:
+    looked: list[int] = []
+    upload = SimpleNamespace(look_again=lambda: looked.append(1))
+    callback = push_callback.PushCheckpoints(REPO, tmp_path, upload=lambda queue: upload)
+    callback.begin()
+    callback.on_save(None, TrainerState(global_step=5), TrainerControl())
+    assert looked == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("client_waits")
+def test_a_training_that_is_killed_in_the_middle_of_an_upload_catches_up(
+    uploads: Path, hub_server: HubServer, tmp_path: Path
+) -> None:
+    slow = hub_server.faults.add("PUT", "storage", times=None, delay=30)
+    process = subprocess.Popen(
+        [sys.executable, run_stage.__file__, str(uploads)],
+        env=environment(hub_server, tmp_path / "home"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: bool(slow.met) and bool(last_checkpoint(tmp_path / "run")), 120)
+    finally:
+        process.kill()
+        process.wait()
+    assert revisions(hub_server) <= {"run-step-000005.partial"} and "checkpoint-5" in waiting(uploads)
+    hub_server.faults.clear()
+    assert main([str(uploads), "--resume"]) == 0
+    assert revisions(hub_server) == REVISIONS and waiting(uploads) == []
+    repository = hub_server.repository(REPO)
+    assert all(name not in REVISIONS or commit == repository.branches[name] for name, commit in repository.moves)
 
 
 @pytest.mark.usefixtures("client_waits")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from tests.hub_server.client import environment
 from tests.hub_server.server import TOKEN, HubServer
 from tests.hub_server.store import Repository
 from tests.training.recipes import write_recipe, write_single_stage
+from training import publish
 from training.publish import main
+from training.publishing.checkpoint_index import CheckpointIndex
 from training.publishing.retries import Patience
 from training.publishing.upload_queue import UploadQueue
 from training.run_stage import main as run_stage
@@ -204,6 +207,83 @@ def test_another_model_s_repository_is_refused(run: Path, hub_server: HubServer,
     assert "holds checkpoints of another stage 'stage1'" in capsys.readouterr().err
     assert push(tmp_path / "other/stage1", "--stage-name", "small") == 0
     assert "small-step-000010" in hub_server.repository(REPO).branches
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_another_run_of_the_same_stage_is_refused_unless_told(
+    run: Path, hub_server: HubServer, tmp_path: Path, capsys
+) -> None:
+    keys = {"output_dir": str(tmp_path / "other/stage1"), "seed": 7, "save_steps": 4, "instructions": True}
+    assert run_stage([str(write_single_stage(tmp_path / "other", **keys))]) == 0
+    shutil.rmtree(tmp_path / "other/stage1/checkpoint-8")
+    assert push(run) == 0
+    repository = hub_server.repository(REPO)
+    before = dict(repository.branches)
+    assert push(tmp_path / "other/stage1") == 2
+    assert "its revision stage1-step-000005 is of another run" in capsys.readouterr().err
+    assert repository.branches == before
+    assert push(tmp_path / "other/stage1", "--replace") == 0
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_two_runs_that_list_at_once_are_both_listed(run: Path, hub_server: HubServer, monkeypatch) -> None:
+    assert push(run, "--stage-name", "other") == 0
+    index_file, once = CheckpointIndex.files, []
+
+    def files_after_another_commit(index: CheckpointIndex, repository: str) -> object:
+        listed = index_file(index, repository)
+        if not once:
+            # Another run's commit comes between reading the list and writing it.
+            once.append(True)
+            held = json.loads(hub_server.repository(REPO).files("main")["checkpoints.json"])
+            held["revisions"]["third-step-000001"] = {"stage": "third", "step": 1, "max_steps": 1, "epoch": 1.0}
+            HfApi().upload_file(
+                path_or_fileobj=json.dumps(held).encode(), path_in_repo="checkpoints.json", repo_id=REPO
+            )
+        return listed
+
+    monkeypatch.setattr(CheckpointIndex, "files", files_after_another_commit)
+    assert push(run) == 0
+    listed = json.loads(hub_server.repository(REPO).files("main")["checkpoints.json"])["revisions"]
+    assert {"third-step-000001", "other-step-000005", *REVISIONS} <= {*listed}
+
+
+@pytest.mark.usefixtures("client_waits")
+@pytest.mark.parametrize("waited", [[], ["checkpoint-5"], ["checkpoint-10"]])
+def test_a_refused_push_leaves_what_waited_before(run: Path, hub_server: HubServer, waited: list[str]) -> None:
+    for name in waited:
+        UploadQueue(run).add(run / name)
+    hub_server.faults.add("POST", "/commit/", status=403)
+    assert push(run) == 2
+    assert [path.name for path in UploadQueue(run).waiting()] == waited
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("client_waits")
+def test_a_push_that_is_killed_shows_nothing_and_the_next_completes(
+    run: Path, hub_server: HubServer, tmp_path: Path
+) -> None:
+    slow = hub_server.faults.add("PUT", "storage", delay=30, skip=1)
+    process = subprocess.Popen(
+        [sys.executable, publish.__file__, "push-checkpoints", str(run), "--repo", REPO],
+        env=environment(hub_server, tmp_path / "home"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 120
+        while not slow.met:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    repository = hub_server.repository(REPO)
+    assert revisions(repository) == [REVISIONS[0], f"{REVISIONS[1]}.partial"]
+    hub_server.faults.clear()
+    assert push(run) == 0
+    check_all_whole(repository)
+    assert not (run / ".upload_queue").exists()
 
 
 @pytest.mark.usefixtures("client_waits")

@@ -14,7 +14,7 @@ from tests.training.recipes import write_sources
 from training.data.release import release
 from training.publish import main
 
-REPO = "org/tiny-data"
+REPO, NAME = "org/tiny-data", "tiny-data"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_dry_run_shows_files_and_card_without_login_or_network(
         ("{}", "no record of a dataset release"),
         ("no json", "no record of a dataset release"),
         ('{"name": "tiny-embedder", "stages": []}', "no record of a dataset release"),
-        ('{"made_of": {}, "sources": {}, "files": {}}', "is not as release.json says"),
+        ('{"name": "x", "made_of": {}, "sources": {}, "files": {}}', "is not as release.json says"),
     ],
 )
 @pytest.mark.usefixtures("client_waits")
@@ -102,7 +102,7 @@ def test_a_source_is_lost_only_when_told(
     assert main(["push-data", str(released), "--repo", REPO]) == 0
     repository = hub_server.repository(REPO, "dataset")
     first = repository.branches["main"]
-    fewer = release(write_sources(tmp_path / "data"), tmp_path / "fewer", sources=["tiny_retrieval"])
+    fewer = release(write_sources(tmp_path / "data"), tmp_path / "fewer", sources=["tiny_retrieval"], name=NAME)
     assert main(["push-data", str(fewer), "--repo", REPO]) == 2
     told = capsys.readouterr().err
     assert "tiny_classification" in told
@@ -136,3 +136,16 @@ def test_data_of_somebody_else_is_replaced_only_when_told(
     assert repository.files() == {"rows.csv": b"a,b\n"}
     assert main(["push-data", str(released), "--repo", REPO, "--replace"]) == 0
     assert "rows.csv" not in repository.files()
+
+
+@pytest.mark.usefixtures("client_waits")
+def test_another_dataset_is_not_replaced_though_its_sources_have_the_same_names(
+    released: Path, hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push-data", str(released), "--repo", REPO]) == 0
+    other = release(write_sources(tmp_path / "data"), tmp_path / "other-data")
+    before = hub_server.repository(REPO, "dataset").branches["main"]
+    assert main(["push-data", str(other), "--repo", REPO]) == 2
+    assert "holds another dataset (tiny-data, not other-data)" in capsys.readouterr().err
+    assert hub_server.repository(REPO, "dataset").branches["main"] == before
+    assert main(["push-data", str(other), "--repo", REPO, "--replace"]) == 0

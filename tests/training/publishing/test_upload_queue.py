@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,49 @@ def test_the_oldest_comes_first_and_what_is_half_linked_is_not_there(tmp_path: P
     assert [path.name for path in queue.waiting()] == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
     queue.remove(queue.waiting()[0])
     assert len(UploadQueue(tmp_path).waiting()) == 2
+
+
+def test_what_another_process_took_out_is_no_error_and_leftovers_go(tmp_path: Path) -> None:
+    queue = UploadQueue(tmp_path)
+    place = queue.add(write_checkpoint(tmp_path, 7))
+    kept = queue.add(write_checkpoint(tmp_path, 8))
+    UploadQueue(tmp_path).remove(place)
+    queue.remove(place)
+    for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
+        (queue.folder / left).mkdir()
+        (queue.folder / left / "model.safetensors").write_text("weights")
+    queue.tidy()
+    assert [path.name for path in queue.folder.iterdir()] == [kept.name]
+
+
+def test_a_queue_that_is_emptied_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, mkdir, emptied = UploadQueue(tmp_path), Path.mkdir, []
+
+    def mkdir_after_removal(path: Path, *words: object, **options: object) -> None:
+        if path.name.endswith(".partial") and not emptied:
+            emptied.append(path)
+            queue.folder.rmdir()
+        mkdir(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_after_removal)
+    assert queue.add(write_checkpoint(tmp_path, 7)) in queue.waiting()
+    assert emptied
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_disk_keeps_room_for_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    queue, checkpoint = UploadQueue(tmp_path), write_checkpoint(tmp_path, 7)
+    sizes = {name: (checkpoint / name).stat().st_size for name in (*MODEL, *STATE)}
+    needed = sum(sizes.values()) + sum(sizes[name] for name in (*MODEL, "trainer_state.json"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - short))
+    if short:
+        with pytest.raises(QueueFullError, match="must be free"):
+            queue.add(checkpoint)
+        assert queue.waiting() == [] and not queue.folder.exists()
+    # Who empties the queue by hand saves no checkpoints.
+    assert queue.add(checkpoint, limited=not short) in queue.waiting()
 
 
 def test_added_twice_it_waits_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 
 import pytest
@@ -119,8 +120,8 @@ def _change(saved, change) -> None:
         (lambda each: {**each, "lm_head.weight": torch.ones(2, 2)}, ["lm_head.weight", "(2, 2)", "absent"]),
         (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
         (lambda each: {f"model.{k}": v for k, v in each.items()}, ["embed_tokens.weight", "absent"]),
-        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["F16, F32"]),
-        (lambda each: {k: v.double() for k, v in each.items()}, ["F64"]),
+        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["float16, float32"]),
+        (lambda each: {k: v.double() for k, v in each.items()}, ["float64"]),
     ],
 )
 def test_weights_of_another_model_are_refused(saved, tiny_model, refuses, change, parts):
@@ -159,3 +160,18 @@ def test_sizes(written, size, refuses):
 def test_what_is_no_size_is_refused(written, refuses):
     with refuses(repr(written)):
         parse_size(written)
+
+
+def test_reading_leaves_what_another_thread_makes_alone(saved, tiny_model, monkeypatch):
+    # As when a checkpoint is uploaded while its run trains.
+    made = []
+
+    def model_while_another_thread_works(config):
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        thread.start()
+        thread.join()
+        return F2LLMModel(config)
+
+    monkeypatch.setattr("training.publishing.weights.F2LLMModel", model_while_another_thread_works)
+    read_weights(saved, tiny_model.config)
+    assert [each.weight.is_meta for each in made] == [False]

@@ -1,19 +1,23 @@
-"""The card: a header that the Hub can read, links that lead somewhere, numbers and prompts as the files have them."""
+"""The card: a header that the Hub can read, links that lead somewhere; numbers and prompts as the files have them."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from hub_cards.snippets import snippets
 from training.errors import in_one_line
 from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Finding, PackedFolder, UnreadableError
 
-__all__ = ["SNIPPETS", "check_facts", "check_links", "check_metadata", "check_snippets", "loaded_names"]
+__all__ = [
+    *("SNIPPETS", "check_facts", "check_links", "check_metadata", "check_results", "check_snippets"),
+    *("examples_of", "loaded_names"),
+]
 
-# The examples that are run, by the names that the card gives them.
+# The examples that are run, by the names that the card gives them; the last one where there is remote code.
 SNIPPETS = ("sentence-transformers", "transformers", "remote-code")
 _RENDER = "render the card again"
 # What the Hub reads beside the fields of ModelCardData (hub-docs, modelcard.md).
@@ -91,14 +95,39 @@ def check_facts(packed: PackedFolder) -> Iterator[Finding]:
             yield Finding(CARD, f"{name}: {found[1].strip()} on the card, {told[name]} in the record", _RENDER)
 
 
+def check_results(packed: PackedFolder) -> Iterator[Finding]:
+    """Every row of results is that of the folder's own scores."""
+    from training.publishing.card import model_card
+
+    told, expected = (_result_rows(text) for text in (packed.text(CARD), model_card(packed.path)))
+    for found, wanted in zip_longest(told, expected):
+        if found != wanted:
+            yield Finding(
+                CARD, f"results: {found or 'nothing'} on the card, {wanted or 'nothing'} in the files", _RENDER
+            )
+            return
+
+
+def _result_rows(text: str) -> list[str]:
+    """The rows of tables in the sections that hold scores."""
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    scores = [section for section in sections if section.startswith(("Truncation\n", "Results\n"))]
+    return [line for section in scores for line in section.splitlines() if line.startswith("|")]
+
+
 def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
     """The three examples are there, load one name, and print the prompt for queries as the files have it."""
     found = snippets(packed.text(CARD))
-    for name in SNIPPETS:
+    examples, adapter = examples_of(packed), packed.release.adapter
+    for name in examples:
         if name not in found:
             yield Finding(CARD, f"has no example {name}", _RENDER)
-    trees = {name: _tree(name, found[name]) for name in SNIPPETS if name in found}
+    trees = {name: _tree(name, found[name]) for name in examples if name in found}
     names = {loaded for tree in trees.values() for loaded in loaded_names(tree)}
+    if packed.is_adapter and adapter is not None:
+        if "transformers" in trees and adapter.base.name not in names:
+            yield Finding(CARD, f"the example transformers does not load {adapter.base.name}", _RENDER)
+        names.discard(adapter.base.name)
     if len(names) > 1 or any(name.rpartition("/")[2] != packed.release.name for name in names):
         wrong = f"the examples load {', '.join(sorted(names))}, not {packed.release.name}"
         yield Finding(CARD, wrong, _RENDER)
@@ -109,17 +138,24 @@ def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
             yield Finding(CARD, f"the example transformers has another prompt than {prompt!r}", _RENDER)
 
 
+def examples_of(packed: PackedFolder) -> tuple[str, ...]:
+    """Names of the examples that a card has; an adapter's base need not bring remote code."""
+    adapter = packed.release.adapter if packed.is_adapter else None
+    return SNIPPETS if adapter is None or adapter.base_code else SNIPPETS[:-1]
+
+
 def loaded_names(tree: ast.Module) -> list[str]:
     """The names that code loads models by."""
-    return [call.args[0].value for call in ast.walk(tree) if isinstance(call, ast.Call) and _loads(call)]
+    return [name.value for call in ast.walk(tree) if isinstance(call, ast.Call) for name in _names(call)]
 
 
-def _loads(call: ast.Call) -> bool:
-    """Whether a call loads something by a name that is written out."""
-    name = getattr(call.func, "id", getattr(call.func, "attr", None))
-    if name not in ("SentenceTransformer", "from_pretrained") or not call.args:
-        return False
-    return isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+def _names(call: ast.Call) -> list[ast.Constant]:
+    """The names, written out, that a call loads something by: the first argument, or that after a base model."""
+    function = getattr(call.func, "id", getattr(call.func, "attr", None))
+    if function not in ("SentenceTransformer", "from_pretrained"):
+        return []
+    given = [each for each in call.args[:2] if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    return given[:1]
 
 
 def _tree(name: str, code: str) -> ast.Module:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from hub_cards.snippets import snippets
-from training.publishing.checks.card import SNIPPETS, loaded_names
-from training.publishing.checks.packed import CARD, CONFIG, Finding, PackedFolder, UnreadableError
+from training.publishing.checks.card import examples_of, loaded_names
+from training.publishing.checks.packed import ADAPTER_CONFIG, CARD, CONFIG, Finding, PackedFolder, UnreadableError
 
 __all__ = ["check_embeddings"]
 
@@ -35,6 +35,9 @@ _TOLERANCE = 0.9999
 # therefore compared in float32, too, by the other measure.
 _COARSE_TOLERANCE = 0.9995
 _REFERENCE = "transformers"
+# The class of each example's model.
+_EXPECTED = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
+_EXPECTED_OF_ADAPTERS = {**_EXPECTED, "transformers": "PeftModelForFeatureExtraction"}
 _LOOK = "compare the example with the model's files, or pack the run again"
 _QUERIES = [
     "panda",
@@ -52,8 +55,16 @@ _DOCUMENTS = [
 
 def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
     """Plain transformers, sentence-transformers and the remote code agree, whatever a text is batched with."""
-    codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in SNIPPETS}
-    if set(codes) != set(SNIPPETS):
+    if packed.is_adapter and packed.base is None:
+        # `check_base` says so.
+        return
+    examples = examples_of(packed)
+    if packed.base is not None and "remote-code" in examples and not packed.base.has_code:
+        wrong = f"the example remote-code was not run: the code of {packed.release.adapter.base.name} is not at hand"
+        yield Finding(CARD, wrong, "give a whole copy of it as --base FOLDER", fault=False)
+        examples = tuple(name for name in examples if name != "remote-code")
+    codes = {name: code for name, code in snippets(packed.text(CARD)).items() if name in examples}
+    if set(codes) != set(examples):
         raise UnreadableError(CARD, "lacks an example that is to be run")
     for code in codes.values():
         try:
@@ -62,40 +73,68 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
             raise UnreadableError(CARD, f"has an example that is no Python ({error})") from None
     release = packed.release
     task = {
-        "folder": str(packed.path),
         "codes": codes,
         "queries": _QUERIES,
         # Longer than a text may be, where that takes no time.
         "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
         "dimensions": list(release.dimensions),
     }
-    if packed.table(CONFIG).get("dtype") != "bfloat16":
-        yield from _compare(task, release.dimensions, _TOLERANCE)
-        return
-    coarse = list(_compare(task, release.dimensions, _COARSE_TOLERANCE))
-    yield from coarse
-    if not coarse:
-        with _in_float32(packed) as folder:
-            yield from _compare({**task, "folder": folder}, release.dimensions, _TOLERANCE)
+    expected = _EXPECTED_OF_ADAPTERS if packed.is_adapter else _EXPECTED
+    coarse = (packed.model_config() or {}).get("dtype") == "bfloat16"
+    with _runnable(packed) as places:
+        found = list(
+            _compare({**task, **places}, release.dimensions, _COARSE_TOLERANCE if coarse else _TOLERANCE, expected)
+        )
+    yield from found
+    if coarse and not found:
+        with _runnable(packed, in_float32=True) as places:
+            yield from _compare({**task, **places}, release.dimensions, _TOLERANCE, expected)
 
 
-def _compare(task: Mapping[str, Any], dimensions: tuple[int, ...], tolerance: float) -> Iterator[Finding]:
+def _compare(
+    task: Mapping[str, Any], dimensions: tuple[int, ...], tolerance: float, expected: Mapping[str, str]
+) -> Iterator[Finding]:
     """Runs the examples, and holds what they give against what plain transformers gives."""
     report, embeddings = _run(task)
-    yield from _faults(report)
+    yield from _faults(report, expected)
     if _REFERENCE not in report["errors"]:
         yield from _differences(embeddings, dimensions, tolerance)
 
 
 @contextmanager
-def _in_float32(packed: PackedFolder) -> Iterator[str]:
-    """A folder of the same files, whose weights are loaded as float32."""
-    with TemporaryDirectory(prefix="f2llm-verify-") as name:
-        for path in packed.path.iterdir():
-            (Path(name) / path.name).symlink_to(path)
-        (Path(name) / CONFIG).unlink()
-        (Path(name) / CONFIG).write_text(json.dumps({**packed.table(CONFIG), "dtype": "float32"}), encoding="utf-8")
-        yield name
+def _runnable(packed: PackedFolder, in_float32: bool = False) -> Iterator[dict[str, Any]]:
+    """Where the examples find the model, without a network.
+
+    An adapter is found in a copy that names the folder of its base.
+
+    Args:
+        packed: The packed folder.
+        in_float32: Whether weights are loaded as float32; of an adapter those of its base.
+
+    Yields:
+        ``folder`` and ``places`` of the worker's task.
+    """
+    whole = packed.path if packed.base is None else packed.base.folder
+    with TemporaryDirectory(prefix="f2llm-verify-") as place:
+        if in_float32:
+            whole = _linked(whole, Path(place) / "float32", CONFIG, dtype="float32")
+        if packed.base is None:
+            yield {"folder": str(whole), "places": {}}
+            return
+        named = {"base_model_name_or_path": str(whole)}
+        adapter = _linked(packed.path, Path(place) / "adapter", ADAPTER_CONFIG, **named)
+        yield {"folder": str(adapter), "places": {packed.release.adapter.base.name: str(whole)}}
+
+
+def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
+    """A folder of links to the files of another, but for a JSON file in which fields are replaced."""
+    output.mkdir()
+    for path in folder.iterdir():
+        (output / path.name).symlink_to(path.absolute())
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    (output / name).unlink()
+    (output / name).write_text(json.dumps({**content, **fields}), encoding="utf-8")
+    return output
 
 
 def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -130,10 +169,9 @@ def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
             return report, dict(stored)
 
 
-def _faults(report: Mapping[str, Any]) -> Iterator[Finding]:
+def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Finding]:
     for name, error in report["errors"].items():
         yield Finding(CARD, f"the example {name} fails ({error})", _LOOK)
-    expected = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
     for name, kind in report["classes"].items():
         if kind != expected[name]:
             yield Finding(CARD, f"the example {name} runs a {kind}, not a {expected[name]}", _LOOK)

@@ -31,7 +31,7 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class _Adapted(ast.NodeTransformer):
-    """The printed code, with the folder for the model's name and more texts beside the printed ones."""
+    """The printed code, with folders for the names of models and more texts beside the printed ones."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.task = task
@@ -47,9 +47,15 @@ class _Adapted(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         name = getattr(node.func, "id", getattr(node.func, "attr", None))
-        if name in ("SentenceTransformer", "from_pretrained") and node.args and isinstance(node.args[0], ast.Constant):
-            node.args[0] = ast.Constant(self.task["folder"])
+        if name in ("SentenceTransformer", "from_pretrained"):
+            node.args = [self._placed(argument) for argument in node.args]
         return node
+
+    def _placed(self, argument: ast.expr) -> ast.expr:
+        """The folder of the model for any name but that of its base."""
+        if not isinstance(argument, ast.Constant):
+            return argument
+        return ast.Constant(self.task["places"].get(argument.value, self.task["folder"]))
 
 
 def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from training.publishing.checks.packed import CONFIG, MODULES, SENTENCE_TRANSFORMERS, Finding, PackedFolder
+from training.publishing.checks.packed import MODULES, SENTENCE_TRANSFORMERS, Finding, PackedFolder
 from training.publishing.record import RECORD
 
 __all__ = ["check_modules", "check_pooling", "check_prompts"]
@@ -38,7 +38,9 @@ def check_pooling(packed: PackedFolder) -> Iterator[Finding]:
     if modes != ["lasttoken"]:
         yield Finding(name, f"pools by {' and '.join(modes) or 'nothing'}, not by the last token", _REPACK)
     width = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
-    hidden = packed.table(CONFIG).get("hidden_size")
+    config = packed.model_config()
+    # The base of an adapter need not be at hand.
+    hidden = packed.release.dimension if config is None else config.get("hidden_size")
     if width != hidden:
         yield Finding(name, f"pools {width} dimensions, but hidden_size is {hidden}", f"set it to {hidden}")
     if pooling.get("include_prompt", True) is not True:

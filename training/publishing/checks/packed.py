@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError, in_one_line
+from training.publishing.adapter_base import BaseModel, base_at_hand, read_base
 from training.publishing.record import RECORD, ModelRelease, load_release
 
 __all__ = ["Finding", "PackedFolder", "UnreadableError"]
@@ -20,6 +21,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 MODULES = "modules.json"
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 TRANSFORMER_MODULE = "sentence_bert_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 
 
@@ -56,11 +59,47 @@ class PackedFolder:
 
     Args:
         path: The folder.
+        base: Folder of the model that it adapts; in the Hub's cache if None. Only for an adapter.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: Path | None = None) -> None:
         self.path = path
+        self._given_base = None if base is None else base.absolute()
         self._tables: dict[str, Any] = {}
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether it holds an adapter, by its files or its record."""
+        if ADAPTER_CONFIG in self.files:
+            return True
+        try:
+            return self.release.is_adapter
+        except UnreadableError:
+            return False
+
+    @cached_property
+    def base(self) -> BaseModel | None:
+        """The model that an adapter adapts; None if it is not at hand, and for a whole model.
+
+        Raises:
+            UnreadableError: If the record is damaged.
+        """
+        adapter = self.release.adapter
+        if not self.is_adapter or adapter is None:
+            return None
+        if self._given_base is not None:
+            return read_base(self._given_base)
+        return base_at_hand(adapter.base.name, adapter.base.revision)
+
+    def model_config(self) -> dict[str, Any] | None:
+        """The configuration of the model, for an adapter its base's; None if that is not at hand.
+
+        Raises:
+            UnreadableError: If it is damaged.
+        """
+        if not self.is_adapter:
+            return self.table(CONFIG)
+        return None if self.base is None else json.loads((self.base.folder / CONFIG).read_text(encoding="utf-8"))
 
     @cached_property
     def files(self) -> dict[str, int]:

@@ -58,7 +58,8 @@ def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
     plain = _tokenizer(packed)
     # Both are read with it.
     packed.table(TOKENIZER_CONFIG)
-    packed.table(CONFIG)
+    if not packed.is_adapter:
+        packed.table(CONFIG)
     loaded = _auto_tokenizer(packed)
     plain.no_truncation()
     plain.no_padding()
@@ -79,26 +80,35 @@ def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
     """Padding is not EOS, and the configuration names both by the tokenizer's ids."""
-    tokenizer, config = _tokenizer(packed), packed.table(CONFIG)
+    tokenizer, config = _tokenizer(packed), packed.model_config()
     ids = {name: _id(packed, tokenizer, name) for name in ("pad_token", "eos_token")}
     if ids["pad_token"] is None:
         yield Finding(TOKENIZER_CONFIG, "names no padding token that tokenizer.json has", "set pad_token")
     elif ids["pad_token"] == ids["eos_token"]:
         wrong = "pads with EOS: texts seem to end where padding begins"
         yield Finding(TOKENIZER_CONFIG, wrong, "set another pad_token")
-    for name, own in ids.items():
+    for name, own in ids.items() if config is not None else ():
         given = config.get(f"{name}_id")
         if own is not None and given != own:
-            yield Finding(CONFIG, f"{name}_id is {given!r}, but the tokenizer's is {own}", f"set it to {own}")
+            yield Finding(_place(packed), f"{name}_id is {given!r}, but the tokenizer's is {own}", f"set it to {own}")
 
 
 def check_vocabulary(packed: PackedFolder) -> Iterator[Finding]:
     """Every token has an embedding."""
-    tokenizer, embeddings = _tokenizer(packed), packed.table(CONFIG).get("vocab_size")
+    tokenizer, config = _tokenizer(packed), packed.model_config()
+    # The base of an adapter need not be at hand.
+    if config is None:
+        return
+    embeddings = config.get("vocab_size")
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not isinstance(embeddings, int) or highest >= embeddings:
         wrong = f"has token {highest}, but the model {embeddings} embeddings"
         yield Finding(TOKENIZER, wrong, "pack the tokenizer that the model was trained with")
+
+
+def _place(packed: PackedFolder) -> str:
+    """Where what the configuration says is told; an adapter can change its tokenizer alone."""
+    return TOKENIZER_CONFIG if packed.is_adapter else CONFIG
 
 
 def _tokenizer(packed: PackedFolder) -> Tokenizer:

@@ -13,14 +13,17 @@ from training.errors import in_one_line
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 from training.publishing.record import RECORD
 
-__all__ = ["check_dtype", "check_finite", "check_index", "check_pickles", "check_shards", "check_tensors"]
+__all__ = [
+    *("DTYPE_NAMES", "check_dtype", "check_finite", "check_index", "check_pickles", "check_shards", "check_tensors"),
+    *("header", "some"),
+]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".joblib")
 _SHARD_BYTES = 5 * 1000**3
 # Elements that are looked at together.
 _PIECE = 2**24
-_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _REPACK = "pack the run again"
 _SHOWN = 3
 
@@ -47,18 +50,18 @@ def check_index(packed: PackedFolder) -> Iterator[Finding]:
     files = _weight_files(packed)
     if INDEX not in packed.files:
         if files != [SINGLE]:
-            yield Finding(INDEX, f"is missing, but the weights are in {_some(files)}", _REPACK)
+            yield Finding(INDEX, f"is missing, but the weights are in {some(files)}", _REPACK)
         return
     listed = packed.table(INDEX).get("weight_map")
     if not isinstance(listed, dict):
         yield Finding(INDEX, "has no weight_map", _REPACK)
         return
-    held = {name: file for file in files for name in _header(packed, file)}
+    held = {name: file for file in files for name in header(packed, file)}
     for file in sorted({str(file) for file in listed.values()} - set(files)):
         yield Finding(INDEX, f"names {file}, which is not there", _REPACK)
     wrong = sorted(name for name in {*listed, *held} if listed.get(name) != held.get(name))
     if wrong and {str(file) for file in listed.values()} <= set(files):
-        yield Finding(INDEX, f"does not say where {_some(wrong)} lies", _REPACK)
+        yield Finding(INDEX, f"does not say where {some(wrong)} lies", _REPACK)
 
 
 def check_tensors(packed: PackedFolder) -> Iterator[Finding]:
@@ -66,13 +69,13 @@ def check_tensors(packed: PackedFolder) -> Iterator[Finding]:
     held = _tensors(packed)
     prefixed = [name for name in held if name.startswith("model.")]
     if prefixed:
-        wrong = f"tensors have the prefix 'model.' ({_some(prefixed)}): Qwen3Model has none"
+        wrong = f"tensors have the prefix 'model.' ({some(prefixed)}): Qwen3Model has none"
         yield Finding(_place(packed, prefixed), wrong, "save the encoder, not the language model")
         return
     expected = _expected(packed)
     for name, names in (("lacks", expected.keys() - held.keys()), ("has, beyond the model,", held.keys() - expected)):
         if names:
-            yield Finding(_place(packed, names), f"{name} {_some(names)}", _REPACK)
+            yield Finding(_place(packed, names), f"{name} {some(names)}", _REPACK)
     for name in sorted(expected.keys() & held.keys()):
         shape = tuple(held[name][0])
         if shape != expected[name]:
@@ -83,7 +86,7 @@ def check_tensors(packed: PackedFolder) -> Iterator[Finding]:
 def check_dtype(packed: PackedFolder) -> Iterator[Finding]:
     """One dtype, the one that the configuration and the record tell, and as many parameters."""
     held = _tensors(packed)
-    dtypes = sorted({_NAMES.get(dtype, dtype) for _, dtype in held.values()})
+    dtypes = sorted({DTYPE_NAMES.get(dtype, dtype) for _, dtype in held.values()})
     if len(dtypes) != 1:
         yield Finding(_place(packed, held), f"mixes {', '.join(dtypes)}", _REPACK)
         return
@@ -101,10 +104,10 @@ def check_dtype(packed: PackedFolder) -> Iterator[Finding]:
 def check_finite(packed: PackedFolder) -> Iterator[Finding]:
     """No weight is NaN or infinite."""
     for file in _weight_files(packed):
-        _header(packed, file)
+        header(packed, file)
         broken = [name for name in _open_names(packed, file) if not _is_finite(packed, file, name)]
         if broken:
-            yield Finding(file, f"{_some(broken)} is NaN or infinite", "pack an earlier checkpoint")
+            yield Finding(file, f"{some(broken)} is NaN or infinite", "pack an earlier checkpoint")
 
 
 def _weight_files(packed: PackedFolder) -> list[str]:
@@ -114,7 +117,7 @@ def _weight_files(packed: PackedFolder) -> list[str]:
     return files
 
 
-def _header(packed: PackedFolder, file: str) -> dict[str, tuple[list[int], str]]:
+def header(packed: PackedFolder, file: str) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype of each tensor of a file.
 
     Raises:
@@ -133,7 +136,7 @@ def _header(packed: PackedFolder, file: str) -> dict[str, tuple[list[int], str]]
 
 
 def _open_names(packed: PackedFolder, file: str) -> Iterable[str]:
-    return list(_header(packed, file))
+    return list(header(packed, file))
 
 
 def _is_finite(packed: PackedFolder, file: str, name: str) -> bool:
@@ -149,7 +152,7 @@ def _is_finite(packed: PackedFolder, file: str, name: str) -> bool:
 
 
 def _tensors(packed: PackedFolder) -> dict[str, tuple[list[int], str]]:
-    return {name: tensor for file in _weight_files(packed) for name, tensor in _header(packed, file).items()}
+    return {name: tensor for file in _weight_files(packed) for name, tensor in header(packed, file).items()}
 
 
 def _expected(packed: PackedFolder) -> dict[str, tuple[int, ...]]:
@@ -173,9 +176,10 @@ def _expected(packed: PackedFolder) -> dict[str, tuple[int, ...]]:
 def _place(packed: PackedFolder, names: Iterable[Any]) -> str:
     """The file that holds one of the tensors, or the first one."""
     files, names = _weight_files(packed), set(names)
-    return next((file for file in files if names & _header(packed, file).keys()), files[0])
+    return next((file for file in files if names & header(packed, file).keys()), files[0])
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

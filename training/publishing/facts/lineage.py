@@ -11,7 +11,11 @@ from training.publishing.record import ModelRelease, SourceRecord, StageRecord
 
 __all__ = ["lineage_facts"]
 
-_KINDS = {"training": "training", "pruning": "pruning", "merging": "merging", "quantization": "quantization"}
+_KINDS = {
+    **{"training": "training", "pruning": "pruning", "merging": "merging", "quantization": "quantization"},
+    **{"adapter": "training of an adapter", "merged_adapter": "training of an adapter, merged"},
+}
+_OF_ADAPTERS = ("adapter", "merged_adapter")
 
 
 def lineage_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, Any]:
@@ -56,14 +60,16 @@ def _start(stage: StageRecord, links: Mapping[str, str]) -> Markdown:
 
 
 def _sentences(stage: StageRecord, links: Mapping[str, str]) -> list[Markdown]:
-    told = {"training": _training, "pruning": _pruning, "merging": _merging}.get(stage.kind)
+    told = {**dict.fromkeys(("training", *_OF_ADAPTERS), _training), "pruning": _pruning, "merging": _merging}.get(
+        stage.kind
+    )
     sentences = told(stage, links) if told else [f"Made from {_start(stage, links)}."]
     return [Markdown(sentence) for sentence in sentences]
 
 
 def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
     given = stage.arguments
-    sentences = [f"Trained from {_start(stage, links)}{_amount(stage)}.", *_extent(stage), *_losses(stage)]
+    sentences = [*_begun(stage, links), *_extent(stage), *_losses(stage)]
     if "instructions" in given:
         carried = "the instruction of their source" if given["instructions"] else "no instruction"
         sentences.append(f"Queries carry {carried}.")
@@ -74,6 +80,14 @@ def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
             f"before they are made of unit length{weight}."
         )
     return sentences
+
+
+def _begun(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
+    start, amount = _start(stage, links), _amount(stage)
+    if stage.kind not in _OF_ADAPTERS:
+        return [f"Trained from {start}{amount}."]
+    sentences = [f"An adapter was trained from {start}{amount}; the weights of its base stayed as they were."]
+    return sentences + ["Then it was merged into them."] * (stage.kind == "merged_adapter")
 
 
 def _merging(stage: StageRecord, links: Mapping[str, str]) -> list[str]:

@@ -30,9 +30,15 @@ def shared_tags(matryoshka: bool, languages: Sequence[str]) -> list[str]:
     return tags + ["matryoshka"] * matryoshka + ["multilingual"] * (len(languages) > 1)
 
 
-def model_metadata(
-    release: ModelRelease, evaluation: Evaluation, label: str | None, *, datasets: Sequence[str], is_adapter: bool
-) -> str:
+def _tags(release: ModelRelease, languages: Sequence[str]) -> list[str]:
+    tags = shared_tags(len(release.dimensions) > 1, languages)
+    if not release.is_adapter:
+        return tags
+    # A server of that kind loads no adapter.
+    return [tag for tag in tags if tag != "text-embeddings-inference"] + ["peft", "lora"]
+
+
+def model_metadata(release: ModelRelease, evaluation: Evaluation, label: str | None, *, datasets: Sequence[str]) -> str:
     """The header of a model's card.
 
     Args:
@@ -40,7 +46,6 @@ def model_metadata(
         evaluation: Its scores.
         label: Its label among them; None if it has none.
         datasets: Further data sets on the Hub that it was trained on.
-        is_adapter: Whether the folder holds an adapter alone.
     """
     languages = hub_languages(release.languages)
     bases = base_models(release)
@@ -50,9 +55,9 @@ def model_metadata(
         **licence_metadata([release.licence]),
         library_name=LIBRARY,
         pipeline_tag=PIPELINE,
-        tags=shared_tags(len(release.dimensions) > 1, languages) + ["peft"] * is_adapter,
+        tags=_tags(release, languages),
         base_model=(bases[0] if len(bases) == 1 else bases) or None,
-        base_model_relation=base_relation(release, is_adapter) if bases else None,
+        base_model_relation=base_relation(release) if bases else None,
         datasets=list(dict.fromkeys([*known, *datasets])) or None,
         # The name of the model's index, which there is with results alone.
         model_name=release.name if label else None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hub_cards.markdown import Markdown, code, link
 from training.publishing.record import ModelRelease, Reference, StageRecord
 
-__all__ = ["base_models", "base_relation", "origins", "reference_text"]
+__all__ = ["base_links", "base_models", "base_relation", "origins", "reference_text"]
 
 # The Hub's relation to the base model, by the kind of the last stage.
 _RELATIONS = {"training": "finetune", "pruning": "finetune", "merging": "merge", "quantization": "quantized"}
@@ -29,7 +29,12 @@ def reference_text(reference: Reference, links: Mapping[str, str]) -> Markdown:
 
 
 def origins(release: ModelRelease) -> list[Reference]:
-    """What the release descends from, through its stages: models that are none of them, or random weights."""
+    """What the release descends from, through its stages: models that are none of them, or random weights.
+
+    An adapter descends from its base.
+    """
+    if release.adapter is not None and release.adapter.base.kind == "hub":
+        return [release.adapter.base]
     stages = {stage.name: stage for stage in release.stages}
     return list(dict.fromkeys(_origins(release.stages[-1], stages, frozenset()))) if release.stages else []
 
@@ -49,6 +54,20 @@ def base_models(release: ModelRelease) -> list[str]:
     return list(dict.fromkeys(each.name for each in origins(release) if each.kind == "hub"))
 
 
-def base_relation(release: ModelRelease, is_adapter: bool) -> str:
+def base_relation(release: ModelRelease) -> str:
     """What the release is to the models that it is based on, as the Hub names it."""
-    return "adapter" if is_adapter else _RELATIONS.get(release.stages[-1].kind, "finetune")
+    return "adapter" if release.is_adapter else _RELATIONS.get(release.stages[-1].kind, "finetune")
+
+
+def base_links(release: ModelRelease) -> dict[str, str]:
+    """The name on the Hub of an adapter's base, by what the lineage calls it."""
+    if release.adapter is None or release.adapter.base.kind != "hub" or not release.stages:
+        return {}
+    stages = {stage.name: stage for stage in release.stages}
+    start = release.stages[-1].start
+    # Training that went on from an adapter has that adapter's base.
+    for _ in release.stages:
+        if start.kind != "stage" or start.name not in stages or stages[start.name].kind != "adapter":
+            break
+        start = stages[start.name].start
+    return {start.name: release.adapter.base.name} if start.kind in ("stage", "local") else {}

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.training.publishing.broken import BrokenRelease
+from tests.training.publishing.releases import evaluate, write_release
+from training.publishing.card import model_card
+from training.publishing.checks import card
+from training.publishing.checks.packed import PackedFolder
 
 CARD = "README.md"
 
@@ -36,3 +43,18 @@ def test_links_elsewhere_and_in_code_are_left_alone(broken: BrokenRelease) -> No
     text = "[a](https://example.org/x) [b](#limits) `[c](nowhere)`\n\n```\n[d](nowhere)\n```\n\n[e](LICENSE)\n"
     broken.replace(CARD, "## Limits", f"{text}\n## Limits")
     broken.expect()
+
+
+def test_a_score_that_was_edited_is_found(tmp_path: Path) -> None:
+    folder = write_release(tmp_path / "tiny", evaluation=evaluate())
+    text = model_card(folder, "org/tiny")
+    (folder / "README.md").write_text(text)
+    assert list(card.check_results(PackedFolder(folder))) == []
+    section = text[text.index("## Results") :]
+    row = next(line for line in section.splitlines() if line.startswith("| `"))
+    score = re.search(r"\d+\.\d", row)[0]
+    (folder / "README.md").write_text(text.replace(row, row.replace(score, "99.9")))
+    (fault,) = card.check_results(PackedFolder(folder))
+    assert "99.9" in str(fault) and score in str(fault)
+    (folder / "README.md").write_text(text.replace(row + "\n", ""))
+    assert len(list(card.check_results(PackedFolder(folder)))) == 1

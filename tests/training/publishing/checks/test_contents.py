@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.torch import load_file, save
 
 from tests.training.publishing.broken import BrokenRelease
 
@@ -23,6 +24,22 @@ def test_a_file_that_nobody_listed(broken: BrokenRelease) -> None:
 def test_a_file_of_another_size(broken: BrokenRelease) -> None:
     broken.write("LICENSE", "Apache", listed=False)
     broken.expect(("LICENSE", "has 6 bytes, but release.json says"))
+
+
+def test_other_weights_and_another_base_of_the_same_size(broken: BrokenRelease) -> None:
+    weights = load_file(broken.folder / "model.safetensors")
+    for layer in (0, 1):
+        gate, up = (f"layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        weights[gate], weights[up] = weights[up], weights[gate]
+    swapped = save({name: weights[name].contiguous() for name in sorted(weights)}, metadata={"format": "pt"})
+    broken.write("model.safetensors", swapped, listed=False)
+    theta = (broken.folder / "config.json").read_text().replace("10000.0", "50000.0")
+    broken.write("config.json", theta, listed=False)
+    assert len(swapped) == broken.read("release.json")["files"]["model.safetensors"]
+    broken.expect(
+        ("config.json", "is not the file whose hash release.json has"),
+        ("model.safetensors", "is not the file whose hash release.json has"),
+    )
 
 
 def test_a_file_that_is_listed_but_missing(broken: BrokenRelease) -> None:
