@@ -99,7 +99,7 @@ def test_batches_per_device_are_refused(refuses: Refuses, key: str) -> None:
 
 
 def test_pushing_from_the_training_is_refused(refuses: Refuses) -> None:
-    with refuses("'push_to_hub'", "publish the finished one"):
+    with refuses("'push_to_hub'", "publish the finished model"):
         stage(push_to_hub=True)
 
 
