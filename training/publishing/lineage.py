@@ -11,6 +11,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
 from training.errors import UserError, in_one_line
+from training.lora_arguments import LoraArguments
 from training.model_identity import model_revision
 from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
 from training.publishing.cleaning import clean_arguments, public_name
@@ -36,8 +37,13 @@ _TEXTS = (
     *("manifest_stage", "builder", "builder_options", "sources", "task_types", "cap", "source_caps"),
     *("validation_share", "on_bad_row", "max_length", "instructions", "document_instruction_share", "seed"),
 )
-# Without effect in a stage that has no teacher.
-_TEACHER = ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template")
+# Without effect in a stage that lacks the key they belong to.
+_DEPENDENT = {
+    "teacher": ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template"),
+    "lora": tuple(each.name for each in fields(LoraArguments)),
+    "evaluation_sample": ("evaluation_sample", "evaluation_sample_candidates"),
+    "early_stopping_patience": ("early_stopping_patience", "early_stopping_threshold"),
+}
 
 
 class Lineage:
@@ -227,5 +233,5 @@ def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments without those that a stage of its kind does not read."""
     if state.prunes:
         return {key: value for key, value in arguments.items() if key in (*_CUT, *_TEXTS)}
-    unread = (*_CUT, *(() if state.keys.get("teacher") else _TEACHER))
-    return {key: value for key, value in arguments.items() if key not in unread}
+    unread = {each for key, dependent in _DEPENDENT.items() if not state.keys.get(key) for each in dependent}
+    return {key: value for key, value in arguments.items() if key not in unread.union(_CUT)}

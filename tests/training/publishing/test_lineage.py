@@ -205,3 +205,10 @@ def test_data_on_the_hub_is_named(runs):
     _rewrite(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
     (record,) = _records(runs / "stage1")
     assert {source.dataset for source in record.sources} == {"org/corpus"}
+
+
+def test_settings_without_effect_are_not_told(runs):
+    (stage1,) = _records(runs / "stage1")
+    told, unread = stage1.arguments, ("lora", "teacher", "early_stopping", "evaluation_sample", "prune")
+    assert not [key for key in told if key.startswith(unread)]
+    assert "learning_rate" in told
