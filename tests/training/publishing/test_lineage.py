@@ -141,7 +141,7 @@ def test_stages_of_one_name_are_told_apart(runs):
         ("/somewhere/else/good-model", Reference("local", "good-model")),
         ("run/gone", Reference("local", "gone")),
         ("data/weights", Reference("local", "weights")),
-        ("../shared/base/model", Reference("local", "base")),
+        ("../others/base/model", Reference("local", "base")),
         ("gone", Reference("local", "gone")),
         ("Qwen/Qwen3-0.6B", Reference("hub", "Qwen/Qwen3-0.6B")),
     ],
