@@ -52,7 +52,11 @@ def publish(partial: Path, final: Path) -> None:
     Raises:
         OSError: If the disk is full or the folder cannot be renamed; then only the partial folder is there.
     """
+    # Some libraries write files that only their owner may read; the folder has the mode that the umask gives.
+    readers = partial.stat().st_mode & 0o666
     for path in (*partial.rglob("*"), partial):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(readers)
         _sync(path)
     # A folder of that name lacks a file that is needed (it could be loaded otherwise): this one replaces it.
     if final.exists():

@@ -1,0 +1,107 @@
+"""Outputs are written by one command at a time, are whole or absent, and never replace what is read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from training.checkpoints import publish
+from training.common.outputs import check_output, locked, new_folder
+from training.errors import UserError
+
+
+def _write(output: Path, text: str, entered: multiprocessing.Queue) -> None:
+    with locked(output):
+        entered.put(text)
+        before = output.read_text() if output.exists() else ""
+        time.sleep(0.3)
+        output.write_text(before + text)
+
+
+def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> None:
+    context, output = multiprocessing.get_context("fork"), tmp_path / "new" / "file"
+    entered = context.Queue()
+    writers = [context.Process(target=_write, args=(output, text, entered)) for text in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+    assert sorted(output.read_text()) == ["a", "b", "c"]
+    assert [path.name for path in output.parent.iterdir()] == ["file"]
+
+
+def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
+    context, output = multiprocessing.get_context("fork"), tmp_path / "file"
+    entered = context.Queue()
+    killed = context.Process(target=_write, args=(output, "lost", entered))
+    killed.start()
+    assert entered.get(timeout=30) == "lost"
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join(30)
+    _write(output, "kept", entered)
+    assert output.read_text() == "kept"
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file" / "output"):
+        pass
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    (tmp_path / ".output.partial").mkdir()
+    (tmp_path / ".output.partial" / "left by a kill").write_text("")
+    with pytest.raises(ZeroDivisionError), new_folder(output) as folder:
+        (folder / "half").write_text("")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with new_folder(output) as folder:
+        (folder / "file").write_text("")
+        assert not output.exists()
+    assert [path.name for path in output.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_published_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        partial = tmp_path / "partial"
+        (partial / "inner").mkdir(parents=True)
+        # As safetensors leaves them.
+        for file in (partial / "model.safetensors", partial / "inner" / "model.safetensors"):
+            file.touch(mode=0o600)
+        publish(partial, tmp_path / "final")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "final").rglob("*.safetensors"):
+        assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
+def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:
+    source = tmp_path / "data" / "a.parquet"
+    source.parent.mkdir()
+    source.write_text("")
+    link = tmp_path / "link"
+    link.symlink_to(source.parent)
+    for output in (source, source.parent, tmp_path, link):
+        with pytest.raises(UserError, match="is read; give another --to"):
+            check_output(output, [source], option="--to")
+    # Beside it, or below its folder, nothing is lost.
+    check_output(source.parent / "mined", [source])
+
+
+def test_foreign_files_in_an_output_are_refused(tmp_path: Path) -> None:
+    check_output(tmp_path / "new", ours=[])
+    (tmp_path / "report.json").write_text("")
+    check_output(tmp_path, ours=["report.json"])
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+        check_output(tmp_path, ours=["report.json"])
+    check_output(tmp_path)
