@@ -118,6 +118,12 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
             "or give 'evaluation_sample' or a larger 'validation_share'"
         )
+    if not measured and (args.eval_strategy != "no" or args.eval_on_start):
+        asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
+        raise UserError(
+            f"key '{asked}': no row was kept to be evaluated; keep more with a larger share, such as "
+            "'validation_share: 0.1', or evaluate nothing with 'eval_strategy: no' and 'eval_on_start: false'"
+        )
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from training.errors import InterruptedTrainingError, StoppedError, UserError, i
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.setup import RECIPE, set_up
+from training.stage_keys import MACHINE, RUNNING
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
@@ -29,17 +30,8 @@ DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
-_FREE_KEYS = {
-    *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
-    *("max_tokens_per_forward", "compile", "attn_implementation", "gradient_checkpointing", "use_cpu"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
-    # Where the teacher's embeddings are kept; read from there, they are rounded to float16.
-    "teacher_cache_dir",
-    *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
-    *("model_family", "planned_text_tokens"),
-    *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
-}
-# Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
+_FREE_KEYS = RUNNING | MACHINE
+# Of these, two do where the best model is chosen by them: scores before and after a change would not compare.
 _SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
 
 
@@ -256,7 +248,7 @@ def _changed(what: str, accepted: bool) -> None:
 
 def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
     before, keys = yaml.safe_load(written.read_text()), stage.keys
-    free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
+    free = _FREE_KEYS - _SAMPLE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS
     changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
