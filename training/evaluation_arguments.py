@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from training.errors import UserError
 
-__all__ = ["EvaluationArguments", "greater_is_better"]
+__all__ = ["FOLLOWING_SCHEDULERS", "EvaluationArguments", "greater_is_better"]
 
 # Of what evaluations measure, these are better the greater they are. All else are losses.
 _SCORES = ("accuracy", "ndcg", "recall", "mrr")
 # Schedulers that follow a metric by evaluations, and take a direction of their own.
-_FOLLOWING = ("reduce_lr_on_plateau", "greedy")
+FOLLOWING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
 
 
 def greater_is_better(metric: str) -> bool:
@@ -70,7 +70,7 @@ class EvaluationArguments:
             UserError: If the other direction was given.
         """
         scheduler = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
-        follows = scheduler in _FOLLOWING
+        follows = scheduler in FOLLOWING_SCHEDULERS
         metric = self.metric_for_best_model or ("loss" if follows or self.load_best_model_at_end else None)
         if metric is None:
             return

@@ -66,6 +66,11 @@ class LoraArguments:
             raise UserError("key 'compile': torch compiles DoRA anew for every layer, up to its limit; take it out")
 
     @property
+    def told_dropout(self) -> bool:
+        """Whether the stage says that dropout is drawn in training; a model that it starts from may say so, too."""
+        return bool(self.lora_dropout or self.model_config_fields().get("attention_dropout"))
+
+    @property
     def lora_keys(self) -> list[str]:
         """The keys about the adapter that were given, ``lora`` itself left out."""
         keys = [name for name in LoraArguments.__dataclass_fields__ if name != "lora"]

@@ -8,16 +8,23 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.checkpoint_check import checkpoint_to_resume
+from training.checkpoints import (
+    holds_model,
+    last_checkpoint,
+    missing_part,
+    numbered_checkpoints,
+    publish,
+    write_whole,
+)
+from training.continuation import Changes, check_data, check_keys, note_changes
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.setup import RECIPE, set_up
-from training.stage_keys import MACHINE, RUNNING
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
@@ -29,10 +36,6 @@ _GO_ON = "run the same command with --resume"
 DATA = "data.json"
 # What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
-# Keys that may differ between a run and its continuation: none of them changes what is learnt.
-_FREE_KEYS = RUNNING | MACHINE
-# Of these, two do where the best model is chosen by them: scores before and after a change would not compare.
-_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -69,14 +72,16 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         return final
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
-        _check_output(output_dir, stage, resume, accept_changes)
+        changed = _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
             _push_what_waits(stage)
             return final
+        checkpoint = checkpoint_to_resume(output_dir) if resume else None
         trainer = set_up(stage)
-        checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
+        if args.should_save:
+            note_changes(output_dir, changed, checkpoint)
     _fill_teacher_cache(trainer)
     try:
         _train(trainer, checkpoint)
@@ -189,8 +194,12 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
-    """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
+def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
+    """Makes sure that the output folder can be written and holds nothing that this run would overwrite.
+
+    Returns:
+        What the stage was told otherwise when it was started, where it goes on.
+    """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
@@ -203,9 +212,8 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
         raise UserError(
-            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
-            f"of the training; start anew from 'model: {numbered[-1]}' with another "
-            "output_dir"
+            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
+            f"{missing_part(numbered[-1])}; start anew from 'model: {numbered[-1]}' with another output_dir"
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
@@ -213,8 +221,7 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
-    if started:
-        _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
+    return check_keys(output_dir, stage, accept_changes) if started else {}
 
 
 def _record(
@@ -228,35 +235,9 @@ def _record(
         # Checkpoints hold the adapter alone.
         data["the base"] = trainer.base_revision
     noted = output_dir / DATA
-    if checkpoint is not None and noted.exists():
-        before = json.loads(noted.read_text())
-        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
-        if changed:
-            _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    if checkpoint is not None:
+        check_data(noted, data, accept_changes)
     if stage.arguments.should_save:
         # First what tells the folder from a foreign one.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         write_whole(noted, json.dumps(data, indent=2))
-
-
-def _changed(what: str, accepted: bool) -> None:
-    """Warns of a change since the run was started, or refuses it."""
-    if not accepted:
-        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
-    logger.warning("%s; going on regardless", what)
-
-
-def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
-    before, keys = yaml.safe_load(written.read_text()), stage.keys
-    free = _FREE_KEYS - _SAMPLE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS
-    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
-    if changed:
-        differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
-        _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
-
-
-def _plain(value: Any) -> Any:
-    """A value as the command line would give it."""
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if value is None or isinstance(value, dict) else str(value).lower()

@@ -163,7 +163,9 @@ class F2LLMTrainer(SavingTrainer):
             return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that had ended early is continued only to save its model.
+        # A run that had ended is continued only to save its model.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
