@@ -31,6 +31,8 @@ from training.errors import UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
 from training.evaluation.significance import PairedTest, paired_test
 from training.keyed import keyed_bits, text_key
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 from training.recipe import Recipe, load_recipe
 from training.stage import run_stage
 
@@ -191,7 +193,7 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
-        model = SentenceTransformer(str(folder), trust_remote_code=True)
+        model = load_encoder(resolve(str(folder), "--model"), "--model", trust="give a model without")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             hits = _hits(model, each)

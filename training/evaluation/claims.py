@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
@@ -32,6 +31,9 @@ from training.data.prepared import PreparedSource
 from training.errors import StoppedError, UserError
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.gradient_cache import embed_chunk
+from training.models.encoders import load_encoder
+from training.models.loading import load_whole_model
+from training.models.reference import resolve
 from training.packed_texts import packed_texts
 from training.recipe import Stage, load_recipe
 from training.stage import run_stage
@@ -147,7 +149,7 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float | None:
 
 def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     """Scores a stage's finished model, in percent."""
-    encoder = SentenceTransformer(str(model), trust_remote_code=True, device="cpu")
+    encoder = load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu")
     options = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 256}
     queries = encoder.encode_query(pairs.queries, **options).float()
     candidates = encoder.encode_document(pairs.candidates, **options).float()
@@ -158,7 +160,7 @@ def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     }
     folders = sorted(path.parent for path in stage.arguments.prepared_folder.glob("*/source.json"))
     if folders:
-        found["mixed"] = mixed_accuracy(F2LLMModel.from_pretrained(model).eval(), [PreparedSource(f) for f in folders])
+        found["mixed"] = mixed_accuracy(load_whole_model(str(model)).eval(), [PreparedSource(f) for f in folders])
     return {name: 100 * score for name, score in found.items()}
 
 

@@ -114,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits",
     )
-    views.add_argument("--trust-remote-code", action="store_true", help="run code that Hub repositories bring along")
+    views.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with a model; it can do and read all that you can, your Hub token included",
+    )
     report = parser.add_argument_group("report")
     report.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test two models by the labels of the tables")
     report.add_argument("--manifest", type=Path, help="of the training, for the resource classes; MODEL's run's own")

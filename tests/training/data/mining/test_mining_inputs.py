@@ -88,7 +88,7 @@ def test_no_such_model(tmp_path: Path, refuses) -> None:
     with refuses(tmp_path, "holds no model"):
         find_miner(str(tmp_path))
     (tmp_path / "modules.json").write_text("{")
-    with refuses(tmp_path, "cannot be loaded"):
+    with refuses("--model", tmp_path, "cannot be used"):
         mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(tmp_path)), tmp_path / "out", MiningOptions(top=50))
 
 
