@@ -23,6 +23,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
+from training.models.checks import check_tokenizer_file
 from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
@@ -87,6 +88,7 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
 
 
 def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
+    check_tokenizer_file(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

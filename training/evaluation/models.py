@@ -30,19 +30,10 @@ DEFAULT_MAX_LENGTH = 8192  # that of the published evaluation
 _PUBLISHED = "codefuse-ai/F2LLM-v2-80M"
 # mteb's loaders that load a SentenceTransformer and give it prompts, which is what is done here; and the options that
 # they give it.
-_STANDARD = "SentenceTransformerEncoderWrapper"
 _INSTRUCTS = {"InstructSentenceTransformerModel", "q3e_instruct_loader", "instruct_loader"}
 _LOADERS: dict[str, dict[str, Any]] = {
-    **{
-        _STANDARD: {},
-        "sentence_transformers_loader": {},
-        "InstructSentenceTransformerModel": {},
-        "instruct_loader": {},
-    },
-    "q3e_instruct_loader": {
-        "instruction_template": qwen3_template,
-        "apply_instruction_to_passages": False,
-    },
+    **{name: {} for name in ("SentenceTransformerEncoderWrapper", "sentence_transformers_loader", *_INSTRUCTS)},
+    "q3e_instruct_loader": {"instruction_template": qwen3_template, "apply_instruction_to_passages": False},
 }
 # Options of mteb's registry that are heeded.
 _HANDLED = {
