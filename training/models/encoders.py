@@ -68,7 +68,7 @@ def _load(model: ModelRef, trust_remote_code: bool, trust: str, options: dict[st
     check_finite(loaded)
     random = missing_weight(loaded, model.place, model.revision)
     if random is not None:
-        raise UserError(f"its weights lack {random}; fetch or save the model again")
+        raise ValueError(f"its weights lack {random}; fetch or save the model again")
     return loaded
 
 
