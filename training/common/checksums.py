@@ -43,7 +43,7 @@ def check_file(path: Path, remedy: str, most_blocks: int = _MOST_BLOCKS) -> None
         path: The file.
         remedy: What the error tells the user to do.
         most_blocks: Blocks of 1 MiB that are read at most. Files up to 64 MiB are read whole by default; of larger
-            ones the last block is read and others are drawn, each time others: repeated starts come to see all.
+            ones blocks are drawn, each time others: repeated starts come to see all.
 
     Raises:
         UserError: If the file is not as it was written, or it or its checksums are missing.
@@ -53,10 +53,9 @@ def check_file(path: Path, remedy: str, most_blocks: int = _MOST_BLOCKS) -> None
         blocks = -(-size // _BLOCK_BYTES)
         same = len(sums) == blocks
         # Not drawn by key: what is drawn decides nothing but where a fault is looked for.
-        others = range(blocks - 1)
-        drawn = others if blocks <= most_blocks else sorted(SystemRandom().sample(others, most_blocks - 1))
+        drawn = sorted(SystemRandom().sample(range(blocks), min(blocks, most_blocks)))
         with path.open("rb") as file:
-            for block in (*drawn, blocks - 1) if blocks and same else ():
+            for block in drawn if same else ():
                 file.seek(block * _BLOCK_BYTES)
                 same &= xxh3_64_intdigest(file.read(_BLOCK_BYTES)) == int(sums[block])
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ __all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_fo
 
 logger = logging.getLogger("training")
 
+# The lock of a folder beside which nothing can be written.
+_LOCK = ".lock"
+
 
 @contextmanager
 def locked(output: Path, busy: str | None = None) -> Iterator[None]:
@@ -26,15 +30,20 @@ def locked(output: Path, busy: str | None = None) -> Iterator[None]:
     just have made it.
 
     Args:
-        output: The file or folder to be written. The lock is a hidden file beside it.
+        output: The file or folder to be written. The lock is a hidden file beside it, or in it where nothing beside it
+            can be written.
         busy: What to say of the output if another command is writing it; None waits for that one to end.
 
     Raises:
         UserError: If nothing can be written there, or another command is writing it and ``busy`` is given.
     """
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    # Two spellings of a path are one output.
+    place = output.resolve()
+    beside = place.with_name(f".{place.name}.lock")
+    # A folder may be all of a disk that can be written.
+    lock = FileLock(place / _LOCK if place.is_dir() and not os.access(place.parent, os.W_OK) else beside)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -69,6 +78,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
     Use it under :func:`locked`. What a killed command left here is cleared.
     """
+    output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -113,6 +123,6 @@ def check_output(
             raise UserError(f"{output}: {what}; give another {option}")
     if ours is None or not output.exists():
         return
-    foreign = sorted({path.name for path in output.iterdir()} - set(ours)) if output.is_dir() else [output.name]
+    foreign = sorted({path.name for path in output.iterdir()} - {*ours, _LOCK}) if output.is_dir() else [output.name]
     if foreign:
         raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")

@@ -14,7 +14,7 @@ from training.errors import UserError
 
 __all__ = [
     *("DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    *("PreparedSource", "find_prepared"),
+    *("PreparedSource", "find_prepared", "put_aside"),
 ]
 
 # A prepared source is a folder of these files: raw little-endian arrays, checksums beside each, and a JSON file that is
@@ -129,6 +129,19 @@ class PreparedSource:
     def tokens(self, text: int) -> np.ndarray:
         """``(length,)`` token ids of one text, EOS last."""
         return self._tokens[self._offsets[text] : self._offsets[text + 1]]
+
+
+def put_aside(source: PreparedSource) -> str:
+    """How many rows of a source were put aside for which reasons, in a line; empty if none were."""
+    reasons = source.description["quarantined"]
+    if not reasons:
+        return ""
+    aside, read = sum(reasons.values()), source.description["read"]
+    said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return (
+        f"source {source.name!r}: {aside:,} of {read:,} rows ({aside / read:.1%}) were put aside ({said}), see "
+        f"{source.folder / QUARANTINE}"
+    )
 
 
 def find_prepared(folder: Path, fingerprints: Mapping[str, str]) -> list[Path]:

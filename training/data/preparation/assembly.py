@@ -51,6 +51,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "tokens": tokens,
         "end_token": Tokenizer.from_file(str(plan.tokenizer_file)).encode("").ids[-1],
         **kept,
+        # Rows of the files, above the cap and put aside ones too.
+        "read": plan.rows,
         "rows": rows,
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,
