@@ -18,12 +18,13 @@ from training.adapter import adapter_config, add_adapter, has_adapter
 from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
+from training.common.outputs import locked, new_folder
 from training.data.builders import build
 from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.options import PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.distillation import Distillation, choose_teacher, make_distillation
 from training.early_stopping import EarlyStopping
@@ -37,6 +38,7 @@ from training.recipe import FINAL_MODEL, Stage
 from training.trainer import F2LLMTrainer
 
 __all__ = [
+    "DATA",
     "RECIPE",
     "make_config",
     "make_model",
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 # The stage's keys, written to its folder when everything is ready to train.
 RECIPE = "recipe.yaml"
+# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
+DATA = "data.json"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
 # Of the pairs evaluated in training, where max_tokens_per_forward sets no other limit.
@@ -158,9 +162,12 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     settled = started and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
-        trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)
+        texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
+        trained = train_tokenizer(texts, args.tokenizer_vocab_size)
         try:
-            trained.save_pretrained(folder)
+            # A plan of the same stage may write it, too.
+            with locked(folder), new_folder(folder) as partial:
+                trained.save_pretrained(partial)
         # A full disk comes out of tokenizers as an error of its own.
         except Exception as error:
             raise UserError(
@@ -295,8 +302,13 @@ def prepare_sources(
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
     except OSError as error:
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
+    aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
+        remedy = "mend these rows" if aside else "lower 'validation_share' or raise the caps"
+        raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
+    # The first process speaks for all.
+    for line in aside if args.process_index == 0 else ():
+        logger.warning("%s", line)
     return prepared
 
 

@@ -7,16 +7,21 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from training.arguments import StageArguments
 from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.common.outputs import locked
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
-from training.setup import RECIPE, set_up
+from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
@@ -25,9 +30,11 @@ logger = logging.getLogger(__name__)
 
 _GO_ON = "run the same command with --resume"
 
-DATA = "data.json"
-# What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
+# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
+_PREPARATIONS = {
+    *("prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", f".{FINAL_MODEL}.lock"),
+    *PRUNING_FILES,
+}
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = {
     *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
@@ -65,6 +72,14 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
         )
     output_dir = Path(args.output_dir)
+    _make_writable(output_dir)
+    with _alone(args, output_dir / FINAL_MODEL):
+        return _run(stage, resume, accept_changes, more)
+
+
+def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
+    args = stage.arguments
+    output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
     if args.prunes:
         with args.main_process_first(local=args.save_on_each_node):
@@ -100,6 +115,28 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
         )
     return final
+
+
+@contextmanager
+def _alone(args: StageArguments, final: Path) -> Iterator[None]:
+    """Makes sure that no other command trains in the folder until the block ends, or the first process does.
+
+    Raises:
+        UserError: In every process of this command, if another one is at it.
+    """
+    with ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if args.process_index == 0:
+            try:
+                busy = "another process trains there; wait for it to end, or give another output_dir"
+                stack.enter_context(locked(final, busy))
+            except UserError as error:
+                refused = [str(error)]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield
 
 
 def _finished(stage: Stage, final: Path) -> bool:
@@ -197,15 +234,19 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
-    """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
+def _make_writable(output_dir: Path) -> None:
+    """Makes the output folder."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
-        if not os.access(output_dir, os.W_OK):
+        if not os.access(output_dir, os.R_OK | os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
         raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+
+
+def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
+    """Makes sure that the output folder holds nothing that this run would overwrite."""
+    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
     if held and RECIPE not in held:
         raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
     numbered = numbered_checkpoints(output_dir)

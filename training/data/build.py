@@ -26,6 +26,7 @@ import datasets
 import pyarrow as pa
 import yaml
 
+from training.common.outputs import clear_partials, locked
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
 from training.data.building.raw import RawRows, load_raw
@@ -79,10 +80,13 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
             the faulty one stay.
     """
     build_file, output = load_build_file(path), Path(output)
-    report = _start(output)
-    for source in build_file.sources:
-        _build_source(source, build_file, output, report)
-    _write_whole(output / MANIFEST, _manifest(build_file))
+    with locked(output):
+        report = _start(output)
+        # Left by a command that was killed.
+        clear_partials(output)
+        for source in build_file.sources:
+            _build_source(source, build_file, output, report)
+        _write_whole(output / MANIFEST, _manifest(build_file))
     return output / MANIFEST
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from training.checkpoints import write_whole
+from training.common.outputs import locked
 from training.data.cleaning.decontamination import Contamination, find_contamination
 from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationSet, evaluation_file, evaluation_tasks
@@ -71,9 +72,22 @@ def decontaminate(
         raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
     sources = load_manifest(manifest, data_dir)
     require_local(sources)
+    with locked(output):
+        _check_output(output, Path(manifest), sources, remove)
+        return _decontaminate(sources, output, options, evaluation, negatives, remove, executor)
+
+
+def _decontaminate(
+    sources: Sequence[Source],
+    output: Path,
+    options: DeduplicationOptions,
+    evaluation: Sequence[EvaluationSet],
+    negatives: bool,
+    remove: bool,
+    executor: Executor | None,
+) -> dict[str, Any]:
     files = [path for source in sources for path in source.files]
     source_of = [number for number, source in enumerate(sources) for _ in source.files]
-    _check_output(output, Path(manifest), sources, remove)
     rows = [PublishedFile(path).num_rows for path in files]
     work = output / _WORK
     work.mkdir(parents=True, exist_ok=True)

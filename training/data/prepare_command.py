@@ -12,7 +12,7 @@ from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
 from training.data.options import ON_BAD_ROW, PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import QUARANTINE, PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
@@ -108,10 +108,7 @@ def _summary(prepared: Sequence[PreparedSource]) -> str:
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(source.name, numbers))
     lines.append(_line("all", totals))
-    for source in prepared:
-        if source.description["quarantined"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in source.description["quarantined"].items())
-            lines.append(f"{source.folder / QUARANTINE}: {reasons}")
+    lines += [line for line in map(put_aside, prepared) if line]
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ import torch
 
 from training.arguments import StageArguments
 from training.checkpoints import write_whole
+from training.common.outputs import locked
 from training.data.languages import iso639_3
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
@@ -46,7 +47,9 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     encoded = encode_pairs(model, pairs)
     baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
     result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": found.identity}
-    write_whole(path, json.dumps(result, indent=2) + "\n")
+    # The same recipe may be resumed twice.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
     found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
     sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
     record = ModelRecord(
@@ -56,7 +59,8 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         texts_per_second=encoded.texts_per_second,
         identity=found.identity,
     )
-    page = _report(path.parent / "report", record, encoded, baseline, dims, args)
+    with locked(path.parent / "report"):
+        page = _report(path.parent / "report", record, encoded, baseline, dims, args)
     sys.stdout.write(f"{page}\n")
     quarter = next((dim for dim in dims if dim <= width // 4), width)
     sys.stdout.write(

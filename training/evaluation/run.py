@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import mteb
 
+from training.common.outputs import locked
 from training.data.command import run_command
 from training.errors import StoppedError, UserError
 from training.evaluation.figures.curves import find_log
@@ -181,6 +182,12 @@ def _evaluate(
 
 def _work(args: argparse.Namespace) -> None:
     _check(args)
+    # Another command that evaluates into the folder would overwrite these scores with its own.
+    with locked(args.output):
+        _evaluate_and_report(args)
+
+
+def _evaluate_and_report(args: argparse.Namespace) -> None:
     tasks = find_tasks(args.tasks, args.benchmark, args.local)
     evaluation = load_evaluation(args.output, missing_ok=True)
     models = _models(args)
