@@ -20,6 +20,7 @@ from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
 from training.loading import load_base
 from training.model_identity import model_file, model_revision
+from training.saved_prompts import model_prompts
 
 __all__ = ["merge_adapter", "trained_widths"]
 
@@ -62,7 +63,7 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
     trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
     _set_dims(model, trained)
     spoken = adapter.name if model_file(adapter.name, "modules.json") else base
-    _write(model, load_tokenizer(spoken), _prompts(spoken), record, trained, output)
+    _write(model, load_tokenizer(spoken), model_prompts(spoken) or {}, record, trained, output)
 
 
 def _set_dims(model: F2LLMModel, path: Path | None) -> None:
@@ -89,12 +90,6 @@ def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None
     return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
 
 
-def _prompts(name: str) -> dict[str, str] | None:
-    """What a model puts before texts, by name; None if it does not say, and then the published prompts are used."""
-    path = model_file(name, "config_sentence_transformers.json")
-    return None if path is None else (_read(path) or {}).get("prompts")
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +100,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(
     model: F2LLMModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[str, str] | None,
+    prompts: dict[str, str],
     record: dict[str, Any],
     trained: Path | None,
     output: Path,

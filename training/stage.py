@@ -16,6 +16,7 @@ from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoi
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
+from training.saved_prompts import given_prompt, set_query_prompt
 from training.setup import RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
@@ -40,7 +41,7 @@ _FREE_KEYS = {
     *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
 }
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
-_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
+_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates", "query_instruction"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -85,10 +86,13 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
+    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
+        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     _fill_teacher_cache(trainer)
     try:
         _train(trainer, checkpoint)
         _save(trainer, final)
+        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
     except BaseException:
         _end_uploads(trainer, hurry=True)
         raise
@@ -107,7 +111,23 @@ def _finished(stage: Stage, final: Path) -> bool:
     if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
+    if stage.arguments.should_save:
+        _set_prompt(stage, final)
     return True
+
+
+def _set_prompt(stage: Stage, final: Path) -> None:
+    """Gives a finished model the query prompt that its stage is told now, and notes it where the stage's keys are."""
+    prompt = given_prompt(stage.arguments)
+    if prompt is None or not set_query_prompt(final, prompt):
+        return
+    told = {"query_instruction": stage.arguments.query_instruction}
+    recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
+    write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
+    # A stage that cuts a model leaves none.
+    if arguments.exists():
+        write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
+    logger.info("%s: its query prompt is now %r", final, prompt)
 
 
 def _push_what_waits(stage: Stage) -> None:
@@ -256,7 +276,9 @@ def _changed(what: str, accepted: bool) -> None:
 
 def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
     before, keys = yaml.safe_load(written.read_text()), stage.keys
-    free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
+    # Of a finished run they choose nothing any more.
+    chooses = stage.arguments.chooses_by_pairs and not (written.parent / FINAL_MODEL).exists()
+    free = _FREE_KEYS if chooses else _FREE_KEYS | _SAMPLE_KEYS
     changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
