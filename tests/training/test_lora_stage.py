@@ -165,7 +165,7 @@ def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path)
 
 def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: Path, trained: Path, base: Path) -> None:
     adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
-    for path in (adapter / "modules.json", *tmp_path.glob("*/config_sentence_transformers.json")):
+    for path in tmp_path.glob("*/config_sentence_transformers.json"):
         path.unlink()
     words = [str(adapter), "--base", str(bare), "--accept-other-base", "--output", str(tmp_path / "merged")]
     assert merge(words) == 0
