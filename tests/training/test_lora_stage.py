@@ -167,8 +167,9 @@ def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: P
     adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
     for path in tmp_path.glob("*/config_sentence_transformers.json"):
         path.unlink()
-    words = [str(adapter), "--base", str(bare), "--accept-other-base", "--output", str(tmp_path / "merged")]
-    assert merge(words) == 0
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(bare)}))
+    assert merge([str(adapter), "--output", str(tmp_path / "merged")]) == 0
     assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
 
 
