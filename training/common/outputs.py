@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -71,19 +72,26 @@ def check_output(
 
     Args:
         output: The file or folder to be written.
-        reads: Files and folders that are read.
-        ours: Names that may already stand in an output folder; anything else there is foreign. None: not looked at.
+        reads: Files and folders that are read. What is not there, such as a name on the Hub, is passed over.
+        ours: Names that may already stand in an output folder (``*`` as in file names); anything else there is
+            foreign. None: not looked at.
         option: What the user has to change, such as ``--output``.
 
     Raises:
-        UserError: If the output is, or holds, something that is read, or holds something foreign.
+        UserError: If the output is, holds or lies in something that is read, or holds something foreign.
     """
+    place = output.resolve()
     for path in reads:
-        if path.resolve().is_relative_to(output.resolve()):
-            what = "is read" if path.resolve() == output.resolve() else f"holds {path.name}, which is read"
-            raise UserError(f"{output}: {what}; give another {option}")
+        read = path.resolve()
+        if not read.exists() or not (read.is_relative_to(place) or place.is_relative_to(read)):
+            continue
+        what = "is read" if read == place else f"holds {path.name}, which is read"
+        if place != read and place.is_relative_to(read):
+            what = f"lies in {path}, which is read"
+        raise UserError(f"{output}: {what}; give another {option}")
     if ours is None or not output.exists():
         return
-    foreign = sorted({path.name for path in output.iterdir()} - set(ours)) if output.is_dir() else [output.name]
+    there = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
+    foreign = sorted(name for name in there if not any(fnmatch(name, pattern) for pattern in ours))
     if foreign:
         raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")
