@@ -16,6 +16,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import attach_adapter, merge
 from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
 from training.checkpoints import publish, write_whole
+from training.common.outputs import check_output
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
 from training.loading import load_base
@@ -43,6 +44,7 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         StoppedError: If the folder cannot be written.
     """
     base = base or adapter.base
+    check_output(output, [Path(adapter.name), Path(base)])
     # Under another name it must be the same weights, and somebody must have noted which.
     if base != adapter.base and adapter.base_revision is None and not any_base:
         raise UserError(

@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
+from training.arguments import StageArguments
 from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.common.outputs import check_output
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
@@ -219,6 +221,7 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
 
 def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
     """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
+    _check_places(stage.arguments)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
@@ -243,6 +246,21 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     if started:
         _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
+
+
+def _check_places(args: StageArguments) -> None:
+    """Refuses to write where the stage reads: a model's folder is known by its files, data by its folder.
+
+    Raises:
+        UserError: If a place to write is, holds or lies in a model that is read, or is the folder of the data.
+    """
+    models = [Path(name) for name in (args.model, args.teacher) if name is not None]
+    places = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
+    places |= {"teacher_cache_dir": args.teacher_cache_dir} if args.teacher_cache_dir else {}
+    for key, place in places.items():
+        check_output(Path(place), models, option=key)
+        if args.manifest is not None and Path(place).resolve() == Path(args.manifest).resolve().parent:
+            raise UserError(f"{place}: is the folder of {args.manifest}, which is read; give another {key}")
 
 
 def _record(

@@ -91,7 +91,8 @@ def check_output(
         raise UserError(f"{output}: {what}; give another {option}")
     if ours is None or not output.exists():
         return
-    there = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
-    foreign = sorted(name for name in there if not any(fnmatch(name, pattern) for pattern in ours))
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file, so that a folder cannot be written there; give another {option}")
+    foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in ours))
     if foreign:
         raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")

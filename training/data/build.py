@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from glob import escape
+from glob import escape, glob
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import datasets
 import pyarrow as pa
 import yaml
 
+from training.common.outputs import check_output
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
 from training.data.building.raw import RawRows, load_raw
@@ -79,11 +80,24 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
             the faulty one stay.
     """
     build_file, output = load_build_file(path), Path(output)
+    check_output(output, _reads(build_file))
     report = _start(output)
+    sources = {*report, *(source.name for source in build_file.sources)}
+    check_output(output, ours=[MANIFEST, REPORT, ".*", *(escape(f"{name}.parquet") for name in sources)])
     for source in build_file.sources:
         _build_source(source, build_file, output, report)
     _write_whole(output / MANIFEST, _manifest(build_file))
     return output / MANIFEST
+
+
+def _reads(build_file: BuildFile) -> list[Path]:
+    """The build file and the raw data that is on this machine."""
+    folder, reads = build_file.path.parent, [build_file.path]
+    for source in build_file.sources:
+        files = source.load_options.get("data_files") or []
+        patterns = [source.dataset, *([files] if isinstance(files, str) else files)]
+        reads += [Path(path) for pattern in patterns for path in glob(str(folder / pattern), recursive=True)]
+    return reads
 
 
 def _start(output: Path) -> dict[str, Any]:

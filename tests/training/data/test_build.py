@@ -249,8 +249,11 @@ def test_folder_of_something_else_is_left_alone(
 
 
 def test_output_that_is_a_file(write: Callable[..., Path], tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("build.yaml", "folder"):
+    with refuses("build.yaml", "is read"):
         build_from_file(write(NLI), tmp_path / "build.yaml")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with refuses("thesis.txt", "give a folder"):
+        build_from_file(write(NLI), tmp_path / "thesis.txt")
 
 
 def test_exit_status_and_lines(
