@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.adapter import adapter_config, add_adapter, has_adapter
 from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
@@ -35,6 +34,7 @@ from training.evaluation.pairs import Pairs, load_pairs
 from training.models.loading import load_whole_model
 from training.models.settings import why_not_last_token
 from training.recipe import FINAL_MODEL, Stage
+from training.saved_prompts import choose_prompts
 from training.trainer import F2LLMTrainer
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "make_trainer",
     "model_options",
     "prepare_sources",
-    "prompts_of",
     "read_sources",
     "set_up",
 ]
@@ -321,8 +320,9 @@ def make_trainer(
 ) -> F2LLMTrainer:
     """Sets the training up, as far as it can fail before the first step."""
     args = stage.arguments
+    saved_prompts = choose_prompts(args, sources, tokenizer)
     try:
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, prompts_of(args), distillation)
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
         # Keys for optimizer and scheduler are looked at only when these are made.
         trainer.create_optimizer_and_scheduler(num_training_steps=2)
     except UserError:
@@ -330,6 +330,7 @@ def make_trainer(
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"stage {stage.name!r}: the training cannot be set up: {in_one_line(error)}") from None
     trainer.optimizer = trainer.lr_scheduler = None
+    trainer.saved_prompts = saved_prompts
     if args.lora and trainer.is_deepspeed_enabled:
         raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
@@ -337,9 +338,3 @@ def make_trainer(
             "FSDP was asked for, but accelerate runs DDP on this device: every process holds the whole model"
         )
     return trainer
-
-
-def prompts_of(args: StageArguments) -> dict[str, str]:
-    """Prompts of the saved model by name: one that is trained on raw text is used on raw text."""
-    query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
-    return {"query": query, "document": ""}

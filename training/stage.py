@@ -17,10 +17,11 @@ import yaml
 
 from training.arguments import StageArguments
 from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
-from training.common.outputs import locked
+from training.common.outputs import check_output, locked
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
+from training.saved_prompts import given_prompt, set_query_prompt
 from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
@@ -47,7 +48,7 @@ _FREE_KEYS = {
     *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
 }
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
-_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
+_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates", "query_instruction"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -72,6 +73,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
         )
     output_dir = Path(args.output_dir)
+    _check_places(args)
     _make_writable(output_dir)
     with _alone(args, output_dir / FINAL_MODEL):
         return _run(stage, resume, accept_changes, more)
@@ -100,10 +102,13 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
         checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
+    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
+        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     _fill_teacher_cache(trainer)
     try:
         _train(trainer, checkpoint)
         _save(trainer, final)
+        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
     except BaseException:
         _end_uploads(trainer, hurry=True)
         raise
@@ -144,7 +149,23 @@ def _finished(stage: Stage, final: Path) -> bool:
     if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
+    if stage.arguments.should_save:
+        _set_prompt(stage, final)
     return True
+
+
+def _set_prompt(stage: Stage, final: Path) -> None:
+    """Gives a finished model the query prompt that its stage is told now, and notes it where the stage's keys are."""
+    prompt = given_prompt(stage.arguments)
+    if prompt is None or not set_query_prompt(final, prompt):
+        return
+    told = {"query_instruction": stage.arguments.query_instruction}
+    recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
+    write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
+    # A stage that cuts a model leaves none.
+    if arguments.exists():
+        write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
+    logger.info("%s: its query prompt is now %r", final, prompt)
 
 
 def _push_what_waits(stage: Stage) -> None:
@@ -266,6 +287,21 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
 
 
+def _check_places(args: StageArguments) -> None:
+    """Refuses to write where the stage reads: a model's folder is known by its files, data by its folder.
+
+    Raises:
+        UserError: If a place to write is, holds or lies in a model that is read, or is the folder of the data.
+    """
+    models = [Path(name) for name in (args.model, args.teacher) if name is not None]
+    places = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
+    places |= {"teacher_cache_dir": args.teacher_cache_dir} if args.teacher_cache_dir else {}
+    for key, place in places.items():
+        check_output(Path(place), models, option=key)
+        if args.manifest is not None and Path(place).resolve() == Path(args.manifest).resolve().parent:
+            raise UserError(f"{place}: is the folder of {args.manifest}, which is read; give another {key}")
+
+
 def _record(
     output_dir: Path, stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept_changes: bool
 ) -> None:
@@ -297,7 +333,9 @@ def _changed(what: str, accepted: bool) -> None:
 
 def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
     before, keys = yaml.safe_load(written.read_text()), stage.keys
-    free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
+    # Of a finished run they choose nothing any more.
+    chooses = stage.arguments.chooses_by_pairs and not (written.parent / FINAL_MODEL).exists()
+    free = _FREE_KEYS if chooses else _FREE_KEYS | _SAMPLE_KEYS
     changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)

@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
@@ -77,6 +79,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     executor = read_executor(arguments.executor)
     sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
     sources = select_sources(sources, arguments.sources, arguments.task_types)
+    files = [file for source in sources for file in source.files if isinstance(file, Path)]
+    check_output(Path(arguments.output), [Path(arguments.manifest), *files, Path(arguments.tokenizer)])
     if arguments.cap is not None and arguments.cap < 1:
         raise UserError(f"--cap must be at least 1, got {arguments.cap}")
     if arguments.cap is not None:

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import yaml
 
 from hub_cards.render import render_dataset_card
-from training.common.outputs import locked, new_folder
+from training.common.outputs import check_output, locked, new_folder
 from training.data.command import run_command
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
@@ -114,6 +114,8 @@ def release(
         raise UserError(f"the size of a file must be at least 1 MB, got {max_file_bytes} bytes")
     chosen = select_sources(load_manifest(manifest.path, data_dir), sources)
     _check_names(manifest, chosen)
+    files = [file for source in chosen for file in source.files if isinstance(file, Path)]
+    check_output(output, [manifest.path, *files, *([] if contamination is None else [Path(contamination)])])
     report = None if contamination is None else read_contamination(Path(contamination))
     records = read_records(manifest.path.parent)
     options = {

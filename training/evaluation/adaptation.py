@@ -26,6 +26,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
@@ -42,6 +43,9 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
+# Written to the output, and to its folder of data.
+_RESULTS = ("validation.json", "adaptation.json")
+_FILES = ("program.parquet", "elsewhere_validation.parquet", "elsewhere.parquet", "train.parquet", "manifest.yaml")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
@@ -168,6 +172,9 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     data = arguments.output / "data"
+    stages = (stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages)
+    check_output(arguments.output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
+    check_output(data, ours=[*_FILES, ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}

@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.checkpoints import write_whole
+from training.common.outputs import check_output
 from training.data.cldr.build import build_cldr
 from training.data.command import run_command
 from training.data.prepared import PreparedSource, find_prepared
@@ -258,6 +259,7 @@ def _check_arms(recipe: Path) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     _check_arms(arguments.recipe)
+    check_output(arguments.output, [arguments.recipe], ["data", "seed-*", "claims.json", "claims.md", ".*"])
     data = build_cldr(arguments.output / "data")
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
     results: dict[str, Any] = {"scores": {}}
