@@ -90,7 +90,7 @@ def test_no_such_model(tmp_path: Path, refuses) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "modules.json").write_text("{")
-    with refuses(model, "cannot be loaded"):
+    with refuses("--model", model, "cannot be used"):
         mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(model)), tmp_path / "out", MiningOptions(top=50))
 
 
