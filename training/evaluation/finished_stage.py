@@ -43,7 +43,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
     encoded = encode_pairs(model, pairs)
-    baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
+    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
     identity = model_revision(str(folder), "output_dir")
     result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": identity}
     write_whole(path, json.dumps(result, indent=2) + "\n")
@@ -99,7 +99,7 @@ def _report(
 def pairs_scores(
     label: str, encoded: EncodedPairs, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
-    """Accuracy@1 of one width and precision by language, and whether each query's passage was found.
+    """Accuracy@1 of one width and precision by language, and whether a passage of each query was found.
 
     Args:
         label: Label of the model.
@@ -110,7 +110,7 @@ def pairs_scores(
     queries, candidates = (each[:, :dimension].numpy() for each in (encoded.queries, encoded.candidates))
     ranges = calibrate(candidates)
     stored = (torch.from_numpy(quantized(each, precision, ranges)) for each in (queries, candidates))
-    hits = nearest(*stored, dimension) == encoded.pairs.labels
+    hits = encoded.pairs.hits(nearest(*stored, dimension))
     return _of_view(label, encoded.pairs, hits, dimension, precision)
 
 
@@ -118,8 +118,8 @@ def _of_view(
     label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
     rows: dict[str, list[int]] = {}
-    for row, (language, script) in enumerate(zip(pairs.languages, pairs.scripts, strict=True)):
-        rows.setdefault(_code(language, script), []).append(row)
+    for row, code in enumerate(_codes(pairs)):
+        rows.setdefault(code, []).append(row)
     scores, examples = [], {}
     for code, of_code in rows.items():
         found = hits[of_code].astype(np.float32)
@@ -128,7 +128,7 @@ def _of_view(
             TASK,
             "Retrieval",
             code,
-            (code,),
+            (code,) if pairs.languages else (),
             dimension,
             precision,
             "accuracy_at_1",
@@ -140,6 +140,13 @@ def _of_view(
     return scores, examples
 
 
+def _codes(pairs: Pairs) -> list[str]:
+    """The subset of each query: its language and script, or mteb's name of a task without subsets."""
+    if pairs.languages is None or pairs.scripts is None:
+        return ["default"] * len(pairs.queries)
+    return [_code(language, script) for language, script in zip(pairs.languages, pairs.scripts, strict=True)]
+
+
 def _code(language: str, script: str) -> str:
     try:
         return f"{iso639_3(language)}-{script}"
@@ -149,10 +156,12 @@ def _code(language: str, script: str) -> str:
 
 
 def table(result: dict[str, Any], most_scripts: int = 12) -> str:
-    """The result as a table for a terminal: widths, then the scripts with the most pairs."""
+    """The result as a table for a terminal: widths, then the scripts with the most queries, where they are known."""
     widths = [f"{'dimensions':<14}{'accuracy@1':>10}"]
     widths += [f"{dim:<14}{accuracy:>10.3f}" for dim, accuracy in result["accuracy"].items()]
     widths.append(f"{'TF-IDF':<14}{result['tfidf']:>10.3f}")
+    if not result["scripts"]:
+        return "\n".join(widths)
     scripts = [f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
     largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])
     for name, group in largest[:most_scripts]:

@@ -17,7 +17,7 @@ def encoded(tiny_model, tiny_tokenizer, sentences) -> EncodedPairs:
     queries = [*sentences, *(text[: len(text) // 2] for text in sentences)]
     languages = ["en", "en", "de", "fr", "zh", "ja", "ru", "ar", "hi", "ko"] * 2
     scripts = ["Latn"] * 4 + ["Hans", "Jpan", "Cyrl", "Arab", "Deva", "Hang"]
-    pairs = Pairs(queries, list(sentences), np.arange(20) % 10, languages, scripts * 2)
+    pairs = Pairs(queries, list(sentences), [(row % 10,) for row in range(20)], languages, scripts * 2)
     return encode_pairs(build_sentence_transformer(tiny_model, tiny_tokenizer), pairs)
 
 
@@ -46,6 +46,15 @@ def test_a_language_of_the_users_own_keeps_its_name(encoded):
         "model", replace(encoded, pairs=replace(encoded.pairs, languages=languages)), 32, "float32"
     )
     assert "Klingon!-Latn" in {score.subset for score in scores}
+
+
+def test_without_languages_there_is_one_subset_of_no_language(encoded):
+    untold = replace(encoded, pairs=replace(encoded.pairs, languages=None, scripts=None))
+    [score], examples = pairs_scores("model", untold, 32, "float32")
+    result = evaluate_pairs(untold, np.zeros(20, bool), [32, 8])
+    assert (score.subset, score.languages, score.examples) == ("default", (), 20) and len(examples[score.key]) == 20
+    assert score.value == pytest.approx(result["accuracy"]["32"], abs=1e-4)
+    assert result["languages"] == result["scripts"] == {} and "script" not in table(result)
 
 
 def test_the_rate_counts_all_texts(encoded):
