@@ -18,7 +18,7 @@ from training.data.languages import iso639_3
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
 from training.evaluation.places import run_of
-from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.quantization import quantized, unit_length
 from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
 from training.evaluation.report import write_report
 from training.evaluation.resources import known_rows
@@ -108,9 +108,10 @@ def pairs_scores(
         precision: One of ``PRECISIONS``.
     """
     queries, candidates = (each[:, :dimension].numpy() for each in (encoded.queries, encoded.candidates))
-    ranges = calibrate(candidates)
-    stored = (torch.from_numpy(quantized(each, precision, ranges)) for each in (queries, candidates))
-    hits = encoded.pairs.hits(nearest(*stored, dimension))
+    stored = quantized(unit_length(candidates), precision)
+    # Beside int8, queries stay in float32.
+    asked = quantized(queries, precision) if precision == "binary" else queries
+    hits = encoded.pairs.hits(nearest(torch.from_numpy(asked), torch.from_numpy(stored), dimension))
     return _of_view(label, encoded.pairs, hits, dimension, precision)
 
 
