@@ -157,7 +157,7 @@ def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     candidates = encoder.encode_document(pairs.candidates, **options).float()
     width = queries.shape[1]
     found = {
-        name: float((nearest(queries, candidates, dim) == pairs.labels).mean())
+        name: float(pairs.hits(nearest(queries, candidates, dim)).mean())
         for name, dim in (("held_out", width), ("narrow", width // 8))
     }
     noted = Path(stage.arguments.output_dir) / DATA
