@@ -12,6 +12,7 @@ from training.checkpoints import checkpoints
 from training.errors import UserError
 from training.publishing.checkpoint_files import CheckpointedRun
 from training.publishing.checkpoint_upload import CheckpointUpload
+from training.publishing.content import Content
 from training.publishing.destination import preview
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository
@@ -99,4 +100,5 @@ def _show(source: CheckpointedRun, repo: str, hub: Hub) -> None:
     for checkpoint in _checkpoints(source):
         with TemporaryDirectory(prefix="f2llm-revision-") as folder:
             revision = source.revision(checkpoint, Path(folder) / "revision", repo)
-            sys.stdout.write(preview(f"{hub.address(repo)}, revision {revision.name}", revision.files) + "\n")
+            files = {path: Content(file) for path, file in revision.files.items()}
+            sys.stdout.write(preview(f"{hub.address(repo)}, revision {revision.name}", files) + "\n")

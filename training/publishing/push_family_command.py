@@ -71,7 +71,7 @@ def _preview(family: Family, hub: Hub, check: bool) -> Iterator[str]:
     for repository, folder in family.folders.items():
         files = family.files(repository, f"{family.organisation}/{_UNKNOWN}", check)
         before = (folder / CARD).read_text(encoding="utf-8").splitlines()
-        after = bytes(files[CARD]).decode().splitlines()
+        after = bytes(files[CARD].payload).decode().splitlines()
         yield f"{file_tree(hub.address(repository), files)}\n\n"
         yield from (f"{line}\n" for line in unified_diff(before, after, CARD, f"{repository}/{CARD}", lineterm=""))
         yield "\n"
