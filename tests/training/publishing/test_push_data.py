@@ -69,7 +69,7 @@ def test_a_dry_run_shows_files_and_card_without_login_or_network(
         ("{}", "no record of a dataset release"),
         ("no json", "no record of a dataset release"),
         ('{"name": "tiny-embedder", "stages": []}', "no record of a dataset release"),
-        ('{"name": "x", "made_of": {}, "sources": {}, "files": {}}', "is not as release.json says"),
+        ('{"name": "x", "made_of": {}, "sources": {}, "files": {}, "sha256": {}}', "is not as release.json says"),
     ],
 )
 @pytest.mark.usefixtures("client_waits")
