@@ -13,10 +13,9 @@ import pytest
 from tests.hub_server.client import connected
 from tests.hub_server.server import TOKEN, HubServer
 from tests.hub_server.store import Repository
-from tests.training.publishing.packed import NAME, write_packed
+from tests.training.publishing.packed import NAME, spoil, write_packed
 from training.publish import main
 from training.publishing.card import model_card
-from training.publishing.content import Content
 from training.publishing.push import packed_files
 from training.publishing.record import Reference, StageRecord
 
@@ -171,12 +170,7 @@ def test_a_folder_that_is_not_packed_or_was_changed_is_refused(
 def test_a_folder_with_a_fault_is_uploaded_only_when_told(
     packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The pooling of a wider model, packed like that.
-    pooling = packed / "1_Pooling/config.json"
-    pooling.write_text(pooling.read_text().replace("32", "64"))
-    record = json.loads((packed / "release.json").read_text())
-    record["sha256"]["1_Pooling/config.json"] = Content(pooling).sha256
-    edited(packed, "release.json", json.dumps(record))
+    spoil(packed)
     assert main(["push", str(packed), "--repo", REPO]) == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
