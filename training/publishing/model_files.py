@@ -92,7 +92,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     sentences, modules = read_sentence_files(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Damaged files come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); pack another state of the run") from None
