@@ -109,7 +109,12 @@ def _array(embeddings: Any) -> Any:
 
 
 def main(place: Path, network: str | None) -> None:
-    """Runs the task of a folder, with ``network`` for why there still is one; writes ``report.json`` and ``embeddings.npz`` there."""
+    """Runs the task of a folder; writes ``report.json`` and ``embeddings.npz`` there.
+
+    Args:
+        place: The folder.
+        network: Why there still is a network; None if there is none.
+    """
     import numpy as np
 
     task = json.loads((place / "task.json").read_text(encoding="utf-8"))
