@@ -52,7 +52,7 @@ class PackOptions:
         licence_file: Its text; that of this repository for Apache 2.0 if None.
         author: Whom the card names.
         checkpoint: A checkpoint of the run, such as ``checkpoint-500``; its finished model if None.
-        evaluation: Folder of an evaluation; the report beside the run if None.
+        evaluation: Folder of an evaluation; if None, the first in the run or beside it that is of this model.
         base: Name on the Hub of the model that the run's adapter adapts, where that was a folder.
     """
 

@@ -33,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--author", help="whom the card names")
     parser.add_argument("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
     parser.add_argument(
-        "--evaluation", type=Path, help="folder of the model's evaluation (default: report beside the run)"
+        "--evaluation",
+        type=Path,
+        help="folder of the model's evaluation (default: report in the run or beside it, or another there)",
     )
-
     parser.add_argument(
         "--base",
         metavar="ORG/NAME",
