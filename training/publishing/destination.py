@@ -18,8 +18,6 @@ __all__ = [
     "add_destination_arguments",
     "check_replacement",
     "destination",
-    "file_tree",
-    "preview",
     "recorded_files",
     "upload",
 ]
@@ -63,7 +61,11 @@ def add_destination_arguments(parser: argparse.ArgumentParser, what: str, folder
     parser.add_argument(
         "--replace", action="store_true", help=f"even if the repository holds another {what}, or the tag another commit"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the files and the card; needs no login")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be uploaded, and write the card beside FOLDER; needs no login",
+    )
 
 
 def destination(arguments: argparse.Namespace, kind: str) -> Destination:
@@ -112,21 +114,6 @@ def recorded_files(
     if changed:
         raise UserError(f"{folder}: {changed[0]} is not as {record} says; {again}")
     return files
-
-
-def preview(address: str, files: Mapping[str, Content]) -> str:
-    """What an upload would send: the files with their sizes, and the card."""
-    text = bytes(files["README.md"].payload).decode()
-    return f"{file_tree(address, files)}\n\n{text}"
-
-
-def file_tree(address: str, files: Mapping[str, Content]) -> str:
-    """The files that an upload would send, with their sizes."""
-    sizes = {path: content.size for path, content in sorted(files.items())}
-    width = max(len(f"{size:,}") for size in sizes.values())
-    lines = [f"{size:>{width},}  {path}" for path, size in sizes.items()]
-    total = f"{sum(sizes.values()):,} bytes in {len(sizes)} files, to {address}"
-    return "\n".join([*lines, total])
 
 
 def upload(

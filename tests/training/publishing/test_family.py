@@ -152,7 +152,15 @@ def test_a_dry_run_needs_neither_login_nor_network(
         assert f"{(Path(folder) / 'model.safetensors').stat().st_size:,}  model.safetensors" in shown
         assert f"+++ {repo}/README.md" in shown
     assert shown.count("\n+| [org/small]") == 2
-    assert shown.endswith("collection 'F2LLM-v2' of org:\n1. org/small\n2. org/middle\n3. org/large\n")
+    assert "\ncollection 'F2LLM-v2' of org:\n1. org/small\n2. org/middle\n3. org/large\n\nupload " in shown
+    summary = shown.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in summary] == [
+        *("upload", "licence", "tag", "visibility", "card") * 3,
+        *("checks", "Nothing"),
+    ]
+    assert all(
+        f'"{repo}"' in Path(f"{folder}.card.md").read_text() for folder, repo in zip(members, REPOS, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("client_waits")
