@@ -177,7 +177,8 @@ def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, traine
     run = shutil.copytree(trained, tmp_path / "run")
     assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
     packed = tmp_path / "packed"
-    assert publish(["pack", str(run), "--checkpoint", "merged", "--name", "adapted", "--output", str(packed)]) == 0
+    words = ["--checkpoint", "merged", "--name", "adapted", "--output", str(packed), "--licence", "apache-2.0"]
+    assert publish(["pack", str(run), *words]) == 0
     (stage,) = load_release(packed).stages
     assert stage.written["lora"] and stage.steps == 10 and [each.name for each in stage.sources] == ["tiny_retrieval"]
     assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()

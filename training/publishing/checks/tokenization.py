@@ -128,7 +128,7 @@ def _auto_tokenizer(packed: PackedFolder) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UnreadableError(TOKENIZER_CONFIG, f"AutoTokenizer cannot load it ({in_one_line(error)})") from None
 
