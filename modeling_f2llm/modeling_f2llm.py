@@ -45,6 +45,9 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
+    Whoever records a graph of the whole model (``torch.compile``, ``torch.export``, ``torch.jit.trace`` and the exporters
+    for ONNX and OpenVINO) gets stock Qwen3Model's graph, padding and all, which is right for texts of all lengths.
+
     Args:
         config: The shape of the model.
         compile: Whether to compile with ``torch.compile``. On a CPU that needs a C++ compiler.
@@ -116,19 +119,20 @@ class F2LLMModel(Qwen3Model):
             position_ids: As for Qwen3Model. Without a mask they may mark several texts in a row: a position that does
                 not follow the one before it starts a new text.
             past_key_values: With a cache (as with ``use_cache=True``, attention weights to be returned, a ready-made
-                mask, or padding between real tokens) the call is Qwen3Model's own, padding and all.
+                mask, padding between real tokens, or a graph being recorded) the call is Qwen3Model's own, padding and
+                all.
             inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
             use_cache: See ``past_key_values``.
             **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
                 batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
 
         Returns:
-            ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding, or ``(1, T, hidden_size)``
-            for a packed batch; hidden states, if asked for, in the same shape.
+            ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding unless the call is
+            Qwen3Model's, or ``(1, T, hidden_size)`` for a packed batch; hidden states, if asked for, in the same shape.
 
         Raises:
-            ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or the boundaries of a
-                packed batch do not fit it.
+            ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, the boundaries of a packed
+                batch do not fit it, or a packed batch is traced.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -141,12 +145,16 @@ class F2LLMModel(Qwen3Model):
         if lengths is not None:
             if cached or attention_mask is not None:
                 raise ValueError("a packed batch takes no cache and no attention mask: its boundaries say everything")
+            if torch.jit.is_tracing():
+                raise ValueError(
+                    "torch.jit.trace would make constants of a packed batch's boundaries: trace a padded batch instead"
+                )
             if position_ids is None:
                 position_ids = packed_position_ids(lengths, inputs.device)
             return self._forward_packed(input_ids, inputs_embeds, position_ids, lengths, kwargs)
         wants_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         layout = None
-        if not (cached or ready_made or wants_attentions):
+        if not (cached or ready_made or wants_attentions or _records_graph()):
             layout = _padded_layout(inputs, attention_mask, position_ids)
         if layout is not None and layout.index is None and position_ids is None and self._as_fast_in_rows(inputs):
             layout, attention_mask = None, None
@@ -227,6 +235,11 @@ class F2LLMModel(Qwen3Model):
             **boundaries,
             **others,
         )
+
+
+def _records_graph() -> bool:
+    """Whether operations are recorded, to be replayed on other texts: nothing may then depend on lengths."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _first_positions(position_ids: Tensor, lengths: list[int]) -> Tensor:

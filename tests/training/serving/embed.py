@@ -12,11 +12,17 @@ import numpy as np
 def with_sentence_transformers(folder: str, backend: str, file_name: str, texts: list[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    choice = {"file_name": file_name}
+    # Without a graph that is ready, the model's own code is exported.
+    choice = {"file_name": file_name} if file_name else {"export": True}
     if backend == "openvino":
         choice["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
+    remote_code = backend != "torch" and not file_name
     model = SentenceTransformer(
-        folder, device="cpu", backend=backend, model_kwargs={} if backend == "torch" else choice
+        folder,
+        device="cpu",
+        backend=backend,
+        trust_remote_code=remote_code,
+        model_kwargs={} if backend == "torch" else choice,
     )
     # As they come, so that short texts are padded to long ones.
     return np.concatenate([model.encode(texts[start : start + 4]) for start in range(0, len(texts), 4)])

@@ -42,6 +42,14 @@ def test_exported_embeddings_are_those_of_torch(
 
 
 @pytest.mark.slow
+def test_openvino_exports_the_remote_code(
+    served: Path, expected: np.ndarray, other_python: Callable[[str], str], embed: Callable[..., np.ndarray]
+) -> None:
+    vectors = embed(other_python("openvino-python"), "openvino", str(served))
+    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+
+
+@pytest.mark.slow
 def test_transformers_4_embeds_the_same(
     served: Path, expected: np.ndarray, other_python: Callable[[str], str], embed: Callable[..., np.ndarray]
 ) -> None:
