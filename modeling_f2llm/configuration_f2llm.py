@@ -27,6 +27,10 @@ FAMILY: dict[str, tuple[int, int, int, int]] = {
     "f2llm-v2-14b": (5120, 17408, 40, 40),
 }
 
+# Embeddings of the Qwen3 models and special tokens of their post-trained tokenizer.
+_QWEN3_VOCABULARY = 151936
+_QWEN3_TOKENS = {"pad_token_id": 151643, "bos_token_id": 151643, "eos_token_id": 151645}
+
 
 def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
     """Returns the embedding widths trained by matryoshka learning, widest first.
@@ -60,8 +64,8 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
 class F2LLMConfig(Qwen3Config):
     """A Qwen3 configuration with the fields that embedding servers read.
 
-    ``model_type`` stays ``"qwen3"``, so whatever loads Qwen3 loads these models too. The defaults of the special
-    tokens are those of the post-trained Qwen3 tokenizer.
+    ``model_type`` stays ``"qwen3"``, so whatever loads Qwen3 loads these models too. The ids of the special tokens are
+    None unless given, as in stock Qwen3: they depend on the tokenizer.
 
     Args:
         is_matryoshka: Whether the embeddings may be truncated. vLLM refuses its ``dimensions`` request field otherwise.
@@ -79,9 +83,6 @@ class F2LLMConfig(Qwen3Config):
 
     use_cache: bool = False
     tie_word_embeddings: bool = True
-    pad_token_id: int | None = 151643
-    bos_token_id: int | None = 151643
-    eos_token_id: int | list[int] | None = 151645
     is_matryoshka: bool = True
     matryoshka_dimensions: list[int] | None = None
 
@@ -112,11 +113,12 @@ class F2LLMConfig(Qwen3Config):
 
     @classmethod
     def from_family(cls, name: str, **overrides: Any) -> F2LLMConfig:
-        """Returns the configuration of a published size.
+        """Returns the configuration of a published size, with the special tokens of the post-trained Qwen3 tokenizer.
 
         Args:
             name: One of ``f2llm-v2-80m, -160m, -330m, -0.6b, -1.7b, -4b, -8b, -14b``, in any case.
-            **overrides: Fields to change, for instance ``vocab_size`` for a tokenizer of your own.
+            **overrides: Fields to change. Another ``vocab_size`` is that of another tokenizer: the special tokens are
+                then those given here, or None.
 
         Raises:
             ValueError: If the name is unknown.
@@ -126,7 +128,7 @@ class F2LLMConfig(Qwen3Config):
             raise ValueError(f"unknown model {name!r}; the family is {', '.join(FAMILY)}")
         hidden_size, intermediate_size, layers, heads = shape
         published = {
-            "vocab_size": 151936,
+            "vocab_size": _QWEN3_VOCABULARY,
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "num_hidden_layers": layers,
@@ -138,7 +140,9 @@ class F2LLMConfig(Qwen3Config):
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
             "rms_norm_eps": 1e-6,
         }
-        return cls(**{**published, **overrides})
+        fields = {**published, **overrides}
+        tokens = _QWEN3_TOKENS if fields["vocab_size"] == _QWEN3_VOCABULARY else {}
+        return cls(**{**tokens, **fields})
 
 
 F2LLMConfig.register_for_auto_class()

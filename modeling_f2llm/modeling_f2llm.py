@@ -45,8 +45,8 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
-    Whoever records a graph of the whole model (``torch.compile``, ``torch.export``, ``torch.jit.trace`` and the exporters
-    for ONNX and OpenVINO) gets stock Qwen3Model's graph, padding and all, which is right for texts of all lengths.
+    A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and the exporters for ONNX and
+    OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
 
     Args:
         config: The shape of the model.
@@ -55,15 +55,7 @@ class F2LLMModel(Qwen3Model):
     Example:
         >>> import torch
         >>> from modeling_f2llm import F2LLMConfig, F2LLMModel
-        >>> config = F2LLMConfig.from_family(
-        ...     "f2llm-v2-80m",
-        ...     vocab_size=64,
-        ...     hidden_size=32,
-        ...     num_hidden_layers=2,
-        ...     pad_token_id=0,
-        ...     bos_token_id=0,
-        ...     eos_token_id=1,
-        ... )
+        >>> config = F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=64, hidden_size=32, num_hidden_layers=2)
         >>> model = F2LLMModel(config).eval()
         >>> ids, mask = torch.tensor([[5, 6, 1], [7, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
         >>> model(input_ids=ids, attention_mask=mask).last_hidden_state.shape

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoConfig, Qwen3Config
+from transformers import AutoConfig, Qwen3Config, Qwen3Model
 
 from modeling_f2llm import FAMILY, F2LLMConfig, F2LLMModel, matryoshka_dims
 
@@ -67,6 +67,27 @@ def test_overrides_replace_published_fields():
     assert (config.vocab_size, config.pad_token_id, config.hidden_size) == (1000, 0, 320)
     assert config.layer_types == ["full_attention"] * 3
     assert config.max_window_layers <= 3
+
+
+def test_another_vocabulary_has_no_token_of_qwen3():
+    config = F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=8192, num_hidden_layers=1)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, None, None)
+    assert F2LLMModel(config).embed_tokens.weight.shape == (8192, 320)
+    # A larger one, too: what has such an id there would never be trained as padding.
+    assert F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=200_000, eos_token_id=5).pad_token_id is None
+
+
+def test_a_small_vocabulary_without_padding_loads_as_stock_does(tmp_path: Path):
+    stock = Qwen3Config(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64, head_dim=8)
+    stock_model = Qwen3Model(stock)
+    stock_model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        saved.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    model = F2LLMModel.from_pretrained(tmp_path)
+    assert model.config.pad_token_id is None
+    assert torch.equal(model.embed_tokens.weight, stock_model.embed_tokens.weight)
 
 
 def test_layers_keep_to_the_depth_under_the_qwen3_defaults():
