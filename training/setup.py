@@ -31,7 +31,8 @@ from training.errors import UserError, in_one_line
 from training.evaluation.callback import PairsCallback
 from training.evaluation.pair_sample import sample_pairs
 from training.evaluation.pairs import Pairs, load_pairs
-from training.loading import load_whole_model
+from training.models.loading import load_whole_model
+from training.models.settings import why_not_last_token
 from training.recipe import FINAL_MODEL, Stage
 from training.trainer import F2LLMTrainer
 
@@ -194,6 +195,7 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
         # The shape first: a wrong one must not cost the loading of many gigabytes.
         make_config(args, tokenizer)
+        _check_reading(args.model)
         model = load_whole_model(args.model, train_adapter=True, **model_options(args))
     except UserError:
         raise
@@ -201,6 +203,20 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     return model
+
+
+def _check_reading(name: str) -> None:
+    """Refuses a start whose embeddings training would read in another way.
+
+    Raises:
+        UserError: If it is not pooled at the last token, or has another module after pooling.
+    """
+    other = why_not_last_token(name)
+    if other is not None:
+        raise UserError(
+            f"key 'model': {name} {other}, but only the embedding at the last token can be trained; start from a model "
+            "that is pooled at the last token, or give this one as 'teacher'"
+        )
 
 
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
