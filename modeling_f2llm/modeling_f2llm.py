@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -45,7 +45,7 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
-    A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and the exporters for ONNX and
+    A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
     OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
 
     Args:
@@ -67,7 +67,15 @@ class F2LLMModel(Qwen3Model):
 
     def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
         super().__init__(config)
+        # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would keep
+        # that token's embedding as it is.
+        self.embed_tokens.padding_idx = None
         adopt_layers(self, compile)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+        super()._init_weights(module)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Maps the name that was asked for to a packed implementation.
