@@ -7,10 +7,18 @@ transformers itself is built on) only.
 from __future__ import annotations
 
 import os
+from dataclasses import is_dataclass
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import Qwen3Config
+from transformers import __version__ as transformers_version
+
+if tuple(int(part) for part in transformers_version.split(".")[:2]) < (4, 55):
+    # The first that keeps packed texts apart in every attention; earlier ones would run, with other numbers.
+    raise ImportError(
+        f"the code of F2LLM models needs transformers 4.55 or newer (found {transformers_version}): leave out "
+        "trust_remote_code, which gives the same embeddings, or pip install -U transformers"
+    )
 
 __all__ = ["FAMILY", "F2LLMConfig", "matryoshka_dims"]
 
@@ -60,7 +68,6 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
     return sorted(dims, reverse=True)
 
 
-@strict
 class F2LLMConfig(Qwen3Config):
     """A Qwen3 configuration with the fields that embedding servers read.
 
@@ -88,6 +95,10 @@ class F2LLMConfig(Qwen3Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Fills in what depends on other fields."""
         # Qwen3's default of 28 says nothing about a shallower model, but loaders have tripped over it.
         self.max_window_layers = min(self.max_window_layers, self.num_hidden_layers)
         if not self.is_matryoshka:
@@ -144,5 +155,22 @@ class F2LLMConfig(Qwen3Config):
         tokens = _QWEN3_TOKENS if fields["vocab_size"] == _QWEN3_VOCABULARY else {}
         return cls(**{**tokens, **fields})
 
+
+def _init_without_dataclass(self: F2LLMConfig, **fields: Any) -> None:
+    own = {name: fields.pop(name, getattr(F2LLMConfig, name)) for name in ("is_matryoshka", "matryoshka_dimensions")}
+    defaults = {name: getattr(F2LLMConfig, name) for name in ("use_cache", "tie_word_embeddings")}
+    Qwen3Config.__init__(self, **{**defaults, **fields})
+    self.__dict__.update(own)
+    self._complete()
+    self.validate_matryoshka()
+
+
+if is_dataclass(Qwen3Config):
+    from huggingface_hub.dataclasses import strict
+
+    F2LLMConfig = strict(F2LLMConfig)
+else:
+    # Released folders load under versions of transformers before 5.4, too, whose configurations are plain classes.
+    F2LLMConfig.__init__ = _init_without_dataclass
 
 F2LLMConfig.register_for_auto_class()
