@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,12 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
-    special.add_special_token["bos"] = False
+    before = _tokens_before_text(content)
+    if before and before != [special.special_token_ids.get("bos")]:
+        raise UserError(
+            f"{folder}: its tokenizer puts tokens {before} before a text; llama.cpp puts bos_token alone there"
+        )
+    special.add_special_token["bos"] = bool(before)
     tokens, types = [f"[PAD{index}]" for index in range(vocab_size)], [gguf.TokenType.UNUSED] * vocab_size
     for token, index in content["model"]["vocab"].items():
         tokens[index], types[index] = token, gguf.TokenType.NORMAL
@@ -136,6 +142,15 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special.add_to_gguf(writer, quiet=True)
+
+
+def _tokens_before_text(content: dict[str, Any]) -> list[int]:
+    """Ids of the tokens that a tokenizer.json puts before every text."""
+    post = content.get("post_processor") or {}
+    templates = [each for each in post.get("processors", [post]) if each["type"] == "TemplateProcessing"]
+    pieces = chain.from_iterable(template["single"] for template in templates)
+    first = [piece["SpecialToken"]["id"] for piece in takewhile(lambda piece: "SpecialToken" in piece, pieces)]
+    return [index for token in first for index in templates[0]["special_tokens"][token]["ids"]]
 
 
 def _tensor_names(gguf: Any, weights: WeightFiles, layers: int) -> dict[str, str]:
