@@ -220,3 +220,19 @@ def test_text_that_only_looks_like_an_instruction_gets_one(
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     ((first, *_),) = all_rows(run(Source("a", [tmp_path / "a.parquet"], "retrieval", "Find.")), small_tokenizer)
     assert first == instruct("Find.", query)
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_types_make_no_difference(
+    write_source: Callable[..., Source],
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    kind: pa.DataType,
+) -> None:
+    source = write_source(rows=50)
+    expected = all_rows(run(source), small_tokenizer)
+    for path in source.files:
+        table = pq.read_table(path)
+        pq.write_table(pa.table({name: table[name].cast(pa.string()).cast(kind) for name in table.column_names}), path)
+        assert pq.read_schema(path).field("query").type == kind
+    assert all_rows(run(source), small_tokenizer) == expected
