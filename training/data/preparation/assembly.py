@@ -16,7 +16,7 @@ from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TEX
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 2
+FORMAT = 3
 _COPY_BYTES = 16 << 20
 
 
