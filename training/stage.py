@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoi
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
+from training.recipe_paths import from_run
 from training.setup import RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
@@ -257,10 +259,17 @@ def _changed(what: str, accepted: bool) -> None:
 def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
     before, keys = yaml.safe_load(written.read_text()), stage.keys
     free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
-    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
+    changed = sorted(key for key in {*before, *keys} - free if not _same(key, before, keys))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
         _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
+
+
+def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether a key has one meaning; paths are compared as seen from the run, whatever the working directory is."""
+    if _plain(before.get(key)) == _plain(keys.get(key)):
+        return True
+    return from_run(key, before) is not None and from_run(key, before) == from_run(key, keys)
 
 
 def _plain(value: Any) -> Any:

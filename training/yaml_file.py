@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from training.errors import UserError
+from training.recipe_paths import RULE
 
 __all__ = ["load_yaml", "unknown_key"]
 
@@ -43,7 +44,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
+        raise UserError(f"{path}: no such file; check the path ({RULE})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
     except yaml.YAMLError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from training.errors import UserError, in_one_line
+from training.recipe_paths import RULE
 
 __all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "opened"]
 
@@ -69,7 +70,7 @@ def identity(file: SourceFile) -> tuple[str, int | None, str]:
             info = _store(file.url)[0].info(file.url)
         return file.name, info["size"], _version(info)
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     return file.name, file.stat().st_size, str(file.stat().st_mtime_ns)
 
 
@@ -87,7 +88,7 @@ def opened(file: SourceFile) -> Iterator[Any]:
                 yield handle
         return
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     if not file.stat().st_size:
         raise UserError(f"{file}: the file is empty; download or build it again")
     try:
