@@ -154,7 +154,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
     seen = (*seen, path.resolve())
-    keys = load_yaml(path)
+    keys = load_yaml(path, named_in_file=len(seen) > 1)
     _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
     if isinstance(stages := keys.get("stages"), dict):
         # Here, not where stages are made: the paths are relative to the file in which they stand.

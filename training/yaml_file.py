@@ -35,16 +35,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, named_in_file: bool = False) -> dict[str, Any]:
     """Reads a YAML mapping.
+
+    Args:
+        path: The file.
+        named_in_file: Whether its path may stand in another file, so that an error has to tell where it starts.
 
     Raises:
         UserError: If the file is missing, is no YAML, gives a key twice or holds something other than a mapping.
     """
+    told = f" ({RULE})" if named_in_file else ""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path ({RULE})") from None
+        raise UserError(f"{path}: no such file; check the path{told}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
     except yaml.YAMLError as error:
