@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from training.common.outputs import check_output, locked
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
+from training.recipe_paths import from_run
 from training.saved_prompts import given_prompt, set_query_prompt
 from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
@@ -336,10 +337,17 @@ def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> Non
     # Of a finished run they choose nothing any more.
     chooses = stage.arguments.chooses_by_pairs and not (written.parent / FINAL_MODEL).exists()
     free = _FREE_KEYS if chooses else _FREE_KEYS | _SAMPLE_KEYS
-    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
+    changed = sorted(key for key in {*before, *keys} - free if not _same(key, before, keys))
     if changed:
         differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
         _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
+
+
+def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether a key has one meaning; paths are compared as seen from the run, whatever the working directory is."""
+    if _plain(before.get(key)) == _plain(keys.get(key)):
+        return True
+    return from_run(key, before) is not None and from_run(key, before) == from_run(key, keys)
 
 
 def _plain(value: Any) -> Any:

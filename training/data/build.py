@@ -30,7 +30,9 @@ import yaml
 from training.common.outputs import check_output, clear_partials, locked
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
-from training.data.building.raw import RawRows, load_raw
+from training.data.building.json_rows import JsonRows
+from training.data.building.loading import load_raw
+from training.data.building.raw import RawRows
 from training.data.command import run_command
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
 from training.errors import UserError
@@ -44,7 +46,7 @@ REPORT = "build.json"
 # What is to replace a source lies here until all sources are built.
 _ASIDE = ".building"
 # Raise it when the same build file would build other rows than before.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def main(words: list[str] | None = None) -> int:
@@ -161,6 +163,7 @@ def _build_source(
         optional=source.format.optional,
         name=source.name,
         seed=build_file.seed,
+        quarantine=source.on_bad_row == "quarantine",
     )
     tables = _tables(source, source.format.rows(raw, **source.options))
     first = next(tables, None)
@@ -192,12 +195,12 @@ def _reasons(raw: RawRows) -> str:
     return "".join(f"; dropped {count}: {reason}" for reason, count in _dropped(raw).items())
 
 
-def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset) -> str:
+def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows) -> str:
     """Changes with anything that the rows depend on."""
     # Private, but what `datasets` itself caches by: of a local file its time, of a set on the Hub its revision.
-    data = [dataset._fingerprint, len(dataset)]
+    data = dataset.fingerprint if isinstance(dataset, JsonRows) else [dataset._fingerprint, len(dataset)]
     kind = source.format.rows.__name__
-    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, data]
+    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, source.on_bad_row, data]
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 

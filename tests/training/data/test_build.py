@@ -215,7 +215,7 @@ def test_fault_in_one_source_leaves_those_before_it(
     write: Callable[..., Path], tmp_path: Path, refuses: Refuses
 ) -> None:
     out = tmp_path / "out"
-    with refuses("source 'nli'", "row 0,", "'labels'"):
+    with refuses("source 'nli'", "nli.jsonl: line 1,", "'labels'"):
         build_from_file(write(KINDS, {**NLI, "labels": {"yes": "entailment"}}), out)
     assert [*report(out)] == ["kinds"]
     assert sorted(contents(out)) == ["build.json", "kinds.parquet"]
@@ -264,7 +264,7 @@ def test_exit_status_and_lines(
     path, out = write(NLI, {**NLI, "name": "faulty", "data_files": "none.jsonl"}), tmp_path / "out"
     assert main([str(path), "--output", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: source 'faulty': cannot load")
+    assert line.startswith(f"error: {path}: source 'faulty': data_files: there is no file")
     assert main([str(write(NLI)), "--output", str(out)]) == 0
     assert caplog.messages == ["nli: 20 rows of 40 read", "nli: kept, 20 rows"]
 
