@@ -96,6 +96,6 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
         remedy = (
             f"move that folder elsewhere and run the same command with --resume to go on from {before[-1].name}"
             if before
-            else "no other checkpoint is before it: start anew with another output_dir"
+            else "no other checkpoint is before it: start again with another output_dir"
         )
         raise UserError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}; {remedy}") from error

@@ -16,6 +16,7 @@ from training.checkpoints import holds_model, last_checkpoint, step_of, write_wh
 from training.errors import UserError, in_one_line
 from training.evaluation_arguments import FOLLOWING_SCHEDULERS
 from training.recipe import FINAL_MODEL, Stage
+from training.recipe_paths import from_run
 from training.setup import RECIPE
 from training.stage_keys import MACHINE, RUNNING
 
@@ -29,8 +30,8 @@ Changes = dict[str, tuple[Any, Any]]
 CHANGES = "changes.json"
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = RUNNING | MACHINE
-# Of these, two do where the best model is chosen by them: scores before and after a change would not compare.
-_SAMPLE_KEYS = frozenset({"evaluation_sample", "evaluation_sample_candidates"})
+# Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
+_SAMPLE_KEYS = frozenset({"evaluation_sample", "evaluation_sample_candidates", "query_instruction"})
 # And where dropout is drawn, so does how the texts are divided.
 _CHUNK_KEYS = frozenset({"max_tokens_per_forward"})
 # What a finished model is evaluated by, each time.
@@ -65,11 +66,9 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
     before = _read(written, accept_changes, yaml.safe_load, "keys")
     if before is None:
         return {}
-    keys, free = stage.keys, _free_keys(stage)
+    keys, free = stage.keys, _free_keys(stage, finished)
     changed = {
-        key: (before.get(key), keys.get(key))
-        for key in sorted({*before, *keys} - free)
-        if _plain(before.get(key)) != _plain(keys.get(key))
+        key: (before.get(key), keys.get(key)) for key in sorted({*before, *keys} - free) if not _same(key, before, keys)
     }
     if not changed:
         return {}
@@ -88,10 +87,11 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
     return changed
 
 
-def _free_keys(stage: Stage) -> frozenset[str]:
-    args = stage.arguments
-    bound = _SAMPLE_KEYS if args.chooses_by_pairs else frozenset()
-    return _FREE_KEYS - bound - (_CHUNK_KEYS if args.told_dropout else frozenset())
+def _free_keys(stage: Stage, finished: bool) -> frozenset[str]:
+    # Of a finished run the sample chooses nothing any more.
+    chosen_by = _SAMPLE_KEYS if stage.arguments.chooses_by_pairs and not finished else frozenset()
+    divided = _CHUNK_KEYS if stage.arguments.told_dropout and not finished else frozenset()
+    return (_FREE_KEYS | _SAMPLE_KEYS) - chosen_by - divided
 
 
 def _check_settled(output_dir: Path, before: Mapping[str, Any], stage: Stage, changed: Changes) -> None:
@@ -107,7 +107,7 @@ def _check_settled(output_dir: Path, before: Mapping[str, Any], stage: Stage, ch
         if (key in settled or (key == "model" and not moved)) and _plain(old) != _plain(new):
             raise UserError(
                 f"{output_dir}: key {key!r} cannot change ({old!r} → {new!r}) while a run goes on, for its checkpoints "
-                f"hold what follows from it; undo the change, or start anew from 'model: "
+                f"hold what follows from it; undo the change, or start again from 'model: "
                 f"{last_checkpoint(output_dir)}' with another output_dir"
             )
 
@@ -178,6 +178,13 @@ def read_changes(output_dir: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: cannot be read (%s)", output_dir / CHANGES, error)
         return []
+
+
+def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether a key has one meaning; paths are compared as seen from the run, whatever the working directory is."""
+    if _plain(before.get(key)) == _plain(keys.get(key)):
+        return True
+    return from_run(key, before) is not None and from_run(key, before) == from_run(key, keys)
 
 
 def _plain(value: Any) -> Any:

@@ -83,7 +83,7 @@ def follow_arguments(state: TrainerState, args: TrainingArguments, checkpoint: P
     if state.global_step > state.max_steps:
         raise UserError(
             f"{checkpoint}: is of step {step_of(checkpoint)}, but the stage now ends at step {state.max_steps}; undo "
-            f"the change, or start anew from 'model: {checkpoint}' with another output_dir"
+            f"the change, or start again from 'model: {checkpoint}' with another output_dir"
         )
     state.compute_steps(args, state.max_steps)
     try:

@@ -22,6 +22,7 @@ from training.checkpoints import STAGING, last_checkpoint, publish, remove_lefto
 from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
 from training.projection import Projection
 from training.resumption import apply_options, apply_schedule, check_loaded, follow_arguments, options_of
+from training.saved_prompts import SavedPrompts
 
 __all__ = ["SavingTrainer"]
 
@@ -38,6 +39,7 @@ class SavingTrainer(Trainer):
 
     Attributes:
         base_revision: What the base of a trained adapter is; None where the whole model is trained.
+        saved_prompts: Why the prompts are what they are; None if nobody said.
     """
 
     args: StageArguments
@@ -46,6 +48,7 @@ class SavingTrainer(Trainer):
         self.prompts = prompts
         self.projection: Projection | None = None
         self.base_revision: str | None = None
+        self.saved_prompts: SavedPrompts | None = None
         self._staged = False
         self._saved_step: int | None = None
         self._options: list[dict[str, Any]] = []

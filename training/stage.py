@@ -7,10 +7,14 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 
+from training.arguments import StageArguments
 from training.checkpoint_check import checkpoint_to_resume
 from training.checkpoints import (
     holds_model,
@@ -20,11 +24,13 @@ from training.checkpoints import (
     publish,
     write_whole,
 )
+from training.common.outputs import check_output, locked
 from training.continuation import Changes, check_data, check_keys, note_changes
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
-from training.setup import RECIPE, set_up
+from training.saved_prompts import given_prompt, set_query_prompt
+from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
@@ -33,9 +39,11 @@ logger = logging.getLogger(__name__)
 
 _GO_ON = "run the same command with --resume"
 
-DATA = "data.json"
-# What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
+# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
+_PREPARATIONS = {
+    *("prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", f".{FINAL_MODEL}.lock"),
+    *PRUNING_FILES,
+}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -60,6 +68,15 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
         )
     output_dir = Path(args.output_dir)
+    _check_places(args)
+    _make_writable(output_dir)
+    with _alone(args, output_dir / FINAL_MODEL):
+        return _run(stage, resume, accept_changes, more)
+
+
+def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
+    args = stage.arguments
+    output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
     if args.prunes:
         with args.main_process_first(local=args.save_on_each_node):
@@ -82,10 +99,13 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
         if args.should_save:
             note_changes(output_dir, changed, checkpoint)
+    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
+        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     _fill_teacher_cache(trainer)
     try:
         _train(trainer, checkpoint)
         _save(trainer, final)
+        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
     except BaseException:
         _end_uploads(trainer, hurry=True)
         raise
@@ -99,12 +119,50 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     return final
 
 
+@contextmanager
+def _alone(args: StageArguments, final: Path) -> Iterator[None]:
+    """Makes sure that no other command trains in the folder until the block ends, or the first process does.
+
+    Raises:
+        UserError: In every process of this command, if another one is at it.
+    """
+    with ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if args.process_index == 0:
+            try:
+                busy = "another process trains there; wait for it to end, or give another output_dir"
+                stack.enter_context(locked(final, busy))
+            except UserError as error:
+                refused = [str(error)]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield
+
+
 def _finished(stage: Stage, final: Path) -> bool:
     """Whether a stage has made its model."""
     if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
+    if stage.arguments.should_save:
+        _set_prompt(stage, final)
     return True
+
+
+def _set_prompt(stage: Stage, final: Path) -> None:
+    """Gives a finished model the query prompt that its stage is told now, and notes it where the stage's keys are."""
+    prompt = given_prompt(stage.arguments)
+    if prompt is None or not set_query_prompt(final, prompt):
+        return
+    told = {"query_instruction": stage.arguments.query_instruction}
+    recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
+    write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
+    # A stage that cuts a model leaves none.
+    if arguments.exists():
+        write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
+    logger.info("%s: its query prompt is now %r", final, prompt)
 
 
 def _push_what_waits(stage: Stage) -> None:
@@ -194,26 +252,30 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+def _make_writable(output_dir: Path) -> None:
+    """Makes the output folder."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(output_dir, os.R_OK | os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as error:
+        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+
+
 def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
-    """Makes sure that the output folder can be written and holds nothing that this run would overwrite.
+    """Makes sure that the output folder holds nothing that this run would overwrite.
 
     Returns:
         What the stage was told otherwise when it was started, where it goes on.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
-        if not os.access(output_dir, os.W_OK):
-            raise PermissionError("permission denied")
-    except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
     if held and RECIPE not in held:
         raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
         raise UserError(
             f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
-            f"{missing_part(numbered[-1])}; start anew from 'model: {numbered[-1]}' with another output_dir"
+            f"{missing_part(numbered[-1])}; start again from 'model: {numbered[-1]}' with another output_dir"
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
@@ -222,6 +284,21 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     return check_keys(output_dir, stage, accept_changes) if started else {}
+
+
+def _check_places(args: StageArguments) -> None:
+    """Refuses to write where the stage reads: a model's folder is known by its files, data by its folder.
+
+    Raises:
+        UserError: If a place to write is, holds or lies in a model that is read, or is the folder of the data.
+    """
+    models = [Path(name) for name in (args.model, args.teacher) if name is not None]
+    places = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
+    places |= {"teacher_cache_dir": args.teacher_cache_dir} if args.teacher_cache_dir else {}
+    for key, place in places.items():
+        check_output(Path(place), models, option=key)
+        if args.manifest is not None and Path(place).resolve() == Path(args.manifest).resolve().parent:
+            raise UserError(f"{place}: is the folder of {args.manifest}, which is read; give another {key}")
 
 
 def _record(

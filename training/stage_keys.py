@@ -49,7 +49,7 @@ RUNNING = frozenset(
         *("model_family", "compile", "max_tokens_per_forward", "logging_steps"),
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-        # These two decide what is learnt where the best model is chosen by pairs: see training/stage.py.
+        # These two decide what is learnt where the best model is chosen by pairs: see training/continuation.py.
         *("evaluation_sample", "evaluation_sample_candidates"),
         *("early_stopping_patience", "early_stopping_threshold"),
     }

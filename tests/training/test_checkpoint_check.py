@@ -100,7 +100,7 @@ def test_the_only_checkpoint_is_damaged(recipe: Path, tmp_path: Path, capsys: py
     shutil.rmtree(tmp_path / "run/checkpoint-2")
     empty(tmp_path / "run/checkpoint-4/scheduler.pt")
     error = error_of([str(recipe), "--resume"], capsys)
-    assert "scheduler.pt cannot be read" in error and "start anew with another output_dir" in error
+    assert "scheduler.pt cannot be read" in error and "start again with another output_dir" in error
 
 
 def other_state(**fields: Any) -> Callable[[Path], None]:
