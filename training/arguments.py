@@ -140,7 +140,7 @@ class StageArguments(
         default=None,
         metadata={
             "help": "Tokens that a process encodes at once, at most; memory follows it, the result does not depend on "
-            "it. A process's whole share of a batch if left out."
+            "it unless dropout is drawn. A process's whole share of a batch if left out."
         },
     )
     num_hard_negatives_retrieval: int = field(default=7, metadata={"help": "Hard negatives per retrieval row."})

@@ -32,7 +32,11 @@ class LoraArguments:
         metadata={"help": "The updates are scaled by it over the rank; twice the rank if left out."},
     )
     lora_dropout: float | None = field(
-        default=None, metadata={"help": "Dropout on what the adapter reads; none if left out."}
+        default=None,
+        metadata={
+            "help": "Dropout on what the adapter reads; none if left out. Drawn by chunk: with it, "
+            "max_tokens_per_forward and the number of processes change the draws."
+        },
     )
     lora_target_modules: list[str] | None = field(
         default=None,

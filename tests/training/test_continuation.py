@@ -326,3 +326,21 @@ def test_a_checkpoint_beyond_the_end_is_refused(
     error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
     assert f"{tmp_path / 'run/checkpoint-4'}: is of step 4, but the stage now ends at step" in error
     assert not (tmp_path / "run/model").exists()
+
+
+# Dropout
+
+
+def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(write(max_tokens_per_forward=100)), "--resume"]) == 0
+    assert "dropout" not in caplog.text
+    model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
+    folder = tmp_path / "dropping"
+    recipe = write_single_stage(folder, **model, lora=True, lora_rank=2, lora_dropout=0.5, save_steps=2)
+    killed(recipe, 4)
+    assert "dropout is drawn for a chunk at once" in caplog.text
+    error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
+    assert "max_tokens_per_forward: None → '100'" in error
+    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0
