@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,11 +68,13 @@ class TransformersArguments:
             (self.optim_target_modules,) = self.optim_target_modules
         if self.trackio_static_space_id == "false":
             self.trackio_static_space_id = False
-        if isinstance(self.liger_kernel_config, str):
-            try:
-                self.liger_kernel_config = json.loads(self.liger_kernel_config)
-            except ValueError as error:
-                raise UserError(f"key 'liger_kernel_config' is not valid JSON ({error})") from None
+        if self.use_liger_kernel or self.liger_kernel_config is not None:
+            # The default of Liger's that replaces the forward pass of a language model by one that computes its loss.
+            kernels = {"fused_linear_cross_entropy": False, **self._mapping("liger_kernel_config")}
+            for kernel in ("cross_entropy", "fused_linear_cross_entropy"):
+                if kernels.get(kernel):
+                    raise UserError(f"key 'liger_kernel_config': an embedding model has no {kernel!r}; give false")
+            self.liger_kernel_config = kernels
 
     def _settle_tokens_seen(self) -> None:
         counted = str(self.include_num_input_tokens_seen).lower()
