@@ -59,6 +59,7 @@ RECIPE = "recipe.yaml"
 DATA = "data.json"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
+_MANY_STEPS = 1_000_000
 # Of the pairs evaluated in training, where max_tokens_per_forward sets no other limit.
 _TOKENS_AT_ONCE = 8192
 
@@ -330,8 +331,8 @@ def make_trainer(
     saved_prompts = choose_prompts(args, sources, tokenizer)
     try:
         trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
-        # Keys for optimizer and scheduler are looked at only when these are made.
-        trainer.create_optimizer_and_scheduler(num_training_steps=2)
+        # Keys for optimizer and scheduler are looked at only when these are made. Of how many steps, is not known yet.
+        trainer.create_optimizer_and_scheduler(num_training_steps=_MANY_STEPS)
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError, ImportError) as error:

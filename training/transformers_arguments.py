@@ -8,6 +8,7 @@ from typing import Any
 from transformers.integrations import is_tensorboard_available
 
 from training.errors import UserError
+from training.yaml_file import unknown_key
 
 __all__ = ["TransformersArguments"]
 
@@ -15,6 +16,8 @@ _CHECKPOINTING = (
     ("activation_checkpointing", "gradient_checkpointing"),
     ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
 )
+# Of torch.utils.checkpoint, but for what would draw other dropout when layers are computed again.
+_CHECKPOINT_OPTIONS = ("use_reentrant", "determinism_check", "debug", "early_stop")
 # Packed texts have no padding.
 _TOKENS_SEEN = {"true": "all", "all": "all", "non_padding": "all", "false": "no", "no": "no"}
 
@@ -63,6 +66,11 @@ class TransformersArguments:
                 setattr(self, key, getattr(self, older))
             setattr(self, older, getattr(self, key))
         self._settle_tokens_seen()
+        # Transformers takes anything for them, and fails in the training.
+        self._mapping("lr_scheduler_kwargs")
+        for name in self._mapping("activation_checkpointing_kwargs"):
+            if name not in _CHECKPOINT_OPTIONS:
+                raise unknown_key("key 'activation_checkpointing_kwargs'", name, _CHECKPOINT_OPTIONS)
         if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
             # A text alone is a pattern or 'all-linear'.
             (self.optim_target_modules,) = self.optim_target_modules
