@@ -61,16 +61,10 @@ class TransformersArguments:
         """Gives the keys the values that transformers reads."""
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
-        for key, older in _CHECKPOINTING:
-            if getattr(self, key) is None:
-                setattr(self, key, getattr(self, older))
-            setattr(self, older, getattr(self, key))
+        self._settle_checkpointing()
         self._settle_tokens_seen()
-        # Transformers takes anything for them, and fails in the training.
+        # Transformers takes anything for it, and fails in the training.
         self._mapping("lr_scheduler_kwargs")
-        for name in self._mapping("activation_checkpointing_kwargs"):
-            if name not in _CHECKPOINT_OPTIONS:
-                raise unknown_key("key 'activation_checkpointing_kwargs'", name, _CHECKPOINT_OPTIONS)
         if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
             # A text alone is a pattern or 'all-linear'.
             (self.optim_target_modules,) = self.optim_target_modules
@@ -83,6 +77,18 @@ class TransformersArguments:
                 if kernels.get(kernel):
                     raise UserError(f"key 'liger_kernel_config': an embedding model has no {kernel!r}; give false")
             self.liger_kernel_config = kernels
+
+    def _settle_checkpointing(self) -> None:
+        for key, older in _CHECKPOINTING:
+            if getattr(self, key) is None:
+                setattr(self, key, getattr(self, older))
+        options = self._mapping("activation_checkpointing_kwargs")
+        for name in options:
+            if name not in _CHECKPOINT_OPTIONS:
+                raise unknown_key("key 'activation_checkpointing_kwargs'", name, _CHECKPOINT_OPTIONS)
+        self.activation_checkpointing_kwargs = options or None
+        for key, older in _CHECKPOINTING:
+            setattr(self, older, getattr(self, key))
 
     def _settle_tokens_seen(self) -> None:
         counted = str(self.include_num_input_tokens_seen).lower()
