@@ -15,10 +15,14 @@ class EvaluationArguments:
     """The keys of a stage that are about pairs to be found, in training and by the finished model."""
 
     evaluation_pairs: str | None = field(
-        default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
+        default=None,
+        metadata={
+            "help": "File (.parquet, .csv, .jsonl) with query and passage, perhaps lang and script: "
+            "find the passages of each query."
+        },
     )
     evaluation_candidates: str | None = field(
-        default=None, metadata={"help": "Parquet whose 'passage' column lists what to find it among."}
+        default=None, metadata={"help": "File of the same kinds whose 'passage' column lists what to find them among."}
     )
     evaluation_sample: int = field(
         default=0,

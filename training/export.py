@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.checkpoints import publish, write_whole
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import StoppedError, UserError, in_one_line
 from training.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
@@ -57,6 +58,7 @@ def export(folder: Path, output: Path, backend: str, precision: str = "fp32") ->
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, LEAST_COSINE)
     weights = _weights(folder)
+    check_output(output, [folder])
     record = {"backend": backend, "precision": precision, "weights": _digest(weights)}
     if output.exists():
         return _already_there(output, record)

@@ -7,6 +7,8 @@ A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
   ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may extend a recipe of one stage, too: it takes all keys
   of it but ``output_dir``, which says where that recipe writes when it runs by itself.
+
+Where its relative paths start is told in :mod:`training.recipe_paths`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from transformers import HfArgumentParser
 
 from training.arguments import StageArguments
 from training.errors import UserError
+from training.recipe_paths import in_file, placed
 from training.yaml_file import load_yaml, unknown_key
 
 __all__ = [
@@ -104,7 +107,7 @@ def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, 
     keys = _read(path)
     stages = keys.pop("stages", None)
     if stages is None:
-        only = {**keys, **overrides}
+        only = placed({**keys, **overrides}, keys.get("output_dir"))
         return Path(str(only.get("output_dir") or _missing(path, "output_dir"))), {path.stem: only}
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
@@ -120,7 +123,7 @@ def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, 
             # `tokenizer: train` trains one, whatever the stages are called.
             if stage_keys.get(key) in stages and (key, stage_keys[key]) != ("tokenizer", "train"):
                 stage_keys[key] = str(_folder_of(path, name, key, stage_keys[key], result) / part)
-        result[name] = stage_keys
+        result[name] = placed(stage_keys, keys.get("output_dir"))
     return output_dir, result
 
 
@@ -151,12 +154,12 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
     seen = (*seen, path.resolve())
-    keys = load_yaml(path)
+    keys = load_yaml(path, named_in_file=len(seen) > 1)
     _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
     if isinstance(stages := keys.get("stages"), dict):
         # Here, not where stages are made: the paths are relative to the file in which they stand.
         keys["stages"] = {name: _read_stage(path, name, own, seen) for name, own in stages.items()}
-    base = keys.pop("extends", None)
+    base, keys = keys.pop("extends", None), in_file(path, keys)
     return keys if base is None else {**_read(path.parent / str(base), seen), **keys}
 
 
@@ -165,16 +168,17 @@ def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any
     if not isinstance(keys, dict):
         return keys
     _check_known(path, keys, [*_STAGE_KEYS, "extends"])
-    if keys.get("extends") is None:
+    extended, keys = keys.get("extends"), in_file(path, {key: own for key, own in keys.items() if key != "extends"})
+    if extended is None:
         return keys
     try:
-        base = _read(path.parent / str(keys["extends"]), seen)
+        base = _read(path.parent / str(extended), seen)
     except UserError as error:
         raise UserError(f"{path}: stage {name!r}: {error}") from None
     if "stages" in base:
-        raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; extend a recipe of one")
+        raise UserError(f"{path}: stage {name!r} extends {extended}, which has stages; extend a recipe of one")
     base.pop("output_dir", None)
-    return {**base, **{key: value for key, value in keys.items() if key != "extends"}}
+    return {**base, **keys}
 
 
 def _check_known(path: Path, keys: dict[str, Any], known: list[str]) -> None:

@@ -119,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.search,
             read_executor(arguments.executor) or Executor(),
         ),
+        manifest=arguments.manifest,
     )
 
 

@@ -98,7 +98,7 @@ class Hub:
     def publish(
         self,
         repo: str,
-        files: Mapping[str, Path | bytes],
+        files: Mapping[str, Path | bytes | Content],
         *,
         revision: str = "main",
         message: str,
@@ -113,7 +113,8 @@ class Hub:
 
         Args:
             repo: ``ORG/NAME``; it must exist.
-            files: By path in the repository. Files of the revision that are not among them are removed.
+            files: By path in the repository. Files of the revision that are not among them are removed. What is
+                published is what was hashed: that of :class:`Content` before, other files now.
             revision: Name of the branch.
             message: Of the commit.
             repo_type: ``model`` or ``dataset``.
@@ -128,7 +129,7 @@ class Hub:
                 changed meanwhile.
             HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
         """
-        wanted = {path: Content(source) for path, source in files.items()}
+        wanted = {path: Content.of(source) for path, source in files.items()}
         return write_revision(self.repository(repo, repo_type), wanted, revision, message, parent)
 
     def files(self, repo: str, revision: str = "main", repo_type: str = "model") -> dict[str, RemoteFile] | None:

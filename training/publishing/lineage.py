@@ -22,7 +22,7 @@ from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
-from training.stage import DATA
+from training.setup import DATA
 from training.text_format import TextFormat
 from training.text_teacher import text_teacher_identity
 
@@ -71,6 +71,19 @@ class Lineage:
         """What the model itself started from, and what it learnt from; None without a teacher."""
         *_, state = self.states.values()
         return self._reference(state, "model"), self._teacher(state)
+
+    def outside(self) -> list[tuple[str, str]]:
+        """What the stages started or learnt from, or were merged of, and is no stage: its public name and its place."""
+        found = []
+        for state in self.states.values():
+            if state.merges:
+                parents = [parent for parent in self._parents[state.folder.resolve()] if parent.state is None]
+                found += [(parent.reference.name, parent.place) for parent in parents]
+            for key in ("model", "teacher"):
+                written = state.keys.get(key)
+                if written is not None and self._state(state, key) is None:
+                    found.append((self._reference(state, key).name, str(state.place(str(written)))))
+        return list(dict.fromkeys(found))
 
     def _teacher(self, state: ModelState) -> Reference | None:
         return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
