@@ -1,17 +1,28 @@
-"""The one thing F2LLM asks of a tokenizer: that it ends every text with EOS by itself."""
+"""The one thing F2LLM asks of a tokenizer: that it ends every text with the same token by itself."""
 
 from __future__ import annotations
 
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["append_eos"]
+__all__ = ["append_eos", "end_token_id"]
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that a tokenizer puts after every text; None if it puts none there.
+
+    It need not be the EOS token: Qwen3-Embedding's tokenizer has ``<|im_end|>`` as EOS and appends ``<|endoftext|>``,
+    its padding token. The embedding is read at the token that is appended.
+    """
+    ids, text = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    return None if ids[len(ids) - len(text) :] == text else ids[-1]
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Makes a fast tokenizer append its EOS token, and keep it when it truncates.
+    """Makes a fast tokenizer end every text with a token, and keep it when it truncates.
 
-    Last-token pooling reads the embedding at EOS. transformers 5 ignores ``add_eos_token``, so the token comes from the
+    Last-token pooling reads the embedding at that token. A tokenizer that appends one keeps it, because the model was
+    trained with it; any other gets its EOS token. transformers 5 ignores ``add_eos_token``, so the token comes from the
     post-processor, which is saved in ``tokenizer.json`` and works in every runtime that reads that file.
 
     Args:
@@ -36,7 +47,7 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         )
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
-    if tokenizer("a").input_ids[-1:] != [tokenizer.eos_token_id]:
+    if end_token_id(tokenizer) is None:
         eos = tokenizer.eos_token
         template = TemplateProcessing(
             single=f"$A {eos}",

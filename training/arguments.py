@@ -112,7 +112,11 @@ class StageArguments(
     )
     query_instruction: str | None = field(
         default=None,
-        metadata={"help": "Instruction of the saved model's query prompt; the published one if left out."},
+        metadata={
+            "help": "Instruction of the saved model's query prompt, empty for no prompt. If left out: the one that all "
+            "sources share, else that of the start model, else the published one. With --resume it is given to a "
+            "finished model, too."
+        },
     )
 
     # Model

@@ -21,8 +21,10 @@ import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
+from training.models.checks import check_tokenizer_file
 from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
@@ -37,12 +39,16 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
 
     Args:
         folder: Of the model, as a stage or a release leaves it.
-        output: The file; what is there is replaced when the new one is whole.
+        output: The file; a GGUF file that is there is replaced when the new one is whole.
         dtype: Of the matrices: ``f32``, ``f16`` or ``bf16``. Vectors are always fp32, as llama.cpp wants them.
 
     Raises:
-        UserError: If llama.cpp would compute something else than this model does, or ``gguf`` is not installed.
+        UserError: If llama.cpp would compute something else than this model does, ``gguf`` is not installed, or the
+            output lies in the model's folder or is something else than a GGUF file.
     """
+    check_output(output, [folder])
+    if output.exists() and not _is_gguf(output):
+        raise UserError(f"{output}: is there and no GGUF file; give another --output")
     try:
         import gguf
     except ImportError:
@@ -86,7 +92,15 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
     logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
+    check_tokenizer_file(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

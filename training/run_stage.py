@@ -18,6 +18,7 @@ from training.data.command import run_command
 from training.dry_run import device_overrides, show_plans
 from training.errors import UserError
 from training.evaluation.finished_stage import evaluate_and_report
+from training.evaluation.report import check_report_folder
 from training.inputs import require_inputs
 from training.interruption import ended_by_signals
 from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
@@ -106,11 +107,13 @@ def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
     """Where each stage's evaluation goes: the last one's to evaluation.json, the others' beside it.
 
     Raises:
-        UserError: If a file holds the evaluation of another model.
+        UserError: If a file holds the evaluation of another model, or the folder of the report something else.
     """
     evaluated = [stage for stage in recipe.stages if stage.arguments.evaluation_pairs]
     files = {stage.name: recipe.output_dir / f"evaluation-{stage.name}.json" for stage in evaluated[:-1]}
     files |= {stage.name: recipe.output_dir / "evaluation.json" for stage in evaluated[-1:]}
+    if evaluated:
+        check_report_folder(recipe.output_dir / "report", option="output_dir")
     for stage in evaluated:
         path, model = files[stage.name], made_by(stage)
         if path.exists() and load_yaml(path).get("model") != model:

@@ -18,6 +18,7 @@ from training.arguments import StageArguments
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
 from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
 from training.projection import Projection
+from training.saved_prompts import SavedPrompts
 
 __all__ = ["SavingTrainer"]
 
@@ -34,6 +35,7 @@ class SavingTrainer(Trainer):
 
     Attributes:
         base_revision: What the base of a trained adapter is; None where the whole model is trained.
+        saved_prompts: Why the prompts are what they are; None if nobody said.
     """
 
     args: StageArguments
@@ -42,6 +44,7 @@ class SavingTrainer(Trainer):
         self.prompts = prompts
         self.projection: Projection | None = None
         self.base_revision: str | None = None
+        self.saved_prompts: SavedPrompts | None = None
         self._staged = False
         self._saved_step: int | None = None
         super().__init__(**kwargs)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.processors import ByteLevel, TemplateProcessing
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modeling_f2llm import append_eos
+from modeling_f2llm.tokenizer import end_token_id
 
 # In NFC, to which Qwen's tokenizer normalises.
 MULTILINGUAL = [
@@ -94,6 +95,35 @@ def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerB
     )
     before = blank("some text").input_ids
     assert append_eos(blank)("some text").input_ids == before
+
+
+@pytest.mark.parametrize("appended", ["<|endoftext|>", "<|im_start|>"])
+def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, appended: str):
+    """As Qwen3-Embedding's: EOS is <|im_end|>, but its padding token follows every text."""
+    blank.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    token = blank.convert_tokens_to_ids(appended)
+    template = TemplateProcessing(single=f"$A {appended}:0", special_tokens=[(appended, token)])
+    blank.backend_tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
+    assert end_token_id(blank) == token
+    append_eos(blank)
+    assert end_token_id(blank) == token
+    for text in ("", *MULTILINGUAL):
+        assert blank(text).input_ids == [*blank(text, add_special_tokens=False).input_ids, token]
+    assert blank(MULTILINGUAL[0], truncation=True, max_length=4).input_ids[-1] == token
+
+
+def test_end_token_is_what_follows_a_text(blank: PreTrainedTokenizerBase):
+    assert end_token_id(blank) is None
+    assert end_token_id(append_eos(blank)) == blank.eos_token_id
+
+
+def test_a_token_before_texts_does_not_end_them(blank: PreTrainedTokenizerBase):
+    pad = "<|endoftext|>"
+    blank.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{pad} $A", special_tokens=[(pad, blank.pad_token_id)]
+    )
+    assert end_token_id(blank) is None
+    assert end_token_id(append_eos(blank)) == blank.eos_token_id
 
 
 @pytest.mark.parametrize("text", MULTILINGUAL)

@@ -295,6 +295,6 @@ def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_
 
     monkeypatch.setattr(distillation, "model_revision", lambda *_: "abc123")
     monkeypatch.setattr(distillation, "load_teacher", load)
-    made = distillation.make_distillation(distillation.TeacherChoice(48), arguments, [], 32, {})
+    made = distillation.make_distillation(distillation.TeacherChoice("org/teacher", 48), arguments, [], 32, {})
     assert loaded == {"name": "org/teacher", "revision": "abc123"}
     assert made.identity == "abc123"

@@ -214,8 +214,9 @@ def test_weights_too_large_for_f16_leave_the_old_file(folder, tmp_path, refuses)
 
 
 def test_a_folder_without_a_model_and_a_missing_package_are_told(folder, tmp_path, refuses, monkeypatch):
-    with refuses(tmp_path, "holds no weights"):
-        export(tmp_path, tmp_path / "model.gguf")
+    (tmp_path / "empty").mkdir()
+    with refuses(tmp_path / "empty", "holds no weights"):
+        export(tmp_path / "empty", tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with refuses("pip install 'f2llm[gguf]'"):
         export(folder, tmp_path / "model.gguf")

@@ -163,6 +163,16 @@ def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path)
     assert main([str(recipe)]) == 0
 
 
+def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: Path, trained: Path, base: Path) -> None:
+    adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
+    for path in tmp_path.glob("*/config_sentence_transformers.json"):
+        path.unlink()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(bare)}))
+    assert merge([str(adapter), "--output", str(tmp_path / "merged")]) == 0
+    assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
+
+
 def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, trained: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0

@@ -118,26 +118,30 @@ class PublishedFile:
         if not _is_text(kind):
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
-    def batches(self, batch_rows: int | None = None, raw: bool = False) -> Iterator[TextBatch]:
+    def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
         """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
 
         Args:
             batch_rows: Rows of a batch at most.
             raw: Take off the instructions that queries bring along: what is compared is the text alone.
+            skip_bad: Leave bad rows out.
 
         Raises:
-            UserError: At the first bad row.
+            UserError: At the first bad row, unless they are left out.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
-            faults = find_faults(batch, self.negatives, self.required_negatives)
-            if faults:
+            faults, rows = find_faults(batch, self.negatives, self.required_negatives), len(batch)
+            if faults and not skip_bad:
                 raise bad_row(self.path, row, faults[0])
+            if faults:
+                bad = {fault.row for fault in faults}
+                batch = batch.take(pa.array([number for number in range(rows) if number not in bad], type=pa.int64()))
             columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
             if raw:
                 columns["query"] = [without_instruction(text) for text in columns["query"]]
             yield TextBatch(row, columns)
-            row += len(batch)
+            row += rows
 
     def record_batches(
         self,

@@ -26,11 +26,14 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
 from training.evaluation.significance import PairedTest, paired_test
 from training.keyed import keyed_bits, text_key
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 from training.recipe import Recipe, load_recipe
 from training.stage import run_stage
 
@@ -40,6 +43,9 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
+# Written to the output, and to its folder of data.
+_RESULTS = ("validation.json", "adaptation.json")
+_FILES = ("program.parquet", "elsewhere_validation.parquet", "elsewhere.parquet", "train.parquet", "manifest.yaml")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
@@ -166,6 +172,9 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     data = arguments.output / "data"
+    stages = (stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages)
+    check_output(arguments.output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
+    check_output(data, ours=[*_FILES, ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
@@ -191,7 +200,7 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
-        model = SentenceTransformer(str(folder), trust_remote_code=True)
+        model = load_encoder(resolve(str(folder), "--model"), "--model", trust="give a model without")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             hits = _hits(model, each)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 
 from training.arguments import StageArguments
 from training.checkpoints import write_whole
+from training.common.outputs import locked
 from training.data.languages import iso639_3
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
@@ -23,7 +23,8 @@ from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_eva
 from training.evaluation.report import write_report
 from training.evaluation.resources import known_rows
 from training.evaluation.tfidf import nearest_by_tfidf
-from training.model_identity import model_revision
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 
 __all__ = ["evaluate_and_report", "pairs_scores"]
 
@@ -39,14 +40,16 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         path: Where the result goes; the report of all stages of the recipe goes to ``report/`` beside it.
     """
     pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
-    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    found = resolve(str(folder), "output_dir")
+    model = load_encoder(found, "output_dir")
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
     encoded = encode_pairs(model, pairs)
     baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
-    identity = model_revision(str(folder), "output_dir")
-    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": identity}
-    write_whole(path, json.dumps(result, indent=2) + "\n")
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": found.identity}
+    # The same recipe may be resumed twice.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
     found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
     sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
     record = ModelRecord(
@@ -54,9 +57,10 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         parameters=sum(weights.numel() for weights in model.parameters()),
         dimension=width,
         texts_per_second=encoded.texts_per_second,
-        identity=identity,
+        identity=found.identity,
     )
-    page = _report(path.parent / "report", record, encoded, baseline, dims, args)
+    with locked(path.parent / "report"):
+        page = _report(path.parent / "report", record, encoded, baseline, dims, args)
     sys.stdout.write(f"{page}\n")
     quarter = next((dim for dim in dims if dim <= width // 4), width)
     sys.stdout.write(

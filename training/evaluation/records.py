@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from training.checkpoints import write_whole
 from training.errors import UserError
 
-__all__ = ["PRECISIONS", "Evaluation", "ModelRecord", "Score", "bytes_per_vector", "load_evaluation"]
+__all__ = [
+    *("EXAMPLES", "PRECISIONS", "SCORES"),
+    *("Evaluation", "ModelRecord", "Score", "bytes_per_vector", "load_evaluation"),
+]
 
 logger = logging.getLogger("training")
 

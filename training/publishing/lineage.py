@@ -22,7 +22,7 @@ from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
-from training.stage import DATA
+from training.setup import DATA
 from training.text_format import TextFormat
 from training.text_teacher import text_teacher_identity
 

@@ -185,11 +185,12 @@ def test_only_what_changed_is_built_again(
     build_from_file(write(KINDS, NLI), out)
     before, told = inodes(out), report(out)
     if rebuilt is None:
-        # The file that was good stays, but there is nothing to train on.
+        # What was built stays, whole.
+        manifest = (out / "manifest.yaml").read_bytes()
         assert main([str(write({**KINDS, **change}, NLI)), "--output", str(out)]) == 2
         assert inodes(out) == before
         assert report(out) == told
-        assert not (out / "manifest.yaml").exists()
+        assert (out / "manifest.yaml").read_bytes() == manifest
         build_from_file(write(KINDS, NLI), out)
         assert inodes(out) == before
     else:
@@ -249,8 +250,11 @@ def test_folder_of_something_else_is_left_alone(
 
 
 def test_output_that_is_a_file(write: Callable[..., Path], tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("build.yaml", "folder"):
+    with refuses("build.yaml", "is read"):
         build_from_file(write(NLI), tmp_path / "build.yaml")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with refuses("thesis.txt", "give a folder"):
+        build_from_file(write(NLI), tmp_path / "thesis.txt")
 
 
 def test_exit_status_and_lines(

@@ -95,9 +95,18 @@ class PreparationPlan:
         """The Rust tokenizer as JSON; EOS is appended by its post-processor."""
         return self.folder / "tokenizer.json"
 
-    def rows_file(self, shard: int, split: str) -> Path:
+    def rows_file(self, shard: int) -> Path:
         """Hashes of the texts of a shard's rows: ``(rows, 2 + negatives)`` uint64."""
-        return self.folder / "rows" / f"{shard:05d}.{split}.uint64"
+        return self.folder / "rows" / f"{shard:05d}.uint64"
+
+    def draws_file(self, shard: int) -> Path:
+        """Draws of the queries of a shard's rows: ``(rows,)`` uint64."""
+        return self.folder / "rows" / f"{shard:05d}.draws.uint64"
+
+    @property
+    def held_out_file(self) -> Path:
+        """Draws of the queries that are held out for validation: ``(n,)`` uint64, in ascending order."""
+        return self.folder / "held_out.uint64"
 
     def positions_file(self, shard: int, split: str) -> Path:
         """Positions of the texts of a shard's rows: ``(rows, 2 + negatives)`` int32."""

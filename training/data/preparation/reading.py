@@ -6,7 +6,7 @@ within a task whether a text was seen before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 from xxhash import xxh3_128_digest
 
 from training.data.preparation.forms import TextForms
-from training.data.preparation.plan import SPLIT, PreparationPlan, cap_draws
+from training.data.preparation.plan import PreparationPlan, cap_draws
 from training.data.preparation.quarantine import QuarantineWriter
 from training.data.preparation.runs import RunWriter
-from training.data.prepared import SPLITS
+from training.data.preparation.splitting import query_draws
 from training.data.published import PublishedFile
 from training.data.row_checks import Fault, bad_row, find_faults, text_column
-from training.keyed import keyed_uniform, text_key
 
 __all__ = ["MISSING", "read_shard"]
 
@@ -43,7 +42,8 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     with ExitStack() as stack:
         writer = stack.enter_context(RunWriter(plan.runs(number), plan.partitions))
         quarantine = stack.enter_context(QuarantineWriter(plan.quarantine_file(number)))
-        splits = {split: stack.enter_context(plan.rows_file(number, split).open("wb")) for split in SPLITS}
+        rows_file = stack.enter_context(plan.rows_file(number).open("wb"))
+        draws_file = stack.enter_context(plan.draws_file(number).open("wb"))
         offset = 0
         for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             faults = find_faults(batch, file.negatives, plan.required_negatives)
@@ -56,17 +56,11 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
                 good[[fault.row for fault in faults]] = False
             if plan.highest_draw is not None:
                 good &= cap_draws(plan.source, plan.options, numbers) <= np.uint64(plan.highest_draw)
-            rows, texts, keys = hasher.hash(batch.filter(pa.array(good)), file.negatives)
+            batch = batch.filter(pa.array(good))
+            rows, texts, keys = hasher.hash(batch, file.negatives)
             writer.add(keys, texts)
-            for split, block in _split(plan, numbers[good], rows):
-                splits[split].write(block.astype("<u8").tobytes())
-
-
-def _split(plan: PreparationPlan, numbers: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    key = text_key(plan.source.name)
-    held_out = keyed_uniform(plan.options.seed, SPLIT, key, numbers) < plan.options.validation_share
-    yield "train", rows[~held_out]
-    yield "validation", rows[held_out]
+            rows_file.write(rows.astype("<u8").tobytes())
+            draws_file.write(query_draws(batch, plan.options.seed).astype("<u8").tobytes())
 
 
 def _put_aside(
