@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
-from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
+from training.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.setup import RECIPE, set_up
@@ -97,7 +97,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     number = trainer.interruption.received()
     if number and more:
         raise InterruptedTrainingError(
-            f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
+            f"{signal.Signals(number).name} after the last step; saved {final}", f"To go on, {_GO_ON}", number
         )
     return final
 
@@ -145,7 +145,8 @@ def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:
     except OSError as error:
         raise StoppedError(
             f"{trainer.args.teacher_cache_dir}: the teacher's embeddings could not be written ({error}); those that "
-            f"were stay. Mend that and {_GO_ON}"
+            "were stay",
+            f"Mend that and {_GO_ON}",
         ) from error
 
 
@@ -163,12 +164,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
         if not isinstance(error, OSError) and "DataLoader worker" not in str(error):
             raise
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}. Mend that and {_GO_ON}") from error
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"Mend that and {_GO_ON}") from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTrainingError(
             f"{signal.Signals(number).name} at step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
-            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {_GO_ON}",
+            f"{last_checkpoint(Path(trainer.args.output_dir))}",
+            f"To go on, {_GO_ON}",
             number,
         )
 
@@ -192,7 +194,8 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}. Mend that and run the same command with --resume"
+            f"{last_checkpoint(final.parent) or 'none yet'}",
+            f"Mend that and {_GO_ON}",
         ) from error
     trainer.accelerator.wait_for_everyone()
 
@@ -205,20 +208,20 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         if not os.access(output_dir, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+        raise OutputError(f"{output_dir}: cannot be written ({error})", "give another output_dir") from None
     if held and RECIPE not in held:
-        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
+        raise OutputError(f"{output_dir}: the folder holds something else", "give another output_dir")
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
-        raise UserError(
+        raise OutputError(
             f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
-            f"of the training; start anew from 'model: {numbered[-1]}' with another "
-            "output_dir"
+            "of the training",
+            f"start anew from 'model: {numbered[-1]}' with another output_dir",
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
-        raise UserError(
-            f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
+        raise OutputError(
+            f"{output_dir}: the folder holds another run", "add --resume to go on, or give another output_dir"
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     if started:
@@ -250,7 +253,7 @@ def _record(
 def _changed(what: str, accepted: bool) -> None:
     """Warns of a change since the run was started, or refuses it."""
     if not accepted:
-        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
+        raise OutputError(what, "undo it, give another output_dir, or add --accept-changes to go on regardless")
     logger.warning("%s; going on regardless", what)
 
 

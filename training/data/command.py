@@ -29,7 +29,9 @@ def run_command(work: Callable[[], int | None]) -> int:
     except UserError as error:
         return _report("error", error, 2)
     except (StoppedError, OSError) as error:
-        return _report("stopped", f"{error}. To go on, run the same command again", 1)
+        # The remedy of a training is to resume, which is what all of these commands do.
+        what = error.what if isinstance(error, StoppedError) else error
+        return _report("stopped", f"{what}. To go on, run the same command again", 1)
     except KeyboardInterrupt:
         return _report("stopped", "interrupted. To go on, run the same command again", 128 + signal.SIGINT)
 

@@ -42,7 +42,7 @@ from training.data.prepared import (
     PreparedSource,
 )
 from training.data.storage import identity
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["prepare", "prepare_source"]
 
@@ -112,7 +112,9 @@ def prepare_source(
         return finished
     ours = {TOKENS, OFFSETS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
-        raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
+        raise OutputError(
+            f"{folder}: the folder holds something else than a prepared source", "give another prepared_dir"
+        )
     plan = make_plan(source, work, options)
     _start_or_go_on(plan, backend, fingerprint)
     _run(plan, executor)

@@ -156,7 +156,7 @@ def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Excep
             "run `hf auth login --force`, or set HF_TOKEN to a valid one"
         )
     if status == 403:
-        return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
+        return UserError(f"{repo or what}: may not be written by this login (status 403); give another repository")
     # The address of a stored file may carry a signature behind its question mark.
     message = re.sub(r"\?\S+", "?…", in_one_line(error))
     return UserError(f"{what}: the Hub refuses it (status {status}): {message}")
