@@ -112,7 +112,7 @@ class Hub:
         for other in _KINDS:
             if other != repo_type and self.repository(repo, other).info() is not None:
                 raise UserError(
-                    f"{repo}: is a {other} on the Hub, not a {repo_type}; give another --repo, "
+                    f"{repo}: is a {other} on the Hub, not a {repo_type}; give another repository, "
                     f"or make the {repo_type} on the Hub's site first if both are meant"
                 )
         return False

@@ -144,7 +144,7 @@ def test_bad_folders_and_numbers(folder: Path, tmp_path: Path, refuses) -> None:
     [
         (["--sources", "no*"], "no source fits 'no*'"),
         (["--top", "10"], "top 10"),
-        (["--executor", "{oops"], "key 'executor' is not valid JSON"),
+        (["--executor", "{oops"], "executor: not valid JSON"),
         (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--manifest", "missing.yaml"], "missing.yaml"),
