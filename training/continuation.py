@@ -13,7 +13,7 @@ import yaml
 
 from training.arguments import StageArguments
 from training.checkpoints import holds_model, last_checkpoint, step_of, write_whole
-from training.errors import UserError, in_one_line
+from training.errors import OutputError, in_one_line
 from training.evaluation_arguments import FOLLOWING_SCHEDULERS
 from training.recipe import FINAL_MODEL, Stage
 from training.recipe_paths import from_run
@@ -77,9 +77,9 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
         further = (
             "" if stage.arguments.prunes else f" or train its model further from 'model: {output_dir / FINAL_MODEL}'"
         )
-        raise UserError(
-            f"{output_dir}: stage {stage.name!r} is finished, so that other keys ({told}) would change nothing; undo "
-            f"the change,{further} with another output_dir; --stage NAME runs other stages alone"
+        raise OutputError(
+            f"{output_dir}: stage {stage.name!r} is finished, so that other keys ({told}) would change nothing",
+            f"undo the change,{further} with another output_dir; --stage NAME runs other stages alone",
         )
     if not finished and not stage.arguments.prunes:
         _check_settled(output_dir, before, stage, changed)
@@ -105,10 +105,10 @@ def _check_settled(output_dir: Path, before: Mapping[str, Any], stage: Stage, ch
         old, new = (getattr(default, "value", default) if value is None else value for value in (old, new))
         moved = key == "model" and not Path(str(old)).exists() and Path(str(new)).exists()
         if (key in settled or (key == "model" and not moved)) and _plain(old) != _plain(new):
-            raise UserError(
+            raise OutputError(
                 f"{output_dir}: key {key!r} cannot change ({old!r} → {new!r}) while a run goes on, for its checkpoints "
-                f"hold what follows from it; undo the change, or start again from 'model: "
-                f"{last_checkpoint(output_dir)}' with another output_dir"
+                "hold what follows from it",
+                f"undo the change, or start again from 'model: {last_checkpoint(output_dir)}' with another output_dir",
             )
 
 
@@ -119,7 +119,7 @@ def _accept(what: str, accepted: bool) -> None:
         UserError: If it is not accepted.
     """
     if not accepted:
-        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
+        raise OutputError(what, "undo it, give another output_dir, or add --accept-changes to go on regardless")
     logger.warning("%s; going on regardless", what)
 
 
@@ -149,8 +149,8 @@ def _read(path: Path, accept_changes: bool, parse: Any, what: str) -> dict[str, 
     except Exception as error:
         problem = f"{path}: cannot be read ({in_one_line(error)}), so that nobody knows whether the {what} are the same"
         if not accept_changes:
-            raise UserError(
-                f"{problem}; give another output_dir, or add --accept-changes to go on and write it again"
+            raise OutputError(
+                problem, "give another output_dir, or add --accept-changes to go on and write it again"
             ) from None
         logger.warning("%s; it is written again", problem)
         return None

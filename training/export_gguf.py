@@ -26,6 +26,7 @@ from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
 from training.models.checks import check_tokenizer_file
+from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
@@ -55,6 +56,9 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
     except ImportError:
         raise UserError("a GGUF file needs the package gguf; pip install 'f2llm[gguf]'") from None
     weights, (config, tokenizer) = WeightFiles(folder), _read(folder)
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    if (wrong := wrong_weight(shapes, config)) is not None:
+        raise UserError(f"{folder}: {wrong}; name the folder of a whole embedding model")
     writer = gguf.GGUFWriter(None, "qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(output.stem)
@@ -156,12 +160,7 @@ def _tokens_before_text(content: dict[str, Any]) -> list[int]:
 def _tensor_names(gguf: Any, weights: WeightFiles, layers: int) -> dict[str, str]:
     # The map has the names of Qwen3ForCausalLM, in which the embedding model is "model".
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
-    known = {name: names.get_name(f"model.{name}", (".weight",)) or name for name in weights.tensors}
-    kinds = set(gguf.MODEL_TENSORS[gguf.MODEL_ARCH.QWEN3]) - {gguf.MODEL_TENSOR.OUTPUT, gguf.MODEL_TENSOR.ROPE_FREQS}
-    expected = {f"{gguf.TENSOR_NAMES[kind].format(bid=layer)}.weight" for kind in kinds for layer in range(layers)}
-    if wrong := sorted(expected ^ set(known.values())):
-        raise UserError(f"{weights.folder}: not a Qwen3 embedding model, {wrong[0]} is missing or one too many")
-    return known
+    return {name: names.get_name(f"model.{name}", (".weight",)) for name in weights.tensors}
 
 
 def main(words: list[str] | None = None) -> int:

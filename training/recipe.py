@@ -51,6 +51,21 @@ _INTEGER = re.compile(r"\bint\b")
 _AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
+# What other programs call keys.
+_MEANT = {
+    **dict.fromkeys(("lr", "base_lr"), "learning_rate"),
+    **dict.fromkeys(("batch_size", "bs", "train_batch_size", "per_device_batch_size"), "global_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs", "train_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps"), "max_steps"),
+    **dict.fromkeys(("output", "out", "out_dir"), "output_dir"),
+    **dict.fromkeys(("data", "dataset", "train_file"), "manifest"),
+    **dict.fromkeys(("base_model", "model_name", "model_name_or_path"), "model"),
+    **dict.fromkeys(("max_len", "max_seq_length", "max_seq_len", "seq_length"), "max_length"),
+    **dict.fromkeys(("negatives", "num_negatives", "num_hard_negatives"), "num_hard_negatives_retrieval"),
+    **dict.fromkeys(("rank", "lora_r"), "lora_rank"),
+    **{"wd": "weight_decay", "warmup": "warmup_steps", "scheduler": "lr_scheduler_type", "optimizer": "optim"},
+    **{"clip": "max_grad_norm", "tau": "temperature", "dims": "matryoshka_dimensions", "prompt": "query_instruction"},
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +204,7 @@ def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any
 def _check_known(path: Path, keys: dict[str, Any], known: list[str]) -> None:
     for key in keys:
         if key not in known:
-            raise unknown_key(str(path), key, known)
+            raise unknown_key(str(path), key, known, _MEANT)
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
@@ -247,7 +262,7 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if key not in _STAGE_KEYS:
-                raise unknown_key("command line", key, sorted(_STAGE_KEYS))
+                raise unknown_key("command line", key, sorted(_STAGE_KEYS), _MEANT)
             values = [value] if equals else []
             overrides[key] = values
         elif not overrides:

@@ -92,8 +92,8 @@ class SavingTrainer(Trainer):
             remove_leftovers(output_dir)
             raise StoppedError(
                 f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
-                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Mend that and run the same command with "
-                "--resume"
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}",
+                "Mend that and run the same command with --resume",
             ) from error
         finally:
             self._staged = False

@@ -311,7 +311,7 @@ def prepare_sources(
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
     aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        remedy = "mend these rows" if aside else "lower 'validation_share' or raise the caps"
+        remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
     # The first process speaks for all.
     for line in aside if args.process_index == 0 else ():

@@ -26,7 +26,7 @@ from training.checkpoints import (
 )
 from training.common.outputs import check_output, locked
 from training.continuation import Changes, check_data, check_keys, note_changes
-from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
+from training.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.saved_prompts import given_prompt, set_query_prompt
@@ -118,7 +118,7 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
     number = trainer.interruption.received()
     if number and more:
         raise InterruptedTrainingError(
-            f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
+            f"{signal.Signals(number).name} after the last step; saved {final}", f"To go on, {_GO_ON}", number
         )
     return final
 
@@ -204,7 +204,8 @@ def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:
     except OSError as error:
         raise StoppedError(
             f"{trainer.args.teacher_cache_dir}: the teacher's embeddings could not be written ({error}); those that "
-            f"were stay. Mend that and {_GO_ON}"
+            "were stay",
+            f"Mend that and {_GO_ON}",
         ) from error
 
 
@@ -222,12 +223,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
         if not isinstance(error, OSError) and "DataLoader worker" not in str(error):
             raise
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}. Mend that and {_GO_ON}") from error
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"Mend that and {_GO_ON}") from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTrainingError(
             f"{signal.Signals(number).name} at step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
-            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {_GO_ON}",
+            f"{last_checkpoint(Path(trainer.args.output_dir))}",
+            f"To go on, {_GO_ON}",
             number,
         )
 
@@ -251,7 +253,8 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}. Mend that and run the same command with --resume"
+            f"{last_checkpoint(final.parent) or 'none yet'}",
+            f"Mend that and {_GO_ON}",
         ) from error
     trainer.accelerator.wait_for_everyone()
 
@@ -263,7 +266,7 @@ def _make_writable(output_dir: Path) -> None:
         if not os.access(output_dir, os.R_OK | os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+        raise OutputError(f"{output_dir}: cannot be written ({error})", "give another output_dir") from None
 
 
 def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
@@ -274,17 +277,18 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
     """
     held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
     if held and RECIPE not in held:
-        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
+        raise OutputError(f"{output_dir}: the folder holds something else", "give another output_dir")
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
-        raise UserError(
+        raise OutputError(
             f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
-            f"{missing_part(numbered[-1])}; start again from 'model: {numbered[-1]}' with another output_dir"
+            f"{missing_part(numbered[-1])}",
+            f"start again from 'model: {numbered[-1]}' with another output_dir",
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
-        raise UserError(
-            f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
+        raise OutputError(
+            f"{output_dir}: the folder holds another run", "add --resume to go on, or give another output_dir"
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     return check_keys(output_dir, stage, accept_changes) if started else {}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
+from training import recipe
 from training.arguments import StageArguments
 from training.recipe import command_line_overrides, load_recipe, recipe_help
 
@@ -307,3 +308,35 @@ def test_help_describes_every_key() -> None:
     for key in ("--global_batch_size", "--manifest", "--learning_rate", "--mask_duplicates"):
         assert key in text
     assert "Divisor of the cosines." in text
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("LR", "learning_rate"),
+        ("batch_size", "global_batch_size"),
+        ("epochs", "num_train_epochs"),
+        ("num_hard_negatives", "num_hard_negatives_retrieval"),
+        ("learning_rat", "learning_rate"),
+        ("max_lenght", "max_length"),
+    ],
+)
+def test_unknown_key_names_the_one_that_is_meant(
+    write: Callable[..., Path], refuses: Refuses, key: str, meant: str
+) -> None:
+    with refuses("command line", repr(key), f"did you mean {meant!r}?"):
+        command_line_overrides([f"--{key}", "1"])
+    path = write({key: 1})
+    with refuses(path, repr(key), f"did you mean {meant!r}?"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("key", ["lp", "xyz", "cop", "fp"])
+def test_a_word_that_is_near_by_chance_is_not_suggested(refuses: Refuses, key: str) -> None:
+    with refuses(repr(key), "--help lists the known ones"):
+        command_line_overrides([f"--{key}", "1"])
+
+
+def test_all_meanings_are_keys() -> None:
+    assert set(recipe._MEANT.values()) <= set(recipe._STAGE_KEYS) and not set(recipe._MEANT) & set(recipe._STAGE_KEYS)
