@@ -6,6 +6,7 @@ import re
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,8 @@ def test_python_snippets_run(
     for snippet in _snippets("python"):
         exec(snippet, namespace)
     assert namespace["queries"].shape == (1, 256)
+    # Compared by the inner product.
+    assert np.linalg.norm(namespace["full"], axis=1) == pytest.approx(np.ones(3))
     assert (
         not list(Path("my-adapter").glob("model*.safetensors"))
         and Path("my-adapter/adapter_model.safetensors").exists()

@@ -16,6 +16,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import attach_adapter, merge
 from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
 from training.checkpoints import publish, write_whole
+from training.common.outputs import check_output
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
 from training.model_identity import model_file, model_revision
@@ -43,6 +44,7 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         StoppedError: If the folder cannot be written.
     """
     base = base or adapter.base
+    check_output(output, [Path(adapter.name), Path(base)])
     # Under another name it must be the same weights, and somebody must have noted which.
     if base != adapter.base and adapter.base_revision is None and not any_base:
         raise UserError(
@@ -65,7 +67,7 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
     merge(model)
     trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
     _set_dims(model, trained)
-    _write(model, load_tokenizer(spoken), saved_prompts(spoken), record, trained, output)
+    _write(model, load_tokenizer(spoken), saved_prompts(spoken) or {}, record, trained, output)
 
 
 def _set_dims(model: F2LLMModel, path: Path | None) -> None:
@@ -102,7 +104,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(
     model: F2LLMModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[str, str] | None,
+    prompts: dict[str, str],
     record: dict[str, Any],
     trained: Path | None,
     output: Path,

@@ -152,6 +152,7 @@ def make_distillation(
     cache, made_by = None, _made_by(choice, args)
     if args.teacher_cache_dir is not None:
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
+        cache.check()
     teacher: Teacher | TextTeacher | None = None
     if cache is None or not cache.whole:
         teacher = choice.by_text or _token_teacher(choice.place, made_by["teacher"], args, model_options)

@@ -21,8 +21,9 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Examples of another model, which the templates of now make."""
     folder = write_release(tmp_path_factory.mktemp("packed"), make_release(trained_dtype=None), evaluate())
     draw_figures(folder)
-    update_examples(folder, folder / "examples")
-    return folder / "examples"
+    examples = tmp_path_factory.mktemp("examples")
+    update_examples(folder, examples)
+    return examples
 
 
 def skeleton(path: Path) -> list[str]:

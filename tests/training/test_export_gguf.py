@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.models.starts import save_like_qwen3_embedding
 from training.export_gguf import export, main
 
 gguf = pytest.importorskip("gguf")
@@ -209,6 +210,14 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(folder, tmp_path, ref
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_the_token_that_ends_texts_is_what_llama_cpp_appends(tmp_path, tiny_config, tiny_tokenizer):
+    start = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer)
+    export(start, tmp_path / "model.gguf")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert fields["tokenizer.ggml.eos_token_id"] == tiny_tokenizer.pad_token_id
+    assert fields["tokenizer.ggml.add_eos_token"] is True
+
+
 @pytest.mark.parametrize("change", ["missing", "more"])
 def test_other_tensors_are_refused(folder, tmp_path, refuses, change):
     weights = load_file(folder / "model.safetensors")
@@ -217,7 +226,7 @@ def test_other_tensors_are_refused(folder, tmp_path, refuses, change):
     else:
         weights["lm_head.weight"] = torch.ones(416, 32)
     save_file(weights, folder / "model.safetensors")
-    with refuses("blk.1.ffn_up.weight" if change == "missing" else "lm_head.weight"):
+    with refuses("layers.1.mlp.up_proj.weight" if change == "missing" else "lm_head.weight"):
         export(folder, tmp_path / "model.gguf")
 
 
@@ -234,8 +243,9 @@ def test_weights_too_large_for_f16_leave_the_old_file(folder, tmp_path, refuses)
 
 
 def test_a_folder_without_a_model_and_a_missing_package_are_told(folder, tmp_path, refuses, monkeypatch):
-    with refuses(tmp_path, "holds no weights"):
-        export(tmp_path, tmp_path / "model.gguf")
+    (tmp_path / "empty").mkdir()
+    with refuses(tmp_path / "empty", "holds no weights"):
+        export(tmp_path / "empty", tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with refuses("pip install 'f2llm[gguf]'"):
         export(folder, tmp_path / "model.gguf")

@@ -52,11 +52,17 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     return append_eos(tokenizer)
 
 
-def source_texts(sources: Sequence[Source], every: int = 1) -> Iterator[str]:
-    """Yields what a model reads of every ``every``-th row: the query under its instruction, the passage as it is."""
+def source_texts(sources: Sequence[Source], every: int = 1, skip_bad: bool = False) -> Iterator[str]:
+    """Yields what a model reads of every ``every``-th row: the query under its instruction, the passage as it is.
+
+    Args:
+        sources: The sources.
+        every: Which rows are read of a batch.
+        skip_bad: Leave bad rows out, rather than stop at the first.
+    """
     for source in sources:
         for path in source.files:
-            for batch in PublishedFile(path).batches():
+            for batch in PublishedFile(path).batches(skip_bad=skip_bad):
                 queries, passages = (batch.columns[name][::every] for name in ("query", "passage"))
                 for query, passage in zip(queries, passages, strict=True):
                     if query and passage:

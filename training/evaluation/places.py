@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 
 from training.errors import UserError, in_one_line
 from training.models.reference import find_model, revisions_in
+from training.recipe_paths import place_of
 from training.setup import RECIPE
 from training.yaml_file import load_yaml
 
@@ -38,5 +39,6 @@ def run_of(name: str) -> Path | None:
 
 def manifest_of(run: Path) -> Path | None:
     """The manifest of the data that a run was trained on; None if it is no longer there."""
-    manifest = load_yaml(run / RECIPE).get("manifest")
-    return Path(manifest) if manifest and Path(manifest).is_file() else None
+    keys = load_yaml(run / RECIPE)
+    manifest = place_of(run, keys, str(keys["manifest"])) if keys.get("manifest") else None
+    return manifest if manifest is not None and manifest.is_file() else None

@@ -1,4 +1,7 @@
-"""What every loaded model is checked for: a tokenizer with words, and weights that are finite."""
+"""What every loaded model is checked for: a tokenizer with words, and weights that are finite.
+
+What is wrong with a model in memory is a ``ValueError``: who loaded it knows its name and what to do.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def check_tokenizer(tokenizer: Any) -> None:
         tokenizer: The model's; only one of transformers is looked at.
 
     Raises:
-        UserError: If it has none but special and added tokens.
+        ValueError: If it has none but special and added tokens.
     """
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         if set(tokenizer.get_vocab()) <= added:
-            raise UserError(f"{_NO_WORDS}; {_SAVE_IT}")
+            raise ValueError(f"{_NO_WORDS}; {_SAVE_IT}")
 
 
 def check_tokenizer_file(folder: Path) -> None:
@@ -56,11 +59,11 @@ def check_finite(model: nn.Module) -> None:
     Every weight is read once, which costs a part of what loading did: 0.04 s for a GB, 1.3 s for 8 billion in fp32.
 
     Raises:
-        UserError: If one is not finite.
+        ValueError: If one is not finite.
     """
     for name, weight in model.named_parameters():
         if not is_finite(weight.detach()):
-            raise UserError(
+            raise ValueError(
                 f"its weight {name} is NaN or infinite in {weight.dtype}; take an earlier state of the model"
             )
 

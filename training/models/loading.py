@@ -25,8 +25,8 @@ def load_whole_model(name: str, revision: str | None = None, train_adapter: bool
         **options: Those of ``F2LLMModel.from_pretrained``.
 
     Raises:
-        UserError: If an adapter and its base do not belong together, weights are missing, which the library would fill
-            with random ones, or one is not finite.
+        UserError: If an adapter and its base do not belong together.
+        ValueError: If weights are missing, which the library would fill with random ones, or one is not finite.
         Exception: Whatever the libraries make of a damaged folder.
     """
     adapter = find_adapter(name, revision)
@@ -68,7 +68,7 @@ def load_base(adapter: AdapterFolder, place: str | None = None, same: bool = Tru
 def _load(name: str, **options: Any) -> F2LLMModel:
     model, loaded = F2LLMModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     if loaded["missing_keys"]:
-        raise UserError(
+        raise ValueError(
             f"its weights lack {sorted(loaded['missing_keys'])[0]} and others; fetch or save the model again"
         )
     check_finite(model)

@@ -38,6 +38,8 @@ def why_not_last_token(name: str) -> str | None:
     Raises:
         UserError: If its settings are damaged.
     """
+    # An adapter need not have any of its own.
+    name = base_of(name) if is_plain(name) else name
     modules = _read(name, "modules.json")
     if modules is None:
         return None

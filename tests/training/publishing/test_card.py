@@ -314,3 +314,21 @@ def test_the_printed_code_gives_the_same_embeddings(
 def test_a_damaged_record_is_named(tmp_path: Path, refuses: Any) -> None:
     with refuses(str(tmp_path / "release.json")):
         model_card(tmp_path)
+
+
+def test_the_printed_code_that_truncates_ranks_by_cosine(
+    tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "org" / NAME
+    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(folder))
+    write_release(folder, make_release(dimensions=[32, 8]), losses=False)
+    monkeypatch.chdir(tmp_path)
+    card, printed = model_card(folder, f"org/{NAME}"), []
+    (code,) = re.findall(r"^## Truncation$.*?^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert "truncate_dim=8)" in code
+    names: dict[str, Any] = {"print": lambda *_: None}
+    exec(snippets(card)["sentence-transformers"], names)
+    queries, documents = (names[f"{side}_embeddings"][:, :8] for side in ("query", "document"))
+    exec(code, {**names, "print": printed.append})
+    expected = torch.nn.functional.cosine_similarity(torch.tensor(queries)[:, None], torch.tensor(documents)[None], -1)
+    torch.testing.assert_close(printed[0], expected, atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import instruct
+from training.data.instructions import split_instruction, without_instruction
 from training.errors import UserError
 from training.models.encoders import load_encoder
 from training.models.reference import ModelRef, resolve
@@ -70,9 +71,10 @@ class Miner:
         """
         model = _load(self)
         if instruction is None:
-            return _unit(model.encode_query(list(texts), **self._options()))
+            # Its own prompt takes the place of what published files carry in the text.
+            return _unit(model.encode_query([without_instruction(text) for text in texts], **self._options()))
         # Published files may carry the instruction in the text already.
-        carried = np.array([text.startswith("Instruct: ") and "\nQuery: " in text for text in texts], dtype=bool)
+        carried = np.array([split_instruction(text)[0] is not None for text in texts], dtype=bool)
         vectors: NDArray[np.float32] | None = None
         for rows, prompt in ((np.flatnonzero(~carried), instruct(instruction)), (np.flatnonzero(carried), "")):
             if len(rows):
