@@ -41,6 +41,7 @@ from training.trainer import F2LLMTrainer
 __all__ = [
     "DATA",
     "RECIPE",
+    "check_max_length",
     "make_config",
     "make_model",
     "make_tokenizer",
@@ -250,8 +251,26 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)
+    check_max_length(args, config, tokenizer)
     args.check_family(config)
     return config
+
+
+def check_max_length(args: StageArguments, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Checks that the finished model reads texts as long as those that it is trained on: it cuts at these limits.
+
+    Raises:
+        UserError: If ``max_length`` is more than the model's positions or than what its tokenizer reads.
+    """
+    limits = {"positions of the model (max_position_embeddings)": config.max_position_embeddings}
+    if tokenizer is not None:
+        limits["tokens of a text that the tokenizer reads (model_max_length)"] = tokenizer.model_max_length
+    what, longest = min(limits.items(), key=lambda limit: limit[1])
+    if args.max_length > longest:
+        raise UserError(
+            f"key 'max_length': {args.max_length} is more than the {longest} {what}, where the finished model would "
+            f"cut texts; write 'max_length: {longest}'"
+        )
 
 
 def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
