@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ __all__ = ["load_yaml", "unknown_key"]
 # A manifest of the largest collection has some ten thousand.
 _MOST_VALUES = 1_000_000
 _MOST_LEVELS = 100
+# The share of letters that a misspelt key has in common with the right one.
+_NEAR = 0.75
 _TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 }
@@ -146,9 +148,18 @@ def _fault(node: yaml.Node, what: str) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
-def unknown_key(where: str, key: Any, known: Sequence[str]) -> UserError:
-    """The error for a key that nobody reads, with the nearest known one."""
-    near = difflib.get_close_matches(str(key), known, n=1)
+def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, str] | None = None) -> UserError:
+    """The error for a key that nobody reads, with the known one that is meant.
+
+    Args:
+        where: What the error names.
+        key: The key.
+        known: All keys that are read.
+        meant: Known keys by what other programs call them.
+    """
+    other = (meant or {}).get(str(key).lower())
+    # Of short words, half the letters are the same by chance.
+    near = [other] if other in known else difflib.get_close_matches(str(key), known, n=1, cutoff=_NEAR)
     listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
     remedy = f"did you mean {near[0]!r}?" if near else listed
     return UserError(f"{where}: unknown key {key!r}; {remedy}")

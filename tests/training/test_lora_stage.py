@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys
 
 
 def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path: Path, base: Path, trained: Path) -> None:
-    recipe = write(tmp_path, base, max_tokens_per_forward=100, gradient_checkpointing=True)
+    recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
     assert main([str(recipe)]) == 0
     found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4

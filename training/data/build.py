@@ -133,8 +133,13 @@ def _start(output: Path) -> dict[str, Any]:
         # Says from the outset whose folder this is, so that a build that was killed can be gone on with.
         _write_report(output, {})
     try:
-        return dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
-    except (OSError, ValueError, KeyError, TypeError):
+        report = dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
+        if all(
+            isinstance(built, dict) and {"fingerprint", "bytes", "rows"} <= built.keys() for built in report.values()
+        ):
+            return report
+        raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{output}: holds something else than a build from raw data; give another folder") from None
 
 

@@ -82,7 +82,7 @@ class PublishedFile:
         self.num_rows = metadata.num_rows
         self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
-            raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+            raise UserError(f"{path}: the file has no rows; build it again or leave it out")
         size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
 
@@ -101,13 +101,28 @@ class PublishedFile:
         for name in ("query", "passage"):
             if name not in schema.names:
                 raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
-        if len(self.negatives) < self.required_negatives:
-            raise UserError(
-                f"{self.path}: {len(self.negatives)} negative columns, but the recipe samples "
-                f"{self.required_negatives} per row; add columns or lower num_hard_negatives for this task type"
-            )
+        self.require(self.required_negatives, "retrieval")
         for name in ("query", "passage", *self.negatives):
             self._check_text(schema, name)
+
+    def require(self, negatives: int, task_type: str) -> None:
+        """Refuses a file that has too few negative columns for a source of a task type.
+
+        Raises:
+            UserError: If it has.
+        """
+        there = len(self.negatives)
+        if there >= negatives:
+            return
+        remedy = (
+            f"write 'num_hard_negatives_{task_type}: {there}' (of prepare.py: --num-hard-negatives-{task_type} {there})"
+        )
+        if there == 0 and task_type != "retrieval":
+            remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
+        raise UserError(
+            f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row; {remedy}, or "
+            "add columns (training/data/mine.py finds negatives)"
+        )
 
     def _check_text(self, schema: pa.Schema, name: str) -> None:
         if schema.names.count(name) > 1:

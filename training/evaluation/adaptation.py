@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from training.checkpoints import write_whole
 from training.common.outputs import check_output
 from training.data.command import run_command
-from training.errors import UserError
+from training.errors import OutputError, UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
 from training.evaluation.significance import PairedTest, paired_test
 from training.evaluation.text_file import read_texts
@@ -181,7 +181,10 @@ def _run(arguments: argparse.Namespace) -> None:
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
     recipe: Recipe = load_recipe(RECIPE, keys)
     models = {"before": Path(arguments.model)}
-    models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+    try:
+        models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+    except OutputError as error:
+        raise error.advising("undo it, or give another --output") from None
     files = {"elsewhere": "elsewhere_validation" if arguments.validate else "elsewhere"}
     if not arguments.validate:
         files = {"program": "program", **files}

@@ -177,7 +177,7 @@ def _check_held(hub: Hub, place: Destination, revision: str, record: str, object
     found = hub.read(place.repo, record, revision, place.kind) if record in held else None
     reason = objection(held, found)
     if reason:
-        raise UserError(f"{place.repo} at {revision}: {reason}; give another --repo, or --replace to replace it")
+        raise UserError(f"{place.repo} at {revision}: {reason}; give another repository, or --replace to replace it")
 
 
 def _check_tag(hub: Hub, place: Destination, files: Mapping[str, Content]) -> None:

@@ -187,11 +187,10 @@ def _check_writer(hub: Hub, organisation: str) -> None:
         UserError: If it is a login that only reads, or one of somebody who is not of the organisation.
         HubUnavailableError: If the Hub is down.
     """
-    user = hub.user()
-    role = user.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
+    login = hub.login()
+    if login.token_role == "read":
         raise UserError("the login may only read; run `hf auth login --force` with a token that may write")
-    owners = {user["name"]: "admin", **{each["name"]: each.get("roleInOrg") for each in user.get("orgs", ())}}
+    owners = {login.name: "admin", **login.roles}
     # A token of chosen rights may write where it is not told to belong.
-    if role == "write" and (organisation not in owners or owners[organisation] == "read"):
-        raise UserError(f"--org {organisation}: {user['name']}, who is logged in, may not write there; give another")
+    if login.token_role == "write" and (organisation not in owners or owners[organisation] == "read"):
+        raise UserError(f"--org {organisation}: {login.name}, who is logged in, may not write there; give another")

@@ -92,8 +92,8 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
         raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
     if checkpoint is None and not (run / FINAL_MODEL).is_dir():
         raise UserError(
-            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with --resume, or name one of its "
-            f"checkpoints with --checkpoint ({known})"
+            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it by run_stage.py --resume, or name one "
+            f"of its checkpoints with --checkpoint ({known})"
         )
     return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
 

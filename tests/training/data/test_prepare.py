@@ -280,3 +280,24 @@ def test_documents_carry_the_instruction_of_their_row(
         assert row[1:] == tuple(instruct(own[query], text) if text in drawn else text for text in documents)
     everything = {*passages, "n", "m"}
     assert drawn == everything if share == 1 else drawn and drawn < everything
+
+
+def test_a_retrieval_source_without_negative_columns_has_none(
+    write_source: Callable[..., Source],
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    long: PreparationOptions,
+    caplog: pytest.LogCaptureFixture,
+    refuses: Refuses,
+) -> None:
+    caplog.set_level("INFO")
+    source = write_source(rows=20, negatives=0)
+    prepared = run(source, replace(long, instructions=False))
+    assert prepared.num_negatives == 0
+    assert all_rows(prepared, small_tokenizer) == list(published_rows(source))
+    assert f"{source.name}: no negative columns" in caplog.text
+    # A file without, among files with, and types that learn from nothing else, are errors.
+    with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
+        run(write_source("mixed", rows=20, negatives=(4, 0)))
+    with refuses("0 negative columns", "clustering learns from nothing else", "mine.py"):
+        run(write_source("topics", rows=20, negatives=0, task_type="clustering"))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -53,7 +51,7 @@ def test_texts_and_queries_are_distinct():
 
 
 @pytest.mark.parametrize(
-    ("short", "shortlist", "part"), [(12, 100, "--short: 12"), (64, 100, "--short: 64"), (8, 9, "--shortlist: 9")]
+    ("short", "shortlist", "part"), [(12, 100, "--short 12"), (64, 100, "--short 64"), (8, 9, "--shortlist 9")]
 )
 def test_what_cannot_be_searched_is_refused(refuses, short, shortlist, part):
     with refuses(part):
@@ -63,17 +61,21 @@ def test_what_cannot_be_searched_is_refused(refuses, short, shortlist, part):
 def test_too_many_texts_and_a_missing_package_are_told(refuses, monkeypatch):
     with refuses("--texts", "1000000"):
         read_texts(1_000_000, 1)
-    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("training.examples.two_step_search.find_spec", lambda name: None)
     with refuses("pip install 'f2llm[mine]'"):
         list(compare(_embeddings(200), _embeddings(5), 8, 100))
 
 
 def test_the_command_prints_a_table(tmp_path, capsys, tiny_model, tiny_tokenizer):
     build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(tmp_path / "model"))
-    words = ["--texts", "200", "--queries", "10", "--short", "8", "--shortlist", "50"]
+    words = ["--texts", "200", "--queries", "10", "--shortlist", "50"]
     assert main([str(tmp_path / "model"), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| search |") and len(lines) == 2 + 11
+    # The model is narrower than the usual short vectors.
+    assert any(line.startswith("| 32 × binary, then full |") for line in lines)
+    assert main([str(tmp_path / "model"), *words, "--short", "64"]) == 2
+    assert "--short 64: give a multiple of 8 up to the model's width, 32" in capsys.readouterr().err
     (tmp_path / "nothing").mkdir()
     assert main([str(tmp_path / "nothing"), *words]) == 2
     assert "holds no model" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from hub_cards.markdown import one_line
 from hub_cards.snippets import snippets
 from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from training.evaluation.records import Evaluation
@@ -272,6 +273,18 @@ def test_hostile_texts_change_no_structure(tmp_path: Path, text: str, benign_str
     assert list(snippets(card)) == ["sentence-transformers", "transformers", "remote-code"]
     for name, code in snippets(card).items():
         compile(code, name, "exec")
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+@pytest.mark.parametrize("document", ["", 'Title: "'])
+@pytest.mark.parametrize("query", ["", "Instruct: Find it.\nQuery: "])
+def test_other_libraries_are_given_the_prompts(tmp_path: Path, query: str, document: str, kind: str) -> None:
+    adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
+    changes = {"adapter": adapter} if kind == "adapter" else {}
+    release = make_release(prompts={"query": query, "document": document}, **changes)
+    card = model_card(write_release(tmp_path, release, losses=False), f"org/{NAME}")
+    expected = expected_calls(f"org/{NAME}", query, document) if query or document else {}
+    assert library_calls(card) == expected
 
 
 def test_the_printed_code_gives_the_same_embeddings(
