@@ -66,7 +66,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("greatest", [True, False])
 def test_the_stage_ends_in_its_best_checkpoint(tmp_path: Path, check_same_weights: SameWeights, greatest: bool) -> None:
-    keys = {"greater_is_better": None if greatest else False, "save_steps": 10, "save_total_limit": 1}
+    keys = {"greater_is_better": None if greatest else False, "save_steps": 10, "save_total_limit": 1, "seed": 6}
     assert main([str(write_watched(tmp_path, **BEST, **keys))]) == 0
     run = tmp_path / "run"
     found = {step: metrics["eval_pairs_accuracy"] for step, metrics in history(run).items()}
