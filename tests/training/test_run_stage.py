@@ -430,3 +430,15 @@ def test_accuracy_is_what_numpy_says() -> None:
         a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
         cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
         assert (nearest(queries, candidates, dim, rows_per_block=7) == cosines.argmax(axis=1)).all()
+
+
+def test_query_and_passage_are_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first file of a new user: no negatives, and no key about them."""
+    caplog.set_level("INFO")
+    path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
+    source = tmp_path / "data" / "retrieval.parquet"
+    pq.write_table(pq.read_table(source, columns=["query", "passage"]), source)
+    assert main([str(path)]) == 0
+    assert "tiny_retrieval: no negative columns" in caplog.text
+    history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["loss_in_batch"] > 0 and history[0]["loss_hard"] == 0

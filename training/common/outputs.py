@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from training.checkpoints import publish
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder"]
 
@@ -52,7 +53,7 @@ def locked(output: Path, busy: str | None = None) -> Iterator[None]:
             logger.info("%s: another command is writing it; waiting for that one to end", output)
             lock.acquire()
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error}); name another place") from None
+        raise OutputError(f"{output}: cannot be written ({error})", "name another place") from None
     try:
         yield
     finally:
@@ -110,19 +111,28 @@ def check_output(
 
     Args:
         output: The file or folder to be written.
-        reads: Files and folders that are read.
-        ours: Names that may already stand in an output folder; anything else there is foreign. None: not looked at.
+        reads: Files and folders that are read. What is not there, such as a name on the Hub, is passed over.
+        ours: Names that may already stand in an output folder (``*`` as in file names); anything else there is
+            foreign. None: not looked at.
         option: What the user has to change, such as ``--output``.
 
     Raises:
-        UserError: If the output is, or holds, something that is read, or holds something foreign.
+        UserError: If the output is, holds or lies in something that is read, or holds something foreign.
     """
+    place = output.resolve()
     for path in reads:
-        if path.resolve().is_relative_to(output.resolve()):
-            what = "is read" if path.resolve() == output.resolve() else f"holds {path.name}, which is read"
-            raise UserError(f"{output}: {what}; give another {option}")
+        read = path.resolve()
+        if not read.exists() or not (read.is_relative_to(place) or place.is_relative_to(read)):
+            continue
+        what = "is read" if read == place else f"holds {path.name}, which is read"
+        if place != read and place.is_relative_to(read):
+            what = f"lies in {path}, which is read"
+        raise OutputError(f"{output}: {what}", f"give another {option}")
     if ours is None or not output.exists():
         return
-    foreign = sorted({path.name for path in output.iterdir()} - {*ours, _LOCK}) if output.is_dir() else [output.name]
+    if not output.is_dir():
+        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", f"give another {option}")
+    ours = (*ours, _LOCK)
+    foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in ours))
     if foreign:
-        raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")
+        raise OutputError(f"{output}: holds {foreign[0]}, which this command did not write", f"give another {option}")

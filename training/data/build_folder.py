@@ -58,15 +58,15 @@ def _is_built(output_dir: Path, kind: str, options: dict[str, Any]) -> bool:
         return False
     try:
         record = json.loads((output_dir / _BUILD).read_text(encoding="utf-8"))
-        found, files = record["options"], record["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found, files = dict(record["options"]), [output_dir / name for name in record["files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{output_dir} exists and is no finished {kind} build; remove it or name another") from None
     if found != options:
         differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
         raise UserError(
             f"{output_dir} holds a {kind} build with other {', '.join(differing)}; remove it or name another folder"
         )
-    missing = [name for name in files if not (output_dir / name).is_file()]
+    missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{output_dir} lacks {', '.join(missing)} of its {kind} build; remove it to build it again")
     return True

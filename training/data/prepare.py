@@ -98,6 +98,11 @@ def prepare(
             submitted = error
     if submitted is not None:
         raise submitted
+    for source in prepared:
+        if source.num_negatives == 0 and source.task_type == "retrieval":
+            logger.info(
+                "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
+            )
     return prepared
 
 

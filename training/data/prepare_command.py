@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
@@ -16,7 +19,7 @@ from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["main"]
 
@@ -24,7 +27,29 @@ __all__ = ["main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     arguments = _parser().parse_args(words)
-    return run_command(lambda: _look(arguments) if arguments.dry_run else _prepare(arguments))
+
+    def work() -> None:
+        try:
+            (_look if arguments.dry_run else _prepare)(arguments)
+        except OutputError as error:
+            raise error.advising("give another --output") from None
+        except UserError as error:
+            raise UserError(_with_options(str(error), vars(arguments))) from None
+
+    return run_command(work)
+
+
+def _with_options(message: str, options: Collection[str]) -> str:
+    """A message about the keys of a recipe with those that are options here written as such.
+
+    Example:
+        >>> _with_options("max_length is 0; give on_bad_row: quarantine", ["max_length", "on_bad_row"])
+        '--max-length is 0; give --on-bad-row quarantine'
+    """
+    # Not single words, which may be anything, nor parts of paths.
+    names = "|".join(name for name in options if "_" in name)
+    key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
+    return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
 
 def _look(arguments: argparse.Namespace) -> None:
@@ -77,6 +102,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     executor = read_executor(arguments.executor)
     sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
     sources = select_sources(sources, arguments.sources, arguments.task_types)
+    files = [file for source in sources for file in source.files if isinstance(file, Path)]
+    check_output(Path(arguments.output), [Path(arguments.manifest), *files, Path(arguments.tokenizer)])
     if arguments.cap is not None and arguments.cap < 1:
         raise UserError(f"--cap must be at least 1, got {arguments.cap}")
     if arguments.cap is not None:

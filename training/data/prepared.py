@@ -114,7 +114,10 @@ class PreparedSource:
             UserError: If texts were not kept.
         """
         if not self.has_texts:
-            raise UserError(f"{self.folder}: the texts were not kept beside their tokens; prepare it with keep_texts")
+            raise UserError(
+                f"{self.folder}: the texts were not kept beside their tokens; prepare it again by prepare.py "
+                "--keep-texts"
+            )
         starts, ends = self._text_offsets[positions].tolist(), self._text_offsets[positions + 1].tolist()
         return [self._texts[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 from training.checkpoints import write_whole
 from training.common.outputs import locked
 from training.errors import UserError, in_one_line
+from training.recipe_paths import RULE
 
 __all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "opened"]
 
@@ -81,7 +82,7 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
             info = _store(file.url)[0].info(file.url)
         return file.name, info["size"], _version(info)
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     stat, where = file.stat(), str(file.resolve())
     # The second time cannot be set back: it tells a file that was written again within the resolution of the first.
     told = [where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -124,7 +125,7 @@ def opened(file: SourceFile) -> Iterator[Any]:
                 yield handle
         return
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     if not file.stat().st_size:
         raise UserError(f"{file}: the file is empty; download or build it again")
     try:

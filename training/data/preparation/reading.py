@@ -6,7 +6,7 @@ within a task whether a text was seen before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -68,7 +68,8 @@ def _put_aside(
 ) -> pa.Table:
     """The bad rows of a batch, with where they stood and why they are bad; or the error of the first of them."""
     if plan.options.on_bad_row == "error":
-        raise bad_row(file.path, first_row, faults[0])
+        remedy = "correct or drop the row, or put bad rows aside with on_bad_row: quarantine"
+        raise bad_row(file.path, first_row, faults[0], remedy)
     # A row is put aside once, with its first fault.
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)
@@ -99,21 +100,39 @@ class _Hasher:
 
     def hash(self, batch: pa.RecordBatch, negatives: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
         """``(rows, 2 + negatives)`` hashes, and the distinct texts with their ``(n, 2)`` hashes and further bits."""
+        queries = text_column(batch, "query").dictionary_encode()
+        written, codes = queries.dictionary.to_pylist(), np.asarray(queries.indices)
+        texts, keys = self._encode(map(self._forms.query, written))
         rows = np.full((len(batch), self._width), MISSING, dtype=np.uint64)
-        rows[:, 0], queries, query_keys = self._encode([text_column(batch, "query")], self._forms.query)
-        names = ["passage", *negatives]
-        columns = [text_column(batch, name) for name in names]
-        documents, texts, keys = self._encode(columns, self._forms.document)
-        rows[:, 1 : 1 + len(names)] = documents.reshape(len(names), len(batch)).T
-        return rows, queries + texts, np.concatenate([query_keys, keys])
+        rows[:, 0] = keys[codes, 0]
+        columns = [text_column(batch, name) for name in ("passage", *negatives)]
+        # Of each row, what its query brings along.
+        brought = [self._forms.brought(query) for query in written]
+        numbers = {instruction: number for number, instruction in enumerate(dict.fromkeys(brought))}
+        of_row = np.array([numbers[each] for each in brought], dtype=np.int64)[codes]
+        documents, more, more_keys = self._documents(columns, list(numbers), of_row)
+        rows[:, 1 : 1 + len(columns)] = documents
+        return rows, texts + more, np.concatenate([keys, more_keys])
 
-    def _encode(
-        self, columns: Sequence[pa.Array], form: Callable[[str], str]
+    def _documents(
+        self, columns: Sequence[pa.Array], instructions: Sequence[str | None], of_row: np.ndarray
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """``(rows, columns)`` hashes of documents, each of which is a text under the instruction of its row."""
         encoded = pa.concat_arrays(columns).dictionary_encode()
-        texts = [form(text) for text in encoded.dictionary.to_pylist()]
+        written = encoded.dictionary.to_pylist()
+        codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64).reshape(len(columns), -1)
+        pairs = np.where(codes < 0, -1, codes * len(instructions) + of_row)
+        distinct, place = np.unique(np.append(pairs, -1), return_inverse=True)
+        # The first is that of what is missing.
+        texts, keys = self._encode(
+            self._forms.document(written[pair // len(instructions)], instructions[pair % len(instructions)])
+            for pair in distinct[1:].tolist()
+        )
+        return np.append(MISSING, keys[:, 0])[place[:-1].reshape(codes.shape)].T, texts, keys
+
+    def _encode(self, forms: Iterable[str]) -> tuple[list[str], np.ndarray]:
+        texts = list(forms)
         digests = b"".join(map(self._digest, map(str.encode, texts)))
         keys = np.frombuffer(digests, dtype="<u8").reshape(-1, 2).astype(np.uint64)
         np.minimum(keys[:, 0], MISSING - np.uint64(1), out=keys[:, 0])
-        codes = np.asarray(pc.fill_null(encoded.indices, len(texts)))
-        return np.append(keys[:, 0], MISSING)[codes], texts, keys
+        return texts, keys

@@ -87,9 +87,11 @@ def test_no_such_model(tmp_path: Path, refuses) -> None:
         find_miner("no/such-model")
     with refuses(tmp_path, "holds no model"):
         find_miner(str(tmp_path))
-    (tmp_path / "modules.json").write_text("{")
-    with refuses(tmp_path, "cannot be loaded"):
-        mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(tmp_path)), tmp_path / "out", MiningOptions(top=50))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "modules.json").write_text("{")
+    with refuses("--model", model, "cannot be used"):
+        mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(model)), tmp_path / "out", MiningOptions(top=50))
 
 
 @pytest.mark.parametrize("options", [{"max_length": 0}, {"truncate_dim": -1}, {"batch_size": 0}, {"dtype": "int3"}])
@@ -142,7 +144,7 @@ def test_bad_folders_and_numbers(folder: Path, tmp_path: Path, refuses) -> None:
     [
         (["--sources", "no*"], "no source fits 'no*'"),
         (["--top", "10"], "top 10"),
-        (["--executor", "{oops"], "key 'executor' is not valid JSON"),
+        (["--executor", "{oops"], "executor: not valid JSON"),
         (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--manifest", "missing.yaml"], "missing.yaml"),
