@@ -71,7 +71,7 @@ def test_an_answer_that_no_hub_gives_is_told_in_a_line(
 
 def test_a_login_page_is_told_as_what_may_stand_between(hub: Hub, hub_server: HubServer) -> None:
     hub_server.faults.add("GET", "/refs", body=b"<html>", times=None)
-    with pytest.raises(HubUnavailableError, match="not one of a Hub .* proxy or a login page.* HF_ENDPOINT"):
+    with pytest.raises(HubUnavailableError, match=r"not one of a Hub .* proxy or a login page.* HF_ENDPOINT"):
         release(hub)
 
 
