@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output, new_folder
 from training.data.command import run_command
 from training.errors import UserError
 from training.publishing.card import CARD, model_card
@@ -42,10 +43,11 @@ def update_examples(packed: Path, output: Path) -> None:
     release = load_release(packed)
     repository = f"{_ORGANISATION}/{release.name}"
     card, checkpoint = model_card(packed, repository), checkpoint_card(_last_checkpoint(release, repository))
+    check_output(output, [packed], [CARD, CHECKPOINT, FIGURES, ".*"], option="folder of examples")
     output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(output / FIGURES, ignore_errors=True)
-    # The card shows these; SVG copies would be as large again.
-    shutil.copytree(packed / FIGURES, output / FIGURES, ignore=shutil.ignore_patterns("*.svg"))
+    with new_folder(output / FIGURES) as figures:
+        # The card shows these; SVG copies would be as large again.
+        shutil.copytree(packed / FIGURES, figures, ignore=shutil.ignore_patterns("*.svg"), dirs_exist_ok=True)
     write_whole(output / CARD, card)
     write_whole(output / CHECKPOINT, checkpoint)
 

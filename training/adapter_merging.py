@@ -16,10 +16,12 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import attach_adapter, merge
 from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
 from training.checkpoints import publish, write_whole
+from training.common.outputs import check_output
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
-from training.loading import load_base
 from training.model_identity import model_file, model_revision
+from training.models.loading import load_base
+from training.models.settings import saved_prompts, why_not_last_token
 
 __all__ = ["merge_adapter", "trained_widths"]
 
@@ -42,6 +44,7 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         StoppedError: If the folder cannot be written.
     """
     base = base or adapter.base
+    check_output(output, [Path(adapter.name), Path(base)])
     # Under another name it must be the same weights, and somebody must have noted which.
     if base != adapter.base and adapter.base_revision is None and not any_base:
         raise UserError(
@@ -56,13 +59,15 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         if _read(output / MERGED_ADAPTER) == record:
             return
         raise UserError(f"{output}: the folder holds something else; give another --output")
+    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
+    if (other := why_not_last_token(spoken)) is not None:
+        raise UserError(f"{spoken}: {other}; only an adapter of a model that is pooled at the last token is merged")
     model = load_base(adapter, base, same=not any_base)
     attach_adapter(model, adapter, trainable=False)
     merge(model)
     trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
     _set_dims(model, trained)
-    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
-    _write(model, load_tokenizer(spoken), _prompts(spoken), record, trained, output)
+    _write(model, load_tokenizer(spoken), saved_prompts(spoken) or {}, record, trained, output)
 
 
 def _set_dims(model: F2LLMModel, path: Path | None) -> None:
@@ -89,12 +94,6 @@ def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None
     return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
 
 
-def _prompts(name: str) -> dict[str, str] | None:
-    """What a model puts before texts, by name; None if it does not say, and then the published prompts are used."""
-    path = model_file(name, "config_sentence_transformers.json")
-    return None if path is None else (_read(path) or {}).get("prompts")
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +104,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(
     model: F2LLMModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[str, str] | None,
+    prompts: dict[str, str],
     record: dict[str, Any],
     trained: Path | None,
     output: Path,

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
+from training.models.checks import check_tokenizer_file
+from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
@@ -37,17 +41,24 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
 
     Args:
         folder: Of the model, as a stage or a release leaves it.
-        output: The file; what is there is replaced when the new one is whole.
+        output: The file; a GGUF file that is there is replaced when the new one is whole.
         dtype: Of the matrices: ``f32``, ``f16`` or ``bf16``. Vectors are always fp32, as llama.cpp wants them.
 
     Raises:
-        UserError: If llama.cpp would compute something else than this model does, or ``gguf`` is not installed.
+        UserError: If llama.cpp would compute something else than this model does, ``gguf`` is not installed, or the
+            output lies in the model's folder or is something else than a GGUF file.
     """
+    check_output(output, [folder])
+    if output.exists() and not _is_gguf(output):
+        raise UserError(f"{output}: is there and no GGUF file; give another --output")
     try:
         import gguf
     except ImportError:
         raise UserError("a GGUF file needs the package gguf; pip install 'f2llm[gguf]'") from None
     weights, (config, tokenizer) = WeightFiles(folder), _read(folder)
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    if (wrong := wrong_weight(shapes, config)) is not None:
+        raise UserError(f"{folder}: {wrong}; name the folder of a whole embedding model")
     writer = gguf.GGUFWriter(None, "qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(output.stem)
@@ -86,7 +97,15 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
     logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
+    check_tokenizer_file(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -110,7 +129,12 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
-    special.add_special_token["bos"] = False
+    before = _tokens_before_text(content)
+    if before and before != [special.special_token_ids.get("bos")]:
+        raise UserError(
+            f"{folder}: its tokenizer puts tokens {before} before a text; llama.cpp puts bos_token alone there"
+        )
+    special.add_special_token["bos"] = bool(before)
     tokens, types = [f"[PAD{index}]" for index in range(vocab_size)], [gguf.TokenType.UNUSED] * vocab_size
     for token, index in content["model"]["vocab"].items():
         tokens[index], types[index] = token, gguf.TokenType.NORMAL
@@ -124,15 +148,19 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special.add_to_gguf(writer, quiet=True)
 
 
+def _tokens_before_text(content: dict[str, Any]) -> list[int]:
+    """Ids of the tokens that a tokenizer.json puts before every text."""
+    post = content.get("post_processor") or {}
+    templates = [each for each in post.get("processors", [post]) if each["type"] == "TemplateProcessing"]
+    pieces = chain.from_iterable(template["single"] for template in templates)
+    first = [piece["SpecialToken"]["id"] for piece in takewhile(lambda piece: "SpecialToken" in piece, pieces)]
+    return [index for token in first for index in templates[0]["special_tokens"][token]["ids"]]
+
+
 def _tensor_names(gguf: Any, weights: WeightFiles, layers: int) -> dict[str, str]:
     # The map has the names of Qwen3ForCausalLM, in which the embedding model is "model".
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
-    known = {name: names.get_name(f"model.{name}", (".weight",)) or name for name in weights.tensors}
-    kinds = set(gguf.MODEL_TENSORS[gguf.MODEL_ARCH.QWEN3]) - {gguf.MODEL_TENSOR.OUTPUT, gguf.MODEL_TENSOR.ROPE_FREQS}
-    expected = {f"{gguf.TENSOR_NAMES[kind].format(bid=layer)}.weight" for kind in kinds for layer in range(layers)}
-    if wrong := sorted(expected ^ set(known.values())):
-        raise UserError(f"{weights.folder}: not a Qwen3 embedding model, {wrong[0]} is missing or one too many")
-    return known
+    return {name: names.get_name(f"model.{name}", (".weight",)) for name in weights.tensors}
 
 
 def main(words: list[str] | None = None) -> int:

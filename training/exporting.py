@@ -1,7 +1,7 @@
 """A model's graph for ONNX Runtime or OpenVINO, made by sentence-transformers' backends and the optimum libraries.
 
 What is exported is stock Qwen3, without remote code. The optimum libraries hold transformers back, so this runs in an
-environment of its own, in which only the standard library and ``training.errors`` of this repository are needed.
+environment of its own: what is imported here of this repository must not need more than torch and transformers 4.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.errors import StoppedError
+import torch
 
-__all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "write_graph"]
+from training.errors import StoppedError, UserError
+from training.models.checks import check_tokenizer_file, is_finite
+from training.weight_files import WeightFiles
+
+__all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "check_whole", "write_graph"]
 
 # What each backend imports, which no other part of this repository needs.
 BACKENDS = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
@@ -27,6 +31,32 @@ _SAMPLE = (
     "تعيش الباندا في غابات الخيزران",
     "Панды живут в бамбуковых лесах, а едят почти только бамбук. " * 4,
 )
+
+
+def check_whole(folder: Path, settings: Path) -> None:
+    """Makes sure that a model's tokenizer and weights are whole, before a graph is made of random ones.
+
+    Args:
+        folder: Of the model.
+        settings: Its settings in the form that older readers know.
+
+    Raises:
+        UserError: If the tokenizer has no words, a file of weights is damaged, or a weight is missing or not finite.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    check_tokenizer_file(folder)
+    stored = WeightFiles(folder)
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(settings, trust_remote_code=False))
+    for name, weight in model.named_parameters():
+        info = stored.tensors.get(name)
+        if info is None or info.shape != tuple(weight.shape):
+            has = "is missing" if info is None else f"has the shape {info.shape}, not {tuple(weight.shape)}"
+            raise UserError(f"{folder}: weight {name} {has}; fetch or save the model again")
+    for name in stored.tensors:
+        if not is_finite(stored.read(name)):
+            raise UserError(f"{folder}: weight {name} is NaN or infinite; take an earlier state of the model")
 
 
 def write_graph(source: Path, folder: Path, backend: str, precision: str) -> str:

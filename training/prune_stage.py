@@ -28,7 +28,8 @@ from training.keyed import keyed_bits, text_key
 from training.packed_texts import packed_texts
 from training.pruning import IMPORTANCE_FILE, Importance, apply_plan, calibrate, make_plan, pruned_config
 from training.recipe import FINAL_MODEL, Stage
-from training.setup import RECIPE, make_model, make_tokenizer, prepare_sources, prompts_of, read_sources
+from training.saved_prompts import kept_prompts
+from training.setup import DATA, RECIPE, make_model, make_tokenizer, prepare_sources, read_sources
 
 __all__ = ["PRUNING_FILES", "calibration_batches", "prune_stage"]
 
@@ -62,6 +63,8 @@ def prune_stage(stage: Stage) -> None:
     output_dir, before = Path(args.output_dir), model.num_parameters()
     with _writing(output_dir):
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+        data = {source.name: source.description["fingerprint"] for source in sources}
+        write_whole(output_dir / DATA, json.dumps(data, indent=2))
         if target is not None:
             model = _cut(model, target, sources, args)
         if args.trim_vocabulary:
@@ -146,7 +149,7 @@ def _save(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, final: Path, ar
     partial = final.with_name(f".{FINAL_MODEL}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    build_sentence_transformer(model, tokenizer, prompts_of(args)).save_pretrained(
-        str(partial), create_model_card=False
-    )
+    prompts = kept_prompts(args)
+    build_sentence_transformer(model, tokenizer, prompts.prompts).save_pretrained(str(partial), create_model_card=False)
     publish(partial, final)
+    logger.info("%s", prompts.line())

@@ -13,29 +13,33 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from training.adapter import adapter_config, add_adapter, has_adapter
 from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
+from training.common.outputs import locked, new_folder
 from training.data.builders import build
 from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.options import PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.distillation import Distillation, choose_teacher, make_distillation
 from training.early_stopping import EarlyStopping
 from training.errors import UserError, in_one_line
 from training.evaluation.callback import PairsCallback
 from training.evaluation.pair_sample import sample_pairs
-from training.evaluation.pairs import Pairs, load_pairs
-from training.loading import load_whole_model
+from training.evaluation.pairs import Pairs
+from training.evaluation.stage_pairs import load_stage_pairs
+from training.models.loading import load_whole_model
+from training.models.settings import why_not_last_token
 from training.recipe import FINAL_MODEL, Stage
+from training.saved_prompts import choose_prompts
 from training.trainer import F2LLMTrainer
 
 __all__ = [
+    "DATA",
     "RECIPE",
     "make_config",
     "make_model",
@@ -43,7 +47,6 @@ __all__ = [
     "make_trainer",
     "model_options",
     "prepare_sources",
-    "prompts_of",
     "read_sources",
     "set_up",
 ]
@@ -52,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 # The stage's keys, written to its folder when everything is ready to train.
 RECIPE = "recipe.yaml"
+# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
+DATA = "data.json"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
 # Of the pairs evaluated in training, where max_tokens_per_forward sets no other limit.
@@ -68,7 +73,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
     # A fault in what comes last must not cost the training.
-    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
+    pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
     width = model.config.hidden_size
@@ -118,6 +123,12 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
             "or give 'evaluation_sample' or a larger 'validation_share'"
         )
+    if not measured and (args.eval_strategy != "no" or args.eval_on_start):
+        asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
+        raise UserError(
+            f"key '{asked}': no row was kept to be evaluated; keep more with a larger share, such as "
+            "'validation_share: 0.1', or evaluate nothing with 'eval_strategy: no' and 'eval_on_start: false'"
+        )
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:
@@ -157,9 +168,12 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     settled = started and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
-        trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)
+        texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
+        trained = train_tokenizer(texts, args.tokenizer_vocab_size)
         try:
-            trained.save_pretrained(folder)
+            # A plan of the same stage may write it, too.
+            with locked(folder), new_folder(folder) as partial:
+                trained.save_pretrained(partial)
         # A full disk comes out of tokenizers as an error of its own.
         except Exception as error:
             raise UserError(
@@ -194,6 +208,7 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
         # The shape first: a wrong one must not cost the loading of many gigabytes.
         make_config(args, tokenizer)
+        _check_reading(args.model)
         model = load_whole_model(args.model, train_adapter=True, **model_options(args))
     except UserError:
         raise
@@ -201,6 +216,20 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     return model
+
+
+def _check_reading(name: str) -> None:
+    """Refuses a start whose embeddings training would read in another way.
+
+    Raises:
+        UserError: If it is not pooled at the last token, or has another module after pooling.
+    """
+    other = why_not_last_token(name)
+    if other is not None:
+        raise UserError(
+            f"key 'model': {name} {other}, but only the embedding at the last token can be trained; start from a model "
+            "that is pooled at the last token, or give this one as 'teacher'"
+        )
 
 
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
@@ -279,8 +308,13 @@ def prepare_sources(
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
     except OSError as error:
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
+    aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
+        remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
+        raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
+    # The first process speaks for all.
+    for line in aside if args.process_index == 0 else ():
+        logger.warning("%s", line)
     return prepared
 
 
@@ -293,8 +327,9 @@ def make_trainer(
 ) -> F2LLMTrainer:
     """Sets the training up, as far as it can fail before the first step."""
     args = stage.arguments
+    saved_prompts = choose_prompts(args, sources, tokenizer)
     try:
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, prompts_of(args), distillation)
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
         # Keys for optimizer and scheduler are looked at only when these are made.
         trainer.create_optimizer_and_scheduler(num_training_steps=2)
     except UserError:
@@ -302,6 +337,7 @@ def make_trainer(
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"stage {stage.name!r}: the training cannot be set up: {in_one_line(error)}") from None
     trainer.optimizer = trainer.lr_scheduler = None
+    trainer.saved_prompts = saved_prompts
     if args.lora and trainer.is_deepspeed_enabled:
         raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
@@ -309,9 +345,3 @@ def make_trainer(
             "FSDP was asked for, but accelerate runs DDP on this device: every process holds the whole model"
         )
     return trainer
-
-
-def prompts_of(args: StageArguments) -> dict[str, str]:
-    """Prompts of the saved model by name: one that is trained on raw text is used on raw text."""
-    query = instruct(args.query_instruction or DEFAULT_INSTRUCTION) if args.instructions else ""
-    return {"query": query, "document": ""}

@@ -7,16 +7,30 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 import yaml
 
-from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
+from training.arguments import StageArguments
+from training.checkpoint_check import checkpoint_to_resume
+from training.checkpoints import (
+    holds_model,
+    last_checkpoint,
+    missing_part,
+    numbered_checkpoints,
+    publish,
+    write_whole,
+)
+from training.common.outputs import check_output, locked
+from training.continuation import Changes, check_data, check_keys, note_changes
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
-from training.setup import RECIPE, set_up
+from training.saved_prompts import given_prompt, set_query_prompt
+from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
 
 __all__ = ["run_stage"]
@@ -25,22 +39,11 @@ logger = logging.getLogger(__name__)
 
 _GO_ON = "run the same command with --resume"
 
-DATA = "data.json"
-# What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
-# Keys that may differ between a run and its continuation: none of them changes what is learnt.
-_FREE_KEYS = {
-    *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
-    *("max_tokens_per_forward", "compile", "attn_implementation", "gradient_checkpointing", "use_cpu"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
-    # Where the teacher's embeddings are kept; read from there, they are rounded to float16.
-    "teacher_cache_dir",
-    *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
-    *("model_family", "planned_text_tokens"),
-    *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
+# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
+_PREPARATIONS = {
+    *("prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", f".{FINAL_MODEL}.lock"),
+    *PRUNING_FILES,
 }
-# Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
-_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -65,6 +68,15 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
         )
     output_dir = Path(args.output_dir)
+    _check_places(args)
+    _make_writable(output_dir)
+    with _alone(args, output_dir / FINAL_MODEL):
+        return _run(stage, resume, accept_changes, more)
+
+
+def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
+    args = stage.arguments
+    output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
     if args.prunes:
         with args.main_process_first(local=args.save_on_each_node):
@@ -77,18 +89,23 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         return final
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
-        _check_output(output_dir, stage, resume, accept_changes)
+        changed = _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
             _push_what_waits(stage)
             return final
+        checkpoint = checkpoint_to_resume(output_dir) if resume else None
         trainer = set_up(stage)
-        checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
+        if args.should_save:
+            note_changes(output_dir, changed, checkpoint)
+    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
+        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     _fill_teacher_cache(trainer)
     try:
         _train(trainer, checkpoint)
         _save(trainer, final)
+        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
     except BaseException:
         _end_uploads(trainer, hurry=True)
         raise
@@ -102,12 +119,50 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     return final
 
 
+@contextmanager
+def _alone(args: StageArguments, final: Path) -> Iterator[None]:
+    """Makes sure that no other command trains in the folder until the block ends, or the first process does.
+
+    Raises:
+        UserError: In every process of this command, if another one is at it.
+    """
+    with ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if args.process_index == 0:
+            try:
+                busy = "another process trains there; wait for it to end, or give another output_dir"
+                stack.enter_context(locked(final, busy))
+            except UserError as error:
+                refused = [str(error)]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield
+
+
 def _finished(stage: Stage, final: Path) -> bool:
     """Whether a stage has made its model."""
     if not holds_model(final):
         return False
     logger.info("stage %s is finished: %s", stage.name, final)
+    if stage.arguments.should_save:
+        _set_prompt(stage, final)
     return True
+
+
+def _set_prompt(stage: Stage, final: Path) -> None:
+    """Gives a finished model the query prompt that its stage is told now, and notes it where the stage's keys are."""
+    prompt = given_prompt(stage.arguments)
+    if prompt is None or not set_query_prompt(final, prompt):
+        return
+    told = {"query_instruction": stage.arguments.query_instruction}
+    recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
+    write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
+    # A stage that cuts a model leaves none.
+    if arguments.exists():
+        write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
+    logger.info("%s: its query prompt is now %r", final, prompt)
 
 
 def _push_what_waits(stage: Stage) -> None:
@@ -197,23 +252,30 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
-    """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
+def _make_writable(output_dir: Path) -> None:
+    """Makes the output folder."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
-        if not os.access(output_dir, os.W_OK):
+        if not os.access(output_dir, os.R_OK | os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
         raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+
+
+def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
+    """Makes sure that the output folder holds nothing that this run would overwrite.
+
+    Returns:
+        What the stage was told otherwise when it was started, where it goes on.
+    """
+    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
     if held and RECIPE not in held:
         raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
         raise UserError(
-            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
-            f"of the training; start anew from 'model: {numbered[-1]}' with another "
-            "output_dir"
+            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
+            f"{missing_part(numbered[-1])}; start again from 'model: {numbered[-1]}' with another output_dir"
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
@@ -221,8 +283,22 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
             f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
-    if started:
-        _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
+    return check_keys(output_dir, stage, accept_changes) if started else {}
+
+
+def _check_places(args: StageArguments) -> None:
+    """Refuses to write where the stage reads: a model's folder is known by its files, data by its folder.
+
+    Raises:
+        UserError: If a place to write is, holds or lies in a model that is read, or is the folder of the data.
+    """
+    models = [Path(name) for name in (args.model, args.teacher) if name is not None]
+    places = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
+    places |= {"teacher_cache_dir": args.teacher_cache_dir} if args.teacher_cache_dir else {}
+    for key, place in places.items():
+        check_output(Path(place), models, option=key)
+        if args.manifest is not None and Path(place).resolve() == Path(args.manifest).resolve().parent:
+            raise UserError(f"{place}: is the folder of {args.manifest}, which is read; give another {key}")
 
 
 def _record(
@@ -236,35 +312,9 @@ def _record(
         # Checkpoints hold the adapter alone.
         data["the base"] = trainer.base_revision
     noted = output_dir / DATA
-    if checkpoint is not None and noted.exists():
-        before = json.loads(noted.read_text())
-        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
-        if changed:
-            _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    if checkpoint is not None:
+        check_data(noted, data, accept_changes)
     if stage.arguments.should_save:
         # First what tells the folder from a foreign one.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         write_whole(noted, json.dumps(data, indent=2))
-
-
-def _changed(what: str, accepted: bool) -> None:
-    """Warns of a change since the run was started, or refuses it."""
-    if not accepted:
-        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
-    logger.warning("%s; going on regardless", what)
-
-
-def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
-    before, keys = yaml.safe_load(written.read_text()), stage.keys
-    free = _FREE_KEYS if stage.arguments.chooses_by_pairs else _FREE_KEYS | _SAMPLE_KEYS
-    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
-    if changed:
-        differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
-        _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
-
-
-def _plain(value: Any) -> Any:
-    """A value as the command line would give it."""
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if value is None or isinstance(value, dict) else str(value).lower()

@@ -34,6 +34,7 @@ from tests.benchmarks.report import markdown
 from tests.benchmarks.settings import PRECISIONS, Settings
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS
+from training.common.outputs import check_output
 
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
 SUITES = (
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings, suites, output = parse(arguments)
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
+    check_output(output, ours=["results.*", ".*"])
     output.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     if settings.quick:

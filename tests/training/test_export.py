@@ -139,7 +139,7 @@ def test_output_in_use(folder: Path, tmp_path: Path, refuses: Callable, monkeypa
     monkeypatch.setattr(command, "write_graph", _write_graph)
     monkeypatch.setattr(command, "check_same_embeddings", lambda *_: 1.0)
     before = _digests(folder)
-    with refuses(folder, "name another --output"):
+    with refuses(folder, "is read; give another --output"):
         export(folder, folder, "onnx")
     assert _digests(folder) == before
     export(folder, tmp_path / "out", "onnx")

@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys
 
 
 def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path: Path, base: Path, trained: Path) -> None:
-    recipe = write(tmp_path, base, max_tokens_per_forward=100, gradient_checkpointing=True)
+    recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
     assert main([str(recipe)]) == 0
     found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
@@ -161,6 +161,16 @@ def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path)
     # It is a model like any other.
     recipe = write(tmp_path, tmp_path / "merged", lora=None, lora_rank=None, max_steps=1)
     assert main([str(recipe)]) == 0
+
+
+def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: Path, trained: Path, base: Path) -> None:
+    adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
+    for path in tmp_path.glob("*/config_sentence_transformers.json"):
+        path.unlink()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(bare)}))
+    assert merge([str(adapter), "--output", str(tmp_path / "merged")]) == 0
+    assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
 
 
 def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, trained: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output, locked
 from training.data.cleaning.decontamination import Contamination, find_contamination
 from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
-from training.data.cleaning.evaluation_texts import EvaluationSet, evaluation_file, evaluation_tasks
+from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet, evaluation_file, evaluation_tasks
 from training.data.cleaning.removal import MANIFEST, write_clean
 from training.data.cleaning.report import Findings, contamination_report, contamination_table
 from training.data.command import run_command
@@ -71,9 +73,25 @@ def decontaminate(
         raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
     sources = load_manifest(manifest, data_dir)
     require_local(sources)
+    held_out = [given.path for given in evaluation if isinstance(given, EvaluationFile)]
+    reads = [Path(manifest), *(path for source in sources for path in source.files), *held_out]
+    check_output(output, reads)
+    with locked(output):
+        _check_output(output, sources, remove)
+        return _decontaminate(sources, output, options, evaluation, negatives, remove, executor)
+
+
+def _decontaminate(
+    sources: Sequence[Source],
+    output: Path,
+    options: DeduplicationOptions,
+    evaluation: Sequence[EvaluationSet],
+    negatives: bool,
+    remove: bool,
+    executor: Executor | None,
+) -> dict[str, Any]:
     files = [path for source in sources for path in source.files]
     source_of = [number for number, source in enumerate(sources) for _ in source.files]
-    _check_output(output, Path(manifest), sources, remove)
     rows = [PublishedFile(path).num_rows for path in files]
     work = output / _WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -89,19 +107,12 @@ def decontaminate(
     return report
 
 
-def _check_output(output: Path, manifest: Path, sources: Sequence[Source], remove: bool) -> None:
+def _check_output(output: Path, sources: Sequence[Source], remove: bool) -> None:
     """Refuses a folder in which something would be lost."""
-    inputs = [manifest, *(path for source in sources for path in source.files)]
-    for path in inputs:
-        if path.resolve().is_relative_to(output):
-            raise UserError(f"{output}: holds {path.name}, which is read; give another --output")
-    if not output.exists():
-        return
-    ours = {REPORT, TABLE, MANIFEST, _WORK, *(source.name for source in sources)}
-    there = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    if there - ours or (there and _WORK not in there):
-        raise UserError(f"{output}: the folder holds something else than this report; give another --output")
-    if MANIFEST in there and not remove:
+    ours = [REPORT, TABLE, MANIFEST, _WORK, *(escape(source.name) for source in sources)]
+    # Without it, a manifest or report is somebody else's.
+    check_output(output, ours=ours if (output / _WORK).exists() else [])
+    if (output / MANIFEST).exists() and not remove:
         raise UserError(f"{output}: the folder holds cleaned files; add --remove or give another --output")
 
 

@@ -37,6 +37,7 @@ from training.data.file_names import languages_in_name
 from training.data.manifest_file import TASK_TYPES, Entry, Manifest, check_name, read_manifest
 from training.data.storage import SourceFile
 from training.errors import UserError
+from training.recipe_paths import RULE
 
 __all__ = [
     "TASK_TYPES",
@@ -109,7 +110,7 @@ def _sources(manifest: Manifest, entry: Entry, stage: str | None) -> list[Source
         if not found:
             raise UserError(
                 f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}; "
-                "download or build it, or correct 'files'"
+                f"download or build it, or correct 'files' ({RULE})"
             )
     each = list(dict.fromkeys(file for found in files.values() for file in found))
     shared = {

@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
 from training.data.options import ON_BAD_ROW, PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import QUARANTINE, PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
@@ -77,6 +79,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     executor = read_executor(arguments.executor)
     sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
     sources = select_sources(sources, arguments.sources, arguments.task_types)
+    files = [file for source in sources for file in source.files if isinstance(file, Path)]
+    check_output(Path(arguments.output), [Path(arguments.manifest), *files, Path(arguments.tokenizer)])
     if arguments.cap is not None and arguments.cap < 1:
         raise UserError(f"--cap must be at least 1, got {arguments.cap}")
     if arguments.cap is not None:
@@ -108,10 +112,7 @@ def _summary(prepared: Sequence[PreparedSource]) -> str:
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(source.name, numbers))
     lines.append(_line("all", totals))
-    for source in prepared:
-        if source.description["quarantined"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in source.description["quarantined"].items())
-            lines.append(f"{source.folder / QUARANTINE}: {reasons}")
+    lines += [line for line in map(put_aside, prepared) if line]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ if __name__ == "__main__":
 import yaml
 
 from hub_cards.render import render_dataset_card
-from training.checkpoints import publish
+from training.common.outputs import check_output, locked, new_folder
 from training.data.command import run_command
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
@@ -116,6 +115,8 @@ def release(
         raise UserError(f"the size of a file must be at least 1 MB, got {max_file_bytes} bytes")
     chosen = select_sources(load_manifest(manifest.path, data_dir), sources)
     _check_names(manifest, chosen)
+    files = [file for source in chosen for file in source.files if isinstance(file, Path)]
+    check_output(output, [manifest.path, *files, *([] if contamination is None else [Path(contamination)])])
     report = None if contamination is None else read_contamination(Path(contamination))
     records = read_records(manifest.path.parent)
     options = {
@@ -135,19 +136,14 @@ def release(
     if _is_released(output, made_of):
         logger.info("%s: holds this release already", output)
         return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        released = _copy(chosen, partial, max_file_bytes)
-        _describe(manifest, released, entries, partial, options, records, report)
-        _record(partial, options["name"], released, made_of)
-        if output.exists():
-            output.rmdir()
-        publish(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(output):
+        # Another command may have made it meanwhile.
+        if _is_released(output, made_of):
+            return output
+        with new_folder(output) as partial:
+            released = _copy(chosen, partial, max_file_bytes)
+            _describe(manifest, released, entries, partial, options, records, report)
+            _record(partial, options["name"], released, made_of)
     logger.info("%s: %d sources, %d rows", output, len(released), sum(each.rows for each in released))
     return output
 

@@ -26,11 +26,15 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError
-from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
+from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
 from training.evaluation.significance import PairedTest, paired_test
+from training.evaluation.text_file import read_texts
 from training.keyed import keyed_bits, text_key
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 from training.recipe import Recipe, load_recipe
 from training.stage import run_stage
 
@@ -40,6 +44,9 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
+# Written to the output, and to its folder of data.
+_RESULTS = ("validation.json", "adaptation.json")
+_FILES = ("program.parquet", "elsewhere_validation.parquet", "elsewhere.parquet", "train.parquet", "manifest.yaml")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
@@ -108,10 +115,10 @@ def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], ne
 
 
 def _hits(model: SentenceTransformer, pairs: Pairs) -> np.ndarray:
-    """``(n,)`` 1 where the nearest candidate is the passage, 0 elsewhere."""
+    """``(n,)`` 1 where the nearest candidate is a passage of the query, 0 elsewhere."""
     encoded = encode_pairs(model, pairs)
     width = encoded.queries.shape[1]
-    return (nearest(encoded.queries, encoded.candidates, width) == pairs.labels).astype(np.float64)
+    return pairs.hits(nearest(encoded.queries, encoded.candidates, width)).astype(np.float64)
 
 
 def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
@@ -166,6 +173,9 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     data = arguments.output / "data"
+    stages = (stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages)
+    check_output(arguments.output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
+    check_output(data, ours=[*_FILES, ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
@@ -191,13 +201,15 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
-        model = SentenceTransformer(str(folder), trust_remote_code=True)
+        model = load_encoder(resolve(str(folder), "--model"), "--model", trust="give a model without")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             hits = _hits(model, each)
             result[name][where] = {"accuracy": float(hits.mean())}
             if where in first:
-                change = compare_by_text(hits, first[where], each.labels).difference
+                # A message of several English texts counts with the first of them.
+                texts = np.array([own[0] for own in each.relevant])
+                change = compare_by_text(hits, first[where], texts).difference
                 result[name][where] |= {"change": change.mean, "low": change.low, "high": change.high}
             first.setdefault(where, hits)
     return result

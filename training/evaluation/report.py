@@ -9,13 +9,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.checkpoints import write_whole
+from training.common.outputs import check_output
 from training.data.command import run_command
 from training.evaluation.compare import compare_models, comparison_as_dict
 from training.evaluation.figures.curves import draw_curves
@@ -23,16 +24,35 @@ from training.evaluation.figures.dimensions import draw_dimensions
 from training.evaluation.figures.languages import draw_languages
 from training.evaluation.figures.learning import draw_learning
 from training.evaluation.figures.pareto import draw_pareto
-from training.evaluation.records import Evaluation, load_evaluation
+from training.evaluation.records import EXAMPLES, SCORES, Evaluation, load_evaluation
 from training.evaluation.reporting.tables import comparison_table, evaluation_tables, summary_tables
 from training.evaluation.reporting.writing import as_html, as_markdown, as_text
 from training.evaluation.resources import training_rows
 from training.evaluation.summary import Summary, as_dict, summarize
 from training.evaluation.sweeps import finished_models
 
-__all__ = ["comparison_text", "main", "write_report"]
+__all__ = ["check_report_folder", "comparison_text", "main", "write_report"]
 
 logger = logging.getLogger("training")
+
+
+# What evaluations and reports write into a folder.
+_OURS = (SCORES, EXAMPLES, "mteb", "report.html", "report.md", "report.json", "*.svg", "*.png", ".*")
+
+
+def check_report_folder(folder: Path, reads: Iterable[Path] = (), option: str = "--output") -> None:
+    """Refuses a folder for an evaluation or its report in which something would be lost.
+
+    Args:
+        folder: The folder.
+        reads: Files and folders that are read.
+        option: What the user has to change.
+
+    Raises:
+        UserError: If the folder is, holds or lies in something that is read, or holds something else than an
+            evaluation or a report.
+    """
+    check_output(folder, reads, None if (folder / SCORES).exists() else _OURS, option)
 
 
 def write_report(
@@ -119,6 +139,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         evaluation = load_evaluation(given.folder)
+        if given.output and given.output.resolve() != given.folder.resolve():
+            check_report_folder(given.output, [given.folder / SCORES, *([given.manifest] if given.manifest else [])])
         page = write_report(
             evaluation,
             given.output or given.folder,

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import mteb
 
+from training.common.outputs import locked
 from training.data.command import run_command
 from training.errors import StoppedError, UserError
 from training.evaluation.figures.curves import find_log
@@ -27,7 +28,7 @@ from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model
 from training.evaluation.places import find_model, manifest_of, revisions_of, run_of
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector, load_evaluation
-from training.evaluation.report import comparison_text, write_report
+from training.evaluation.report import check_report_folder, comparison_text, write_report
 from training.evaluation.resources import known_rows, training_rows
 from training.evaluation.scoring import evaluate_model
 from training.evaluation.selection import labels
@@ -114,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits",
     )
-    views.add_argument("--trust-remote-code", action="store_true", help="run code that Hub repositories bring along")
+    views.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with a model; it can do and read all that you can, your Hub token included",
+    )
     report = parser.add_argument_group("report")
     report.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test two models by the labels of the tables")
     report.add_argument("--manifest", type=Path, help="of the training, for the resource classes; MODEL's run's own")
@@ -128,6 +133,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--max-length must be at least 1, got {args.max_length}")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output}: there is a file of that name; give a folder")
+    check_report_folder(args.output, [*map(Path, args.local), *([args.manifest] if args.manifest else [])])
 
 
 def _check_compared(evaluation: Evaluation, models: Sequence[Model], args: argparse.Namespace) -> None:
@@ -177,11 +183,16 @@ def _evaluate(
 
 def _work(args: argparse.Namespace) -> None:
     _check(args)
+    # Another command that evaluates into the folder would overwrite these scores with its own.
+    with locked(args.output):
+        _evaluate_and_report(args)
+
+
+def _evaluate_and_report(args: argparse.Namespace) -> None:
     tasks = find_tasks(args.tasks, args.benchmark, args.local)
     evaluation = load_evaluation(args.output, missing_ok=True)
     models = _models(args)
-    for place in models:
-        find_model(*place)
+    check_report_folder(args.output, [Path(find_model(*place)[0]) for place in models])
     _check_compared(evaluation, models, args)
     run = run_of(args.model)
     rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)

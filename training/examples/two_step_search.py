@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from training.data.cldr.names import read_names
 from training.data.command import run_command
-from training.errors import UserError, in_one_line
-from training.evaluation.places import find_model
+from training.errors import UserError
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 
 __all__ = ["Searched", "compare", "main", "read_texts"]
 
@@ -106,7 +106,9 @@ def _floats(faiss: Any, texts: Vectors, queries: Vectors, dims: int) -> _Index:
 
 
 def _bytes(faiss: Any, texts: Vectors, queries: Vectors, dims: int) -> _Index:
-    index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    # Of vectors of unit length the nearest are the most similar. By the inner product, the lengths of the vectors taken
+    # back from the codes would count, which differ a little: that finds less.
+    index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
     index.train(_leading(texts, dims))
     index.add(_leading(texts, dims))
     return _Index(f"{dims} × int8", index, _leading(queries, dims), len(texts) * dims)
@@ -173,11 +175,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     texts, queries = read_texts(arguments.texts, arguments.queries)
-    place, revision = find_model(arguments.model, None)
-    try:
-        model = SentenceTransformer(place, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{arguments.model}: cannot be loaded ({in_one_line(error)}); name another") from None
+    model = load_encoder(resolve(arguments.model, "MODEL"), "MODEL", trust="name a model without")
     stored = model.encode_document(texts, batch_size=256, normalize_embeddings=True)
     asked = model.encode_query(queries, batch_size=256, normalize_embeddings=True)
     sys.stdout.write("| search | index, MB | recall@10 | ms a query |\n| --- | --- | --- | --- |\n")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from training.checkpoints import publish
+from training.common.outputs import check_output
 from training.errors import UserError
 from training.merging.compatibility import check_compatible
 from training.merging.method import Method
@@ -54,9 +55,10 @@ def merge(
         The content of ``merge.json``.
 
     Raises:
-        UserError: If the models cannot be merged, or ``output`` holds something else.
+        UserError: If the models cannot be merged, or ``output`` is one of theirs or holds something else.
         OSError: If it cannot be written.
     """
+    check_output(output, [parent.folder for parent in parents])
     check_compatible(parents)
     dtype = dtype or common_dtype(parents)
     told = [{**parent.record(), "weight": share} for parent, share in zip(parents, method.shares, strict=True)]

@@ -10,6 +10,8 @@ from typing import Any
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
+from training.checkpoints import step_of
+from training.continuation import read_changes
 from training.errors import UserError, in_one_line
 from training.lora_arguments import LoraArguments
 from training.model_identity import model_revision
@@ -22,7 +24,8 @@ from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
-from training.stage import DATA
+from training.recipe import FINAL_MODEL
+from training.setup import DATA
 from training.text_format import TextFormat
 from training.text_teacher import text_teacher_identity
 
@@ -173,7 +176,18 @@ class Lineage:
             steps=progress.steps,
             epochs=progress.epochs,
             metrics=progress.metrics,
+            changes=_changes(state),
         )
+
+
+def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
+    """Keys that were changed while a state was trained, without those that name places."""
+    told = []
+    for note in read_changes(state.run):
+        before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
+        if after and (state.folder.name == FINAL_MODEL or note["step"] < step_of(state.folder)):
+            told.append({"step": note["step"], "keys": {key: [before[key], after[key]] for key in after}})
+    return tuple(told)
 
 
 def _kind(state: ModelState) -> str:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from training.checkpoints import publish
+from training.common.outputs import check_output
 from training.errors import StoppedError, UserError, in_one_line
 from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
@@ -89,6 +90,8 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     _check(options)
     output = output.absolute()
     state = find_state(run, options.checkpoint)
+    reads = (state.folder, options.evaluation, options.licence_file)
+    check_output(output, [path for path in reads if path is not None])
     _check_output(output)
     read = read_adapter if (state.folder / ADAPTER_CONFIG).is_file() else read_whole_model
     model = read(state, options.base)

@@ -298,10 +298,13 @@ def test_bad_inputs(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
         release(tmp_path / "none.yaml", tmp_path / "out")
     with refuses("no source fits 'owls'"):
         release(manifest, tmp_path / "out", sources=["owls"])
-    with refuses("is no release"):
+    with refuses(manifest.parent, "holds manifest.yaml, which is read"):
         release(manifest, manifest.parent)
-    with refuses("is no release"):
+    with refuses(manifest, "is read"):
         release(manifest, manifest)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with refuses("is no release"):
+        release(manifest, tmp_path / "thesis.txt")
     for name in ("a: b", "a[0]", "_a"):
         write(tmp_path / "a.parquet", 3, 1)
         source = entry(name, "retrieval", ["eng"], files="a.parquet")

@@ -54,17 +54,19 @@ def test_its_own_prompts_alone_are_another_experiment(folder):
 
 
 def test_a_published_model_is_loaded_as_the_registry_says(folder, monkeypatch, tiny_tokenizer):
-    from training.evaluation import models
+    from training.models import encoders, missing_weights, reference, settings
 
     name, asked = PUBLISHED.name, {}
-    local = models.SentenceTransformer
+    local = encoders.SentenceTransformer
 
     def from_folder(place, **options):
         asked.update(options, place=place)
         return local(str(folder), trust_remote_code=True)
 
-    monkeypatch.setattr(models, "SentenceTransformer", from_folder)
-    monkeypatch.setattr(models, "model_revision", lambda place, key, revision: revision)
+    monkeypatch.setattr(encoders, "SentenceTransformer", from_folder)
+    monkeypatch.setattr(reference, "model_revision", lambda place, key, revision: revision)
+    monkeypatch.setattr(settings, "model_file", lambda place, file, revision=None: folder / file)
+    monkeypatch.setattr(missing_weights, "model_file", lambda place, file, revision=None: folder / file)
     found = load(name)
     assert asked["place"] == name and asked["revision"] == PUBLISHED.revision
     assert asked["model_kwargs"] == {"dtype": "bfloat16"} and asked["trust_remote_code"] is False

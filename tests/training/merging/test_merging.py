@@ -147,7 +147,7 @@ def test_an_interrupted_merge_leaves_nothing_and_the_next_one_completes(save_mod
 def test_an_output_that_holds_something_else_is_refused(save_model, tmp_path, refuses):
     folders = save_model("one"), save_model("two", seed=1)
     before = _content(folders[0])
-    with refuses("one", "holds something else"):
+    with refuses("one", "is read; give another --output"):
         _merge(folders[0], *folders)
     assert _content(folders[0]) == before
     _merge(tmp_path / "soup", *folders)

@@ -15,8 +15,12 @@ from transformers import AutoModel, AutoTokenizer
 from tests.training.publishing.contents import content_of
 from training.evaluation.records import load_evaluation
 from training.publish import main
+from training.publishing.checks.card import check_facts, check_snippets
+from training.publishing.checks.modules import check_prompts
+from training.publishing.checks.packed import PackedFolder
 from training.publishing.pack import PackOptions, pack
 from training.publishing.record import load_release
+from training.run_stage import main as run_stage
 
 NAME = "f2llm-v2-tiny"
 
@@ -140,3 +144,20 @@ def test_another_licence_comes_with_its_text(runs, capsys, no_figures):
     assert _pack(runs / "student", "--licence", "cc-by-nc-4.0", "--licence-file", str(text)) == 0
     assert (runs / "packed" / NAME / "LICENSE").read_text() == "You may.\n"
     assert load_release(runs / "packed" / NAME).licence == "cc-by-nc-4.0"
+
+
+def test_a_prompt_that_was_set_after_training_is_packed_and_on_the_card(trained_runs, runs, monkeypatch, no_figures):
+    shutil.copyfile(trained_runs.parent / "recipe.yaml", runs.parent / "recipe.yaml")
+    monkeypatch.chdir(runs.parent)
+    words = ["recipe.yaml", "--stage", "student", "--resume", "--query_instruction", "Turn it around."]
+    assert run_stage(words) == 0
+    folder = pack(runs / "student", runs.parent / NAME, PackOptions(NAME))
+    prompt = "Instruct: Turn it around.\nQuery: "
+    assert load_release(folder).prompts["query"] == prompt
+    card = (folder / "README.md").read_text()
+    assert '| `query` | `"Instruct: Turn it around.\\nQuery: "` |' in card
+    assert "`Turn it around.`" in next(line for line in card.splitlines() if line.startswith("| `query_instruction`"))
+    # What was measured was measured with it.
+    assert load_evaluation(folder / "evaluation").scores
+    packed = PackedFolder(folder)
+    assert [*check_prompts(packed), *check_facts(packed), *check_snippets(packed)] == []

@@ -56,38 +56,43 @@ def write_clean(
         StoppedError: If a file that should be there is not.
     """
     files = [path for source in sources for path in source.files]
-    targets = [
-        output / source.name / f"{number:05d}.parquet" for source in sources for number in range(len(source.files))
-    ]
     digest = hashlib.blake2b(b"".join(len(rows).to_bytes(8, "little") + rows.tobytes() for rows in removed))
     folder = stage_folder(work, "clean", files, [digest.hexdigest(), [source.name for source in sources]])
-    if not (folder / "tasks").exists():
-        (output / MANIFEST).unlink(missing_ok=True)
-        for source in sources:
-            shutil.rmtree(output / source.name, ignore_errors=True)
-    elif (output / MANIFEST).exists() and not all(map(_is_written, files, targets, removed)):
-        # Somebody deleted what was finished.
+    names = [Path(source.name, f"{number:05d}.parquet") for source in sources for number in range(len(source.files))]
+    moved = folder / "moved"
+    if moved.exists():
+        there = [_is_written(path, output / name, rows) for path, name, rows in zip(files, names, removed, strict=True)]
+        if all(there) and (output / MANIFEST).exists():
+            return
+        # Somebody deleted what was finished, or the move was cut short.
         shutil.rmtree(folder / "tasks")
-    for source in sources:
-        (output / source.name).mkdir(parents=True, exist_ok=True)
+        moved.unlink()
+    # Aside: what an earlier run left in the output stays until there is something to take its place.
+    targets = [folder / "files" / name for name in names]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(removed):
         np.save(folder / f"removed_{number:05d}.npy", rows)
     clean = partial(_clean, tuple(files), tuple(targets), folder)
     run_phases([Phase("clean", clean, len(files))], folder / "tasks", executor)
+    written = map(_is_written, files, targets, removed)
+    missing = [target for target, there in zip(targets, written, strict=True) if not there]
+    if missing:
+        raise StoppedError(f"{missing[0]}: a task left it out; remove {output} and run the command again")
     entries = []
     for source in sources:
-        own = [number for number, path in enumerate(files) if targets[number].parent == output / source.name]
-        left = [targets[number] for number in own if len(removed[number]) < PublishedFile(files[number]).num_rows]
-        missing = [path for path in left if not path.exists()]
-        if missing:
-            raise StoppedError(f"{missing[0]}: a task left it out; remove {output} and run the command again")
+        left = sorted(path.name for path in (folder / "files" / source.name).iterdir())
         if left:
-            entries.append(_entry(source, [f"{escape(source.name)}/{path.name}" for path in left]))
+            entries.append(_entry(source, [f"{escape(source.name)}/{name}" for name in left]))
         else:
             logger.warning("source %s: every row was removed; the manifest leaves it out", source.name)
-            (output / source.name).rmdir()
     if not entries:
         raise UserError(f"{output}: no row of any source is left; look at contamination.json before removing rows")
+    moved.touch()
+    for source in sources:
+        shutil.rmtree(output / source.name, ignore_errors=True)
+        if any((folder / "files" / source.name).iterdir()):
+            (folder / "files" / source.name).rename(output / source.name)
     text = yaml.safe_dump({"sources": entries}, sort_keys=False, allow_unicode=True, width=119)
     write_whole(output / MANIFEST, text)
 

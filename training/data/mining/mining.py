@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from training.common.outputs import check_output, clear_partials, locked
 from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.mining.index import choose_search
@@ -44,6 +45,7 @@ __all__ = ["MANIFEST", "REPORT", "Resources", "mine"]
 logger = logging.getLogger(__name__)
 
 MANIFEST, REPORT = "manifest.yaml", "mining.json"
+_EMBEDDINGS = "embeddings"
 # Raise it when the same input would give other negatives than before.
 _FORMAT = 1
 # Tasks of an executor that is given no number of workers and is not this machine.
@@ -77,6 +79,7 @@ def mine(
     others: Sequence[Source] = (),
     half: bool = False,
     resources: Resources | None = None,
+    manifest: Path | None = None,
 ) -> dict[str, Any]:
     """Mines the negatives of each source among its own passages.
 
@@ -93,24 +96,31 @@ def mine(
         others: Sources that are not mined: the manifest of the output names them as they are.
         half: Cache embeddings in 16 bits, which rounds scores.
         resources: Memory, cache and executor.
+        manifest: Where the sources were read from.
 
     Returns:
         The content of ``mining.json``.
 
     Raises:
-        UserError: If an option is out of range, a source is faulty or too small, or no row is left of any source.
+        UserError: If an option is out of range, a source is faulty or too small, the output holds what is read or
+            something foreign, or no row is left of any source; then what was there before stays.
         StoppedError: If a task failed.
     """
     options, resources = options or MiningOptions(), resources or Resources()
     options.check()
-    run = _Run(miner, Path(output).resolve(), options, half, resources)
-    # Before any work: that of a night should not end at the last source.
-    rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
-    translations = find_translations(bitext) if rows else None
-    for source in sources:
-        if source.name in rows:
-            run.mine(source, rows.pop(source.name), translations)
-    return run.finish(sources, others)
+    reads = [file for source in (*sources, *bitext, *others) for file in source.files if isinstance(file, Path)]
+    reads += [Path(miner.model), *([manifest] if manifest else [])]
+    output = Path(output).resolve()
+    check_output(output, reads)
+    with locked(output):
+        run = _Run(miner, output, options, half, resources, reads)
+        # Before any work: that of a night should not end at the last source.
+        rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
+        translations = find_translations(bitext) if rows else None
+        for source in sources:
+            if source.name in rows:
+                run.mine(source, rows.pop(source.name), translations)
+        return run.finish(sources, others)
 
 
 def _checked(source: Source, options: MiningOptions) -> SourceRows:
@@ -132,15 +142,23 @@ def _fingerprint(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _described(source: Source) -> dict[str, Any]:
+def _described(source: Source, memory: Path) -> dict[str, Any]:
     """Changes with anything that mining depends on; a file keeps its identity when the folder moves."""
-    return {**asdict(source), "files": [identity(file) for file in source.files]}
+    return {**asdict(source), "files": [identity(file, memory) for file in source.files]}
 
 
 class _Run:
     """One output folder and what has been mined into it."""
 
-    def __init__(self, miner: Miner, output: Path, options: MiningOptions, half: bool, resources: Resources) -> None:
+    def __init__(
+        self,
+        miner: Miner,
+        output: Path,
+        options: MiningOptions,
+        half: bool,
+        resources: Resources,
+        reads: Sequence[Path],
+    ) -> None:
         if resources.max_corpus_in_memory < 1:
             raise UserError(f"max-corpus-in-memory must be at least 1, got {resources.max_corpus_in_memory}")
         self._miner, self._output, self._options, self._half = miner, output, options, half
@@ -150,13 +168,17 @@ class _Run:
         workers = executor.workers or (1 if executor.name == "local" else None)
         self._executor, self._tasks = replace(executor, workers=workers), workers or _REMOTE_TASKS
         self._shard_texts = resources.max_corpus_in_memory
-        self._cache = Path(resources.cache or output / "embeddings").resolve()
+        self._cache = Path(resources.cache or output / _EMBEDDINGS).resolve()
+        check_output(self._cache, reads, option="--cache")
+        self._report = self._read_report()
+        check_output(output, ours=self._ours())
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{output}: the folder cannot be written ({error.strerror}); give another") from None
+        # Left by a command that was killed.
+        clear_partials(output)
         self._fingerprints: dict[str, str] = {}
-        self._report = self._read_report()
 
     def _read_report(self) -> dict[str, Any]:
         path = self._output / REPORT
@@ -168,11 +190,22 @@ class _Run:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: not a report of mining; move it or give another --output") from None
 
+    def _ours(self) -> list[str]:
+        """What may stand in the output folder already: other sources that were mined into it, too."""
+        names = [_EMBEDDINGS, ".*"]
+        if self._cache.is_relative_to(self._output):
+            names.append(escape(self._cache.relative_to(self._output).parts[0]))
+        if (self._output / REPORT).exists():
+            names += [MANIFEST, REPORT, *(escape(f"{name}.parquet") for name in self._report["sources"])]
+        return names
+
     def unfinished(self, sources: Sequence[Source], bitext: Sequence[Source]) -> list[Source]:
         """Sources that are not there yet, of the same input and options."""
-        guard = [_described(source) for source in bitext]
+        memory = self._cache / ".hashes"
+        guard = [_described(source, memory) for source in bitext]
         for source in sources:
-            made_by = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half, guard, _described(source)]
+            made_by = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half, guard]
+            made_by.append(_described(source, memory))
             self._fingerprints[source.name] = _fingerprint(made_by)
         return [source for source in sources if not self._is_finished(source)]
 
@@ -271,6 +304,10 @@ class _Run:
                 f"no row of any source has {self._options.negatives} negatives (see {self._output / REPORT} for what "
                 "refused them); raise --top, loosen the thresholds, lower --negatives or add --keep-short"
             )
+        for source in sources:
+            # Of an earlier run: only now is there a result to take its place.
+            if source.name in empty:
+                self._file(source).unlink(missing_ok=True)
         entries = [entry["manifest"] for entry in report.values() if entry["kept"]]
         entries += [
             _entry(source, *(os.path.relpath(Path(file).resolve(), self._output) for file in source.files))

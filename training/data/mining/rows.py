@@ -132,7 +132,7 @@ def write_mined(
 
     Args:
         source: The source.
-        path: The parquet file; it is not written if no row is left.
+        path: The parquet file; it is left as it is if no row is left.
         numbers: ``(rows,)`` numbers of the rows' queries.
         mined: ``(queries, negatives)`` numbers of passages, -1 where there are too few.
         passages: Their texts.
@@ -145,8 +145,6 @@ def write_mined(
     output = _Output(source, mined.shape[1], keep_short, replace)
     tables = output.tables(numbers, mined, passages)
     first = next(tables, None)
-    if first is None:
-        path.unlink(missing_ok=True)
-    else:
+    if first is not None:
         write_parquet(path, chain([first], tables))
     return output.counts

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from training.common.checksums import write_checksums
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.quarantine import join_quarantines
 from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
@@ -16,7 +18,7 @@ from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TEX
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 2
+FORMAT = 3
 _COPY_BYTES = 16 << 20
 
 
@@ -35,6 +37,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         for split, file in SPLITS.items()
     }
     source, options = plan.source, plan.options
+    for path in sorted(folder.iterdir()):
+        write_checksums(path)
     description = {
         "format": FORMAT,
         "name": source.name,
@@ -45,7 +49,10 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "negatives": plan.negatives,
         "texts": texts,
         "tokens": tokens,
+        "end_token": Tokenizer.from_file(str(plan.tokenizer_file)).encode("").ids[-1],
         **kept,
+        # Rows of the files, above the cap and put aside ones too.
+        "read": plan.rows,
         "rows": rows,
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,

@@ -158,7 +158,7 @@ def test_faulty_input_is_refused(manifest: Path, tmp_path: Path, refuses: Refuse
         run(manifest, manifest.parent)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("mine")
-    with refuses(tmp_path / "other", "something else"):
+    with refuses(tmp_path / "other", "holds thesis.txt"):
         run(manifest, tmp_path / "other")
     run(manifest, tmp_path / "clean", remove=True)
     with refuses(tmp_path / "clean", "cleaned files", "--remove"):

@@ -87,9 +87,11 @@ def test_no_such_model(tmp_path: Path, refuses) -> None:
         find_miner("no/such-model")
     with refuses(tmp_path, "holds no model"):
         find_miner(str(tmp_path))
-    (tmp_path / "modules.json").write_text("{")
-    with refuses(tmp_path, "cannot be loaded"):
-        mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(tmp_path)), tmp_path / "out", MiningOptions(top=50))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "modules.json").write_text("{")
+    with refuses("--model", model, "cannot be used"):
+        mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(model)), tmp_path / "out", MiningOptions(top=50))
 
 
 @pytest.mark.parametrize("options", [{"max_length": 0}, {"truncate_dim": -1}, {"batch_size": 0}, {"dtype": "int3"}])
@@ -116,7 +118,7 @@ def test_bad_sources(folder: Path, tmp_path: Path, refuses) -> None:
         with refuses(*parts):
             mine([good, write_pairs(tmp_path / name, pairs, name=name)], miner, tmp_path / "out", MiningOptions(top=50))
         # Before anything was embedded.
-        assert not list((tmp_path / "out").glob("embeddings/*"))
+        assert not list((tmp_path / "out").glob("embeddings/[!.]*"))
     empty = write_pairs(tmp_path / "empty", PAIRS, name="empty")
     pq.write_table(pq.read_table(empty.files[0])[:0], empty.files[0])
     with refuses("empty.parquet", "no rows"):
