@@ -17,6 +17,7 @@ from training.adapter import adapter_config, add_adapter, has_adapter
 from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
+from training.contrasts import check_contrasts, warn_of_single_rows
 from training.data.builders import build
 from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
@@ -66,6 +67,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
+    check_contrasts(args, sources)
     # A fault in what comes last must not cost the training.
     pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
     tokenizer = make_tokenizer(args, all_sources)
@@ -80,6 +82,9 @@ def set_up(stage: Stage) -> F2LLMTrainer:
         choice = choose_teacher(args, tokenizer, width)
         prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
         distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    check_contrasts(args, prepared)
+    if args.process_index == 0:
+        warn_of_single_rows(args, prepared)
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
         trainer.base_revision = base_revision(base_of(args.model), "key 'model'")

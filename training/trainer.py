@@ -160,7 +160,9 @@ class F2LLMTrainer(SavingTrainer):
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         with self.interruption:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        self.watch.tell_idle_steps()
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that had ended early is continued only to save its model.
