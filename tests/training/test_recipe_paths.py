@@ -150,3 +150,25 @@ def test_a_run_is_the_same_from_every_working_directory(
 def test_paths_as_a_run_sees_them() -> None:
     keys = {"output_dir": "runs/x", "manifest": "runs/data/m.yaml", "model": "/models/a", "seed": 3}
     assert [from_run(key, keys) for key in keys] == [".", "../data/m.yaml", "/models/a", 3]
+
+
+@pytest.mark.parametrize("keys", [{"extends": "a"}, {"manifest": "a/m.yaml"}, {"output_dir": "a/x"}, {"model": "a"}])
+def test_links_in_a_circle(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, keys: dict[str, str]
+) -> None:
+    path = write({"manifest": "m.yaml", **keys})
+    for folder in (tmp_path / "project", tmp_path / "here"):
+        (folder / "a").symlink_to("b")
+        (folder / "b").symlink_to("a")
+    assert main([str(path)]) in (1, 2)
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(("error: ", "stopped: ")) and "unexpected" not in line
+
+
+def test_a_recipe_beside_that_cannot_be_read_is_passed_over(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "loop.yaml").symlink_to("loop.yaml")
+    assert main([str(write({"manifest": "m.yaml", "model": "no/such/model"}))]) == 2
+    assert "'no/such/model' is missing" in capsys.readouterr().err
