@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("draws_dropout", "has_adapter", "lacking_weight", "mend_saved", "merge", "read_adapter", "require_peft"),
+    *("adapter_draws_dropout", "has_adapter", "lacking_weight", "mend_saved", "merge", "read_adapter", "require_peft"),
     "saved_name",
 ]
 
@@ -183,7 +183,7 @@ def has_adapter(model: Any) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def draws_dropout(model: Any) -> bool:
+def adapter_draws_dropout(model: Any) -> bool:
     """Whether an adapter of the model draws dropout in training."""
     return has_adapter(model) and any(config.lora_dropout for config in model.peft_config.values())
 

@@ -103,7 +103,7 @@ def teacher_config(
         if maker is not None and maker.keys.get("model_family") is not None:
             return F2LLMConfig.from_family(maker.keys["model_family"])
         teacher = base_of(args.teacher)
-        if AutoConfig.from_pretrained(teacher).model_type != "qwen3":
+        if AutoConfig.from_pretrained(teacher, trust_remote_code=False).model_type != "qwen3":
             return None
         return F2LLMConfig.from_pretrained(teacher)
     # Damaged folders come out of the library as anything.

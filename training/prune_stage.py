@@ -140,8 +140,8 @@ def _writing(folder: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and "os error" not in str(error).lower():
             raise
         raise StoppedError(
-            f"{folder}: the cut model could not be written ({in_one_line(error)}). Mend that and run the same command "
-            "again"
+            f"{folder}: the cut model could not be written ({in_one_line(error)})",
+            "Mend that and run the same command again",
         ) from error
 
 

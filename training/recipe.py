@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import HfArgumentParser
 from training.arguments import StageArguments
 from training.errors import UserError
 from training.recipe_paths import in_file, placed
+from training.stage_keys import check_given
 from training.yaml_file import load_yaml, unknown_key
 
 __all__ = [
@@ -45,6 +47,9 @@ _MADE_BY_STAGES = {
     **{"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL},
     **{"importance": "", "prepared_dir": "prepared"},
 }
+# Types of integers, and how else an integer may be written.
+_INTEGER = re.compile(r"\bint\b")
+_AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
 # What other programs call keys.
@@ -212,6 +217,7 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
         _missing(path, "output_dir")
     parser = _Parser(StageArguments, allow_abbrev=False)
     try:
+        check_given(keys)
         (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
     except (UserError, ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
@@ -219,17 +225,30 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
 
 
 def _as_command_line(keys: dict[str, Any]) -> list[str]:
-    """Values as words: argparse then converts and checks those of a file and of a command line alike."""
+    """Values as words: argparse then converts and checks those of a file and of a command line in the same way."""
     words = []
     for key, value in keys.items():
+        if isinstance(value, list) and "list" not in _STAGE_KEYS[key]:
+            raise UserError(f"key {key!r} takes one value, got {value!r}")
+        if key == "report_to" and value == []:
+            value = "none"
         if isinstance(value, list):
-            if "list" not in _STAGE_KEYS[key]:
-                raise UserError(f"key {key!r} takes one value, got {value!r}")
-            words += [f"--{key}", *(str(item) for item in value)]
+            words += [f"--{key}", *(_word(key, item) for item in value)]
         else:
-            text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
-            words.append(f"--{key}={text}")
+            words.append(f"--{key}={_word(key, value)}")
     return words
+
+
+def _word(key: str, value: Any) -> str:
+    """One value as argparse takes it for a key."""
+    # YAML reads `no` and `off` as false.
+    if value is False and "Strategy" in _STAGE_KEYS[key]:
+        return "no"
+    word = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+    # `1e3` is a number with a fraction to YAML, and so it is to Python.
+    if _INTEGER.search(_STAGE_KEYS[key]) and _AS_FLOAT.fullmatch(word) and float(word).is_integer():
+        return str(int(float(word)))
+    return word
 
 
 def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:

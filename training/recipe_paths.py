@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATH_KEYS", "RULE", "from_run", "in_file", "placed"]
+__all__ = ["PATH_KEYS", "RULE", "from_run", "in_file", "place_of", "placed"]
 
 RULE = (
     "a relative path starts at the folder of the file in which it stands, on the command line at the working directory"
@@ -90,3 +90,23 @@ def from_run(key: str, keys: Mapping[str, Any]) -> Any:
     if "://" in value or os.path.isabs(value) != os.path.isabs(str(output_dir)):
         return value
     return os.path.relpath(value, str(output_dir))
+
+
+def place_of(run: Path, keys: Mapping[str, Any], written: str) -> Path:
+    """Where a path of a run's recipe leads now.
+
+    A recipe's paths hold for the working directory in which it ran. That one is not known later, but the run's folder
+    is: what lies beside it is found from there, even if all of it was moved together.
+
+    Args:
+        run: The folder of the run.
+        keys: Its recipe.
+        written: The path as the recipe has it.
+    """
+    output_dir = str(keys.get("output_dir", ""))
+    if os.path.isabs(written) == os.path.isabs(output_dir):
+        # Not resolved: `..` of a run that is a link leads to where the link lies, as it did in training.
+        beside = Path(os.path.normpath(run.absolute() / os.path.relpath(written, output_dir)))
+        if beside.exists():
+            return beside
+    return Path(written)

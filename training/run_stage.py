@@ -19,6 +19,7 @@ from training.dry_run import device_overrides, show_plans
 from training.errors import UserError
 from training.evaluation.finished_stage import evaluate_and_report
 from training.evaluation.report import check_report_folder
+from training.evaluation.stage_pairs import check_stage_pairs
 from training.inputs import require_inputs
 from training.interruption import ended_by_signals
 from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
@@ -90,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    check_stage_pairs([stage.arguments for stage in chosen])
     if arguments.dry_run:
         show_plans(recipe, chosen, arguments.measure)
         return

@@ -30,7 +30,8 @@ from training.early_stopping import EarlyStopping
 from training.errors import UserError, in_one_line
 from training.evaluation.callback import PairsCallback
 from training.evaluation.pair_sample import sample_pairs
-from training.evaluation.pairs import Pairs, load_pairs
+from training.evaluation.pairs import Pairs
+from training.evaluation.stage_pairs import load_stage_pairs
 from training.models.loading import load_whole_model
 from training.models.settings import why_not_last_token
 from training.recipe import FINAL_MODEL, Stage
@@ -72,7 +73,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
     # A fault in what comes last must not cost the training.
-    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
+    pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
     width = model.config.hidden_size
@@ -121,6 +122,12 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         raise UserError(
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
             "or give 'evaluation_sample' or a larger 'validation_share'"
+        )
+    if not measured and (args.eval_strategy != "no" or args.eval_on_start):
+        asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
+        raise UserError(
+            f"key '{asked}': no row was kept to be evaluated; keep more with a larger share, such as "
+            "'validation_share: 0.1', or evaluate nothing with 'eval_strategy: no' and 'eval_on_start: false'"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from training.checkpoints import publish
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder"]
 
@@ -53,7 +53,7 @@ def locked(output: Path, busy: str | None = None) -> Iterator[None]:
             logger.info("%s: another command is writing it; waiting for that one to end", output)
             lock.acquire()
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error}); name another place") from None
+        raise OutputError(f"{output}: cannot be written ({error})", "name another place") from None
     try:
         yield
     finally:
@@ -127,12 +127,12 @@ def check_output(
         what = "is read" if read == place else f"holds {path.name}, which is read"
         if place != read and place.is_relative_to(read):
             what = f"lies in {path}, which is read"
-        raise UserError(f"{output}: {what}; give another {option}")
+        raise OutputError(f"{output}: {what}", f"give another {option}")
     if ours is None or not output.exists():
         return
     if not output.is_dir():
-        raise UserError(f"{output}: is a file, so that a folder cannot be written there; give another {option}")
+        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", f"give another {option}")
     ours = (*ours, _LOCK)
     foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in ours))
     if foreign:
-        raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")
+        raise OutputError(f"{output}: holds {foreign[0]}, which this command did not write", f"give another {option}")

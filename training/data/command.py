@@ -57,7 +57,8 @@ def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, s
         return "stopped", str(error), 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
     # Nothing is lost by a full disk or a folder that cannot be written.
     if isinstance(error, StoppedError | OSError):
-        return "stopped", f"{error}. {go_on}", 1
+        # The remedy of a training is to resume, which all other commands do by themselves.
+        return "stopped", f"{error.what if isinstance(error, StoppedError) else error}. {go_on}", 1
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(*error.args or [signal.SIGINT])
         return "stopped", f"{f'{number.name}: ended at once' if resumes else 'interrupted'}. {go_on}", 128 + number

@@ -168,10 +168,10 @@ def select_sources(
     """
     for task_type in task_types or []:
         if task_type not in TASK_TYPES:
-            raise UserError(f"unknown task type {task_type!r} in 'task_types'; use one of {', '.join(TASK_TYPES)}")
+            raise UserError(f"unknown task type {task_type!r}; use one of {', '.join(TASK_TYPES)}")
     for pattern in patterns or []:
         if not any(fnmatch(source.name, pattern) for source in sources):
-            raise UserError(f"no source fits {pattern!r} in 'sources'; there are {', '.join(s.name for s in sources)}")
+            raise UserError(f"no source fits {pattern!r}; there are {', '.join(s.name for s in sources)}")
     selected = [
         source
         for source in sources
@@ -179,5 +179,5 @@ def select_sources(
         and (not task_types or source.task_type in task_types)
     ]
     if not selected:
-        raise UserError(f"no source is left of {len(sources)}: widen 'sources' or 'task_types'")
+        raise UserError(f"no source is left of {len(sources)}: name more of them, or other task types")
     return selected

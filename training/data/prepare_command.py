@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["main"]
 
@@ -26,7 +27,29 @@ __all__ = ["main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     arguments = _parser().parse_args(words)
-    return run_command(lambda: _look(arguments) if arguments.dry_run else _prepare(arguments))
+
+    def work() -> None:
+        try:
+            (_look if arguments.dry_run else _prepare)(arguments)
+        except OutputError as error:
+            raise error.advising("give another --output") from None
+        except UserError as error:
+            raise UserError(_with_options(str(error), vars(arguments))) from None
+
+    return run_command(work)
+
+
+def _with_options(message: str, options: Collection[str]) -> str:
+    """A message about the keys of a recipe with those that are options here written as such.
+
+    Example:
+        >>> _with_options("max_length is 0; give on_bad_row: quarantine", ["max_length", "on_bad_row"])
+        '--max-length is 0; give --on-bad-row quarantine'
+    """
+    # Not single words, which may be anything, nor parts of paths.
+    names = "|".join(name for name in options if "_" in name)
+    key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
+    return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
 
 def _look(arguments: argparse.Namespace) -> None:

@@ -85,9 +85,10 @@ class PreparedSource:
         for name in names:
             check_file(self.folder / name, remedy)
         texts = self.description["texts"]
-        ends = self._offsets[np.unique(np.linspace(1, texts, min(texts, _CHECKED_TEXTS), dtype=np.int64))]
-        if len(ends) and (self._tokens[ends - 1] != self.description["end_token"]).any():
-            raise UserError(f"{self.folder / TOKENS}: holds a text that does not end in its end token; {remedy}")
+        some = np.unique(np.linspace(0, texts - 1, min(texts, _CHECKED_TEXTS), dtype=np.int64))
+        starts, ends = self._offsets[some], self._offsets[some + 1]
+        if (ends <= starts).any() or (self._tokens[ends - 1] != self.description["end_token"]).any():
+            raise UserError(f"{self.folder}: a text is empty or does not end in its end token; {remedy}")
         return self
 
     def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path]]:
@@ -113,7 +114,10 @@ class PreparedSource:
             UserError: If texts were not kept.
         """
         if not self.has_texts:
-            raise UserError(f"{self.folder}: the texts were not kept beside their tokens; prepare it with keep_texts")
+            raise UserError(
+                f"{self.folder}: the texts were not kept beside their tokens; prepare it again by prepare.py "
+                "--keep-texts"
+            )
         starts, ends = self._text_offsets[positions].tolist(), self._text_offsets[positions + 1].tolist()
         return [self._texts[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 

@@ -82,7 +82,7 @@ class PublishedFile:
         self.num_rows = metadata.num_rows
         self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
-            raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+            raise UserError(f"{path}: the file has no rows; build it again or leave it out")
         size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
 

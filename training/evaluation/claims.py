@@ -29,7 +29,7 @@ from training.common.outputs import check_output
 from training.data.cldr.build import build_cldr
 from training.data.command import run_command
 from training.data.prepared import PreparedSource, find_prepared
-from training.errors import StoppedError, UserError
+from training.errors import OutputError, StoppedError, UserError
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.gradient_cache import embed_chunk
 from training.models.encoders import load_encoder
@@ -157,7 +157,7 @@ def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     candidates = encoder.encode_document(pairs.candidates, **options).float()
     width = queries.shape[1]
     found = {
-        name: float((nearest(queries, candidates, dim) == pairs.labels).mean())
+        name: float(pairs.hits(nearest(queries, candidates, dim)).mean())
         for name, dim in (("held_out", width), ("narrow", width // 8))
     }
     noted = Path(stage.arguments.output_dir) / DATA
@@ -212,8 +212,9 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
             model = run_stage(stage, resume=True)
         except StoppedError as error:
             # How to go on is this command's to say.
-            reason = str(error).partition(". ")[0]
-            raise StoppedError(f"seed {seed}, stage {stage.name}: {reason}") from error
+            raise StoppedError(f"seed {seed}, stage {stage.name}: {error.what}") from error
+        except OutputError as error:
+            raise error.advising("undo it, or give another --output") from None
         scores[stage.name] = measure(stage, model, pairs)
         shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
         logger.info("seed %d, %s: %s (%.0f s)", seed, stage.name, shown, time.perf_counter() - start)

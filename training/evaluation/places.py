@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from training.errors import UserError, in_one_line
 from training.models.reference import find_model, revisions_in
-from training.publishing.states import ModelState
+from training.recipe_paths import place_of
 from training.setup import RECIPE
 from training.yaml_file import load_yaml
 
@@ -40,5 +40,5 @@ def run_of(name: str) -> Path | None:
 def manifest_of(run: Path) -> Path | None:
     """The manifest of the data that a run was trained on; None if it is no longer there."""
     keys = load_yaml(run / RECIPE)
-    manifest = ModelState(run, run, keys).place(str(keys["manifest"])) if keys.get("manifest") else None
+    manifest = place_of(run, keys, str(keys["manifest"])) if keys.get("manifest") else None
     return manifest if manifest is not None and manifest.is_file() else None

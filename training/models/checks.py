@@ -63,7 +63,7 @@ def check_finite(model: nn.Module) -> None:
     """
     for name, weight in model.named_parameters():
         if not is_finite(weight.detach()):
-            raise UserError(
+            raise ValueError(
                 f"its weight {name} is NaN or infinite in {weight.dtype}; take an earlier state of the model"
             )
 

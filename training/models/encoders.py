@@ -49,7 +49,7 @@ def load_encoder(
     # Damaged folders come out of the libraries as anything.
     except Exception as error:
         reason = in_one_line(error)
-        if not isinstance(error, UserError) and "trust_remote_code" in reason:
+        if not isinstance(error, UserError) and "trust_remote_code" in str(error):
             reason = f"it needs code that comes with it, which is not run unasked; {trust}"
         raise UserError(f"{key}: {model.name!r} cannot be used: {reason}") from None
 

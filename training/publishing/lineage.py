@@ -10,6 +10,8 @@ from typing import Any
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
+from training.checkpoints import step_of
+from training.continuation import read_changes
 from training.errors import UserError, in_one_line
 from training.lora_arguments import LoraArguments
 from training.model_identity import model_revision
@@ -22,6 +24,7 @@ from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
+from training.recipe import FINAL_MODEL
 from training.setup import DATA
 from training.text_format import TextFormat
 from training.text_teacher import text_teacher_identity
@@ -71,6 +74,19 @@ class Lineage:
         """What the model itself started from, and what it learnt from; None without a teacher."""
         *_, state = self.states.values()
         return self._reference(state, "model"), self._teacher(state)
+
+    def outside(self) -> list[tuple[str, str]]:
+        """What the stages started or learnt from, or were merged of, and is no stage: its public name and its place."""
+        found = []
+        for state in self.states.values():
+            if state.merges:
+                parents = [parent for parent in self._parents[state.folder.resolve()] if parent.state is None]
+                found += [(parent.reference.name, parent.place) for parent in parents]
+            for key in ("model", "teacher"):
+                written = state.keys.get(key)
+                if written is not None and self._state(state, key) is None:
+                    found.append((self._reference(state, key).name, str(state.place(str(written)))))
+        return list(dict.fromkeys(found))
 
     def _teacher(self, state: ModelState) -> Reference | None:
         return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
@@ -160,7 +176,18 @@ class Lineage:
             steps=progress.steps,
             epochs=progress.epochs,
             metrics=progress.metrics,
+            changes=_changes(state),
         )
+
+
+def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
+    """Keys that were changed while a state was trained, without those that name places."""
+    told = []
+    for note in read_changes(state.run):
+        before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
+        if after and (state.folder.name == FINAL_MODEL or note["step"] < step_of(state.folder)):
+            told.append({"step": note["step"], "keys": {key: [before[key], after[key]] for key in after}})
+    return tuple(told)
 
 
 def _kind(state: ModelState) -> str:

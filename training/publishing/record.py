@@ -76,6 +76,8 @@ class StageRecord:
         metrics: Of its last evaluation, by name: ``eval_loss``, ``eval_source/NAME``, …; and ``train_loss``, the mean
             loss of the last logged steps.
         parents: What was merged; empty for other stages.
+        changes: Of keys while it was trained, each with ``step``, from which on they held, and ``keys``: name to the
+            value before and the value from then on, None for a key that was not given.
     """
 
     name: str
@@ -90,6 +92,7 @@ class StageRecord:
     epochs: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     parents: tuple[Reference, ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,5 +219,6 @@ def _stage(content: dict[str, Any]) -> StageRecord:
         "start": Reference(**content["start"]),
         "teacher": teacher,
         "parents": tuple(Reference(**parent) for parent in content.get("parents", ())),
+        "changes": tuple(content.get("changes", ())),
     }
     return StageRecord(**{**content, **references, "sources": sources})

@@ -17,6 +17,7 @@ from training.checkpoints import holds_model, numbered_checkpoints
 from training.errors import UserError
 from training.merging.record import MERGE
 from training.recipe import FINAL_MODEL
+from training.recipe_paths import place_of
 from training.setup import RECIPE
 from training.yaml_file import load_yaml
 
@@ -57,18 +58,8 @@ class ModelState:
         return (self.folder / MERGE).is_file()
 
     def place(self, written: str) -> Path:
-        """Where a path of the recipe leads now.
-
-        A recipe's paths hold for the folder in which it ran. That folder is not known later, but the run's own is: what
-        lies beside it is found from there, even if all of it was moved together.
-        """
-        output_dir = str(self.keys.get("output_dir", ""))
-        if os.path.isabs(written) == os.path.isabs(output_dir):
-            # Not resolved: `..` of a run that is a link leads to where the link lies, as it did in training.
-            beside = Path(os.path.normpath(self.run.absolute() / os.path.relpath(written, output_dir)))
-            if beside.exists():
-                return beside
-        return Path(written)
+        """Where a path of the recipe leads now."""
+        return place_of(self.run, self.keys, written)
 
     def is_hub_name(self, written: str) -> bool:
         """Whether a name in the recipe is one on the Hub: formed like one, and like no folder of this run's machine."""
@@ -101,8 +92,8 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
         raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
     if checkpoint is None and not (run / FINAL_MODEL).is_dir():
         raise UserError(
-            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with --resume, or name one of its "
-            f"checkpoints with --checkpoint ({known})"
+            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it by run_stage.py --resume, or name one "
+            f"of its checkpoints with --checkpoint ({known})"
         )
     return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
 

@@ -168,9 +168,9 @@ def test_sources_without_texts_or_rows_are_refused(
     write_source: Callable[..., Source], prepare_source: Callable, refuses: Refuses
 ) -> None:
     folder = prepare_source(write_source("plain", rows=30), keep_texts=False)
-    with refuses(folder, "the texts were not kept", "prepare it with keep_texts"):
+    with refuses(folder, "the texts were not kept", "prepare it again by prepare.py --keep-texts"):
         local_tasks(folder)
-    with refuses(folder, "keep_texts"):
+    with refuses(folder, "--keep-texts"):
         local_tasks(folder.parent)
     folder = prepare_source(write_source("short", rows=30), validation_share=0.0)
     with refuses(folder, "no validation rows", "validation_share"):

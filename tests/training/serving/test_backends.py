@@ -42,12 +42,21 @@ def test_exported_embeddings_are_those_of_torch(
 
 
 @pytest.mark.slow
-def test_transformers_4_embeds_the_same(
+def test_openvino_exports_the_remote_code(
     served: Path, expected: np.ndarray, other_python: Callable[[str], str], embed: Callable[..., np.ndarray]
+) -> None:
+    vectors = embed(other_python("openvino-python"), "openvino-of-remote-code", str(served))
+    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch", "remote-code"])
+def test_transformers_4_embeds_the_same(
+    kind: str, served: Path, expected: np.ndarray, other_python: Callable[[str], str], embed: Callable[..., np.ndarray]
 ) -> None:
     python = other_python("onnx-python")
     write_for_older_readers(served)
-    np.testing.assert_allclose(embed(python, "torch", str(served)), expected, atol=1e-5)
+    np.testing.assert_allclose(embed(python, kind, str(served)), expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ def _put_aside(
 ) -> pa.Table:
     """The bad rows of a batch, with where they stood and why they are bad; or the error of the first of them."""
     if plan.options.on_bad_row == "error":
-        raise bad_row(file.path, first_row, faults[0])
+        remedy = "correct or drop the row, or put bad rows aside with on_bad_row: quarantine"
+        raise bad_row(file.path, first_row, faults[0], remedy)
     # A row is put aside once, with its first fault.
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)

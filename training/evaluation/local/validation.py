@@ -59,7 +59,10 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
 
 def _task(source: PreparedSource) -> AbsTask:
     if not len(source.rows["validation"]):
-        raise UnfitError(f"{source.folder}: no validation rows; prepare it with a larger validation_share")
+        raise UnfitError(
+            f"{source.folder}: no validation rows; prepare it again with a larger validation_share (prepare.py: "
+            "--validation-share)"
+        )
     queries, passages, negatives = _columns(source)
     name, place, languages = f"{camel_case(source.name)}Validation", source.folder, _languages(source)
     if source.task_type == "classification":

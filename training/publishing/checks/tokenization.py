@@ -80,15 +80,15 @@ def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
-    """Padding is not EOS, and the configuration names both by the tokenizer's ids; EOS may be what ends a text."""
+    """There is a padding token, and the configuration names it and EOS by the tokenizer's ids.
+
+    They may be one token: the attention mask tells padding apart. The configuration's EOS may be what ends a text.
+    """
     tokenizer, config = _tokenizer(packed), packed.model_config()
     end = _end(packed, tokenizer)
     ids = {name: _id(packed, tokenizer, name) for name in ("pad_token", "eos_token")}
     if ids["pad_token"] is None:
         yield Finding(TOKENIZER_CONFIG, "names no padding token that tokenizer.json has", "set pad_token")
-    elif ids["pad_token"] == ids["eos_token"]:
-        wrong = "pads with EOS: texts seem to end where padding begins"
-        yield Finding(TOKENIZER_CONFIG, wrong, "set another pad_token")
     for name, own in ids.items() if config is not None else ():
         given = config.get(f"{name}_id")
         if own is not None and given != own and not (name == "eos_token" and given == end):
@@ -128,7 +128,7 @@ def _auto_tokenizer(packed: PackedFolder) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UnreadableError(TOKENIZER_CONFIG, f"AutoTokenizer cannot load it ({in_one_line(error)})") from None
 

@@ -69,7 +69,7 @@ def _sentences(stage: StageRecord, links: Mapping[str, str]) -> list[Markdown]:
 
 def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
     given = stage.arguments
-    sentences = [*_begun(stage, links), *_extent(stage), *_losses(stage)]
+    sentences = [*_begun(stage, links), *_extent(stage), *_changed(stage), *_losses(stage)]
     if "instructions" in given:
         carried = "the instruction of their source" if given["instructions"] else "no instruction"
         sentences.append(f"Queries carry {carried}.")
@@ -108,6 +108,19 @@ def _extent(stage: StageRecord) -> list[str]:
         schedule = f" ({code(given['lr_scheduler_type'])})" if "lr_scheduler_type" in given else ""
         sentences.append(f"The highest learning rate is {given['learning_rate']:g}{schedule}.")
     return sentences
+
+
+def _changed(stage: StageRecord) -> list[str]:
+    """What was changed while it was trained: the table of settings has the last values."""
+    return [
+        f"From step {note['step']} on, {code(key)} was {_given(after)} instead of {_given(before)}."
+        for note in stage.changes
+        for key, (before, after) in note["keys"].items()
+    ]
+
+
+def _given(value: Any) -> str:
+    return "the default" if value is None else code(setting(value))
 
 
 def _losses(stage: StageRecord) -> list[str]:
