@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from tests.training.recipes import ONE_STAGE, recipe_writer, write_recipe
+from training.continuation import check_keys
 from training.recipe import Stage, load_recipe
 from training.recipe_paths import RULE, from_run
 from training.run_stage import main
-from training.stage import _check_same_recipe
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -134,17 +134,18 @@ def test_a_run_is_the_same_from_every_working_directory(
 ) -> None:
     path = write({"output_dir": "runs/x", "manifest": "m.yaml", "model": "Org/model", "teacher": "runs/big/model"})
     (stage,) = load_recipe(path).stages
-    written = tmp_path / "recipe.yaml"
-    written.write_text(yaml.safe_dump(stage.keys))
+    run = tmp_path / "here" / "runs" / "x"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stage.keys))
     monkeypatch.chdir(tmp_path)
     elsewhere = {"output_dir": "here/runs/x", "teacher": "here/runs/big/model"}
     (again,) = load_recipe(path, elsewhere).stages
     assert again.keys["manifest"] != stage.keys["manifest"]
-    _check_same_recipe(written, again, accept_changes=False)
+    assert check_keys(run, again, accept_changes=False) == {}
     for key in ("manifest", "teacher", "model"):
         changed = Stage("x", {**again.keys, key: "other/model"}, again.arguments)
-        with refuses(written, f"{key}: "):
-            _check_same_recipe(written, changed, accept_changes=False)
+        with refuses(run, key):
+            check_keys(run, changed, accept_changes=False)
 
 
 def test_paths_as_a_run_sees_them() -> None:
