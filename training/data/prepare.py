@@ -33,6 +33,7 @@ from training.data.preparation.reading import read_shard
 from training.data.preparation.tokenising import tokenise_partition
 from training.data.prepared import (
     DESCRIPTION,
+    FORMS,
     OFFSETS,
     QUARANTINE,
     SPLITS,
@@ -86,6 +87,8 @@ def prepare(
             prepared.append(prepare_source(source, tokenizer, folder / source.name, options, executor))
         except SubmittedError as error:
             submitted = error
+        else:
+            _tell_same(prepared[-1])
     if submitted is not None:
         raise submitted
     return prepared
@@ -100,17 +103,17 @@ def prepare_source(
 ) -> PreparedSource:
     """Prepares one source; the folder is whole or absent.
 
-    A finished source that has texts serves where none are needed, but not the other way round.
+    A finished source that has texts, or their forms, serves where none are needed, but not the other way round.
     """
     backend = _as_json(tokenizer)
     fingerprint = _fingerprint(source, backend, options)
     work = folder.with_name(f".{folder.name}.partial")
-    finished = _finished(folder, fingerprint, options.keep_texts)
+    finished = _finished(folder, fingerprint, options)
     if finished is not None:
         # Left by a run that was killed while it cleared up.
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    ours = {TOKENS, OFFSETS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
+    ours = {TOKENS, OFFSETS, FORMS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
     plan = make_plan(source, work, options)
@@ -128,13 +131,27 @@ def prepare_source(
     return prepared
 
 
-def _finished(folder: Path, fingerprint: str, keep_texts: bool) -> PreparedSource | None:
+def _tell_same(source: PreparedSource) -> None:
+    """Warns of rows whose query is their passage; they are trained on."""
+    same, rows = source.description["query_is_passage"], source.description["rows"]
+    if same:
+        logger.warning(
+            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
+            source.name,
+            same,
+            sum(rows.values()),
+        )
+
+
+def _finished(folder: Path, fingerprint: str, options: PreparationOptions) -> PreparedSource | None:
     """The prepared source in a folder, if it is whole and was made of the same."""
     try:
         prepared = PreparedSource(folder)
     except UserError:
         return None
-    if prepared.description.get("fingerprint") != fingerprint or (keep_texts and not prepared.has_texts):
+    if prepared.description.get("fingerprint") != fingerprint:
+        return None
+    if (options.keep_texts and not prepared.has_texts) or (options.text_forms and not prepared.has_forms):
         return None
     return prepared
 
@@ -155,7 +172,8 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) ->
         described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
-    chosen.pop("keep_texts")
+    for key in ("keep_texts", "text_forms"):
+        chosen.pop(key)
     digest.update(json.dumps([FORMAT, described, chosen]).encode())
     digest.update(tokenizer.encode())
     return digest.hexdigest()
@@ -165,7 +183,8 @@ def _start_or_go_on(plan: PreparationPlan, tokenizer: str, fingerprint: str) -> 
     """Empties the folder of the work unless it holds a part of the same work."""
     begun = plan.folder / "fingerprint"
     # Tasks that are done have kept their texts or not: a part of the one is no part of the other.
-    ours = f"{fingerprint} with texts" if plan.options.keep_texts else fingerprint
+    kept = {"texts": plan.options.keep_texts, "forms": plan.options.text_forms}
+    ours = " with ".join([fingerprint, *(what for what, there in kept.items() if there)])
     if not begun.exists() or begun.read_text() != ours:
         shutil.rmtree(plan.folder, ignore_errors=True)
         plan.make_folders()

@@ -11,7 +11,10 @@ import numpy as np
 
 from training.errors import UserError
 
-__all__ = ["DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS", "PreparedSource"]
+__all__ = [
+    *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
+    "PreparedSource",
+]
 
 # A prepared source is a folder of these files: raw little-endian arrays, and a JSON file that is written last.
 TOKENS = "tokens.int32"
@@ -21,6 +24,8 @@ DESCRIPTION = "source.json"
 # The texts themselves, and where each starts among their bytes; there only if they were to be kept.
 TEXTS = "texts.utf8"
 TEXT_OFFSETS = "text_offsets.int64"
+# A number for the normal form of each text, the same for texts that differ in spelling only; there only if asked for.
+FORMS = "forms.uint64"
 # Bad rows that were put aside, with the reason; there only if there are some.
 QUARANTINE = "quarantine.parquet"
 
@@ -57,6 +62,8 @@ class PreparedSource:
                 split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
                 for split, file in SPLITS.items()
             }
+            if self.has_forms:
+                self._forms = _open(self.folder / FORMS, "<u8", (self.description["texts"],))
             if self.has_texts:
                 self._texts = _open(self.folder / TEXTS, "u1", (self.description["text_bytes"],))
                 self._text_offsets = _open(self.folder / TEXT_OFFSETS, "<i8", (self.description["texts"] + 1,))
@@ -76,6 +83,15 @@ class PreparedSource:
     def has_texts(self) -> bool:
         """Whether the texts themselves were kept, too."""
         return "text_bytes" in self.description
+
+    @property
+    def has_forms(self) -> bool:
+        """Whether the normal forms of the texts were kept, too."""
+        return "forms" in self.description
+
+    def forms(self, positions: np.ndarray) -> np.ndarray:
+        """``(n,)`` numbers of the normal forms of the texts at the given positions; these where no forms are kept."""
+        return self._forms[positions] if self.has_forms else positions
 
     def texts(self, positions: np.ndarray) -> list[str]:
         """The ``n`` texts at the given positions, in that order: with their instruction, and not cut.

@@ -11,12 +11,12 @@ import numpy as np
 
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.quarantine import join_quarantines
-from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
+from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 2
+FORMAT = 3
 _COPY_BYTES = 16 << 20
 
 
@@ -29,6 +29,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     if plan.options.keep_texts:
         kept["text_bytes"] = _concatenate((plan.texts_file(p, "utf8") for p in partitions), folder / TEXTS)
         _write_offsets((plan.texts_file(p, "utf8_lengths") for p in partitions), folder / TEXT_OFFSETS)
+    if plan.options.text_forms:
+        kept["forms"] = _concatenate((plan.texts_file(p, "forms") for p in partitions), folder / FORMS) // 8
     row_bytes = 4 * (2 + plan.negatives)
     rows = {
         split: _concatenate((plan.positions_file(s, split) for s in shards), folder / file) // row_bytes
@@ -47,6 +49,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "tokens": tokens,
         **kept,
         "rows": rows,
+        "query_is_passage": sum(int(plan.same_file(s).read_text()) for s in shards),
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,
     }

@@ -21,7 +21,7 @@ from training.data.preparation.quarantine import QuarantineWriter
 from training.data.preparation.runs import RunWriter
 from training.data.prepared import SPLITS
 from training.data.published import PublishedFile
-from training.data.row_checks import Fault, bad_row, find_faults, text_column
+from training.data.row_checks import Fault, bad_row, find_faults, query_is_passage, text_column
 from training.keyed import keyed_uniform, text_key
 
 __all__ = ["MISSING", "read_shard"]
@@ -44,7 +44,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
         writer = stack.enter_context(RunWriter(plan.runs(number), plan.partitions))
         quarantine = stack.enter_context(QuarantineWriter(plan.quarantine_file(number)))
         splits = {split: stack.enter_context(plan.rows_file(number, split).open("wb")) for split in SPLITS}
-        offset = 0
+        offset = same = 0
         for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             faults = find_faults(batch, file.negatives, plan.required_negatives)
             first_of_file = shard.first_row_of_file + offset
@@ -56,10 +56,13 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
                 good[[fault.row for fault in faults]] = False
             if plan.highest_draw is not None:
                 good &= cap_draws(plan.source, plan.options, numbers) <= np.uint64(plan.highest_draw)
-            rows, texts, keys = hasher.hash(batch.filter(pa.array(good)), file.negatives)
+            batch = batch.filter(pa.array(good))
+            same += int(query_is_passage(batch).sum())
+            rows, texts, keys = hasher.hash(batch, file.negatives)
             writer.add(keys, texts)
             for split, block in _split(plan, numbers[good], rows):
                 splits[split].write(block.astype("<u8").tobytes())
+    plan.same_file(number).write_text(str(same))
 
 
 def _split(plan: PreparationPlan, numbers: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
