@@ -328,6 +328,7 @@ def prepare_sources(
         seed=args.seed,
         on_bad_row=args.on_bad_row,
         keep_texts=keep_texts,
+        text_forms=args.mask_duplicates,
     )
     try:
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))

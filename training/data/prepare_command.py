@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-texts", action="store_true", help="keep texts beside their tokens, for a teacher of another tokenizer"
     )
+    parser.add_argument("--text-forms", action="store_true", help="tell texts in another spelling, for mask_duplicates")
     parser.add_argument("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
     return parser
 
@@ -120,6 +121,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         on_bad_row=arguments.on_bad_row,
         keep_texts=arguments.keep_texts,
+        text_forms=arguments.text_forms,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = _longest(arguments.tokenizer, tokenizer)

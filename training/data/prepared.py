@@ -13,8 +13,8 @@ from training.common.checksums import check_file
 from training.errors import UserError
 
 __all__ = [
-    *("DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    *("PreparedSource", "find_prepared", "put_aside"),
+    *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
+    *("PreparedSource", "array_files", "find_prepared", "put_aside"),
 ]
 
 # A prepared source is a folder of these files: raw little-endian arrays, checksums beside each, and a JSON file that is
@@ -26,10 +26,17 @@ DESCRIPTION = "source.json"
 # The texts themselves, and where each starts among their bytes; there only if they were to be kept.
 TEXTS = "texts.utf8"
 TEXT_OFFSETS = "text_offsets.int64"
+# A number for the normal form of each text, the same for texts that differ in spelling only; there only if asked for.
+FORMS = "forms.uint64"
 # Bad rows that were put aside, with the reason; there only if there are some.
 QUARANTINE = "quarantine.parquet"
 # Texts that are looked at when a source is checked.
 _CHECKED_TEXTS = 4096
+
+
+def array_files(texts: bool, forms: bool) -> list[str]:
+    """Names of the arrays of a prepared source, with or without texts and their normal forms."""
+    return [TOKENS, OFFSETS, *SPLITS.values(), *([TEXTS, TEXT_OFFSETS] if texts else []), *([FORMS] if forms else [])]
 
 
 def _open(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -64,6 +71,8 @@ class PreparedSource:
                 split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
                 for split, file in SPLITS.items()
             }
+            if self.has_forms:
+                self._forms = _open(self.folder / FORMS, "<u8", (self.description["texts"],))
             if self.has_texts:
                 self._texts = _open(self.folder / TEXTS, "u1", (self.description["text_bytes"],))
                 self._text_offsets = _open(self.folder / TEXT_OFFSETS, "<i8", (self.description["texts"] + 1,))
@@ -81,8 +90,7 @@ class PreparedSource:
             UserError: If a file is damaged.
         """
         remedy = f"delete {self.folder}, and it is prepared again"
-        names = [TOKENS, OFFSETS, *SPLITS.values(), *([TEXTS, TEXT_OFFSETS] if self.has_texts else [])]
-        for name in names:
+        for name in array_files(self.has_texts, self.has_forms):
             check_file(self.folder / name, remedy)
         texts = self.description["texts"]
         some = np.unique(np.linspace(0, texts - 1, min(texts, _CHECKED_TEXTS), dtype=np.int64))
@@ -103,6 +111,15 @@ class PreparedSource:
     def has_texts(self) -> bool:
         """Whether the texts themselves were kept, too."""
         return "text_bytes" in self.description
+
+    @property
+    def has_forms(self) -> bool:
+        """Whether the normal forms of the texts were kept, too."""
+        return "forms" in self.description
+
+    def forms(self, positions: np.ndarray) -> np.ndarray:
+        """``(n,)`` numbers of the normal forms of the texts at the given positions; these where no forms are kept."""
+        return self._forms[positions] if self.has_forms else positions
 
     def texts(self, positions: np.ndarray) -> list[str]:
         """The ``n`` texts at the given positions, in that order: with their instruction, and not cut.

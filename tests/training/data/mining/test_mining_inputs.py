@@ -20,7 +20,7 @@ from training.data.manifest import Source, load_manifest
 from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
-from training.data.mining.text_ids import text_ids
+from training.data.mining.text_ids import form_ids
 from training.data.mining.translations import find_translations
 from training.data.published import PublishedFile
 from training.data.tokenizer import train_tokenizer
@@ -78,8 +78,8 @@ def test_names_of_cldr(tmp_path: Path) -> None:
     assert sum(map(len, PublishedFile(source.files[0], required_negatives=24).batches())) == counts["kept"]
     guard = find_translations([s for s in load_manifest(data / "manifest.yaml") if s.name.startswith("cldr_trans")])
     for row in read_output(tmp_path / "out", "cldr_translation")[::7]:
-        groups = guard.groups(text_ids(row[f"negative_{number}"] for number in range(1, 25)))
-        assert (groups != guard.groups(text_ids([row["passage"]]))).all() and row["lang"]
+        groups = guard.groups(form_ids(row[f"negative_{number}"] for number in range(1, 25)))
+        assert (groups != guard.groups(form_ids([row["passage"]]))).all() and row["lang"]
 
 
 def test_no_such_model(tmp_path: Path, refuses) -> None:
