@@ -15,7 +15,7 @@ from transformers import TrainerState
 from training.checkpoints import checkpoints, last_checkpoint, missing_part, numbered_checkpoints, step_of
 from training.errors import OutputError, StoppedError, UserError, in_one_line, lost_contact
 
-__all__ = ["checkpoint_to_resume", "reading_checkpoint"]
+__all__ = ["checkpoint_to_resume", "reading_best", "reading_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,21 +77,16 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
-    """A block that reads a checkpoint; whatever libraries make of a damaged one becomes one line.
+    """A block that reads a checkpoint to go on from it.
 
     Raises:
         OutputError: If it cannot be read; the message offers the checkpoint before it.
     """
+    checkpoint = Path(checkpoint)
     try:
         yield
-    # Neither says that the checkpoint is damaged.
-    except (UserError, StoppedError, OSError, MemoryError, torch.OutOfMemoryError):
-        raise
-    # Damaged content comes out of the libraries as anything.
     except Exception as error:
-        if lost_contact(error):
-            raise
-        checkpoint = Path(checkpoint)
+        _raise_unless_damaged(error)
         before = [each for each in checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
         remedy = (
             f"move that folder elsewhere and run the same command with --resume to go on from {before[-1].name}"
@@ -99,3 +94,30 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
             else "no other checkpoint is before it: start again with another output_dir"
         )
         raise OutputError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}", remedy) from error
+
+
+@contextmanager
+def reading_best(checkpoint: Path) -> Iterator[None]:
+    """A block that reads the best checkpoint at the end of a training.
+
+    Raises:
+        OutputError: If it cannot be read, or holds no weights, which Trainer would pass over.
+    """
+    try:
+        if (missing := missing_part(checkpoint)) is not None:
+            raise ValueError(f"it lacks {missing}")
+        yield
+    except Exception as error:
+        _raise_unless_damaged(error)
+        raise OutputError(
+            f"{checkpoint}: is the best checkpoint, but cannot be read: {in_one_line(error)}",
+            "move that folder elsewhere and run the same command with --resume to end in the last one",
+        ) from error
+
+
+def _raise_unless_damaged(error: Exception) -> None:
+    """Raises an error that does not say that a checkpoint is damaged. Damage comes out of libraries as anything."""
+    if isinstance(error, UserError | StoppedError | OSError | MemoryError | torch.OutOfMemoryError):
+        raise error
+    if lost_contact(error):
+        raise error

@@ -65,9 +65,9 @@ class LoraArguments:
         if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
             raise UserError(f"key 'lora_dropout' must lie between 0 and 1, got {self.lora_dropout}")
         if self.compile and self.lora_dropout:
-            raise UserError("key 'lora_dropout' cannot be drawn twice alike in compiled layers; take 'compile' out")
+            raise UserError("key 'lora_dropout' cannot be drawn twice the same in compiled layers; take 'compile' out")
         if self.compile and self.lora_dora:
-            raise UserError("key 'compile': torch compiles DoRA anew for every layer, up to its limit; take it out")
+            raise UserError("key 'compile': torch compiles DoRA again for every layer, up to its limit; take it out")
 
     @property
     def told_dropout(self) -> bool:

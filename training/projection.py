@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.errors import UserError, in_one_line
+from training.errors import in_one_line
 from training.resumption import apply_options, options_of
 
 __all__ = ["PROJECTION_STATE", "PROJECTION_WEIGHT", "Projection"]
@@ -80,7 +80,7 @@ class Projection(TrainerCallback):
         """Goes on from a checkpoint.
 
         Raises:
-            UserError: If the checkpoint has no projection of this shape.
+            ValueError: If the checkpoint has no projection of this shape.
         """
         path = folder / PROJECTION_STATE
         try:
@@ -93,7 +93,7 @@ class Projection(TrainerCallback):
             apply_options(self._optimizer, options)
         # A damaged file comes out of the unpickler as anything.
         except Exception as error:
-            raise UserError(f"{path}: the projection cannot be read ({in_one_line(error)}); start anew") from None
+            raise ValueError(f"{PROJECTION_STATE} cannot be read ({in_one_line(error)})") from None
 
     def export(self, folder: Path) -> None:
         """Writes the finished map for whoever wants to go on with it; no released model needs it."""

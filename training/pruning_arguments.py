@@ -41,7 +41,7 @@ class PruningArguments:
         default=None,
         metadata={
             "help": "Activations measured before: importance.safetensors, its folder, or an earlier stage that pruned "
-            "the same model; measured anew if left out."
+            "the same model; measured again if left out."
         },
     )
     trim_vocabulary: bool = field(

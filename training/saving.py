@@ -17,7 +17,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
 from training.adapter_folder import note_base
 from training.arguments import StageArguments
-from training.checkpoint_check import reading_checkpoint
+from training.checkpoint_check import reading_best, reading_checkpoint
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
 from training.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
 from training.projection import Projection
@@ -189,12 +189,14 @@ class SavingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
-        if has_adapter(self.model) and not self.is_fsdp_enabled:
-            read_adapter(self.model, Path(self.state.best_model_checkpoint, ADAPTER_WEIGHTS))
-        else:
-            super()._load_best_model()
-        if self.projection is not None:
-            self.projection.load(Path(self.state.best_model_checkpoint))
+        best = Path(self.state.best_model_checkpoint)
+        with reading_best(best):
+            if has_adapter(self.model) and not self.is_fsdp_enabled:
+                read_adapter(self.model, best / ADAPTER_WEIGHTS)
+            else:
+                super()._load_best_model()
+            if self.projection is not None:
+                self.projection.load(best)
 
     def _finalize_training(self, *args: Any) -> Any:
         # With a limit of 1, Trainer would delete the newest checkpoint in favour of the best one: the newest is what
@@ -225,7 +227,7 @@ class SavingTrainer(Trainer):
             checkpoint = last_checkpoint(Path(self.args.output_dir))
             raise NonFiniteError(
                 f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
-                f"last good checkpoint: {checkpoint or 'none yet'}. Start anew with a lower learning_rate"
+                f"last good checkpoint: {checkpoint or 'none yet'}. Start again with a lower learning_rate"
             )
         folder.mkdir(parents=True, exist_ok=True)
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)

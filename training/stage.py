@@ -195,7 +195,9 @@ def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
     if sharded != trainer.is_fsdp_enabled:
         kinds = ("with", "without") if sharded else ("without", "with")
-        raise UserError(f"{checkpoint}: was written {kinds[0]} FSDP and cannot be resumed {kinds[1]} it; launch alike")
+        raise UserError(
+            f"{checkpoint}: was written {kinds[0]} FSDP and cannot be resumed {kinds[1]} it; launch it {kinds[0]} FSDP"
+        )
 
 
 def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:

@@ -235,7 +235,7 @@ class F2LLMTrainer(SavingTrainer):
         start = f"'model: {checkpoint}'" if checkpoint else "the same model"
         return (
             f"{what} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
-            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the rows in {self.watch.path}, or start anew "
+            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the rows in {self.watch.path}, or start again "
             f"from {start} with a lower learning_rate and another output_dir"
         )
 

@@ -24,7 +24,7 @@ _TOKENS_SEEN = {"true": "all", "all": "all", "non_padding": "all", "false": "no"
 
 @dataclass
 class TransformersArguments:
-    """The keys of transformers' ``TrainingArguments`` that are declared anew.
+    """The keys of transformers' ``TrainingArguments`` that are declared again.
 
     Some have another default. Others are of a type of which HfArgumentParser reads a part only: a list or a text, a
     text or false.

@@ -8,12 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from training.arguments import StageArguments
 from training.recipe import Recipe
+from training.trainer import F2LLMTrainer
 
-__all__ = ["ONE_STAGE", "only_stage", "recipe_writer", "write_recipe", "write_single_stage", "write_sources"]
+__all__ = [
+    "ONE_STAGE",
+    "grow_loss",
+    "only_stage",
+    "recipe_writer",
+    "write_recipe",
+    "write_single_stage",
+    "write_sources",
+]
 
 # The least that a recipe must say.
 ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
@@ -130,6 +140,16 @@ def recipe_writer(folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def grow_loss(patch: pytest.MonkeyPatch) -> None:
+    """Lets every evaluation of a training, also of those forked from here, find a greater loss than the one before."""
+    means = F2LLMTrainer._task_type_means
+
+    def grown(self: F2LLMTrainer, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+        return {**means(self, by_source, prefix), f"{prefix}_loss": float(self.state.global_step)}
+
+    patch.setattr(F2LLMTrainer, "_task_type_means", grown)
 
 
 def only_stage(recipe: Recipe) -> StageArguments:

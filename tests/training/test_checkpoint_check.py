@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import grow_loss, write_single_stage
 from tests.training.test_continuation import error_of, killed
 from training.checkpoint_check import checkpoint_to_resume
 from training.run_stage import main
@@ -229,3 +229,29 @@ def test_sharded_checkpoints_have_all_their_parts(tmp_path: Path, stopped: Path,
     for name in ("config.json", "trainer_state.json", "scheduler.pt"):
         shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint)
     assert checkpoint_to_resume(tmp_path) == checkpoint
+
+
+@pytest.mark.parametrize("damage", [cut, overwrite, fewer_weights, Path.unlink])
+def test_a_training_does_not_end_in_other_weights_than_the_best(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    keys = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}
+    # The first evaluation is the best.
+    grow_loss(monkeypatch)
+    recipe = write_single_stage(tmp_path, **keys)
+    assert main([str(recipe)]) == 0
+    run = tmp_path / "run"
+    best = Path(json.loads((run / "checkpoint-10/trainer_state.json").read_text())["best_model_checkpoint"])
+    assert best.name == "checkpoint-5"
+    shutil.rmtree(run / "model")
+    damage(best if damage is fewer_weights else best / "model.safetensors")
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert error.startswith(f"error: {best}: is the best checkpoint, but ") and "--resume to end in the last" in error
+    assert not (run / "model").exists()
+    best.rename(tmp_path / "elsewhere")
+    assert main([str(recipe), "--resume"]) == 0
+    expected = load_file(run / "checkpoint-10/model.safetensors")
+    assert all(torch.equal(each, expected[name]) for name, each in load_file(run / "model/model.safetensors").items())

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.recipes import write_single_stage, write_sources
+from tests.training.recipes import grow_loss, write_single_stage, write_sources
 from training import distillation
 from training.distillation import choose_teacher
 from training.recipe import load_recipe
@@ -255,10 +255,12 @@ def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(
     assert main([recipe, "--resume", "--accept-changes"]) == 0
 
 
-def test_the_projection_of_the_best_model_goes_with_it(tmp_path: Path, models: Path) -> None:
+def test_the_projection_of_the_best_model_goes_with_it(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    # A learning rate that grows until the loss does: the first evaluation is the best.
-    best |= {"optim": "sgd", "learning_rate": 4.0, "warmup_steps": 12}
+    # The first evaluation is the best.
+    grow_loss(monkeypatch)
     steps = {"eval_strategy": "steps", "eval_steps": 4}
     run = train(tmp_path, models, teacher="narrow", teacher_projection=True, **best, **steps)
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -277,7 +279,8 @@ def test_a_damaged_projection_is_refused(
     rewind(whole, tmp_path / "cut", 4)
     (tmp_path / "cut/run/checkpoint-4/projection.pt").write_bytes(content)
     assert main([str(write(tmp_path / "cut", models, **keys)), "--resume"]) == 2
-    assert "the projection cannot be read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
 def test_a_projection_is_measured_before_it_is_trained(tmp_path: Path, models: Path) -> None:

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from tests.training.forked import SignalAt, start
-from tests.training.recipes import write_recipe, write_single_stage
+from tests.training.recipes import grow_loss, write_recipe, write_single_stage
 from training.checkpoints import STAGING, last_checkpoint
 from training.interruption import outlive_signals
 from training.run_stage import main
@@ -159,20 +160,20 @@ def test_an_interruption_is_not_taken_for_the_end_of_an_epoch(tmp_path: Path, ch
 
 
 @pytest.fixture(scope="module", params=["steps", "epoch"])
-def choosing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """Keys of a stage that keeps the best model, here an early one, and the folder of its uninterrupted run."""
+def choosing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict, Path]]:
+    """Keys of a stage that keeps the best model, that of the first evaluation, and the folder of its whole run."""
     keys = {
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        # A learning rate that grows until the loss does: the best model is the one of the first evaluation.
-        **{"optim": "sgd", "learning_rate": 0.5, "warmup_steps": 10},
         "eval_strategy": request.param,
         "eval_steps": 3,
         "save_strategy": request.param,
     }
     folder = tmp_path_factory.mktemp(f"choosing-{request.param}")
-    assert main([str(write_single_stage(folder, **keys))]) == 0
-    return keys, folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        grow_loss(patch)
+        assert main([str(write_single_stage(folder, **keys))]) == 0
+        yield keys, folder / "run"
 
 
 @pytest.mark.parametrize("limit", [1, 2])
