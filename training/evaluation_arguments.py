@@ -108,6 +108,8 @@ class EvaluationArguments:
         # Without pairs it may stand for all stages of a recipe, of which only some have pairs.
         if self.evaluation_sample and self.evaluation_pairs and self.eval_strategy == "no" and not self.prunes:
             raise UserError("key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy'")
+        if self.save_strategy == "best" and self.eval_strategy == "no" and not self.prunes:
+            raise UserError("key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'")
         self._check_early_stopping()
 
     def _check_early_stopping(self) -> None:
