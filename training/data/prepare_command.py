@@ -50,6 +50,7 @@ def _with_options(message: str, options: Collection[str]) -> str:
     """
     # Not single words, which may be anything, nor parts of paths.
     names = "|".join(name for name in options if "_" in name)
+    message = re.sub(rf"'({names}): ([^']*)'", r"\1: \2", message)
     key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
     return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
