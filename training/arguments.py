@@ -26,6 +26,10 @@ from training.yaml_file import unknown_key
 __all__ = ["StageArguments"]
 
 
+# Optimizers that read the keys of Adam, and no options of their own.
+_WITHOUT_OPTIONS = ("adamw_torch", "adafactor")
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
@@ -206,6 +210,17 @@ class StageArguments(
                 "key 'use_liger_kernel' needs the package liger-kernel; install it with 'pip install liger-kernel', or "
                 "take the key out"
             )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise UserError(
+                "key 'dataloader_persistent_workers' needs workers; give 'dataloader_num_workers: 2', or take it out"
+            )
+        if self.optim_args is not None and self.optim.value.startswith(_WITHOUT_OPTIONS):
+            raise UserError(
+                f"key 'optim_args' has no effect on 'optim: {self.optim.value}'; give 'adam_beta1', 'adam_epsilon' and "
+                "'weight_decay', or take it out"
+            )
+        if self.fsdp_config and not self.fsdp:
+            raise UserError("key 'fsdp_config' has no effect without 'fsdp: full_shard'; add that, or take it out")
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:

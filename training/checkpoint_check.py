@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import TrainerState
 
 from training.checkpoints import checkpoints, last_checkpoint, missing_part, numbered_checkpoints, step_of
-from training.errors import StoppedError, UserError, in_one_line, lost_contact
+from training.errors import OutputError, StoppedError, UserError, in_one_line, lost_contact
 
 __all__ = ["checkpoint_to_resume", "reading_checkpoint"]
 
@@ -80,7 +80,7 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
     """A block that reads a checkpoint; whatever libraries make of a damaged one becomes one line.
 
     Raises:
-        UserError: If it cannot be read; the message offers the checkpoint before it.
+        OutputError: If it cannot be read; the message offers the checkpoint before it.
     """
     try:
         yield
@@ -98,4 +98,4 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
             if before
             else "no other checkpoint is before it: start again with another output_dir"
         )
-        raise UserError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}; {remedy}") from error
+        raise OutputError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}", remedy) from error

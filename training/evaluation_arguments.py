@@ -111,6 +111,8 @@ class EvaluationArguments:
                 "key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy', as in "
                 "'eval_strategy: epoch'"
             )
+        if self.save_strategy == "best" and self.eval_strategy == "no" and not self.prunes:
+            raise UserError("key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'")
         self._check_early_stopping()
 
     def _check_early_stopping(self) -> None:
@@ -120,8 +122,8 @@ class EvaluationArguments:
         if self.early_stopping_patience is None:
             if threshold:
                 raise UserError(
-                    "key 'early_stopping_threshold' has no effect without 'early_stopping_patience'; give that, too, as "
-                    "in 'early_stopping_patience: 5'"
+                    "key 'early_stopping_threshold' has no effect without 'early_stopping_patience'; give that, too, "
+                    "as in 'early_stopping_patience: 5'"
                 )
             return
         if self.early_stopping_patience < 1:

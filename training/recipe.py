@@ -219,7 +219,8 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
     try:
         check_given(keys)
         (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
-    except (UserError, ValueError, TypeError, ImportError) as error:
+    # A configuration that is a file may be missing.
+    except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
     return Stage(name, keys, arguments)
 

@@ -19,7 +19,7 @@ from training.adapter_folder import note_base
 from training.arguments import StageArguments
 from training.checkpoint_check import reading_checkpoint
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
-from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
+from training.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
 from training.projection import Projection
 from training.resumption import apply_options, apply_schedule, check_loaded, follow_arguments, options_of
 from training.saved_prompts import SavedPrompts
@@ -126,6 +126,23 @@ class SavingTrainer(Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         self._options = self._options or options_of(optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Makes the schedule and makes sure that it can be computed to its end.
+
+        Raises:
+            UserError: If not.
+        """
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
+        try:
+            for function in getattr(scheduler, "lr_lambdas", ()):
+                function(num_training_steps)
+        except ArithmeticError:
+            raise UserError(
+                f"key 'lr_scheduler_type': a schedule of {num_training_steps} steps cannot be computed with "
+                f"'warmup_steps: {self.args.warmup_steps:g}'; give fewer"
+            ) from None
+        return scheduler
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any

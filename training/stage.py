@@ -32,6 +32,7 @@ from training.recipe import FINAL_MODEL, Stage
 from training.saved_prompts import given_prompt, set_query_prompt
 from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
+from training.unread_keys import unread_keys
 
 __all__ = ["run_stage"]
 
@@ -93,6 +94,9 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
         if _finished(stage, final):
             _push_what_waits(stage)
             return final
+        if args.process_index == 0:
+            for line in unread_keys(stage):
+                logger.warning(line)
         checkpoint = checkpoint_to_resume(output_dir) if resume else None
         trainer = set_up(stage)
         _check_sharding(trainer, checkpoint)

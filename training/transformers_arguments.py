@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.integrations import is_tensorboard_available
 
 from training.errors import UserError
+from training.yaml_file import unknown_key
 
 __all__ = ["TransformersArguments"]
 
@@ -16,6 +16,8 @@ _CHECKPOINTING = (
     ("activation_checkpointing", "gradient_checkpointing"),
     ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
 )
+# Of torch.utils.checkpoint, but for what would draw other dropout when layers are computed again.
+_CHECKPOINT_OPTIONS = ("use_reentrant", "determinism_check", "debug", "early_stop")
 # Packed texts have no padding.
 _TOKENS_SEEN = {"true": "all", "all": "all", "non_padding": "all", "false": "no", "no": "no"}
 
@@ -59,21 +61,34 @@ class TransformersArguments:
         """Gives the keys the values that transformers reads."""
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
-        for key, older in _CHECKPOINTING:
-            if getattr(self, key) is None:
-                setattr(self, key, getattr(self, older))
-            setattr(self, older, getattr(self, key))
+        self._settle_checkpointing()
         self._settle_tokens_seen()
+        # Transformers takes anything for it, and fails in the training.
+        self._mapping("lr_scheduler_kwargs")
         if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
             # A text alone is a pattern or 'all-linear'.
             (self.optim_target_modules,) = self.optim_target_modules
         if self.trackio_static_space_id == "false":
             self.trackio_static_space_id = False
-        if isinstance(self.liger_kernel_config, str):
-            try:
-                self.liger_kernel_config = json.loads(self.liger_kernel_config)
-            except ValueError as error:
-                raise UserError(f"key 'liger_kernel_config' is not valid JSON ({error})") from None
+        if self.use_liger_kernel or self.liger_kernel_config is not None:
+            # The default of Liger's that replaces the forward pass of a language model by one that computes its loss.
+            kernels = {"fused_linear_cross_entropy": False, **self._mapping("liger_kernel_config")}
+            for kernel in ("cross_entropy", "fused_linear_cross_entropy"):
+                if kernels.get(kernel):
+                    raise UserError(f"key 'liger_kernel_config': an embedding model has no {kernel!r}; give false")
+            self.liger_kernel_config = kernels
+
+    def _settle_checkpointing(self) -> None:
+        for key, older in _CHECKPOINTING:
+            if getattr(self, key) is None:
+                setattr(self, key, getattr(self, older))
+        options = self._mapping("activation_checkpointing_kwargs")
+        for name in options:
+            if name not in _CHECKPOINT_OPTIONS:
+                raise unknown_key("key 'activation_checkpointing_kwargs'", name, _CHECKPOINT_OPTIONS)
+        self.activation_checkpointing_kwargs = options or None
+        for key, older in _CHECKPOINTING:
+            setattr(self, older, getattr(self, key))
 
     def _settle_tokens_seen(self) -> None:
         counted = str(self.include_num_input_tokens_seen).lower()

@@ -100,8 +100,10 @@ def test_number_that_is_not_finite(refuses: Refuses, key: str, value: float) -> 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity"])
 def test_number_in_a_mapping_that_is_not_finite(refuses: Refuses, number: str) -> None:
-    with refuses("'lr_scheduler_kwargs'", "finite number"):
+    with refuses("'lr_scheduler_kwargs'", f"{number} is no number"):
         stage(lr_scheduler_kwargs=f'{{"min_lr": {number}}}', lr_scheduler_type="cosine_with_min_lr")
+    with refuses("'lr_scheduler_kwargs'", "finite number"):
+        stage(lr_scheduler_kwargs={"min_lr": float(number)})
     with refuses("'model_config'", f"{number} is no number"):
         stage(model=None, model_config=f'{{"rope_theta": {number}}}')
 

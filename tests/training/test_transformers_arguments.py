@@ -107,7 +107,8 @@ def test_every_choice_is_read(write: Callable[..., Path], key: str, value: str) 
         ("trackio_static_space_id: false", "trackio_static_space_id", False),
         ("trackio_static_space_id: org/space", "trackio_static_space_id", "org/space"),
         ("lr_scheduler_kwargs: {min_lr: 1e-5}", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
-        ("liger_kernel_config: {rope: false}", "liger_kernel_config", {"rope": False}),
+        ("liger_kernel_config: {rope: false}", "liger_kernel_config",
+         {"rope": False, "fused_linear_cross_entropy": False}),
         ("activation_checkpointing_kwargs: {use_reentrant: false}", "activation_checkpointing_kwargs",
          {"use_reentrant": False}),
         ("warmup_steps: 0.1", "warmup_steps", 0.1),
@@ -130,3 +131,14 @@ def test_checkpointing_by_its_newer_and_its_older_name(read: Callable[..., Stage
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         assert getattr(arguments, name) is True
         assert getattr(arguments, f"{name}_kwargs") == {"use_reentrant": False}
+
+
+def test_kernels_of_a_loss_that_an_embedding_model_does_not_have(
+    read: Callable[..., StageArguments], refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.arguments.is_liger_kernel_available", lambda: True)
+    assert read("use_liger_kernel: true").liger_kernel_config == {"fused_linear_cross_entropy": False}
+    with refuses("'liger_kernel_config'", "'fused_linear_cross_entropy'", "give false"):
+        read("liger_kernel_config: {fused_linear_cross_entropy: true}")
+    with refuses("'liger_kernel_config' is not valid JSON"):
+        read("", "--liger_kernel_config", "{rope")
