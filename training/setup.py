@@ -128,7 +128,7 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
         raise UserError(
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
-            "or give 'evaluation_sample' or a larger 'validation_share'"
+            "or give 'evaluation_sample' or a larger 'validation_share', as in 'validation_share: 0.05'"
         )
     if not measured and (args.eval_strategy != "no" or args.eval_on_start):
         asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
@@ -336,7 +336,11 @@ def prepare_sources(
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
     aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
+        remedy = (
+            "mend these rows"
+            if aside
+            else "lower 'validation_share', as in 'validation_share: 0', or raise 'cap' and 'source_caps'"
+        )
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
     # The first process speaks for all.
     for line in aside if args.process_index == 0 else ():
