@@ -173,20 +173,22 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     output_dir = Path(args.output_dir)
     started = bool(numbered_checkpoints(output_dir)) or (output_dir / FINAL_MODEL).exists()
     settled = started and (folder / "tokenizer.json").exists()
-    if args.should_save and not settled:
-        # All sources of the manifest: later stages use this tokenizer too.
-        texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
-        trained = train_tokenizer(texts, args.tokenizer_vocab_size)
+    if settled or not args.should_save:
+        return load_tokenizer(str(folder))
+    # All sources of the manifest: later stages use this tokenizer too.
+    texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
+    trained = train_tokenizer(texts, args.tokenizer_vocab_size)
+    # A plan of the same stage may write it, too.
+    with locked(folder):
         try:
-            # A plan of the same stage may write it, too.
-            with locked(folder), new_folder(folder) as partial:
+            with new_folder(folder) as partial:
                 trained.save_pretrained(partial)
         # A full disk comes out of tokenizers as an error of its own.
         except Exception as error:
             raise UserError(
                 f"{folder}: cannot be written ({in_one_line(error)}); make room or give another output_dir"
             ) from None
-    return load_tokenizer(str(folder))
+        return load_tokenizer(str(folder))
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
