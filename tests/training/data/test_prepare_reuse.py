@@ -255,3 +255,15 @@ def test_tokenizer_without_eos(
     with refuses("tokenizer", "EOS"):
         prepare(two, tokenizer, tmp_path / "prepared", options)
     assert not (tmp_path / "prepared").exists()
+
+
+def test_forms_serve_where_none_are_needed_but_not_the_other_way_round(
+    two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
+) -> None:
+    plain = prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    assert not plain[0].has_forms
+    with_forms = prepare(two, small_tokenizer, tmp_path / "prepared", replace(options, text_forms=True))
+    assert all(source.has_forms for source in with_forms)
+    before = [times(source.folder) for source in with_forms]
+    prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    assert [times(source.folder) for source in with_forms] == before
