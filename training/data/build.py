@@ -44,7 +44,7 @@ REPORT = "build.json"
 # What is to replace a source lies here until all sources are built.
 _ASIDE = ".building"
 # Raise it when the same build file would build other rows than before.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def main(words: list[str] | None = None) -> int:
