@@ -1,4 +1,4 @@
-"""The code of a card that a program can run: fenced blocks of Python under a comment that names them."""
+"""The code of a page that a program can run: fenced blocks of Python under a comment that names them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import re
 __all__ = ["snippets"]
 
 # A fence of code ends at the first line that is nothing but the fence.
-_BLOCK = re.compile(r"^<!-- verify: (?P<name>[a-z-]+) -->\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = r"^<!-- {mark}: (?P<name>[a-z-]+) -->\n```python\n(?P<code>.*?)^```$"
 
 
-def snippets(card: str) -> dict[str, str]:
-    """The marked blocks of a card by name, in order.
+def snippets(page: str, mark: str = "verify") -> dict[str, str]:
+    """The marked blocks of a page by name, in order.
 
     A model's card has ``sentence-transformers``, ``transformers`` and ``remote-code``. Each loads the model by the name
     that the card was made with and leaves ``query_embeddings`` and ``document_embeddings``, arrays or tensors of
     ``(texts, width)`` of unit length, of the same texts in all three.
+
+    Args:
+        page: Markdown.
+        mark: ``verify``, or ``library``: how other libraries are given the model, by the library's name.
     """
-    return {found["name"]: found["code"] for found in _BLOCK.finditer(card)}
+    found = re.finditer(_BLOCK.format(mark=mark), page, flags=re.MULTILINE | re.DOTALL)
+    return {block["name"]: block["code"] for block in found}

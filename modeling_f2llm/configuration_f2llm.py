@@ -7,10 +7,18 @@ transformers itself is built on) only.
 from __future__ import annotations
 
 import os
+from dataclasses import is_dataclass
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import Qwen3Config
+from transformers import __version__ as transformers_version
+
+if tuple(int(part) for part in transformers_version.split(".")[:2]) < (4, 55):
+    # The first that keeps packed texts apart in every attention; earlier ones would run, with other numbers.
+    raise ImportError(
+        f"the code of F2LLM models needs transformers 4.55 or newer (found {transformers_version}): leave out "
+        "trust_remote_code, which gives the same embeddings, or pip install -U transformers"
+    )
 
 __all__ = ["FAMILY", "F2LLMConfig", "matryoshka_dims"]
 
@@ -26,6 +34,10 @@ FAMILY: dict[str, tuple[int, int, int, int]] = {
     "f2llm-v2-8b": (4096, 12288, 36, 32),
     "f2llm-v2-14b": (5120, 17408, 40, 40),
 }
+
+# Embeddings of the Qwen3 models and special tokens of their post-trained tokenizer.
+_QWEN3_VOCABULARY = 151936
+_QWEN3_TOKENS = {"pad_token_id": 151643, "bos_token_id": 151643, "eos_token_id": 151645}
 
 
 def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
@@ -56,12 +68,11 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
     return sorted(dims, reverse=True)
 
 
-@strict
 class F2LLMConfig(Qwen3Config):
     """A Qwen3 configuration with the fields that embedding servers read.
 
-    ``model_type`` stays ``"qwen3"``, so whatever loads Qwen3 loads these models too. The defaults of the special
-    tokens are those of the post-trained Qwen3 tokenizer.
+    ``model_type`` stays ``"qwen3"``, so whatever loads Qwen3 loads these models too. The ids of the special tokens are
+    None unless given, as in stock Qwen3: they depend on the tokenizer.
 
     Args:
         is_matryoshka: Whether the embeddings may be truncated. vLLM refuses its ``dimensions`` request field otherwise.
@@ -79,14 +90,15 @@ class F2LLMConfig(Qwen3Config):
 
     use_cache: bool = False
     tie_word_embeddings: bool = True
-    pad_token_id: int | None = 151643
-    bos_token_id: int | None = 151643
-    eos_token_id: int | list[int] | None = 151645
     is_matryoshka: bool = True
     matryoshka_dimensions: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Fills in what depends on other fields."""
         # Qwen3's default of 28 says nothing about a shallower model, but loaders have tripped over it.
         self.max_window_layers = min(self.max_window_layers, self.num_hidden_layers)
         if not self.is_matryoshka:
@@ -112,11 +124,12 @@ class F2LLMConfig(Qwen3Config):
 
     @classmethod
     def from_family(cls, name: str, **overrides: Any) -> F2LLMConfig:
-        """Returns the configuration of a published size.
+        """Returns the configuration of a published size, with the special tokens of the post-trained Qwen3 tokenizer.
 
         Args:
             name: One of ``f2llm-v2-80m, -160m, -330m, -0.6b, -1.7b, -4b, -8b, -14b``, in any case.
-            **overrides: Fields to change, for instance ``vocab_size`` for a tokenizer of your own.
+            **overrides: Fields to change. Another ``vocab_size`` is that of another tokenizer: the special tokens are
+                then those given here, or None.
 
         Raises:
             ValueError: If the name is unknown.
@@ -126,7 +139,7 @@ class F2LLMConfig(Qwen3Config):
             raise ValueError(f"unknown model {name!r}; the family is {', '.join(FAMILY)}")
         hidden_size, intermediate_size, layers, heads = shape
         published = {
-            "vocab_size": 151936,
+            "vocab_size": _QWEN3_VOCABULARY,
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "num_hidden_layers": layers,
@@ -138,7 +151,26 @@ class F2LLMConfig(Qwen3Config):
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
             "rms_norm_eps": 1e-6,
         }
-        return cls(**{**published, **overrides})
+        fields = {**published, **overrides}
+        tokens = _QWEN3_TOKENS if fields["vocab_size"] == _QWEN3_VOCABULARY else {}
+        return cls(**{**tokens, **fields})
 
+
+def _init_without_dataclass(self: F2LLMConfig, **fields: Any) -> None:
+    own = {name: fields.pop(name, getattr(F2LLMConfig, name)) for name in ("is_matryoshka", "matryoshka_dimensions")}
+    defaults = {name: getattr(F2LLMConfig, name) for name in ("use_cache", "tie_word_embeddings")}
+    Qwen3Config.__init__(self, **{**defaults, **fields})
+    self.__dict__.update(own)
+    self._complete()
+    self.validate_matryoshka()
+
+
+if is_dataclass(Qwen3Config):
+    from huggingface_hub.dataclasses import strict
+
+    F2LLMConfig = strict(F2LLMConfig)
+else:
+    # Released folders load under versions of transformers before 5.4, too, whose configurations are plain classes.
+    F2LLMConfig.__init__ = _init_without_dataclass
 
 F2LLMConfig.register_for_auto_class()

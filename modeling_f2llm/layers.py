@@ -1,15 +1,17 @@
 """The decoder layer of F2LLM: Qwen3's, with a fused norm and, if the user so chooses, compiled around its attention.
 
 Attention over texts of many lengths is a loop that no compiler gains from. What comes before and after it works token
-by token, so one compiled function each serves every layer and every number of tokens.
+by token, so one compiled function each serves every layer of a model and every number of tokens.
 
 This file travels with every released model as remote code: it imports torch and transformers only.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from torch.nn.functional import rms_norm
 from transformers import AttentionInterface
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, apply_rotary_pos_emb
 
-__all__ = ["F2LLMDecoderLayer", "F2LLMRMSNorm", "adopt_layers"]
+__all__ = ["CompiledHalves", "F2LLMDecoderLayer", "F2LLMRMSNorm", "adopt_layers"]
+
+logger = logging.getLogger(__name__)
 
 
 class F2LLMRMSNorm(Qwen3RMSNorm):
@@ -37,6 +41,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
     """Qwen3's decoder layer; with ``compiled`` set, packed batches take the compiled way around attention."""
 
     compiled = False
+    halves: CompiledHalves
 
     def forward(
         self,
@@ -61,7 +66,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
             return super().forward(hidden_states, position_embeddings=position_embeddings, **packed, **kwargs)
         kwargs.pop("past_key_values", None)
         attention = self.self_attn
-        states = _compiled(_before_attention)(self, hidden_states, *position_embeddings)
+        states = self.halves.before(self, hidden_states, *position_embeddings)
         attend = AttentionInterface()[attention.config._attn_implementation]
         attended, _ = attend(
             attention,
@@ -74,7 +79,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
         )
         # Not a view any more: a graph is kept for each shape that what it views may have.
         attended = torch.ops.aten._unsafe_view(attended, attended.shape)
-        return _compiled(_after_attention)(self, hidden_states, attended)
+        return self.halves.after(self, hidden_states, attended)
 
 
 def adopt_layers(model: nn.Module, compile: bool) -> None:
@@ -84,18 +89,22 @@ def adopt_layers(model: nn.Module, compile: bool) -> None:
         model: Changed in place.
         compile: Whether its layers are compiled around attention.
     """
+    halves = CompiledHalves()
     for module in model.modules():
         if type(module) is Qwen3RMSNorm:
             module.__class__ = F2LLMRMSNorm
         elif type(module) is Qwen3DecoderLayer:
             module.__class__ = F2LLMDecoderLayer
-            module.compiled = compile
+            module.compiled, module.halves = compile, halves
 
 
 def _before_attention(
     layer: nn.Module, hidden_states: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, ``(1, heads, T, head_dim)`` each, in one dtype."""
+    # True while torch compiles this function, and so in all that it compiled.
+    if not torch.compiler.is_compiling():
+        layer.halves.tell_uncompiled()
     attention = layer.self_attn
     hidden_states = layer.input_layernorm(hidden_states)
     query, key, value = (
@@ -114,10 +123,42 @@ def _after_attention(layer: nn.Module, hidden_states: Tensor, attended: Tensor) 
     return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
 
 
-@cache
+class CompiledHalves:
+    """What a model's layers do before and after attention, compiled once for all of them when it first runs.
+
+    A copied or pickled model has halves of its own, compiled when they run.
+    """
+
+    _told = False
+
+    @cached_property
+    def before(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """:func:`_before_attention`, compiled."""
+        return _compiled(_before_attention)
+
+    @cached_property
+    def after(self) -> Callable[..., Tensor]:
+        """:func:`_after_attention`, compiled."""
+        return _compiled(_after_attention)
+
+    def tell_uncompiled(self) -> None:
+        """Logs, once for a model, that its layers run without having been compiled."""
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "compile=True, but layers run uncompiled (slower, with the same numbers): torch has compiled them as "
+                f"often as torch._dynamo.config.recompile_limit ({torch._dynamo.config.recompile_limit}) allows, once "
+                "for each precision, device and way of keeping gradients, or compiling is switched off"
+            )
+
+    def __reduce__(self) -> tuple[type[CompiledHalves], tuple[()]]:
+        return CompiledHalves, ()
+
+
 def _compiled(half: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled half of a layer, one for all layers, with an error that says what is missing."""
-    compiled = torch.compile(half, dynamic=True)
+    """A compiled half of a layer, with an error that says what is missing."""
+    # torch keeps and counts what it compiled by code object: with one of its own, no model uses up another's share.
+    compiled = torch.compile(FunctionType(half.__code__.replace(), half.__globals__, half.__name__), dynamic=True)
     from torch._dynamo.exc import BackendCompilerFailed
 
     def run(*arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -45,6 +45,9 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
+    A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
+    OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
+
     Args:
         config: The shape of the model.
         compile: Whether to compile with ``torch.compile``. On a CPU that needs a C++ compiler.
@@ -52,15 +55,7 @@ class F2LLMModel(Qwen3Model):
     Example:
         >>> import torch
         >>> from modeling_f2llm import F2LLMConfig, F2LLMModel
-        >>> config = F2LLMConfig.from_family(
-        ...     "f2llm-v2-80m",
-        ...     vocab_size=64,
-        ...     hidden_size=32,
-        ...     num_hidden_layers=2,
-        ...     pad_token_id=0,
-        ...     bos_token_id=0,
-        ...     eos_token_id=1,
-        ... )
+        >>> config = F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=64, hidden_size=32, num_hidden_layers=2)
         >>> model = F2LLMModel(config).eval()
         >>> ids, mask = torch.tensor([[5, 6, 1], [7, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
         >>> model(input_ids=ids, attention_mask=mask).last_hidden_state.shape
@@ -72,7 +67,15 @@ class F2LLMModel(Qwen3Model):
 
     def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
         super().__init__(config)
+        # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would keep
+        # that token's embedding as it is.
+        self.embed_tokens.padding_idx = None
         adopt_layers(self, compile)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+        super()._init_weights(module)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Maps the name that was asked for to a packed implementation.
@@ -116,19 +119,20 @@ class F2LLMModel(Qwen3Model):
             position_ids: As for Qwen3Model. Without a mask they may mark several texts in a row: a position that does
                 not follow the one before it starts a new text.
             past_key_values: With a cache (as with ``use_cache=True``, attention weights to be returned, a ready-made
-                mask, or padding between real tokens) the call is Qwen3Model's own, padding and all.
+                mask, padding between real tokens, or a graph being recorded) the call is Qwen3Model's own, padding and
+                all.
             inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
             use_cache: See ``past_key_values``.
             **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
                 batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
 
         Returns:
-            ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding, or ``(1, T, hidden_size)``
-            for a packed batch; hidden states, if asked for, in the same shape.
+            ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding unless the call is
+            Qwen3Model's, or ``(1, T, hidden_size)`` for a packed batch; hidden states, if asked for, in the same shape.
 
         Raises:
-            ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or the boundaries of a
-                packed batch do not fit it.
+            ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, the boundaries of a packed
+                batch do not fit it, or a packed batch is traced.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -141,12 +145,16 @@ class F2LLMModel(Qwen3Model):
         if lengths is not None:
             if cached or attention_mask is not None:
                 raise ValueError("a packed batch takes no cache and no attention mask: its boundaries say everything")
+            if torch.jit.is_tracing():
+                raise ValueError(
+                    "torch.jit.trace would make constants of a packed batch's boundaries: trace a padded batch instead"
+                )
             if position_ids is None:
                 position_ids = packed_position_ids(lengths, inputs.device)
             return self._forward_packed(input_ids, inputs_embeds, position_ids, lengths, kwargs)
         wants_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         layout = None
-        if not (cached or ready_made or wants_attentions):
+        if not (cached or ready_made or wants_attentions or _records_graph()):
             layout = _padded_layout(inputs, attention_mask, position_ids)
         if layout is not None and layout.index is None and position_ids is None and self._as_fast_in_rows(inputs):
             layout, attention_mask = None, None
@@ -227,6 +235,11 @@ class F2LLMModel(Qwen3Model):
             **boundaries,
             **others,
         )
+
+
+def _records_graph() -> bool:
+    """Whether operations are recorded, to be replayed on other texts: nothing may then depend on lengths."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _first_positions(position_ids: Tensor, lengths: list[int]) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 __all__ = [
@@ -254,9 +254,8 @@ def _as_attention_interface(kernel: Callable[..., Tensor]) -> Callable[..., tupl
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         if sequence_lengths is None:
-            return sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            )
+            stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            return stock(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         options = {
             "dropout": dropout,
             "scaling": scaling,
@@ -269,6 +268,11 @@ def _as_attention_interface(kernel: Callable[..., Tensor]) -> Callable[..., tupl
         return kernel(*states, options)[None], None
 
     return attention
+
+
+def _stock_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask of a call that is not packed, by the name under which exporters put their own."""
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
 
 
 # A released folder brings this file along as remote code: its functions must not replace the installed package's.
@@ -286,7 +290,7 @@ PACKED_ATTENTION: dict[str | None, str] = {
 
 for _name, _kernel in _KERNELS.items():
     AttentionInterface.register(PACKED_ATTENTION[_name], _as_attention_interface(_kernel))
-    AttentionMaskInterface.register(PACKED_ATTENTION[_name], sdpa_mask)
+    AttentionMaskInterface.register(PACKED_ATTENTION[_name], _stock_mask)
 
 
 def check_available(implementation: str) -> None:

@@ -1,17 +1,28 @@
-"""The one thing F2LLM asks of a tokenizer: that it ends every text with EOS by itself."""
+"""The one thing F2LLM asks of a tokenizer: that it ends every text with the same token by itself."""
 
 from __future__ import annotations
 
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["append_eos"]
+__all__ = ["append_eos", "end_token_id"]
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that a tokenizer puts after every text; None if it puts none there.
+
+    It need not be the EOS token: Qwen3-Embedding's tokenizer has ``<|im_end|>`` as EOS and appends ``<|endoftext|>``,
+    its padding token. The embedding is read at the token that is appended.
+    """
+    ids, text = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    return None if ids[len(ids) - len(text) :] == text else ids[-1]
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Makes a fast tokenizer append its EOS token, and keep it when it truncates.
+    """Makes a fast tokenizer end every text with a token, and keep it when it truncates.
 
-    Last-token pooling reads the embedding at EOS. transformers 5 ignores ``add_eos_token``, so the token comes from the
+    Last-token pooling reads the embedding at that token. A tokenizer that appends one keeps it, because the model was
+    trained with it; any other gets its EOS token. transformers 5 ignores ``add_eos_token``, so the token comes from the
     post-processor, which is saved in ``tokenizer.json`` and works in every runtime that reads that file.
 
     Args:
@@ -21,30 +32,35 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         The same tokenizer.
 
     Raises:
-        ValueError: If the tokenizer has no EOS token, is not a fast one, or pads with its EOS token (texts would then
-            seem to end where padding begins).
+        ValueError: If the tokenizer has no EOS token or is not a fast one.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name} has no EOS token: set tokenizer.eos_token, for instance to <|im_end|>")
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {name} is not a fast tokenizer: load it with AutoTokenizer and use_fast=True")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ValueError(
-            f"tokenizer {name} needs a padding token other than its EOS token {tokenizer.eos_token}: "
-            "set tokenizer.pad_token, for instance to <|endoftext|>"
-        )
+    if tokenizer.pad_token_id is None:
+        # Some token must fill a batch up. Its attention mask says which ones are padding, so EOS can do it, too.
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
-    if tokenizer("a").input_ids[-1:] != [tokenizer.eos_token_id]:
-        eos = tokenizer.eos_token
-        template = TemplateProcessing(
-            single=f"$A {eos}",
-            pair=f"$A {eos} $B:1 {eos}:1",
-            special_tokens=[(eos, tokenizer.eos_token_id)],
-        )
-        backend = tokenizer.backend_tokenizer
-        # A byte-level post-processor only trims offsets, but byte-level tokenizers expect to find it.
-        byte_level = isinstance(backend.post_processor, ByteLevel)
-        backend.post_processor = Sequence([ByteLevel(trim_offsets=False), template]) if byte_level else template
+    if end_token_id(tokenizer) is None:
+        _append(tokenizer, tokenizer.eos_token)
     return tokenizer
+
+
+def _append(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+    """Sets a post-processor that puts ``end`` after a text, and before it what the tokenizer puts there today."""
+    ids, text = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    first = tokenizer.convert_ids_to_tokens(ids[: len(ids) - len(text)])
+    template = TemplateProcessing(
+        single=[*first, "$A", end],
+        pair=[*first, "$A", end, *(f"{token}:1" for token in first), "$B:1", f"{end}:1"],
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in {*first, end}],
+    )
+    backend = tokenizer.backend_tokenizer
+    # A byte-level post-processor only trims offsets, but byte-level tokenizers expect to find it.
+    before = backend.post_processor
+    parts = list(before) if isinstance(before, Sequence) else [before]
+    byte_level = any(isinstance(part, ByteLevel) for part in parts)
+    backend.post_processor = Sequence([ByteLevel(trim_offsets=False), template]) if byte_level else template

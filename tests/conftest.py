@@ -51,6 +51,7 @@ OTHER_PYTHONS = {
     "openvino-python": "the dependency group openvino",
     "infinity-python": "infinity-emb and openai",
     "llama-python": "llama-cpp-python",
+    "rag-python": "langchain-huggingface, llama-index-embeddings-huggingface and sentence-transformers-haystack",
 }
 
 

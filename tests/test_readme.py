@@ -6,19 +6,28 @@ import re
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.hub_cards.library_calls import expected_calls, library_calls
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def _snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = README.read_text(encoding="utf-8")
+    # What a comment marks as another library's needs that library.
+    return re.findall(rf"(?<!-->\n)```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_other_libraries_are_given_the_query_prompt() -> None:
+    expected = expected_calls("f2llm-v2-330m", DEFAULT_PROMPTS["query"], DEFAULT_PROMPTS["document"])
+    assert library_calls(README.read_text(encoding="utf-8")) == expected
 
 
 def test_python_snippets_run(
@@ -40,6 +49,8 @@ def test_python_snippets_run(
     for snippet in _snippets("python"):
         exec(snippet, namespace)
     assert namespace["queries"].shape == (1, 256)
+    # Compared by the inner product.
+    assert np.linalg.norm(namespace["full"], axis=1) == pytest.approx(np.ones(3))
     assert (
         not list(Path("my-adapter").glob("model*.safetensors"))
         and Path("my-adapter/adapter_model.safetensors").exists()
@@ -49,6 +60,15 @@ def test_python_snippets_run(
     namespace["adapted"].enable_adapters()
     assert abs(namespace["adapted"].encode(sentences) - unadapted).max() > 1e-5
     assert "tensor" in capsys.readouterr().out
+
+
+def test_the_search_runs_on_a_model_narrower_than_its_shortlist_takes(
+    tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    (snippet,) = [text for text in _snippets("python") if "IndexBinaryFlat" in text]
+    exec(snippet, {"model": build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer))})
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_script_for_adapters_is_short() -> None:

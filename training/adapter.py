@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("draws_dropout", "has_adapter", "mend_saved", "merge", "read_adapter", "require_peft", "saved_name"),
+    *("adapter_draws_dropout", "has_adapter", "lacking_weight", "mend_saved", "merge", "read_adapter", "require_peft"),
+    "saved_name",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -181,7 +183,7 @@ def has_adapter(model: Any) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def draws_dropout(model: Any) -> bool:
+def adapter_draws_dropout(model: Any) -> bool:
     """Whether an adapter of the model draws dropout in training."""
     return has_adapter(model) and any(config.lora_dropout for config in model.peft_config.values())
 
@@ -199,6 +201,14 @@ def read_adapter(model: PreTrainedModel, path: Path) -> None:
     if {_as_peft_saves(key) for key in weights} != model.get_adapter_state_dict(ADAPTER_NAME).keys():
         raise ValueError(f"{path}: holds the weights of another adapter")
     set_peft_model_state_dict(model, weights, ADAPTER_NAME)
+
+
+def lacking_weight(model: PreTrainedModel, path: Path) -> str | None:
+    """A weight of a model's adapter that a saved file lacks; None if it has all."""
+    with safe_open(path, framework="pt") as stored:
+        held = {_as_peft_saves(key.removeprefix(_PREFIX)) for key in stored.keys()}
+    wanted = map(_as_peft_saves, model.get_adapter_state_dict(ADAPTER_NAME))
+    return min((key for key in wanted if key not in held), default=None)
 
 
 def mend_saved(folder: Path) -> None:

@@ -19,9 +19,9 @@ from training.checkpoints import publish, write_whole
 from training.common.outputs import check_output
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
-from training.loading import load_base
 from training.model_identity import model_file, model_revision
-from training.saved_prompts import model_prompts
+from training.models.loading import load_base
+from training.models.settings import saved_prompts, why_not_last_token
 
 __all__ = ["merge_adapter", "trained_widths"]
 
@@ -59,13 +59,15 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         if _read(output / MERGED_ADAPTER) == record:
             return
         raise UserError(f"{output}: the folder holds something else; give another --output")
+    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
+    if (other := why_not_last_token(spoken)) is not None:
+        raise UserError(f"{spoken}: {other}; only an adapter of a model that is pooled at the last token is merged")
     model = load_base(adapter, base, same=not any_base)
     attach_adapter(model, adapter, trainable=False)
     merge(model)
     trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
     _set_dims(model, trained)
-    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
-    _write(model, load_tokenizer(spoken), model_prompts(spoken) or {}, record, trained, output)
+    _write(model, load_tokenizer(spoken), saved_prompts(spoken) or {}, record, trained, output)
 
 
 def _set_dims(model: F2LLMModel, path: Path | None) -> None:

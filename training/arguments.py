@@ -6,33 +6,32 @@ import json
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.utils import is_liger_kernel_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.errors import UserError
 from training.evaluation_arguments import EvaluationArguments
 from training.lora_arguments import LoraArguments
+from training.number_ranges import check_finite, check_ranges
 from training.planning_arguments import PlanningArguments
 from training.pruning_arguments import PruningArguments
 from training.publishing_arguments import PublishingArguments
 from training.teacher_arguments import TeacherArguments
+from training.transformers_arguments import TransformersArguments
 from training.yaml_file import unknown_key
 
 __all__ = ["StageArguments"]
 
 
-# A byte-level tokenizer has 256 bytes and three special tokens.
-_FEWEST_TOKENS = 259
+# Optimizers that read the keys of Adam, and no options of their own.
+_WITHOUT_OPTIONS = ("adamw_torch", "adafactor")
 
 
-# Keys of Trainer's own steps, evaluation and loaders, which are others here.
-_WITHOUT_EFFECT = (
-    *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last", "auto_find_batch_size"),
-    *("eval_accumulation_steps", "per_device_eval_batch_size", "torch_empty_cache_steps", "train_sampling_strategy"),
-)
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 @dataclass
@@ -43,12 +42,13 @@ class StageArguments(
     EvaluationArguments,
     PublishingArguments,
     PlanningArguments,
+    TransformersArguments,
     TrainingArguments,
 ):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
-    A recipe names the global batch; how it is split over devices is not its business, so
-    ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` have no effect here and are refused.
+    A recipe names the global batch; how it is split over devices is not its business. What each key does, and which of
+    transformers' keys a recipe must not give, is in :mod:`training.stage_keys`.
     """
 
     # Data
@@ -144,7 +144,7 @@ class StageArguments(
         default=None,
         metadata={
             "help": "Tokens that a process encodes at once, at most; memory follows it, the result does not depend on "
-            "it. A process's whole share of a batch if left out."
+            "it unless dropout is drawn. A process's whole share of a batch if left out."
         },
     )
     num_hard_negatives_retrieval: int = field(default=7, metadata={"help": "Hard negatives per retrieval row."})
@@ -170,24 +170,15 @@ class StageArguments(
         metadata={"help": "Let positives learn from the in-batch term; false: as published on several GPUs."},
     )
 
-    # Other defaults than those of transformers
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
-    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step."})
-    # HfArgumentParser reads a union of three only with None in front.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default=None, metadata={"help": "Trackers to log to; TensorBoard if it is installed and this is left out."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect."})
-    # All weights are used in every step and no buffer changes: what DDP would do about either costs time for nothing.
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See DDP."})
-    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "See DDP."})
-
     def __post_init__(self) -> None:
-        if self.report_to is None:
-            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        # Before transformers rounds them; again for those in mappings, which it reads.
+        check_finite(self)
+        self._settle()
+        self._settle_direction()
         super().__post_init__()
-        self._check_batching()
-        self._check_ranges()
+        check_finite(self)
+        check_ranges(self)
+        self._check_computation()
         self._check_mappings()
         self._check_teacher()
         self._check_pruning()
@@ -199,11 +190,6 @@ class StageArguments(
         self._check_evaluation()
         self._check_planning()
         self._check_publishing()
-        if self.push_to_hub:
-            raise UserError(
-                "key 'push_to_hub': give 'push_checkpoints' to publish checkpoints, and publish the finished model by "
-                "itself"
-            )
         if self.tokenizer == "train" and self.model is not None:
             raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
         if (self.model is None) == (self.model_config is None):
@@ -211,43 +197,30 @@ class StageArguments(
                 "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
             )
 
-    def _check_batching(self) -> None:
-        if self.per_device_train_batch_size != 8 or self.gradient_accumulation_steps != 1:
-            raise UserError(
-                "keys 'per_device_train_batch_size' and 'gradient_accumulation_steps' have no effect; "
-                "give 'global_batch_size'"
-            )
-        defaults = {each.name: each.default for each in fields(self)}
-        for key in _WITHOUT_EFFECT:
-            if getattr(self, key) != defaults[key]:
-                raise UserError(f"key {key!r} has no effect on global batches of packed texts; take it out")
-        if self.save_only_model:
-            raise UserError("key 'save_only_model' leaves checkpoints that cannot be resumed from; take it out")
-        if self.torch_compile:
-            raise UserError("key 'torch_compile' compiles what packed batches never run; give 'compile: true'")
-        if self.global_batch_size < 1:
-            raise UserError(f"key 'global_batch_size' must be at least 1, got {self.global_batch_size}")
+    def _check_computation(self) -> None:
         if self.max_tokens_per_forward is not None and self.max_tokens_per_forward < self.max_length:
             raise UserError(
                 f"key 'max_tokens_per_forward' ({self.max_tokens_per_forward}) must hold the longest text; give at "
                 f"least 'max_length' ({self.max_length})"
             )
-
-    def _check_ranges(self) -> None:
-        for key in ("validation_share", "document_instruction_share"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"key {key!r} must lie between 0 and 1, got {getattr(self, key)}")
-        least = {"max_length": 1, "matryoshka_min_dim": 1, "cap": 1, "tokenizer_vocab_size": _FEWEST_TOKENS}
-        least |= {"seed": 0, "dataloader_num_workers": 0}
-        for key, smallest in least.items():
-            value = getattr(self, key)
-            if value is not None and value < smallest:
-                raise UserError(f"key {key!r} must be at least {smallest}, got {value}")
-        for task_type, count in self.num_hard_negatives.items():
-            if count < 0:
-                raise UserError(f"key 'num_hard_negatives_{task_type}' must not be negative, got {count}")
-        if not self.temperature > 0:
-            raise UserError(f"key 'temperature' must be positive, got {self.temperature}")
+        if self.fp16 and self.device.type == "cpu":
+            raise UserError("key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out")
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise UserError(
+                "key 'use_liger_kernel' needs the package liger-kernel; install it with 'pip install liger-kernel', or "
+                "take the key out"
+            )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise UserError(
+                "key 'dataloader_persistent_workers' needs workers; give 'dataloader_num_workers: 2', or take it out"
+            )
+        if self.optim_args is not None and self.optim.value.startswith(_WITHOUT_OPTIONS):
+            raise UserError(
+                f"key 'optim_args' has no effect on 'optim: {self.optim.value}'; give 'adam_beta1', 'adam_epsilon' and "
+                "'weight_decay', or take it out"
+            )
+        if self.fsdp_config and not self.fsdp:
+            raise UserError("key 'fsdp_config' has no effect without 'fsdp: full_shard'; add that, or take it out")
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:
@@ -277,7 +250,7 @@ class StageArguments(
 
     def cap_of(self, source: str) -> int | None:
         """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all."""
-        fitting = [cap for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]
+        fitting = [int(cap) for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]
         return min([*fitting, *([self.cap] if self.cap is not None else [])], default=None)
 
     def _check_mappings(self) -> None:
@@ -288,17 +261,20 @@ class StageArguments(
         if self.builder_fields() and self.builder is None:
             raise UserError("key 'builder_options' has no effect without 'builder'; name the builder or take it out")
         for pattern, cap in self._mapping("source_caps").items():
-            if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+            # 1e4 is a number with a fraction to YAML and JSON.
+            whole = isinstance(cap, float) and cap.is_integer()
+            if not (isinstance(cap, int) or whole) or isinstance(cap, bool) or cap < 1:
                 raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
 
     def _mapping(self, key: str) -> dict[str, Any]:
-        """The value of a key that holds a mapping, written as JSON.
+        """The value of a key that holds a mapping, a copy; a recipe gives it as JSON.
 
         Raises:
             UserError: If it is no JSON object.
         """
+        value = getattr(self, key) or "{}"
         try:
-            mapping = json.loads(getattr(self, key) or "{}")
+            mapping = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else {**value}
         except ValueError as error:
             raise UserError(f"key {key!r} is not valid JSON ({error})") from None
         if not isinstance(mapping, dict):

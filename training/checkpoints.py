@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 __all__ = [
-    *("STAGING", "checkpoints", "holds_model", "last_checkpoint", "numbered_checkpoints"),
-    *("publish", "remove_leftovers", "rotate", "write_whole"),
+    *("STAGING", "checkpoints", "holds_model", "last_checkpoint", "missing_part", "numbered_checkpoints"),
+    *("publish", "remove_leftovers", "rotate", "step_of", "write_whole"),
 ]
 
 # A checkpoint in the making, and old ones on their way out: neither is ever resumed from.
 STAGING = ".checkpoint.partial"
 _DISCARDED = ".discarded"
-# Without one of these, training cannot go on as if nothing had happened.
-_NEEDED = ("trainer_state.json", "scheduler.pt")
+# Without one of these, training cannot go on as if nothing had happened: the file that is missed, and what else may be
+# there in its place, where weights and optimizer are sharded.
+_NEEDED = {
+    "trainer_state.json": (),
+    "scheduler.pt": (),
+    "optimizer.pt": ("optimizer.bin", "optimizer_*", "latest"),
+    "model.safetensors": ("*.safetensors", "pytorch_model*"),
+}
 # What a folder has that holds a model, or an adapter of one.
 _OF_A_MODEL = ("config.json", "adapter_config.json")
 
@@ -28,13 +34,22 @@ def holds_model(folder: Path) -> bool:
 def numbered_checkpoints(output_dir: Path) -> list[Path]:
     """All folders named as checkpoints, oldest first."""
     folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(folders, key=_step)
+    return sorted(folders, key=step_of)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run that can be resumed from, oldest first."""
-    numbered = numbered_checkpoints(output_dir)
-    return [path for path in numbered if holds_model(path) and all((path / name).is_file() for name in _NEEDED)]
+    return [path for path in numbered_checkpoints(output_dir) if missing_part(path) is None]
+
+
+def missing_part(checkpoint: Path) -> str | None:
+    """The name of a file without which a checkpoint cannot be resumed from; None if it has all of them."""
+    if not holds_model(checkpoint):
+        return _OF_A_MODEL[0]
+    for name, others in _NEEDED.items():
+        if not (checkpoint / name).is_file() and not any(any(checkpoint.glob(other)) for other in others):
+            return name
+    return None
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
@@ -42,7 +57,8 @@ def last_checkpoint(output_dir: Path) -> Path | None:
     return next(reversed(checkpoints(output_dir)), None)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of, by its name."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 

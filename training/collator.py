@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from training.data.options import required_negatives
 from training.data.prepared import PreparedSource
 from training.errors import UserError
 from training.keyed import keyed_bits
@@ -50,7 +51,7 @@ class PackedCollator:
 
     Args:
         sources: The sources that row keys refer to.
-        num_hard_negatives: Negatives drawn per row, by task type.
+        num_hard_negatives: Negatives drawn per row, by task type; none of a retrieval source that has none.
         seed: Seed of the draws.
         rank: This process.
         world_size: Number of processes.
@@ -95,12 +96,15 @@ class PackedCollator:
         self.teacher_cache = teacher_cache
         self.teacher_width = teacher_width
         for source in self.sources:
-            wanted = self.num_hard_negatives[source.task_type]
+            wanted = self._wanted(source)
             if source.num_negatives < wanted:
                 raise UserError(
                     f"{source.folder}: rows have {source.num_negatives} negatives, but {wanted} are to be drawn; "
-                    f"lower num_hard_negatives_{source.task_type}"
+                    f"write 'num_hard_negatives_{source.task_type}: {source.num_negatives}'"
                 )
+
+    def _wanted(self, source: PreparedSource) -> int:
+        return required_negatives(self.num_hard_negatives, source.task_type, source.num_negatives)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Builds this process's part of the batch; all rows must be of one source."""
@@ -136,7 +140,7 @@ class PackedCollator:
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """The ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices of rows into them."""
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
-        negatives = self._draw_negatives(rows, positions[:, 2:], self.num_hard_negatives[source.task_type])
+        negatives = self._draw_negatives(rows, positions[:, 2:], self._wanted(source))
         texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
         lengths = source.lengths(texts)
         order = np.argsort(lengths, kind="stable")

@@ -16,6 +16,7 @@ from training.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.model_identity import model_revision
+from training.models.reference import find_model
 from training.projection import Projection
 from training.teacher import Teacher, load_teacher, reads_tokens_of
 from training.teacher_cache import TeacherCache
@@ -29,10 +30,12 @@ class TeacherChoice:
     """A teacher that fits the student, before its weights are needed.
 
     Attributes:
+        place: Its folder or Hub name.
         width: Its dimensions ``D``.
         by_text: It, loaded, if it is given texts; None if it is given the student's token ids.
     """
 
+    place: str
     width: int
     by_text: TextTeacher | None = None
 
@@ -47,12 +50,13 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
         UserError: If the teacher cannot be used, is narrower than the student without ``teacher_projection``, or covers
             it with.
     """
+    place = find_model(args.teacher, None, "key 'teacher'")[0]
     own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
-    if not own_format and reads_tokens_of(args.teacher, tokenizer):
-        choice = TeacherChoice(_width_in_config(args.teacher))
+    if not own_format and reads_tokens_of(place, tokenizer):
+        choice = TeacherChoice(place, _width_in_config(place, args.max_length))
     else:
-        teacher = load_text_teacher(args.teacher, args.text_format, device="cpu")
-        choice = TeacherChoice(teacher.width, teacher)
+        teacher = load_text_teacher(place, args.text_format, device="cpu")
+        choice = TeacherChoice(place, teacher.width, teacher)
     if choice.width < student_width and not args.teacher_projection:
         raise UserError(
             f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "
@@ -66,12 +70,19 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     return choice
 
 
-def _width_in_config(name: str) -> int:
+def _width_in_config(name: str, max_length: int) -> int:
     try:
-        return AutoConfig.from_pretrained(base_of(name)).hidden_size
+        config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=False)
+        width, positions = config.hidden_size, config.max_position_embeddings
     # Damaged folders come out of the library as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+    if max_length > positions:
+        raise UserError(
+            f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {name}, which reads "
+            f"the student's tokens; write 'max_length: {positions}' or choose another teacher"
+        )
+    return width
 
 
 class Distillation:
@@ -148,25 +159,26 @@ def make_distillation(
     cache, made_by = None, _made_by(choice, args)
     if args.teacher_cache_dir is not None:
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
+        cache.check()
     teacher: Teacher | TextTeacher | None = None
     if cache is None or not cache.whole:
-        teacher = choice.by_text or _token_teacher(args, made_by["teacher"], model_options)
+        teacher = choice.by_text or _token_teacher(choice.place, made_by["teacher"], args, model_options)
         if choice.by_text is not None:
             choice.by_text.use(sources)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
     return Distillation(student_width, teacher, cache, projection, made_by["teacher"])
 
 
-def _token_teacher(args: StageArguments, revision: str, model_options: dict[str, Any]) -> Teacher:
+def _token_teacher(place: str, revision: str, args: StageArguments, model_options: dict[str, Any]) -> Teacher:
     # The very commit that the cache is named after, should the Hub have another by now.
-    commit = {} if Path(args.teacher).is_dir() else {"revision": revision}
-    return Teacher(load_teacher(args.teacher, **commit, **model_options), args.max_tokens_per_forward)
+    commit = {} if Path(place).is_dir() else {"revision": revision}
+    return Teacher(load_teacher(place, **commit, **model_options), args.max_tokens_per_forward)
 
 
 def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:
     """What a teacher's embedding of a text depends on."""
     return {
-        "teacher": choice.by_text.identity if choice.by_text else model_revision(args.teacher, "key 'teacher'"),
+        "teacher": choice.by_text.identity if choice.by_text else model_revision(choice.place, "key 'teacher'"),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "reads": "texts" if choice.by_text else "tokens",
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from training.evaluation.stage_pairs import load_stage_pairs
 from training.inputs import Input, find_inputs, missing_error
 from training.origin import Origin
 from training.plan import make_plan
@@ -34,6 +35,9 @@ def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
         inputs = find_inputs(recipe, stage)
         _require_shapes(recipe, stage, inputs, origins)
         plan = make_plan(stage, origins, measure, inputs)
+        # What the builder of the data makes, too, is there now; a stage that cuts a model may have built nothing.
+        if not stage.arguments.prunes:
+            load_stage_pairs(stage.arguments)
         origins[made_by(stage)] = plan.origin
         seconds += plan.seconds or 0.0
         total += plan.flops.total

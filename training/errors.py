@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-__all__ = ["InterruptedTrainingError", "NonFiniteError", "StoppedError", "UserError", "in_one_line", "lost_contact"]
+__all__ = [
+    "InterruptedTrainingError",
+    "NonFiniteError",
+    "OutputError",
+    "StoppedError",
+    "UserError",
+    "in_one_line",
+    "lost_contact",
+]
 
 
-class UserError(ValueError):
+class _AdvisingError(Exception):
+    """What happened, and what to do about it where that depends on the command: another one puts its own in the place.
+
+    Args:
+        what: What happened and where; also what to do, where that is the same in every command.
+        remedy: What to do in the command that usually does this work.
+    """
+
+    _between = "; "
+
+    def __init__(self, what: str | BaseException, remedy: str | None = None) -> None:
+        super().__init__(*([what] if remedy is None else [what, remedy]))
+
+    def __str__(self) -> str:
+        return self._between.join(map(str, self.args))
+
+    @property
+    def what(self) -> str:
+        """The message without a remedy that depends on the command."""
+        return str(self.args[0])
+
+    def advising(self, remedy: str) -> _AdvisingError:
+        """The same error with the remedy of another command, if it has one that depends on the command."""
+        if len(self.args) < 2:
+            return self
+        other = type(self)(self.what, remedy)
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+class UserError(_AdvisingError, ValueError):
     """Something the user gave is wrong; the message says what, where, and what to do."""
 
 
-class StoppedError(RuntimeError):
+class OutputError(UserError):
+    """The output folder of a training holds something else, or cannot be written."""
+
+
+class StoppedError(_AdvisingError, RuntimeError):
     """Training had to stop; the message says why, where the last good checkpoint is and how to go on."""
+
+    _between = ". "
 
 
 class NonFiniteError(StoppedError):
@@ -20,8 +64,8 @@ class NonFiniteError(StoppedError):
 class InterruptedTrainingError(StoppedError):
     """A signal asked training to stop; ``signal`` is its number."""
 
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, remedy: str | None = None, signal: int = 0) -> None:
+        super().__init__(what, remedy)
         self.signal = signal
 
 

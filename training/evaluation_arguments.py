@@ -7,7 +7,24 @@ from dataclasses import dataclass, field
 
 from training.errors import UserError
 
-__all__ = ["EvaluationArguments"]
+__all__ = ["FOLLOWING_SCHEDULERS", "EvaluationArguments", "greater_is_better"]
+
+# Of what evaluations measure, these are better the greater they are. All else are losses.
+_SCORES = ("accuracy", "ndcg", "recall", "mrr")
+# Schedulers that follow a metric by evaluations, and take a direction of their own.
+FOLLOWING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+
+
+def greater_is_better(metric: str) -> bool:
+    """Whether a model is the better, the greater a metric of its evaluation is.
+
+    Args:
+        metric: Its name, with or without ``eval_`` before it: ``loss``, ``retrieval``, ``source/NAME``,
+            ``pairs_accuracy_dim64``, …
+    """
+    name = metric.removeprefix("eval_")
+    # A source's loss, whatever the source is called.
+    return not name.startswith("source/") and any(score in name for score in _SCORES)
 
 
 @dataclass
@@ -15,10 +32,14 @@ class EvaluationArguments:
     """The keys of a stage that are about pairs to be found, in training and by the finished model."""
 
     evaluation_pairs: str | None = field(
-        default=None, metadata={"help": "Parquet of query, passage, lang, script: find the passage of each query."}
+        default=None,
+        metadata={
+            "help": "File (.parquet, .csv, .jsonl) with query and passage, perhaps lang and script: "
+            "find the passages of each query."
+        },
     )
     evaluation_candidates: str | None = field(
-        default=None, metadata={"help": "Parquet whose 'passage' column lists what to find it among."}
+        default=None, metadata={"help": "File of the same kinds whose 'passage' column lists what to find them among."}
     )
     evaluation_sample: int = field(
         default=0,
@@ -46,6 +67,35 @@ class EvaluationArguments:
         """Whether the pairs decide which model is the best."""
         return (self.metric_for_best_model or "").removeprefix("eval_").startswith("pairs_")
 
+    def _settle_direction(self) -> None:
+        """Takes the direction of the metric that is followed from what it measures.
+
+        Raises:
+            UserError: If the other direction was given.
+        """
+        scheduler = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        follows = scheduler in FOLLOWING_SCHEDULERS
+        metric = self.metric_for_best_model or ("loss" if follows or self.load_best_model_at_end else None)
+        if metric is None:
+            return
+        greater = greater_is_better(metric)
+        better = "greater" if greater else "lower"
+        if self.greater_is_better not in (None, greater):
+            raise UserError(
+                f"key 'greater_is_better': of {metric!r} the {better} value is better; give 'greater_is_better: "
+                f"{str(greater).lower()}' or take the key out"
+            )
+        self.greater_is_better = greater
+        if not follows:
+            return
+        options, mode = self._mapping("lr_scheduler_kwargs"), "max" if greater else "min"
+        if options.setdefault("mode", mode) != mode:
+            raise UserError(
+                f"key 'lr_scheduler_kwargs': of {metric!r} the {better} value is better; give 'mode: {mode}' or take "
+                "'mode' out"
+            )
+        self.lr_scheduler_kwargs = options
+
     def _check_evaluation(self) -> None:
         for key, least in (("evaluation_sample", 0), ("evaluation_sample_candidates", 1)):
             if getattr(self, key) < least:
@@ -58,6 +108,8 @@ class EvaluationArguments:
         # Without pairs it may stand for all stages of a recipe, of which only some have pairs.
         if self.evaluation_sample and self.evaluation_pairs and self.eval_strategy == "no" and not self.prunes:
             raise UserError("key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy'")
+        if self.save_strategy == "best" and self.eval_strategy == "no" and not self.prunes:
+            raise UserError("key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'")
         self._check_early_stopping()
 
     def _check_early_stopping(self) -> None:

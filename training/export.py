@@ -22,7 +22,7 @@ from training.checkpoints import publish, write_whole
 from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import StoppedError, UserError, in_one_line
-from training.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, write_graph
+from training.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
 from training.publishing.older_readers import write_for_older_readers
 
 __all__ = ["export", "main"]
@@ -68,6 +68,7 @@ def export(folder: Path, output: Path, backend: str, precision: str = "fp32") ->
     try:
         partial.mkdir(parents=True)
         _copy_small_files(folder, partial)
+        check_whole(folder, partial)
         with TemporaryDirectory() as source:
             shutil.copytree(partial, source, dirs_exist_ok=True)
             for path in weights:
@@ -115,12 +116,12 @@ def _require(backend: str) -> None:
 def _weights(folder: Path) -> list[Path]:
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     paths = sorted(folder.glob("model*.safetensors"))
-    if missing or not paths:
+    index = folder / "model.safetensors.index.json"
+    if missing or not (paths or index.is_file()):
         raise UserError(
             f"{folder}: holds no model, it lacks {missing[0] if missing else 'model.safetensors'}; name the folder of "
             "a stage's model or of a release"
         )
-    index = folder / "model.safetensors.index.json"
     return [*paths, index] if index.is_file() else paths
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
+from training.models.checks import check_tokenizer_file
+from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
 __all__ = ["export", "main"]
@@ -53,6 +56,9 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
     except ImportError:
         raise UserError("a GGUF file needs the package gguf; pip install 'f2llm[gguf]'") from None
     weights, (config, tokenizer) = WeightFiles(folder), _read(folder)
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    if (wrong := wrong_weight(shapes, config)) is not None:
+        raise UserError(f"{folder}: {wrong}; name the folder of a whole embedding model")
     writer = gguf.GGUFWriter(None, "qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(output.stem)
@@ -99,6 +105,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
+    check_tokenizer_file(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -122,7 +129,12 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
-    special.add_special_token["bos"] = False
+    before = _tokens_before_text(content)
+    if before and before != [special.special_token_ids.get("bos")]:
+        raise UserError(
+            f"{folder}: its tokenizer puts tokens {before} before a text; llama.cpp puts bos_token alone there"
+        )
+    special.add_special_token["bos"] = bool(before)
     tokens, types = [f"[PAD{index}]" for index in range(vocab_size)], [gguf.TokenType.UNUSED] * vocab_size
     for token, index in content["model"]["vocab"].items():
         tokens[index], types[index] = token, gguf.TokenType.NORMAL
@@ -136,15 +148,19 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special.add_to_gguf(writer, quiet=True)
 
 
+def _tokens_before_text(content: dict[str, Any]) -> list[int]:
+    """Ids of the tokens that a tokenizer.json puts before every text."""
+    post = content.get("post_processor") or {}
+    templates = [each for each in post.get("processors", [post]) if each["type"] == "TemplateProcessing"]
+    pieces = chain.from_iterable(template["single"] for template in templates)
+    first = [piece["SpecialToken"]["id"] for piece in takewhile(lambda piece: "SpecialToken" in piece, pieces)]
+    return [index for token in first for index in templates[0]["special_tokens"][token]["ids"]]
+
+
 def _tensor_names(gguf: Any, weights: WeightFiles, layers: int) -> dict[str, str]:
     # The map has the names of Qwen3ForCausalLM, in which the embedding model is "model".
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
-    known = {name: names.get_name(f"model.{name}", (".weight",)) or name for name in weights.tensors}
-    kinds = set(gguf.MODEL_TENSORS[gguf.MODEL_ARCH.QWEN3]) - {gguf.MODEL_TENSOR.OUTPUT, gguf.MODEL_TENSOR.ROPE_FREQS}
-    expected = {f"{gguf.TENSOR_NAMES[kind].format(bid=layer)}.weight" for kind in kinds for layer in range(layers)}
-    if wrong := sorted(expected ^ set(known.values())):
-        raise UserError(f"{weights.folder}: not a Qwen3 embedding model, {wrong[0]} is missing or one too many")
-    return known
+    return {name: names.get_name(f"model.{name}", (".weight",)) for name in weights.tensors}
 
 
 def main(words: list[str] | None = None) -> int:

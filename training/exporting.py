@@ -1,7 +1,7 @@
 """A model's graph for ONNX Runtime or OpenVINO, made by sentence-transformers' backends and the optimum libraries.
 
 What is exported is stock Qwen3, without remote code. The optimum libraries hold transformers back, so this runs in an
-environment of its own, in which only the standard library and ``training.errors`` of this repository are needed.
+environment of its own: what is imported here of this repository must not need more than torch and transformers 4.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.errors import StoppedError
+import torch
 
-__all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "write_graph"]
+from training.errors import StoppedError, UserError
+from training.models.checks import check_tokenizer_file, is_finite
+from training.weight_files import WeightFiles
+
+__all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "check_whole", "reference_embeddings", "write_graph"]
 
 # What each backend imports, which no other part of this repository needs.
 BACKENDS = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
@@ -27,6 +31,32 @@ _SAMPLE = (
     "تعيش الباندا في غابات الخيزران",
     "Панды живут в бамбуковых лесах, а едят почти только бамбук. " * 4,
 )
+
+
+def check_whole(folder: Path, settings: Path) -> None:
+    """Makes sure that a model's tokenizer and weights are whole, before a graph is made of random ones.
+
+    Args:
+        folder: Of the model.
+        settings: Its settings in the form that older readers know.
+
+    Raises:
+        UserError: If the tokenizer has no words, a file of weights is damaged, or a weight is missing or not finite.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    check_tokenizer_file(folder)
+    stored = WeightFiles(folder)
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(settings, trust_remote_code=False))
+    for name, weight in model.named_parameters():
+        info = stored.tensors.get(name)
+        if info is None or info.shape != tuple(weight.shape):
+            has = "is missing" if info is None else f"has the shape {info.shape}, not {tuple(weight.shape)}"
+            raise UserError(f"{folder}: weight {name} {has}; fetch or save the model again")
+    for name in stored.tensors:
+        if not is_finite(stored.read(name)):
+            raise UserError(f"{folder}: weight {name} is NaN or infinite; take an earlier state of the model")
 
 
 def write_graph(source: Path, folder: Path, backend: str, precision: str) -> str:
@@ -111,7 +141,7 @@ def check_same_embeddings(source: Path, folder: Path, backend: str, precision: s
     from sentence_transformers import SentenceTransformer
 
     texts = list(_SAMPLE)
-    expected = SentenceTransformer(str(source), device="cpu", local_files_only=True).encode(texts)
+    expected = reference_embeddings(source, texts)
     exported = SentenceTransformer(str(folder), **_loading(backend, file_name)).encode(texts)
     least = float((expected * exported).sum(axis=1).min())
     # Written so that NaN fails, too.
@@ -122,6 +152,17 @@ def check_same_embeddings(source: Path, folder: Path, backend: str, precision: s
             + ("export it in fp32" if precision == "int8" else "try the versions that pyproject.toml names")
         )
     return least
+
+
+def reference_embeddings(source: Path, texts: list[str]) -> Any:
+    """``(texts, width)`` embeddings by torch, computed in float32 as graphs compute them.
+
+    A checkpoint in bfloat16 or float16 would otherwise compute in its own precision, whose error is larger than the one
+    allowed for here; its weights are the same numbers in float32.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(source), device="cpu", local_files_only=True).float().encode(texts)
 
 
 def _loading(backend: str, file_name: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def stage_flops(
     taught = 0 if teacher is None else _teacher_passes(args, steps)
     evaluated = evaluations * validation.count
     return StageFlops(
-        steps=steps * step_flops(config, training, args.gradient_checkpointing, args.lora),
+        steps=steps * step_flops(config, training, args.activation_checkpointing, args.lora),
         teacher=taught * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
         evaluations=evaluated * forward_flops(config, validation.tokens, validation.squared_tokens),
     )

@@ -21,12 +21,17 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from training.adapter import draws_dropout
+from training.adapter import adapter_draws_dropout
 from training.keyed import keyed_bits
 
-__all__ = ["CachedStep", "embed_batch", "embed_chunk", "gather_texts"]
+__all__ = ["CachedStep", "draws_dropout", "embed_batch", "embed_chunk", "gather_texts"]
 
 _DROPOUT = 31
+
+
+def draws_dropout(model: Any) -> bool:
+    """Whether a model, not wrapped, draws dropout in training, in its attention or in an adapter."""
+    return bool(model.config.attention_dropout) or adapter_draws_dropout(model)
 
 
 def embed_chunk(model: nn.Module, input_ids: Tensor, lengths: list[int]) -> Tensor:
@@ -109,8 +114,7 @@ class CachedStep(NamedTuple):
             return embed_chunk(self.model, *chunk).float()
 
     def _dropout(self, number: int) -> AbstractContextManager:
-        model = self.accelerator.unwrap_model(self.model)
-        if not model.config.attention_dropout and not draws_dropout(model):
+        if not draws_dropout(self.accelerator.unwrap_model(self.model)):
             return nullcontext()
         return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from training.compression.importance import IMPORTANCE_FILE
 from training.errors import UserError
 from training.recipe import FINAL_MODEL, Recipe, Stage, read_stages
+from training.recipe_paths import RULE
 
 __all__ = ["Input", "Maker", "find_inputs", "missing_error", "require_inputs"]
 
@@ -157,5 +158,5 @@ def missing_error(recipe: Recipe, stage: Stage, missing: Input) -> UserError:
     """The error for something that a stage reads and that is not there, with the command that makes it."""
     what = f"{recipe.path}: stage {stage.name!r}: {missing.key} {missing.name!r} is missing"
     if missing.maker is None:
-        return UserError(f"{what}, and no stage here or in a recipe beside it makes it; check the path")
+        return UserError(f"{what}, and no stage here or in a recipe beside it makes it; check the path ({RULE})")
     return UserError(f"{what}; stage {missing.maker.name!r} makes it: {missing.maker.command}")

@@ -32,7 +32,11 @@ class LoraArguments:
         metadata={"help": "The updates are scaled by it over the rank; twice the rank if left out."},
     )
     lora_dropout: float | None = field(
-        default=None, metadata={"help": "Dropout on what the adapter reads; none if left out."}
+        default=None,
+        metadata={
+            "help": "Dropout on what the adapter reads; none if left out. Drawn by chunk: with it, "
+            "max_tokens_per_forward and the number of processes change the draws."
+        },
     )
     lora_target_modules: list[str] | None = field(
         default=None,
@@ -64,6 +68,11 @@ class LoraArguments:
             raise UserError("key 'lora_dropout' cannot be drawn twice alike in compiled layers; take 'compile' out")
         if self.compile and self.lora_dora:
             raise UserError("key 'compile': torch compiles DoRA anew for every layer, up to its limit; take it out")
+
+    @property
+    def told_dropout(self) -> bool:
+        """Whether the stage says that dropout is drawn in training; a model that it starts from may say so, too."""
+        return bool(self.lora_dropout or self.model_config_fields().get("attention_dropout"))
 
     @property
     def lora_keys(self) -> list[str]:

@@ -8,7 +8,6 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.adapter import adapter_config, add_adapter
+from training.common.outputs import locked, scratch_folder
 from training.data.prepared import PreparedSource
 from training.distillation import Distillation
 from training.gradient_cache import embed_batch
@@ -93,9 +93,10 @@ def measure_stage(
     teacher: F2LLMConfig | None = None,
 ) -> Measurement:
     """Runs the first steps of a stage on random weights, and one checkpoint, in a folder that is thrown away."""
-    # On the disk that the checkpoints of the stage will go to.
-    with TemporaryDirectory(prefix=".measure-", dir=stage.arguments.prepared_folder) as folder:
-        trainer = _trainer(stage, folder, config, sources, tokenizer, teacher)
+    # On the disk that the checkpoints of the stage will go to. Each process has a folder of its own.
+    scratch = stage.arguments.prepared_folder / f"measure-{stage.arguments.process_index}"
+    with locked(scratch, busy="another command measures there; wait for it to end"), scratch_folder(scratch) as folder:
+        trainer = _trainer(stage, str(folder), config, sources, tokenizer, teacher)
         clock = _Clock()
         clock.trainer = trainer
         trainer.add_callback(clock)

@@ -10,10 +10,10 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from training.errors import UserError, in_one_line
 
-__all__ = ["model_file", "model_revision"]
+__all__ = ["MODEL_FILES", "model_file", "model_revision"]
 
-# Files that say that a folder or repository holds a model, the surer one first.
-_MODEL_FILES = ("modules.json", "config.json")
+# Files that say that a folder or repository holds a model or an adapter, the surer one first.
+MODEL_FILES = ("modules.json", "adapter_config.json", "config.json")
 _WEIGHTS = "*.safetensors"
 
 
@@ -34,12 +34,13 @@ def model_revision(name: str, key: str, revision: str | None = None, weights_onl
     """
     folder = Path(name)
     if folder.is_dir():
-        if not any((folder / file).is_file() for file in _MODEL_FILES):
-            lacks = " and ".join(_MODEL_FILES)
-            raise UserError(f"{folder}: the folder holds no model; it lacks {lacks}; correct {key}")
+        if not any((folder / file).is_file() for file in MODEL_FILES):
+            raise UserError(
+                f"{folder}: the folder holds no model; it lacks modules.json and config.json; correct {key}"
+            )
         return _digest(folder, _WEIGHTS if weights_only else "*")
     reason = ""
-    for file in _MODEL_FILES:
+    for file in MODEL_FILES:
         try:
             # The folder of a file in the Hub's cache is named after the commit, online and offline.
             return Path(hf_hub_download(name, file, revision=revision)).parent.name

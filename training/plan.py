@@ -255,7 +255,7 @@ def _memory(
         training.most_chunk_tokens,
         training.most_texts,
         args.bf16,
-        args.gradient_checkpointing,
+        args.activation_checkpointing,
         # One whose embeddings are kept is gone before the first step.
         teacher if args.teacher_cache_dir is None else None,
         args.world_size,

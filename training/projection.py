@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.errors import UserError, in_one_line
+from training.resumption import apply_options, options_of
 
 __all__ = ["PROJECTION_STATE", "PROJECTION_WEIGHT", "Projection"]
 
@@ -87,7 +88,9 @@ class Projection(TrainerCallback):
             if state["weight"].shape != self.weight.shape:
                 raise ValueError(f"it is of shape {tuple(state['weight'].shape)}, not {tuple(self.weight.shape)}")
             self.weight.data.copy_(state["weight"])
+            options = options_of(self._optimizer)
             self._optimizer.load_state_dict(state["optimizer"])
+            apply_options(self._optimizer, options)
         # A damaged file comes out of the unpickler as anything.
         except Exception as error:
             raise UserError(f"{path}: the projection cannot be read ({in_one_line(error)}); start anew") from None

@@ -29,7 +29,7 @@ from training.packed_texts import packed_texts
 from training.pruning import IMPORTANCE_FILE, Importance, apply_plan, calibrate, make_plan, pruned_config
 from training.recipe import FINAL_MODEL, Stage
 from training.saved_prompts import kept_prompts
-from training.setup import RECIPE, make_model, make_tokenizer, prepare_sources, read_sources
+from training.setup import DATA, RECIPE, make_model, make_tokenizer, prepare_sources, read_sources
 
 __all__ = ["PRUNING_FILES", "calibration_batches", "prune_stage"]
 
@@ -63,6 +63,8 @@ def prune_stage(stage: Stage) -> None:
     output_dir, before = Path(args.output_dir), model.num_parameters()
     with _writing(output_dir):
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+        data = {source.name: source.description["fingerprint"] for source in sources}
+        write_whole(output_dir / DATA, json.dumps(data, indent=2))
         if target is not None:
             model = _cut(model, target, sources, args)
         if args.trim_vocabulary:
@@ -138,8 +140,8 @@ def _writing(folder: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and "os error" not in str(error).lower():
             raise
         raise StoppedError(
-            f"{folder}: the cut model could not be written ({in_one_line(error)}). Mend that and run the same command "
-            "again"
+            f"{folder}: the cut model could not be written ({in_one_line(error)})",
+            "Mend that and run the same command again",
         ) from error
 
 

@@ -7,11 +7,15 @@ A recipe is a mapping of the keys of :class:`~training.arguments.StageArguments`
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
   ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may extend a recipe of one stage, too: it takes all keys
   of it but ``output_dir``, which says where that recipe writes when it runs by itself.
+
+Where its relative paths start is told in :mod:`training.recipe_paths`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +25,8 @@ from transformers import HfArgumentParser
 
 from training.arguments import StageArguments
 from training.errors import UserError
+from training.recipe_paths import in_file, placed
+from training.stage_keys import check_given
 from training.yaml_file import load_yaml, unknown_key
 
 __all__ = [
@@ -41,8 +47,26 @@ _MADE_BY_STAGES = {
     **{"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL},
     **{"importance": "", "prepared_dir": "prepared"},
 }
+# Types of integers, and how else an integer may be written.
+_INTEGER = re.compile(r"\bint\b")
+_AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
+# What other programs call keys.
+_MEANT = {
+    **dict.fromkeys(("lr", "base_lr"), "learning_rate"),
+    **dict.fromkeys(("batch_size", "bs", "train_batch_size", "per_device_batch_size"), "global_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs", "train_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps"), "max_steps"),
+    **dict.fromkeys(("output", "out", "out_dir"), "output_dir"),
+    **dict.fromkeys(("data", "dataset", "train_file"), "manifest"),
+    **dict.fromkeys(("base_model", "model_name", "model_name_or_path"), "model"),
+    **dict.fromkeys(("max_len", "max_seq_length", "max_seq_len", "seq_length"), "max_length"),
+    **dict.fromkeys(("negatives", "num_negatives", "num_hard_negatives"), "num_hard_negatives_retrieval"),
+    **dict.fromkeys(("rank", "lora_r"), "lora_rank"),
+    **{"wd": "weight_decay", "warmup": "warmup_steps", "scheduler": "lr_scheduler_type", "optimizer": "optim"},
+    **{"clip": "max_grad_norm", "tau": "temperature", "dims": "matryoshka_dimensions", "prompt": "query_instruction"},
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,7 @@ def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, 
     keys = _read(path)
     stages = keys.pop("stages", None)
     if stages is None:
-        only = {**keys, **overrides}
+        only = placed({**keys, **overrides}, keys.get("output_dir"))
         return Path(str(only.get("output_dir") or _missing(path, "output_dir"))), {path.stem: only}
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
@@ -120,7 +144,7 @@ def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, 
             # `tokenizer: train` trains one, whatever the stages are called.
             if stage_keys.get(key) in stages and (key, stage_keys[key]) != ("tokenizer", "train"):
                 stage_keys[key] = str(_folder_of(path, name, key, stage_keys[key], result) / part)
-        result[name] = stage_keys
+        result[name] = placed(stage_keys, keys.get("output_dir"))
     return output_dir, result
 
 
@@ -148,15 +172,17 @@ def _missing(path: Path, key: str) -> NoReturn:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a recipe file with what it and its stages extend."""
-    if path.resolve() in seen:
+    # Of links in a circle it is the path itself, whose error follows.
+    real = Path(os.path.realpath(path))
+    if real in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    seen = (*seen, path.resolve())
-    keys = load_yaml(path)
+    seen = (*seen, real)
+    keys = load_yaml(path, named_in_file=len(seen) > 1)
     _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
     if isinstance(stages := keys.get("stages"), dict):
         # Here, not where stages are made: the paths are relative to the file in which they stand.
         keys["stages"] = {name: _read_stage(path, name, own, seen) for name, own in stages.items()}
-    base = keys.pop("extends", None)
+    base, keys = keys.pop("extends", None), in_file(path, keys)
     return keys if base is None else {**_read(path.parent / str(base), seen), **keys}
 
 
@@ -165,22 +191,23 @@ def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any
     if not isinstance(keys, dict):
         return keys
     _check_known(path, keys, [*_STAGE_KEYS, "extends"])
-    if keys.get("extends") is None:
+    extended, keys = keys.get("extends"), in_file(path, {key: own for key, own in keys.items() if key != "extends"})
+    if extended is None:
         return keys
     try:
-        base = _read(path.parent / str(keys["extends"]), seen)
+        base = _read(path.parent / str(extended), seen)
     except UserError as error:
         raise UserError(f"{path}: stage {name!r}: {error}") from None
     if "stages" in base:
-        raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; extend a recipe of one")
+        raise UserError(f"{path}: stage {name!r} extends {extended}, which has stages; extend a recipe of one")
     base.pop("output_dir", None)
-    return {**base, **{key: value for key, value in keys.items() if key != "extends"}}
+    return {**base, **keys}
 
 
 def _check_known(path: Path, keys: dict[str, Any], known: list[str]) -> None:
     for key in keys:
         if key not in known:
-            raise unknown_key(str(path), key, known)
+            raise unknown_key(str(path), key, known, _MEANT)
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
@@ -190,24 +217,39 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
         _missing(path, "output_dir")
     parser = _Parser(StageArguments, allow_abbrev=False)
     try:
+        check_given(keys)
         (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
-    except (UserError, ValueError, TypeError, ImportError) as error:
+    # A configuration that is a file may be missing.
+    except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
     return Stage(name, keys, arguments)
 
 
 def _as_command_line(keys: dict[str, Any]) -> list[str]:
-    """Values as words: argparse then converts and checks those of a file and of a command line alike."""
+    """Values as words: argparse then converts and checks those of a file and of a command line in the same way."""
     words = []
     for key, value in keys.items():
+        if isinstance(value, list) and "list" not in _STAGE_KEYS[key]:
+            raise UserError(f"key {key!r} takes one value, got {value!r}")
+        if key == "report_to" and value == []:
+            value = "none"
         if isinstance(value, list):
-            if "list" not in _STAGE_KEYS[key]:
-                raise UserError(f"key {key!r} takes one value, got {value!r}")
-            words += [f"--{key}", *(str(item) for item in value)]
+            words += [f"--{key}", *(_word(key, item) for item in value)]
         else:
-            text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
-            words.append(f"--{key}={text}")
+            words.append(f"--{key}={_word(key, value)}")
     return words
+
+
+def _word(key: str, value: Any) -> str:
+    """One value as argparse takes it for a key."""
+    # YAML reads `no` and `off` as false.
+    if value is False and "Strategy" in _STAGE_KEYS[key]:
+        return "no"
+    word = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+    # `1e3` is a number with a fraction to YAML, and so it is to Python.
+    if _INTEGER.search(_STAGE_KEYS[key]) and _AS_FLOAT.fullmatch(word) and float(word).is_integer():
+        return str(int(float(word)))
+    return word
 
 
 def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +265,7 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if key not in _STAGE_KEYS:
-                raise unknown_key("command line", key, sorted(_STAGE_KEYS))
+                raise unknown_key("command line", key, sorted(_STAGE_KEYS), _MEANT)
             values = [value] if equals else []
             overrides[key] = values
         elif not overrides:

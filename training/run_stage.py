@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -16,10 +14,12 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from training.checkpoints import holds_model
+from training.data.command import run_command
 from training.dry_run import device_overrides, show_plans
-from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
+from training.errors import UserError
 from training.evaluation.finished_stage import evaluate_and_report
 from training.evaluation.report import check_report_folder
+from training.evaluation.stage_pairs import check_stage_pairs
 from training.inputs import require_inputs
 from training.interruption import ended_by_signals
 from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
@@ -28,53 +28,24 @@ from training.yaml_file import load_yaml
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
 
-_GO_ON = "To go on, run the same command with --resume"
-
 logger = logging.getLogger("training")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status.
-
-    0; 1 if training failed; 2 for faulty input; 128 and the signal's number if a signal ended it.
-    """
-    rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
-    for library in ("httpx", "httpx2", "sentence_transformers"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     # The bars of reading and writing weights, not the one of training.
     disable_progress_bar()
-    try:
+
+    def work() -> None:
         with ended_by_signals():
             _run(_arguments(words))
-    except UserError as error:
-        return _report("error", error, 2, rank)
-    except InterruptedTrainingError as error:
-        return _report("stopped", error, 128 + error.signal, rank)
-    except StoppedError as error:
-        return _report("stopped", error, 1, rank)
-    except KeyboardInterrupt as error:
-        number = signal.Signals(*error.args or [signal.SIGINT])
-        return _report("stopped", f"{number.name}: ended at once. {_GO_ON}", 128 + number, rank)
-    # Nothing is lost by a full disk or a folder that cannot be written.
-    except OSError as error:
-        return _report("stopped", f"{error}. {_GO_ON}", 1, rank)
-    except RuntimeError as error:
-        if not lost_contact(error):
-            raise
-        what = "lost contact with another process: look above for what ended that one"
-        return _report("stopped", f"{what} ({in_one_line(error)}). {_GO_ON}", 1, rank)
-    # Only now: with some processes gone, the others would wait for them here.
-    if torch.distributed.is_initialized():
+
+    status = run_command(work, resumes=True)
+    # Only after good work: with some processes gone, the others would wait for them here.
+    if status == 0 and torch.distributed.is_initialized():
         # Together: a process that is still at work ends in a crash when another closes the connections.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return 0
-
-
-def _report(kind: str, message: object, status: int, rank: int) -> int:
-    """Writes one line; processes other than the first name themselves."""
-    sys.stderr.write(f"{f'[process {rank}] ' if rank else ''}{kind}: {message}\n")
     return status
 
 
@@ -120,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    check_stage_pairs([stage.arguments for stage in chosen])
     if arguments.dry_run:
         show_plans(recipe, chosen, arguments.measure)
         return

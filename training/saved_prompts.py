@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
@@ -19,8 +18,7 @@ from training.arguments import StageArguments
 from training.checkpoints import write_whole
 from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
-from training.errors import in_one_line
-from training.model_identity import model_file
+from training.models.settings import saved_prompts
 
 __all__ = ["SavedPrompts", "choose_prompts", "given_prompt", "kept_prompts", "model_prompts", "set_query_prompt"]
 
@@ -149,19 +147,8 @@ def model_prompts(name: str) -> dict[str, str] | None:
     Args:
         name: Folder or Hub name.
     """
-    for place in dict.fromkeys((name, base_of(name))):
-        try:
-            path = model_file(place, SETTINGS)
-        except EntryNotFoundError:
-            path = None
-        # What the Hub's client raises differs with the network and the version; the weights may be there already.
-        except Exception as error:
-            logger.warning("%s: its prompts cannot be read (%s); taken to have none", place, in_one_line(error))
-            path = None
-        prompts = _read(path).get("prompts") if path else None
-        if isinstance(prompts, dict):
-            return {str(key): prompt or "" for key, prompt in prompts.items()}
-    return None
+    own = saved_prompts(name)
+    return saved_prompts(base_of(name)) if own is None else own
 
 
 def set_query_prompt(folder: Path, prompt: str) -> bool:

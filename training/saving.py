@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
@@ -15,9 +17,11 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
 from training.adapter_folder import note_base
 from training.arguments import StageArguments
+from training.checkpoint_check import reading_checkpoint
 from training.checkpoints import STAGING, last_checkpoint, publish, remove_leftovers, rotate
-from training.errors import NonFiniteError, StoppedError, in_one_line, lost_contact
+from training.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
 from training.projection import Projection
+from training.resumption import apply_options, apply_schedule, check_loaded, follow_arguments, options_of
 from training.saved_prompts import SavedPrompts
 
 __all__ = ["SavingTrainer"]
@@ -47,6 +51,7 @@ class SavingTrainer(Trainer):
         self.saved_prompts: SavedPrompts | None = None
         self._staged = False
         self._saved_step: int | None = None
+        self._options: list[dict[str, Any]] = []
         super().__init__(**kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -87,8 +92,8 @@ class SavingTrainer(Trainer):
             remove_leftovers(output_dir)
             raise StoppedError(
                 f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
-                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}. Mend that and run the same command with "
-                "--resume"
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}",
+                "Mend that and run the same command with --resume",
             ) from error
         finally:
             self._staged = False
@@ -116,17 +121,72 @@ class SavingTrainer(Trainer):
         if self.projection is not None and self.args.should_save:
             self.projection.save(Path(output_dir))
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Makes the optimizer and remembers what the stage says of it."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self._options = self._options or options_of(optimizer)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Makes the schedule and makes sure that it can be computed to its end.
+
+        Raises:
+            UserError: If not.
+        """
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
+        try:
+            for function in getattr(scheduler, "lr_lambdas", ()):
+                function(num_training_steps)
+        except ArithmeticError:
+            raise UserError(
+                f"key 'lr_scheduler_type': a schedule of {num_training_steps} steps cannot be computed with "
+                f"'warmup_steps: {self.args.warmup_steps:g}'; give fewer"
+            ) from None
+        return scheduler
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            place = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+            if checkpoint:
+                follow_arguments(self.state, self.args, Path(checkpoint))
+        return place
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.projection is not None and checkpoint is not None:
-            self.projection.load(Path(checkpoint))
+        if checkpoint is None:
+            return
+        with reading_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+                check_loaded(self.optimizer)
+            if self.projection is not None:
+                self.projection.load(Path(checkpoint))
+        # What the checkpoint says of learning rate, decay and schedule is what the stage said then.
+        apply_options(self.optimizer, self._options)
+        apply_schedule(self.lr_scheduler, self.optimizer, self._options)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Trainer knows adapters as models of peft's own class only.
-        if has_adapter(self.model) and not self.is_fsdp_enabled:
-            read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with reading_checkpoint(resume_from_checkpoint):
+            # Trainer knows adapters as models of peft's own class only.
+            if has_adapter(self.model) and not self.is_fsdp_enabled:
+                read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Trainer would go on with what the model had before.
+        if load_result.missing_keys:
+            raise ValueError(f"its weights lack {load_result.missing_keys[0]}")
+        super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
         if has_adapter(self.model) and not self.is_fsdp_enabled:

@@ -17,27 +17,32 @@ from training.adapter import adapter_config, add_adapter, has_adapter
 from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
+from training.common.outputs import locked, new_folder
 from training.contrasts import check_contrasts, warn_of_single_rows
 from training.data.builders import build
 from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.options import PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.tokenizer import load_tokenizer, source_texts, train_tokenizer
 from training.distillation import Distillation, choose_teacher, make_distillation
 from training.early_stopping import EarlyStopping
 from training.errors import UserError, in_one_line
 from training.evaluation.callback import PairsCallback
 from training.evaluation.pair_sample import sample_pairs
-from training.evaluation.pairs import Pairs, load_pairs
-from training.loading import load_whole_model
+from training.evaluation.pairs import Pairs
+from training.evaluation.stage_pairs import load_stage_pairs
+from training.models.loading import load_whole_model
+from training.models.settings import why_not_last_token
 from training.recipe import FINAL_MODEL, Stage
 from training.saved_prompts import choose_prompts
 from training.trainer import F2LLMTrainer
 
 __all__ = [
+    "DATA",
     "RECIPE",
+    "check_max_length",
     "make_config",
     "make_model",
     "make_tokenizer",
@@ -52,8 +57,11 @@ logger = logging.getLogger(__name__)
 
 # The stage's keys, written to its folder when everything is ready to train.
 RECIPE = "recipe.yaml"
+# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
+DATA = "data.json"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
+_MANY_STEPS = 1_000_000
 # Of the pairs evaluated in training, where max_tokens_per_forward sets no other limit.
 _TOKENS_AT_ONCE = 8192
 
@@ -69,7 +77,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     all_sources, sources = read_sources(args)
     check_contrasts(args, sources)
     # A fault in what comes last must not cost the training.
-    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
+    pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
     width = model.config.hidden_size
@@ -122,6 +130,12 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
             "or give 'evaluation_sample' or a larger 'validation_share'"
         )
+    if not measured and (args.eval_strategy != "no" or args.eval_on_start):
+        asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
+        raise UserError(
+            f"key '{asked}': no row was kept to be evaluated; keep more with a larger share, such as "
+            "'validation_share: 0.1', or evaluate nothing with 'eval_strategy: no' and 'eval_on_start: false'"
+        )
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:
@@ -161,9 +175,12 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     settled = started and (folder / "tokenizer.json").exists()
     if args.should_save and not settled:
         # All sources of the manifest: later stages use this tokenizer too.
-        trained = train_tokenizer(source_texts(sources, _TOKENIZER_ROWS), args.tokenizer_vocab_size)
+        texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
+        trained = train_tokenizer(texts, args.tokenizer_vocab_size)
         try:
-            trained.save_pretrained(folder)
+            # A plan of the same stage may write it, too.
+            with locked(folder), new_folder(folder) as partial:
+                trained.save_pretrained(partial)
         # A full disk comes out of tokenizers as an error of its own.
         except Exception as error:
             raise UserError(
@@ -198,6 +215,7 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
             return F2LLMModel._from_config(make_config(args, tokenizer), dtype=torch.float32, **model_options(args))
         # The shape first: a wrong one must not cost the loading of many gigabytes.
         make_config(args, tokenizer)
+        _check_reading(args.model)
         model = load_whole_model(args.model, train_adapter=True, **model_options(args))
     except UserError:
         raise
@@ -205,6 +223,20 @@ def _make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2L
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     return model
+
+
+def _check_reading(name: str) -> None:
+    """Refuses a start whose embeddings training would read in another way.
+
+    Raises:
+        UserError: If it is not pooled at the last token, or has another module after pooling.
+    """
+    other = why_not_last_token(name)
+    if other is not None:
+        raise UserError(
+            f"key 'model': {name} {other}, but only the embedding at the last token can be trained; start from a model "
+            "that is pooled at the last token, or give this one as 'teacher'"
+        )
 
 
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
@@ -224,8 +256,26 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)
+    check_max_length(args, config, tokenizer)
     args.check_family(config)
     return config
+
+
+def check_max_length(args: StageArguments, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Checks that the finished model reads texts as long as those that it is trained on: it cuts at these limits.
+
+    Raises:
+        UserError: If ``max_length`` is more than the model's positions or than what its tokenizer reads.
+    """
+    limits = {"positions of the model (max_position_embeddings)": config.max_position_embeddings}
+    if tokenizer is not None:
+        limits["tokens of a text that the tokenizer reads (model_max_length)"] = tokenizer.model_max_length
+    what, longest = min(limits.items(), key=lambda limit: limit[1])
+    if args.max_length > longest:
+        raise UserError(
+            f"key 'max_length': {args.max_length} is more than the {longest} {what}, where the finished model would "
+            f"cut texts; write 'max_length: {longest}'"
+        )
 
 
 def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
@@ -284,8 +334,13 @@ def prepare_sources(
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
     except OSError as error:
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
+    aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        raise UserError(f"stage {stage.name!r}: no row is left to train on; lower 'validation_share' or raise the caps")
+        remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
+        raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
+    # The first process speaks for all.
+    for line in aside if args.process_index == 0 else ():
+        logger.warning("%s", line)
     return prepared
 
 
@@ -301,8 +356,8 @@ def make_trainer(
     saved_prompts = choose_prompts(args, sources, tokenizer)
     try:
         trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
-        # Keys for optimizer and scheduler are looked at only when these are made.
-        trainer.create_optimizer_and_scheduler(num_training_steps=2)
+        # Keys for optimizer and scheduler are looked at only when these are made. Of how many steps, is not known yet.
+        trainer.create_optimizer_and_scheduler(num_training_steps=_MANY_STEPS)
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError, ImportError) as error:

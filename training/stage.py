@@ -7,20 +7,32 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 import yaml
 
 from training.arguments import StageArguments
-from training.checkpoints import holds_model, last_checkpoint, numbered_checkpoints, publish, write_whole
-from training.common.outputs import check_output
-from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
+from training.checkpoint_check import checkpoint_to_resume
+from training.checkpoints import (
+    holds_model,
+    last_checkpoint,
+    missing_part,
+    numbered_checkpoints,
+    publish,
+    write_whole,
+)
+from training.common.outputs import check_output, locked
+from training.continuation import Changes, check_data, check_keys, note_changes
+from training.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.prune_stage import PRUNING_FILES, prune_stage
 from training.recipe import FINAL_MODEL, Stage
 from training.saved_prompts import given_prompt, set_query_prompt
-from training.setup import RECIPE, set_up
+from training.setup import DATA, RECIPE, set_up
 from training.trainer import F2LLMTrainer
+from training.unread_keys import unread_keys
 
 __all__ = ["run_stage"]
 
@@ -28,22 +40,11 @@ logger = logging.getLogger(__name__)
 
 _GO_ON = "run the same command with --resume"
 
-DATA = "data.json"
-# What a run makes before it starts to train: made anew, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", f".{RECIPE}.partial", *PRUNING_FILES}
-# Keys that may differ between a run and its continuation: none of them changes what is learnt.
-_FREE_KEYS = {
-    *("output_dir", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "save_total_limit"),
-    *("max_tokens_per_forward", "compile", "attn_implementation", "gradient_checkpointing", "use_cpu"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
-    # Where the teacher's embeddings are kept; read from there, they are rounded to float16.
-    "teacher_cache_dir",
-    *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "save_on_each_node"),
-    *("model_family", "planned_text_tokens"),
-    *("early_stopping_patience", "early_stopping_threshold", "push_checkpoints"),
+# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
+_PREPARATIONS = {
+    *("prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", f".{FINAL_MODEL}.lock"),
+    *PRUNING_FILES,
 }
-# Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
-_SAMPLE_KEYS = {"evaluation_sample", "evaluation_sample_candidates", "query_instruction"}
 
 
 def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
@@ -68,6 +69,15 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
             "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
         )
     output_dir = Path(args.output_dir)
+    _check_places(args)
+    _make_writable(output_dir)
+    with _alone(args, output_dir / FINAL_MODEL):
+        return _run(stage, resume, accept_changes, more)
+
+
+def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
+    args = stage.arguments
+    output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
     if args.prunes:
         with args.main_process_first(local=args.save_on_each_node):
@@ -80,14 +90,19 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         return final
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
-        _check_output(output_dir, stage, resume, accept_changes)
+        changed = _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
             _push_what_waits(stage)
             return final
+        if args.process_index == 0:
+            for line in unread_keys(stage):
+                logger.warning(line)
+        checkpoint = checkpoint_to_resume(output_dir) if resume else None
         trainer = set_up(stage)
-        checkpoint = last_checkpoint(output_dir) if resume else None
         _check_sharding(trainer, checkpoint)
         _record(output_dir, stage, trainer, checkpoint, accept_changes)
+        if args.should_save:
+            note_changes(output_dir, changed, checkpoint)
     if args.process_index == 0 and not trainer.saved_prompts.is_trained:
         logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     _fill_teacher_cache(trainer)
@@ -103,9 +118,31 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     number = trainer.interruption.received()
     if number and more:
         raise InterruptedTrainingError(
-            f"{signal.Signals(number).name} after the last step; saved {final}. To go on, {_GO_ON}", number
+            f"{signal.Signals(number).name} after the last step; saved {final}", f"To go on, {_GO_ON}", number
         )
     return final
+
+
+@contextmanager
+def _alone(args: StageArguments, final: Path) -> Iterator[None]:
+    """Makes sure that no other command trains in the folder until the block ends, or the first process does.
+
+    Raises:
+        UserError: In every process of this command, if another one is at it.
+    """
+    with ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if args.process_index == 0:
+            try:
+                busy = "another process trains there; wait for it to end, or give another output_dir"
+                stack.enter_context(locked(final, busy))
+            except UserError as error:
+                refused = [str(error)]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield
 
 
 def _finished(stage: Stage, final: Path) -> bool:
@@ -167,7 +204,8 @@ def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:
     except OSError as error:
         raise StoppedError(
             f"{trainer.args.teacher_cache_dir}: the teacher's embeddings could not be written ({error}); those that "
-            f"were stay. Mend that and {_GO_ON}"
+            "were stay",
+            f"Mend that and {_GO_ON}",
         ) from error
 
 
@@ -185,12 +223,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
         if not isinstance(error, OSError) and "DataLoader worker" not in str(error):
             raise
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}. Mend that and {_GO_ON}") from error
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"Mend that and {_GO_ON}") from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTrainingError(
             f"{signal.Signals(number).name} at step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
-            f"{last_checkpoint(Path(trainer.args.output_dir))}. To go on, {_GO_ON}",
+            f"{last_checkpoint(Path(trainer.args.output_dir))}",
+            f"To go on, {_GO_ON}",
             number,
         )
 
@@ -214,38 +253,45 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}. Mend that and run the same command with --resume"
+            f"{last_checkpoint(final.parent) or 'none yet'}",
+            f"Mend that and {_GO_ON}",
         ) from error
     trainer.accelerator.wait_for_everyone()
 
 
-def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> None:
-    """Makes sure that the output folder can be written and holds nothing that this run would overwrite."""
-    _check_places(stage.arguments)
+def _make_writable(output_dir: Path) -> None:
+    """Makes the output folder."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
-        if not os.access(output_dir, os.W_OK):
+        if not os.access(output_dir, os.R_OK | os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error}); give another output_dir") from None
+        raise OutputError(f"{output_dir}: cannot be written ({error})", "give another output_dir") from None
+
+
+def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
+    """Makes sure that the output folder holds nothing that this run would overwrite.
+
+    Returns:
+        What the stage was told otherwise when it was started, where it goes on.
+    """
+    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
     if held and RECIPE not in held:
-        raise UserError(f"{output_dir}: the folder holds something else; give another output_dir")
+        raise OutputError(f"{output_dir}: the folder holds something else", "give another output_dir")
     numbered = numbered_checkpoints(output_dir)
     if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
-        raise UserError(
-            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} and others lack the state "
-            f"of the training; start anew from 'model: {numbered[-1]}' with another "
-            "output_dir"
+        raise OutputError(
+            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
+            f"{missing_part(numbered[-1])}",
+            f"start again from 'model: {numbered[-1]}' with another output_dir",
         )
     started = FINAL_MODEL in held or bool(numbered)
     if started and not resume:
-        raise UserError(
-            f"{output_dir}: the folder holds another run; add --resume to go on, or give another output_dir"
+        raise OutputError(
+            f"{output_dir}: the folder holds another run", "add --resume to go on, or give another output_dir"
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
-    if started:
-        _check_same_recipe(output_dir / RECIPE, stage, accept_changes)
+    return check_keys(output_dir, stage, accept_changes) if started else {}
 
 
 def _check_places(args: StageArguments) -> None:
@@ -274,37 +320,9 @@ def _record(
         # Checkpoints hold the adapter alone.
         data["the base"] = trainer.base_revision
     noted = output_dir / DATA
-    if checkpoint is not None and noted.exists():
-        before = json.loads(noted.read_text())
-        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
-        if changed:
-            _changed(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    if checkpoint is not None:
+        check_data(noted, data, accept_changes)
     if stage.arguments.should_save:
         # First what tells the folder from a foreign one.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         write_whole(noted, json.dumps(data, indent=2))
-
-
-def _changed(what: str, accepted: bool) -> None:
-    """Warns of a change since the run was started, or refuses it."""
-    if not accepted:
-        raise UserError(f"{what}; undo it, give another output_dir, or add --accept-changes to go on regardless")
-    logger.warning("%s; going on regardless", what)
-
-
-def _check_same_recipe(written: Path, stage: Stage, accept_changes: bool) -> None:
-    before, keys = yaml.safe_load(written.read_text()), stage.keys
-    # Of a finished run they choose nothing any more.
-    chooses = stage.arguments.chooses_by_pairs and not (written.parent / FINAL_MODEL).exists()
-    free = _FREE_KEYS if chooses else _FREE_KEYS | _SAMPLE_KEYS
-    changed = sorted(key for key in {*before, *keys} - free if _plain(before.get(key)) != _plain(keys.get(key)))
-    if changed:
-        differences = ", ".join(f"{key}: {before.get(key)!r} → {keys.get(key)!r}" for key in changed)
-        _changed(f"{written}: the run was started with other keys ({differences})", accept_changes)
-
-
-def _plain(value: Any) -> Any:
-    """A value as the command line would give it."""
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if value is None or isinstance(value, dict) else str(value).lower()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
-from training.adapter_folder import base_of
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import embed_batch, embed_chunk
-from training.loading import load_whole_model
-from training.model_identity import model_file
+from training.models.loading import load_whole_model
+from training.models.settings import is_plain, model_type, why_not_last_token
 from training.packed_texts import packed_texts
 
 __all__ = ["Teacher", "load_teacher", "reads_tokens_of"]
@@ -77,10 +75,10 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
         tokenizer: The student's tokenizer.
     """
     try:
-        theirs = AutoTokenizer.from_pretrained(name)
-        if AutoConfig.from_pretrained(base_of(name)).model_type != "qwen3" or not _pools_last_token(name):
+        if model_type(name) != "qwen3" or why_not_last_token(name) is not None:
             return False
-        if model_file(name, "modules.json") is None:
+        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if is_plain(name):
             # A plain model says nothing of how texts end.
             append_eos(theirs)
     # Damaged folders come out of the libraries as anything; loading the model says what is wrong.
@@ -88,22 +86,6 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     same = theirs.get_vocab() == tokenizer.get_vocab()
     return same and all(theirs(text).input_ids == tokenizer(text).input_ids for text in _PROBES)
-
-
-def _pools_last_token(name: str) -> bool:
-    """Whether a model's modules, if it lists any, are a transformer, last-token pooling and normalisation."""
-    listed = model_file(name, "modules.json")
-    if listed is None:
-        return True
-    modules = json.loads(listed.read_text(encoding="utf-8"))
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
-        return False
-    pooling = json.loads(model_file(name, f"{modules[1]['path']}/config.json").read_text(encoding="utf-8"))
-    if "pooling_mode" in pooling:
-        return pooling["pooling_mode"] == "lasttoken"
-    modes = {key for key, chosen in pooling.items() if key.startswith("pooling_mode_") and chosen is True}
-    return modes == {"pooling_mode_lasttoken"}
 
 
 def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:

@@ -3,7 +3,8 @@
 Each source has a folder of its own, named after everything that the embeddings depend on: the teacher, the texts, how
 they were put to it and the precision. Embeddings of another teacher or of other data are therefore never found. In it
 lie shards: raw float16 matrices of the teacher's full width, for texts of neighbouring positions, each whole or absent.
-A pass that was killed goes on with those that are missing, and any number of processes may share the work.
+A pass that was killed goes on with those that are missing, and any number of processes may share the work: of two that
+need the same shard, one waits for the other.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from training.checkpoints import write_whole
+from training.common.checksums import check_file, write_checksums
+from training.common.outputs import locked
 from training.data.prepared import PreparedSource
 from training.errors import UserError
 
@@ -30,6 +33,8 @@ __all__ = ["TeacherCache"]
 # Texts of a shard: what a killed pass loses of each process.
 _SHARD_TEXTS = 32_768
 _DESCRIPTION = "cache.json"
+# Blocks of 1 MiB that are read of a source's shards when they are checked, but one of each at least.
+_CHECKED_BLOCKS = 64
 # Maps that stay open in a process.
 _MOST_MAPS = 256
 
@@ -129,6 +134,20 @@ class TeacherCache:
         """Whether every text of every source is there."""
         return self.width is not None and all(self._is_whole(shard) for shard in self._shards())
 
+    def check(self) -> None:
+        """Compares the shards that are there with what was written, in bounded time.
+
+        Of a source 64 MiB are read at most, or 1 MiB of each shard if there are more than 64.
+
+        Raises:
+            UserError: If one is damaged.
+        """
+        for shard in self._shards():
+            if self._is_whole(shard):
+                of_source = -(-shard.source.description["texts"] // _SHARD_TEXTS)
+                remedy = "delete it, and it is computed again"
+                check_file(shard.path, remedy, most_blocks=max(1, _CHECKED_BLOCKS // of_source))
+
     @property
     def missing_texts(self) -> int:
         """Texts that are still to be embedded."""
@@ -151,11 +170,11 @@ class TeacherCache:
         texts = sum(shard.end - shard.start for shard in missing)
         with tqdm(total=texts, desc="teacher", unit="text", disable=True if rank or not texts else None) as bar:
             for shard in missing:
-                # Another run that shares the folder may have made it by now.
-                if self._is_whole(shard):
-                    continue
-                embeddings = embed(shard.source, np.arange(shard.start, shard.end))
-                self._write(shard, embeddings)
+                with locked(shard.path):
+                    # Another run that shares the folder may have made it by now.
+                    if not self._is_whole(shard):
+                        embeddings = embed(shard.source, np.arange(shard.start, shard.end))
+                        self._write(shard, embeddings)
                 bar.update(shard.end - shard.start)
 
     def _write(self, shard: _Shard, embeddings: Tensor) -> None:
@@ -168,10 +187,22 @@ class TeacherCache:
             )
         shard.path.parent.mkdir(parents=True, exist_ok=True)
         described = {**json.loads(self._described[shard.source.name]), "width": embeddings.shape[1]}
-        if not (shard.path.parent / _DESCRIPTION).exists():
-            text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-            _write_whole(shard.path.parent / _DESCRIPTION, text.encode())
-        _write_whole(shard.path, half.numpy().astype("<f2").tobytes())
+        description = shard.path.parent / _DESCRIPTION
+        if not description.exists():
+            with locked(description):
+                write_whole(description, json.dumps(described, indent=2, sort_keys=True) + "\n")
+        partial = shard.path.with_name(f".{shard.path.name}.partial")
+        try:
+            with partial.open("wb") as handle:
+                handle.write(half.numpy().astype("<f2").tobytes())
+                handle.flush()
+                # Renamed before its content is on disk, a shard could come out of a power failure as zeros.
+                os.fsync(handle.fileno())
+            # First: whoever finds the shard finds its checksums.
+            write_checksums(shard.path, partial)
+            partial.replace(shard.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def read(self, source: str, positions: np.ndarray, width: int) -> np.ndarray:
         """``(n, width)`` float16: the leading dimensions of the embeddings of some texts.
@@ -199,20 +230,6 @@ class TeacherCache:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(path)
         return self._maps[path]
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that others may be writing, too: each aside under a name of its own, then renamed."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            # Renamed before its content is on disk, a shard could come out of a power failure as zeros.
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _describe(source: PreparedSource, made_by: Mapping[str, Any]) -> str:

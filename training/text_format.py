@@ -15,6 +15,8 @@ from training.errors import UserError
 
 __all__ = ["TextFormat"]
 
+_UNCHANGED = TEMPLATE + "{text}"
+
 
 @dataclass(frozen=True)
 class TextFormat:
@@ -34,7 +36,7 @@ class TextFormat:
         ('query: Why?', 'passage: Because.')
     """
 
-    query_template: str = TEMPLATE + "{text}"
+    query_template: str = _UNCHANGED
     document_template: str = "{text}"
 
     def __post_init__(self) -> None:
@@ -48,6 +50,9 @@ class TextFormat:
             text: The text as the student reads it, with or without an instruction before it.
         """
         instruction, bare = split_instruction(text)
+        if instruction is not None and self.query_template == _UNCHANGED:
+            # A text may have brought its instruction in another template.
+            return text
         if instruction is None:
             return self.document_template.format(text=text)
         return self.query_template.format(text=bare, instruction=instruction)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from training.data.prepared import PreparedSource
 from training.errors import UserError, in_one_line
 from training.gradient_cache import gather_texts
-from training.missing_weights import missing_weight
-from training.model_identity import model_revision
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
+from training.models.settings import reads_as_ours
 from training.text_format import TextFormat
 
 __all__ = ["TextFormat", "TextTeacher", "load_text_teacher", "text_teacher_identity"]
@@ -167,29 +166,20 @@ def load_text_teacher(
     Raises:
         UserError: If there is no such model or it cannot embed texts.
     """
-    revision = model_revision(name, "key 'teacher'")
-    commit = None if Path(name).is_dir() else revision
+    key = "key 'teacher'"
+    found = resolve(name, key)
+    model = load_encoder(
+        found,
+        key,
+        trust_remote_code=trust_remote_code,
+        trust="choose a teacher without",
+        device=None if device is None else str(device),
+        model_kwargs={"dtype": torch.float32},
+    )
+    # A plain Qwen3 was pooled by mean once: what was embedded then is no longer its own.
+    identity = f"{found.identity} lasttoken" if reads_as_ours(found.place, found.revision) else found.identity
     try:
-        model = SentenceTransformer(
-            name,
-            revision=commit,
-            device=None if device is None else str(device),
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": torch.float32},
-        )
-        _check_tokenizer(model)
-        teacher = TextTeacher(model, text_format, revision, batch_size)
-        random = missing_weight(model, name, commit)
-        if random is not None:
-            raise UserError(f"its weights lack {random}")
-        return teacher
-    # Damaged folders come out of the libraries as anything.
+        return TextTeacher(model, text_format, identity, batch_size)
+    # What cannot pad or embed fails in as many ways as there are modules.
     except Exception as error:
-        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
-
-
-def _check_tokenizer(model: SentenceTransformer) -> None:
-    """Refuses the tokenizer without words that transformers makes where a folder has none."""
-    tokenizer = model.tokenizer
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens}:
-        raise UserError("its tokenizer knows no token but special ones; save the tokenizer beside the model")
+        raise UserError(f"{key}: {name!r} cannot be used: {in_one_line(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import defaultdict
@@ -22,7 +23,7 @@ from training.collator import PackedCollator, PreparedRows
 from training.data.prepared import PreparedSource
 from training.distillation import Distillation
 from training.errors import NonFiniteError
-from training.gradient_cache import CachedStep, embed_batch
+from training.gradient_cache import CachedStep, draws_dropout, embed_batch
 from training.interruption import Interruption, outlive_signals
 from training.objective import Objective
 from training.sampler import GlobalBatchSampler
@@ -30,6 +31,8 @@ from training.saving import SavingTrainer
 from training.watch import StepWatch
 
 __all__ = ["F2LLMTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 class _EpochLoader(DataLoader):
@@ -159,13 +162,20 @@ class F2LLMTrainer(SavingTrainer):
         """Trains to the end, or until a signal asks to stop: see :attr:`interruption`."""
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
+        if draws_dropout(self.accelerator.unwrap_model(self.model)):
+            logger.warning(
+                "dropout is drawn for a chunk at once: another max_tokens_per_forward or number of processes draws "
+                "others, so that weights are then not the same"
+            )
         with self.interruption:
             result = super().train(*args, **kwargs)
         self.watch.tell_idle_steps()
         return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that had ended early is continued only to save its model.
+        # A run that had ended is continued only to save its model.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 

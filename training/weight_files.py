@@ -81,9 +81,11 @@ def _files(folder: Path) -> dict[str, Path]:
     if (folder / _INDEX).is_file():
         try:
             places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{folder / _INDEX}: damaged ({in_one_line(error)}); fetch the model again") from None
-        return {name: folder / file for name, file in places.items()}
+            return {name: folder / file for name, file in places.items()}
+        # JSON of any other form: a list, a map to numbers.
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {in_one_line(error)}"
+            raise UserError(f"{folder / _INDEX}: damaged ({reason}); fetch the model again") from None
     if (folder / _SINGLE).is_file():
         return dict.fromkeys(_read_header(folder / _SINGLE), folder / _SINGLE)
     if (folder / ADAPTER).is_file():
@@ -91,7 +93,9 @@ def _files(folder: Path) -> dict[str, Path]:
             f"{folder}: an adapter without a model's weights; merge it into its base first (merge_adapter.py)"
         )
     if list(folder.glob("pytorch_model*.bin")):
-        raise UserError(f"{folder}: its weights are pickled, not safetensors; load it and save it anew")
+        raise UserError(
+            f"{folder}: its weights are pickled, not safetensors; load it with transformers and save it again"
+        )
     raise UserError(f"{folder}: the folder holds no weights as safetensors; it lacks {_SINGLE}")
 
 

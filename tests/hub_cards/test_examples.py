@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from hub_cards.snippets import snippets
 from hub_cards.update_examples import CHECKPOINT, EXAMPLES, update_examples
+from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.training.publishing.releases import evaluate, make_release, write_release
 from training.errors import UserError
 from training.publishing.figures import draw_figures
@@ -62,6 +63,12 @@ def test_the_code_of_the_examples_is_python() -> None:
         assert len(found) == count
         for code in found.values():
             compile(code, name, "exec")
+
+
+def test_the_example_gives_other_libraries_its_prompt() -> None:
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    prompt = "Instruct: Retrieve the English name.\nQuery: "
+    assert library_calls(text) == expected_calls("example-org/f2llm-quickstart", prompt, "")
 
 
 def test_a_model_that_was_not_trained_is_no_example(tmp_path: Path) -> None:

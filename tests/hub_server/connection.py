@@ -50,7 +50,7 @@ class _Connection(BaseHTTPRequestHandler):
             self._cut(headers)
             return
         body = self._body(headers)
-        if fault and fault.status is not None:
+        if fault and (fault.status is not None or fault.body is not None):
             self._send(_bad_answer(fault), headers)
             return
         answer = self.server.work(self.command, self.path, headers, body)
@@ -106,5 +106,8 @@ class _Connection(BaseHTTPRequestHandler):
 
 
 def _bad_answer(fault: Fault) -> Answer:
+    if fault.body is not None:
+        kind = "text/html" if fault.body.startswith(b"<") else "application/json"
+        return Answer(fault.status or 200, fault.body, {"Content-Type": kind})
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     return json_answer({"error": "an injected fault"}, fault.status or 500, **headers)

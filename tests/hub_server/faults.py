@@ -19,6 +19,7 @@ class Fault:
         times: Number of requests; None for all from now on.
         skip: Requests that match and are let through before.
         status: The answer, without the request having been looked at.
+        body: Content of that answer; its status is 200 unless told.
         retry_after: Seconds that the answer tells the client to wait.
         cut_after: Bytes of the request's body after which the connection is cut.
         cut_answer_after: Bytes of the answer's body after which the connection is cut.
@@ -31,6 +32,7 @@ class Fault:
     times: int | None = 1
     skip: int = 0
     status: int | None = None
+    body: bytes | None = None
     retry_after: int | None = None
     cut_after: int | None = None
     cut_answer_after: int | None = None

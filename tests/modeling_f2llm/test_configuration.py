@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoConfig, Qwen3Config
+from transformers import AutoConfig, Qwen3Config, Qwen3Model
 
 from modeling_f2llm import FAMILY, F2LLMConfig, F2LLMModel, matryoshka_dims
 
@@ -67,6 +71,27 @@ def test_overrides_replace_published_fields():
     assert (config.vocab_size, config.pad_token_id, config.hidden_size) == (1000, 0, 320)
     assert config.layer_types == ["full_attention"] * 3
     assert config.max_window_layers <= 3
+
+
+def test_another_vocabulary_has_no_token_of_qwen3():
+    config = F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=8192, num_hidden_layers=1)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, None, None)
+    assert F2LLMModel(config).embed_tokens.weight.shape == (8192, 320)
+    # A larger one, too: what has such an id there would never be trained as padding.
+    assert F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=200_000, eos_token_id=5).pad_token_id is None
+
+
+def test_a_small_vocabulary_without_padding_loads_as_stock_does(tmp_path: Path):
+    stock = Qwen3Config(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64, head_dim=8)
+    stock_model = Qwen3Model(stock)
+    stock_model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        saved.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    model = F2LLMModel.from_pretrained(tmp_path)
+    assert model.config.pad_token_id is None
+    assert torch.equal(model.embed_tokens.weight, stock_model.embed_tokens.weight)
 
 
 def test_layers_keep_to_the_depth_under_the_qwen3_defaults():
@@ -180,3 +205,47 @@ def test_stock_config_gains_the_matryoshka_fields_and_keeps_its_own(tmp_path: Pa
     assert config.matryoshka_dimensions == [32, 16, 8]
     assert (config.pad_token_id, config.eos_token_id, config.vocab_size) == (None, 7, 64)
     assert (config.tie_word_embeddings, config.use_cache) == (stock.tie_word_embeddings, stock.use_cache)
+
+
+def import_with(transformers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The configuration's file, imported as remote code beside another transformers."""
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    spec = spec_from_file_location("configuration_elsewhere", inspect.getsourcefile(F2LLMConfig))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_configuration_that_is_a_plain_class_gets_the_same_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    class Plain:
+        """As Qwen3Config was before transformers 5.4."""
+
+        def __init__(self, hidden_size: int = 4096, num_hidden_layers: int = 32, use_cache: bool = True, **others):
+            self.__dict__.update(others, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers)
+            self.use_cache, self.max_window_layers = use_cache, 28
+
+        def save_pretrained(self, save_directory: Path) -> None:
+            (save_directory / "config.json").write_text(json.dumps(self.__dict__))
+
+        @staticmethod
+        def register_for_auto_class() -> None: ...
+
+    older = ModuleType("transformers")
+    older.Qwen3Config, older.__version__ = Plain, "4.57.6"
+    config_class = import_with(older, monkeypatch).F2LLMConfig
+    config = config_class(hidden_size=32, num_hidden_layers=2, pad_token_id=5)
+    assert (config.is_matryoshka, config.matryoshka_dimensions, config.max_window_layers) == (True, [32, 16, 8], 2)
+    assert (config.use_cache, config.tie_word_embeddings, config.pad_token_id) == (False, True, 5)
+    assert config_class(hidden_size=32, is_matryoshka=False, use_cache=True).matryoshka_dimensions is None
+    with pytest.raises(ValueError, match="hidden_size 32"):
+        config_class(hidden_size=32, matryoshka_dimensions=[64])
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["Qwen3Model"] and saved["matryoshka_dimensions"] == [32, 16, 8]
+
+
+def test_transformers_too_old_for_the_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    older = ModuleType("transformers")
+    older.Qwen3Config, older.__version__ = Qwen3Config, "4.54.1"
+    with pytest.raises(ImportError, match=r"4\.55 or newer \(found 4\.54\.1\): leave out trust_remote_code"):
+        import_with(older, monkeypatch)

@@ -18,7 +18,7 @@ from transformers import AutoModel, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from modeling_f2llm.layers import F2LLMDecoderLayer, F2LLMRMSNorm, _compiled
+from modeling_f2llm.layers import F2LLMDecoderLayer, F2LLMRMSNorm
 
 Batch = dict[str, Tensor]
 BATCHES = ([3, 5, 7], [4, 4, 9, 30], [11])
@@ -43,14 +43,22 @@ def run(model: F2LLMModel, inputs: dict) -> list[Tensor]:
     return [hidden, *torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))]
 
 
+def tiny_config_of_width(width: int) -> F2LLMConfig:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    return F2LLMConfig(vocab_size=64, hidden_size=width, intermediate_size=16, num_hidden_layers=2, **heads)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "modeling_f2llm.layers"]
+
+
 @pytest.fixture
 def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Counts what was compiled. All but one test leave out the C++ compiler, which takes seconds for each function."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=getattr(request, "param", "eager")))
-    for forget in (torch._dynamo.reset, counters.clear, _compiled.cache_clear):
-        forget()
+    torch._dynamo.reset()
+    counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
-    _compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -141,6 +149,40 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: F2LLMModel, comp
     for actual, expected in zip(compiled.parameters(), tiny_model.parameters(), strict=True):
         assert_same(actual.grad, expected.grad)
     assert runs == [1]  # as a module, so that hooks of a wrapper run
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_models_of_one_process_do_not_use_up_each_others_compilations(
+    graphs: Callable[[], int], caplog: pytest.LogCaptureFixture
+):
+    for models in range(1, 5):
+        config = tiny_config_of_width(8 * models)
+        compiled, plain = (F2LLMModel._from_config(deepcopy(config), compile=each).eval() for each in (True, False))
+        plain.load_state_dict(compiled.state_dict())
+        actual, expected = compiled(**packed([3, 5])), plain(**packed([3, 5]))
+        assert_same(actual.last_hidden_state, expected.last_hidden_state)
+        assert graphs() == HALVES * models
+    assert not messages(caplog)
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_a_model_that_torch_compiles_no_further_is_told_of_once(
+    tiny_model: F2LLMModel, compiled: F2LLMModel, graphs: Callable[[], int], caplog: pytest.LogCaptureFixture
+):
+    expected = tiny_model(**packed([3, 5])).last_hidden_state
+    assert_same(compiled(**packed([3, 5])).last_hidden_state, expected)
+    assert not messages(caplog)
+    for _ in range(2):
+        with torch.no_grad():
+            assert_same(compiled(**packed([3, 5])).last_hidden_state, expected)
+    assert graphs() == HALVES
+    [told] = messages(caplog)
+    assert "run uncompiled" in told and "recompile_limit (1)" in told
+    # Another model is compiled all the same, and so is a copy.
+    for other in (deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        before = graphs()
+        assert_same(other(**packed([3, 5])).last_hidden_state, expected)
+        assert graphs() == before + HALVES
 
 
 def test_autocast_gradients_are_close_to_fp32(tiny_model: F2LLMModel, compiled: F2LLMModel):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen3Model
 
-from modeling_f2llm import F2LLMModel
+from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.modeling_f2llm.comparing import LENGTHS, Batch, assert_same, gradients_of, real
 
 
@@ -249,3 +251,16 @@ def test_a_mask_of_another_shape_fails_as_in_stock(
     for model in (tiny_model, stock_model):
         with pytest.raises(RuntimeError, match="must match"):
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"][:, :5])
+
+
+def test_the_end_token_is_learnt_even_if_it_is_the_padding(tiny_config: F2LLMConfig, tmp_path: Path):
+    config = deepcopy(tiny_config)
+    config.pad_token_id = config.eos_token_id
+    new = F2LLMModel(config)
+    new.save_pretrained(tmp_path)
+    assert new.embed_tokens.weight[config.eos_token_id].count_nonzero() > 0
+    for model in (new, F2LLMModel.from_pretrained(tmp_path)):
+        ids, mask = torch.tensor([[5, 6, 1], [7, 1, 1]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        assert model.embed_tokens.weight.grad[config.eos_token_id].count_nonzero() > 0

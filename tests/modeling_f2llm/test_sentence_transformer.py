@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase, Qwen3Model
 
 from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, append_eos, build_sentence_transformer
+from tests.conftest import EOS
 
 
 @pytest.fixture
@@ -240,3 +241,22 @@ def test_bf16_embeddings_are_close_to_fp32(built: SentenceTransformer, sentences
     half: Tensor = built.bfloat16().encode_query(sentences, convert_to_tensor=True)
     cosines = torch.nn.functional.cosine_similarity(half.float(), exact)
     assert cosines.min() > 0.999
+
+
+@pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
+def test_padding_with_eos_changes_no_embedding(
+    tiny_model: F2LLMModel,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    pad_token: str | None,
+    tmp_path: Path,
+):
+    expected = build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).encode(sentences)
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.pad_token = pad_token
+    tiny_model.config.pad_token_id = EOS
+    build_sentence_transformer(tiny_model, tokenizer).save_pretrained(str(tmp_path))
+    for trust_remote_code in (False, True):
+        model = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=trust_remote_code)
+        assert model.tokenizer.pad_token_id == EOS
+        np.testing.assert_allclose(model.encode(sentences), expected, atol=1e-5)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.processors import ByteLevel, TemplateProcessing
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modeling_f2llm import append_eos
+from modeling_f2llm.tokenizer import end_token_id
 
 # In NFC, to which Qwen's tokenizer normalises.
 MULTILINGUAL = [
@@ -96,6 +97,35 @@ def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerB
     assert append_eos(blank)("some text").input_ids == before
 
 
+@pytest.mark.parametrize("appended", ["<|endoftext|>", "<|im_start|>"])
+def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, appended: str):
+    """As Qwen3-Embedding's: EOS is <|im_end|>, but its padding token follows every text."""
+    blank.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    token = blank.convert_tokens_to_ids(appended)
+    template = TemplateProcessing(single=f"$A {appended}:0", special_tokens=[(appended, token)])
+    blank.backend_tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
+    assert end_token_id(blank) == token
+    append_eos(blank)
+    assert end_token_id(blank) == token
+    for text in ("", *MULTILINGUAL):
+        assert blank(text).input_ids == [*blank(text, add_special_tokens=False).input_ids, token]
+    assert blank(MULTILINGUAL[0], truncation=True, max_length=4).input_ids[-1] == token
+
+
+def test_end_token_is_what_follows_a_text(blank: PreTrainedTokenizerBase):
+    assert end_token_id(blank) is None
+    assert end_token_id(append_eos(blank)) == blank.eos_token_id
+
+
+def test_a_token_before_texts_does_not_end_them(blank: PreTrainedTokenizerBase):
+    pad = "<|endoftext|>"
+    blank.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{pad} $A", special_tokens=[(pad, blank.pad_token_id)]
+    )
+    assert end_token_id(blank) is None
+    assert end_token_id(append_eos(blank)) == blank.eos_token_id
+
+
 @pytest.mark.parametrize("text", MULTILINGUAL)
 def test_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, text: str):
     ids = tokenizer(text).input_ids
@@ -125,10 +155,44 @@ def test_no_eos_token_is_refused(blank: PreTrainedTokenizerBase):
 
 
 @pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
-def test_padding_with_eos_or_nothing_is_refused(blank: PreTrainedTokenizerBase, pad_token: str | None):
+def test_eos_may_be_the_padding_and_is_where_there_is_none(blank: PreTrainedTokenizerBase, pad_token: str | None):
     blank.pad_token = pad_token
-    with pytest.raises(ValueError, match="padding token other than its EOS token"):
-        append_eos(blank)
+    append_eos(blank)
+    assert blank.pad_token == "<|im_end|>"
+    batch = blank(["some text", "a"], padding=True)
+    lengths = [sum(mask) for mask in batch.attention_mask]
+    assert [ids[length - 1] for ids, length in zip(batch.input_ids, lengths, strict=True)] == [blank.eos_token_id] * 2
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+@pytest.mark.parametrize("first", [["<s>"], ["<s>", "<t>"]])
+def test_what_goes_before_a_text_stays(first: list[str], byte_level: bool, tmp_path: Path):
+    """As Llama's: BOS before every text, nothing after it."""
+    blank = Qwen2Tokenizer(eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<s>", "<t>"])
+    blank = blank.train_new_from_iterator(["some text"], vocab_size=270, show_progress=False)
+    ids = blank.convert_tokens_to_ids(first)
+    template = TemplateProcessing(single=[*first, "$A"], special_tokens=list(zip(first, ids, strict=True)))
+    parts = [ByteLevel(trim_offsets=False), template]
+    blank.backend_tokenizer.post_processor = Sequence(parts) if byte_level else template
+    before = blank("some text", return_offsets_mapping=True)
+    append_eos(blank)
+    after = blank("some text", return_offsets_mapping=True)
+    assert after.input_ids == [*before.input_ids, blank.eos_token_id]
+    assert after.offset_mapping[:-1] == before.offset_mapping
+    assert isinstance(blank.backend_tokenizer.post_processor, Sequence) is byte_level
+    assert blank("some", "text").input_ids == blank("some").input_ids + blank("text").input_ids
+    short = blank("some text", truncation=True, max_length=len(ids) + 2).input_ids
+    assert (short[: len(ids)], short[-1]) == (ids, blank.eos_token_id)
+    blank.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("some text").input_ids == after.input_ids
+
+
+def test_a_class_that_writes_its_own_template_keeps_both_ends(tmp_path: Path):
+    vocabulary = {token: place for place, token in enumerate(["<unk>", "<s>", "</s>", "▁", "a", "b"])}
+    tokenizer = append_eos(LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True))
+    assert tokenizer("ab").input_ids == [1, 3, 4, 5, 2]
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("ab").input_ids == [1, 3, 4, 5, 2]
 
 
 def test_a_tokenizer_in_python_is_refused():

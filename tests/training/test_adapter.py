@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
 from training.adapter import ADAPTER_WEIGHTS, add_adapter, attach_adapter, has_adapter, mend_saved, merge, read_adapter
 from training.adapter_folder import AdapterFolder, base_of, base_revision, find_adapter, note_base
-from training.loading import load_base, load_whole_model
 from training.lora_arguments import LORA_TARGETS
 from training.memory import count_adapter, count_parameters, estimate_memory
+from training.models.loading import load_base, load_whole_model
 
 LENGTHS = [7, 3, 12]
 KINDS = pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])

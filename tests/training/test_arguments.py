@@ -69,6 +69,21 @@ def test_trackers(report_to: Any, expected: list[str]) -> None:
         ("temperature", 0.0),
         ("temperature", -1.0),
         ("temperature", float("nan")),
+        ("num_train_epochs", 0.0),
+        ("num_train_epochs", -1.0),
+        ("num_train_epochs", 1e30),
+        ("max_steps", 0),
+        ("max_steps", -2),
+        ("save_steps", 0),
+        ("save_total_limit", 0),
+        ("eval_steps", -5),
+        ("logging_steps", -5),
+        ("learning_rate", -1e-3),
+        ("max_grad_norm", -1.0),
+        ("dataloader_num_workers", -1),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 2**70),
     ],
 )
 def test_value_out_of_range(refuses: Refuses, key: str, value: float) -> None:
@@ -76,10 +91,53 @@ def test_value_out_of_range(refuses: Refuses, key: str, value: float) -> None:
         stage(**{key: value})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("key", ["num_train_epochs", "learning_rate", "eval_steps", "logging_steps", "adam_beta1"])
+def test_number_that_is_not_finite(refuses: Refuses, key: str, value: float) -> None:
+    with refuses(repr(key), "finite number", value):
+        stage(**{key: value, "eval_strategy": "steps"})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+def test_number_in_a_mapping_that_is_not_finite(refuses: Refuses, number: str) -> None:
+    with refuses("'lr_scheduler_kwargs'", f"{number} is no number"):
+        stage(lr_scheduler_kwargs=f'{{"min_lr": {number}}}', lr_scheduler_type="cosine_with_min_lr")
+    with refuses("'lr_scheduler_kwargs'", "finite number"):
+        stage(lr_scheduler_kwargs={"min_lr": float(number)})
+    with refuses("'model_config'", f"{number} is no number"):
+        stage(model=None, model_config=f'{{"rope_theta": {number}}}')
+
+
+@pytest.mark.parametrize("key", ["max_steps", "cap", "max_length", "global_batch_size", "tokenizer_vocab_size"])
+def test_integer_of_more_than_64_bits(refuses: Refuses, key: str) -> None:
+    with refuses(repr(key), "64 bits"):
+        stage(**{key: 2**64})
+    with refuses("'matryoshka_dimensions'", "64 bits"):
+        stage(matryoshka_dimensions=[8, 2**64])
+
+
+def test_gradients_may_be_measured_without_being_clipped() -> None:
+    assert stage(max_grad_norm=float("inf")).max_grad_norm == float("inf")
+
+
+def test_half_precision_that_a_cpu_does_not_compute_in(refuses: Refuses) -> None:
+    with refuses("'fp16'", "no effect on a CPU", "'bf16: true'"):
+        stage(fp16=True)
+
+
+def test_kernels_whose_package_is_missing(refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.arguments.is_liger_kernel_available", lambda: False)
+    with refuses("'use_liger_kernel'", "pip install liger-kernel"):
+        stage(use_liger_kernel=True)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("validation_share", 0.0),
+        ("max_steps", 1),
+        ("seed", 2**32 - 1),
+        ("num_train_epochs", 0.01),
         ("document_instruction_share", 1.0),
         ("max_length", 1),
         ("tokenizer_vocab_size", 259),  # every byte and three special tokens
@@ -90,17 +148,6 @@ def test_value_out_of_range(refuses: Refuses, key: str, value: float) -> None:
 )
 def test_value_at_the_end_of_its_range(key: str, value: float) -> None:
     assert getattr(stage(**{key: value}), key) == value
-
-
-@pytest.mark.parametrize("key", ["per_device_train_batch_size", "gradient_accumulation_steps"])
-def test_batches_per_device_are_refused(refuses: Refuses, key: str) -> None:
-    with refuses(repr(key), "no effect", "'global_batch_size'"):
-        stage(**{key: 4})
-
-
-def test_pushing_from_the_training_is_refused(refuses: Refuses) -> None:
-    with refuses("'push_to_hub'", "publish the finished model"):
-        stage(push_to_hub=True)
 
 
 @pytest.mark.parametrize(("model", "config"), [(None, None), ("some/model", "{}")])
@@ -150,6 +197,7 @@ def test_builder_options_that_are_none(refuses: Refuses, builder: str | None, op
         (None, '{"web_*": 5}', {"web_kor": 5, "sts": None}),
         (9, '{"web_*": 5, "web_kor": 7}', {"web_kor": 5, "sts": 9}),
         (3, '{"*": 5}', {"web_kor": 3, "sts": 3}),
+        (None, '{"web_*": 1e4}', {"web_kor": 10_000, "sts": None}),
     ],
 )
 def test_smallest_cap_that_fits_a_source(cap: int | None, source_caps: str | None, expected: dict[str, Any]) -> None:
@@ -157,7 +205,7 @@ def test_smallest_cap_that_fits_a_source(cap: int | None, source_caps: str | Non
     assert {name: arguments.cap_of(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("cap", ["0", "-1", "1.5", "1e4", '"80k"', "null", "true", "[5]"])
+@pytest.mark.parametrize("cap", ["0", "-1", "1.5", "1e-4", '"80k"', "null", "true", "[5]"])
 def test_cap_of_a_source_that_is_no_count(refuses: Refuses, cap: str) -> None:
     with refuses("'source_caps'", "'web_*'", "positive integer"):
         stage(source_caps=f'{{"sts": 5, "web_*": {cap}}}')
@@ -186,22 +234,6 @@ def test_source_caps_that_are_no_mapping(refuses: Refuses, caps: str) -> None:
 )
 def test_trained_widths(keys: dict[str, Any], hidden_size: int, expected: list[int] | None) -> None:
     assert stage(**keys).train_dims(hidden_size) == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("neftune_noise_alpha", 5.0),
-        ("label_smoothing_factor", 0.1),
-        ("dataloader_drop_last", True),
-        ("per_device_eval_batch_size", 16),
-        ("save_only_model", True),
-        ("torch_compile", True),
-    ],
-)
-def test_key_that_would_do_nothing_or_harm(refuses: Refuses, key: str, value: Any) -> None:
-    with refuses(f"'{key}'"):
-        stage(**{key: value})
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from training.checkpoints import (
     write_whole,
 )
 
-NEEDED = ("config.json", "scheduler.pt", "trainer_state.json")
+NEEDED = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def _checkpoint(folder: Path, name: str, without: str = "") -> Path:
     checkpoint = folder / name
     checkpoint.mkdir(parents=True)
-    for file in (*NEEDED, "model.safetensors"):
+    for file in NEEDED:
         if file != without:
             (checkpoint / file).write_text(name)
     return checkpoint
@@ -82,7 +82,7 @@ def test_publishing_is_one_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     publish(partial, tmp_path / "checkpoint-3")
     assert seen == [(partial, None)]
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    assert _names(tmp_path / "checkpoint-3") == {*NEEDED, "model.safetensors", "1_Pooling"}
+    assert _names(tmp_path / "checkpoint-3") == {*NEEDED, "1_Pooling"}
 
 
 def test_publishing_replaces_an_incomplete_folder(tmp_path: Path) -> None:

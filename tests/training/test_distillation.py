@@ -226,7 +226,7 @@ def test_the_cache_may_move_between_a_run_and_its_continuation(tmp_path: Path, m
 
 def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: Path) -> None:
     # Long enough for whole texts: a teacher that is given texts reads what the student's length cuts off.
-    few = {"cap": 8, "validation_share": 0.0, "max_length": 200}
+    few = {"cap": 8, "validation_share": 0.0, "eval_strategy": "no", "max_length": 200}
     trimmed = tmp_path / "trimmed"
     recipe = write(trimmed, models, teacher=None, trim_vocabulary=True, model=str(models / "wide"), **few)
     assert main([str(recipe)]) == 0
@@ -256,12 +256,14 @@ def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(
 
 
 def test_the_projection_of_the_best_model_goes_with_it(tmp_path: Path, models: Path) -> None:
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    # A learning rate that grows until the loss does: the first evaluation is the best.
+    best |= {"optim": "sgd", "learning_rate": 4.0, "warmup_steps": 12}
     steps = {"eval_strategy": "steps", "eval_steps": 4}
     run = train(tmp_path, models, teacher="narrow", teacher_projection=True, **best, **steps)
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     chosen = Path(json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"])
-    assert chosen.name == "checkpoint-4"
+    assert chosen.name == "checkpoint-8" != last.name
     kept = torch.load(chosen / "projection.pt", weights_only=True)["weight"]
     assert torch.equal(load_file(run / "projection.safetensors")["weight"], kept)
 
@@ -295,6 +297,6 @@ def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_
 
     monkeypatch.setattr(distillation, "model_revision", lambda *_: "abc123")
     monkeypatch.setattr(distillation, "load_teacher", load)
-    made = distillation.make_distillation(distillation.TeacherChoice(48), arguments, [], 32, {})
+    made = distillation.make_distillation(distillation.TeacherChoice("org/teacher", 48), arguments, [], 32, {})
     assert loaded == {"name": "org/teacher", "revision": "abc123"}
     assert made.identity == "abc123"

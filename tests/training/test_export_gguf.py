@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.models.starts import save_like_qwen3_embedding
 from training.export_gguf import export, main
 
 gguf = pytest.importorskip("gguf")
@@ -148,6 +150,25 @@ def test_the_tokenizer_is_read_back(folder, tmp_path, sentences):
     ] == tokenizer.eos_token_id
 
 
+def test_what_goes_before_a_text_is_told_or_refused(folder, tmp_path, refuses):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    tokens = [tokenizer.bos_token, tokenizer.eos_token]
+    known = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+    for first in (["<|im_start|>"], ["<|im_start|>"] * 2):
+        template = TemplateProcessing(single=[*first, "$A", "<|im_end|>"], special_tokens=known)
+        tokenizer.backend_tokenizer.post_processor = template
+        tokenizer.save_pretrained(folder)
+        if len(first) == 1:
+            export(folder, tmp_path / "model.gguf")
+            fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+            assert fields["tokenizer.ggml.add_bos_token"] is True and fields["tokenizer.ggml.add_eos_token"] is True
+            assert fields["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
+        else:
+            with refuses(folder, "before a text"):
+                export(folder, tmp_path / "model.gguf")
+
+
 def test_the_command_writes_the_same_bytes_again(folder, tmp_path):
     words = [str(folder), "--output", str(tmp_path / "a.gguf"), "--dtype", "bf16"]
     assert main(words) == 0
@@ -189,6 +210,14 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(folder, tmp_path, ref
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_the_token_that_ends_texts_is_what_llama_cpp_appends(tmp_path, tiny_config, tiny_tokenizer):
+    start = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer)
+    export(start, tmp_path / "model.gguf")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert fields["tokenizer.ggml.eos_token_id"] == tiny_tokenizer.pad_token_id
+    assert fields["tokenizer.ggml.add_eos_token"] is True
+
+
 @pytest.mark.parametrize("change", ["missing", "more"])
 def test_other_tensors_are_refused(folder, tmp_path, refuses, change):
     weights = load_file(folder / "model.safetensors")
@@ -197,7 +226,7 @@ def test_other_tensors_are_refused(folder, tmp_path, refuses, change):
     else:
         weights["lm_head.weight"] = torch.ones(416, 32)
     save_file(weights, folder / "model.safetensors")
-    with refuses("blk.1.ffn_up.weight" if change == "missing" else "lm_head.weight"):
+    with refuses("layers.1.mlp.up_proj.weight" if change == "missing" else "lm_head.weight"):
         export(folder, tmp_path / "model.gguf")
 
 

@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -219,16 +221,40 @@ def test_vanished_data_is_named_and_the_checkpoint_stays(
 def test_truncated_prepared_data_is_prepared_again(
     tmp_path: Path, stopped: Path, check_same_weights, file: str
 ) -> None:
-    path = tmp_path / "run/prepared/tiny_retrieval" / file
+    (path,) = tmp_path.glob(f"run/prepared/tiny_retrieval-*/{file}")
     path.write_bytes(path.read_bytes()[:-4])
     assert main([str(stopped), "--resume"]) == 0
     check_same_weights(tmp_path / "run")
 
 
+def test_data_of_the_same_content_is_the_same(tmp_path: Path, stopped: Path, check_same_weights) -> None:
+    # Copied, or downloaded again.
+    write_sources(tmp_path / "data")
+    os.utime(tmp_path / "data/retrieval.parquet", ns=(1, 1))
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def test_flipped_bytes_of_prepared_data_are_noticed(
+    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (path,) = tmp_path.glob("run/prepared/tiny_retrieval-*/tokens.int32")
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert main([str(stopped), "--resume"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {path}: is damaged") and f"delete {path.parent}" in line
+
+
 def test_changed_data_is_refused_unless_accepted(
     tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_sources(tmp_path / "data")
+    source = tmp_path / "data/retrieval.parquet"
+    table = pq.read_table(source).to_pydict()
+    table["passage"][7] = "another passage"
+    pq.write_table(pa.table(table), source)
     assert main([str(stopped), "--resume"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "the data changed since the run started (tiny_retrieval)" in line and "--accept-changes" in line

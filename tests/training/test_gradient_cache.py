@@ -212,6 +212,20 @@ def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model: F
         assert_equal(found[name], weights, name)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_layers_that_are_computed_again_drop_the_same(dropping_model: F2LLMModel, use_reentrant: bool) -> None:
+    batch = batch_of(60)
+    loss_of = loss_function(Objective(), batch, None)
+    wanted_loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
+    wanted = gradients(dropping_model)
+    dropping_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
+    assert loss == wanted_loss
+    for name, weights in gradients(dropping_model).items():
+        assert_equal(weights, wanted[name], name)
+
+
 def test_dropout_is_drawn_by_the_key_and_disturbs_no_other_draw(dropping_model: F2LLMModel) -> None:
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)

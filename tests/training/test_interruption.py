@@ -164,8 +164,8 @@ def choosing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     keys = {
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        # The loss falls in the first steps: the worst model is the one of the first evaluation.
-        "greater_is_better": True,
+        # A learning rate that grows until the loss does: the best model is the one of the first evaluation.
+        **{"optim": "sgd", "learning_rate": 0.5, "warmup_steps": 10},
         "eval_strategy": request.param,
         "eval_steps": 3,
         "save_strategy": request.param,

@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys
 
 
 def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path: Path, base: Path, trained: Path) -> None:
-    recipe = write(tmp_path, base, max_tokens_per_forward=100, gradient_checkpointing=True)
+    recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
     assert main([str(recipe)]) == 0
     found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
@@ -177,7 +177,8 @@ def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, traine
     run = shutil.copytree(trained, tmp_path / "run")
     assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
     packed = tmp_path / "packed"
-    assert publish(["pack", str(run), "--checkpoint", "merged", "--name", "adapted", "--output", str(packed)]) == 0
+    words = ["--checkpoint", "merged", "--name", "adapted", "--output", str(packed), "--licence", "apache-2.0"]
+    assert publish(["pack", str(run), *words]) == 0
     (stage,) = load_release(packed).stages
     assert stage.written["lora"] and stage.steps == 10 and [each.name for each in stage.sources] == ["tiny_retrieval"]
     assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()

@@ -63,7 +63,7 @@ def test_hidden_files_do_not_count(tmp_path: Path) -> None:
 
 def test_a_model_of_the_hub_is_its_commit(hub: list[str]) -> None:
     assert model_revision("org/model", "--model") == "0123abcd"
-    assert hub == ["modules.json", "config.json"]
+    assert hub == ["modules.json", "adapter_config.json", "config.json"]
     assert model_revision("org/model", "--model", "step-1") == "89abcdef"
 
 

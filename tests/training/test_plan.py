@@ -86,6 +86,29 @@ def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(t
     assert evaluations.startswith("  evaluations  2 (up to 2 pairs in each, not counted here)")
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_pairs_are_checked_before_anything_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture, dry: list[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path))
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("query,answer\na,b\n")
+    # Those of the second stage.
+    assert main([recipe, *dry, "--evaluation_pairs", str(pairs)]) == 2
+    assert "pairs.csv: column 'passage' is missing; it has query, answer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    manifest = tmp_path / "built/manifest.yaml"
+    keys = {"builder": "cldr", "builder_options": {"languages": ["de", "fr"]}, "manifest": str(manifest)}
+    pairs = manifest.with_name("held_out.parquet")
+    recipe = str(write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs)))
+    assert main([recipe, "--dry-run"]) == 0
+    assert main([recipe, "--dry-run", "--evaluation_candidates", str(pairs.with_name("nothing.parquet"))]) == 2
+    assert "nothing.parquet: no such file" in capsys.readouterr().err
+
+
 def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(write_recipe(tmp_path)), "--measure"]) == 2
     assert "--measure belongs to --dry-run" in capsys.readouterr().err

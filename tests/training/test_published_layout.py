@@ -68,7 +68,8 @@ def test_three_sources_of_different_columns_train_a_step(tmp_path: Path, manifes
     keys = {"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "max_length": 64}
     keys |= {"task_types": None, "instructions": True, "max_steps": 3, "manifest": str(manifest)}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-    prepared = {folder.name: PreparedSource(folder) for folder in (tmp_path / "run/prepared").iterdir()}
+    folders = (tmp_path / "run/prepared").glob("[!.]*")
+    prepared = {source.name: source for source in map(PreparedSource, folders)}
     assert {name: source.num_negatives for name, source in prepared.items()} == {
         "polarity": 1,
         "places_kor": 24,
@@ -86,7 +87,7 @@ def test_three_sources_of_different_columns_train_a_step(tmp_path: Path, manifes
 def test_raw_text_has_no_instruction_that_came_along(tmp_path: Path, manifest: Path) -> None:
     keys = {"num_hard_negatives_retrieval": 7, "max_length": 64, "max_steps": 1, "manifest": str(manifest)}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-    source = PreparedSource(tmp_path / "run/prepared/places_kor")
+    source = PreparedSource(*tmp_path.glob("run/prepared/places_kor-*"))
     tokenizer = load_tokenizer(str(tmp_path / "run/model"))
     texts = [tokenizer.decode(source.tokens(text)) for text in range(source.description["texts"])]
     assert not any("Instruct: " in text or "Query: " in text for text in texts)
@@ -104,7 +105,7 @@ def test_the_command_line_prepares_the_same_and_says_what(
     said = capsys.readouterr().out
     assert "polarity" in said and "places_kor" in said and "all" in said
     for name in ("polarity", "places_kor", "topics"):
-        files = [sorted((tmp_path / folder / name).iterdir()) for folder in ("run/prepared", "apart")]
+        files = [sorted(tmp_path.glob(f"{folder}/{name}-*/*")) for folder in ("run/prepared", "apart")]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
@@ -145,7 +146,9 @@ def test_bad_rows_stop_the_command_or_are_put_aside(
     assert "row 7, column 'passage' is empty" in capsys.readouterr().err
     assert prepare_main([*words, "--on-bad-row", "quarantine"]) == 0
     said = capsys.readouterr().out
-    assert "quarantine.parquet: 1 is empty" in said
+    assert (
+        "source 'polarity': 1 of " in said and "put aside (1 is empty), see " in said and "quarantine.parquet" in said
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -169,8 +172,7 @@ def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("stopped: ") and "File too large" in last and "run the same command again" in last
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == ["polarity"]
-    PreparedSource(tmp_path / "out/polarity")
+    assert [PreparedSource(folder).name for folder in (tmp_path / "out").glob("[!.]*")] == ["polarity"]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    for name in ("polarity", "places_kor", "topics"):
-        PreparedSource(tmp_path / "out" / name)
+    prepared = [PreparedSource(folder).check().name for folder in (tmp_path / "out").glob("[!.]*")]
+    assert sorted(prepared) == ["places_kor", "polarity", "topics"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
+from training import recipe
 from training.arguments import StageArguments
 from training.recipe import command_line_overrides, load_recipe, recipe_help
 
@@ -49,9 +50,24 @@ def test_numbers_in_a_mapping_arrive_as_floats(write: Callable[..., Path], text:
     assert arguments.lr_scheduler_kwargs == {"min_lr": 1e-5}
 
 
-@pytest.mark.parametrize(("text", "expected"), [("-1", -1), ("0", 0), ("12", 12), ("'12'", 12), ("1_000", 1000)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("-1", -1), ("12", 12), ("'12'", 12), ("1_000", 1000), ("1e3", 1000), ("1.0e3", 1000), ("2.5E+1", 25), ("7.", 7)],
+)
 def test_integers(write: Callable[..., Path], text: str, expected: int) -> None:
     assert only_stage(load_recipe(write(f"max_steps: {text}\n"))).max_steps == expected
+    overrides = command_line_overrides(["--max_steps", text.strip("'")])
+    assert only_stage(load_recipe(write({}), overrides)).max_steps == expected
+
+
+def test_integers_in_lists_and_mappings(write: Callable[..., Path]) -> None:
+    arguments = only_stage(load_recipe(write("matryoshka_dimensions: [6.4e1, 32]\nsource_caps: {web_*: 1e4}\n")))
+    assert arguments.matryoshka_dimensions == [64, 32]
+    assert arguments.cap_of("web_kor") == 10_000
+
+
+def test_a_long_integer_keeps_its_last_digit(write: Callable[..., Path]) -> None:
+    assert only_stage(load_recipe(write({"max_steps": 2**63 - 1}))).max_steps == 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -220,7 +236,9 @@ def test_missing_output_dir(write: Callable[..., Path], refuses: Refuses, keys: 
         ("learning_rate", [0.1, 0.2], "0.2"),
         ("global_batch_size", "many", "'many'"),
         ("global_batch_size", 2.5, "'2.5'"),
-        ("cap", "1e4", "'10000.0'"),  # written without quotes: a number with a fraction
+        ("cap", "1.5e0", "'1.5'"),
+        ("seed", 2**70, "64 bits"),
+        ("num_train_epochs", float("nan"), "finite number"),
         ("seed", True, "'true'"),
         ("matryoshka", "maybe", "maybe"),
         ("matryoshka", 2, "2"),
@@ -274,8 +292,8 @@ def test_field_that_a_model_does_not_have(write: Callable[..., Path], refuses: R
 def test_caps_of_sources(write: Callable[..., Path], refuses: Refuses) -> None:
     arguments = only_stage(load_recipe(write({"source_caps": {"web_*": 5}})))
     assert (arguments.cap_of("web_kor"), arguments.cap_of("sts")) == (5, None)
-    path = write("source_caps: {sts: 7, web_*: 1e4}\n")
-    with refuses(path, "stage 'recipe'", "'source_caps'", "'web_*'", "10000.0"):
+    path = write("source_caps: {sts: 7, web_*: 1e-4}\n")
+    with refuses(path, "stage 'recipe'", "'source_caps'", "'web_*'", "0.0001"):
         load_recipe(path)
 
 
@@ -290,3 +308,35 @@ def test_help_describes_every_key() -> None:
     for key in ("--global_batch_size", "--manifest", "--learning_rate", "--mask_duplicates"):
         assert key in text
     assert "Divisor of the cosines." in text
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("LR", "learning_rate"),
+        ("batch_size", "global_batch_size"),
+        ("epochs", "num_train_epochs"),
+        ("num_hard_negatives", "num_hard_negatives_retrieval"),
+        ("learning_rat", "learning_rate"),
+        ("max_lengths", "max_length"),
+    ],
+)
+def test_unknown_key_names_the_one_that_is_meant(
+    write: Callable[..., Path], refuses: Refuses, key: str, meant: str
+) -> None:
+    with refuses("command line", repr(key), f"did you mean {meant!r}?"):
+        command_line_overrides([f"--{key}", "1"])
+    path = write({key: 1})
+    with refuses(path, repr(key), f"did you mean {meant!r}?"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("key", ["lp", "xyz", "cop", "fp"])
+def test_a_word_that_is_near_by_chance_is_not_suggested(refuses: Refuses, key: str) -> None:
+    with refuses(repr(key), "--help lists the known ones"):
+        command_line_overrides([f"--{key}", "1"])
+
+
+def test_all_meanings_are_keys() -> None:
+    assert set(recipe._MEANT.values()) <= set(recipe._STAGE_KEYS) and not set(recipe._MEANT) & set(recipe._STAGE_KEYS)

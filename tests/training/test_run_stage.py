@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.recipes import write_recipe, write_single_stage
+from training.common.outputs import locked
 from training.data.manifest_file import read_manifest
 from training.run_stage import main
 
@@ -265,9 +268,65 @@ def test_a_folder_that_is_no_prepared_source_is_left_alone(tmp_path: Path, capsy
     corpus = tmp_path / "data/tiny_retrieval"
     corpus.mkdir()
     (corpus / "corpus.txt").write_text("mine")
-    assert main([str(recipe), "--prepared_dir", str(tmp_path / "data")]) == 2
+    words = [str(recipe), "--stage", "stage1", "--max_steps", "1"]
+    assert main([*words, "--prepared_dir", str(tmp_path / "data")]) == 0
+    assert [path.name for path in corpus.iterdir()] == ["corpus.txt"]
+    # Not even in the place of a prepared source.
+    (prepared,) = (tmp_path / "data").glob("tiny_retrieval-*")
+    (prepared / "source.json").unlink()
+    (prepared / "corpus.txt").write_text("mine")
+    words = [*words, "--output_dir", str(tmp_path / "other")]
+    assert main([*words, "--prepared_dir", str(tmp_path / "data")]) == 2
     assert "give another prepared_dir" in capsys.readouterr().err
-    assert (corpus / "corpus.txt").read_text() == "mine"
+    assert (prepared / "corpus.txt").read_text() == "mine"
+
+
+def test_a_run_that_is_at_work_is_not_started_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = write_single_stage(tmp_path, max_steps=1)
+    for more in ([], ["--resume"]):
+        # As the first process of a run holds it from its start to its end.
+        with locked(tmp_path / "run/model"):
+            assert main([str(recipe), *more]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "another process trains there" in line and "another output_dir" in line
+        # Nothing was written beside what is at work.
+        assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert main([str(recipe)]) == 0
+    assert not list((tmp_path / "run").glob("*.lock"))
+    with locked(tmp_path / "run/model"):
+        assert main([str(recipe), "--resume"]) == 2
+
+
+def test_bad_rows_that_are_put_aside_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = write_single_stage(tmp_path, max_steps=1, on_bad_row="quarantine")
+    path = tmp_path / "data/retrieval.parquet"
+    columns = pq.read_table(path).to_pydict()
+    columns["query"][3] = columns["query"][4] = " "
+    columns["passage"][70] = None
+    pq.write_table(pa.table(columns), path)
+    # The tokenizer is trained on the other rows, too.
+    assert main([str(recipe)]) == 0
+    said = "source 'tiny_retrieval': 3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null), see "
+    assert said in caplog.text
+    # Data that was prepared before tells it as well.
+    caplog.clear()
+    assert (
+        main([str(recipe), "--output_dir", str(tmp_path / "again"), "--prepared_dir", str(tmp_path / "run/prepared")])
+        == 0
+    )
+    assert said in caplog.text
+
+    columns["query"] = ["" for _ in columns["query"]]
+    pq.write_table(pa.table(columns), path)
+    model = str(tmp_path / "run/model")
+    recipe = write_single_stage(
+        tmp_path / "none", model=model, model_config=None, tokenizer=None, on_bad_row="quarantine"
+    )
+    assert main([str(recipe), "--manifest", str(tmp_path / "data/manifest.yaml")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no row is left to train on" in line and "80 of 80 rows (100.0%) were put aside (80 is empty)" in line
 
 
 def test_a_model_that_lacks_weights_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -344,7 +403,10 @@ def test_published_recipes_are_complete(path: Path) -> None:
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.98, 0.01)
     assert arguments.num_hard_negatives == {"retrieval": 7, "clustering": 9, "classification": 1}
     assert arguments.lr_scheduler_kwargs == {"min_lr": 1e-7}
-    assert yaml.safe_load((path.parent / "published.yaml").read_text())["bf16"] is True
+    published = yaml.safe_load((path.parent / "published.yaml").read_text())
+    assert published["bf16"] is True
+    # A blank text among 60 million rows does not end a run.
+    assert published["on_bad_row"] == "quarantine"
     manifest = read_manifest(ROOT / arguments.manifest)
     entries = manifest.of_stage(arguments.manifest_stage)
     if path.stem.startswith("stage1"):
@@ -368,3 +430,15 @@ def test_accuracy_is_what_numpy_says() -> None:
         a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
         cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
         assert (nearest(queries, candidates, dim, rows_per_block=7) == cosines.argmax(axis=1)).all()
+
+
+def test_query_and_passage_are_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first file of a new user: no negatives, and no key about them."""
+    caplog.set_level("INFO")
+    path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
+    source = tmp_path / "data" / "retrieval.parquet"
+    pq.write_table(pq.read_table(source, columns=["query", "passage"]), source)
+    assert main([str(path)]) == 0
+    assert "tiny_retrieval: no negative columns" in caplog.text
+    history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["loss_in_batch"] > 0 and history[0]["loss_hard"] == 0

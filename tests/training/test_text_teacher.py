@@ -184,7 +184,14 @@ def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
 
 
 def test_texts_are_as_they_are_kept_by_default() -> None:
-    for text in [*TEXTS, "{text} {", "Instruct: no query", "", "Instruct: a\nQuery: b\nQuery: c"]:
+    for text in [
+        *TEXTS,
+        "{text} {",
+        "Instruct: no query",
+        "",
+        "Instruct: a\nQuery: b\nQuery: c",
+        "Instruct: a\nQuery:b",
+    ]:
         assert TextFormat().apply(text) == text
 
 

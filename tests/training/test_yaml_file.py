@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -189,3 +190,61 @@ def test_unknown_key(key: Any, known: list[str], remedy: str) -> None:
     error = unknown_key("recipe.yaml", key, known)
     assert isinstance(error, UserError)
     assert str(error) == f"recipe.yaml: unknown key {key!r}; {remedy}"
+
+
+# What PyYAML cannot build, or builds for ever
+
+
+def test_a_date_is_text(write: Callable[..., Path]) -> None:
+    assert load_yaml(write("a: 2024-01-01\nb: 2024-13-45\nc: 2001-12-14t21:59:43Z\n")) == {
+        "a": "2024-01-01",
+        "b": "2024-13-45",
+        "c": "2001-12-14t21:59:43Z",
+    }
+
+
+def _bomb(item: str) -> str:
+    lines = ["a0: &a0 {x: [1, 2, 3]}"]
+    lines += [f"a{i}: &a{i} {item.format(', '.join([f'*a{i - 1}'] * 9))}" for i in range(1, 40)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: !!timestamp 2024-99-99", "timestamp"),
+        ("a: !!int abc", "abc"),
+        ("a: !!float abc", "abc"),
+        ("a: !!set {b, c}", "set"),
+        ("a: !!binary aGk=", "binary"),
+        ("a: !!python/object/apply:os.system [ls]", "python/object/apply"),
+        ("a: !own 3", "!own"),
+        ("a: " + "9" * 5000, "4300 digits"),
+        ('a: "x\\0y"', "NUL"),
+        ('a: {"x\\0y": 1}', "NUL"),
+        ("a: &a [*a]", "holds itself"),
+        ("a: &a {b: {c: *a}}", "holds itself"),
+        (_bomb("[{}]"), "aliases"),
+        (_bomb("{{x: [{}]}}"), "aliases"),
+        (_bomb("{{<<: [{}]}}"), "aliases"),
+        ("a: " + "[" * 1_000_000, "levels deep"),
+        ("a: " + "{a: " * 200_000, "levels deep"),
+        ("".join(" " * depth + "a:\n" for depth in range(3000)), "levels deep"),
+        ("a: =", "value"),
+    ],
+)
+def test_what_no_file_holds_is_refused_at_once(
+    write: Callable[..., Path], refuses: Refuses, text: str, fault: str
+) -> None:
+    path = write(text)
+    start = time.perf_counter()
+    with refuses(path, "not valid YAML", fault):
+        load_yaml(path)
+    assert time.perf_counter() - start < 5
+
+
+def test_links_in_a_circle(tmp_path: Path, refuses: Refuses) -> None:
+    (tmp_path / "a.yaml").symlink_to(tmp_path / "b.yaml")
+    (tmp_path / "b.yaml").symlink_to(tmp_path / "a.yaml")
+    with refuses("a.yaml", "cannot be read"):
+        load_yaml(tmp_path / "a.yaml")

@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from training.checkpoints import publish
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
-__all__ = ["check_output", "locked", "new_folder"]
+__all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder"]
 
 logger = logging.getLogger("training")
 
+# The lock of a folder beside which nothing can be written.
+_LOCK = ".lock"
+
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def locked(output: Path, busy: str | None = None) -> Iterator[None]:
     """Makes other commands that write the same output wait until the block ends, or its process does.
 
-    Look for a finished output again inside the block: another command may just have made it.
+    Look for a finished output before, since its disk may be read-only, and again inside the block: another command may
+    just have made it.
 
     Args:
-        output: The file or folder to be written. The lock is a hidden file beside it.
+        output: The file or folder to be written. The lock is a hidden file beside it, or in it where nothing beside it
+            can be written.
+        busy: What to say of the output if another command is writing it; None waits for that one to end.
 
     Raises:
-        UserError: If nothing can be written there.
+        UserError: If nothing can be written there, or another command is writing it and ``busy`` is given.
     """
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    # Two spellings of a path are one output.
+    place = output.resolve()
+    beside = place.with_name(f".{place.name}.lock")
+    # A folder may be all of a disk that can be written.
+    lock = FileLock(place / _LOCK if place.is_dir() and not os.access(place.parent, os.W_OK) else beside)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if busy is not None:
+                raise UserError(f"{output}: {busy}") from None
             logger.info("%s: another command is writing it; waiting for that one to end", output)
             lock.acquire()
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error}); name another place") from None
+        raise OutputError(f"{output}: cannot be written ({error})", "name another place") from None
     try:
         yield
     finally:
@@ -55,14 +68,40 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Use it under :func:`locked`. What a killed command left here is cleared.
     """
+    with scratch_folder(output) as partial:
+        yield partial
+        publish(partial, output)
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """Gives an empty hidden folder beside ``output`` that vanishes when the block ends.
+
+    Use it under :func:`locked`. What a killed command left here is cleared.
+    """
+    output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        publish(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_partials(folder: Path) -> None:
+    """Removes the unfinished files and folders that killed commands left in a folder, but none that is being written.
+
+    One whose output is :func:`locked` stays. Those of outputs that are written without a lock of their own go: call it
+    under the lock of the folder that holds them.
+    """
+    for partial in folder.glob(".*.partial"):
+        output = folder / partial.name.removeprefix(".").removesuffix(".partial")
+        with suppress(UserError), locked(output, busy="is being written"):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
 
 
 def check_output(
@@ -88,11 +127,12 @@ def check_output(
         what = "is read" if read == place else f"holds {path.name}, which is read"
         if place != read and place.is_relative_to(read):
             what = f"lies in {path}, which is read"
-        raise UserError(f"{output}: {what}; give another {option}")
+        raise OutputError(f"{output}: {what}", f"give another {option}")
     if ours is None or not output.exists():
         return
     if not output.is_dir():
-        raise UserError(f"{output}: is a file, so that a folder cannot be written there; give another {option}")
+        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", f"give another {option}")
+    ours = (*ours, _LOCK)
     foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in ours))
     if foreign:
-        raise UserError(f"{output}: holds {foreign[0]}, which this command did not write; give another {option}")
+        raise OutputError(f"{output}: holds {foreign[0]}, which this command did not write", f"give another {option}")

@@ -27,10 +27,12 @@ import datasets
 import pyarrow as pa
 import yaml
 
-from training.common.outputs import check_output
+from training.common.outputs import check_output, clear_partials, locked
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
-from training.data.building.raw import RawRows, load_raw
+from training.data.building.json_rows import JsonRows
+from training.data.building.loading import load_raw
+from training.data.building.raw import RawRows
 from training.data.command import run_command
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
 from training.errors import UserError
@@ -85,9 +87,16 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
     """
     build_file, output = load_build_file(path), Path(output)
     check_output(output, _reads(build_file))
+    with locked(output):
+        return _build_sources(build_file, output)
+
+
+def _build_sources(build_file: BuildFile, output: Path) -> Path:
     report = _start(output)
     sources = {*report, *(source.name for source in build_file.sources)}
     check_output(output, ours=[MANIFEST, REPORT, ".*", *(escape(f"{name}.parquet") for name in sources)])
+    # Left by a command that was killed.
+    clear_partials(output)
     aside = output / _ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     replaced: dict[str, Any] = {}
@@ -124,8 +133,13 @@ def _start(output: Path) -> dict[str, Any]:
         # Says from the outset whose folder this is, so that a build that was killed can be gone on with.
         _write_report(output, {})
     try:
-        return dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
-    except (OSError, ValueError, KeyError, TypeError):
+        report = dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
+        if all(
+            isinstance(built, dict) and {"fingerprint", "bytes", "rows"} <= built.keys() for built in report.values()
+        ):
+            return report
+        raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{output}: holds something else than a build from raw data; give another folder") from None
 
 
@@ -154,6 +168,7 @@ def _build_source(
         optional=source.format.optional,
         name=source.name,
         seed=build_file.seed,
+        quarantine=source.on_bad_row == "quarantine",
     )
     tables = _tables(source, source.format.rows(raw, **source.options))
     first = next(tables, None)
@@ -185,12 +200,12 @@ def _reasons(raw: RawRows) -> str:
     return "".join(f"; dropped {count}: {reason}" for reason, count in _dropped(raw).items())
 
 
-def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset) -> str:
+def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows) -> str:
     """Changes with anything that the rows depend on."""
     # Private, but what `datasets` itself caches by: of a local file its time, of a set on the Hub its revision.
-    data = [dataset._fingerprint, len(dataset)]
+    data = dataset.fingerprint if isinstance(dataset, JsonRows) else [dataset._fingerprint, len(dataset)]
     kind = source.format.rows.__name__
-    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, data]
+    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, source.on_bad_row, data]
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.common.outputs import locked, new_folder
 from training.errors import UserError
 
 __all__ = ["build_folder"]
@@ -36,20 +36,15 @@ def build_folder(output_dir: Path, kind: str, options: dict[str, Any], write: Ca
     if _is_built(output_dir, kind, options):
         logger.info("%s already holds this build", output_dir)
         return output_dir
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as scratch:
-        # The scratch folder is private to its owner; a folder made within has the usual permissions.
-        built = Path(scratch, output_dir.name)
-        built.mkdir()
-        more = write(built)
-        # Last, and alone in saying which folder holds a finished build.
-        record = {"options": options, "files": sorted(path.name for path in built.iterdir()), **more}
-        (built / _BUILD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        # Another process may have built meanwhile: its build is as good as this one.
-        if not _is_built(output_dir, kind, options):
-            if output_dir.exists():
-                output_dir.rmdir()
-            built.rename(output_dir)
+    with locked(output_dir):
+        # Another command may have built it meanwhile.
+        if _is_built(output_dir, kind, options):
+            return output_dir
+        with new_folder(output_dir) as built:
+            more = write(built)
+            # Last, and alone in saying which folder holds a finished build.
+            record = {"options": options, "files": sorted(path.name for path in built.iterdir()), **more}
+            (built / _BUILD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return output_dir
 
 
@@ -63,15 +58,15 @@ def _is_built(output_dir: Path, kind: str, options: dict[str, Any]) -> bool:
         return False
     try:
         record = json.loads((output_dir / _BUILD).read_text(encoding="utf-8"))
-        found, files = record["options"], record["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found, files = dict(record["options"]), [output_dir / name for name in record["files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{output_dir} exists and is no finished {kind} build; remove it or name another") from None
     if found != options:
         differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
         raise UserError(
             f"{output_dir} holds a {kind} build with other {', '.join(differing)}; remove it or name another folder"
         )
-    missing = [name for name in files if not (output_dir / name).is_file()]
+    missing = [path.name for path in files if not path.is_file()]
     if missing:
-        raise UserError(f"{output_dir} lacks {', '.join(missing)} of its {kind} build; remove it to build anew")
+        raise UserError(f"{output_dir} lacks {', '.join(missing)} of its {kind} build; remove it to build it again")
     return True

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from training.checkpoints import write_whole
-from training.common.outputs import check_output
+from training.common.outputs import check_output, locked
 from training.data.cleaning.decontamination import Contamination, find_contamination
 from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet, evaluation_file, evaluation_tasks
@@ -73,10 +73,25 @@ def decontaminate(
         raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
     sources = load_manifest(manifest, data_dir)
     require_local(sources)
+    held_out = [given.path for given in evaluation if isinstance(given, EvaluationFile)]
+    reads = [Path(manifest), *(path for source in sources for path in source.files), *held_out]
+    check_output(output, reads)
+    with locked(output):
+        _check_output(output, sources, remove)
+        return _decontaminate(sources, output, options, evaluation, negatives, remove, executor)
+
+
+def _decontaminate(
+    sources: Sequence[Source],
+    output: Path,
+    options: DeduplicationOptions,
+    evaluation: Sequence[EvaluationSet],
+    negatives: bool,
+    remove: bool,
+    executor: Executor | None,
+) -> dict[str, Any]:
     files = [path for source in sources for path in source.files]
     source_of = [number for number, source in enumerate(sources) for _ in source.files]
-    held_out = [given.path for given in evaluation if isinstance(given, EvaluationFile)]
-    _check_output(output, [Path(manifest), *files, *held_out], sources, remove)
     rows = [PublishedFile(path).num_rows for path in files]
     work = output / _WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -92,11 +107,11 @@ def decontaminate(
     return report
 
 
-def _check_output(output: Path, reads: Sequence[Path], sources: Sequence[Source], remove: bool) -> None:
+def _check_output(output: Path, sources: Sequence[Source], remove: bool) -> None:
     """Refuses a folder in which something would be lost."""
     ours = [REPORT, TABLE, MANIFEST, _WORK, *(escape(source.name) for source in sources)]
     # Without it, a manifest or report is somebody else's.
-    check_output(output, reads, ours if (output / _WORK).exists() else [])
+    check_output(output, ours=ours if (output / _WORK).exists() else [])
     if (output / MANIFEST).exists() and not remove:
         raise UserError(f"{output}: the folder holds cleaned files; add --remove or give another --output")
 

@@ -58,15 +58,15 @@ def read_executor(value: str | None) -> Executor | None:
         try:
             options = json.loads(value)
         except ValueError as error:
-            raise UserError(f"key 'executor' is not valid JSON ({error})") from None
+            raise UserError(f"executor: not valid JSON ({error})") from None
     name, workers = options.pop("name", "local"), options.pop("workers", None)
     if name not in EXECUTORS:
-        raise UserError(f"key 'executor': there is no {name!r}; use one of {', '.join(EXECUTORS)}")
+        raise UserError(f"executor: there is no {name!r}; use one of {', '.join(EXECUTORS)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise UserError(f"key 'executor': workers must be a positive number, got {workers!r}")
+        raise UserError(f"executor: workers must be a positive number, got {workers!r}")
     for key in _OURS:
         if key in options:
-            raise UserError(f"key 'executor': {key!r} follows from the work; take it out")
+            raise UserError(f"executor: {key!r} follows from the work; take it out")
     return Executor(name, workers, options)
 
 

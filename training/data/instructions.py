@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from modeling_f2llm.prompts import TEMPLATE, instruct
+from modeling_f2llm.prompts import instruct
 
 __all__ = ["split_instruction", "with_instruction", "without_instruction"]
 
-# The shortest instruction that fits: what follows the first "Query: " is the text.
-_INSTRUCTED = re.compile(re.escape(TEMPLATE).replace(re.escape("{instruction}"), "(.*?)"), re.DOTALL)
+# Of the template of F2LLM and of that of Qwen3-Embedding, which has no space before the text; lines of Windows may end
+# in two characters. The shortest instruction that fits: what follows the first "Query:" is the text.
+_INSTRUCTED = re.compile(r"Instruct: (.*?)\r?\nQuery: ?", re.DOTALL)
 
 
 def split_instruction(text: str) -> tuple[str | None, str]:
@@ -17,6 +18,8 @@ def split_instruction(text: str) -> tuple[str | None, str]:
 
     Example:
         >>> split_instruction("Instruct: Find the answer.\nQuery: Why?")
+        ('Find the answer.', 'Why?')
+        >>> split_instruction("Instruct: Find the answer.\nQuery:Why?")
         ('Find the answer.', 'Why?')
         >>> split_instruction("Why?")
         (None, 'Why?')

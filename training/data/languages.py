@@ -8,7 +8,7 @@ from functools import cache
 import langcodes
 from babel import Locale
 
-__all__ = ["iso639_1", "iso639_3", "language_name", "locale_tag", "macrolanguage", "script_of"]
+__all__ = ["iso639_1", "iso639_3", "language_name", "locale_tag", "macrolanguage", "script_of", "usual_script"]
 
 _LOCALE = re.compile(
     r"(?P<language>[a-z]{2,3})(?:[_-](?P<script>[A-Z][a-z]{3}))?(?:[_-](?P<region>[A-Z]{2}|[0-9]{3}))?"
@@ -85,6 +85,19 @@ def script_of(tag: str) -> str:
     if script is None:
         raise ValueError(f"no script is known for language tag {tag!r}; name one in the tag, as in 'sr_Latn'")
     return script
+
+
+def usual_script(tag: str) -> str:
+    """Returns what :func:`script_of` does, and ``"Zyyy"``, the code of an undetermined script, where none is known.
+
+    Args:
+        tag: A BCP 47 tag, or any other name of a language.
+    """
+    try:
+        # Of the undetermined language, langcodes takes the most common script.
+        return "Zyyy" if tag == "und" else script_of(tag)
+    except ValueError:
+        return "Zyyy"
 
 
 def macrolanguage(tag: str) -> str:

@@ -37,6 +37,7 @@ from training.data.file_names import languages_in_name
 from training.data.manifest_file import TASK_TYPES, Entry, Manifest, check_name, read_manifest
 from training.data.storage import SourceFile
 from training.errors import UserError
+from training.recipe_paths import RULE
 
 __all__ = [
     "TASK_TYPES",
@@ -109,7 +110,7 @@ def _sources(manifest: Manifest, entry: Entry, stage: str | None) -> list[Source
         if not found:
             raise UserError(
                 f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}; "
-                "download or build it, or correct 'files'"
+                f"download or build it, or correct 'files' ({RULE})"
             )
     each = list(dict.fromkeys(file for found in files.values() for file in found))
     shared = {
@@ -167,10 +168,10 @@ def select_sources(
     """
     for task_type in task_types or []:
         if task_type not in TASK_TYPES:
-            raise UserError(f"unknown task type {task_type!r} in 'task_types'; use one of {', '.join(TASK_TYPES)}")
+            raise UserError(f"unknown task type {task_type!r}; use one of {', '.join(TASK_TYPES)}")
     for pattern in patterns or []:
         if not any(fnmatch(source.name, pattern) for source in sources):
-            raise UserError(f"no source fits {pattern!r} in 'sources'; there are {', '.join(s.name for s in sources)}")
+            raise UserError(f"no source fits {pattern!r}; there are {', '.join(s.name for s in sources)}")
     selected = [
         source
         for source in sources
@@ -178,5 +179,5 @@ def select_sources(
         and (not task_types or source.task_type in task_types)
     ]
     if not selected:
-        raise UserError(f"no source is left of {len(sources)}: widen 'sources' or 'task_types'")
+        raise UserError(f"no source is left of {len(sources)}: name more of them, or other task types")
     return selected

@@ -121,7 +121,7 @@ def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manif
             or two entries have one name.
     """
     path = Path(path)
-    content = load_yaml(path)
+    content = load_yaml(path, named_in_file=True)
     top = ["sources", "root", "stage_caps", "stage_rows", "published_shares"]
     for key in content:
         if key not in top:

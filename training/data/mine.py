@@ -62,7 +62,11 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
     group.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
-    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the model; it can do and read all that you can, your Hub token included",
+    )
 
     group = parser.add_argument_group("where and how it runs")
     group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from training.errors import UserError
 
-__all__ = ["ON_BAD_ROW", "PreparationOptions"]
+__all__ = ["ON_BAD_ROW", "PreparationOptions", "required_negatives"]
 
 # Stop at the first bad row, or put bad rows aside with the reason.
 ON_BAD_ROW = ("error", "quarantine")
+
+
+def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) -> int:
+    """Negatives that every row of a source must have, and that are drawn for it.
+
+    Retrieval learns from the other rows of a batch, too: a source without negative columns trains without.
+
+    Args:
+        counts: What was asked for, by task type.
+        task_type: The source's.
+        columns: Negative columns of the source.
+    """
+    return 0 if columns == 0 and task_type == "retrieval" else counts[task_type]
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,7 @@ class PreparationOptions:
         instructions: Whether queries carry their source's instruction (stage 2) or are raw (stage 1).
         document_instruction_share: Share of the documents of symmetric sources that carry it too.
         validation_share: Share of the rows kept for validation.
-        num_hard_negatives: Negatives that a row must have, by task type.
+        num_hard_negatives: Negatives that a row must have, by task type; see :func:`required_negatives`.
         seed: Seed of all draws.
         on_bad_row: One of ``ON_BAD_ROW``.
         text_forms: Whether a number for the normal form of each text is kept, which texts in another spelling share.
@@ -51,5 +65,8 @@ class PreparationOptions:
         for name in ("validation_share", "document_instruction_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.seed < 0 or any(number < 0 for _, number in self.num_hard_negatives):
-            raise UserError("seed and num_hard_negatives must not be negative")
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, got {self.seed}")
+        for task_type, number in self.num_hard_negatives:
+            if number < 0:
+                raise UserError(f"num_hard_negatives_{task_type} must be at least 0, got {number}")

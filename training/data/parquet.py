@@ -1,14 +1,15 @@
-"""Writing parquet files of the published format, in row groups of a size that streams."""
+"""Parquet files: writing the published format in row groups of a size that streams, and reading values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ROW_GROUP_ROWS", "rows_table", "write_parquet"]
+__all__ = ["ROW_GROUP_ROWS", "columns_of", "rows_table", "write_parquet"]
 
 # Some megabytes: readers of a few rows need not fetch the whole file.
 ROW_GROUP_ROWS = 10_000
@@ -31,6 +32,19 @@ def rows_table(
     columns = {"query": queries, "passage": passages}
     columns |= {f"negative_{number}": column for number, column in enumerate(negatives, start=1)}
     return pa.table({name: pa.array(values, type=pa.string()) for name, values in (columns | more).items()})
+
+
+def columns_of(table: pa.Table) -> dict[str, list[Any]]:
+    """The values of a table, column by column.
+
+    ``datasets`` keeps a column that holds texts and other things as JSON; its values are decoded.
+    """
+    if "extension<arrow.json>" not in str(table.schema):
+        return table.to_pydict()
+    # Only here: it takes a second to import.
+    from datasets import Dataset
+
+    return Dataset(table)[:]
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:

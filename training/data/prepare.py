@@ -11,8 +11,10 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -23,6 +25,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
+from training.checkpoints import publish, write_whole
+from training.common.checksums import checksums_of
+from training.common.outputs import check_output, locked
 from training.data.executor import Executor, Phase, SubmittedError, run_phases
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
@@ -30,6 +35,7 @@ from training.data.preparation.assembly import FORMAT, assemble
 from training.data.preparation.placing import place_shard
 from training.data.preparation.plan import PreparationPlan, make_plan
 from training.data.preparation.reading import read_shard
+from training.data.preparation.splitting import choose_validation
 from training.data.preparation.tokenising import tokenise_partition
 from training.data.prepared import (
     DESCRIPTION,
@@ -53,6 +59,10 @@ logger = logging.getLogger(__name__)
 _CELLS_WORTH_PROCESSES = 1_000_000
 # What a source says of itself that no prepared byte depends on.
 _WITHOUT_EFFECT = ("category", "licence")
+# Digits of the fingerprint in the name of a folder, and what follows them if texts are kept.
+_DIGITS, _WITH_TEXTS = 16, "-texts"
+# Where hashes of files are remembered, and what marks work that goes on without this command.
+_HASHES, _SUBMITTED = ".hashes", "submitted"
 
 
 def prepare(
@@ -84,13 +94,17 @@ def prepare(
     folder, prepared, submitted = Path(folder), [], None
     for source in tqdm(sources, desc="prepare", unit="source", disable=None):
         try:
-            prepared.append(prepare_source(source, tokenizer, folder / source.name, options, executor))
+            prepared.append(prepare_source(source, tokenizer, folder, options, executor))
         except SubmittedError as error:
             submitted = error
-        else:
-            _tell_same(prepared[-1])
     if submitted is not None:
         raise submitted
+    for source in prepared:
+        _tell_same(source)
+        if source.num_negatives == 0 and source.task_type == "retrieval":
+            logger.info(
+                "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
+            )
     return prepared
 
 
@@ -101,33 +115,26 @@ def prepare_source(
     options: PreparationOptions,
     executor: Executor | None = None,
 ) -> PreparedSource:
-    """Prepares one source; the folder is whole or absent.
+    """Prepares one source into a subfolder that is whole or absent, or finds it there.
 
-    A finished source that has texts, or their forms, serves where none are needed, but not the other way round.
+    The subfolder is named after the source and all that its content depends on: what another run reads, prepared with
+    other settings, is never touched. Of two commands that need the same, one waits for the other. A finished source
+    that has texts serves where none are needed, but not the other way round.
+
+    Raises:
+        UserError: If the source is faulty, or what was prepared before is damaged.
     """
     backend = _as_json(tokenizer)
-    fingerprint = _fingerprint(source, backend, options)
-    work = folder.with_name(f".{folder.name}.partial")
-    finished = _finished(folder, fingerprint, options)
-    if finished is not None:
-        # Left by a run that was killed while it cleared up.
-        shutil.rmtree(work, ignore_errors=True)
-        return finished
-    ours = {TOKENS, OFFSETS, FORMS, TEXTS, TEXT_OFFSETS, DESCRIPTION, QUARANTINE, *SPLITS.values()}
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
-        raise UserError(f"{folder}: the folder holds something else than a prepared source; give another prepared_dir")
-    plan = make_plan(source, work, options)
-    _start_or_go_on(plan, backend, fingerprint)
-    _run(plan, executor)
-    whole = plan.folder / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    assemble(plan, whole, fingerprint)
-    shutil.rmtree(folder, ignore_errors=True)
-    whole.rename(folder)
-    shutil.rmtree(plan.folder)
-    prepared = PreparedSource(folder)
-    logger.info("prepared %s", prepared)
+    fingerprint = _fingerprint(source, backend, options, folder)
+    name = f"{source.name}-{fingerprint[:_DIGITS]}"
+    bare, with_texts = folder / name, folder / f"{name}{_WITH_TEXTS}"
+    output = with_texts if options.keep_texts else bare
+    _clear_leftovers(folder, source.name, output)
+    serving = [with_texts] if options.keep_texts else [bare, with_texts]
+    prepared = _find(serving, fingerprint)
+    if prepared is None:
+        with locked(output):
+            prepared = _find(serving, fingerprint) or _prepare(source, backend, output, fingerprint, options, executor)
     return prepared
 
 
@@ -143,17 +150,72 @@ def _tell_same(source: PreparedSource) -> None:
         )
 
 
-def _finished(folder: Path, fingerprint: str, options: PreparationOptions) -> PreparedSource | None:
-    """The prepared source in a folder, if it is whole and was made of the same."""
+def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
+    """The finished source in the first of these folders that holds it.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    for folder in folders:
+        try:
+            prepared = PreparedSource(folder)
+        except UserError:
+            continue
+        if prepared.description.get("fingerprint") == fingerprint and _names(prepared) <= _there(folder):
+            return prepared.check()
+    return None
+
+
+def _names(prepared: PreparedSource | None = None) -> set[str]:
+    """The files of a finished source, but for its quarantine; all that there may be for None."""
+    arrays = [TOKENS, OFFSETS, FORMS, *SPLITS.values(), TEXTS, TEXT_OFFSETS] if prepared is None else prepared.arrays
+    return {DESCRIPTION, *arrays, *(checksums_of(Path(name)).name for name in arrays)}
+
+
+def _there(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _prepare(
+    source: Source,
+    tokenizer: str,
+    output: Path,
+    fingerprint: str,
+    options: PreparationOptions,
+    executor: Executor | None,
+) -> PreparedSource:
+    check_output(output, ours={*_names(), QUARANTINE}, option="prepared_dir")
+    plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
+    if not plan.tokenizer_file.exists():
+        # Not even begun. Otherwise the work goes on where a killed command left it: it has the name of this one.
+        plan.make_folders()
+        write_whole(plan.tokenizer_file, tokenizer)
     try:
-        prepared = PreparedSource(folder)
-    except UserError:
-        return None
-    if prepared.description.get("fingerprint") != fingerprint:
-        return None
-    if (options.keep_texts and not prepared.has_texts) or (options.text_forms and not prepared.has_forms):
-        return None
+        _run(plan, executor)
+    except SubmittedError:
+        # The work goes on when this command has ended, and its lock with it.
+        (plan.folder / _SUBMITTED).touch()
+        raise
+    whole = plan.folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    assemble(plan, whole, fingerprint)
+    publish(whole, output)
+    shutil.rmtree(plan.folder)
+    prepared = PreparedSource(output).check()
+    logger.info("prepared %s", prepared)
     return prepared
+
+
+def _clear_leftovers(folder: Path, name: str, output: Path) -> None:
+    """Removes what killed commands began for this source with other settings, and nothing of one that is at work."""
+    for work in folder.glob(f".{escape(name)}-*.partial"):
+        begun = folder / work.name.removeprefix(".").removesuffix(".partial")
+        digits = begun.name.removeprefix(f"{name}-").removesuffix(_WITH_TEXTS)
+        if len(digits) != _DIGITS or (work / _SUBMITTED).exists() or (begun == output and not begun.exists()):
+            continue
+        with suppress(UserError), locked(begun, busy="is being prepared"):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -164,32 +226,18 @@ def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
     return backend.to_str()
 
 
-def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions) -> str:
+def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, folder: Path) -> str:
     """Changes with anything that the prepared rows and tokens depend on; texts may lie beside them or not."""
     digest = hashlib.blake2b(digest_size=16)
-    described = {**asdict(source), "files": [identity(file) for file in source.files]}
+    described = {**asdict(source), "files": [identity(file, folder / _HASHES) for file in source.files]}
     for key in _WITHOUT_EFFECT:
         described.pop(key)
     # Other task types' negatives do not matter to this source.
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
-    for key in ("keep_texts", "text_forms"):
-        chosen.pop(key)
+    chosen.pop("keep_texts")
     digest.update(json.dumps([FORMAT, described, chosen]).encode())
     digest.update(tokenizer.encode())
     return digest.hexdigest()
-
-
-def _start_or_go_on(plan: PreparationPlan, tokenizer: str, fingerprint: str) -> None:
-    """Empties the folder of the work unless it holds a part of the same work."""
-    begun = plan.folder / "fingerprint"
-    # Tasks that are done have kept their texts or not: a part of the one is no part of the other.
-    kept = {"texts": plan.options.keep_texts, "forms": plan.options.text_forms}
-    ours = " with ".join([fingerprint, *(what for what, there in kept.items() if there)])
-    if not begun.exists() or begun.read_text() != ours:
-        shutil.rmtree(plan.folder, ignore_errors=True)
-        plan.make_folders()
-        plan.tokenizer_file.write_text(tokenizer, encoding="utf-8")
-        begun.write_text(ours)
 
 
 def _run(plan: PreparationPlan, executor: Executor | None) -> None:
@@ -198,6 +246,7 @@ def _run(plan: PreparationPlan, executor: Executor | None) -> None:
         executor = replace(executor, workers=1)
     phases = [
         Phase("read", partial(read_shard, plan), len(plan.shards)),
+        Phase("split", partial(choose_validation, plan), 1),
         Phase("tokenise", partial(tokenise_partition, plan), plan.partitions),
         Phase("place", partial(place_shard, plan), len(plan.shards)),
     ]

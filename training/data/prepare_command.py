@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from training.common.outputs import check_output
 from training.data.command import run_command
@@ -14,11 +17,11 @@ from training.data.executor import read_executor
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
 from training.data.options import ON_BAD_ROW, PreparationOptions
 from training.data.prepare import prepare
-from training.data.prepared import QUARANTINE, PreparedSource
+from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.data.tokenizer import load_tokenizer
-from training.errors import UserError
+from training.errors import OutputError, UserError
 
 __all__ = ["main"]
 
@@ -26,7 +29,29 @@ __all__ = ["main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
     arguments = _parser().parse_args(words)
-    return run_command(lambda: _look(arguments) if arguments.dry_run else _prepare(arguments))
+
+    def work() -> None:
+        try:
+            (_look if arguments.dry_run else _prepare)(arguments)
+        except OutputError as error:
+            raise error.advising("give another --output") from None
+        except UserError as error:
+            raise UserError(_with_options(str(error), vars(arguments))) from None
+
+    return run_command(work)
+
+
+def _with_options(message: str, options: Collection[str]) -> str:
+    """A message about the keys of a recipe with those that are options here written as such.
+
+    Example:
+        >>> _with_options("max_length is 0; give on_bad_row: quarantine", ["max_length", "on_bad_row"])
+        '--max-length is 0; give --on-bad-row quarantine'
+    """
+    # Not single words, which may be anything, nor parts of paths.
+    names = "|".join(name for name in options if "_" in name)
+    key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
+    return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
 
 def _look(arguments: argparse.Namespace) -> None:
@@ -99,8 +124,24 @@ def _prepare(arguments: argparse.Namespace) -> None:
         text_forms=arguments.text_forms,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
+    longest = _longest(arguments.tokenizer, tokenizer)
+    if arguments.max_length > longest:
+        raise UserError(
+            f"--max-length {arguments.max_length} is more than the {longest} tokens of a text that "
+            f"{arguments.tokenizer} reads; give --max-length {longest}"
+        )
     prepared = prepare(sources, tokenizer, arguments.output, options, executor)
     sys.stdout.write(_summary(prepared))
+
+
+def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a text that a tokenizer reads, and the model beside it, if there is one."""
+    try:
+        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
+    # A tokenizer alone, or the model of another library; the tokenizer is what matters here.
+    except Exception:
+        return tokenizer.model_max_length
+    return min(positions, tokenizer.model_max_length)
 
 
 def _summary(prepared: Sequence[PreparedSource]) -> str:
@@ -114,10 +155,7 @@ def _summary(prepared: Sequence[PreparedSource]) -> str:
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(source.name, numbers))
     lines.append(_line("all", totals))
-    for source in prepared:
-        if source.description["quarantined"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in source.description["quarantined"].items())
-            lines.append(f"{source.folder / QUARANTINE}: {reasons}")
+    lines += [line for line in map(put_aside, prepared) if line]
     return "\n".join(lines) + "\n"
 
 

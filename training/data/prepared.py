@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from training.common.checksums import check_file
 from training.errors import UserError
 
 __all__ = [
     *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    "PreparedSource",
+    *("PreparedSource", "find_prepared", "put_aside"),
 ]
 
-# A prepared source is a folder of these files: raw little-endian arrays, and a JSON file that is written last.
+# A prepared source is a folder of these files: raw little-endian arrays, checksums beside each, and a JSON file that is
+# written last.
 TOKENS = "tokens.int32"
 OFFSETS = "offsets.int64"
 SPLITS = {"train": "train.int32", "validation": "validation.int32"}
@@ -28,6 +30,8 @@ TEXT_OFFSETS = "text_offsets.int64"
 FORMS = "forms.uint64"
 # Bad rows that were put aside, with the reason; there only if there are some.
 QUARANTINE = "quarantine.parquet"
+# Texts that are looked at when a source is checked.
+_CHECKED_TEXTS = 4096
 
 
 def _open(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -71,6 +75,25 @@ class PreparedSource:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
 
+    def check(self) -> PreparedSource:
+        """Compares the files with what was written, in bounded time, and returns the source.
+
+        Of each file at most 64 MiB are read, as :func:`~training.common.checksums.check_file` has it, and of the texts
+        some thousand are looked at: none is empty, and each ends in its end token.
+
+        Raises:
+            UserError: If a file is damaged.
+        """
+        remedy = f"delete {self.folder}, and it is prepared again"
+        for name in self.arrays:
+            check_file(self.folder / name, remedy)
+        texts = self.description["texts"]
+        some = np.unique(np.linspace(0, texts - 1, min(texts, _CHECKED_TEXTS), dtype=np.int64))
+        starts, ends = self._offsets[some], self._offsets[some + 1]
+        if (ends <= starts).any() or (self._tokens[ends - 1] != self.description["end_token"]).any():
+            raise UserError(f"{self.folder}: a text is empty or does not end in its end token; {remedy}")
+        return self
+
     def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path]]:
         # A pickled memory map holds the whole array: a loader worker opens the folder instead.
         return type(self), (self.folder,)
@@ -80,9 +103,10 @@ class PreparedSource:
         return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
 
     @property
-    def has_texts(self) -> bool:
-        """Whether the texts themselves were kept, too."""
-        return "text_bytes" in self.description
+    def arrays(self) -> list[str]:
+        """Names of its arrays."""
+        kept = [*([TEXTS, TEXT_OFFSETS] if self.has_texts else []), *([FORMS] if self.has_forms else [])]
+        return [TOKENS, OFFSETS, *SPLITS.values(), *kept]
 
     @property
     def has_forms(self) -> bool:
@@ -92,6 +116,11 @@ class PreparedSource:
     def forms(self, positions: np.ndarray) -> np.ndarray:
         """``(n,)`` numbers of the normal forms of the texts at the given positions; these where no forms are kept."""
         return self._forms[positions] if self.has_forms else positions
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the texts themselves were kept, too."""
+        return "text_bytes" in self.description
 
     def texts(self, positions: np.ndarray) -> list[str]:
         """The ``n`` texts at the given positions, in that order: with their instruction, and not cut.
@@ -103,7 +132,10 @@ class PreparedSource:
             UserError: If texts were not kept.
         """
         if not self.has_texts:
-            raise UserError(f"{self.folder}: the texts were not kept beside their tokens; prepare it with keep_texts")
+            raise UserError(
+                f"{self.folder}: the texts were not kept beside their tokens; prepare it again by prepare.py "
+                "--keep-texts"
+            )
         starts, ends = self._text_offsets[positions].tolist(), self._text_offsets[positions + 1].tolist()
         return [self._texts[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 
@@ -119,3 +151,36 @@ class PreparedSource:
     def tokens(self, text: int) -> np.ndarray:
         """``(length,)`` token ids of one text, EOS last."""
         return self._tokens[self._offsets[text] : self._offsets[text + 1]]
+
+
+def put_aside(source: PreparedSource) -> str:
+    """How many rows of a source were put aside for which reasons, in a line; empty if none were."""
+    reasons = source.description["quarantined"]
+    if not reasons:
+        return ""
+    aside, read = sum(reasons.values()), source.description["read"]
+    said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return (
+        f"source {source.name!r}: {aside:,} of {read:,} rows ({aside / read:.1%}) were put aside ({said}), see "
+        f"{source.folder / QUARANTINE}"
+    )
+
+
+def find_prepared(folder: Path, fingerprints: Mapping[str, str]) -> list[Path]:
+    """The folders of a run's sources among those that other settings may have left beside them.
+
+    Args:
+        folder: The folder of prepared sources.
+        fingerprints: Those of the sources, by name, as a run notes them.
+
+    Returns:
+        A folder for each source that is there, in the order given.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}")):
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault((described["name"], described["fingerprint"]), path.parent)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return [found[named] for named in fingerprints.items() if named in found]

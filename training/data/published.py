@@ -24,6 +24,8 @@ _BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
 # Read to learn the size of a row; of a remote file that would be fetched twice.
 _PROBE_ROWS, _REMOTE_BATCH_ROWS = 64, 1024
 
+_VIEWS = ((pa.types.is_string_view, pa.large_string()), (pa.types.is_binary_view, pa.large_binary()))
+
 
 @dataclass(frozen=True)
 class TextBatch:
@@ -47,6 +49,14 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds)
 
 
+def _without_view(field: pa.Field) -> pa.Field:
+    """A column as it is read: of views Arrow can neither filter nor take rows."""
+    for is_view, plain in _VIEWS:
+        if is_view(field.type):
+            return field.with_type(plain)
+    return field
+
+
 class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row.
 
@@ -68,11 +78,11 @@ class PublishedFile:
             key=lambda name: int(name.removeprefix("negative_")),
         )
         self._check_columns(schema)
-        self.schema = schema
+        self.schema = pa.schema([_without_view(field) for field in schema], metadata=schema.metadata)
         self.num_rows = metadata.num_rows
         self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
-            raise UserError(f"{path}: the file has no rows; rebuild it or take it out of the manifest")
+            raise UserError(f"{path}: the file has no rows; build it again or leave it out")
         size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
 
@@ -91,13 +101,28 @@ class PublishedFile:
         for name in ("query", "passage"):
             if name not in schema.names:
                 raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
-        if len(self.negatives) < self.required_negatives:
-            raise UserError(
-                f"{self.path}: {len(self.negatives)} negative columns, but the recipe samples "
-                f"{self.required_negatives} per row; add columns or lower num_hard_negatives for this task type"
-            )
+        self.require(self.required_negatives, "retrieval")
         for name in ("query", "passage", *self.negatives):
             self._check_text(schema, name)
+
+    def require(self, negatives: int, task_type: str) -> None:
+        """Refuses a file that has too few negative columns for a source of a task type.
+
+        Raises:
+            UserError: If it has.
+        """
+        there = len(self.negatives)
+        if there >= negatives:
+            return
+        remedy = (
+            f"write 'num_hard_negatives_{task_type}: {there}' (of prepare.py: --num-hard-negatives-{task_type} {there})"
+        )
+        if there == 0 and task_type != "retrieval":
+            remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
+        raise UserError(
+            f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row; {remedy}, or "
+            "add columns (training/data/mine.py finds negatives)"
+        )
 
     def _check_text(self, schema: pa.Schema, name: str) -> None:
         if schema.names.count(name) > 1:
@@ -108,26 +133,30 @@ class PublishedFile:
         if not _is_text(kind):
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
-    def batches(self, batch_rows: int | None = None, raw: bool = False) -> Iterator[TextBatch]:
+    def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
         """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
 
         Args:
             batch_rows: Rows of a batch at most.
             raw: Take off the instructions that queries bring along: what is compared is the text alone.
+            skip_bad: Leave bad rows out.
 
         Raises:
-            UserError: At the first bad row.
+            UserError: At the first bad row, unless they are left out.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
-            faults = find_faults(batch, self.negatives, self.required_negatives)
-            if faults:
+            faults, rows = find_faults(batch, self.negatives, self.required_negatives), len(batch)
+            if faults and not skip_bad:
                 raise bad_row(self.path, row, faults[0])
+            if faults:
+                bad = {fault.row for fault in faults}
+                batch = batch.take(pa.array([number for number in range(rows) if number not in bad], type=pa.int64()))
             columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
             if raw:
                 columns["query"] = [without_instruction(text) for text in columns["query"]]
             yield TextBatch(row, columns)
-            row += len(batch)
+            row += rows
 
     def record_batches(
         self,
@@ -155,7 +184,8 @@ class PublishedFile:
             else:
                 first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
                 rows = min(rows, max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1)))
-            yield from parquet.iter_batches(rows, row_groups=groups, columns=columns)
+            for batch in parquet.iter_batches(rows, row_groups=groups, columns=columns):
+                yield batch.cast(pa.schema([self.schema.field(name) for name in batch.schema.names]))
 
     def further_columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields other columns of texts than query, passage and negatives, as ``large_string``, in order.

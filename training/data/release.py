@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,12 +20,15 @@ if __name__ == "__main__":
     _HERE = Path(__file__).resolve().parent
     sys.path[:] = [str(_HERE.parent.parent), *(path for path in sys.path if path != str(_HERE))]
 
+from training.data.command import require, run_command
+
+if __name__ == "__main__":
+    require("jinja2", "publish")
+
 import yaml
 
 from hub_cards.render import render_dataset_card
-from training.checkpoints import publish
-from training.common.outputs import check_output
-from training.data.command import run_command
+from training.common.outputs import check_output, locked, new_folder
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
 from training.data.releasing.card import card_facts
@@ -35,6 +37,7 @@ from training.data.releasing.plot import plot_languages
 from training.data.releasing.records import contamination_facts, provenance_rows, read_contamination, read_records
 from training.data.storage import identity
 from training.errors import UserError
+from training.publishing.content import Content
 
 __all__ = ["main", "release"]
 
@@ -42,7 +45,7 @@ logger = logging.getLogger("training")
 
 CARD, MANIFEST, RECORD = "README.md", "manifest.yaml", "release.json"
 # Raise it when the same data would be released otherwise than before.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def main(words: list[str] | None = None) -> int:
@@ -137,19 +140,14 @@ def release(
     if _is_released(output, made_of):
         logger.info("%s: holds this release already", output)
         return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        released = _copy(chosen, partial, max_file_bytes)
-        _describe(manifest, released, entries, partial, options, records, report)
-        _record(partial, options["name"], released, made_of)
-        if output.exists():
-            output.rmdir()
-        publish(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(output):
+        # Another command may have made it meanwhile.
+        if _is_released(output, made_of):
+            return output
+        with new_folder(output) as partial:
+            released = _copy(chosen, partial, max_file_bytes)
+            _describe(manifest, released, entries, partial, options, records, report)
+            _record(partial, options["name"], released, made_of)
     logger.info("%s: %d sources, %d rows", output, len(released), sum(each.rows for each in released))
     return output
 
@@ -177,14 +175,14 @@ def _is_released(output: Path, made_of: Mapping[str, str]) -> bool:
         return False
     try:
         record = json.loads((output / RECORD).read_text(encoding="utf-8"))
-        found, files = dict(record["made_of"]), dict(record["files"])
+        found, hashes = dict(record["made_of"]), dict(record.get("sha256") or {})
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{output}: exists and is no release; give another --output") from None
     changed = [key for key, value in made_of.items() if found.get(key) != value]
     if changed:
         raise UserError(f"{output}: holds a release of other {', '.join(changed)}; remove it or give another --output")
-    for path, size in files.items():
-        if not (output / path).is_file() or (output / path).stat().st_size != size:
+    for path, digest in hashes.items():
+        if not (output / path).is_file() or Content(output / path).sha256 != digest:
             raise UserError(f"{output / path}: is missing or was changed since its release; remove {output} to go on")
     return True
 
@@ -266,7 +264,8 @@ def _manifest(manifest: Manifest, released: Sequence[ReleasedSource], entries: S
 
 def _record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of: Mapping[str, str]) -> None:
     """Says last, and alone, that the folder holds a release, and of what."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): Content(path) for path in paths}
     record = {
         "name": name,
         "made_of": made_of,
@@ -280,7 +279,8 @@ def _record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of
             }
             for each in released
         },
-        "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+        "files": {path: content.size for path, content in files.items()},
+        "sha256": {path: content.sha256 for path, content in files.items()},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -33,18 +33,16 @@ class Fault(NamedTuple):
     reason: str
 
 
-def bad_row(path: object, first_row: int, fault: Fault) -> UserError:
+def bad_row(path: object, first_row: int, fault: Fault, remedy: str = "correct or drop the row") -> UserError:
     """The error of a bad row, where bad rows are errors.
 
     Args:
         path: The file.
         first_row: Number of the batch's first row within the file.
         fault: What is wrong.
+        remedy: What to do; the caller knows whether bad rows may be put aside.
     """
-    return UserError(
-        f"{path}: row {first_row + fault.row}, column {fault.column!r} {fault.reason}; correct or drop the row, or put "
-        "bad rows aside with on_bad_row quarantine"
-    )
+    return UserError(f"{path}: row {first_row + fault.row}, column {fault.column!r} {fault.reason}", remedy)
 
 
 def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -12,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from xxhash import xxh3_64_hexdigest, xxh3_128
 
+from training.checkpoints import write_whole
+from training.common.outputs import locked
 from training.errors import UserError, in_one_line
+from training.recipe_paths import RULE
 
 __all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "opened"]
+
+# Read at a time to hash a file.
+_HASHED_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,13 @@ def as_file(path: str | SourceFile) -> SourceFile:
     return path
 
 
-def identity(file: SourceFile) -> tuple[str, int | None, str]:
-    """Name, bytes and version of a file: equal as long as its content is the same.
+def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | None, str]:
+    """Name, bytes and content of a file: equal as long as its content is the same, whatever its time.
+
+    Args:
+        file: The file. Of a remote one, the store says which content it is.
+        memory: A folder in which the hashes of local files are remembered by path, size and times, so that a large file
+            is hashed once. One that cannot be written is only read.
 
     Raises:
         UserError: If the file is missing or cannot be reached.
@@ -69,8 +82,33 @@ def identity(file: SourceFile) -> tuple[str, int | None, str]:
             info = _store(file.url)[0].info(file.url)
         return file.name, info["size"], _version(info)
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
-    return file.name, file.stat().st_size, str(file.stat().st_mtime_ns)
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
+    stat, where = file.stat(), str(file.resolve())
+    # The second time cannot be set back: it tells a file that was written again within the resolution of the first.
+    told = [where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    if memory is None:
+        return file.name, stat.st_size, _content(file)
+    note = memory / f"{xxh3_64_hexdigest(where.encode())}.json"
+    with suppress(OSError, ValueError, TypeError):
+        *known, content = json.loads(note.read_text(encoding="utf-8"))
+        if known == told:
+            return file.name, stat.st_size, content
+    content = _content(file)
+    # Data on a read-only disk is as good.
+    with suppress(OSError, UserError), locked(note):
+        write_whole(note, json.dumps([*told, content]) + "\n")
+    return file.name, stat.st_size, content
+
+
+def _content(file: Path) -> str:
+    digest = xxh3_128()
+    try:
+        with file.open("rb") as handle:
+            while block := handle.read(_HASHED_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -87,7 +125,7 @@ def opened(file: SourceFile) -> Iterator[Any]:
                 yield handle
         return
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it")
+        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     if not file.stat().st_size:
         raise UserError(f"{file}: the file is empty; download or build it again")
     try:

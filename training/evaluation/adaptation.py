@@ -29,10 +29,13 @@ from training.checkpoints import write_whole
 from training.common.outputs import check_output
 from training.data.cleaning.normalise import normalise
 from training.data.command import run_command
-from training.errors import UserError
-from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
+from training.errors import OutputError, UserError
+from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
 from training.evaluation.significance import PairedTest, paired_test
+from training.evaluation.text_file import read_texts
 from training.keyed import keyed_bits, text_key
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 from training.recipe import Recipe, load_recipe
 from training.stage import run_stage
 
@@ -117,10 +120,10 @@ def _another(texts: Sequence[str], place: int, passage: str) -> str:
 
 
 def _hits(model: SentenceTransformer, pairs: Pairs) -> np.ndarray:
-    """``(n,)`` 1 where the nearest candidate is the passage, 0 elsewhere."""
+    """``(n,)`` 1 where the nearest candidate is a passage of the query, 0 elsewhere."""
     encoded = encode_pairs(model, pairs)
     width = encoded.queries.shape[1]
-    return (nearest(encoded.queries, encoded.candidates, width) == pairs.labels).astype(np.float64)
+    return pairs.hits(nearest(encoded.queries, encoded.candidates, width)).astype(np.float64)
 
 
 def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
@@ -183,7 +186,10 @@ def _run(arguments: argparse.Namespace) -> None:
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
     recipe: Recipe = load_recipe(RECIPE, keys)
     models = {"before": Path(arguments.model)}
-    models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+    try:
+        models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+    except OutputError as error:
+        raise error.advising("mend or undo that, or give another --output") from None
     files = {"elsewhere": "elsewhere_validation" if arguments.validate else "elsewhere"}
     if not arguments.validate:
         files = {"program": "program", **files}
@@ -203,13 +209,15 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
-        model = SentenceTransformer(str(folder), trust_remote_code=True)
+        model = load_encoder(resolve(str(folder), "--model"), "--model", trust="give a model without")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             hits = _hits(model, each)
             result[name][where] = {"accuracy": float(hits.mean())}
             if where in first:
-                change = compare_by_text(hits, first[where], each.labels).difference
+                # A message of several English texts counts with the first of them.
+                texts = np.array([own[0] for own in each.relevant])
+                change = compare_by_text(hits, first[where], texts).difference
                 result[name][where] |= {"change": change.mean, "low": change.low, "high": change.high}
             first.setdefault(where, hits)
     return result

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.agreement import as_first_process
-from training.evaluation.pairs import Pairs, passage_ranks
+from training.evaluation.pairs import CUTOFF, Pairs, ranking_scores
 from training.gradient_cache import embed_batch
 from training.layout import lay_out
 
 __all__ = ["PairsCallback"]
-
-_CUTOFF = 10
 
 
 class PairsCallback(TrainerCallback):
@@ -68,7 +66,7 @@ class PairsCallback(TrainerCallback):
     def metric_names(self) -> list[str]:
         """What is added to the metrics of an evaluation."""
         suffixes = ["", *(f"_dim{dim}" for dim in self._dims[1:])]
-        return [f"eval_pairs_{kind}{suffix}" for suffix in suffixes for kind in ("accuracy", f"ndcg_at_{_CUTOFF}")]
+        return [f"eval_pairs_{kind}{suffix}" for suffix in suffixes for kind in ("accuracy", f"ndcg_at_{CUTOFF}")]
 
     def on_evaluate(
         self,
@@ -96,10 +94,7 @@ class PairsCallback(TrainerCallback):
         queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
         values = []
         for dim in self._dims:
-            ranks = passage_ranks(queries, candidates, self._pairs.labels, dim)
-            # One passage is relevant, so the ideal gain is 1.
-            gains = np.where(ranks <= _CUTOFF, 1 / np.log2(ranks + 1), 0.0)
-            values += [float((ranks == 1).mean()), float(gains.mean())]
+            values += ranking_scores(queries, candidates, self._pairs, dim)
         return values
 
 

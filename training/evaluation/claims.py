@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
@@ -29,12 +28,16 @@ from training.checkpoints import write_whole
 from training.common.outputs import check_output
 from training.data.cldr.build import build_cldr
 from training.data.command import run_command
-from training.data.prepared import PreparedSource
-from training.errors import StoppedError, UserError
+from training.data.prepared import PreparedSource, find_prepared
+from training.errors import OutputError, StoppedError, UserError
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.gradient_cache import embed_chunk
+from training.models.encoders import load_encoder
+from training.models.loading import load_whole_model
+from training.models.reference import resolve
 from training.packed_texts import packed_texts
 from training.recipe import Stage, load_recipe
+from training.setup import DATA
 from training.stage import run_stage
 from training.workers import run_in_workers
 
@@ -148,18 +151,19 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float | None:
 
 def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     """Scores a stage's finished model, in percent."""
-    encoder = SentenceTransformer(str(model), trust_remote_code=True, device="cpu")
+    encoder = load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu")
     options = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 256}
     queries = encoder.encode_query(pairs.queries, **options).float()
     candidates = encoder.encode_document(pairs.candidates, **options).float()
     width = queries.shape[1]
     found = {
-        name: float((nearest(queries, candidates, dim) == pairs.labels).mean())
+        name: float(pairs.hits(nearest(queries, candidates, dim)).mean())
         for name, dim in (("held_out", width), ("narrow", width // 8))
     }
-    folders = sorted(path.parent for path in stage.arguments.prepared_folder.glob("*/source.json"))
+    noted = Path(stage.arguments.output_dir) / DATA
+    folders = find_prepared(stage.arguments.prepared_folder, json.loads(noted.read_text())) if noted.exists() else []
     if folders:
-        found["mixed"] = mixed_accuracy(F2LLMModel.from_pretrained(model).eval(), [PreparedSource(f) for f in folders])
+        found["mixed"] = mixed_accuracy(load_whole_model(str(model)).eval(), [PreparedSource(f) for f in folders])
     return {name: 100 * score for name, score in found.items()}
 
 
@@ -208,8 +212,9 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
             model = run_stage(stage, resume=True)
         except StoppedError as error:
             # How to go on is this command's to say.
-            reason = str(error).partition(". ")[0]
-            raise StoppedError(f"seed {seed}, stage {stage.name}: {reason}") from error
+            raise StoppedError(f"seed {seed}, stage {stage.name}: {error.what}") from error
+        except OutputError as error:
+            raise error.advising("mend or undo that, or give another --output") from None
         scores[stage.name] = measure(stage, model, pairs)
         shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
         logger.info("seed %d, %s: %s (%.0f s)", seed, stage.name, shown, time.perf_counter() - start)

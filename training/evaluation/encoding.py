@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from training.errors import UserError
 from training.evaluation.models import Prompts
-from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.quantization import QUANTIZERS, calibrate, quantized, unit_length
 from training.evaluation.records import PRECISIONS
 from training.evaluation.store import EmbeddingStore
 
@@ -25,8 +25,10 @@ __all__ = ["EncoderView", "is_of_mteb"]
 class EncoderView(AbsEncoder):
     """An mteb encoder: leading dimensions of a store's embeddings in a precision.
 
-    int8 is calibrated once for each task, so that queries and documents, training and test texts share a scale: on the
-    corpus of retrieval, or else on the texts that the task asks for first. Nothing else has an influence.
+    Precisions are what is stored: queries stay in float32 beside documents in int8, as FAISS has them, and are binary
+    beside binary ones. What is compared by cosine has unit length before it is stored in int8. int8 is calibrated once
+    for each task, so that training and test texts share a scale: on the corpus of retrieval, or else on the texts that
+    the task asks for first. Nothing else has an influence.
 
     Args:
         store: The embeddings.
@@ -59,6 +61,9 @@ class EncoderView(AbsEncoder):
         self._ranges: dict[str, NDArray[np.float32]] = {}
         # Part of the address of a result in mteb's cache: views must not share one.
         experiment = {**(meta.experiment_kwargs or {}), "dimension": dimension, "precision": precision}
+        if precision in QUANTIZERS:
+            experiment["quantizer"] = QUANTIZERS[precision]
+        self._similarity = meta.similarity_fn_name or store.model.similarity_fn_name
         full = dimension == store.width and precision == "float32"
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 
@@ -94,13 +99,14 @@ class EncoderView(AbsEncoder):
     def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
         """``(n, dimension)`` embeddings of texts of a task."""
         found = self._leading(texts, task_metadata, prompt_type)
-        if self.precision == "float32":
+        if self.precision == "float32" or (self.precision == "int8" and prompt_type == PromptType.query):
             return found
         return quantized(found, self.precision, self._ranges_of(task_metadata, lambda: found))
 
     def _leading(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
         prompt = self.prompt(task_metadata, prompt_type)
-        return self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
+        found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
+        return unit_length(found) if self.precision == "int8" and self._similarity == "cosine" else found
 
     def _ranges_of(self, task_metadata: Any, calibration: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """The int8 ranges of a task, from the embeddings that are given when it is first asked for."""

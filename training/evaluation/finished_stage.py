@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 
 from training.arguments import StageArguments
 from training.checkpoints import write_whole
+from training.common.outputs import locked
 from training.data.languages import iso639_3
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
 from training.evaluation.places import run_of
-from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.quantization import quantized, unit_length
 from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
 from training.evaluation.report import write_report
 from training.evaluation.resources import known_rows
 from training.evaluation.tfidf import nearest_by_tfidf
-from training.model_identity import model_revision
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 
-__all__ = ["evaluate_and_report", "pairs_scores"]
+__all__ = ["evaluate_and_report", "narrowest_width", "pairs_scores", "table", "usage"]
 
 TASK, TFIDF = "HeldOutPairs", "TF-IDF"
+# Of the full width's accuracy, by a width that is recommended; and characters of a text that is shown.
+_KEPT, _SHOWN = 0.95, 60
 
 
 def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
@@ -39,14 +43,16 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         path: Where the result goes; the report of all stages of the recipe goes to ``report/`` beside it.
     """
     pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
-    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    reference = resolve(str(folder), "output_dir")
+    model = load_encoder(reference, "output_dir")
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
     encoded = encode_pairs(model, pairs)
-    baseline = nearest_by_tfidf(pairs.queries, pairs.candidates) == pairs.labels
-    identity = model_revision(str(folder), "output_dir")
-    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": identity}
-    write_whole(path, json.dumps(result, indent=2) + "\n")
+    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
+    # The same recipe may be resumed twice.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
     found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
     sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
     record = ModelRecord(
@@ -54,18 +60,49 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         parameters=sum(weights.numel() for weights in model.parameters()),
         dimension=width,
         texts_per_second=encoded.texts_per_second,
-        identity=identity,
+        identity=reference.identity,
     )
-    page = _report(path.parent / "report", record, encoded, baseline, dims, args)
+    with locked(path.parent / "report"):
+        page = _report(path.parent / "report", record, encoded, baseline, dims, args)
     sys.stdout.write(f"{page}\n")
-    quarter = next((dim for dim in dims if dim <= width // 4), width)
-    sys.stdout.write(
-        "\nUse the model:\n\n"
-        "    from sentence_transformers import SentenceTransformer\n"
-        f'    model = SentenceTransformer("{folder}", truncate_dim={quarter})\n'
-        f"    print(model.encode_query({pairs.queries[0]!r}) @ model.encode_document({pairs.candidates[:3]!r}).T)\n"
-    )
+    sys.stdout.write(f"\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
     return result
+
+
+def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
+    """A program that finds a query's passage, at the narrowest width that keeps nearly all of the full one's accuracy.
+
+    Args:
+        folder: The model.
+        pairs: What it was evaluated on.
+        accuracy: By width, as :func:`~training.evaluation.pairs.evaluate_pairs` gives it.
+    """
+    width = narrowest_width(accuracy)
+    truncated = "" if width == max(map(int, accuracy)) else f", truncate_dim={width}"
+    places = list(dict.fromkeys([pairs.relevant[0][0], *range(min(3, len(pairs.candidates)))]))[:3]
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
+        f"query = model.encode_query({_shortened(pairs.queries[0])!r})\n"
+        f"passages = model.encode_document({[_shortened(pairs.candidates[place]) for place in places]!r})\n"
+        # Cosine: embeddings that are cut are not of unit length.
+        "print(model.similarity(query, passages))\n"
+    )
+
+
+def narrowest_width(accuracy: Mapping[str, float]) -> int:
+    """The narrowest width that keeps 95 % of the full one's accuracy; the full one if that finds nothing.
+
+    Args:
+        accuracy: Accuracy by width.
+    """
+    scores = {int(width): score for width, score in accuracy.items()}
+    full = max(scores)
+    return min(width for width, score in scores.items() if score >= _KEPT * scores[full]) if scores[full] else full
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _report(
@@ -99,7 +136,7 @@ def _report(
 def pairs_scores(
     label: str, encoded: EncodedPairs, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
-    """Accuracy@1 of one width and precision by language, and whether each query's passage was found.
+    """Accuracy@1 of one width and precision by language, and whether a passage of each query was found.
 
     Args:
         label: Label of the model.
@@ -108,9 +145,10 @@ def pairs_scores(
         precision: One of ``PRECISIONS``.
     """
     queries, candidates = (each[:, :dimension].numpy() for each in (encoded.queries, encoded.candidates))
-    ranges = calibrate(candidates)
-    stored = (torch.from_numpy(quantized(each, precision, ranges)) for each in (queries, candidates))
-    hits = nearest(*stored, dimension) == encoded.pairs.labels
+    stored = quantized(unit_length(candidates), precision)
+    # Beside int8, queries stay in float32.
+    asked = quantized(queries, precision) if precision == "binary" else queries
+    hits = encoded.pairs.hits(nearest(torch.from_numpy(asked), torch.from_numpy(stored), dimension))
     return _of_view(label, encoded.pairs, hits, dimension, precision)
 
 
@@ -118,8 +156,8 @@ def _of_view(
     label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
     rows: dict[str, list[int]] = {}
-    for row, (language, script) in enumerate(zip(pairs.languages, pairs.scripts, strict=True)):
-        rows.setdefault(_code(language, script), []).append(row)
+    for row, code in enumerate(_codes(pairs)):
+        rows.setdefault(code, []).append(row)
     scores, examples = [], {}
     for code, of_code in rows.items():
         found = hits[of_code].astype(np.float32)
@@ -128,7 +166,7 @@ def _of_view(
             TASK,
             "Retrieval",
             code,
-            (code,),
+            (code,) if pairs.languages else (),
             dimension,
             precision,
             "accuracy_at_1",
@@ -140,6 +178,13 @@ def _of_view(
     return scores, examples
 
 
+def _codes(pairs: Pairs) -> list[str]:
+    """The subset of each query: its language and script, or mteb's name of a task without subsets."""
+    if pairs.languages is None or pairs.scripts is None:
+        return ["default"] * len(pairs.queries)
+    return [_code(language, script) for language, script in zip(pairs.languages, pairs.scripts, strict=True)]
+
+
 def _code(language: str, script: str) -> str:
     try:
         return f"{iso639_3(language)}-{script}"
@@ -149,10 +194,12 @@ def _code(language: str, script: str) -> str:
 
 
 def table(result: dict[str, Any], most_scripts: int = 12) -> str:
-    """The result as a table for a terminal: widths, then the scripts with the most pairs."""
+    """The result as a table for a terminal: widths, then the scripts with the most queries, where they are known."""
     widths = [f"{'dimensions':<14}{'accuracy@1':>10}"]
     widths += [f"{dim:<14}{accuracy:>10.3f}" for dim, accuracy in result["accuracy"].items()]
     widths.append(f"{'TF-IDF':<14}{result['tfidf']:>10.3f}")
+    if not result["scripts"]:
+        return "\n".join(widths)
     scripts = [f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
     largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])
     for name, group in largest[:most_scripts]:

@@ -14,7 +14,7 @@ from training.evaluation.local.labelled import classification, clustering, label
 from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.local.task_classes import UnfitError, camel_case
 from training.evaluation.local.validation import validation_tasks
-from training.evaluation.pairs import read_texts
+from training.evaluation.text_file import read_texts
 
 __all__ = ["local_tasks"]
 

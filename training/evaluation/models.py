@@ -9,28 +9,40 @@ from typing import Any
 
 from mteb.models import ModelMeta
 from mteb.models.model_implementations import MODEL_REGISTRY
+from mteb.models.model_implementations.qwen3_models import instruction_template as qwen3_template
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import TEMPLATE
 from modeling_f2llm.tokenizer import append_eos
-from training.errors import UserError, in_one_line
-from training.evaluation.places import find_model
+from training.errors import UserError
 from training.evaluation.records import ModelRecord
 from training.evaluation.store import EmbeddingStore
-from training.model_identity import model_revision
+from training.models.encoders import load_encoder, pooling_of
+from training.models.reference import ModelRef, resolve
+from training.models.settings import reads_as_ours
 
-__all__ = ["DEFAULT_MAX_LENGTH", "EvaluatedModel", "Prompts", "load_model"]
+__all__ = ["DEFAULT_MAX_LENGTH", "EvaluatedModel", "Prompts", "load_model", "registered_options"]
 
 logger = logging.getLogger("training")
 
 DEFAULT_MAX_LENGTH = 8192  # that of the published evaluation
 # Whose prompts for mteb's tasks are meant by the published ones: all sizes have the same.
 _PUBLISHED = "codefuse-ai/F2LLM-v2-80M"
+# mteb's loaders that load a SentenceTransformer and give it prompts, which is what is done here; and the options that
+# they give it.
+_INSTRUCTS = {"InstructSentenceTransformerModel", "q3e_instruct_loader", "instruct_loader"}
+_LOADERS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("SentenceTransformerEncoderWrapper", "sentence_transformers_loader", *_INSTRUCTS)},
+    "q3e_instruct_loader": {"instruction_template": qwen3_template, "apply_instruction_to_passages": False},
+}
 # Options of mteb's registry that are heeded.
 _HANDLED = {
-    *("model_kwargs", "tokenizer_kwargs", "config_kwargs", "padding_side", "add_eos_token", "max_seq_length"),
-    *("trust_remote_code", "model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
+    *("model_kwargs", "tokenizer_kwargs", "processor_kwargs", "config_kwargs", "device", "embed_dim", "include_prompt"),
+    *("padding_side", "add_eos_token", "max_seq_length", "trust_remote_code"),
+    *("model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
 }
+# Those that concern no texts.
+_OTHER_MEDIA = {"num_frames", "max_frames", "min_frames", "fps", "max_samples", "target_sampling_rate"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Prompts:
         template: Holds ``{instruction}``; a function of instruction and type of prompt in some entries of the registry.
         on_documents: Whether documents get the template, too.
         default: Prompt where no other fits.
+        described: Whose they are, in words.
     """
 
     own: dict[str, str] = field(default_factory=dict)
@@ -50,6 +63,7 @@ class Prompts:
     template: Any = None
     on_documents: bool = False
     default: str = ""
+    described: str = "none"
 
 
 @dataclass(frozen=True)
@@ -75,77 +89,108 @@ def load_model(
     """Loads a model as mteb's registry says, where it knows the model.
 
     Args:
-        name: Folder or Hub name.
+        name: Folder, run or Hub name.
         revision: Commit, branch, tag, or checkpoint of a run.
         max_length: Tokens of a text at most.
         prompts: ``published``: the published prompts of F2LLM-v2 for mteb's tasks; ``model``: those that the model was
             saved with; ``auto``: the registry's, or the published ones for a model that was trained with such
             instructions, or else the model's own.
-        trust_remote_code: Run code that a repository on the Hub brings along.
+        trust_remote_code: Run code that comes with the model; this package's own is run in any case.
 
     Raises:
-        UserError: If there is no such model, or it cannot be loaded.
+        UserError: If there is no such model, it cannot be loaded, or mteb evaluates it by means that are not used here.
     """
-    place, at = find_model(name, revision)
-    local = Path(place).is_dir()
-    known = MODEL_REGISTRY.get(place)
-    if known is not None and at is None:
-        at = known.revision
+    known = None if Path(name).is_dir() else MODEL_REGISTRY.get(name)
+    options = registered_options(known) if known is not None else {}
     # What mteb keeps results by: a folder that was trained on, or a branch that moved, is another model.
-    found = model_revision(place, "MODEL", at)
-    options = dict(known.loader_kwargs or {}) if known is not None else {}
-    model = _load(place, None if local else found, local or trust_remote_code, options)
+    found = resolve(name, "MODEL", revision or (known and known.revision))
+    model = _load(found, trust_remote_code, options)
     longest = options.get("max_seq_length") or model.max_seq_length or max_length
     model.max_seq_length = min(max_length, longest)
+    if longest < max_length != DEFAULT_MAX_LENGTH:
+        logger.warning("%s reads %d tokens of a text at most, not --max-length %d", name, longest, max_length)
     used = _prompts(prompts, options, model)
     if not any(used.own.values()) and used.template is None:
         logger.warning("%s has no prompts: queries and documents are encoded as they are", name)
     experiment = {key: value for key, value in (("prompts", prompts),) if value != "auto"}
-    # Embeddings of texts that are cut elsewhere are others, too.
+    # Embeddings of texts that are cut or read in another way are others, too.
     experiment |= {"max_length": max_length} if max_length != DEFAULT_MAX_LENGTH else {}
-    meta = known or _meta(model, place, local)
+    experiment |= {"pooling": "lasttoken"} if reads_as_ours(found.place, found.revision) else {}
+    meta = known or _meta(model, found)
     store = EmbeddingStore(model)
     record = ModelRecord(
         name,
         revision,
         sum(weights.numel() for weights in model.parameters()),
         store.width,
-        identity=found,
+        identity=found.identity,
         options=", ".join(f"{key} {value}" for key, value in experiment.items()),
     )
-    update = {"revision": found} | ({"experiment_kwargs": experiment} if experiment else {})
+    logger.info(
+        "%s: loaded %s; prompts: %s; %s; pooled by %s; texts of at most %d tokens",
+        *(name, "as mteb's registry says" if known else "as it was saved", used.described),
+        *(str(model.dtype).removeprefix("torch."), pooling_of(model), model.max_seq_length),
+    )
+    update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
     return EvaluatedModel(record, store, meta.model_copy(update=update), used)
 
 
-def _load(place: str, revision: str | None, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
-    if without_effect := sorted(set(options) - _HANDLED):
-        logger.warning("%s: mteb's registry gives options that have no effect here: %s", place, without_effect)
-    model_options = dict(options.get("model_kwargs") or {})
-    if (dtype := model_options.pop("torch_dtype", None)) is not None:
-        model_options["dtype"] = getattr(dtype, "value", dtype)
-    try:
-        model = SentenceTransformer(
-            place,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            model_kwargs=model_options,
-            processor_kwargs=options.get("tokenizer_kwargs"),
-            config_kwargs=options.get("config_kwargs"),
+def registered_options(known: ModelMeta) -> dict[str, Any]:
+    """What mteb's registry says of a model, as options that are heeded here.
+
+    Raises:
+        UserError: If mteb loads it in a way of its own, or with an option that is not known here: then mteb alone
+            evaluates it as it is meant to be.
+    """
+    loader = getattr(known.loader, "__qualname__", str(known.loader))
+    options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
+    unknown = sorted(set(options) - _HANDLED - _OTHER_MEDIA)
+    if loader not in _LOADERS or unknown:
+        what = f"with its own {loader}" if loader not in _LOADERS else f"with the option {unknown[0]!r}"
+        raise UserError(
+            f"{known.name}: mteb loads this model {what}, which is not done here; evaluate it with mteb itself "
+            f"(mteb run -m {known.name} -t TASK), or name a folder that holds it as a SentenceTransformer"
         )
-        if "padding_side" in options:
-            model.tokenizer.padding_side = options["padding_side"]
-        if options.get("add_eos_token"):
+    if loader in _INSTRUCTS:
+        # mteb gives these an instruction, in a template or as it is.
+        options.setdefault("instruction_template", "{instruction}")
+    return options
+
+
+def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
+    model_options = dict(options.get("model_kwargs") or {})
+    # Whether its code is run is the user's choice.
+    model_options.pop("trust_remote_code", None)
+    if (dtype := model_options.pop("torch_dtype", model_options.get("dtype"))) is not None:
+        model_options["dtype"] = getattr(dtype, "value", dtype)
+    model = load_encoder(
+        found,
+        "MODEL",
+        trust_remote_code=trust_remote_code,
+        device=options.get("device"),
+        truncate_dim=options.get("embed_dim"),
+        model_kwargs=model_options,
+        processor_kwargs=options.get("tokenizer_kwargs") or options.get("processor_kwargs"),
+        config_kwargs=options.get("config_kwargs"),
+    )
+    if options.get("add_eos_token"):
+        try:
             append_eos(model.tokenizer)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: cannot be loaded as a SentenceTransformer ({in_one_line(error)})") from None
+        except ValueError as error:
+            raise UserError(f"MODEL: {found.name!r} cannot be used as mteb's registry says ({error})") from None
+    if "padding_side" in options:
+        model.tokenizer.padding_side = options["padding_side"]
+    if not options.get("include_prompt", True):
+        model.set_pooling_include_prompt(include_prompt=False)
     return model
 
 
-def _meta(model: SentenceTransformer, place: str, local: bool) -> ModelMeta:
+def _meta(model: SentenceTransformer, found: ModelRef) -> ModelMeta:
     """An entry for a model that mteb does not know."""
+    local = found.revision is None
     return ModelMeta.create_empty(
         {
-            "name": "/".join(Path(place).resolve().parts[-2:]) if local else place,
+            "name": "/".join(Path(found.place).resolve().parts[-2:]) if local else found.place,
             "n_parameters": sum(weights.numel() for weights in model.parameters()),
             "embed_dim": model.get_embedding_dimension(),
             "max_tokens": model.max_seq_length,
@@ -160,16 +205,29 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
             by_task=options.get("prompts_dict"),
             template=options["instruction_template"],
             on_documents=options.get("apply_instruction_to_passages", True),
+            described="mteb's for its tasks, in the template of its registry",
         )
     if which == "auto" and options.get("model_prompts"):
-        return Prompts(own=dict(options["model_prompts"]))
+        return Prompts(own=dict(options["model_prompts"]), described="those of mteb's registry")
     own = {name: text or "" for name, text in model.prompts.items()}
-    instructed = own.get("query", "").startswith(TEMPLATE.partition("{")[0])
+    instructed = _is_ours(own)
     # F2LLM puts its instruction before texts of symmetric tasks, too.
     default = own.get("query" if instructed else model.default_prompt_name, "")
     if which == "published" or (which == "auto" and instructed):
         published = MODEL_REGISTRY[_PUBLISHED].loader_kwargs
-        return Prompts(
-            {"document": "", **own}, published["prompts_dict"], published["instruction_template"], default=default
-        )
-    return Prompts({"document": "", **own} if instructed else own, default=default)
+        by_task, template = published["prompts_dict"], published["instruction_template"]
+        described = "F2LLM-v2's for mteb's tasks, its own for others"
+        return Prompts({"document": "", **own}, by_task, template, default=default, described=described)
+    kept = {"document": "", **own} if instructed else own
+    return Prompts(kept, default=default, described="its own" if any(own.values()) else "none")
+
+
+def _is_ours(prompts: dict[str, str]) -> bool:
+    """Whether a model was trained with F2LLM's instructions: the whole template before queries, none before documents.
+
+    Other models begin theirs in the same way: that of Qwen3-Embedding ends in ``Query:``, without a space.
+    """
+    start, end = TEMPLATE.split("{instruction}")
+    query = prompts.get("query", "")
+    whole = len(query) >= len(start + end) and query.startswith(start) and query.endswith(end)
+    return whole and not prompts.get("document")

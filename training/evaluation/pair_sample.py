@@ -10,27 +10,27 @@ __all__ = ["sample_pairs"]
 
 
 def sample_pairs(pairs: Pairs, size: int, candidates: int) -> Pairs:
-    """Takes pairs and candidates at equal distances, by language and in the order of the file.
+    """Takes queries and candidates at equal distances, by language and in the order of the file.
 
-    Languages keep their shares, to a pair; so a language of fewer rows than one in ``n / size`` may have none.
+    Languages, if known, keep their shares, to a query; so one of fewer queries than one in ``n / size`` may have none.
 
     Args:
-        pairs: All ``n`` pairs.
-        size: Pairs to take; all if there are no more.
-        candidates: Candidates to take at most. The passages of the pairs taken come first and are never left out.
+        pairs: All pairs, ``n`` queries.
+        size: Queries to take; all if there are no more.
+        candidates: Candidates to take at most. All passages of the queries taken come first and are never left out.
     """
-    by_language = np.argsort(np.asarray(pairs.languages), kind="stable")
+    by_language = np.argsort(np.asarray(pairs.languages or [""] * len(pairs.queries)), kind="stable")
     rows = np.sort(by_language[_spread(len(by_language), size)])
-    gold = np.unique(pairs.labels[rows])
+    gold = np.unique(np.concatenate([pairs.relevant[row] for row in rows]))
     others = np.setdiff1d(np.arange(len(pairs.candidates)), gold)
     # In the order of the file: of candidates that are equally near, the first is found.
     kept = np.union1d(gold, others[_spread(len(others), max(candidates - len(gold), 0))])
     return Pairs(
         queries=[pairs.queries[row] for row in rows],
         candidates=[pairs.candidates[position] for position in kept],
-        labels=np.searchsorted(kept, pairs.labels[rows]),
-        languages=[pairs.languages[row] for row in rows],
-        scripts=[pairs.scripts[row] for row in rows],
+        relevant=[tuple(np.searchsorted(kept, pairs.relevant[row]).tolist()) for row in rows],
+        languages=pairs.languages and [pairs.languages[row] for row in rows],
+        scripts=pairs.scripts and [pairs.scripts[row] for row in rows],
     )
 
 

@@ -1,22 +1,25 @@
-"""Accuracy@1 on pairs: how often the nearest of all candidates to a query is its passage."""
+"""Pairs to be found: how often the nearest of all candidates to a query is one of its passages."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 
+from training.data.cleaning.normalise import normalise
+from training.data.languages import usual_script
 from training.errors import UserError
+from training.evaluation.text_file import read_texts
 
 __all__ = [
+    "CUTOFF",
     "EncodedPairs",
     "Pairs",
     "encode_pairs",
@@ -24,8 +27,11 @@ __all__ = [
     "load_pairs",
     "nearest",
     "passage_ranks",
-    "read_texts",
+    "ranking_scores",
 ]
+
+# Places of a ranking that its nDCG looks at.
+CUTOFF = 10
 
 
 @dataclass(frozen=True)
@@ -33,67 +39,70 @@ class Pairs:
     """Queries and the passages to be found.
 
     Attributes:
-        queries: ``n`` texts.
+        queries: ``n`` texts, each once in a language and script.
         candidates: Distinct texts among which the passages are.
-        labels: ``(n,)`` position of each query's passage among the candidates.
-        languages: ``n`` language codes.
-        scripts: ``n`` ISO 15924 codes.
+        relevant: ``n`` tuples of positions among the candidates, ascending: the passages of each query, all of which
+            are right.
+        languages: ``n`` language codes; None where they are not known.
+        scripts: ``n`` ISO 15924 codes; None where they are not known.
     """
 
     queries: list[str]
     candidates: list[str]
-    labels: np.ndarray
-    languages: list[str]
-    scripts: list[str]
+    relevant: list[tuple[int, ...]]
+    languages: list[str] | None = None
+    scripts: list[str] | None = None
+
+    def hits(self, places: np.ndarray) -> np.ndarray:
+        """``(n,)`` whether each query's place is that of one of its passages.
+
+        Args:
+            places: ``(n,)`` positions among the candidates.
+        """
+        return np.fromiter(
+            (place in own for place, own in zip(places.tolist(), self.relevant, strict=True)), bool, len(self.relevant)
+        )
 
 
 def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs:
-    """Reads pairs (columns ``query``, ``passage``, ``lang``, ``script``) and candidates (column ``passage``).
+    """Reads pairs (columns ``query`` and ``passage``, also ``lang`` and ``script``) and candidates (``passage``).
 
-    Without a file of candidates, the distinct passages of the pairs are the candidates.
+    A query is given to the model as a text alone, so that all passages that rows with this text have are right,
+    whatever the languages of these rows, and so are candidates that differ from them in form only
+    (:func:`~training.data.cleaning.normalise.normalise`). Without a file of candidates, the distinct passages of the
+    pairs are the candidates. Without scripts, each language has its usual one.
 
     Raises:
         UserError: If a file cannot be read, lacks a column, or a passage is not among the candidates.
     """
-    columns = read_texts(pairs, ["query", "passage", "lang", "script"])
-    distinct = dict.fromkeys(
-        columns["passage"] if candidates is None else read_texts(candidates, ["passage"])["passage"]
+    columns = read_texts(pairs, ["query", "passage"], ["lang", "script"])
+    texts = list(
+        dict.fromkeys(columns["passage"] if candidates is None else read_texts(candidates, ["passage"])["passage"])
     )
-    position = {text: i for i, text in enumerate(distinct)}
-    for row, passage in enumerate(columns["passage"]):
-        if passage not in position:
-            raise UserError(f"{pairs}: row {row}, column 'passage' is not among the candidates of {candidates}")
-    labels = np.array([position[passage] for passage in columns["passage"]])
-    return Pairs(columns["query"], list(distinct), labels, columns["lang"], columns["script"])
-
-
-def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Reads columns of texts from a parquet file.
-
-    Args:
-        path: The file.
-        columns: What it must have.
-        optional: What is read too if it is there.
-
-    Raises:
-        UserError: If the file cannot be read, lacks a column, has no rows, or a cell holds no text.
-    """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
-    for name in columns:
-        if name not in table.column_names:
-            raise UserError(f"{path}: column {name!r} is missing; it has {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise UserError(f"{path}: the file has no rows; rebuild it")
-    there = [name for name in optional if name in table.column_names and name not in columns]
-    result = table.select([*columns, *there]).to_pydict()
-    for name, values in result.items():
-        for row, value in enumerate(values):
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{path}: row {row}, column {name!r} is no text; correct or drop the row")
-    return result
+    places, right = defaultdict(list), defaultdict(set)
+    for place, text in enumerate(texts):
+        places[normalise(text)].append(place)
+    for row, (query, passage) in enumerate(zip(columns["query"], columns["passage"], strict=True)):
+        found = places.get(normalise(passage))
+        if found is None:
+            raise UserError(
+                f"{pairs}: row {row}, column 'passage' is not among the candidates; add it to {candidates} "
+                "or drop the row"
+            )
+        right[query].update(found)
+    languages, scripts = columns.get("lang"), columns.get("script")
+    if scripts is None and languages is not None:
+        scripts = [usual_script(language) for language in languages]
+    told = [each for each in (columns["query"], languages, scripts) if each is not None]
+    first = {key: row for row, key in reversed(list(enumerate(zip(*told, strict=True))))}
+    rows = sorted(first.values())
+    return Pairs(
+        queries=[columns["query"][row] for row in rows],
+        candidates=texts,
+        relevant=[tuple(sorted(right[columns["query"][row]])) for row in rows],
+        languages=languages and [languages[row] for row in rows],
+        scripts=scripts and [scripts[row] for row in rows],
+    )
 
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_block: int = 4096) -> np.ndarray:
@@ -110,28 +119,49 @@ def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_
 
 
 def passage_ranks(
-    queries: torch.Tensor, candidates: torch.Tensor, labels: np.ndarray, dim: int, rows_per_block: int = 4096
+    queries: torch.Tensor, candidates: torch.Tensor, places: np.ndarray, dim: int, rows_per_block: int = 4096
 ) -> np.ndarray:
-    """``(n,)`` rank of each query's passage by cosine of the leading ``dim`` dimensions, 1 for the nearest.
+    """``(n,)`` rank of one candidate for each query by cosine of the leading ``dim`` dimensions, 1 for the nearest.
 
     Of candidates that are equally near the first comes first, so rank 1 is what :func:`nearest` finds.
 
     Args:
         queries: ``(n, d)`` embeddings.
         candidates: ``(m, d)`` embeddings.
-        labels: ``(n,)`` positions of the passages among the candidates.
+        places: ``(n,)`` positions of the passages among the candidates.
         dim: Leading dimensions used.
         rows_per_block: Queries compared at a time.
     """
     candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
     positions, ranks = torch.arange(len(candidates)), []
-    passages = torch.from_numpy(labels).split(rows_per_block)
+    passages = torch.from_numpy(places).split(rows_per_block)
     for block, own in zip(queries.split(rows_per_block), passages, strict=True):
         scores = block[:, :dim] @ candidates.T
         score = scores.gather(1, own[:, None])
         ahead = (scores > score) | ((scores == score) & (positions < own[:, None]))
         ranks.append(ahead.sum(dim=1) + 1)
     return torch.cat(ranks).numpy()
+
+
+def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs, dim: int) -> tuple[float, float]:
+    """Accuracy@1 and nDCG@10 by cosine of the leading ``dim`` dimensions.
+
+    All passages of a query have the gain 1; what they could add up to at most is an nDCG of 1 (Järvelin and Kekäläinen,
+    Cumulated gain-based evaluation of IR techniques, 2002).
+
+    Args:
+        queries: ``(n, d)`` embeddings.
+        candidates: ``(m, d)`` embeddings.
+        pairs: The pairs.
+        dim: Leading dimensions used.
+    """
+    counts = np.array([len(own) for own in pairs.relevant])
+    owner, places = np.repeat(np.arange(len(counts)), counts), np.concatenate(pairs.relevant)
+    # A query stands once for each of its passages; their ranks differ, even where they are equally near.
+    ranks = passage_ranks(queries[owner], candidates, places, dim)
+    gains = np.bincount(owner, np.where(ranks <= CUTOFF, 1 / np.log2(ranks + 1), 0.0))
+    most = np.cumsum(1 / np.log2(np.arange(CUTOFF) + 2))[np.minimum(counts, CUTOFF) - 1]
+    return float(np.bincount(owner, ranks == 1).mean()), float((gains / most).mean())
 
 
 @dataclass(frozen=True)
@@ -166,15 +196,16 @@ def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[i
 
     Args:
         encoded: Pairs and their embeddings.
-        baseline: ``(n,)`` whether the baseline (character n-gram TF-IDF) found each query's passage.
+        baseline: ``(n,)`` whether the baseline (character n-gram TF-IDF) found a passage of each query.
         dims: Widths, widest first.
 
     Returns:
-        ``accuracy`` by width, ``tfidf``, ``languages`` and ``scripts`` (with their numbers of pairs and TF-IDF's
-        score) at the full width, and ``pairs``, their number. Accuracies lie between 0 and 1.
+        ``accuracy`` by width, ``tfidf``, ``languages`` and ``scripts`` (with their numbers of queries and TF-IDF's
+        score) at the full width, empty where they are not known, and ``pairs``, the number of queries. Accuracies lie
+        between 0 and 1.
     """
     pairs = encoded.pairs
-    found = {dim: nearest(encoded.queries, encoded.candidates, dim) == pairs.labels for dim in dims}
+    found = {dim: pairs.hits(nearest(encoded.queries, encoded.candidates, dim)) for dim in dims}
     full = found[max(dims)]
     return {
         "accuracy": {str(dim): round(float(correct.mean()), 4) for dim, correct in found.items()},
@@ -185,11 +216,10 @@ def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[i
     }
 
 
-def _groups(names: Sequence[str], correct: np.ndarray, baseline: np.ndarray) -> dict[str, dict[str, float]]:
-    names = np.asarray(names)
+def _groups(names: Sequence[str] | None, correct: np.ndarray, baseline: np.ndarray) -> dict[str, dict[str, float]]:
     groups = {}
-    for name in sorted(set(names.tolist())):
-        of_group = names == name
+    for name in sorted(set(names or ())):
+        of_group = np.asarray(names) == name
         groups[name] = {
             "pairs": int(of_group.sum()),
             "accuracy": round(float(correct[of_group].mean()), 4),

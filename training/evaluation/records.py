@@ -25,6 +25,8 @@ logger = logging.getLogger("training")
 # Bits of a stored number, by sentence-transformers' name of the quantization.
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
 SCORES, EXAMPLES = "scores.json", "examples.npz"
+# Of the scores' meaning. Up to version 1, int8 was the cosine of codes, which no vector index compares.
+VERSION = 2
 
 
 def bytes_per_vector(dimension: int, precision: str) -> int:
@@ -147,6 +149,23 @@ class Evaluation:
         self.scores += scores
         self.examples |= examples
 
+    def drop_outdated(self, folder: Path, version: int) -> None:
+        """Drops what an earlier version of this code meant otherwise, and says so.
+
+        Args:
+            folder: Where it was read from.
+            version: That of the scores.
+        """
+        outdated = self.select(precision="int8") if version < VERSION else []
+        if outdated:
+            self._drop(outdated)
+            logger.warning(
+                "%s: its %d int8 scores compared codes instead of the vectors taken back from them; they are left out, "
+                "evaluate again to have them",
+                folder,
+                len(outdated),
+            )
+
     def _drop(self, scores: Sequence[Score]) -> None:
         gone = {score.key for score in scores}
         self.scores = [score for score in self.scores if score.key not in gone]
@@ -160,6 +179,7 @@ class Evaluation:
             np.savez_compressed(handle, **self.examples)
         partial.replace(folder / EXAMPLES)
         content = {
+            "version": VERSION,
             "models": [asdict(model) for model in self.models],
             "scores": [asdict(score) for score in self.scores],
             "failures": self.failures,
@@ -182,12 +202,14 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         examples = _load_examples(folder / EXAMPLES)
-        return Evaluation(
+        evaluation = Evaluation(
             [ModelRecord(**model) for model in content["models"]],
             [_score(fields) for fields in content["scores"]],
             examples,
             dict(content["failures"]),
         )
+        evaluation.drop_outdated(folder, content.get("version", 1))
+        return evaluation
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {SCORES} and run it again"

@@ -18,9 +18,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from training.data.command import require, run_command
+
+if __name__ == "__main__":
+    require("mteb", "eval")
+
 import mteb
 
-from training.data.command import run_command
+from training.common.outputs import locked
 from training.errors import StoppedError, UserError
 from training.evaluation.figures.curves import find_log
 from training.evaluation.local_tasks import local_tasks
@@ -114,7 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits",
     )
-    views.add_argument("--trust-remote-code", action="store_true", help="run code that Hub repositories bring along")
+    views.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with a model; it can do and read all that you can, your Hub token included",
+    )
     report = parser.add_argument_group("report")
     report.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test two models by the labels of the tables")
     report.add_argument("--manifest", type=Path, help="of the training, for the resource classes; MODEL's run's own")
@@ -178,6 +187,12 @@ def _evaluate(
 
 def _work(args: argparse.Namespace) -> None:
     _check(args)
+    # Another command that evaluates into the folder would overwrite these scores with its own.
+    with locked(args.output):
+        _evaluate_and_report(args)
+
+
+def _evaluate_and_report(args: argparse.Namespace) -> None:
     tasks = find_tasks(args.tasks, args.benchmark, args.local)
     evaluation = load_evaluation(args.output, missing_ok=True)
     models = _models(args)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from training.data.cldr.names import read_names
 from training.data.command import run_command
-from training.errors import UserError, in_one_line
-from training.evaluation.places import find_model
+from training.errors import UserError
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
 
 __all__ = ["Searched", "compare", "main", "read_texts"]
 
@@ -77,15 +78,10 @@ def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Ite
     Raises:
         UserError: If FAISS is not installed, or ``short`` or ``shortlist`` cannot be.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("this example searches with FAISS; pip install 'f2llm[mine]'") from None
     width = texts.shape[1]
-    if not 8 <= short <= width or short % 8:
-        raise UserError(f"--short: {short} is no multiple of 8 up to the model's width, {width}")
-    if not TOP <= shortlist <= len(texts):
-        raise UserError(f"--shortlist: {shortlist} does not lie between {TOP} and the number of texts, {len(texts)}")
+    _check(width, len(texts), short, shortlist)
+    import faiss
+
     faiss.omp_set_num_threads(1)
     per_query = 1000 / len(queries)
     whole = _floats(faiss, texts, queries, width)
@@ -99,6 +95,17 @@ def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Ite
         yield Searched(f"{index.name}, then full", index.size, _recall(found, exact), seconds * per_query)
 
 
+def _check(width: int, texts: int, short: int, shortlist: int) -> None:
+    if find_spec("faiss") is None:
+        raise UserError("this example searches with FAISS; pip install 'f2llm[mine]'")
+    if width < 8:
+        raise UserError(f"the model has {width} dimensions, and a binary index takes 8 at a time; name a wider model")
+    if not 8 <= short <= width or short % 8:
+        raise UserError(f"--short {short}: give a multiple of 8 up to the model's width, {width}")
+    if not TOP <= shortlist <= texts:
+        raise UserError(f"--shortlist {shortlist}: give a number from {TOP} to that of the texts, {texts}")
+
+
 def _floats(faiss: Any, texts: Vectors, queries: Vectors, dims: int) -> _Index:
     index = faiss.IndexFlatIP(dims)
     index.add(_leading(texts, dims))
@@ -106,7 +113,9 @@ def _floats(faiss: Any, texts: Vectors, queries: Vectors, dims: int) -> _Index:
 
 
 def _bytes(faiss: Any, texts: Vectors, queries: Vectors, dims: int) -> _Index:
-    index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    # Of vectors of unit length the nearest are the most similar. By the inner product, the lengths of the vectors taken
+    # back from the codes would count, which differ a little: that finds less.
+    index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
     index.train(_leading(texts, dims))
     index.add(_leading(texts, dims))
     return _Index(f"{dims} × int8", index, _leading(queries, dims), len(texts) * dims)
@@ -165,7 +174,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="folder, run or Hub name (%(default)s)")
     parser.add_argument("--texts", type=int, default=20_000, help="names to be found (%(default)s)")
     parser.add_argument("--queries", type=int, default=500, help="names to ask for (%(default)s)")
-    parser.add_argument("--short", type=int, default=64, help="dimensions that find the shortlist (%(default)s)")
+    parser.add_argument("--short", type=int, help="dimensions that find the shortlist (64, or what the model has)")
     parser.add_argument("--shortlist", type=int, default=100, help="names ranked by the full vectors (%(default)s)")
     arguments = parser.parse_args(words)
     return run_command(lambda: _run(arguments))
@@ -173,15 +182,15 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     texts, queries = read_texts(arguments.texts, arguments.queries)
-    place, revision = find_model(arguments.model, None)
-    try:
-        model = SentenceTransformer(place, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{arguments.model}: cannot be loaded ({in_one_line(error)}); name another") from None
+    model = load_encoder(resolve(arguments.model, "MODEL"), "MODEL", trust="name a model without")
+    width = model.get_embedding_dimension()
+    short = min(64, width // 8 * 8) if arguments.short is None else arguments.short
+    # Before the texts are encoded, which takes a while.
+    _check(width, len(texts), short, arguments.shortlist)
     stored = model.encode_document(texts, batch_size=256, normalize_embeddings=True)
     asked = model.encode_query(queries, batch_size=256, normalize_embeddings=True)
     sys.stdout.write("| search | index, MB | recall@10 | ms a query |\n| --- | --- | --- | --- |\n")
-    for way in compare(stored, asked, arguments.short, arguments.shortlist):
+    for way in compare(stored, asked, short, arguments.shortlist):
         size = way.index_bytes / 1e6
         sys.stdout.write(f"| {way.name} | {size:.2f} | {way.recall:.3f} | {way.milliseconds:.3f} |\n")
 

@@ -11,6 +11,8 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.errors import UserError, in_one_line
 from training.merging.parents import Parent
 from training.merging.record import MERGED_FROM
+from training.models.checks import check_tokenizer_file
+from training.models.shapes import wrong_weight
 
 __all__ = ["check_compatible"]
 
@@ -35,6 +37,10 @@ def check_compatible(parents: Sequence[Parent]) -> None:
         for file, expected in facts.items():
             _check_alike(file, first, expected, other, found[file])
         _check_tensors(first, other)
+    # What all lack would be lacking in what is written.
+    shapes = {name: info.shape for name, info in first.weights.tensors.items()}
+    if (wrong := wrong_weight(shapes, F2LLMConfig.from_dict(dict(first.config)))) is not None:
+        raise UserError(f"{first.name}: {wrong}; fetch or save the model again")
 
 
 def _facts(parent: Parent) -> dict[str, Mapping[str, Any]]:
@@ -62,6 +68,7 @@ def _shape(parent: Parent) -> dict[str, Any]:
 
 
 def _tokenizer(parent: Parent) -> dict[str, Any]:
+    check_tokenizer_file(parent.folder)
     content = parent.read_json("tokenizer.json")
     model = content.pop("model")
     # Older files write a merge as one text, "a b".

@@ -134,7 +134,7 @@ def read_adapter(state: ModelState, base: str | None = None) -> AdapterModel:
     shapes, dtype = _weights(folder)
     sentences, modules = read_sentence_files(folder)
     try:
-        length = AutoTokenizer.from_pretrained(folder).model_max_length
+        length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).model_max_length
         pooling = read_json(folder / "1_Pooling/config.json")
         width = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
     except UserError:

@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 # Seconds before a Hub that was down is tried again; each further time is twice as long.
 _FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
+# A training has no options of the upload.
+_REMEDY = (
+    "give another repository as 'push_checkpoints', or run publish.py push-checkpoints with --stage-name or --replace"
+)
 
 
 class BackgroundUpload:
@@ -100,11 +104,13 @@ class BackgroundUpload:
             except HubUnavailableError as error:
                 logger.warning("%s; %d checkpoints wait", error, len(waiting))
                 return True
-            except (UserError, OSError):
+            except (UserError, OSError) as error:
                 # `push-checkpoints` may have uploaded it meanwhile.
-                if waiting[0].exists():
-                    raise
-                continue
+                if not waiting[0].exists():
+                    continue
+                if isinstance(error, UserError):
+                    raise error.advising(_REMEDY) from None
+                raise
             self.queue.remove(waiting[0])
             self.pushed += 1
             logger.info("%s: uploaded %s", self.repo, revision)

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from hub_cards.render import render_model_card
 from training.data.languages import language_name
 from training.evaluation.records import Evaluation, load_evaluation
+from training.publishing.evaluation import EVALUATION, RESULTS
 from training.publishing.facts.adapter import adapter_facts
 from training.publishing.facts.family import family_rows
 from training.publishing.facts.limits import limits_facts
@@ -53,7 +54,7 @@ def model_card(
         UserError: If the folder has no whole record or evaluation.
     """
     release = load_release(folder)
-    evaluation = load_evaluation(folder / "evaluation", missing_ok=True)
+    evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
     label = own_label(evaluation, release.name)
     links = {**base_links(release), **(links or {})}
     content = render_model_card(
@@ -65,6 +66,7 @@ def model_card(
             **_facts(release, evaluation, label, links),
             "family": family_rows(release, links, members),
             "figures": drawn_figures(folder),
+            "pairs_result": f"{EVALUATION}/{RESULTS}" if (folder / EVALUATION / RESULTS).is_file() else None,
         }
     )
     # Fails on a header that the Hub could not read.
@@ -79,6 +81,7 @@ def _facts(
     languages = sorted(set(release.languages) - SPECIAL_LANGUAGES.keys())
     return {
         "release": release,
+        "known": all(stage.kind != "unknown" for stage in release.stages),
         "adapter": adapter_facts(release, links),
         "origins": [reference_text(each, links) for each in origins(release)],
         "teacher": reference_text(last.teacher, links) if last and last.teacher else None,

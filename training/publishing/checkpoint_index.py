@@ -41,7 +41,7 @@ class CheckpointIndex:
             self.languages: list[str] = written.get("languages", [])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"its {INDEX} is no list of checkpoints ({type(error).__name__}); give another --repo"
+                f"its {INDEX} is no list of checkpoints ({type(error).__name__}); give another repository"
             ) from None
 
     def objection(self, revision: Revision) -> str | None:

@@ -136,4 +136,6 @@ class CheckpointUpload:
         return f"its revision {held} is of another run" if began and began[0] != revision.began else None
 
     def _refusal(self, reason: str) -> UserError:
-        return UserError(f"{self.repo}: {reason}; give another repository or --stage-name, or --replace to replace it")
+        return UserError(
+            f"{self.repo}: {reason}", "give another repository or --stage-name, or --replace to replace it"
+        )

@@ -16,70 +16,16 @@ from huggingface_hub import get_token
 
 from training.errors import UserError
 from training.publishing.states import ModelState
+from training.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 
 __all__ = [
     *("TOLD", "VOCABULARIES", "WITHHELD"),
     *("check_nothing_private", "clean_arguments", "clean_config", "private_texts", "public_name"),
 ]
 
-# Keys of a stage that change what is learnt, or say when it was looked at.
-TOLD = frozenset(
-    {
-        # Data
-        *("manifest_stage", "builder", "builder_options", "sources", "task_types", "cap", "source_caps"),
-        *("validation_share", "on_bad_row"),
-        # Text
-        *("tokenizer_vocab_size", "max_length", "instructions", "document_instruction_share", "query_instruction"),
-        # Model
-        *("model_config", "model_family", "compile"),
-        *("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary"),
-        *("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_dora", "lora_rslora"),
-        # Batches
-        *("global_batch_size", "max_tokens_per_forward", "num_hard_negatives_retrieval"),
-        *("num_hard_negatives_clustering", "num_hard_negatives_classification"),
-        # Objective
-        *("temperature", "matryoshka", "matryoshka_min_dim", "matryoshka_dimensions", "mask_duplicates"),
-        *("gather_gradients", "distillation_weight", "teacher_projection"),
-        *("teacher_query_template", "teacher_document_template"),
-        # Optimizer and schedule
-        *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
-        *("warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay"),
-        *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        # Numbers
-        *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs"),
-        *("use_liger_kernel", "seed", "data_seed", "full_determinism"),
-        # Evaluation and the choice of the model
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "logging_steps", "save_strategy", "save_steps"),
-        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "evaluation_sample"),
-        *("evaluation_sample_candidates", "early_stopping_patience", "early_stopping_threshold"),
-    }
-)
+TOLD = LEARNT | RUNNING
 # Every other key: it names a place, an account, a machine or what a machine was told, or has no effect here.
-WITHHELD = frozenset(
-    {
-        *("output_dir", "manifest", "data_dir", "prepared_dir", "executor", "tokenizer", "model", "teacher"),
-        *("teacher_cache_dir", "importance", "evaluation_pairs", "evaluation_candidates", "push_checkpoints"),
-        *("resume_from_checkpoint", "attn_implementation"),
-        *("run_name", "project", "report_to", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
-        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
-        *("hub_revision", "use_cpu", "planned_text_tokens", "local_rank", "accelerator_config", "parallelism_config"),
-        *("fsdp", "fsdp_config", "deepspeed", "debug", "do_train", "do_eval", "do_predict", "disable_tqdm"),
-        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "use_cache"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
-        *("neftune_noise_alpha", "label_smoothing_factor", "auto_find_batch_size", "torch_empty_cache_steps"),
-        *("average_tokens_across_devices", "eval_accumulation_steps", "train_sampling_strategy"),
-        *("length_column_name", "label_names", "remove_unused_columns", "skip_memory_metrics"),
-        *("logging_strategy", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter", "log_level"),
-        *("log_level_replica", "include_num_input_tokens_seen", "prediction_loss_only", "eval_do_concat_batches"),
-        *("eval_use_gather_object", "include_for_metrics", "batch_eval_metrics", "save_only_model"),
-        *("save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "ignore_data_skip"),
-        *("restore_callback_states_from_checkpoint", "dataloader_drop_last", "dataloader_num_workers"),
-        *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-        *("dataloader_multiprocessing_context", "dataloader_in_order", "ddp_find_unused_parameters"),
-        *("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout"),
-    }
-)
+WITHHELD = PLACES | MACHINE | frozenset(REFUSED)
 # Keys that hold a mapping written as JSON.
 _MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to")
 # Keys of configurations that tell where a model was loaded from.

@@ -18,8 +18,6 @@ __all__ = [
     "add_destination_arguments",
     "check_replacement",
     "destination",
-    "file_tree",
-    "preview",
     "recorded_files",
     "upload",
 ]
@@ -63,7 +61,11 @@ def add_destination_arguments(parser: argparse.ArgumentParser, what: str, folder
     parser.add_argument(
         "--replace", action="store_true", help=f"even if the repository holds another {what}, or the tag another commit"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the files and the card; needs no login")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be uploaded, and write the card beside FOLDER; needs no login",
+    )
 
 
 def destination(arguments: argparse.Namespace, kind: str) -> Destination:
@@ -82,7 +84,9 @@ def destination(arguments: argparse.Namespace, kind: str) -> Destination:
     )
 
 
-def recorded_files(folder: Path, record: str, sizes: Mapping[str, int], again: str) -> dict[str, Path]:
+def recorded_files(
+    folder: Path, record: str, sizes: Mapping[str, int], hashes: Mapping[str, str], again: str
+) -> dict[str, Content]:
     """The files of a folder, which must be those that its record lists.
 
     Hidden files are left where they are.
@@ -91,40 +95,31 @@ def recorded_files(folder: Path, record: str, sizes: Mapping[str, int], again: s
         folder: The folder.
         record: Name of the record, which does not list itself.
         sizes: Bytes of the other files by path, as the record has them.
+        hashes: SHA-256 of the same files likewise.
         again: What to do if they differ, for messages.
 
     Raises:
-        UserError: If a file is missing, is there besides, or has another size.
+        UserError: If a file is missing, is there besides, or has another content.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    shown = {path: file for path, file in paths.items() if not path.startswith(".") and "/." not in path}
-    found = {path: file.stat().st_size for path, file in shown.items() if path != record}
+    files = {
+        path: Content(file)
+        for path, file in paths.items()
+        if path != record and not path.startswith(".") and "/." not in path
+    }
+    found = {path: content.size for path, content in files.items()}
     changed = sorted(path for path in {*sizes, *found} if sizes.get(path) != found.get(path))
+    # Sizes are compared first: hashing large files takes minutes.
+    changed = changed or sorted(path for path, content in files.items() if content.sha256 != hashes.get(path))
     if changed:
         raise UserError(f"{folder}: {changed[0]} is not as {record} says; {again}")
-    return shown
-
-
-def preview(address: str, files: Mapping[str, Path | bytes]) -> str:
-    """What an upload would send: the files with their sizes, and the card."""
-    card = files["README.md"]
-    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-    return f"{file_tree(address, files)}\n\n{text}"
-
-
-def file_tree(address: str, files: Mapping[str, Path | bytes]) -> str:
-    """The files that an upload would send, with their sizes."""
-    sizes = {path: Content(source).size for path, source in sorted(files.items())}
-    width = max(len(f"{size:,}") for size in sizes.values())
-    lines = [f"{size:>{width},}  {path}" for path, size in sizes.items()]
-    total = f"{sum(sizes.values()):,} bytes in {len(sizes)} files, to {address}"
-    return "\n".join([*lines, total])
+    return files
 
 
 def upload(
     hub: Hub,
     place: Destination,
-    files: Mapping[str, Path | bytes],
+    files: Mapping[str, Content],
     *,
     record: str,
     objection: Objection,
@@ -157,7 +152,7 @@ def upload(
 def check_replacement(
     hub: Hub,
     place: Destination,
-    files: Mapping[str, Path | bytes],
+    files: Mapping[str, Content],
     before: Mapping[str, RemoteFile] | None,
     *,
     record: str,
@@ -182,16 +177,15 @@ def _check_held(hub: Hub, place: Destination, revision: str, record: str, object
     found = hub.read(place.repo, record, revision, place.kind) if record in held else None
     reason = objection(held, found)
     if reason:
-        raise UserError(f"{place.repo} at {revision}: {reason}; give another --repo, or --replace to replace it")
+        raise UserError(f"{place.repo} at {revision}: {reason}; give another repository, or --replace to replace it")
 
 
-def _check_tag(hub: Hub, place: Destination, files: Mapping[str, Path | bytes]) -> None:
+def _check_tag(hub: Hub, place: Destination, files: Mapping[str, Content]) -> None:
     """Found before the upload: a tag that is on a commit of other content."""
     held = None if place.tag is None else hub.repository(place.repo, place.kind).tagged(place.tag)
     if held is None:
         return
-    wanted = {path: Content(source) for path, source in files.items()}
-    if not same_files(wanted, hub.files(place.repo, held, place.kind) or {}):
+    if not same_files(files, hub.files(place.repo, held, place.kind) or {}):
         raise UserError(
             f"{place.repo}: tag {place.tag} is on commit {held[:12]}, which holds other files; give another --tag, "
             "or --replace to move it"

@@ -21,6 +21,8 @@ logger = logging.getLogger("training")
 
 # Names in a packed folder.
 EVALUATION, RESULTS = "evaluation", "results.json"
+# Name of the folder that a recipe's report is written to.
+REPORT = "report"
 # What is compared with that is no model.
 _BASELINES = ("TF-IDF",)
 _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
@@ -36,26 +38,55 @@ def write_evaluation(
         stages: The other stages of its lineage, by name.
         name: Of the release.
         output: The packed folder.
-        given: Folder of an evaluation; the report beside the run if None.
+        given: Folder of an evaluation; if None, the first in the run or beside it that is of this model.
 
     Raises:
         UserError: If a folder was given that holds no evaluation of this model, or one that is damaged.
     """
     identity = model_revision(str(state.folder), "RUN")
-    beside = state.run.absolute().parent
-    place = given or beside / "report"
-    evaluation = load_evaluation(place, missing_ok=True)
+    place = given or _report_of(state, identity)
+    evaluation = Evaluation() if place is None else load_evaluation(place, missing_ok=True)
     names = _names(evaluation.models, identity, state, stages, name)
     if name in names.values():
         renamed(evaluation, names).save(output / EVALUATION)
+    elif given is not None:
+        why = "holds no scores of the model as it is now" if (given / SCORES).is_file() else f"lacks {SCORES}"
+        raise UserError(f"{given}: {why}; evaluate {state.folder} and give the output as --evaluation")
     else:
-        why = "holds no scores of the model as it is now" if (place / SCORES).is_file() else f"lacks {SCORES}"
-        fault = f"{place}: {why}; evaluate {state.folder} and give the output as --evaluation"
-        if given is not None:
-            raise UserError(fault)
         # A release without scores is one, too, unless they were asked for.
-        logger.warning("no scores are released: %s", fault)
-    _write_results(sorted((given or beside).glob("evaluation*.json")), identity, name, output)
+        logger.warning(
+            "no scores are released: neither %s nor the folder that it lies in has an evaluation of the model as it is "
+            "now; evaluate %s and give the output as --evaluation",
+            *(state.run, state.folder),
+        )
+    results = (path for folder in _places(state, given) for path in sorted(folder.glob("evaluation*.json")))
+    _write_results(results, identity, name, output)
+
+
+def _places(state: ModelState, given: Path | None = None) -> list[Path]:
+    """Where evaluations lie: a recipe of one stage writes them into the run, one of several beside it."""
+    return [state.run, state.run.absolute().parent] if given is None else [given]
+
+
+def _report_of(state: ModelState, identity: str) -> Path | None:
+    """The folder of an evaluation of this very model, in its run or beside it; None if there is none.
+
+    Raises:
+        UserError: If the report of the run is damaged.
+    """
+    reports = [place / REPORT for place in _places(state)]
+    others = (path.parent for place in _places(state) for path in sorted(place.glob(f"*/{SCORES}")))
+    for place in dict.fromkeys([*reports, *others]):
+        try:
+            evaluation = load_evaluation(place, missing_ok=True)
+        except UserError as error:
+            if place in reports:
+                raise
+            logger.warning("%s: left out, %s", place, error)
+            continue
+        if any(record.identity == identity for record in evaluation.models):
+            return place
+    return None
 
 
 def _names(

@@ -10,10 +10,11 @@ from pathlib import Path
 from training.errors import StoppedError, UserError
 from training.publishing.card import model_card
 from training.publishing.collection import HubCollection
+from training.publishing.content import Content
 from training.publishing.destination import Destination, check_replacement
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository
-from training.publishing.push import other_model, packed_files, push_model
+from training.publishing.push import other_model, packed_contents, packed_files, push_model
 from training.publishing.record import RECORD, ModelRelease, load_release
 
 __all__ = ["Family", "FamilyReport", "load_family", "push_family"]
@@ -38,6 +39,13 @@ class Family:
     folders: Mapping[str, Path]
     releases: Mapping[str, ModelRelease]
     datasets: Sequence[str] = ()
+    _contents: dict[str, dict[str, Content]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def contents(self, repository: str) -> dict[str, Content]:
+        """The files of a member, hashed once: those that were checked are uploaded, or none."""
+        if repository not in self._contents:
+            self._contents[repository] = packed_contents(self.folders[repository])
+        return self._contents[repository]
 
     def card(self, repository: str, collection: str | None) -> str:
         """The card of a member, which links the others and the collection, given by its slug if it is known."""
@@ -51,12 +59,13 @@ class Family:
             members={name: release for name, release in self.releases.items() if name != repository},
         )
 
-    def files(self, repository: str, collection: str | None, check: bool) -> dict[str, Path | bytes]:
+    def files(self, repository: str, collection: str | None, check: bool) -> dict[str, Content]:
         """The files of a member as they are uploaded, as :func:`~training.publishing.push.packed_files` has them."""
-        folder = self.folders[repository]
+        folder, contents = self.folders[repository], self.contents(repository)
         # The folder is examined before its card is written.
-        packed_files(folder, repository, check=check)
-        return packed_files(folder, repository, card=self.card(repository, collection), check=False)
+        packed_files(folder, repository, check=check, contents=contents)
+        card = self.card(repository, collection)
+        return packed_files(folder, repository, card=card, check=False, contents=contents)
 
     def _stages(self, release: ModelRelease) -> dict[str, str]:
         """Members by the names of the stages that made them, for the stages of a release.
@@ -138,7 +147,8 @@ def push_family(family: Family, hub: Hub, places: Mapping[str, Destination], *, 
 
         def push(repository: str = repository) -> None:
             card = family.card(repository, report.collection)
-            line = push_model(family.folders[repository], places[repository], hub, card=card, check=False)
+            folder, contents = family.folders[repository], family.contents(repository)
+            line = push_model(folder, places[repository], hub, card=card, check=False, contents=contents)
             report.done.append(line)
 
         _attempt(report, repository, push)
@@ -156,7 +166,8 @@ def _attempt(report: FamilyReport, repository: str, work: Callable[[], None]) ->
 def _check(family: Family, hub: Hub, places: Mapping[str, Destination], collection: HubCollection, check: bool) -> None:
     """All that can be known before the first write; here nothing is written."""
     for repository in places:
-        packed_files(family.folders[repository], repository, check=check)
+        contents = family.contents(repository)
+        packed_files(family.folders[repository], repository, check=check, contents=contents)
     _check_writer(hub, family.organisation)
     slug = collection.slug()
     if any(place.private for place in places.values()):
@@ -176,11 +187,10 @@ def _check_writer(hub: Hub, organisation: str) -> None:
         UserError: If it is a login that only reads, or one of somebody who is not of the organisation.
         HubUnavailableError: If the Hub is down.
     """
-    user = hub.user()
-    role = user.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
+    login = hub.login()
+    if login.token_role == "read":
         raise UserError("the login may only read; run `hf auth login --force` with a token that may write")
-    owners = {user["name"]: "admin", **{each["name"]: each.get("roleInOrg") for each in user.get("orgs", ())}}
+    owners = {login.name: "admin", **login.roles}
     # A token of chosen rights may write where it is not told to belong.
-    if role == "write" and (organisation not in owners or owners[organisation] == "read"):
-        raise UserError(f"--org {organisation}: {user['name']}, who is logged in, may not write there; give another")
+    if login.token_role == "write" and (organisation not in owners or owners[organisation] == "read"):
+        raise UserError(f"--org {organisation}: {login.name}, who is logged in, may not write there; give another")

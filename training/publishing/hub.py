@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,32 @@ from training.publishing.hub_repository import HubRepository
 from training.publishing.retries import HubUnavailableError, Patience
 from training.publishing.revision import SCRATCH, WrittenMeanwhileError, write_revision
 
-__all__ = ["SCRATCH", "Hub", "HubUnavailableError", "Patience", "RemoteFile", "WrittenMeanwhileError"]
+__all__ = ["SCRATCH", "Hub", "HubUnavailableError", "Login", "Patience", "RemoteFile", "WrittenMeanwhileError"]
 
 logger = logging.getLogger("training")
 
 _KINDS = ("model", "dataset")
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who is logged in.
+
+    Attributes:
+        name: Of the account.
+        token_role: What its token may: ``read``, ``write`` or ``fineGrained``; None if the Hub does not say.
+        roles: Its role by name of the organisation; None where the Hub does not say.
+    """
+
+    name: str
+    token_role: str | None
+    roles: Mapping[str, str | None]
+
+
+def _login_of(told: Mapping[str, Any]) -> Login:
+    role = ((told.get("auth") or {}).get("accessToken") or {}).get("role")
+    roles = {str(each["name"]): each.get("roleInOrg") for each in told.get("orgs") or ()}
+    return Login(str(told["name"]), role, roles)
 
 
 class Hub:
@@ -35,7 +57,7 @@ class Hub:
     def __init__(self, api: HfApi | None = None, patience: Patience | None = None) -> None:
         self.api = api or HfApi()
         self.patience = patience or Patience()
-        self._user: dict[str, Any] | None = None
+        self._login: Login | None = None
 
     def repository(self, repo: str, repo_type: str = "model") -> HubRepository:
         """A repository, whether it exists or not."""
@@ -45,16 +67,16 @@ class Hub:
         """The page of a repository."""
         return f"{self.api.endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo}"
 
-    def user(self) -> dict[str, Any]:
+    def login(self) -> Login:
         """The account that is logged in, as the Hub tells it; asked once.
 
         Raises:
             UserError: If nobody is logged in, or the token is wrong.
             HubUnavailableError: If the Hub is down.
         """
-        if self._user is None:
-            self._user = self.patience.call("asking who is logged in", self.api.whoami)
-        return self._user
+        if self._login is None:
+            self._login = self.patience.call("asking who is logged in", lambda: _login_of(self.api.whoami()))
+        return self._login
 
     def ensure_repo(self, repo: str, repo_type: str = "model", private: bool | None = None) -> None:
         """Makes a repository if there is none.
@@ -80,7 +102,7 @@ class Hub:
                 public already.
             HubUnavailableError: If the Hub is down.
         """
-        self.user()
+        self.login()
         repository = self.repository(repo, repo_type)
         info = repository.info()
         if info is not None:
@@ -90,7 +112,7 @@ class Hub:
         for other in _KINDS:
             if other != repo_type and self.repository(repo, other).info() is not None:
                 raise UserError(
-                    f"{repo}: is a {other} on the Hub, not a {repo_type}; give another --repo, "
+                    f"{repo}: is a {other} on the Hub, not a {repo_type}; give another repository, "
                     f"or make the {repo_type} on the Hub's site first if both are meant"
                 )
         return False
@@ -98,7 +120,7 @@ class Hub:
     def publish(
         self,
         repo: str,
-        files: Mapping[str, Path | bytes],
+        files: Mapping[str, Path | bytes | Content],
         *,
         revision: str = "main",
         message: str,
@@ -113,7 +135,8 @@ class Hub:
 
         Args:
             repo: ``ORG/NAME``; it must exist.
-            files: By path in the repository. Files of the revision that are not among them are removed.
+            files: By path in the repository. Files of the revision that are not among them are removed. What is
+                published is what was hashed: that of :class:`Content` before, other files now.
             revision: Name of the branch.
             message: Of the commit.
             repo_type: ``model`` or ``dataset``.
@@ -128,7 +151,7 @@ class Hub:
                 changed meanwhile.
             HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
         """
-        wanted = {path: Content(source) for path, source in files.items()}
+        wanted = {path: Content.of(source) for path, source in files.items()}
         return write_revision(self.repository(repo, repo_type), wanted, revision, message, parent)
 
     def files(self, repo: str, revision: str = "main", repo_type: str = "model") -> dict[str, RemoteFile] | None:

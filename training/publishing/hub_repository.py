@@ -150,12 +150,23 @@ class HubRepository:
             UserError: If the branch is at another commit.
         """
 
-        def create() -> str | None:
+        def create() -> str:
             self.api.create_branch(self.name, branch=branch, revision=commit, repo_type=self.kind, exist_ok=True)
-            return self.head(branch)
+            return self._made(branch, self.head(branch))
 
         if self.call(f"making {branch} of {self.name}", create) != commit:
             raise UserError(f"{self.name}: somebody else made {branch} meanwhile; look at it and run this again")
+
+    @staticmethod
+    def _made(name: str, commit: str | None) -> str:
+        """The commit of what the Hub says that it made.
+
+        Raises:
+            ConnectionError: If it is not there. This counts as passing: a listing may be late.
+        """
+        if commit is None:
+            raise ConnectionError(f"{name} is not there though the Hub said so")
+        return commit
 
     def delete_branch(self, branch: str) -> None:
         """Removes a branch; nothing is done if it is gone."""
@@ -172,9 +183,10 @@ class HubRepository:
             UserError: If another commit has it.
         """
 
-        def create() -> str | None:
+        def create() -> str:
             self.api.create_tag(self.name, tag=tag, revision=commit, repo_type=self.kind, exist_ok=True)
-            return next((each.target_commit for each in self._refs().tags if each.name == tag), None)
+            commits = (each.target_commit for each in self._refs().tags if each.name == tag)
+            return self._made(tag, next(commits, None))
 
         if self.call(f"tagging {self.name}", create) != commit:
             raise UserError(f"{self.name}: somebody else made tag {tag} meanwhile; look at it and run this again")

@@ -10,11 +10,14 @@ from typing import Any
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.adapter_folder import MERGED_ADAPTER
 from training.arguments import StageArguments
+from training.checkpoints import step_of
+from training.continuation import read_changes
 from training.errors import UserError, in_one_line
 from training.lora_arguments import LoraArguments
 from training.model_identity import model_revision
 from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
 from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.folder_model import base_named
 from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.model_files import read_model_files
 from training.publishing.progress import progress_of
@@ -22,7 +25,8 @@ from training.publishing.record import Reference, StageRecord
 from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
-from training.stage import DATA
+from training.recipe import FINAL_MODEL
+from training.setup import DATA
 from training.text_format import TextFormat
 from training.text_teacher import text_teacher_identity
 
@@ -72,6 +76,19 @@ class Lineage:
         *_, state = self.states.values()
         return self._reference(state, "model"), self._teacher(state)
 
+    def outside(self) -> list[tuple[str, str]]:
+        """What the stages started or learnt from, or were merged of, and is no stage: its public name and its place."""
+        found = []
+        for state in self.states.values():
+            if state.merges:
+                parents = [parent for parent in self._parents[state.folder.resolve()] if parent.state is None]
+                found += [(parent.reference.name, parent.place) for parent in parents]
+            for key in ("model", "teacher"):
+                written = state.keys.get(key)
+                if written is not None and self._state(state, key) is None:
+                    found.append((self._reference(state, key).name, str(state.place(str(written)))))
+        return list(dict.fromkeys(found))
+
     def _teacher(self, state: ModelState) -> Reference | None:
         return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
 
@@ -111,6 +128,9 @@ class Lineage:
 
     def _reference(self, state: ModelState, key: str) -> Reference:
         """What a stage started from, or learnt from."""
+        if state.is_unknown:
+            base = base_named(state.folder)
+            return Reference("hub", base) if base else Reference("unknown")
         written = state.keys.get(key)
         if written is None:
             return Reference("scratch")
@@ -147,6 +167,9 @@ class Lineage:
     def _record(self, name: str, state: ModelState) -> StageRecord:
         if state.merges:
             return self._merging(name, state)
+        if state.is_unknown:
+            start, told = self._reference(state, "model"), stage_arguments(state)
+            return StageRecord(name, "unknown", start, parameters=_parameters(state.folder), arguments=told)
         progress = progress_of(state)
         return StageRecord(
             name=name,
@@ -160,7 +183,18 @@ class Lineage:
             steps=progress.steps,
             epochs=progress.epochs,
             metrics=progress.metrics,
+            changes=_changes(state),
         )
+
+
+def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
+    """Keys that were changed while a state was trained, without those that name places."""
+    told = []
+    for note in read_changes(state.run):
+        before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
+        if after and (state.folder.name == FINAL_MODEL or note["step"] < step_of(state.folder)):
+            told.append({"step": note["step"], "keys": {key: [before[key], after[key]] for key in after}})
+    return tuple(told)
 
 
 def _kind(state: ModelState) -> str:
@@ -221,6 +255,9 @@ def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
     if state.merges:
         return merge_arguments(state)
+    if state.is_unknown:
+        # A copy of a run's model still has them.
+        return clean_arguments(read_json(state.folder / ARGUMENTS)) if (state.folder / ARGUMENTS).is_file() else {}
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

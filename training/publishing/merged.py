@@ -21,11 +21,13 @@ class MergedParent:
 
     Attributes:
         reference: What may be told of it, if it is no stage of the lineage.
-        state: The model itself; None if it is not at hand.
+        state: The model itself, if a run or a merge made it and it is on this machine as it was.
+        place: Folder or name on the Hub; empty if neither is known.
     """
 
     reference: Reference
     state: ModelState | None
+    place: str
 
 
 def merged_parents(merged: ModelState) -> list[MergedParent]:
@@ -40,7 +42,8 @@ def merged_parents(merged: ModelState) -> list[MergedParent]:
 def _parent(folder: Path, told: Mapping[str, Any]) -> MergedParent:
     reference = Reference("hub" if "revision" in told else "local", told["name"], told.get("revision"))
     place = find_beside(folder, told)
-    return MergedParent(reference, None if place is None else state_of(place))
+    named = told["name"] if "revision" in told else ""
+    return MergedParent(reference, None if place is None else state_of(place), str(place or named))
 
 
 def newest_of_runs(states: Iterable[ModelState]) -> dict[Path, ModelState]:

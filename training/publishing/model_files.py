@@ -15,6 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import modeling_f2llm
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.errors import UserError, in_one_line
+from training.models.checks import check_tokenizer_file
 from training.planning_arguments import SHAPE
 from training.publishing.cleaning import VOCABULARIES, clean_config
 from training.publishing.older_readers import write_for_older_readers
@@ -92,7 +93,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     sentences, modules = read_sentence_files(folder)
     try:
         config = F2LLMConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Damaged files come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); pack another state of the run") from None
@@ -108,6 +109,7 @@ def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """
     for name in (_MODULES, _SENTENCES, *_TOKENIZER):
         _require(folder, name)
+    check_tokenizer_file(folder)
     modules = tuple(module["path"] for module in read_json(folder / _MODULES) if module["path"])
     for module in modules:
         _require(folder, f"{module}/{_CONFIG}")

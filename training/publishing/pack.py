@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +24,11 @@ from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read
 from training.publishing.cleaning import check_nothing_private, private_texts
 from training.publishing.content import Content
 from training.publishing.evaluation import write_evaluation
+from training.publishing.folder_model import standard_settings
+from training.publishing.licence import licence_of, licence_text
 from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
-from training.publishing.states import find_state
+from training.publishing.states import ModelState, find_state
 from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size
 from training.publishing.whole_model import WholeModel, read_whole_model
@@ -36,9 +39,6 @@ __all__ = ["PackOptions", "pack"]
 logger = logging.getLogger("training")
 
 CARD, LICENCE = "README.md", "LICENSE"
-# The licence of this repository; its text lies at the top of the checkout.
-OWN_LICENCE = "apache-2.0"
-_ROOT = Path(__file__).resolve().parents[2]
 # What draws and writes the card, by the name of the module.
 _EXTRA = {"jinja2": "jinja2", "matplotlib": "matplotlib"}
 
@@ -51,18 +51,18 @@ class PackOptions:
         name: Of the model, without organisation; a repository's name.
         dtype: Of the weights, one of ``DTYPES``; that in which the run saved them if None.
         max_shard_size: Of a file of weights at most, such as ``5GB``.
-        licence: SPDX identifier of the weights' licence.
+        licence: SPDX identifier of the weights' licence; if None, the one that follows from what they were made of.
         licence_file: Its text; that of this repository for Apache 2.0 if None.
         author: Whom the card names.
         checkpoint: A checkpoint of the run, such as ``checkpoint-500``; its finished model if None.
-        evaluation: Folder of an evaluation; the report beside the run if None.
+        evaluation: Folder of an evaluation; if None, the first in the run or beside it that is of this model.
         base: Name on the Hub of the model that the run's adapter adapts, where that was a folder.
     """
 
     name: str
     dtype: str | None = None
     max_shard_size: str = MAX_SHARD_SIZE
-    licence: str = OWN_LICENCE
+    licence: str | None = None
     licence_file: Path | None = None
     author: str | None = None
     checkpoint: str | None = None
@@ -77,7 +77,8 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     release in its place is replaced.
 
     Args:
-        run: Folder of a run, of training or of pruning, or of a merged model; its model may be an adapter.
+        run: Folder of a run, of training or of pruning, whose model may be an adapter; of a merged model; or of a
+            SentenceTransformer that was tuned elsewhere.
         output: The folder to write.
         options: How.
 
@@ -91,15 +92,28 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     """
     _check(options)
     output = output.absolute()
-    text = _licence_text(options)
     state = find_state(run, options.checkpoint)
     reads = (state.folder, options.evaluation, options.licence_file)
     check_output(output, [path for path in reads if path is not None])
     _check_output(output)
-    read = read_adapter if (state.folder / ADAPTER_CONFIG).is_file() else read_whole_model
-    model = read(state, options.base)
+    with ExitStack() as stack:
+        _pack(state, output, options, stack)
+    return output
+
+
+def _pack(state: ModelState, output: Path, options: PackOptions, stack: ExitStack) -> None:
+    model: WholeModel | AdapterModel
+    if state.is_unknown:
+        model = read_whole_model(state, options.base, stack.enter_context(standard_settings(state.folder)))
+    elif (state.folder / ADAPTER_CONFIG).is_file():
+        model = read_adapter(state, options.base)
+    else:
+        model = read_whole_model(state, options.base)
     lineage = Lineage(state)
-    release = _release(options, model, lineage)
+    stages = lineage.records()
+    licence = options.licence or licence_of(lineage, stages)
+    text = licence_text(licence, options.licence_file)
+    release = _release(options, licence, model, lineage, stages)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +137,6 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return output
 
 
 def _check(options: PackOptions) -> None:
@@ -140,26 +153,11 @@ def _check(options: PackOptions) -> None:
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     parse_size(options.max_shard_size)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
+    if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is no identifier; give one such as apache-2.0 or cc-by-nc-4.0")
     missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
     if missing:
         raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
-
-
-def _licence_text(options: PackOptions) -> str:
-    path = options.licence_file
-    if path is None:
-        if options.licence.lower() != OWN_LICENCE:
-            raise UserError(f"--licence {options.licence}: its text is not at hand; give it with --licence-file")
-        path = _ROOT / LICENCE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--licence-file {path}: cannot be read ({error}); give the licence's text") from None
-    if not text.strip():
-        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
-    return text
 
 
 def _check_output(output: Path) -> None:
@@ -180,12 +178,17 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _release(options: PackOptions, model: WholeModel | AdapterModel, lineage: Lineage) -> ModelRelease:
-    stages = lineage.records()
+def _release(
+    options: PackOptions,
+    licence: str,
+    model: WholeModel | AdapterModel,
+    lineage: Lineage,
+    stages: tuple[StageRecord, ...],
+) -> ModelRelease:
     trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
     return ModelRelease(
         name=options.name,
-        licence=options.licence,
+        licence=licence,
         dtype=options.dtype or model.dtype,
         languages=_languages(stages),
         stages=stages,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from training.publishing.pack import OWN_LICENCE, PackOptions, pack
+from training.publishing.licence import OWN_LICENCE
+from training.publishing.pack import PackOptions, pack
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE
 
 __all__ = ["add_arguments", "run"]
@@ -14,7 +15,10 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
-        "run_folder", metavar="RUN", type=Path, help="folder of a finished run, OUTPUT_DIR/STAGE, or of a merged model"
+        "run_folder",
+        metavar="RUN",
+        type=Path,
+        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
     )
     parser.add_argument("--name", required=True, help="of the model, without organisation: f2llm-v2-330m")
     parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
@@ -23,14 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the weights: {' or '.join(DTYPES)} (default: that in which they were trained and evaluated)",
     )
     parser.add_argument("--max-shard-size", default=MAX_SHARD_SIZE, help="of a file of weights (%(default)s)")
-    parser.add_argument("--licence", default=OWN_LICENCE, help="of the weights, an SPDX identifier (%(default)s)")
-    parser.add_argument("--licence-file", type=Path, help="its text, if it is another")
+    parser.add_argument(
+        "--licence",
+        help=f"of the weights, an SPDX identifier (default: {OWN_LICENCE} where all sources, the start and the teacher "
+        "have licences that ask at most for a notice; needed otherwise)",
+    )
+    parser.add_argument("--licence-file", type=Path, help=f"its text, if it is not {OWN_LICENCE}")
     parser.add_argument("--author", help="whom the card names")
     parser.add_argument("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
     parser.add_argument(
-        "--evaluation", type=Path, help="folder of the model's evaluation (default: report beside the run)"
+        "--evaluation",
+        type=Path,
+        help="folder of the model's evaluation (default: report in the run or beside it, or another there)",
     )
-
     parser.add_argument(
         "--base",
         metavar="ORG/NAME",

@@ -12,11 +12,9 @@ from training.publishing.destination import Destination, Objection, recorded_fil
 from training.publishing.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["CARD", "other_model", "packed_files", "push_model"]
+__all__ = ["CARD", "other_model", "packed_contents", "packed_files", "push_model"]
 
 CARD = "README.md"
-# The group of checks that loads the model, and runs the code of its card.
-_LONG_CHECKS = "embeddings"
 
 
 def push_model(
@@ -28,6 +26,7 @@ def push_model(
     card: str | None = None,
     datasets: Sequence[str] = (),
     check: bool = True,
+    contents: Mapping[str, Content] | None = None,
 ) -> str:
     """Uploads a packed folder; run twice, it changes nothing.
 
@@ -39,6 +38,7 @@ def push_model(
         card: As for :func:`packed_files`.
         datasets: As for :func:`packed_files`.
         check: As for :func:`packed_files`.
+        contents: As for :func:`packed_files`.
 
     Returns:
         What changed, and the address.
@@ -48,7 +48,7 @@ def push_model(
         HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
     """
     release = load_release(folder)
-    files = packed_files(folder, place.repo, card=card, datasets=datasets, check=check)
+    files = packed_files(folder, place.repo, card=card, datasets=datasets, check=check, contents=contents)
     if check and release.adapter is not None and release.is_adapter:
         _check_base(release.adapter.base.name, hub)
     message = message or f"Release {release.name}"
@@ -66,9 +66,25 @@ def other_model(release: ModelRelease) -> Objection:
     return objection
 
 
+def packed_contents(folder: Path) -> dict[str, Content]:
+    """The files of a packed folder but the record, hashed: those are uploaded, or none.
+
+    Raises:
+        UserError: If the folder is not packed, or was changed since.
+    """
+    release = load_release(folder)
+    return recorded_files(folder, RECORD, release.files, release.sha256, "pack the run again")
+
+
 def packed_files(
-    folder: Path, repository: str, *, card: str | None = None, datasets: Sequence[str] = (), check: bool = True
-) -> dict[str, Path | bytes]:
+    folder: Path,
+    repository: str,
+    *,
+    card: str | None = None,
+    datasets: Sequence[str] = (),
+    check: bool = True,
+    contents: Mapping[str, Content] | None = None,
+) -> dict[str, Content]:
     """The files of a packed folder as they are uploaded, by path.
 
     Args:
@@ -77,22 +93,22 @@ def packed_files(
         card: The card to upload; that of the release, for this repository, if None.
         datasets: Data sets on the Hub for the release's card, besides those of its record.
         check: Whether the folder must pass the checks that take a moment.
+        contents: Its files as :func:`packed_contents` has them, if they were hashed before.
 
     Raises:
         UserError: If the folder is not packed, was changed since, or has a fault.
     """
     from training.publishing.card import model_card
 
-    sizes = load_release(folder).files
-    files: dict[str, Path | bytes] = dict(recorded_files(folder, RECORD, sizes, "pack the run again"))
+    files = dict(packed_contents(folder) if contents is None else contents)
     if check:
         _check_packed(folder)
     text = (model_card(folder, repository, datasets=datasets) if card is None else card).encode()
+    files[CARD] = Content(text)
     # The record lists size and hash of every file.
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record["files"][CARD], record["sha256"][CARD] = len(text), Content(text).sha256
-    files[CARD] = text
-    files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    record["files"][CARD], record["sha256"][CARD] = files[CARD].size, files[CARD].sha256
+    files[RECORD] = Content((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     return files
 
 
@@ -102,9 +118,9 @@ def _check_packed(folder: Path) -> None:
     Raises:
         UserError: If it does not.
     """
-    from training.publishing.verify import checks_of, examine
+    from training.publishing.verify import RUN, checks_of, examine
 
-    quick = {name: checks for name, checks in checks_of(folder).items() if name != _LONG_CHECKS}
+    quick = {name: checks for name, checks in checks_of(folder).items() if name != RUN}
     faults = examine(folder, quick).faults
     if faults:
         raise UserError(

@@ -74,7 +74,7 @@ def _check_login() -> None:
 
     def ask() -> None:
         try:
-            Hub(patience=Patience(tries=1)).user()
+            Hub(patience=Patience(tries=1)).login()
         except UserError as error:
             refusals.append(error)
         except HubUnavailableError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,9 +13,10 @@ from training.checkpoints import checkpoints
 from training.errors import UserError
 from training.publishing.checkpoint_files import CheckpointedRun
 from training.publishing.checkpoint_upload import CheckpointUpload
-from training.publishing.destination import preview
+from training.publishing.content import Content
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository
+from training.publishing.preview import amount, card_licence, file_list, summary, text_of, visibility, write_card
 from training.publishing.upload_queue import UploadQueue
 from training.setup import RECIPE
 
@@ -30,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--stage-name", help="what revisions are named after (default: the run's folder)")
     parser.add_argument("--replace", action="store_true", help="even if a revision has other weights")
-    parser.add_argument("--dry-run", action="store_true", help="show the files and the cards; needs no login")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be uploaded, and write the cards beside RUN; needs no login",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,8 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     sources = _sources(arguments.run_folder, arguments.stage_name)
     hub = Hub()
     if arguments.dry_run:
-        for source in sources:
-            _show(source, repo, hub)
+        sys.stdout.writelines(_preview(arguments, sources, repo, hub))
         return
     pushed = 0
     for source in sources:
@@ -95,8 +100,15 @@ def _push(source: CheckpointedRun, upload: CheckpointUpload) -> int:
     return pushed
 
 
-def _show(source: CheckpointedRun, repo: str, hub: Hub) -> None:
-    for checkpoint in _checkpoints(source):
-        with TemporaryDirectory(prefix="f2llm-revision-") as folder:
-            revision = source.revision(checkpoint, Path(folder) / "revision", repo)
-            sys.stdout.write(preview(f"{hub.address(repo)}, revision {revision.name}", revision.files) + "\n")
+def _preview(arguments: argparse.Namespace, sources: Sequence[CheckpointedRun], repo: str, hub: Hub) -> Iterator[str]:
+    rows, cards = [], []
+    for source in sources:
+        for checkpoint in _checkpoints(source):
+            with TemporaryDirectory(prefix="f2llm-revision-") as folder:
+                revision = source.revision(checkpoint, Path(folder) / "revision", repo)
+                files = {path: Content(file) for path, file in revision.files.items()}
+                yield f"{revision.name}:\n{file_list(files)}\n"
+                rows.append(("upload", f"{amount(files)}, to {hub.address(repo)}, revision {revision.name}"))
+                cards.append(text_of(files))
+    rows += [("licence", card_licence(cards[0])), ("tag", "none"), ("visibility", visibility(arguments.private))]
+    yield summary([*rows, ("cards", str(write_card(arguments.run_folder, "\n".join(cards))))])

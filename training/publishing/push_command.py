@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from training.publishing.destination import add_destination_arguments, destination, preview
+from training.publishing.destination import add_destination_arguments, destination
 from training.publishing.hub import Hub
 from training.publishing.names import check_repository
+from training.publishing.preview import CHECKED, UNCHECKED, file_list, summary, text_of, upload_rows, write_card
 from training.publishing.push import packed_files, push_model
 
 __all__ = ["add_arguments", "add_data_argument", "data_sets", "run"]
@@ -47,7 +48,10 @@ def run(arguments: argparse.Namespace) -> None:
     hub = Hub()
     if arguments.dry_run:
         files = packed_files(arguments.folder, place.repo, datasets=datasets, check=check)
-        sys.stdout.write(preview(hub.address(place.repo), files))
+        card = write_card(arguments.folder, text_of(files))
+        rows = upload_rows(hub.address(place.repo), place, files)
+        rows += [("checks", CHECKED if check else UNCHECKED), ("card", str(card))]
+        sys.stdout.write(file_list(files) + summary(rows))
         return
     message = arguments.message
     report = push_model(arguments.folder, place, hub, message=message, datasets=datasets, check=check)

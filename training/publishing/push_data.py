@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.publishing.content import RemoteFile
+from training.publishing.content import Content, RemoteFile
 from training.publishing.destination import Destination, recorded_files, upload
 from training.publishing.hub import Hub
 
@@ -55,20 +55,19 @@ def push_data(folder: Path, place: Destination, hub: Hub, *, message: str | None
     return upload(hub, place, files, record=RECORD, objection=objection, message=message or "Release the dataset")
 
 
-def data_files(folder: Path, repository: str) -> dict[str, Path | bytes]:
+def data_files(folder: Path, repository: str) -> dict[str, Content]:
     """The files of a release as they are uploaded: the card's examples load the repository.
 
     Raises:
         UserError: If the folder is no release, or was changed since.
     """
     record = _record(folder)
-    files: dict[str, Path | bytes] = dict(recorded_files(folder, RECORD, record["files"], "release the data again"))
+    files = recorded_files(folder, RECORD, record["files"], record["sha256"], "release the data again")
     if CARD not in files:
         raise UserError(f"{folder}: has no card ({CARD}); release the data again")
-    card = _card((folder / CARD).read_text(encoding="utf-8"), repository).encode()
-    record["files"][CARD] = len(card)
-    files[CARD] = card
-    files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    files[CARD] = Content(_card(bytes(files[CARD].payload).decode(), repository).encode())
+    record["files"][CARD], record["sha256"][CARD] = files[CARD].size, files[CARD].sha256
+    files[RECORD] = Content((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     return files
 
 
@@ -76,9 +75,10 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if {*record} >= {"name", "made_of", "sources", "files"}:
+        missing = sorted({"name", "made_of", "sources", "files", "sha256"} - {*record})
+        if not missing:
             return record
-        fault = "it is the record of something else"
+        fault = f"it lacks {', '.join(missing)}"
     except (OSError, ValueError, TypeError) as error:
         fault = f"{type(error).__name__}: {error}"
     raise UserError(f"{path}: no record of a dataset release ({fault}); make one with training/data/release.py")

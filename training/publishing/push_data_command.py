@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from training.publishing.destination import add_destination_arguments, destination, preview
+from training.publishing.destination import add_destination_arguments, destination
 from training.publishing.hub import Hub
-from training.publishing.push_data import data_files, push_data
+from training.publishing.preview import file_list, summary, text_of, upload_rows, write_card
+from training.publishing.push_data import RECORD, data_files, push_data
 
 __all__ = ["add_arguments", "run"]
 
@@ -22,7 +23,11 @@ def run(arguments: argparse.Namespace) -> None:
     place = destination(arguments, "dataset")
     hub = Hub()
     if arguments.dry_run:
-        sys.stdout.write(preview(hub.address(place.repo, "dataset"), data_files(arguments.folder, place.repo)))
+        files = data_files(arguments.folder, place.repo)
+        card = write_card(arguments.folder, text_of(files))
+        rows = upload_rows(hub.address(place.repo, "dataset"), place, files)
+        rows += [("checks", f"the files are those that {RECORD} lists"), ("card", str(card))]
+        sys.stdout.write(file_list(files) + summary(rows))
         return
     report = push_data(arguments.folder, place, hub, message=arguments.message)
     sys.stdout.write(f"{report}\n")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import unified_diff
 from pathlib import Path
 
 from training.errors import UserError
-from training.publishing.destination import Destination, file_tree
+from training.publishing.destination import Destination
 from training.publishing.family import Family, FamilyReport, load_family, push_family
 from training.publishing.hub import Hub
 from training.publishing.names import check_revision
+from training.publishing.preview import CHECKED, UNCHECKED, file_list, summary, text_of, upload_rows, write_card
 from training.publishing.push import CARD
 from training.publishing.push_command import add_data_argument, data_sets
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-verify", action="store_true", help="upload them even if their checks find faults")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the files, what changes in the cards, and the collection; no login"
+        "--dry-run", action="store_true", help="show what would be uploaded and what changes in the cards; no login"
     )
 
 
@@ -54,29 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
     tag = None if arguments.tag is None else check_revision("--tag", arguments.tag)
     family = load_family(arguments.folders, arguments.org, title, data_sets(arguments))
     hub, check = Hub(), not arguments.no_verify
-    if arguments.dry_run:
-        sys.stdout.writelines(_preview(family, hub, check))
-        return 0
     private = arguments.private or None
     places = {
         repository: Destination(repository, "model", tag=tag, private=private, replace=arguments.replace)
         for repository in family.folders
     }
+    if arguments.dry_run:
+        sys.stdout.writelines(_preview(family, hub, places, check))
+        return 0
     report = push_family(family, hub, places, check=check)
     sys.stdout.writelines(_lines(report, hub))
     return 1 if report.missing else 0
 
 
-def _preview(family: Family, hub: Hub, check: bool) -> Iterator[str]:
+def _preview(family: Family, hub: Hub, places: Mapping[str, Destination], check: bool) -> Iterator[str]:
+    rows = []
     for repository, folder in family.folders.items():
         files = family.files(repository, f"{family.organisation}/{_UNKNOWN}", check)
-        before = (folder / CARD).read_text(encoding="utf-8").splitlines()
-        after = bytes(files[CARD]).decode().splitlines()
-        yield f"{file_tree(hub.address(repository), files)}\n\n"
+        before, after = (folder / CARD).read_text(encoding="utf-8").splitlines(), text_of(files).splitlines()
+        yield f"{repository}:\n{file_list(files)}\n"
         yield from (f"{line}\n" for line in unified_diff(before, after, CARD, f"{repository}/{CARD}", lineterm=""))
         yield "\n"
+        rows += upload_rows(hub.address(repository), places[repository], files)
+        rows.append(("card", str(write_card(folder, text_of(files)))))
     yield f"collection {family.title!r} of {family.organisation}:\n"
     yield from (f"{number}. {repository}\n" for number, repository in enumerate(family.folders, start=1))
+    yield summary([*rows, ("checks", CHECKED if check else UNCHECKED)])
 
 
 def _lines(report: FamilyReport, hub: Hub) -> Iterator[str]:

@@ -22,8 +22,8 @@ class Reference:
 
     Attributes:
         kind: ``stage`` (of the same lineage, by its name), ``hub`` (a public name), ``local`` (a folder of somebody's
-            machine: only its last part is told) or ``scratch`` (no model: random weights).
-        name: As the kind says; empty for ``scratch``.
+            machine: only its last part is told), ``scratch`` (no model: random weights) or ``unknown``.
+        name: As the kind says; empty for ``scratch`` and ``unknown``.
         revision: Commit on the Hub, if known.
     """
 
@@ -64,7 +64,7 @@ class StageRecord:
     Attributes:
         name: Of the stage.
         kind: ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was merged into its
-            base then), ``pruning``, ``merging`` or ``quantization``.
+            base then), ``pruning``, ``merging``, ``quantization`` or ``unknown`` (a model without a run).
         start: What it started from.
         teacher: What it learnt from; None without distillation.
         parameters: Parameters of the model that it made; None if that is no longer at hand.
@@ -76,6 +76,8 @@ class StageRecord:
         metrics: Of its last evaluation, by name: ``eval_loss``, ``eval_source/NAME``, …; and ``train_loss``, the mean
             loss of the last logged steps.
         parents: What was merged; empty for other stages.
+        changes: Of keys while it was trained, each with ``step``, from which on they held, and ``keys``: name to the
+            value before and the value from then on, None for a key that was not given.
     """
 
     name: str
@@ -90,6 +92,7 @@ class StageRecord:
     epochs: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     parents: tuple[Reference, ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,5 +219,6 @@ def _stage(content: dict[str, Any]) -> StageRecord:
         "start": Reference(**content["start"]),
         "teacher": teacher,
         "parents": tuple(Reference(**parent) for parent in content.get("parents", ())),
+        "changes": tuple(content.get("changes", ())),
     }
     return StageRecord(**{**content, **references, "sources": sources})

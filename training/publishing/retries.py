@@ -7,10 +7,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import TypeVar
 
 from huggingface_hub import get_session
 from huggingface_hub.errors import (
+    FileMetadataError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -22,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from training.errors import StoppedError, UserError, in_one_line
+from training.publishing.refusals import explain_status
 
 __all__ = ["HubUnavailableError", "Patience", "explain", "passes"]
 
@@ -86,14 +89,18 @@ class Patience:
 
 def passes(error: BaseException) -> bool:
     """Whether an error may be gone at the next try: a server in trouble, or a connection that broke."""
+    error = _root(error)
     if isinstance(error, OfflineModeIsEnabled) or _is_malformed(error):
         return False
     if isinstance(error, HfHubHTTPError):
         return _status(error) in _PASSING
-    if isinstance(error, HTTPError | ConnectionError | TimeoutError | LocalEntryNotFoundError):
-        return True
-    # A failed upload of a large file is wrapped.
-    return isinstance(error, RuntimeError) and error.__cause__ is not None and passes(error.__cause__)
+    return isinstance(error, HTTPError | ConnectionError | TimeoutError | LocalEntryNotFoundError)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What happened: the client wraps errors of an upload of a large file, and of a download that it has no copy of."""
+    wraps = isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None
+    return _root(error.__cause__) if wraps else error
 
 
 def _is_malformed(error: BaseException) -> bool:
@@ -115,8 +122,7 @@ def _asked_wait(error: BaseException) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _root(error)
     if isinstance(error, HfHubHTTPError):
         return f"status {_status(error)}"
     return in_one_line(error) if isinstance(error, Exception) and str(error) else type(error).__name__
@@ -124,39 +130,37 @@ def _reason(error: BaseException) -> str:
 
 def explain(what: str, error: Exception, repo: str | None = None) -> Exception:
     """The error for the user: what was refused, why, and what to do. No message holds the token."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):
-        error = error.__cause__
-    if isinstance(error, UserError | StoppedError):
-        return error
-    if isinstance(error, LocalTokenNotFoundError):
+    root = _root(error)
+    if isinstance(root, UserError | StoppedError):
+        return root
+    if isinstance(root, LocalTokenNotFoundError):
         return UserError("not logged in to the Hub; run `hf auth login` or set HF_TOKEN")
-    if _is_malformed(error):
+    if _is_malformed(root):
         return UserError(
             "the Hub's client cannot send the login: its token holds characters that no token has; "
             "run `hf auth login --force`, or set HF_TOKEN to a valid one"
         )
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(root, OfflineModeIsEnabled):
         return UserError(f"{what}: the client is offline; unset HF_HUB_OFFLINE")
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(root, RepositoryNotFoundError):
         return UserError(f"{repo}: there is no such repository, or the login may not see it")
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(root, RevisionNotFoundError):
         return UserError(f"{repo}: there is no such revision ({what})")
-    if isinstance(error, HfHubHTTPError):
-        return _explain_status(what, error, repo)
-    if isinstance(error, HFValidationError | ValueError):
-        return UserError(f"{what}: {in_one_line(error)}")
+    if isinstance(root, HfHubHTTPError):
+        return UserError(explain_status(what, root, repo))
+    # The client makes its objects of whatever was answered.
+    if isinstance(root, AttributeError | IndexError | KeyError | TypeError) or _is_unreadable(root):
+        logger.debug("%s: the answer cannot be read", what, exc_info=root)
+        return HubUnavailableError(
+            f"{what}: the answer is not one of a Hub ({type(root).__name__}: {in_one_line(root)}); something between, "
+            "such as a proxy or a login page, may have given it: look at the network and at HF_ENDPOINT"
+        )
+    if isinstance(root, HFValidationError | ValueError):
+        return UserError(f"{what}: {in_one_line(root)}")
     return error
 
 
-def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> Exception:
-    status = _status(error)
-    if status == 401:
-        return UserError(
-            "the Hub refuses the login (status 401): its token is wrong or has expired; "
-            "run `hf auth login --force`, or set HF_TOKEN to a valid one"
-        )
-    if status == 403:
-        return UserError(f"{repo or what}: may not be written by this login (status 403); give another --repo")
-    # The address of a stored file may carry a signature behind its question mark.
-    message = re.sub(r"\?\S+", "?…", in_one_line(error))
-    return UserError(f"{what}: the Hub refuses it (status {status}): {message}")
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether the client says that it expected another answer."""
+    said = isinstance(error, ValueError) and re.search("improperly formatted|Malformed response", str(error))
+    return isinstance(error, JSONDecodeError | FileMetadataError) or bool(said)

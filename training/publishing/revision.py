@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from training.errors import UserError
-from training.publishing.content import ATTRIBUTES, Content, RemoteFile, same_files
+from training.publishing.content import ATTRIBUTES, LARGE_BYTES, Content, RemoteFile, same_files
 from training.publishing.hub_repository import HubRepository
 
 __all__ = ["SCRATCH", "WrittenMeanwhileError", "write_revision"]
@@ -17,8 +17,6 @@ logger = logging.getLogger("training")
 
 # Ending of the branch on which a new revision is made.
 SCRATCH = ".partial"
-# Larger files are uploaded one by one before the commit, so that an interruption does not start over with all of them.
-_LARGE_BYTES = 2**20
 
 
 class WrittenMeanwhileError(UserError):
@@ -58,6 +56,7 @@ def _update(repository: HubRepository, branch: str, head: str, wanted: Mapping[s
     if same_files(wanted, found):
         return head
     changed = {path: each for path, each in wanted.items() if path not in found or not each.is_in(found[path])}
+    _check_unchanged(repository, wanted)
     surplus = [path for path in found if path not in wanted and path != ATTRIBUTES]
     additions = _upload(repository, branch, changed)
     operations = [*additions, *(CommitOperationDelete(path, is_folder=False) for path in surplus)]
@@ -66,6 +65,7 @@ def _update(repository: HubRepository, branch: str, head: str, wanted: Mapping[s
         # An answer that was lost leaves the commit made: a second one would be one too many.
         now = repository.head(branch)
         if now == head:
+            _check_unchanged(repository, wanted)
             return repository.commit(branch, head, operations, message)
         if now is not None and same_files(wanted, _files_at(repository, now)):
             return now
@@ -74,7 +74,7 @@ def _update(repository: HubRepository, branch: str, head: str, wanted: Mapping[s
     done = repository.call(f"committing to {repository.name}", commit)
     if not same_files(wanted, _files_at(repository, done)):
         raise UserError(
-            f"{repository.name}: {branch} does not hold what was to be uploaded; was the folder changed meanwhile?"
+            f"{repository.name}: {branch} does not hold what was to be uploaded and is not tagged; run this again"
         )
     logger.info("%s: %d files uploaded, %d removed, commit %s", repository.name, len(changed), len(surplus), done[:12])
     return done
@@ -86,16 +86,42 @@ def _written_meanwhile(repository: HubRepository, branch: str) -> WrittenMeanwhi
     )
 
 
+def _check_unchanged(repository: HubRepository, wanted: Mapping[str, Content]) -> None:
+    """Makes sure that the files are still those that were hashed.
+
+    Raises:
+        UserError: If one was changed.
+    """
+    for path, content in wanted.items():
+        if not content.is_unchanged:
+            raise _changed(repository, path)
+
+
+def _changed(repository: HubRepository, path: str) -> UserError:
+    return UserError(
+        f"{path}: was changed while it was uploaded to {repository.name}, which stays as it was; run this again"
+    )
+
+
 def _upload(repository: HubRepository, branch: str, contents: Mapping[str, Content]) -> list[CommitOperationAdd]:
     """Uploads the large files one by one, and returns what the commit adds."""
     additions = []
     total, sent = sum(content.size for content in contents.values()), 0
     for path, content in sorted(contents.items()):
-        addition = CommitOperationAdd(path, content.source)
+        addition = CommitOperationAdd(path, content.payload)
+        # The client hashes by itself what it sends.
+        if addition.upload_info.sha256.hex() != content.sha256:
+            raise _changed(repository, path)
         additions.append(addition)
         sent += content.size
-        if content.size >= _LARGE_BYTES:
-            repository.upload(addition, branch)
+        # Before the commit, so that an interruption does not start over with all of them.
+        if content.size >= LARGE_BYTES:
+            try:
+                repository.upload(addition, branch)
+            except UserError:
+                # The storage refuses content of another hash.
+                _check_unchanged(repository, {path: content})
+                raise
             logger.info("%s: %s uploaded, %.1f of %.1f MB", repository.name, path, sent / 1e6, total / 1e6)
     return additions
 

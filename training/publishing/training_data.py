@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from training.data.manifest_file import Entry, Manifest, read_manifest
-from training.data.prepared import DESCRIPTION
+from training.data.prepared import DESCRIPTION, find_prepared
 from training.errors import UserError
 from training.evaluation.resources import known_rows
 from training.publishing.record import SourceRecord
 from training.publishing.states import ModelState, read_json
-from training.stage import DATA
+from training.setup import DATA
 
 __all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
 
@@ -34,15 +33,12 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     its numbers of rows.
     """
     folder = _prepared_folder(state)
-    if state.prunes:
-        found = _calibration(state, folder)
-    else:
-        fingerprints: Mapping[str, str] = read_json(state.run / DATA)
-        found = {
-            name: _description(folder / name, fingerprint)
-            for name, fingerprint in fingerprints.items()
-            if name not in (TEACHER_DATA, _BASE_DATA)
-        }
+    noted = state.run / DATA
+    # Prunings of earlier versions kept no record.
+    fingerprints: Mapping[str, str] = {} if state.prunes and not noted.exists() else read_json(noted)
+    of_sources = {name: each for name, each in fingerprints.items() if name not in (TEACHER_DATA, _BASE_DATA)}
+    there = [read_json(path / DESCRIPTION) for path in find_prepared(folder, of_sources)]
+    found = {name: {} for name in of_sources} | {described["name"]: described for described in there}
     manifest = _manifest(state)
     entries, dataset = manifest.entries if manifest else [], _hub_dataset(manifest)
     records = [_record(name, described, _entry_of(name, entries), dataset) for name, described in found.items()]
@@ -55,35 +51,6 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
 def _prepared_folder(state: ModelState) -> Path:
     written = state.keys.get("prepared_dir")
     return state.place(str(written)) if written else state.run / "prepared"
-
-
-def _description(folder: Path, fingerprint: str | None = None) -> dict[str, Any]:
-    """What a prepared source says of itself; nothing if it is gone, or has another fingerprint."""
-    try:
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return described if fingerprint in (None, described.get("fingerprint")) else {}
-
-
-def _calibration(state: ModelState, folder: Path) -> dict[str, dict[str, Any]]:
-    """What a pruning prepared: it keeps no record of fingerprints, but its keys choose among what is there."""
-    if state.keys.get("importance") is not None and not state.keys.get("trim_vocabulary"):
-        return {}
-    patterns, task_types = state.keys.get("sources"), state.keys.get("task_types")
-    found = {}
-    for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}")):
-        described = _description(path.parent)
-        name = described.get("name", "")
-        if patterns and not any(fnmatch(name, pattern) for pattern in _listed(patterns)):
-            continue
-        if described and (not task_types or described["task_type"] in _listed(task_types)):
-            found[name] = described
-    return found
-
-
-def _listed(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [str(value)]
 
 
 def _manifest(state: ModelState) -> Manifest | None:

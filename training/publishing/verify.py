@@ -20,12 +20,14 @@ from training.publishing.checks import (
     tokenization,
     weights,
 )
-from training.publishing.checks.packed import Finding, PackedFolder, UnreadableError
+from training.publishing.checks.packed import CARD, Finding, PackedFolder, UnreadableError
 
-__all__ = ["ADAPTER_CHECKS", "CHECKS", "Examination", "checks_of", "examine", "verify"]
+__all__ = ["ADAPTER_CHECKS", "CHECKS", "RUN", "Examination", "checks_of", "examine", "verify"]
 
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
+# The group that loads the model, and runs the code of the folder and of its card.
+RUN = "embeddings"
 # By what they look at, in the order in which they are told.
 CHECKS: Mapping[str, Sequence[Check]] = {
     "contents": (contents.check_needed, contents.check_foreign, contents.check_listed),
@@ -48,7 +50,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         *(servers.check_sentence_transformers_files, servers.check_llama_cpp),
     ),
     "card": (card.check_metadata, card.check_links, card.check_facts, card.check_results, card.check_snippets),
-    "embeddings": (embeddings.check_embeddings,),
+    RUN: (embeddings.check_embeddings,),
 }
 
 # An adapter has no weights, no configuration and no code of its own; servers load whole models.
@@ -59,7 +61,7 @@ ADAPTER_CHECKS: Mapping[str, Sequence[Check]] = {
         *(adapter.check_code, weights.check_pickles, weights.check_finite),
     ),
     "older readers": (servers.check_sentence_transformers_files,),
-    **{name: CHECKS[name] for name in ("card", "embeddings")},
+    **{name: CHECKS[name] for name in ("card", RUN)},
 }
 
 
@@ -70,16 +72,19 @@ class Examination:
     Attributes:
         faults: What keeps the folder from being released.
         notices: What is worth knowing besides.
+        checked: What was looked at, by the names of :data:`CHECKS`.
     """
 
     faults: tuple[Finding, ...]
     notices: tuple[Finding, ...]
+    checked: tuple[str, ...] = ()
 
 
 def verify(folder: Path, base: Path | None = None) -> list[str]:
     """Checks a packed folder.
 
-    The code of its card and its remote code are run, in a process of their own that reaches no network.
+    The code of its card and its remote code are run if nothing was found before and both are those of this checkout, in
+    a process of their own with neither network nor login.
 
     Args:
         folder: The folder.
@@ -99,13 +104,16 @@ def checks_of(folder: Path) -> Mapping[str, Sequence[Check]]:
     return ADAPTER_CHECKS if PackedFolder(folder.resolve()).is_adapter else CHECKS
 
 
-def examine(folder: Path, checks: Mapping[str, Sequence[Check]] | None = None, base: Path | None = None) -> Examination:
+def examine(
+    folder: Path, checks: Mapping[str, Sequence[Check]] | None = None, base: Path | None = None, trust: bool = False
+) -> Examination:
     """Does what :func:`verify` does, and keeps notices.
 
     Args:
         folder: The folder.
         checks: What to check, by what it looks at; all that belongs to such a folder if None.
         base: Folder of the model that an adapter adapts; in the Hub's cache if None.
+        trust: Whether code is run that is not this checkout's.
 
     Raises:
         UserError: If there is no such folder, or no such model.
@@ -115,7 +123,24 @@ def examine(folder: Path, checks: Mapping[str, Sequence[Check]] | None = None, b
     packed = PackedFolder(folder.resolve(), base)
     if base is not None:
         _check_base(packed, base)
-    checks = checks_of(folder) if checks is None else checks
+    checks = dict(checks_of(folder) if checks is None else checks)
+    run = checks.pop(RUN, None)
+    found = _findings(packed, checks)
+    if run is not None:
+        # First all that runs nothing: what that finds faulty is not run.
+        unrun = _unrun(packed, any(finding.fault for finding in found), trust)
+        found += _findings(packed, {RUN: run}) if unrun is None else [unrun]
+        checks |= {RUN: run} if unrun is None else {}
+    found = list(dict.fromkeys(found))
+    return Examination(
+        tuple(finding for finding in found if finding.fault),
+        tuple(finding for finding in found if not finding.fault),
+        tuple(checks),
+    )
+
+
+def _findings(packed: PackedFolder, checks: Mapping[str, Sequence[Check]]) -> list[Finding]:
+    """What checks find; a damaged file is named once, with the groups of checks that it hinders."""
     found: list[Finding] = []
     hindered: dict[str, tuple[str, list[str]]] = {}
     for name, own in checks.items():
@@ -134,10 +159,19 @@ def examine(folder: Path, checks: Mapping[str, Sequence[Check]] | None = None, b
     for file, (why, names) in hindered.items():
         found = [finding for finding in found if (finding.file, finding.wrong) != (file, why)]
         found.append(Finding(file, why, f"pack the run again (not checked for it, or not in full: {', '.join(names)})"))
-    found = list(dict.fromkeys(found))
-    return Examination(
-        tuple(finding for finding in found if finding.fault), tuple(finding for finding in found if not finding.fault)
-    )
+    return found
+
+
+def _unrun(packed: PackedFolder, faulty: bool, trust: bool) -> Finding | None:
+    """Why nothing of a folder is run; None if it is."""
+    if faulty:
+        wrong, remedy = "its examples were not run: the folder has faults", "mend them and verify it again"
+    elif trust or not (foreign := [*remote_code.foreign_code(packed), *card.foreign_examples(packed)]):
+        return None
+    else:
+        wrong = f"its examples were not run: {foreign[0]} is not this checkout's"
+        remedy = "read all code of the folder and give --trust-remote-code to run it"
+    return Finding(CARD, wrong, remedy, fault=False)
 
 
 def _check_base(packed: PackedFolder, base: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from training.publishing.verify import checks_of, examine
+from training.publishing.verify import examine
 
 __all__ = ["add_arguments", "run"]
 
@@ -15,6 +15,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="packed folder; the code of its card is run")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run its code and that of its card, though not this checkout's"
+    )
     parser.add_argument(
         "--base", metavar="FOLDER", type=Path, help="of an adapter: its base (default: as the Hub's cache has it)"
     )
@@ -25,12 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
     # Their warnings are about what the findings say better.
     for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    examination = examine(arguments.folder, base=arguments.base)
+    examination = examine(arguments.folder, base=arguments.base, trust=arguments.trust_remote_code)
     lines = [str(fault) for fault in examination.faults] + [f"note: {notice}" for notice in examination.notices]
     if not examination.faults:
-        checks = checks_of(arguments.folder)
         notes = " (see the notes)" if examination.notices else ""
-        unrun = " (servers by their documents, not run)" if "servers" in checks else ""
-        lines.append(f"{arguments.folder}: no fault; checked{notes}: {', '.join(checks)}{unrun}")
+        unrun = " (servers by their documents, not run)" if "servers" in examination.checked else ""
+        lines.append(f"{arguments.folder}: no fault; checked{notes}: {', '.join(examination.checked)}{unrun}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if examination.faults else 0

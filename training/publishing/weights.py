@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.errors import UserError
 from training.model_identity import model_revision
+from training.models.checks import is_finite
+from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
 __all__ = [
@@ -72,21 +73,12 @@ def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     """
     stored = WeightFiles(folder)
     shapes = {name: info.shape for name, info in stored.tensors.items()}
-    _check_shapes(folder, shapes, config)
+    if (wrong := wrong_weight(shapes, config)) is not None:
+        raise UserError(f"{folder}: {wrong}; pack another state")
     dtypes = {str(info.dtype).removeprefix("torch.") for info in stored.tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(_SAVED):
         raise UserError(f"{folder}: weights of {', '.join(sorted(dtypes))}; only one of {', '.join(_SAVED)} is packed")
     return Weights(folder, {name: path.name for name, path in stored.file_of.items()}, shapes, dtypes.pop())
-
-
-def _check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> None:
-    # Of this thread alone: a training may make modules in another one meanwhile.
-    with torch.device("meta"):
-        expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}
-    for name in sorted({*shapes, *expected}):
-        if shapes.get(name) != expected.get(name):
-            has, wants = (each.get(name, "absent") for each in (shapes, expected))
-            raise UserError(f"{folder}: weight {name} is {has}, the configuration wants {wants}; pack another state")
 
 
 def parse_size(written: str) -> int:
@@ -149,8 +141,7 @@ def finite(folder: Path, name: str, tensor: Tensor) -> Tensor:
     Raises:
         UserError: If it is not.
     """
-    # Both ends are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
-    if not torch.stack(tensor.aminmax()).isfinite().all():
+    if not is_finite(tensor):
         raise UserError(f"{folder}: weight {name} is NaN or infinite in {tensor.dtype}; pack an earlier checkpoint")
     return tensor
 

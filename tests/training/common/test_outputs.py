@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from training.checkpoints import publish
-from training.common.outputs import check_output, locked, new_folder
+from training.common.outputs import check_output, clear_partials, locked, new_folder
 from training.errors import UserError
 
 
@@ -44,7 +44,8 @@ def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert entered.get(timeout=30) == "lost"
     os.kill(killed.pid, signal.SIGKILL)
     killed.join(30)
-    _write(output, "kept", entered)
+    # Not the same queue: the killed process may have held its lock.
+    _write(output, "kept", context.Queue())
     assert output.read_text() == "kept"
 
 
@@ -82,6 +83,24 @@ def test_published_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umas
         os.umask(before)
     for file in (tmp_path / "final").rglob("*.safetensors"):
         assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
+def test_an_output_that_is_being_written_can_be_refused(tmp_path: Path) -> None:
+    # Spelled in another way, it is the same.
+    other = tmp_path / "folder" / ".." / "output"
+    with locked(tmp_path / "output"), pytest.raises(UserError, match="output: is in use"), locked(other, "is in use"):
+        pass
+    with locked(other, "is in use"):
+        pass
+
+
+def test_what_killed_commands_left_is_cleared_but_not_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").mkdir()
+    for name in (".a.partial/file", ".b.partial", ".c.partial", "d.partial", ".e"):
+        (tmp_path / name).write_text("")
+    with locked(tmp_path / "c"):
+        clear_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.partial", ".e", "d.partial"]
 
 
 def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:

@@ -39,7 +39,12 @@ def distinct_documents(rows: list[Row]) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What is in a folder of prepared sources, but for the times that are remembered of their files."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != ".hashes"
+    }
 
 
 def times(folder: Path) -> dict[str, int]:

@@ -215,7 +215,7 @@ def test_fault_in_one_source_leaves_those_before_it(
     write: Callable[..., Path], tmp_path: Path, refuses: Refuses
 ) -> None:
     out = tmp_path / "out"
-    with refuses("source 'nli'", "row 0,", "'labels'"):
+    with refuses("source 'nli'", "nli.jsonl: line 1,", "'labels'"):
         build_from_file(write(KINDS, {**NLI, "labels": {"yes": "entailment"}}), out)
     assert [*report(out)] == ["kinds"]
     assert sorted(contents(out)) == ["build.json", "kinds.parquet"]
@@ -264,7 +264,7 @@ def test_exit_status_and_lines(
     path, out = write(NLI, {**NLI, "name": "faulty", "data_files": "none.jsonl"}), tmp_path / "out"
     assert main([str(path), "--output", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: source 'faulty': cannot load")
+    assert line.startswith(f"error: {path}: source 'faulty': data_files: there is no file")
     assert main([str(write(NLI)), "--output", str(out)]) == 0
     assert caplog.messages == ["nli: 20 rows of 40 read", "nli: kept, 20 rows"]
 
@@ -279,3 +279,46 @@ def test_command_line(write: Callable[..., Path], tmp_path: Path) -> None:
     assert [line for line in result.stderr.splitlines() if line.startswith("error: build.yaml: source 'faulty'")]
     assert "nli: 20 rows of 40 read" in result.stderr
     assert (tmp_path / "out/nli.parquet").is_file()
+
+
+ODD = ["[]", "3", "{}", '{"sources": 3}', '{"sources": {"kinds": 3}}', '{"sources": {"kinds": {}}}', "[" * 100_000]
+ODD += ['{"sources": {"kinds": {"fingerprint": "x"}}}', '{"sources": [["kinds", 1]]}']
+
+
+@pytest.mark.parametrize("record", ODD, ids=lambda record: record[:40])
+def test_an_odd_report_is_refused(write: Callable[..., Path], tmp_path: Path, refuses: Refuses, record: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "build.json").write_text(record)
+    with refuses(out, "something else than a build"):
+        build_from_file(write(KINDS), out)
+    assert (out / "build.json").read_text() == record
+
+
+def test_rows_that_are_not_text(write: Callable[..., Path], tmp_path: Path, refuses: Refuses) -> None:
+    """One number in a column is one bad row: the other texts are what they were."""
+    lines = [{"query": "大熊猫", "pos": "竹"}, {"query": 42, "pos": ["x"]}]
+    (tmp_path / "raw" / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {
+        "name": "pairs",
+        "dataset": "json",
+        "data_files": "raw/pairs.jsonl",
+        "format": "pairs",
+        "columns": {"query": "query", "passage": "pos"},
+        "instruction": "Find.",
+    }
+    with refuses("source 'pairs'", "pairs.jsonl: line 2", "'query'", "42"):
+        build_from_file(write(source), tmp_path / "out")
+    build_from_file(write({**source, "on_bad_row": "quarantine"}), tmp_path / "out")
+    assert pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist() == [{"query": "大熊猫", "passage": "竹"}]
+    assert report(tmp_path / "out")["pairs"]["dropped"] == {"query is not text": 1}
+    with refuses("'on_bad_row'", "error, quarantine"):
+        build_from_file(write({**source, "on_bad_row": "drop"}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"sources: \xff\n", b"\xff\xfes\x00"])
+def test_a_build_file_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    (tmp_path / "build.yaml").write_bytes(content)
+    assert main([str(tmp_path / "build.yaml"), "--output", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "build.yaml" in line and "utf-8" in line

@@ -23,6 +23,23 @@ def test_instruction_is_taken_off_as_it_was_put_on(instruction: str, text: str) 
     assert with_instruction("Another.", instruct(instruction, text)) == instruct(instruction, text)
 
 
+@pytest.mark.parametrize(
+    ("whole", "text"),
+    [
+        ("Instruct: Find.\nQuery:Why?", "Why?"),
+        ("Instruct: Find.\nQuery:", ""),
+        ("Instruct: Find.\nQuery:two\nlines", "two\nlines"),
+        ("Instruct: Find.\nQuery:  Why?", " Why?"),
+        ("Instruct: Find.\nQuery:Instruct: a\nQuery:b", "Instruct: a\nQuery:b"),
+        ("Instruct: Find.\r\nQuery: Why?", "Why?"),
+    ],
+)
+def test_other_templates_are_instructions_too(whole: str, text: str) -> None:
+    assert split_instruction(whole) == ("Find.", text)
+    assert with_instruction("Another.", whole) == whole
+    assert without_instruction(whole) == text
+
+
 def test_instruction_is_not_added_twice() -> None:
     once = with_instruction("Find.", "Why?")
     assert with_instruction("Find.", once) == once == instruct("Find.", "Why?")

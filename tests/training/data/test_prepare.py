@@ -220,3 +220,84 @@ def test_text_that_only_looks_like_an_instruction_gets_one(
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     ((first, *_),) = all_rows(run(Source("a", [tmp_path / "a.parquet"], "retrieval", "Find.")), small_tokenizer)
     assert first == instruct("Find.", query)
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_types_make_no_difference(
+    write_source: Callable[..., Source],
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    kind: pa.DataType,
+) -> None:
+    source = write_source(rows=50)
+    expected = all_rows(run(source), small_tokenizer)
+    for path in source.files:
+        table = pq.read_table(path)
+        pq.write_table(pa.table({name: table[name].cast(pa.string()).cast(kind) for name in table.column_names}), path)
+        assert pq.read_schema(path).field("query").type == kind
+    assert all_rows(run(source), small_tokenizer) == expected
+
+
+QWEN = "Instruct: {}\nQuery:{}".format
+
+
+def test_template_of_another_model_is_not_added_to(
+    tmp_path: Path,
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    long: PreparationOptions,
+) -> None:
+    columns = {"query": [QWEN("Say it.", "hello")], "passage": ["hi"], "negative_1": ["no"], "negative_2": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = Source("a", [tmp_path / "a.parquet"], "retrieval", "Find.")
+    assert all_rows(run(source, long), small_tokenizer) == [(QWEN("Say it.", "hello"), "hi", "no", "a")]
+    raw = run(source, replace(long, instructions=False))
+    assert all_rows(raw, small_tokenizer) == [("hello", "hi", "no", "a")]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_documents_carry_the_instruction_of_their_row(
+    tmp_path: Path,
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    long: PreparationOptions,
+    share: float,
+) -> None:
+    queries = [QWEN("One.", "q0"), instruct("Two.", "q1"), "q2", instruct("One.", "q3")] * 10
+    passages = [f"p{row // 4}" for row in range(40)]
+    columns = {"query": queries, "passage": passages, "negative_1": ["n", None] * 20, "negative_2": ["m"] * 40}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = Source("a", [tmp_path / "a.parquet"], "retrieval", "Find.", symmetric=True)
+    options = replace(long, document_instruction_share=share, num_hard_negatives=(("retrieval", 1),))
+    rows = all_rows(run(source, options), small_tokenizer)
+    own = dict(zip(queries, ["One.", "Two.", "Find.", "One."], strict=False))
+    under = {text for row in rows for text in row[1:] if text.startswith("Instruct: ")}
+    drawn = {text.split("Query: ")[1] for text in under}
+    for row, written in zip(rows, zip(*columns.values(), strict=True), strict=True):
+        query, *documents = (text for text in written if text is not None)
+        assert row[0] == (instruct("Find.", "q2") if query == "q2" else query)
+        # Drawn by the text alone: the same in every row.
+        assert row[1:] == tuple(instruct(own[query], text) if text in drawn else text for text in documents)
+    everything = {*passages, "n", "m"}
+    assert drawn == everything if share == 1 else drawn and drawn < everything
+
+
+def test_a_retrieval_source_without_negative_columns_has_none(
+    write_source: Callable[..., Source],
+    run: Callable[..., PreparedSource],
+    small_tokenizer: PreTrainedTokenizerBase,
+    long: PreparationOptions,
+    caplog: pytest.LogCaptureFixture,
+    refuses: Refuses,
+) -> None:
+    caplog.set_level("INFO")
+    source = write_source(rows=20, negatives=0)
+    prepared = run(source, replace(long, instructions=False))
+    assert prepared.num_negatives == 0
+    assert all_rows(prepared, small_tokenizer) == list(published_rows(source))
+    assert f"{source.name}: no negative columns" in caplog.text
+    # A file without, among files with, and types that learn from nothing else, are errors.
+    with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
+        run(write_source("mixed", rows=20, negatives=(4, 0)))
+    with refuses("0 negative columns", "clustering learns from nothing else", "mine.py"):
+        run(write_source("topics", rows=20, negatives=0, task_type="clustering"))

@@ -44,7 +44,8 @@ def test_two_runs_write_the_same_bytes(
     reloaded = type(small_tokenizer).from_pretrained(tmp_path / "tokenizer")
     prepare(two, small_tokenizer, tmp_path / "one", options)
     prepare(two[::-1], reloaded, tmp_path / "two", options)
-    assert len(contents(tmp_path / "one")) == 10
+    # Two sources of four arrays, their checksums and a description.
+    assert len(contents(tmp_path / "one")) == 18
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -52,12 +53,13 @@ def test_unchanged_sources_are_reused(
     two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
 ) -> None:
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    before = [times(prepared.folder) for prepared in prepare(two, small_tokenizer, tmp_path / "prepared", options)]
+    prepared = prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    before = {each.name: times(each.folder) for each in prepared}
     for sources in (two, two[::-1]):
         reloaded = type(small_tokenizer).from_pretrained(tmp_path / "tokenizer")
         after = prepare(sources, reloaded, str(tmp_path / "prepared"), options)
         assert [prepared.name for prepared in after] == [source.name for source in sources]
-        assert [times(tmp_path / "prepared" / source.name) for source in two] == before
+        assert {prepared.name: times(prepared.folder) for prepared in after} == before
 
 
 def test_reuse_does_not_depend_on_the_last_call_of_the_tokenizer(
@@ -89,9 +91,12 @@ def test_changed_option_prepares_anew(
     change: dict[str, Any],
 ) -> None:
     prepare(two, small_tokenizer, tmp_path / "reused", options)
+    before = contents(tmp_path / "reused")
     prepare(two, small_tokenizer, tmp_path / "reused", replace(options, **change))
     prepare(two, small_tokenizer, tmp_path / "fresh", replace(options, **change))
-    assert contents(tmp_path / "reused") == contents(tmp_path / "fresh")
+    # What a run with the other options may be reading stays as it is.
+    assert contents(tmp_path / "reused") == before | contents(tmp_path / "fresh")
+    assert len(contents(tmp_path / "reused")) == 2 * len(before)
 
 
 def test_negatives_of_another_task_type_do_not_matter(
@@ -121,10 +126,12 @@ def test_changed_source_prepares_anew(
     change: dict[str, Any],
 ) -> None:
     prepare(two, small_tokenizer, tmp_path / "reused", options)
+    before = contents(tmp_path / "reused")
     changed = [replace(two[0], **change), two[1]]
     prepare(changed, small_tokenizer, tmp_path / "reused", options)
     prepare(changed, small_tokenizer, tmp_path / "fresh", options)
-    assert contents(tmp_path / "reused") == contents(tmp_path / "fresh")
+    assert contents(tmp_path / "reused") == before | contents(tmp_path / "fresh")
+    assert len(contents(tmp_path / "reused")) == 1.5 * len(before)
 
 
 def test_changed_file_prepares_its_source_anew(
@@ -147,9 +154,11 @@ def test_changed_tokenizer_prepares_anew(
 ) -> None:
     other = train_tokenizer(iter(["another text entirely"] * 3), 300)
     prepare(two, small_tokenizer, tmp_path / "reused", options)
+    before = contents(tmp_path / "reused")
     prepare(two, other, tmp_path / "reused", options)
     prepare(two, other, tmp_path / "fresh", options)
-    assert contents(tmp_path / "reused") == contents(tmp_path / "fresh")
+    assert contents(tmp_path / "reused") == before | contents(tmp_path / "fresh")
+    assert len(contents(tmp_path / "reused")) == 2 * len(before)
 
 
 # Faults
@@ -171,15 +180,15 @@ def test_fault_in_one_source_keeps_those_before_it(
     sources, folder = [two[0], faulty, two[1]], tmp_path / "prepared"
     with refuses(faulty.files[0], "row 2,", "'passage'"):
         prepare(sources, small_tokenizer, folder, options)
-    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["first"]
-    assert not any(path.is_dir() for path in folder.rglob("faulty"))
-    before = times(folder / "first")
-    PreparedSource(folder / "first")
+    (first,) = folder.glob("[!.]*")
+    assert PreparedSource(first).name == "first"
+    before = times(first)
 
     pq.write_table(pa.table(repaired), faulty.files[0])
-    prepare(sources, small_tokenizer, folder, options)
-    assert sorted(path.name for path in folder.iterdir()) == ["faulty", "first", "second"]
-    assert times(folder / "first") == before
+    prepared = prepare(sources, small_tokenizer, folder, options)
+    # What was begun of the faulty file is gone.
+    assert {path.name for path in folder.iterdir()} == {".hashes", *(each.folder.name for each in prepared)}
+    assert times(first) == before
 
 
 def test_fault_keeps_what_was_prepared_from_the_old_file(
@@ -189,26 +198,29 @@ def test_fault_keeps_what_was_prepared_from_the_old_file(
     options: PreparationOptions,
     refuses: Refuses,
 ) -> None:
-    prepare(two, small_tokenizer, tmp_path / "prepared", options)
-    before = contents(tmp_path / "prepared" / "first")
+    first, _ = prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    before = contents(first.folder)
     two[0].files[0].write_bytes(b"PAR1 no longer")
     with refuses(two[0].files[0], "not a readable parquet file"):
         prepare(two, small_tokenizer, tmp_path / "prepared", options)
-    assert contents(tmp_path / "prepared" / "first") == before
+    assert contents(first.folder) == before
 
 
 def test_remains_of_an_interrupted_run_are_replaced(
     two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
 ) -> None:
-    # Killed before the folder was complete, and between the removal of the old folder and the naming of the new one.
-    remains = tmp_path / "prepared" / ".first.partial"
-    remains.mkdir(parents=True)
-    (remains / "tokens.int32").write_bytes(b"12345")
-    (tmp_path / "prepared" / "second").mkdir()
-    (tmp_path / "prepared" / "second" / "tokens.int32").write_bytes(b"12345")
+    prepared = prepare(two, small_tokenizer, tmp_path / "fresh", options)
+    first, second = (tmp_path / "prepared" / each.folder.name for each in prepared)
+    # Killed at the same work, at that of other settings, and while it cleared up; a half folder.
+    for begun in (first, first.with_name("first-0123456789abcdef"), first.with_name("second-0123456789abcdef-texts")):
+        remains = begun.with_name(f".{begun.name}.partial")
+        remains.mkdir(parents=True)
+        (remains / "tokens.int32").write_bytes(b"12345")
+    second.mkdir()
+    (second / "tokens.int32").write_bytes(b"12345")
     prepare(two, small_tokenizer, tmp_path / "prepared", options)
-    prepare(two, small_tokenizer, tmp_path / "fresh", options)
     assert contents(tmp_path / "prepared") == contents(tmp_path / "fresh")
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {".hashes", first.name, second.name}
 
 
 @pytest.mark.parametrize("damage", ["source.json", "tokens.int32"])
@@ -219,9 +231,9 @@ def test_damaged_folder_is_prepared_anew(
     options: PreparationOptions,
     damage: str,
 ) -> None:
-    prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    first, _ = prepare(two, small_tokenizer, tmp_path / "prepared", options)
     before = contents(tmp_path / "prepared")
-    (tmp_path / "prepared" / "first" / damage).write_bytes(b"{")
+    (first.folder / damage).write_bytes(b"{")
     prepare(two, small_tokenizer, tmp_path / "prepared", options)
     assert contents(tmp_path / "prepared") == before
 
@@ -257,13 +269,14 @@ def test_tokenizer_without_eos(
     assert not (tmp_path / "prepared").exists()
 
 
-def test_forms_serve_where_none_are_needed_but_not_the_other_way_round(
+def test_a_source_with_forms_lies_beside_one_without(
     two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
 ) -> None:
     plain = prepare(two, small_tokenizer, tmp_path / "prepared", options)
     assert not plain[0].has_forms
     with_forms = prepare(two, small_tokenizer, tmp_path / "prepared", replace(options, text_forms=True))
     assert all(source.has_forms for source in with_forms)
-    before = [times(source.folder) for source in with_forms]
-    prepare(two, small_tokenizer, tmp_path / "prepared", options)
-    assert [times(source.folder) for source in with_forms] == before
+    before = [times(source.folder) for source in (*plain, *with_forms)]
+    for each in (options, replace(options, text_forms=True)):
+        prepare(two, small_tokenizer, tmp_path / "prepared", each)
+    assert [times(source.folder) for source in (*plain, *with_forms)] == before

@@ -19,7 +19,7 @@ from training.errors import UserError
 from training.evaluation.encoding import EncoderView
 from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.models import Prompts
-from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.quantization import calibrate, quantized, unit_length
 from training.evaluation.store import EmbeddingStore
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -76,13 +76,23 @@ def test_training_and_test_texts_share_the_scale_of_int8(view, banking, sentence
     half, rest = [{"text": sentences[:5]}], [{"text": sentences[5:]}]
     options = {"task_metadata": banking, "hf_subset": "default"}
     whole, stored = view(), view(precision="int8")
-    first, second = (whole.encode(each, hf_split="test", **options) for each in (half, rest))
+    first, second = (unit_length(whole.encode(each, hf_split="test", **options)) for each in (half, rest))
     np.testing.assert_array_equal(
         stored.encode(half, hf_split="train", **options), quantized(first, "int8", calibrate(first))
     )
     np.testing.assert_array_equal(
         stored.encode(rest, hf_split="test", **options), quantized(second, "int8", calibrate(first))
     )
+
+
+def test_queries_stay_in_float32_beside_int8_and_results_of_codes_are_not_taken_from_the_cache(view, sentences):
+    bucc = mteb.get_task("BUCC.v2").metadata
+    stored, whole = view(precision="int8"), view()
+    for prompt_type in (PromptType.query, PromptType.document):
+        embeddings = [unit_length(each.embed(sentences, bucc, prompt_type)) for each in (stored, whole)]
+        assert np.allclose(*embeddings, atol=1e-6) == (prompt_type == PromptType.query)
+    name = stored.mteb_model_meta.experiment_name
+    assert "int8" in name and "QT_8bit" in name
 
 
 def test_tasks_of_mteb_get_the_instruction_for_their_type_and_local_ones_the_models_own(view, tmp_path, sentences):

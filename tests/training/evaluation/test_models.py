@@ -54,17 +54,19 @@ def test_its_own_prompts_alone_are_another_experiment(folder):
 
 
 def test_a_published_model_is_loaded_as_the_registry_says(folder, monkeypatch, tiny_tokenizer):
-    from training.evaluation import models
+    from training.models import encoders, missing_weights, reference, settings
 
     name, asked = PUBLISHED.name, {}
-    local = models.SentenceTransformer
+    local = encoders.SentenceTransformer
 
     def from_folder(place, **options):
         asked.update(options, place=place)
         return local(str(folder), trust_remote_code=True)
 
-    monkeypatch.setattr(models, "SentenceTransformer", from_folder)
-    monkeypatch.setattr(models, "model_revision", lambda place, key, revision: revision)
+    monkeypatch.setattr(encoders, "SentenceTransformer", from_folder)
+    monkeypatch.setattr(reference, "model_revision", lambda place, key, revision: revision)
+    monkeypatch.setattr(settings, "model_file", lambda place, file, revision=None: folder / file)
+    monkeypatch.setattr(missing_weights, "model_file", lambda place, file, revision=None: folder / file)
     found = load(name)
     assert asked["place"] == name and asked["revision"] == PUBLISHED.revision
     assert asked["model_kwargs"] == {"dtype": "bfloat16"} and asked["trust_remote_code"] is False
@@ -80,9 +82,12 @@ def test_the_models_default_prompt_goes_where_no_other_fits(tmp_path, tiny_model
     assert load(tmp_path).prompts.default == "f: "
 
 
-def test_texts_are_cut_at_the_length_asked_for(folder, model):
+def test_texts_are_cut_at_the_length_asked_for(folder, model, caplog):
     assert load_model(str(folder), None, 4).store.model.max_seq_length == 4
     assert load(folder).store.model.max_seq_length == model.max_seq_length
+    assert "tokens of a text at most" not in caplog.text
+    assert load_model(str(folder), None, 4096).store.model.max_seq_length == model.max_seq_length
+    assert f"reads {model.max_seq_length} tokens of a text at most, not --max-length 4096" in caplog.text
 
 
 def test_no_such_model_is_one_line(tmp_path):

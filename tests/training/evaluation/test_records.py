@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,6 +32,21 @@ def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
     read = load_evaluation(tmp_path / "run")
     assert (read.models, read.scores, read.failures) == (written.models, written.scores, written.failures)
     np.testing.assert_array_equal(read.examples[score.key], written.examples[score.key])
+
+
+def test_int8_scores_of_the_meaning_before_are_left_out_with_a_notice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = [_score(), _score(precision="float32")]
+    examples = {score.key: np.array([0, 1, 0.5], np.float32) for score in scores}
+    Evaluation([ModelRecord("m")], scores, examples).save(tmp_path)
+    assert load_evaluation(tmp_path).scores == scores and not caplog.records
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content.pop("version") == 2
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    found = load_evaluation(tmp_path)
+    assert found.scores == scores[1:] and list(found.examples) == [scores[1].key]
+    assert "its 1 int8 scores compared codes" in caplog.text
 
 
 def test_scores_are_selected_by_their_fields() -> None:

@@ -17,7 +17,7 @@ from training.evaluation import search
 from training.evaluation.encoding import EncoderView
 from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.models import Prompts
-from training.evaluation.quantization import calibrate, quantized
+from training.evaluation.quantization import calibrate, quantized, unit_length
 from training.evaluation.search import SearchView, best_documents
 from training.evaluation.store import EmbeddingStore
 
@@ -66,12 +66,13 @@ def test_it_finds_what_mteb_finds(precision, ranked, store, data, metadata):
             assert set(actual[query]) == set(expected[query])
 
 
-def test_int8_is_calibrated_on_the_corpus(store, data, metadata):
+def test_int8_documents_are_calibrated_on_the_corpus_and_found_by_queries_in_float32(store, data, metadata):
     view = SearchView(store, ModelMeta.create_empty({"name": "a/b"}), 16, "int8")
     similarities = found(view, data, metadata)
     corpus, queries = data
-    documents = store.encode([f"{row['title']} {row['text']}" for row in corpus], "")[:, :16]
-    asked = quantized(store.encode(queries["text"], "")[:, :16], "int8", calibrate(documents))
+    documents = unit_length(store.encode([f"{row['title']} {row['text']}" for row in corpus], "")[:, :16])
+    # Queries stay as they are.
+    asked = store.encode(queries["text"], "")[:, :16]
     stored = quantized(documents, "int8", calibrate(documents))
     cosines = asked @ stored.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(stored, axis=1)
     expected = np.sort(cosines, axis=1)[:, -3:]

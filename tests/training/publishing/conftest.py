@@ -101,7 +101,11 @@ def adapter_run(trained_adapter: Path, tmp_path: Path, hub_cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def adapter_release(trained_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed adapter, packed once; to be copied, not changed."""
-    return pack(trained_adapter, tmp_path_factory.mktemp("packed") / "tiny", PackOptions("tiny", base=BASE))
+    return pack(
+        trained_adapter,
+        tmp_path_factory.mktemp("packed") / "tiny",
+        PackOptions("tiny", licence="apache-2.0", base=BASE),
+    )
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ from hub_cards.markdown import one_line
 from hub_cards.snippets import snippets
 from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
+from training import export_gguf
 from training.evaluation.records import Evaluation
 from training.memory import count_parameters
 from training.publishing.card import model_card
@@ -274,6 +276,18 @@ def test_hostile_texts_change_no_structure(tmp_path: Path, text: str, benign_str
         compile(code, name, "exec")
 
 
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+@pytest.mark.parametrize("document", ["", 'Title: "'])
+@pytest.mark.parametrize("query", ["", "Instruct: Find it.\nQuery: "])
+def test_other_libraries_are_given_the_prompts(tmp_path: Path, query: str, document: str, kind: str) -> None:
+    adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
+    changes = {"adapter": adapter} if kind == "adapter" else {}
+    release = make_release(prompts={"query": query, "document": document}, **changes)
+    card = model_card(write_release(tmp_path, release, losses=False), f"org/{NAME}")
+    expected = expected_calls(f"org/{NAME}", query, document) if query or document else {}
+    assert library_calls(card) == expected
+
+
 def test_the_printed_code_gives_the_same_embeddings(
     tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,3 +315,34 @@ def test_the_printed_code_gives_the_same_embeddings(
 def test_a_damaged_record_is_named(tmp_path: Path, refuses: Any) -> None:
     with refuses(str(tmp_path / "release.json")):
         model_card(tmp_path)
+
+
+def test_the_printed_code_that_truncates_ranks_by_cosine(
+    tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "org" / NAME
+    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(folder))
+    write_release(folder, make_release(dimensions=[32, 8]), losses=False)
+    monkeypatch.chdir(tmp_path)
+    card, printed = model_card(folder, f"org/{NAME}"), []
+    (code,) = re.findall(r"^## Truncation$.*?^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert "truncate_dim=8)" in code
+    names: dict[str, Any] = {"print": lambda *_: None}
+    exec(snippets(card)["sentence-transformers"], names)
+    queries, documents = (names[f"{side}_embeddings"][:, :8] for side in ("query", "document"))
+    exec(code, {**names, "print": printed.append})
+    expected = torch.nn.functional.cosine_similarity(torch.tensor(queries)[:, None], torch.tensor(documents)[None], -1)
+    torch.testing.assert_close(printed[0], expected, atol=1e-5, rtol=0)
+
+
+def test_card_and_readme_say_the_same_of_servers(card: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    for text in (card, readme):
+        plain = " ".join(text.split())
+        assert "No server puts a prompt before a text unless told: the client sends" in plain
+        assert "prompt_name" in plain and "to text-embeddings-inference" in plain
+        assert "convert_hf_to_gguf" not in plain
+    (command,) = re.findall(r"^python training/export_gguf.py (.*)$", card, re.MULTILINE)
+    words = command.replace("model --", f"{tmp_path / 'model'} --").split()
+    # The command has these options: what it lacks is the model.
+    assert export_gguf.main(words) == 2 and "lacks model.safetensors" in capsys.readouterr().err

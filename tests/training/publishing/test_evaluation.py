@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.training.recipes import write_single_stage
 from training.evaluation.records import Evaluation, ModelRecord, Score, load_evaluation
+from training.merge import main as merge
 from training.model_identity import model_revision
 from training.publishing.evaluation import write_evaluation
 from training.publishing.lineage import Lineage
+from training.publishing.pack import PackOptions, pack
 from training.publishing.states import ModelState, find_state
+from training.run_stage import main as run_stage
 
 COMMIT = "0123456789" * 4
 
@@ -168,3 +173,45 @@ def test_results_that_do_not_say_of_which_state_they_are_stay_out(runs, output):
     (runs / "evaluation-broken.json").write_text("{")
     _write(_state(runs), output)
     assert not (output / "evaluation/results.json").exists()
+
+
+def test_an_evaluation_in_another_folder_is_found_for_a_checkpoint_and_a_merged_model(runs, output):
+    checkpoint = next((runs / "student").glob("checkpoint-*"))
+    assert merge([str(runs / "stage2"), "--output", str(runs / "soup")]) == 0
+    for state in (_state(runs, checkpoint.name), find_state(runs / "soup")):
+        identity = model_revision(str(state.folder), "RUN")
+        record = ModelRecord(str(state.folder), identity=identity)
+        _save(runs / f"evaluation of {state.folder.name}", record, ModelRecord("whatever", identity="5f" * 16))
+        assert [model.label for model in _write(state, output).models] == ["f2llm-v2-tiny"]
+    # One that is damaged is no matter where the right one is there.
+    (runs / "a-broken-one").mkdir()
+    (runs / "a-broken-one/scores.json").write_text("{")
+    assert [model.label for model in _write(state, output).models] == ["f2llm-v2-tiny"]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a recipe of one stage, with pairs."""
+    folder = tmp_path_factory.mktemp("single")
+    assert run_stage([str(write_single_stage(folder, evaluation_pairs=str(folder / "data/pairs.parquet")))]) == 0
+    return folder / "run"
+
+
+def test_the_report_of_a_recipe_of_one_stage_is_in_its_run(single: Path, tmp_path: Path):
+    assert (single / "report/scores.json").is_file() and not (single.parent / "report").exists()
+    packed = pack(single, tmp_path / "tiny", PackOptions("tiny"))
+    assert {model.label for model in load_evaluation(packed / "evaluation").models} == {"tiny", "TF-IDF"}
+    result = json.loads((single / "evaluation.json").read_text())
+    assert json.loads((packed / "evaluation/results.json").read_text())["accuracy"] == result["accuracy"]
+    card = (packed / "README.md").read_text()
+    assert "HeldOutPairs" in card and "No score of this model" not in card
+
+
+def test_a_card_names_a_result_that_stands_alone(single: Path, tmp_path: Path):
+    run = Path(shutil.copytree(single, tmp_path / "run"))
+    shutil.rmtree(run / "report")
+    card = (pack(run, tmp_path / "tiny", PackOptions("tiny")) / "README.md").read_text()
+    assert "`evaluation/results.json` has its accuracy on held-out pairs" in card and "No score of this" not in card
+    (run / "evaluation.json").unlink()
+    card = (pack(run, tmp_path / "tiny", PackOptions("tiny")) / "README.md").read_text()
+    assert "No score of this model came with it" in card

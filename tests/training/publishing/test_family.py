@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from tests.hub_server import load_worker
 from tests.hub_server.client import connected, environment
 from tests.hub_server.server import READ_TOKEN, HubServer
-from tests.training.publishing.packed import write_packed
+from tests.training.publishing.packed import spoil, write_packed
 from tests.training.publishing.releases import make_release
 from training import publish
 from training.publish import main
@@ -152,13 +152,15 @@ def test_a_dry_run_needs_neither_login_nor_network(
         assert f"{(Path(folder) / 'model.safetensors').stat().st_size:,}  model.safetensors" in shown
         assert f"+++ {repo}/README.md" in shown
     assert shown.count("\n+| [org/small]") == 2
-    assert shown.endswith("collection 'F2LLM-v2' of org:\n1. org/small\n2. org/middle\n3. org/large\n")
-
-
-def spoil(folder: str) -> None:
-    # The pooling of a wider model; the file has the same size.
-    pooling = Path(folder) / "1_Pooling/config.json"
-    pooling.write_text(pooling.read_text().replace("32", "64"))
+    assert "\ncollection 'F2LLM-v2' of org:\n1. org/small\n2. org/middle\n3. org/large\n\nupload " in shown
+    summary = shown.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in summary] == [
+        *("upload", "licence", "tag", "visibility", "card") * 3,
+        *("checks", "Nothing"),
+    ]
+    assert all(
+        f'"{repo}"' in Path(f"{folder}.card.md").read_text() for folder, repo in zip(members, REPOS, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("client_waits")
@@ -168,7 +170,7 @@ def test_what_is_wrong_with_the_last_member_is_found_before_the_first_write(
 ) -> None:
     words, part = [], ""
     if fault == "fault":
-        spoil(members[2])
+        spoil(Path(members[2]))
         part = "1_Pooling/config.json"
     elif fault == "unpacked":
         (Path(members[2]) / "release.json").unlink()
@@ -218,7 +220,7 @@ def test_a_login_that_may_not_write_is_refused(
 
 @pytest.mark.usefixtures("client_waits")
 def test_faults_are_passed_over_when_told(members: list[str], hub_server: HubServer) -> None:
-    spoil(members[2])
+    spoil(Path(members[2]))
     assert push(members, "--no-verify") == 0
     check_whole(hub_server)
 

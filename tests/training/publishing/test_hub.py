@@ -232,8 +232,8 @@ def test_another_writer_at_the_last_moment_is_not_overwritten(
     assert repository.files(branch) == {**FILES, "theirs.txt": b"theirs"}
 
 
-def test_a_file_that_changes_meanwhile_is_found(
-    hub: Hub, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_changes_meanwhile_is_not_published(
+    hub: Hub, repository: Repository, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(BIG)
@@ -246,8 +246,10 @@ def test_a_file_that_changes_meanwhile_is_found(
         upload(*args, **options)
 
     monkeypatch.setattr(hub.api, "preupload_lfs_files", changed)
-    with refuses(REPO, "was the folder changed meanwhile?"):
+    before = repository.branches["main"]
+    with refuses("model.safetensors: was changed while it was uploaded", REPO):
         hub.publish(REPO, {"model.safetensors": file, "config.json": b"{}"}, message="Release")
+    assert repository.branches["main"] == before
 
 
 def test_a_branch_that_an_interruption_left_is_removed(hub: Hub, repository: Repository) -> None:

@@ -48,14 +48,14 @@ def test_a_stage_tells_what_it_trained_on(runs):
 
 
 def test_rows_are_those_under_the_cap(runs):
-    description = runs / "stage2/prepared/tiny_retrieval/source.json"
+    (description,) = runs.glob("stage2/prepared/tiny_retrieval-*/source.json")
     content = json.loads(description.read_text())
     description.write_text(json.dumps({**content, "rows": {"train": 7, "validation": 1}}))
     assert next(s for s in _records(runs / "stage2")[-1].sources if s.name == "tiny_retrieval").rows == 7
 
 
 def test_data_prepared_anew_since_tells_no_rows(runs, caplog):
-    description = runs / "stage2/prepared/tiny_retrieval/source.json"
+    (description,) = runs.glob("stage2/prepared/tiny_retrieval-*/source.json")
     description.write_text(description.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     found = {source.name: source for source in _records(runs / "student")[-1].sources}
     assert found["tiny_retrieval"].rows is None and found["tiny_retrieval"].licence == "CC0-1.0"

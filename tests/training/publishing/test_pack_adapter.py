@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def pack(run: Path, *words: str) -> int:
-    return main(["pack", str(run), "--name", "tiny", "--output", str(run.parent / "packed"), *words])
+    options = ["--name", "tiny", "--output", str(run.parent / "packed"), "--licence", "apache-2.0"]
+    return main(["pack", str(run), *options, *words])
 
 
 def adapter_of(run: Path) -> AdapterRecord:

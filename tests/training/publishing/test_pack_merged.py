@@ -16,7 +16,8 @@ from training.publishing.record import Reference, load_release
 
 
 def _pack(soup: Path, output: Path) -> Path:
-    assert publish(["pack", str(soup), "--name", "tiny-soup", "--output", str(output)]) == 0
+    words = ["--name", "tiny-soup", "--output", str(output), "--licence", "apache-2.0"]
+    assert publish(["pack", str(soup), *words]) == 0
     return output
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.hub_server.client import connected
 from tests.hub_server.server import TOKEN, HubServer
 from tests.hub_server.store import Repository
-from tests.training.publishing.packed import NAME, write_packed
+from tests.training.publishing.packed import NAME, spoil, write_packed
 from training.publish import main
 from training.publishing.card import model_card
 from training.publishing.push import packed_files
@@ -65,15 +65,29 @@ def test_the_message_the_branch_and_a_private_repository_are_as_told(packed: Pat
     assert repository.files() == {}
 
 
-def test_a_dry_run_shows_files_and_card_without_login_or_network(
+def test_a_dry_run_ends_in_a_summary_without_login_or_network(
     packed: Path, hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    words = ["push", str(packed), "--repo", REPO, "--dry-run"]
     with connected(hub_server, tmp_path / "home", token=None):
-        assert main(["push", str(packed), "--repo", REPO, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
+        assert main([*words, "--tag", "v1.0", "--private"]) == 0
+        shown = capsys.readouterr().out
+        assert main([*words, "--no-verify"]) == 0
     assert f"{(packed / 'model.safetensors').stat().st_size:,}  model.safetensors" in shown
-    assert f"in {sum(path.is_file() for path in packed.rglob('*'))} files, to {hub_server.address}/{REPO}" in shown
-    assert model_card(packed, REPO) in shown
+    card = packed.with_name(f"{NAME}.card.md")
+    summary = shown.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in summary] == [
+        *("upload", "licence", "tag", "visibility", "checks", "card", "Nothing")
+    ]
+    assert f"in {len(before)} files, to {hub_server.address}/{REPO}, branch main" in summary[0]
+    assert [line.split(maxsplit=1)[1].partition(";")[0] for line in summary[1:6]] == [
+        *("apache-2.0", "v1.0", "private", "no fault", str(card))
+    ]
+    assert summary[6] == "Nothing was uploaded."
+    assert card.read_text() == model_card(packed, REPO) and len(shown.splitlines()) < len(before) + 10
+    assert "tag         none\n" in (second := capsys.readouterr().out) and "checks      not made" in second
+    assert {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()} == before
     assert hub_server.log == []
 
 
@@ -88,7 +102,7 @@ def test_the_card_names_the_data_that_is_told(
     assert main(words) == 0
     uploaded = hub_server.repository(REPO).files()["README.md"].decode()
     assert "datasets:\n- org/first\n- org/second\n" in uploaded
-    assert uploaded in capsys.readouterr().out
+    assert uploaded == packed.with_name(f"{NAME}.card.md").read_text()
 
 
 def test_a_hidden_file_is_not_uploaded(packed: Path) -> None:
@@ -170,9 +184,7 @@ def test_a_folder_that_is_not_packed_or_was_changed_is_refused(
 def test_a_folder_with_a_fault_is_uploaded_only_when_told(
     packed: Path, hub_server: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The pooling of a wider model; the file has the same size.
-    pooling = packed / "1_Pooling/config.json"
-    pooling.write_text(pooling.read_text().replace("32", "64"))
+    spoil(packed)
     assert main(["push", str(packed), "--repo", REPO]) == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1

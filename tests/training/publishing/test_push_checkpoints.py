@@ -321,9 +321,10 @@ def test_a_dry_run_needs_neither_login_nor_network(run: Path, capsys) -> None:
     assert push(run, "--dry-run") == 0
     told = capsys.readouterr().out
     assert all(f"revision {name}" in told for name in REVISIONS)
-    assert (
-        "  model.safetensors" in told and "**Not a finished model**" in told and "optimizer" not in told.split("#")[0]
-    )
+    assert "  model.safetensors" in told and "optimizer" not in told
+    cards = run.with_name("stage1.card.md")
+    assert cards.read_text().count("**Not a finished model**") == len(REVISIONS)
+    assert f"cards       {cards}\nNothing was uploaded.\n" in told
     assert not (run / ".upload_queue").exists()
 
 

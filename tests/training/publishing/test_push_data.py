@@ -51,14 +51,22 @@ def test_push_data_uploads_the_release_and_changes_nothing_the_second_time(
     assert len(repository.commits) == 2
 
 
-def test_a_dry_run_shows_files_and_card_without_login_or_network(
+def test_a_dry_run_ends_in_a_summary_without_login_or_network(
     released: Path, hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with connected(hub_server, tmp_path / "home", token=None):
         assert main(["push-data", str(released), "--repo", REPO, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "data/" in shown
-    assert f'load_dataset("{REPO}"' in shown
+    assert "data/" in shown and "| " not in shown
+    card = released.with_name("tiny-data.card.md")
+    assert f'load_dataset("{REPO}"' in card.read_text()
+    summary = shown.split("\n\n")[-1].splitlines()
+    assert f"to {hub_server.address}/datasets/{REPO}, branch main" in summary[0]
+    assert [line.split(maxsplit=1)[1].partition(";")[0] for line in summary[1:6]] == [
+        *("cc0-1.0", "none", "a new repository as its owner's settings say"),
+        *("the files are those that release.json lists", str(card)),
+    ]
+    assert summary[6:] == ["Nothing was uploaded."]
     assert hub_server.log == []
 
 
@@ -69,7 +77,7 @@ def test_a_dry_run_shows_files_and_card_without_login_or_network(
         ("{}", "no record of a dataset release"),
         ("no json", "no record of a dataset release"),
         ('{"name": "tiny-embedder", "stages": []}', "no record of a dataset release"),
-        ('{"name": "x", "made_of": {}, "sources": {}, "files": {}}', "is not as release.json says"),
+        ('{"name": "x", "made_of": {}, "sources": {}, "files": {}, "sha256": {}}', "is not as release.json says"),
     ],
 )
 @pytest.mark.usefixtures("client_waits")

@@ -9,15 +9,22 @@ from pathlib import Path
 import numpy as np
 
 
-def with_sentence_transformers(folder: str, backend: str, file_name: str, texts: list[str]) -> np.ndarray:
+def with_sentence_transformers(folder: str, kind: str, file_name: str, texts: list[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    choice = {"file_name": file_name}
+    backend, remote_code = kind.split("-")[0].replace("remote", "torch"), kind.endswith("remote-code")
+    choice = {"file_name": file_name} if file_name else {"export": True}
     if backend == "openvino":
         choice["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
     model = SentenceTransformer(
-        folder, device="cpu", backend=backend, model_kwargs={} if backend == "torch" else choice
+        folder,
+        device="cpu",
+        backend=backend,
+        trust_remote_code=remote_code,
+        model_kwargs={} if backend == "torch" else choice,
     )
+    if remote_code and backend == "torch":
+        assert type(model[0].auto_model).__name__ == "F2LLMModel"
     # As they come, so that short texts are padded to long ones.
     return np.concatenate([model.encode(texts[start : start + 4]) for start in range(0, len(texts), 4)])
 

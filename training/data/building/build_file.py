@@ -17,6 +17,8 @@ A build file is a YAML file::
         licence: CC-BY-SA-4.0
         cap: 80000
         symmetric: false
+        on_bad_row: error                # or quarantine: rows with something else than text where text belongs are
+                                         # left out and counted in build.json, optional
 
 Paths are relative to the build file. A column may be a path into nested ones (``answers.text``; of a list its first
 item) or, for texts, a list of columns to be joined by newlines (``[title, body]``).
@@ -45,6 +47,7 @@ from typing import Any
 
 from training.data.building.formats import FORMATS, Format, Key
 from training.data.building.formats.format import REQUIRED
+from training.data.options import ON_BAD_ROW
 from training.errors import UserError
 from training.yaml_file import load_yaml, unknown_key
 
@@ -90,6 +93,7 @@ _KEYS = {
     "licence": _OPTIONAL_TEXT,
     "cap": Key("a number of at least 1", lambda v: v is None or (_is_whole(v) and v >= 1), None),
     "symmetric": Key("true or false", lambda value: value is None or isinstance(value, bool), None),
+    "on_bad_row": Key(f"one of {', '.join(ON_BAD_ROW)}", lambda value: value in ON_BAD_ROW, "error"),
 }
 # What the manifest says beside the rows: a change of it is none of them.
 _DESCRIPTION = ("instruction", "languages", "licence", "cap", "symmetric")
@@ -108,6 +112,7 @@ class RawSource:
         columns: The column or columns of each role.
         options: The values of the format's own keys.
         description: What the manifest says of it, besides name, files and task type.
+        on_bad_row: One of ``ON_BAD_ROW``.
     """
 
     name: str
@@ -118,6 +123,7 @@ class RawSource:
     columns: dict[str, str | list[str]]
     options: dict[str, Any]
     description: dict[str, Any]
+    on_bad_row: str = "error"
 
     @property
     def num_negatives(self) -> int:
@@ -194,6 +200,7 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         columns=_columns(where, values["columns"], kind),
         options={name: _value(where, entry, name, key) for name, key in kind.keys.items()},
         description={key: values[key] for key in _DESCRIPTION},
+        on_bad_row=values["on_bad_row"],
     )
 
 

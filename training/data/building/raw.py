@@ -1,73 +1,22 @@
-"""Raw data: whatever ``datasets`` loads, read row by row in the columns that a build file names."""
+"""Raw rows: what was loaded, read row by row in the columns that a build file names."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from training.errors import UserError, in_one_line
+from training.data.building.json_rows import JsonRows
+from training.errors import UserError
 
-__all__ = ["FILE_KINDS", "RawRows", "load_raw"]
+__all__ = ["RawRows", "is_text"]
 
-# The names by which `datasets` loads files that are not laid out as a data set.
-FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
 _BATCH_ROWS = 1000
 # Roles that are texts, too, but may be missing.
 _LANGUAGES = ("lang", "passage_lang")
-
-
-def load_raw(where: str, dataset: str, folder: Path, **options: Any) -> datasets.Dataset:
-    """Loads one split of a data set; its rows stay on disk, memory-mapped.
-
-    Args:
-        where: What an error names.
-        dataset: A name on the Hub, one of ``FILE_KINDS``, or a folder: of data files, or of ``Dataset.save_to_disk``.
-        folder: What paths are relative to.
-        **options: Arguments of ``datasets.load_dataset``.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    split, path = options.pop("split"), folder / dataset
-    if dataset in FILE_KINDS:
-        if "data_files" not in options:
-            raise UserError(f"{where}: dataset {dataset!r} needs the files to read; name them in 'data_files'")
-        options["data_files"] = _beside(folder, options["data_files"])
-    elif path.is_dir():
-        # Of a folder beside the build file and a set on the Hub of one name, the folder is meant.
-        dataset = str(path)
-    try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return _saved(where, path, split)
-        return datasets.load_dataset(dataset, split=split, **options)
-    except (datasets.exceptions.DatasetsError, LookupError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        # "An error occurred while generating the dataset" has the reason in its cause.
-        reason = in_one_line(error.__cause__ or error)
-        raise UserError(
-            f"{where}: cannot load split {split!r} of {dataset!r} ({reason}); "
-            "check dataset, config, split, data_files and load_options"
-        ) from None
-
-
-def _saved(where: str, path: Path, split: str) -> datasets.Dataset:
-    """What ``save_to_disk`` left: one data set, or one for each split."""
-    loaded = datasets.load_from_disk(path)
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
-    if split not in splits:
-        raise UserError(f"{where}: there is no split {split!r} in {path}; it has {', '.join(splits)}")
-    return splits[split]
-
-
-def _beside(folder: Path, files: str | Sequence[str]) -> list[str]:
-    """The files with relative paths taken from a folder; addresses stay as they are."""
-    return [file if "://" in file else str(folder / file) for file in ([files] if isinstance(files, str) else files)]
 
 
 class RawRows:
@@ -76,7 +25,7 @@ class RawRows:
     Iterating yields the number and the columns of each row that has all it must have; the others are counted.
 
     Args:
-        dataset: The data set.
+        data: What was loaded.
         columns: For each role the column to read: its name, a path into nested columns (``answers.text``; of a list
             its first item), or for texts a list of them, to be joined by newlines.
         where: What an error names.
@@ -85,6 +34,8 @@ class RawRows:
         optional: Roles that may be missing or not be among ``columns``; they then are None.
         name: The name of the source, for the keys of draws.
         seed: The seed of draws.
+        quarantine: Whether a row with something else than text where text belongs is left out and counted, rather
+            than an error.
 
     Attributes:
         columns: As above.
@@ -98,7 +49,7 @@ class RawRows:
 
     def __init__(
         self,
-        dataset: datasets.Dataset,
+        data: datasets.Dataset | JsonRows,
         columns: Mapping[str, str | Sequence[str]],
         where: str,
         *,
@@ -107,87 +58,140 @@ class RawRows:
         optional: Sequence[str] = (),
         name: str = "",
         seed: int = 0,
+        quarantine: bool = False,
     ) -> None:
         self.columns, self.name, self.seed = columns, name, seed
         self.dropped: Counter[str] = Counter()
-        self._where, self._texts, self._required = where, frozenset(texts), frozenset((*texts, *values))
+        self._data, self._where, self._quarantine = data, where, quarantine
+        self._texts, self._required = frozenset(texts), frozenset((*texts, *values))
         self._roles = (*texts, *values, *optional)
-        schema = dataset.data.schema
+        named = {role: [column] if isinstance(column, str) else column for role, column in columns.items()}
+        if isinstance(data, JsonRows):
+            schema = None
+            names = data.columns(column.split(".")[0] for all_of in named.values() for column in all_of)
+        else:
+            schema = data.data.schema
+            names = schema.names
         self._paths = {
-            role: [self._path(schema, role, column) for column in ([named] if isinstance(named, str) else named)]
-            for role, named in columns.items()
+            role: [self._path(names, schema, role, column) for column in all_of] for role, all_of in named.items()
         }
-        tops = dict.fromkeys(path[0] for paths in self._paths.values() for path in paths)
-        self._dataset = dataset.select_columns(list(tops)).with_format("arrow")
+        self._tops = list(dict.fromkeys(path[0] for paths in self._paths.values() for path in paths))
+        self._first, self._places = 0, [""]
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._data)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         self.dropped.clear()
-        first = 0
-        for table in self._dataset.iter(_BATCH_ROWS):
-            columns = [self._column(role, table, first) for role in self._roles]
-            for number, row in enumerate(zip(*columns, strict=True), start=first):
-                fault = self._fault(row)
+        self._first = 0
+        for places, batch in self._batches():
+            self._places = places
+            columns = [self._column(role, batch) for role in self._roles]
+            for number, row in enumerate(zip(*columns, strict=True), start=self._first):
+                fault = self._fault(number, row)
                 if fault is None:
                     yield number, dict(zip(self._roles, row, strict=True))
                 else:
                     self.dropped[fault] += 1
-            first += len(table)
+            self._first += len(self._places)
 
     def refuse(self, number: int, role: str, fault: str) -> UserError:
-        """The error for a row that is none of the kind its source is said to be of.
+        """The error for a row of another kind than its source is said to have.
+
+        Args:
+            number: The number of the row, one of those that were read last.
+            role: The role of the faulty column.
+            fault: What is wrong with it and what to do.
+        """
+        place = self._places[number - self._first]
+        return UserError(f"{self._where}: {place}, column {self.columns[role]!r} ({role}) {fault}")
+
+    def refuse_or_count(self, number: int, role: str, fault: str, remedy: str) -> str:
+        """Refuses a row whose value is something else than text; or says why it is left out.
 
         Args:
             number: The number of the row.
             role: The role of the faulty column.
-            fault: What is wrong with it and what to do.
-        """
-        return UserError(f"{self._where}: row {number}, column {self.columns[role]!r} ({role}) {fault}")
+            fault: What is wrong with it.
+            remedy: What to do.
 
-    def _path(self, schema: pa.Schema, role: str, column: str) -> tuple[str, ...]:
+        Raises:
+            UserError: If such rows are not left out.
+        """
+        if not self._quarantine:
+            raise self.refuse(number, role, f"{fault}; {remedy}, or leave such rows out with 'on_bad_row: quarantine'")
+        return f"{role} is not text"
+
+    def _batches(self) -> Iterator[tuple[list[str], list[list[Any]]]]:
+        """Yields where some rows stand, and the values of each top column."""
+        if isinstance(self._data, JsonRows):
+            yield from self._data.batches(self._tops)
+            return
+        # Decoded as the data set's features say: what lies in the file may be another form of it.
+        first = 0
+        for batch in self._data.select_columns(self._tops).with_format(None).iter(_BATCH_ROWS):
+            columns = [batch[name] for name in self._tops]
+            yield [f"row {first + number}" for number in range(len(columns[0]))], columns
+            first += len(columns[0])
+
+    def _path(self, names: Sequence[str], schema: pa.Schema | None, role: str, column: str) -> tuple[str, ...]:
         """The steps to a column, whose own name may have dots too."""
-        path = (column,) if column in schema.names else tuple(column.split("."))
-        kind = schema.field(path[0]).type if path[0] in schema.names else None
-        for step in path[1:]:
-            while kind is not None and _is_list(kind):
-                kind = kind.value_type
-            found = kind is not None and pa.types.is_struct(kind) and kind.get_field_index(step) >= 0
-            kind = kind.field(step).type if found else None
-        if kind is None:
+        path = (column,) if column in names else tuple(column.split("."))
+        there = path[0] in names
+        if there and schema is not None:
+            kind = schema.field(path[0]).type
+            for step in path[1:]:
+                while kind is not None and _is_list(kind):
+                    kind = kind.value_type
+                if isinstance(kind, pa.BaseExtensionType):
+                    # JSON: what is in it shows in the rows.
+                    break
+                found = kind is not None and pa.types.is_struct(kind) and kind.get_field_index(step) >= 0
+                kind = kind.field(step).type if found else None
+            there = kind is not None
+        if not there:
             raise UserError(
                 f"{self._where}: there is no column {column!r} for {role!r}; correct 'columns', "
-                f"the data has {', '.join(schema.names)}"
+                f"the data has {', '.join(names)}"
             )
         return path
 
-    def _column(self, role: str, table: pa.Table, first: int) -> list[Any]:
+    def _column(self, role: str, batch: Sequence[Sequence[Any]]) -> list[Any]:
         """The values of one role in a batch of rows."""
         if role not in self._paths:
-            return [None] * len(table)
+            return [None] * len(self._places)
         is_text = role in self._texts or role in _LANGUAGES
         parts = []
         for path in self._paths[role]:
-            values = [_walk(value, path[1:]) for value in table.column(path[0]).to_pylist()]
+            values = [_walk(value, path[1:]) for value in batch[self._tops.index(path[0])]]
             parts.append([_first(value) for value in values] if is_text else values)
-            if is_text:
-                self._check_texts(role, parts[-1], first)
         return parts[0] if len(parts) == 1 else [_joined(texts) for texts in zip(*parts, strict=True)]
 
-    def _check_texts(self, role: str, values: Sequence[Any], first: int) -> None:
-        for number, value in enumerate(values, start=first):
-            if value is not None and not isinstance(value, str):
-                raise self.refuse(number, role, f"holds {str(value)[:100]!r}, which is no text; name another column")
-
-    def _fault(self, row: Sequence[Any]) -> str | None:
+    def _fault(self, number: int, row: Sequence[Any]) -> str | None:
         """Why a row is left out, if it is."""
         for role, value in zip(self._roles, row, strict=True):
-            if role in self._required and value is None:
-                return f"{role} is missing"
-            if role in self._texts and not value.strip():
-                return f"{role} is blank"
+            if value is None or (role not in self._texts and value == ""):
+                if role in self._required:
+                    return f"{role} is missing"
+            elif role in self._texts or role in _LANGUAGES:
+                if not is_text(value):
+                    kind = "half a surrogate pair" if isinstance(value, str) else type(value).__name__
+                    shown = f"holds {repr(value)[:100]}, which is {kind}, not text"
+                    return self.refuse_or_count(number, role, shown, "correct the row or name another column")
+                if role in self._texts and not value.strip():
+                    return f"{role} is blank"
         return None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written as UTF-8; half of a surrogate pair of JSON cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -202,14 +206,20 @@ def _first(value: Any) -> Any:
 
 
 def _walk(value: Any, path: Sequence[str]) -> Any:
+    """The value at the end of a path; in JSON a row may hold something that has no such part."""
     for step in path:
         value = _first(value)
-        value = None if value is None else value[step]
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            return {f"without {step}": value}
+        value = value.get(step)
     return value
 
 
-def _joined(texts: Sequence[str | None]) -> str | None:
-    """The texts that are there, a line each; None if all are missing."""
+def _joined(texts: Sequence[Any]) -> Any:
+    """The texts that are there, a line each; None if all are missing; the first that is not text, if there is one."""
     if all(text is None for text in texts):
         return None
-    return "\n".join(text for text in texts if text and text.strip())
+    wrong = [text for text in texts if text is not None and not isinstance(text, str)]
+    return wrong[0] if wrong else "\n".join(text for text in texts if text and text.strip())

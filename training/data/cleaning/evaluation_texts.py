@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from training.data.parquet import columns_of
 from training.errors import UserError, in_one_line
 
 __all__ = ["EvaluationFile", "EvaluationSet", "EvaluationTask", "evaluation_file", "evaluation_tasks"]
@@ -62,7 +63,7 @@ class EvaluationFile:
             for record in _records(self.path, self.columns):
                 for column in self.columns:
                     yield from ((column, text) for text in _strings(record.get(column)))
-        except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path}: cannot be read ({in_one_line(error)}); write the file again") from None
 
 
@@ -86,7 +87,7 @@ def evaluation_file(argument: str) -> EvaluationFile:
         return EvaluationFile(path, ("line",))
     try:
         there = _column_names(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({in_one_line(error)}); write the file again") from None
     if not columns:
         raise UserError(f"{path}: name the columns with texts ({path}:column,column); it has {', '.join(there)}")
@@ -114,7 +115,8 @@ def _records(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     elif path.suffix == ".parquet":
         with pq.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(columns=list(columns)):
-                yield from batch.to_pylist()
+                values = columns_of(pa.Table.from_batches([batch]))
+                yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
     else:
         for batch in _open_csv(path, columns):
             yield from batch.to_pylist()

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import instruct
-from training.errors import UserError, in_one_line
-from training.model_identity import model_revision
+from training.data.instructions import split_instruction, without_instruction
+from training.errors import UserError
+from training.models.encoders import load_encoder
+from training.models.reference import ModelRef, resolve
+from training.models.settings import reads_as_ours
 
 __all__ = ["Miner", "find_miner"]
 
@@ -51,7 +54,14 @@ class Miner:
         described.pop("batch_size")
         if Path(self.model).is_dir():
             described.pop("model")
+        # Was pooled by mean once: those embeddings are not to be found.
+        if reads_as_ours(self.model, self._commit):
+            described["pooling"] = "lasttoken"
         return described
+
+    @property
+    def _commit(self) -> str | None:
+        return None if Path(self.model).is_dir() else self.revision
 
     def embed_queries(self, texts: Sequence[str], instruction: str | None) -> NDArray[np.float32]:
         """Embeds queries, under an instruction or else under the model's own prompt, if it has one.
@@ -61,9 +71,10 @@ class Miner:
         """
         model = _load(self)
         if instruction is None:
-            return _unit(model.encode_query(list(texts), **self._options()))
+            # Its own prompt takes the place of what published files carry in the text.
+            return _unit(model.encode_query([without_instruction(text) for text in texts], **self._options()))
         # Published files may carry the instruction in the text already.
-        carried = np.array([text.startswith("Instruct: ") and "\nQuery: " in text for text in texts], dtype=bool)
+        carried = np.array([split_instruction(text)[0] is not None for text in texts], dtype=bool)
         vectors: NDArray[np.float32] | None = None
         for rows, prompt in ((np.flatnonzero(~carried), instruct(instruction)), (np.flatnonzero(carried), "")):
             if len(rows):
@@ -93,13 +104,14 @@ def find_miner(model: str, **options: Any) -> Miner:
     """Finds a model and pins its revision, without loading it.
 
     Args:
-        model: Folder or Hub name.
+        model: Folder, run or Hub name.
         **options: The other fields of :class:`Miner`.
 
     Raises:
         UserError: If there is no such model or an option is out of range.
     """
-    miner = Miner(model, model_revision(model, "--model"), **options)
+    found = resolve(model, "--model")
+    miner = Miner(found.place, found.identity, **options)
     for name in ("max_length", "truncate_dim", "batch_size"):
         value = getattr(miner, name)
         if value is not None and value < 1:
@@ -112,17 +124,19 @@ def find_miner(model: str, **options: Any) -> Miner:
 # A worker embeds for many tasks: it loads the model for the first.
 @lru_cache(maxsize=1)
 def _load(miner: Miner) -> SentenceTransformer:
-    try:
-        model = SentenceTransformer(
-            miner.model,
-            revision=None if Path(miner.model).is_dir() else miner.revision,
-            truncate_dim=miner.truncate_dim,
-            trust_remote_code=miner.trust_remote_code,
-            model_kwargs={"dtype": getattr(torch, miner.dtype)},
-        )
-    # Damaged folders come out of the libraries as anything.
-    except Exception as error:
-        raise UserError(f"model {miner.model!r} cannot be loaded: {in_one_line(error)}") from None
+    found = ModelRef(miner.model, miner.model, miner._commit, miner.revision)
+    model = load_encoder(
+        found,
+        "--model",
+        trust_remote_code=miner.trust_remote_code,
+        truncate_dim=miner.truncate_dim,
+        model_kwargs={"dtype": getattr(torch, miner.dtype)},
+    )
     if miner.max_length is not None:
+        if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
+            raise UserError(
+                f"--max-length {miner.max_length} is more than the {model.max_seq_length} tokens of a text that "
+                f"{miner.model} reads; give --max-length {model.max_seq_length}, or leave it out"
+            )
         model.max_seq_length = miner.max_length
     return model

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from training.common.outputs import check_output
+from training.common.outputs import check_output, clear_partials, locked
 from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.mining.index import choose_search
@@ -111,14 +111,17 @@ def mine(
     options.check()
     reads = [file for source in (*sources, *bitext, *others) for file in source.files if isinstance(file, Path)]
     reads += [Path(miner.model), *([manifest] if manifest else [])]
-    run = _Run(miner, Path(output).resolve(), options, half, resources, reads)
-    # Before any work: that of a night should not end at the last source.
-    rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
-    translations = find_translations(bitext) if rows else None
-    for source in sources:
-        if source.name in rows:
-            run.mine(source, rows.pop(source.name), translations)
-    return run.finish(sources, others)
+    output = Path(output).resolve()
+    check_output(output, reads)
+    with locked(output):
+        run = _Run(miner, output, options, half, resources, reads)
+        # Before any work: that of a night should not end at the last source.
+        rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
+        translations = find_translations(bitext) if rows else None
+        for source in sources:
+            if source.name in rows:
+                run.mine(source, rows.pop(source.name), translations)
+        return run.finish(sources, others)
 
 
 def _checked(source: Source, options: MiningOptions) -> SourceRows:
@@ -140,9 +143,9 @@ def _fingerprint(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _described(source: Source) -> dict[str, Any]:
+def _described(source: Source, memory: Path) -> dict[str, Any]:
     """Changes with anything that mining depends on; a file keeps its identity when the folder moves."""
-    return {**asdict(source), "files": [identity(file) for file in source.files]}
+    return {**asdict(source), "files": [identity(file, memory) for file in source.files]}
 
 
 class _Run:
@@ -167,7 +170,6 @@ class _Run:
         self._executor, self._tasks = replace(executor, workers=workers), workers or _REMOTE_TASKS
         self._shard_texts = resources.max_corpus_in_memory
         self._cache = Path(resources.cache or output / _EMBEDDINGS).resolve()
-        check_output(output, reads)
         check_output(self._cache, reads, option="--cache")
         self._report = self._read_report()
         check_output(output, ours=self._ours())
@@ -175,6 +177,8 @@ class _Run:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{output}: the folder cannot be written ({error.strerror}); give another") from None
+        # Left by a command that was killed.
+        clear_partials(output)
         self._fingerprints: dict[str, str] = {}
 
     def _read_report(self) -> dict[str, Any]:
@@ -198,9 +202,11 @@ class _Run:
 
     def unfinished(self, sources: Sequence[Source], bitext: Sequence[Source]) -> list[Source]:
         """Sources that are not there yet, of the same input and options."""
-        guard = [_described(source) for source in bitext]
+        memory = self._cache / ".hashes"
+        guard = [_described(source, memory) for source in bitext]
         for source in sources:
-            made_by = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half, guard, _described(source)]
+            made_by = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half, guard]
+            made_by.append(_described(source, memory))
             self._fingerprints[source.name] = _fingerprint(made_by)
         return [source for source in sources if not self._is_finished(source)]
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from training.common.checksums import check_file, write_checksums
 from training.data.mining.embedding_cache import EmbeddingCache, Locations
 from training.data.mining.index import ShardIndex
 from training.data.mining.miner import Miner
@@ -60,13 +61,20 @@ class MiningTasks:
 
     def save(self, name: str, array: NDArray[Any]) -> None:
         """Writes an array; the file is whole or absent."""
-        partial = self.folder / f".{name}.partial.npy"
+        path, partial = self.folder / f"{name}.npy", self.folder / f".{name}.partial.npy"
         np.save(partial, array)
-        partial.replace(self.folder / f"{name}.npy")
+        write_checksums(path, partial)
+        partial.replace(path)
 
     def load(self, name: str) -> NDArray[Any]:
-        """Maps an array into memory."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        """Maps an array into memory.
+
+        Raises:
+            UserError: If the file is damaged; 64 MiB of it are compared with what was written.
+        """
+        path = self.folder / f"{name}.npy"
+        check_file(path, f"delete {self.folder}, and it is mined again")
+        return np.load(path, mmap_mode="r")
 
     def texts(self, side: str) -> TextStore:
         """The distinct queries or passages."""

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from training.common.checksums import check_file, write_checksums
+
 __all__ = ["CHUNK_TEXTS", "TextStore"]
 
 # Texts that are written, embedded and cached together: what a killed run loses at most.
@@ -22,9 +24,13 @@ class TextStore:
 
     Args:
         path: A file that :meth:`write` wrote.
+
+    Raises:
+        UserError: If the file is damaged; 64 MiB of it are compared with what was written.
     """
 
     def __init__(self, path: Path) -> None:
+        check_file(path, f"delete {path.parent}, and it is mined again")
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
 
     @staticmethod
@@ -34,6 +40,7 @@ class TextStore:
         with pa.ipc.new_file(str(partial), _SCHEMA) as writer:
             for chunk in _chunks(texts):
                 writer.write_batch(pa.record_batch([pa.array(chunk, type=pa.large_string())], schema=_SCHEMA))
+        write_checksums(path, partial)
         partial.replace(path)
 
     def chunk(self, number: int) -> pa.Array:

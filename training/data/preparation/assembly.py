@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from training.common.checksums import write_checksums
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.quarantine import join_quarantines
 from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
@@ -16,7 +18,7 @@ from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLI
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 3
+FORMAT = 4
 _COPY_BYTES = 16 << 20
 
 
@@ -37,6 +39,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         for split, file in SPLITS.items()
     }
     source, options = plan.source, plan.options
+    for path in sorted(folder.iterdir()):
+        write_checksums(path)
     description = {
         "format": FORMAT,
         "name": source.name,
@@ -47,7 +51,10 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "negatives": plan.negatives,
         "texts": texts,
         "tokens": tokens,
+        "end_token": Tokenizer.from_file(str(plan.tokenizer_file)).encode("").ids[-1],
         **kept,
+        # Rows of the files, above the cap and put aside ones too.
+        "read": plan.rows,
         "rows": rows,
         "query_is_passage": sum(int(plan.same_file(s).read_text()) for s in shards),
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),

@@ -1,6 +1,8 @@
-"""The third phase: hashes of a shard's rows become positions among the source's distinct texts."""
+"""The fourth phase: hashes of a shard's rows become positions among the source's distinct texts."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -16,20 +18,20 @@ _BLOCK_CELLS = 4_000_000
 
 
 def place_shard(plan: PreparationPlan, number: int) -> None:
-    """Writes the rows of a shard as positions, -1 for a missing negative."""
+    """Writes the rows of a shard as positions, -1 for a missing negative, each to its split."""
     width = 2 + plan.negatives
-    block = max(1, _BLOCK_CELLS // width) * width
-    for split in SPLITS:
-        hashes = np.memmap(plan.rows_file(number, split), "<u8", "r") if _size(plan, number, split) else np.zeros(0)
-        with plan.positions_file(number, split).open("wb") as file:
-            for start in range(0, len(hashes), block):
-                positions = _positions(plan, np.array(hashes[start : start + block], dtype=np.uint64))
-                file.write(positions.astype("<i4").tobytes())
-
-
-def _size(plan: PreparationPlan, number: int, split: str) -> int:
-    # An empty file cannot be mapped.
-    return plan.rows_file(number, split).stat().st_size
+    block = max(1, _BLOCK_CELLS // width)
+    held_out = np.fromfile(plan.held_out_file, dtype="<u8")
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(plan.positions_file(number, split).open("wb")) for split in SPLITS}
+        draws_file = stack.enter_context(plan.draws_file(number).open("rb"))
+        rows_file = stack.enter_context(plan.rows_file(number).open("rb"))
+        while len(draws := np.fromfile(draws_file, dtype="<u8", count=block)):
+            hashes = np.fromfile(rows_file, dtype="<u8", count=len(draws) * width)
+            positions = _positions(plan, hashes.astype(np.uint64)).astype("<i4").reshape(-1, width)
+            aside = np.isin(draws, held_out)
+            for split, own in (("train", ~aside), ("validation", aside)):
+                files[split].write(positions[own].tobytes())
 
 
 def _positions(plan: PreparationPlan, hashes: np.ndarray) -> np.ndarray:

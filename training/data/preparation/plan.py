@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from training.data.manifest import Source
-from training.data.options import PreparationOptions
+from training.data.options import PreparationOptions, required_negatives
 from training.data.prepared import SPLITS
 from training.data.published import PublishedFile
 from training.keyed import keyed_bits, text_key
@@ -74,7 +74,7 @@ class PreparationPlan:
     @property
     def required_negatives(self) -> int:
         """Negatives that every row must have."""
-        return dict(self.options.num_hard_negatives)[self.source.task_type]
+        return required_negatives(dict(self.options.num_hard_negatives), self.source.task_type, self.negatives)
 
     @property
     def rows(self) -> int:
@@ -95,9 +95,18 @@ class PreparationPlan:
         """The Rust tokenizer as JSON; EOS is appended by its post-processor."""
         return self.folder / "tokenizer.json"
 
-    def rows_file(self, shard: int, split: str) -> Path:
+    def rows_file(self, shard: int) -> Path:
         """Hashes of the texts of a shard's rows: ``(rows, 2 + negatives)`` uint64."""
-        return self.folder / "rows" / f"{shard:05d}.{split}.uint64"
+        return self.folder / "rows" / f"{shard:05d}.uint64"
+
+    def draws_file(self, shard: int) -> Path:
+        """Draws of the queries of a shard's rows: ``(rows,)`` uint64."""
+        return self.folder / "rows" / f"{shard:05d}.draws.uint64"
+
+    @property
+    def held_out_file(self) -> Path:
+        """Draws of the queries that are held out for validation: ``(n,)`` uint64, in ascending order."""
+        return self.folder / "held_out.uint64"
 
     def positions_file(self, shard: int, split: str) -> Path:
         """Positions of the texts of a shard's rows: ``(rows, 2 + negatives)`` int32."""
@@ -131,9 +140,11 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     Raises:
         UserError: If a file is missing, damaged, empty, or lacks a column.
     """
-    required = dict(options.num_hard_negatives)[source.task_type]
-    files = [PublishedFile(path, required) for path in source.files]
+    files = [PublishedFile(path) for path in source.files]
     negatives = max(len(file.negatives) for file in files)
+    required = required_negatives(dict(options.num_hard_negatives), source.task_type, negatives)
+    for file in files:
+        file.require(required, source.task_type)
     shards = tuple(_shards([file.row_group_rows for file in files]))
     plan = PreparationPlan(source, options, folder, negatives, shards)
     wanted = -(-plan.cells // _PARTITION_CELLS)

@@ -6,7 +6,7 @@ within a task whether a text was seen before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 from xxhash import xxh3_128_digest
 
 from training.data.preparation.forms import TextForms
-from training.data.preparation.plan import SPLIT, PreparationPlan, cap_draws
+from training.data.preparation.plan import PreparationPlan, cap_draws
 from training.data.preparation.quarantine import QuarantineWriter
 from training.data.preparation.runs import RunWriter
-from training.data.prepared import SPLITS
+from training.data.preparation.splitting import query_draws
 from training.data.published import PublishedFile
 from training.data.row_checks import Fault, bad_row, find_faults, query_is_passage, text_column
-from training.keyed import keyed_uniform, text_key
 
 __all__ = ["MISSING", "read_shard"]
 
@@ -43,7 +42,8 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     with ExitStack() as stack:
         writer = stack.enter_context(RunWriter(plan.runs(number), plan.partitions))
         quarantine = stack.enter_context(QuarantineWriter(plan.quarantine_file(number)))
-        splits = {split: stack.enter_context(plan.rows_file(number, split).open("wb")) for split in SPLITS}
+        rows_file = stack.enter_context(plan.rows_file(number).open("wb"))
+        draws_file = stack.enter_context(plan.draws_file(number).open("wb"))
         offset = same = 0
         for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             faults = find_faults(batch, file.negatives, plan.required_negatives)
@@ -60,16 +60,9 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             same += int(query_is_passage(batch).sum())
             rows, texts, keys = hasher.hash(batch, file.negatives)
             writer.add(keys, texts)
-            for split, block in _split(plan, numbers[good], rows):
-                splits[split].write(block.astype("<u8").tobytes())
+            rows_file.write(rows.astype("<u8").tobytes())
+            draws_file.write(query_draws(batch, plan.options.seed).astype("<u8").tobytes())
     plan.same_file(number).write_text(str(same))
-
-
-def _split(plan: PreparationPlan, numbers: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    key = text_key(plan.source.name)
-    held_out = keyed_uniform(plan.options.seed, SPLIT, key, numbers) < plan.options.validation_share
-    yield "train", rows[~held_out]
-    yield "validation", rows[held_out]
 
 
 def _put_aside(
@@ -77,7 +70,8 @@ def _put_aside(
 ) -> pa.Table:
     """The bad rows of a batch, with where they stood and why they are bad; or the error of the first of them."""
     if plan.options.on_bad_row == "error":
-        raise bad_row(file.path, first_row, faults[0])
+        remedy = "correct or drop the row, or put bad rows aside with on_bad_row: quarantine"
+        raise bad_row(file.path, first_row, faults[0], remedy)
     # A row is put aside once, with its first fault.
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)
@@ -108,21 +102,39 @@ class _Hasher:
 
     def hash(self, batch: pa.RecordBatch, negatives: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
         """``(rows, 2 + negatives)`` hashes, and the distinct texts with their ``(n, 2)`` hashes and further bits."""
+        queries = text_column(batch, "query").dictionary_encode()
+        written, codes = queries.dictionary.to_pylist(), np.asarray(queries.indices)
+        texts, keys = self._encode(map(self._forms.query, written))
         rows = np.full((len(batch), self._width), MISSING, dtype=np.uint64)
-        rows[:, 0], queries, query_keys = self._encode([text_column(batch, "query")], self._forms.query)
-        names = ["passage", *negatives]
-        columns = [text_column(batch, name) for name in names]
-        documents, texts, keys = self._encode(columns, self._forms.document)
-        rows[:, 1 : 1 + len(names)] = documents.reshape(len(names), len(batch)).T
-        return rows, queries + texts, np.concatenate([query_keys, keys])
+        rows[:, 0] = keys[codes, 0]
+        columns = [text_column(batch, name) for name in ("passage", *negatives)]
+        # Of each row, what its query brings along.
+        brought = [self._forms.brought(query) for query in written]
+        numbers = {instruction: number for number, instruction in enumerate(dict.fromkeys(brought))}
+        of_row = np.array([numbers[each] for each in brought], dtype=np.int64)[codes]
+        documents, more, more_keys = self._documents(columns, list(numbers), of_row)
+        rows[:, 1 : 1 + len(columns)] = documents
+        return rows, texts + more, np.concatenate([keys, more_keys])
 
-    def _encode(
-        self, columns: Sequence[pa.Array], form: Callable[[str], str]
+    def _documents(
+        self, columns: Sequence[pa.Array], instructions: Sequence[str | None], of_row: np.ndarray
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """``(rows, columns)`` hashes of documents, each of which is a text under the instruction of its row."""
         encoded = pa.concat_arrays(columns).dictionary_encode()
-        texts = [form(text) for text in encoded.dictionary.to_pylist()]
+        written = encoded.dictionary.to_pylist()
+        codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64).reshape(len(columns), -1)
+        pairs = np.where(codes < 0, -1, codes * len(instructions) + of_row)
+        distinct, place = np.unique(np.append(pairs, -1), return_inverse=True)
+        # The first is that of what is missing.
+        texts, keys = self._encode(
+            self._forms.document(written[pair // len(instructions)], instructions[pair % len(instructions)])
+            for pair in distinct[1:].tolist()
+        )
+        return np.append(MISSING, keys[:, 0])[place[:-1].reshape(codes.shape)].T, texts, keys
+
+    def _encode(self, forms: Iterable[str]) -> tuple[list[str], np.ndarray]:
+        texts = list(forms)
         digests = b"".join(map(self._digest, map(str.encode, texts)))
         keys = np.frombuffer(digests, dtype="<u8").reshape(-1, 2).astype(np.uint64)
         np.minimum(keys[:, 0], MISSING - np.uint64(1), out=keys[:, 0])
-        codes = np.asarray(pc.fill_null(encoded.indices, len(texts)))
-        return np.append(keys[:, 0], MISSING)[codes], texts, keys
+        return texts, keys

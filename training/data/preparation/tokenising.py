@@ -1,4 +1,4 @@
-"""The second phase: the distinct texts of a partition, each tokenised once by the Rust tokenizer, many in a call."""
+"""The third phase: the distinct texts of a partition, each tokenised once by the Rust tokenizer, many in a call."""
 
 from __future__ import annotations
 

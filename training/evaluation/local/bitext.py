@@ -43,12 +43,11 @@ def any_to_any(rows: PairRows) -> Bitext:
     """
     if rows.languages is None or rows.passage_languages is None:
         return {}
-    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     columns = (rows.languages, rows.passage_languages, rows.queries, rows.passages)
     for source, target, query, passage in zip(*columns, strict=True):
         if source != target:
-            # Of several texts with one passage, the first.
-            texts[source].setdefault(passage, query)
+            texts[source][passage].append(query)
     found: Bitext = {}
     for one, other in _ring(texts):
         pairs = _shared(texts[one], texts[other])
@@ -56,7 +55,7 @@ def any_to_any(rows: PairRows) -> Bitext:
     return found
 
 
-def _ring(texts: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+def _ring(texts: Mapping[str, Mapping[str, list[str]]]) -> list[tuple[str, str]]:
     order = sorted(texts, key=lambda code: text_key(f"any-to-any {code}"))
     found: dict[frozenset[str], tuple[str, str]] = {}
     for place, one in enumerate(order):
@@ -67,18 +66,25 @@ def _ring(texts: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _shared(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
-    return dict(_one_to_one((text, other[passage]) for passage, text in one.items() if passage in other))
+def _shared(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> dict[str, str]:
+    shared = ((one[passage], other[passage]) for passage in one if passage in other)
+    return dict(_one_to_one((text, its) for texts, others in shared for text in texts for its in others))
 
 
 def _one_to_one(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    """The pairs of which neither text was in one before: a bitext has a single right answer."""
+    """The pairs that leave each text a single right answer: none of their texts is in another pair with one of them."""
+    pairs = list(pairs)
+    partners: dict[str, set[str]] = defaultdict(set)
+    partners_back: dict[str, set[str]] = defaultdict(set)
+    for one, other in pairs:
+        partners[one].add(other)
+        partners_back[other].add(one)
     first: set[str] = set()
     second: set[str] = set()
     for one, other in pairs:
         if one not in first and other not in second:
-            first.add(one)
-            second.add(other)
+            first |= partners_back[other]
+            second |= partners[one]
             yield one, other
 
 

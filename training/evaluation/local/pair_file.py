@@ -7,13 +7,11 @@ from pathlib import Path
 
 from mteb.languages import check_language_code
 
-from training.data.languages import iso639_3, script_of
+from training.data.languages import iso639_3, usual_script
 from training.data.published import PublishedFile
 from training.errors import UserError
 
 __all__ = ["PairRows", "language_code", "read_pairs"]
-
-UNKNOWN_SCRIPT = "Zyyy"
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,6 @@ def language_code(tag: str, script: str | None = None) -> str:
         ValueError: If mteb knows no such language or script.
     """
     code = iso639_3(tag)
-    script = script or (_usual_script(tag) if code != "und" else UNKNOWN_SCRIPT)
+    script = script or usual_script(tag)
     check_language_code(f"{code}-{script}")
     return f"{code}-{script}"
-
-
-def _usual_script(tag: str) -> str:
-    try:
-        return script_of(tag)
-    except ValueError:
-        return UNKNOWN_SCRIPT

@@ -13,7 +13,7 @@ from training.evaluation.local.bitext import Bitext, any_to_any, with_passages
 from training.evaluation.local.candidates import Corpus
 from training.evaluation.local.pair_file import PairRows, read_pairs
 from training.evaluation.local.task_classes import SPLIT, Languages, make_task
-from training.evaluation.pairs import read_texts
+from training.evaluation.text_file import read_texts
 
 __all__ = ["pair_tasks"]
 
@@ -49,13 +49,17 @@ def pair_tasks(
 
 def _retrieval(rows: PairRows, extra: list[str], name: str, path: Path) -> AbsTask:
     corpus = Corpus(chain(extra, rows.passages, *rows.negatives))
-    of_language: dict[str | None, list[int]] = defaultdict(list)
-    for row, code in enumerate(rows.languages or [None] * len(rows.queries)):
-        of_language[code].append(row)
-    data = {
-        code or "default": {SPLIT: corpus.split([rows.queries[i] for i in own], [rows.passages[i] for i in own])}
-        for code, own in of_language.items()
-    }
+    of_query: dict[str, list[str]] = defaultdict(list)
+    for query, passage in zip(rows.queries, rows.passages, strict=True):
+        of_query[query].append(passage)
+    of_language: dict[str | None, dict[str, None]] = defaultdict(dict)
+    for query, code in zip(rows.queries, rows.languages or [None] * len(rows.queries), strict=True):
+        of_language[code][query] = None
+    data = {}
+    for code, queries in of_language.items():
+        # A model is given the text of a query alone: what is right in another language is right.
+        answers = [(query, passage) for query in queries for passage in of_query[query]]
+        data[code or "default"] = {SPLIT: corpus.split(*map(list, zip(*answers, strict=True)))}
     languages = _languages({code or "default": (code,) if code else () for code in of_language})
     return make_task("Retrieval", name, path, languages, data)
 

@@ -12,6 +12,7 @@ from mteb.abstasks.abstask import AbsTask
 
 from training.data.instructions import without_instruction
 from training.data.prepared import PreparedSource
+from training.errors import UserError
 from training.evaluation.local.candidates import Corpus
 from training.evaluation.local.labelled import classification, labels_of
 from training.evaluation.local.pair_file import language_code
@@ -33,10 +34,18 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
         folders: Folders of prepared sources.
 
     Raises:
-        UserError: If a folder is no whole prepared source, its texts were not kept, or no source is left.
+        UserError: If a folder is no whole prepared source, is damaged, its texts were not kept, a source is there
+            twice, or no source is left.
     """
     tasks, unfit = [], []
-    for source in map(PreparedSource, folders):
+    there: dict[str, Path] = {}
+    for source in (PreparedSource(folder).check() for folder in folders):
+        before = there.setdefault(source.name, source.folder)
+        if before != source.folder:
+            raise UserError(
+                f"{before} and {source.folder.name}: hold one source, prepared with different settings; give the "
+                "folders to evaluate on by name, or delete those that are no longer used"
+            )
         try:
             tasks.append(_task(source))
         except UnfitError as error:
@@ -50,7 +59,10 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
 
 def _task(source: PreparedSource) -> AbsTask:
     if not len(source.rows["validation"]):
-        raise UnfitError(f"{source.folder}: no validation rows; prepare it with a larger validation_share")
+        raise UnfitError(
+            f"{source.folder}: no validation rows; prepare it again with a larger validation_share (prepare.py: "
+            "--validation-share)"
+        )
     queries, passages, negatives = _columns(source)
     name, place, languages = f"{camel_case(source.name)}Validation", source.folder, _languages(source)
     if source.task_type == "classification":

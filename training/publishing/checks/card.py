@@ -14,7 +14,7 @@ from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Findi
 
 __all__ = [
     *("SNIPPETS", "check_facts", "check_links", "check_metadata", "check_results", "check_snippets"),
-    *("examples_of", "loaded_names"),
+    *("examples_of", "foreign_examples", "loaded_names"),
 ]
 
 # The examples that are run, by the names that the card gives them; the last one where there is remote code.
@@ -136,6 +136,18 @@ def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
         texts = {node.value for node in ast.walk(trees["transformers"]) if isinstance(node, ast.Constant)}
         if prompt not in texts:
             yield Finding(CARD, f"the example transformers has another prompt than {prompt!r}", _RENDER)
+
+
+def foreign_examples(packed: PackedFolder) -> list[str]:
+    """The examples that are not printed as this checkout prints them, for the name that they load."""
+    from training.publishing.card import model_card
+
+    found, examples = snippets(packed.text(CARD)), examples_of(packed)
+    trees = [_tree(name, found[name]) for name in examples if name in found]
+    base = {packed.release.adapter.base.name} if packed.is_adapter and packed.release.adapter else set()
+    names = {loaded for tree in trees for loaded in loaded_names(tree)} - base
+    expected = snippets(model_card(packed.path, names.pop() if len(names) == 1 else None))
+    return [f"the example {name}" for name in examples if found.get(name) != expected.get(name)]
 
 
 def examples_of(packed: PackedFolder) -> tuple[str, ...]:

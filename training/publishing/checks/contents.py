@@ -44,7 +44,7 @@ def check_foreign(packed: PackedFolder) -> Iterator[Finding]:
             # A repository on the Hub keeps this one.
             if file != ".gitattributes":
                 yield Finding(file, "does not belong into a release", "delete it")
-        elif (packed.path / file).is_symlink():
+        elif packed.is_link(packed.path / file):
             yield Finding(file, "is a link: what it points to would not be uploaded", "copy the file here")
 
 

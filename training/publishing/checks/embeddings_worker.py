@@ -1,13 +1,16 @@
-"""Runs the examples of a card: started by ``embeddings.py`` as a program of its own, away from everything else.
+"""Runs the examples of a card: started by ``embeddings.py`` as a separate program, away from everything else.
 
-It imports nothing of this repository, and makes sure that no example does.
+It imports nothing of this repository, and makes sure that no example does. Where the system allows it, it runs without
+network devices, and so do the programs that an example starts.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import json
+import os
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 # Of this repository: a released folder must do without.
 _OWN = ("modeling_f2llm", "training", "hub_cards")
+# linux/sched.h
+_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class _Hidden(MetaPathFinder):
@@ -28,6 +33,22 @@ class _Hidden(MetaPathFinder):
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
     if event in ("socket.connect", "socket.getaddrinfo"):
         raise OSError(f"no network: {event}{arguments[1:]!r}")
+
+
+def _leave_network() -> str | None:
+    """Moves this process into a network namespace that has no device up; returns why the system does not allow it.
+
+    An unprivileged process needs a user namespace for that. It keeps its user there: some libraries ask who runs them.
+    """
+    if sys.platform != "linux":
+        return "Linux alone has them"
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_USER | _NEW_NETWORK):
+        return os.strerror(ctypes.get_errno())
+    with contextlib.suppress(OSError):
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path("/proc/self", name).write_text(line)
+    return None
 
 
 class _Adapted(ast.NodeTransformer):
@@ -67,6 +88,9 @@ def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
     is_plain = "embed" in names
     embed = names["embed"] if is_plain else model.encode_document
+    if is_plain:
+        # The example itself puts the prompt before documents, where there is one.
+        documents = [names.get("document_prompt", "") + document for document in documents]
     tokenizer = names["tokenizer"] if is_plain else model.tokenizer
     found["one by one"] = [row for text in documents for row in embed([text])]
     tokenizer.padding_side = "left"
@@ -87,12 +111,17 @@ def _array(embeddings: Any) -> Any:
     return np.asarray(rows, dtype=np.float32)
 
 
-def main(place: Path) -> None:
-    """Runs the task of a folder; writes ``report.json`` and ``embeddings.npz`` there."""
+def main(place: Path, network: str | None) -> None:
+    """Runs the task of a folder; writes ``report.json`` and ``embeddings.npz`` there.
+
+    Args:
+        place: The folder.
+        network: Why there still is a network; None if there is none.
+    """
     import numpy as np
 
     task = json.loads((place / "task.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {"errors": {}, "classes": {}}
+    report: dict[str, Any] = {"errors": {}, "classes": {}, "network": network}
     embeddings = {}
     for name, code in task["codes"].items():
         try:
@@ -109,6 +138,8 @@ def main(place: Path) -> None:
 
 
 if __name__ == "__main__":
+    # First: a process with threads could not.
+    kept = _leave_network()
     sys.meta_path.insert(0, _Hidden())
     sys.addaudithook(_refuse_network)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), kept)

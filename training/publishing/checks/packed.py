@@ -24,6 +24,8 @@ TRANSFORMER_MODULE = "sentence_bert_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
+# What the Hub's client notes of its downloads and uploads; no program sends it.
+CLIENT_NOTES = ".cache/huggingface/"
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,20 @@ class PackedFolder:
 
     @cached_property
     def files(self) -> dict[str, int]:
-        """Bytes of every file, by its path with forward slashes."""
+        """Bytes of every file, by its path with forward slashes, but for the notes of the Hub's client."""
         found = (path for path in self.path.rglob("*") if path.is_file() or path.is_symlink())
-        return {path.relative_to(self.path).as_posix(): path.lstat().st_size for path in sorted(found)}
+        sizes = {
+            path.relative_to(self.path).as_posix(): (path.lstat() if self.is_link(path) else path.stat()).st_size
+            for path in sorted(found)
+        }
+        return {name: size for name, size in sizes.items() if not name.startswith(CLIENT_NOTES)}
+
+    def is_link(self, path: Path) -> bool:
+        """Whether a file is a link, other than those of the client's cache, which keeps each content once."""
+        if not path.is_symlink():
+            return False
+        kept = self.path.parent.parent / "blobs"
+        return not (self.path.parent.name == "snapshots" and path.is_file() and path.resolve().parent == kept)
 
     def text(self, name: str) -> str:
         """The text of a file.

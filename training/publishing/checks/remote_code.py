@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 
-__all__ = ["check_auto_map", "check_imports", "check_version"]
+__all__ = ["check_auto_map", "check_imports", "check_version", "foreign_code"]
 
 # transformers itself is built on huggingface_hub.
 _ALLOWED = {"torch", "transformers", "huggingface_hub"}
@@ -71,11 +71,21 @@ def check_imports(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_version(packed: PackedFolder) -> Iterator[Finding]:
     """Whether the code is that of this checkout; older code may be right, but is not what is tested here."""
-    for file in packed.files:
-        own = _PACKAGE / file
-        if file.endswith(".py") and (not own.is_file() or own.read_text(encoding="utf-8") != packed.text(file)):
-            wrong = "differs from modeling_f2llm of this checkout"
-            yield Finding(file, wrong, "pack the run again for the newer code", fault=False)
+    for file in _foreign(packed.path):
+        wrong = "differs from modeling_f2llm of this checkout"
+        yield Finding(file, wrong, "pack the run again for the newer code", fault=False)
+
+
+def foreign_code(packed: PackedFolder) -> list[str]:
+    """The files of code that loading the model may run, and that are not byte for byte this checkout's."""
+    folders = [packed.path] if packed.base is None else [packed.path, packed.base.folder]
+    return [file for folder in folders for file in _foreign(folder)]
+
+
+def _foreign(folder: Path) -> list[str]:
+    own = {path.name: path.read_bytes() for path in _PACKAGE.glob("*.py")}
+    found = sorted(folder.rglob("*.py"))
+    return [path.relative_to(folder).as_posix() for path in found if path.read_bytes() != own.get(path.name)]
 
 
 def _tree(packed: PackedFolder, file: str) -> ast.Module:

@@ -107,20 +107,19 @@ def check_sentence_transformers_files(packed: PackedFolder) -> Iterator[Finding]
 
 
 def check_llama_cpp(packed: PackedFolder) -> Iterator[Finding]:
-    """llama.cpp's converter sees that EOS is added, and knows the pre-tokenizer."""
+    """llama.cpp's converter sees that a token is added, which it takes for EOS, and knows the pre-tokenizer."""
     tokenizer = packed.table(TOKENIZER)
-    eos = packed.table(TOKENIZER_CONFIG).get("eos_token")
     post = tokenizer.get("post_processor") or {}
     templates = [each for each in post.get("processors", [post]) if each.get("type") == "TemplateProcessing"]
     ends = [(template.get("single") or [{}])[-1].get("SpecialToken", {}).get("id") for template in templates]
-    if eos not in ends:
-        wrong = "the post-processor is no template that ends with EOS: llama.cpp's converter would not add it"
+    if not any(ends):
+        wrong = "the post-processor is no template that ends with a token: llama.cpp's converter would add none"
         yield Finding(TOKENIZER, wrong, "let append_eos of modeling_f2llm set its post-processor and save it again")
     if (tokenizer.get("model") or {}).get("type") != "BPE":
         yield Finding(TOKENIZER, "is no BPE tokenizer: llama.cpp reads Qwen3 with one only", _REPACK)
     if _ids(tokenizer) != _QWEN:
         wrong = "is another vocabulary than Qwen3's: llama.cpp's converter will not recognise its pre-tokenizer"
-        yield Finding(TOKENIZER, wrong, "give it as 'qwen2' in get_vocab_base_pre when converting", fault=False)
+        yield Finding(TOKENIZER, wrong, "convert it with training/export_gguf.py", fault=False)
 
 
 def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:

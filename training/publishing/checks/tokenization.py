@@ -1,7 +1,8 @@
-"""The tokenizer ends every text with EOS by itself, alone as servers use it and through transformers.
+"""The tokenizer ends every text with a token by itself, alone as servers use it and through transformers.
 
-A text that ends with the EOS token already gets a second one: the post-processor looks at no text. The last token is
-EOS either way, and both ways of tokenising do the same.
+That token is EOS, or another that the model was started with: Qwen3-Embedding's tokenizer appends ``<|endoftext|>``. A
+text that ends with the token already gets a second one: the post-processor looks at no text. The last token is the same
+either way, and both ways of tokenising do the same.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _SHORT = 8
 
 
 def check_eos(packed: PackedFolder) -> Iterator[Finding]:
-    """The ``tokenizers`` library alone appends EOS once, also to each text of a pair, and keeps it when truncating."""
+    """The ``tokenizers`` library alone appends a token once, to each text of a pair, too, and when it truncates."""
     tokenizer = _tokenizer(packed)
-    eos = _id(packed, tokenizer, "eos_token")
-    if eos is None:
+    if _id(packed, tokenizer, "eos_token") is None:
         yield Finding(TOKENIZER_CONFIG, "names no EOS token that tokenizer.json has", _APPEND)
         return
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    eos = _end(packed, tokenizer)
     for text in _TEXTS:
         count = _trailing(tokenizer.encode(text).ids, eos)
         if count != 1:
@@ -74,22 +75,23 @@ def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
         if side != "right":
             yield Finding(TOKENIZER_CONFIG, f"{name} is {side!r}", "set it to 'right'")
     truncated = loaded(_long_text(), truncation=True, max_length=_SHORT).input_ids
-    if truncated[-1] != loaded.eos_token_id:
+    if truncated[-1] != _end(packed, plain):
         yield Finding(TOKENIZER, "loses EOS when AutoTokenizer truncates", _APPEND)
 
 
 def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
-    """Padding is not EOS, and the configuration names both by the tokenizer's ids."""
+    """There is a padding token, and the configuration names it and EOS by the tokenizer's ids.
+
+    They may be one token: the attention mask tells padding apart. The configuration's EOS may be what ends a text.
+    """
     tokenizer, config = _tokenizer(packed), packed.model_config()
+    end = _end(packed, tokenizer)
     ids = {name: _id(packed, tokenizer, name) for name in ("pad_token", "eos_token")}
     if ids["pad_token"] is None:
         yield Finding(TOKENIZER_CONFIG, "names no padding token that tokenizer.json has", "set pad_token")
-    elif ids["pad_token"] == ids["eos_token"]:
-        wrong = "pads with EOS: texts seem to end where padding begins"
-        yield Finding(TOKENIZER_CONFIG, wrong, "set another pad_token")
     for name, own in ids.items() if config is not None else ():
         given = config.get(f"{name}_id")
-        if own is not None and given != own:
+        if own is not None and given != own and not (name == "eos_token" and given == end):
             yield Finding(_place(packed), f"{name}_id is {given!r}, but the tokenizer's is {own}", f"set it to {own}")
 
 
@@ -126,7 +128,7 @@ def _auto_tokenizer(packed: PackedFolder) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(packed.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UnreadableError(TOKENIZER_CONFIG, f"AutoTokenizer cannot load it ({in_one_line(error)})") from None
 
@@ -136,6 +138,13 @@ def _id(packed: PackedFolder, tokenizer: Tokenizer, name: str) -> int | None:
     token = packed.table(TOKENIZER_CONFIG).get(name)
     token = token.get("content") if isinstance(token, dict) else token
     return tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+
+def _end(packed: PackedFolder, tokenizer: Tokenizer) -> int | None:
+    """Id of the token that the tokenizer puts after a text; that of EOS if it puts none there."""
+    text = _TEXTS[0]
+    ids, bare = (tokenizer.encode(text, add_special_tokens=special).ids for special in (True, False))
+    return _id(packed, tokenizer, "eos_token") if ids[len(ids) - len(bare) :] == bare else ids[-1]
 
 
 def _trailing(ids: list[int], token: int) -> int:

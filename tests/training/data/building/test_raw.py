@@ -1,24 +1,18 @@
-"""Raw rows: what can be loaded, which columns can be named, and what is refused."""
+"""Raw rows: which columns can be named, and what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
-from training.data.building.raw import RawRows, load_raw
+from training.data.building.raw import RawRows
 
 Refuses = Callable[..., AbstractContextManager[None]]
 WHERE = "build.yaml: source 'some'"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def texts(data: list[dict[str, Any]], column: Any) -> list[str]:
@@ -69,61 +63,25 @@ def test_column_that_is_not_there(refuses: Refuses, column: Any) -> None:
 
 @pytest.mark.parametrize("value", [1, 0.5, True, {"b": "c"}, [1]])
 def test_column_that_is_no_text(refuses: Refuses, value: Any) -> None:
-    with refuses(WHERE, "row 0,", "'a'", "no text"):
+    with refuses(WHERE, "row 0,", "'a'", "not text"):
         texts([{"a": value}], "a")
 
 
-@pytest.mark.parametrize("kind", ["json", "csv", "parquet", "folder", "saved", "saved splits"])
-def test_what_can_be_loaded(tmp_path: Path, kind: str) -> None:
-    data = datasets.Dataset.from_dict({"a": ["日本", 'b, "c"'], "n": [1, 2]})
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    options = {"split": "train"}
-    if kind == "saved":
-        data.save_to_disk(folder)
-    elif kind == "saved splits":
-        datasets.DatasetDict(train=data, test=data.select([1])).save_to_disk(folder)
-    else:
-        write = {"json": data.to_json, "csv": data.to_csv}.get(kind, data.to_parquet)
-        write(folder / f"part.{'parquet' if kind == 'folder' else kind}")
-    if kind in ("json", "csv", "parquet"):
-        loaded = load_raw(WHERE, kind, tmp_path, data_files="raw/part.*", **options)
-        absolute = load_raw(WHERE, kind, Path("elsewhere"), data_files=[str(folder / f"part.{kind}")], **options)
-        assert absolute.to_list() == loaded.to_list()
-    else:
-        loaded = load_raw(WHERE, "raw", tmp_path, **options)
-    assert loaded.to_list() == data.to_list()
+def test_json_is_decoded_as_the_features_say(refuses: Refuses) -> None:
+    features = datasets.Features({"a": datasets.Json(), "b": [datasets.Json()], "c": {"d": datasets.Json()}})
+    data = [{"a": "竹", "b": ["大熊猫"], "c": {"d": "x"}}, {"a": "é", "b": [], "c": None}]
+    dataset = datasets.Dataset.from_list(data, features=features)
+    for column, expected in (("a", ["竹", "é"]), ("b", ["大熊猫"]), ("c.d", ["x"])):
+        raw = RawRows(dataset, {"text": column}, WHERE, texts=["text"])
+        assert [row["text"] for _, row in raw] == expected
+    wrong = datasets.Dataset.from_list([{"a": "竹", "b": [4], "c": None}], features=features)
+    with refuses(WHERE, "row 0, column 'b'", "4", "on_bad_row: quarantine"):
+        list(RawRows(wrong, {"text": "b"}, WHERE, texts=["text"]))
 
 
-def test_load_options_and_splits_arrive(tmp_path: Path) -> None:
-    (tmp_path / "raw.tsv").write_text("a\tb\nx\ty\nv\tw\n", encoding="utf-8")
-    loaded = load_raw(WHERE, "csv", tmp_path, data_files="raw.tsv", sep="\t", split="train[:1]")
-    assert loaded.to_list() == [{"a": "x", "b": "y"}]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "options"),
-    [
-        ("json", {"data_files": "none.jsonl"}),
-        ("json", {"data_files": "bad.jsonl"}),
-        ("json", {"data_files": "good.jsonl", "split": "test"}),
-        ("json", {"data_files": "good.jsonl", "nonsense": 1}),
-        ("some/set-that-is-nowhere", {}),
-    ],
-)
-def test_what_cannot_be_loaded(tmp_path: Path, refuses: Refuses, dataset: str, options: dict[str, Any]) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"a": "x"}\n{"a": \n')
-    (tmp_path / "good.jsonl").write_text('{"a": "x"}\n')
-    with refuses(WHERE, "cannot load", repr(dataset), "check"):
-        load_raw(WHERE, dataset, tmp_path, **{"split": "train", **options})
-
-
-def test_files_that_are_not_named(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses(WHERE, "'csv'", "'data_files'"):
-        load_raw(WHERE, "csv", tmp_path, split="train")
-
-
-def test_saved_set_without_the_split(tmp_path: Path, refuses: Refuses) -> None:
-    datasets.DatasetDict(test=datasets.Dataset.from_dict({"a": ["x"]})).save_to_disk(tmp_path / "raw")
-    with refuses(WHERE, "'train'", "it has test"):
-        load_raw(WHERE, "raw", tmp_path, split="train")
+def test_quarantined_rows_are_counted() -> None:
+    features = datasets.Features({"a": datasets.Json()})
+    dataset = datasets.Dataset.from_list([{"a": "x"}, {"a": 1}, {"a": {"b": "x"}}, {"a": "y"}], features=features)
+    raw = RawRows(dataset, {"text": "a"}, WHERE, texts=["text"], quarantine=True)
+    assert [(number, row["text"]) for number, row in raw] == [(0, "x"), (3, "y")]
+    assert raw.dropped == {"text is not text": 2}

@@ -172,3 +172,25 @@ def test_tasks_that_cannot_be_had_are_refused(mteb: None, refuses: Refuses, monk
     monkeypatch.setitem(sys.modules, "mteb", None)
     with refuses("mteb", "pip install 'f2llm[eval]'"):
         evaluation_tasks(["STS"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_texts_of_tables_are_not_guessed_at(tmp_path: Path, suffix: str) -> None:
+    texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
+    path = tmp_path / f"set.{suffix}"
+    path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
+    assert [text for _, text in evaluation_file(f"{path}:text").texts()] == texts
+
+
+def test_json_in_parquet_is_decoded(tmp_path: Path) -> None:
+    mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
+    mixed.to_parquet(tmp_path / "set.parquet")
+    texts = [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:a,b").texts()]
+    assert texts == ["大熊猫", "竹", "y"]
+
+
+def test_json_that_no_parser_takes_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    for content in ('{"a": ' * 100_000, '{"a": ' + "9" * 5000 + "}"):
+        (tmp_path / "set.jsonl").write_text('{"a": "x"}\n' + content)
+        with refuses("set.jsonl", "cannot be read"):
+            list(evaluation_file(f"{tmp_path}/set.jsonl:a").texts())

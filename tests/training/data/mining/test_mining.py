@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +408,8 @@ def test_killed_run_goes_on(
 def test_queries_that_carry_an_instruction_get_no_other(miner: Miner, tmp_path: Path) -> None:
     pairs = [(instruct("Its own.", query), passage) for query, passage in zip(QUERIES[:60], PASSAGES[:60], strict=True)]
     pairs[::2] = zip(QUERIES[:60:2], PASSAGES[:60:2], strict=True)
+    # In the template of Qwen3-Embedding.
+    pairs[1::4] = [(query.replace("Query: ", "Query:"), passage) for query, passage in pairs[1::4]]
     prompts = []
     encode = SentenceTransformer.encode
     with pytest.MonkeyPatch.context() as patch:
@@ -417,3 +420,9 @@ def test_queries_that_carry_an_instruction_get_no_other(miner: Miner, tmp_path: 
         )
         mine([write_pairs(tmp_path / "source", pairs)], miner, tmp_path / "out", OPTIONS)
     assert prompts == [(30, instruct("Find it.")), (30, ""), (60, None)]
+
+
+def test_the_own_prompt_replaces_an_instruction_in_the_text(miner: Miner) -> None:
+    bare = miner.embed_queries(QUERIES[:3], None)
+    for carried in ("Instruct: q9\nQuery:{}".format, partial(instruct, "q9")):
+        np.testing.assert_array_equal(miner.embed_queries([carried(query) for query in QUERIES[:3]], None), bare)

@@ -90,7 +90,7 @@ def test_no_such_model(tmp_path: Path, refuses) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "modules.json").write_text("{")
-    with refuses(model, "cannot be loaded"):
+    with refuses("--model", model, "cannot be used"):
         mine([write_pairs(tmp_path / "s", PAIRS)], find_miner(str(model)), tmp_path / "out", MiningOptions(top=50))
 
 
@@ -118,7 +118,7 @@ def test_bad_sources(folder: Path, tmp_path: Path, refuses) -> None:
         with refuses(*parts):
             mine([good, write_pairs(tmp_path / name, pairs, name=name)], miner, tmp_path / "out", MiningOptions(top=50))
         # Before anything was embedded.
-        assert not list((tmp_path / "out").glob("embeddings/*"))
+        assert not list((tmp_path / "out").glob("embeddings/[!.]*"))
     empty = write_pairs(tmp_path / "empty", PAIRS, name="empty")
     pq.write_table(pq.read_table(empty.files[0])[:0], empty.files[0])
     with refuses("empty.parquet", "no rows"):
@@ -144,7 +144,7 @@ def test_bad_folders_and_numbers(folder: Path, tmp_path: Path, refuses) -> None:
     [
         (["--sources", "no*"], "no source fits 'no*'"),
         (["--top", "10"], "top 10"),
-        (["--executor", "{oops"], "key 'executor' is not valid JSON"),
+        (["--executor", "{oops"], "executor: not valid JSON"),
         (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--manifest", "missing.yaml"], "missing.yaml"),

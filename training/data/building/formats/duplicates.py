@@ -8,7 +8,7 @@ from typing import Any
 
 from training.data.building.formats.format import BOTH_DIRECTIONS, Format, Key, Row, directed
 from training.data.building.formats.labels import is_label, label_text
-from training.data.building.raw import RawRows
+from training.data.building.raw import RawRows, is_text
 
 __all__ = ["DUPLICATES", "DUPLICATE_GROUPS", "duplicate_groups", "duplicates"]
 
@@ -40,12 +40,14 @@ def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
         both_directions: Whether each text also looks for the one before it.
 
     Raises:
-        UserError: If a group is no list of texts.
+        UserError: If a group is not a list of texts, and such rows are errors.
     """
     for number, row in raw:
         group = row["group"]
-        if not isinstance(group, list) or not all(text is None or isinstance(text, str) for text in group):
-            raise raw.refuse(number, "group", f"holds {str(group)[:100]!r}, which is no list of texts; convert it")
+        if not isinstance(group, list) or not all(text is None or is_text(text) for text in group):
+            shown = f"holds {repr(group)[:100]}, which is not a list of texts"
+            raw.dropped[raw.refuse_or_count(number, "group", shown, "correct the row")] += 1
+            continue
         texts = list(dict.fromkeys(text for text in group if text and text.strip()))
         if len(texts) < 2:
             raw.dropped["group has fewer than two different texts"] += 1

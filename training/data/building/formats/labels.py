@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from training.data.building.raw import RawRows
 
 __all__ = ["is_label", "label_text", "meaning"]
+
+_TRUTHS = {"true": "1", "false": "0"}
 
 
 def is_label(value: Any) -> bool:
@@ -16,10 +19,16 @@ def is_label(value: Any) -> bool:
 
 
 def label_text(value: Any) -> str:
-    """One spelling of a label: the integer 1, the 1.0 of a CSV column with gaps, true and the text "1" are the same."""
+    """One spelling of a label: the integer 1, a 1.0, true and the texts "1", "1.0" and "true" are the same.
+
+    In a csv file all are texts, and what wrote it may have made a column with gaps one of floats.
+    """
     if isinstance(value, bool):
         return str(int(value))
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value)
+    return _TRUTHS.get(text.lower()) or re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text)
 
 
 def meaning(raw: RawRows, number: int, label: Any, meanings: Mapping[Any, str | None], key: str) -> str | None:

@@ -25,13 +25,14 @@ def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[R
         scale: The scores of the least and of the most similar pairs, which are set to 0 and 5.
 
     Raises:
-        UserError: If a score is no number or off the scale.
+        UserError: If a score is not a number or off the scale.
     """
     lowest, highest = scale
     for number, row in raw:
-        score = row.pop("score")
-        if not _is_number(score):
-            raise raw.refuse(number, "score", f"holds {score!r}, which is no number; convert it")
+        written = row.pop("score")
+        score = _number(written)
+        if score is None:
+            raise raw.refuse(number, "score", f"holds {written!r}, which is not a number; correct it")
         similarity = (score - lowest) / (highest - lowest)
         if not -_TOLERANCE <= similarity <= 1 + _TOLERANCE:
             raise raw.refuse(number, "score", f"holds {score}, which is off the scale {list(scale)}; correct 'scale'")
@@ -43,6 +44,16 @@ def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[R
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _number(value: Any) -> float | None:
+    """A score; in a csv file it is a text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if _is_number(value) else None
 
 
 def _is_scale(value: Any) -> bool:

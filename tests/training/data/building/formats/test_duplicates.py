@@ -23,7 +23,15 @@ def test_all_pairs_of_a_set_without_labels(build: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "duplicate_label"),
-    [([1, 0, None], 1), ([1.0, 0.0, None], 1), (["1", "0", None], 1), ([True, False, None], 1), (["y", "n", ""], "y")],
+    [
+        ([1, 0, None], 1),
+        ([1.0, 0.0, None], 1),
+        (["1", "0", None], 1),
+        (["1.0", "0.0", ""], 1),
+        (["True", "false", ""], True),
+        ([True, False, None], 1),
+        (["y", "n", ""], "y"),
+    ],
 )
 def test_only_what_is_labelled_so(build: Callable[..., Any], labels: list[Any], duplicate_label: Any) -> None:
     data = {"query": ["a", "c", "e"], "passage": ["b", "d", "f"], "label": labels}
@@ -48,5 +56,5 @@ def test_groups(build: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("group", ["a b", [1, 2], [["a"]]])
 def test_group_that_is_none(build: Callable[..., Any], refuses: Refuses, group: Any) -> None:
-    with refuses("source 'some'", "row 0,", "'group'", "no list of texts"):
+    with refuses("source 'some'", "row 0,", "'group'", "not a list of texts"):
         build("duplicate_groups", {"group": [group]})

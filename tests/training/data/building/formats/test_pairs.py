@@ -66,7 +66,7 @@ def test_summary_looks_for_its_article(build: Callable[..., Any]) -> None:
 
 
 def test_column_that_is_no_text(build: Callable[..., Any], refuses: Refuses) -> None:
-    with refuses("build.yaml: source 'some'", "row 1000,", "'passage'", "'7'", "no text"):
+    with refuses("build.yaml: source 'some'", "row 1000,", "'passage'", "7", "not text"):
         build("pairs", {"query": ["q"] * 1001, "passage": [None] * 1000 + [7]})
-    with refuses("row 0,", "'lang'", "no text"):
+    with refuses("row 0,", "'lang'", "not text"):
         build("pairs", {"query": ["q"], "passage": ["p"], "lang": [3]})

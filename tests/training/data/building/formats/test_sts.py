@@ -37,6 +37,7 @@ def test_similar_pairs_find_each_other(build: Callable[..., Any]) -> None:
         ([1, 4], 4, [3.0, 3.5, 4.0], [1, 2]),
         ([4, 1], 4, [1.0, 1.5, 3.0], [0, 1]),  # 1 is the most similar
         ([0, 5], 0, [0.0, 1.0, 2.0], [0, 1, 2]),
+        ([0, 5], 3, ["2.9", "3.0", "5"], [1, 2]),  # as csv files have them
     ],
 )
 def test_scales(build: Callable[..., Any], scale: list[int], threshold: int, scores: list, kept: list[int]) -> None:
@@ -45,7 +46,8 @@ def test_scales(build: Callable[..., Any], scale: list[int], threshold: int, sco
 
 
 @pytest.mark.parametrize(
-    ("score", "fault"), [("4.5", "no number"), (True, "no number"), (float("nan"), "no number"), (5.1, "off the scale")]
+    ("score", "fault"),
+    [("four", "not a number"), (True, "not a number"), (float("nan"), "not a number"), (5.1, "off the scale")],
 )
 def test_faulty_score(build: Callable[..., Any], refuses: Refuses, score: Any, fault: str) -> None:
     with refuses("source 'some'", "row 0,", "'score'", fault):

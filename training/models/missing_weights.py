@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import PreTrainedModel
 
+from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
+from training.adapter_folder import find_adapter
+from training.model_identity import model_file
+
 __all__ = ["missing_weight"]
+
+logger = logging.getLogger("training")
 
 
 def missing_weight(model: SentenceTransformer, name: str, revision: str | None) -> str | None:
@@ -28,11 +33,16 @@ def missing_weight(model: SentenceTransformer, name: str, revision: str | None) 
 
     Returns:
         Name of the weight; None if all that matter were loaded, or if the checkpoint is not one of transformers' own.
+        Of an adapter all weights matter: those that it lacks are random or without effect.
     """
+    lacking = _lacking_in_adapter(model, name, revision)
+    if lacking is not None:
+        return lacking
     try:
         missing = dict(_missing(model, name, revision))
-    # A folder without modules.json, an adapter, another backend: only what loads as transformers has it can be asked.
-    except Exception:
+    # A backend or code of another kind: only what loads as transformers has it can be asked.
+    except Exception as error:
+        logger.debug("%s: whether it lacks weights is not known (%s)", name, error)
         return None
     if not missing:
         return None
@@ -52,8 +62,11 @@ def missing_weight(model: SentenceTransformer, name: str, revision: str | None) 
 
 
 def _missing(model: SentenceTransformer, name: str, revision: str | None) -> Iterator[tuple[str, nn.Parameter]]:
-    """Weights that the checkpoint lacks, by name."""
-    folders = _module_folders(name, revision)
+    """Weights that the checkpoint, or that of an adapter's base, lacks, by name."""
+    adapter = find_adapter(name, revision)
+    if adapter is not None:
+        name, revision = adapter.base, None
+    folders = {} if adapter is not None else _module_folders(name, revision)
     for number, (child, module) in enumerate(model.named_children()):
         inner = getattr(module, "auto_model", None)
         if not isinstance(inner, PreTrainedModel):
@@ -67,19 +80,28 @@ def _missing(model: SentenceTransformer, name: str, revision: str | None) -> Ite
             output_loading_info=True,
         )
         for key in sorted(loaded["missing_keys"]):
-            yield f"{number}.{key}", inner.get_parameter(key)
+            yield f"{number}.{key}", _parameter(inner, key)
+
+
+def _parameter(model: PreTrainedModel, key: str) -> nn.Parameter:
+    """A weight by its name in the checkpoint, which an adapter's layers have moved."""
+    module, _, last = key.rpartition(".")
+    moved = f"{module}.base_layer.{last}"
+    return model.get_parameter(moved if moved in dict(model.named_parameters()) else key)
+
+
+def _lacking_in_adapter(model: SentenceTransformer, name: str, revision: str | None) -> str | None:
+    """A weight that the file of an adapter lacks; None if it is whole, or this is none."""
+    inner = getattr(model[0], "auto_model", None)
+    if not has_adapter(inner) or ADAPTER_NAME not in inner.peft_config:
+        return None
+    path = model_file(name, ADAPTER_WEIGHTS, revision)
+    return None if path is None else lacking_weight(inner, path)
 
 
 def _module_folders(name: str, revision: str | None) -> dict[str, str]:
     """Where the modules of a SentenceTransformer lie, by their names; nothing for a plain model."""
-    folder = Path(name)
-    if folder.is_dir():
-        path = folder / "modules.json"
-        if not path.exists():
-            return {}
-    else:
-        try:
-            path = Path(hf_hub_download(name, "modules.json", revision=revision))
-        except Exception:
-            return {}
+    path = model_file(name, "modules.json", revision)
+    if path is None:
+        return {}
     return {module["name"]: module["path"] for module in json.loads(path.read_text(encoding="utf-8"))}

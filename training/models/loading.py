@@ -10,6 +10,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.adapter import attach_adapter
 from training.adapter_folder import AdapterFolder, base_revision, find_adapter
 from training.errors import UserError, in_one_line
+from training.models.checks import check_finite
 
 __all__ = ["load_base", "load_whole_model"]
 
@@ -25,7 +26,7 @@ def load_whole_model(name: str, revision: str | None = None, train_adapter: bool
 
     Raises:
         UserError: If an adapter and its base do not belong together.
-        ValueError: If weights are missing, which the library would fill with random ones.
+        ValueError: If weights are missing, which the library would fill with random ones, or one is not finite.
         Exception: Whatever the libraries make of a damaged folder.
     """
     adapter = find_adapter(name, revision)
@@ -33,6 +34,7 @@ def load_whole_model(name: str, revision: str | None = None, train_adapter: bool
         return _load(name, revision=revision, **options)
     model = load_base(adapter, **options)
     attach_adapter(model, adapter, train_adapter)
+    check_finite(model)
     return model
 
 
@@ -66,5 +68,8 @@ def load_base(adapter: AdapterFolder, place: str | None = None, same: bool = Tru
 def _load(name: str, **options: Any) -> F2LLMModel:
     model, loaded = F2LLMModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     if loaded["missing_keys"]:
-        raise ValueError(f"its weights lack {sorted(loaded['missing_keys'])[0]} and others")
+        raise ValueError(
+            f"its weights lack {sorted(loaded['missing_keys'])[0]} and others; fetch or save the model again"
+        )
+    check_finite(model)
     return model

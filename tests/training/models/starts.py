@@ -1,0 +1,59 @@
+"""Models to start from that are not F2LLM's: built as others build them, with sentence-transformers alone."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
+
+from modeling_f2llm import F2LLMConfig
+
+__all__ = ["QWEN3_PROMPTS", "save_like_qwen3_embedding", "save_plain"]
+
+QWEN3_PROMPTS = {"query": "Instruct: Find what answers the question\nQuery:", "document": "about: "}
+
+
+def save_plain(folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 3) -> Path:
+    """Writes a Qwen3 model as transformers does, without modules; its tokenizer appends nothing."""
+    stock = Qwen3Model.config_class.from_dict(deepcopy(config).to_dict())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3Model(stock)
+        # A new model has zeros for padding, which a trained one that ends texts with it has not.
+        torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    return folder
+
+
+def save_like_qwen3_embedding(
+    folder: Path,
+    config: F2LLMConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str = "lasttoken",
+    dense: bool = False,
+) -> Path:
+    """Writes a model whose tokenizer has ``<|im_end|>`` as EOS and appends ``<|endoftext|>``, its padding token."""
+    plain = AutoTokenizer.from_pretrained(save_plain(folder / "plain", config, tokenizer))
+    pad = plain.pad_token
+    assert plain.eos_token == "<|im_end|>" and pad == "<|endoftext|>"
+    template = TemplateProcessing(
+        single=f"$A {pad}", pair=f"$A {pad} $B:1 {pad}:1", special_tokens=[(pad, plain.pad_token_id)]
+    )
+    plain.backend_tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
+    plain.save_pretrained(folder / "plain")
+    width = config.hidden_size
+    modules = [Transformer(str(folder / "plain")), Pooling(width, pooling_mode=pooling)]
+    modules += [Dense(width, width)] if dense else []
+    model = SentenceTransformer(modules=[*modules, Normalize()], prompts=QWEN3_PROMPTS, device="cpu")
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    return folder / "model"

@@ -1,0 +1,231 @@
+"""Models that embed texts: read as they were trained, whole, and without running anyone's code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
+from tests.training.distributed_recipe import save_model
+from tests.training.foreign_teacher import save_foreign_teacher
+from tests.training.models.starts import save_plain
+from training.adapter import ADAPTER_WEIGHTS
+from training.data.mining.miner import find_miner
+from training.models.encoders import load_encoder
+from training.models.reference import resolve
+from training.models.remote_code import runs_own_code
+from training.models.settings import reads_as_ours
+from training.text_teacher import load_text_teacher
+
+Refuses = Callable[..., AbstractContextManager[None]]
+TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a"]
+
+
+@pytest.fixture
+def plain(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    return save_plain(tmp_path / "plain", tiny_config, tiny_tokenizer)
+
+
+@pytest.fixture
+def whole(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    save_model(tmp_path / "whole", tiny_config, tiny_tokenizer)
+    return tmp_path / "whole"
+
+
+def load(place: Path, **options: object) -> SentenceTransformer:
+    return load_encoder(resolve(str(place), "MODEL"), "MODEL", device="cpu", **options)
+
+
+def expected_of(plain: Path, texts: list[str]) -> np.ndarray:
+    """As the teacher over the student's tokens reads it: at the last token, EOS appended."""
+    model = F2LLMModel.from_pretrained(plain, dtype=torch.float32).eval()
+    return build_sentence_transformer(model, AutoTokenizer.from_pretrained(plain)).encode(texts, prompt="")
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "language model"])
+def test_a_plain_qwen3_is_read_as_one_is_trained(plain: Path, causal: bool) -> None:
+    if causal:
+        # sentence-transformers itself takes the last token of these, which is then no EOS.
+        model = Qwen3ForCausalLM.from_pretrained(plain)
+        model.save_pretrained(plain)
+    read = load(plain)
+    np.testing.assert_allclose(read.encode(TEXTS, prompt=""), expected_of(plain, TEXTS), atol=1e-6)
+    assert read.prompts == DEFAULT_PROMPTS
+    assert reads_as_ours(str(plain))
+
+
+def test_evaluation_mining_and_teacher_read_it_alike(plain: Path) -> None:
+    pytest.importorskip("mteb")
+    from training.evaluation.models import load_model
+
+    expected = expected_of(plain, TEXTS)
+    found = load_model(str(plain), None, 512)
+    np.testing.assert_allclose(found.store.encode(TEXTS, ""), expected, atol=1e-6)
+    assert (
+        found.prompts.template == "Instruct: {instruction}\nQuery: "
+        and found.prompts.default == DEFAULT_PROMPTS["query"]
+    )
+    assert "pooling lasttoken" in found.record.label
+    np.testing.assert_allclose(find_miner(str(plain)).embed_passages(TEXTS), expected, atol=1e-6)
+    queries = [instruct("Find.", text) for text in TEXTS]
+    np.testing.assert_allclose(
+        find_miner(str(plain)).embed_queries(TEXTS, "Find."), expected_of(plain, queries), atol=1e-6
+    )
+    taught = load_text_teacher(str(plain), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(torch.nn.functional.normalize(taught).numpy(), expected, atol=1e-6)
+
+
+def test_embeddings_from_before_are_not_found(plain: Path, whole: Path) -> None:
+    assert find_miner(str(plain)).made_by()["pooling"] == "lasttoken"
+    assert "pooling" not in find_miner(str(whole)).made_by()
+
+
+def test_another_plain_model_is_pooled_as_sentence_transformers_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bert = save_foreign_teacher(tmp_path / "foreign", 16) / "bert"
+    with caplog.at_level("INFO", logger="training"):
+        read = load(bert)
+    assert read[1].pooling_mode == "mean" and not read.prompts.get("query")
+    (line,) = [each for each in caplog.messages if "modules.json" in each]
+    assert str(bert) in line and "by mean" in line
+
+
+def test_a_run_stands_for_its_model(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copytree(whole, tmp_path / "run/model")
+    found = resolve(str(tmp_path / "run"), "--model")
+    assert found.place == str(tmp_path / "run/model") and found.identity == resolve(str(whole), "--model").identity
+    assert find_miner(str(tmp_path / "run")).made_by() == find_miner(str(whole)).made_by()
+
+
+def test_pickled_weights_are_loaded_as_transformers_does(whole: Path) -> None:
+    before = load(whole).encode(TEXTS)
+    torch.save(load_file(whole / "model.safetensors"), whole / "pytorch_model.bin")
+    (whole / "model.safetensors").unlink()
+    np.testing.assert_array_equal(load(whole).encode(TEXTS), before)
+
+
+# Code that comes with a model.
+
+
+def test_this_packages_own_code_is_run(whole: Path) -> None:
+    assert runs_own_code(str(whole))
+    assert type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
+
+
+def test_other_code_is_not_run_unasked(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected, trace = SentenceTransformer(str(whole), device="cpu").encode(TEXTS), tmp_path / "trace"
+    with (whole / "configuration_f2llm.py").open("a") as file:
+        file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
+    assert not runs_own_code(str(whole))
+    with caplog.at_level("INFO", logger="training"):
+        stock = load(whole)
+    assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
+    assert "is not run; add --trust-remote-code" in caplog.text
+    np.testing.assert_array_equal(stock.encode(TEXTS), expected)
+    assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluation", "mining", "teacher"])
+def test_no_command_runs_it(whole: Path, tmp_path: Path, command: str) -> None:
+    trace = tmp_path / "trace"
+    for name in ("modeling_f2llm.py", "configuration_f2llm.py"):
+        with (whole / name).open("a") as file:
+            file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
+    if command == "evaluation":
+        pytest.importorskip("mteb")
+        from training.evaluation.models import load_model
+
+        load_model(str(whole), None, 512)
+    elif command == "mining":
+        find_miner(str(whole)).embed_passages(["a"])
+    else:
+        load_text_teacher(str(whole), device="cpu")
+    assert not trace.exists()
+
+
+def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -> None:
+    path = whole / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "other"}))
+    with (whole / "modeling_f2llm.py").open("a") as file:
+        file.write("\n")
+    with refuses("MODEL", whole, "add --trust-remote-code if you trust it"):
+        load(whole)
+    with refuses("key 'teacher'", whole, "choose a teacher without"):
+        load_text_teacher(str(whole), device="cpu")
+
+
+def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
+    def edit(file: str, change: Callable[[object], object]) -> None:
+        path = whole / file
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    before = {path: path.read_bytes() for path in whole.glob("*.json")}
+    for file, change in (
+        ("config.json", lambda config: {**config, "auto_map": {"AutoModel": "org/other--modeling_f2llm.F2LLMModel"}}),
+        ("tokenizer_config.json", lambda config: {**config, "auto_map": {"AutoTokenizer": ["org/o--t.T", None]}}),
+        ("modules.json", lambda modules: [{**modules[0], "type": "elsewhere.Module"}, *modules[1:]]),
+    ):
+        edit(file, change)
+        assert not runs_own_code(str(whole)), file
+        for path, content in before.items():
+            path.write_bytes(content)
+    assert runs_own_code(str(whole))
+    (whole / "1_Pooling" / "packing.py").write_bytes((whole / "packing.py").read_bytes())
+    assert not runs_own_code(str(whole))
+    assert not runs_own_code("org/name")
+
+
+# Adapters.
+
+
+@pytest.fixture
+def adapter(whole: Path, tmp_path: Path) -> Path:
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        get_peft_model(AutoModel.from_pretrained(whole), lora).save_pretrained(tmp_path / "adapter")
+    for name in ("modules.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"):
+        shutil.copyfile(whole / name, tmp_path / "adapter" / name)
+    shutil.copytree(whole / "1_Pooling", tmp_path / "adapter/1_Pooling")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Path, whole: Path) -> None:
+    assert runs_own_code(str(adapter))
+    assert type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
+    with (whole / "packing.py").open("a") as file:
+        file.write("\n")
+    assert not runs_own_code(str(adapter))
+
+
+def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, refuses: Refuses) -> None:
+    load(adapter)
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    weights.pop(next(name for name in weights if "layers.1" in name and "lora_B" in name))
+    save_file(weights, adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    with refuses("MODEL", adapter, "its weights lack layers.1.", "lora_B"):
+        load(adapter)
+
+
+def test_an_adapter_whose_base_lacks_a_weight_is_refused(adapter: Path, whole: Path, refuses: Refuses) -> None:
+    weights = load_file(whole / "model.safetensors")
+    weights.pop("layers.1.self_attn.q_proj.weight")
+    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
+    with refuses("MODEL", adapter, "its weights lack 0.layers.1.self_attn.q_proj.weight"):
+        load(adapter)

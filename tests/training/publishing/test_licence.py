@@ -1,0 +1,125 @@
+"""The licence of a release follows from what the model was made of, or is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.publishing.adapters import put_in_cache
+from training.data.cldr.build import LICENCE as CLDR
+from training.data.gettext_catalogs.build import LICENCE as GETTEXT
+from training.merge import main as merge
+from training.publish import main
+from training.publishing.licence import PERMISSIVE
+from training.publishing.record import load_release
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def pack(runs: Path, stage: str = "student", *words: str) -> int:
+    return main(["pack", str(runs / stage), "--name", "tiny", "--output", str(runs.parent / "packed"), *words])
+
+
+def licence(runs: Path) -> str:
+    return load_release(runs.parent / "packed").licence
+
+
+def relicense(runs: Path, **licences: str | None) -> None:
+    """Changes what the manifest says of sources, by task type."""
+    path = runs.parent / "data/manifest.yaml"
+    content = yaml.safe_load(path.read_text())
+    for source in content["sources"]:
+        given = licences.get(source["task_type"], source["licence"])
+        source.pop("licence") if given is None else source.update(licence=given)
+    path.write_text(yaml.safe_dump(content))
+
+
+def edit(run: Path, **keys: str) -> None:
+    path = run / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
+
+
+def card(folder: Path, named: str | None) -> str:
+    """A model's folder with nothing but a card."""
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{f'license: {named}' if named else 'tags: [a]'}\n---\n\n# A model\n")
+    return str(folder)
+
+
+def test_permissive_sources_and_a_start_from_random_weights_make_it_apache(runs: Path) -> None:
+    relicense(runs, retrieval="Unicode-3.0", clustering="MIT")
+    assert pack(runs) == 0
+    assert licence(runs) == "apache-2.0"
+
+
+@pytest.mark.parametrize("given", ["proprietary", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "each program's own", None])
+@pytest.mark.parametrize("kind", ["retrieval", "classification"])
+def test_other_sources_are_asked_about(
+    runs: Path, capsys: pytest.CaptureFixture[str], kind: str, given: str | None
+) -> None:
+    relicense(runs, **{kind: given})
+    assert pack(runs) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and "--licence is missing" in told and "--licence-file" in told
+    assert f"source tiny_{kind} ({given or 'no licence in the manifest'})" in told
+    assert not (runs.parent / "packed").exists()
+    assert pack(runs, "student", "--licence", "apache-2.0") == 0
+    assert licence(runs) == "apache-2.0"
+
+
+def test_a_source_of_an_earlier_stage_and_of_the_teacher_counts(runs: Path, capsys) -> None:
+    # Stage 1 alone reads this source; the student has it from there and from its teacher.
+    edit(runs / "student", sources="tiny_c*")
+    relicense(runs, retrieval="proprietary")
+    assert pack(runs) == 2
+    assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_gone_tells_no_licence(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs.parent / "data/manifest.yaml").unlink()
+    assert pack(runs) == 2
+    assert "(no licence in the manifest)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["model", "teacher"])
+@pytest.mark.parametrize("named", ["apache-2.0", "mit", "cc-by-nc-4.0", "llama3", None])
+def test_what_it_started_or_learnt_from_must_allow_it(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, named: str | None
+) -> None:
+    edit(runs / "stage1", **{key: card(tmp_path / "their-model", named)})
+    done = pack(runs, "stage1")
+    if named in PERMISSIVE:
+        assert done == 0 and licence(runs) == "apache-2.0"
+    else:
+        assert done == 2
+        assert f"model their-model ({named or 'no licence on a card here'})" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_start_on_the_hub_is_known_by_its_card_in_the_cache(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(runs / "stage1", model="org/tiny-base")
+    assert pack(runs, "stage1") == 2
+    assert "model org/tiny-base (no licence on a card here)" in capsys.readouterr().err
+    put_in_cache(Path(card(tmp_path / "card", "apache-2.0")))
+    assert pack(runs, "stage1") == 0
+
+
+def test_a_merged_model_has_the_sources_of_its_parents(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert merge([str(runs / "stage2"), "--output", str(runs / "soup")]) == 0
+    assert pack(runs, "soup") == 0
+    relicense(runs, clustering="proprietary")
+    assert pack(runs, "soup") == 2
+    assert "source tiny_clustering (proprietary)" in capsys.readouterr().err
+    # Of a parent that is gone nothing is known.
+    relicense(runs, clustering="MIT")
+    (runs / "stage2/model/config.json").unlink()
+    assert pack(runs, "soup") == 2
+    assert "model stage2/model (no licence on a card here)" in capsys.readouterr().err
+
+
+def test_the_builders_data() -> None:
+    assert CLDR.lower() in PERMISSIVE and GETTEXT.lower() not in PERMISSIVE
