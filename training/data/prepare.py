@@ -37,7 +37,17 @@ from training.data.preparation.plan import PreparationPlan, make_plan
 from training.data.preparation.reading import read_shard
 from training.data.preparation.splitting import choose_validation
 from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepared import DESCRIPTION, QUARANTINE, PreparedSource, array_files
+from training.data.prepared import (
+    DESCRIPTION,
+    FORMS,
+    OFFSETS,
+    QUARANTINE,
+    SPLITS,
+    TEXT_OFFSETS,
+    TEXTS,
+    TOKENS,
+    PreparedSource,
+)
 from training.data.storage import identity
 from training.errors import UserError
 
@@ -87,11 +97,10 @@ def prepare(
             prepared.append(prepare_source(source, tokenizer, folder, options, executor))
         except SubmittedError as error:
             submitted = error
-        else:
-            _tell_same(prepared[-1])
     if submitted is not None:
         raise submitted
     for source in prepared:
+        _tell_same(source)
         if source.num_negatives == 0 and source.task_type == "retrieval":
             logger.info(
                 "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
@@ -129,6 +138,18 @@ def prepare_source(
     return prepared
 
 
+def _tell_same(source: PreparedSource) -> None:
+    """Warns of rows whose query is their passage; they are trained on."""
+    same, rows = source.description["query_is_passage"], source.description["rows"]
+    if same:
+        logger.warning(
+            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
+            source.name,
+            same,
+            sum(rows.values()),
+        )
+
+
 def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
     """The finished source in the first of these folders that holds it.
 
@@ -140,15 +161,14 @@ def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
             prepared = PreparedSource(folder)
         except UserError:
             continue
-        names = _names(prepared.has_texts, prepared.has_forms)
-        if prepared.description.get("fingerprint") == fingerprint and names <= _there(folder):
+        if prepared.description.get("fingerprint") == fingerprint and _names(prepared) <= _there(folder):
             return prepared.check()
     return None
 
 
-def _names(with_texts: bool, with_forms: bool) -> set[str]:
-    """The files of a finished source, but for its quarantine."""
-    arrays = array_files(with_texts, with_forms)
+def _names(prepared: PreparedSource | None = None) -> set[str]:
+    """The files of a finished source, but for its quarantine; all that there may be for None."""
+    arrays = [TOKENS, OFFSETS, FORMS, *SPLITS.values(), TEXTS, TEXT_OFFSETS] if prepared is None else prepared.arrays
     return {DESCRIPTION, *arrays, *(checksums_of(Path(name)).name for name in arrays)}
 
 
@@ -164,7 +184,7 @@ def _prepare(
     options: PreparationOptions,
     executor: Executor | None,
 ) -> PreparedSource:
-    check_output(output, ours={*_names(with_texts=True, with_forms=True), QUARANTINE}, option="prepared_dir")
+    check_output(output, ours={*_names(), QUARANTINE}, option="prepared_dir")
     plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
     if not plan.tokenizer_file.exists():
         # Not even begun. Otherwise the work goes on where a killed command left it: it has the name of this one.
@@ -185,18 +205,6 @@ def _prepare(
     prepared = PreparedSource(output).check()
     logger.info("prepared %s", prepared)
     return prepared
-
-
-def _tell_same(source: PreparedSource) -> None:
-    """Warns of rows whose query is their passage; they are trained on."""
-    same, rows = source.description["query_is_passage"], source.description["rows"]
-    if same:
-        logger.warning(
-            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
-            source.name,
-            same,
-            sum(rows.values()),
-        )
 
 
 def _clear_leftovers(folder: Path, name: str, output: Path) -> None:

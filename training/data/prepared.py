@@ -14,7 +14,7 @@ from training.errors import UserError
 
 __all__ = [
     *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    *("PreparedSource", "array_files", "find_prepared", "put_aside"),
+    *("PreparedSource", "find_prepared", "put_aside"),
 ]
 
 # A prepared source is a folder of these files: raw little-endian arrays, checksums beside each, and a JSON file that is
@@ -32,11 +32,6 @@ FORMS = "forms.uint64"
 QUARANTINE = "quarantine.parquet"
 # Texts that are looked at when a source is checked.
 _CHECKED_TEXTS = 4096
-
-
-def array_files(texts: bool, forms: bool) -> list[str]:
-    """Names of the arrays of a prepared source, with or without texts and their normal forms."""
-    return [TOKENS, OFFSETS, *SPLITS.values(), *([TEXTS, TEXT_OFFSETS] if texts else []), *([FORMS] if forms else [])]
 
 
 def _open(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -90,7 +85,7 @@ class PreparedSource:
             UserError: If a file is damaged.
         """
         remedy = f"delete {self.folder}, and it is prepared again"
-        for name in array_files(self.has_texts, self.has_forms):
+        for name in self.arrays:
             check_file(self.folder / name, remedy)
         texts = self.description["texts"]
         some = np.unique(np.linspace(0, texts - 1, min(texts, _CHECKED_TEXTS), dtype=np.int64))
@@ -108,9 +103,10 @@ class PreparedSource:
         return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
 
     @property
-    def has_texts(self) -> bool:
-        """Whether the texts themselves were kept, too."""
-        return "text_bytes" in self.description
+    def arrays(self) -> list[str]:
+        """Names of its arrays."""
+        kept = [*([TEXTS, TEXT_OFFSETS] if self.has_texts else []), *([FORMS] if self.has_forms else [])]
+        return [TOKENS, OFFSETS, *SPLITS.values(), *kept]
 
     @property
     def has_forms(self) -> bool:
@@ -120,6 +116,11 @@ class PreparedSource:
     def forms(self, positions: np.ndarray) -> np.ndarray:
         """``(n,)`` numbers of the normal forms of the texts at the given positions; these where no forms are kept."""
         return self._forms[positions] if self.has_forms else positions
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the texts themselves were kept, too."""
+        return "text_bytes" in self.description
 
     def texts(self, positions: np.ndarray) -> list[str]:
         """The ``n`` texts at the given positions, in that order: with their instruction, and not cut.

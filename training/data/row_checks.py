@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.data.cleaning.normalise import same_form
+from training.data.cleaning.normalise import form_keys, same_form
 from training.data.instructions import without_instruction
 from training.errors import UserError
 
@@ -63,7 +63,7 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
     """
     faults: list[Fault] = []
     count = np.zeros(len(batch), dtype=np.int64)
-    passage = None
+    passage = keys = None
     for name in ("query", "passage", *negatives):
         column, undecodable = _decoded(text_column(batch, name))
         missing = np.asarray(pc.is_null(column)) & ~undecodable
@@ -72,7 +72,7 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
             count += ~missing
             equal = np.asarray(pc.fill_null(pc.equal(column, passage), False))
             found["equals column 'passage'"] = equal
-            found["is column 'passage' in another spelling"] = same_form(column, passage) & ~equal
+            found["is column 'passage' in another spelling"] = same_form(column, passage, keys) & ~equal
         else:
             found["is null"] = missing
         length = pc.utf8_length(column)
@@ -81,7 +81,8 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
         found[f"has more than {MOST_CHARACTERS:,} characters"] = np.asarray(
             pc.fill_null(pc.greater(length, MOST_CHARACTERS), False)
         )
-        passage = column if name == "passage" else passage
+        if name == "passage":
+            passage, keys = column, form_keys(column) if negatives else None
         faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
     short = np.flatnonzero(count < required_negatives).tolist()
     faults += [Fault(row, "negative_*", f"has fewer than {required_negatives} texts") for row in short]

@@ -62,7 +62,7 @@ _CODE_POINTS_AT_ONCE = 1 << 15
 _CODE_POINTS = 0x110000
 
 
-def same_form(one: pa.Array, other: pa.Array) -> np.ndarray:
+def same_form(one: pa.Array, other: pa.Array, other_keys: np.ndarray | None = None) -> np.ndarray:
     """``(n,)`` whether two texts are equal once both are normalised; false where one is null.
 
     Only pairs of the same characters are normalised: that takes a hundred times as long as to compare those.
@@ -70,10 +70,12 @@ def same_form(one: pa.Array, other: pa.Array) -> np.ndarray:
     Args:
         one: ``n`` texts, ``large_string``.
         other: As many.
+        other_keys: Their :func:`form_keys`, if they are known.
     """
     same = np.asarray(pc.fill_null(pc.equal(one, other), False)).copy()
     there = np.asarray(pc.and_(pc.is_valid(one), pc.is_valid(other)))
-    rows = np.flatnonzero(~same & there & (form_keys(one) == form_keys(other)))
+    keys = form_keys(other) if other_keys is None else other_keys
+    rows = np.flatnonzero(~same & there & (form_keys(one) == keys))
     pairs = zip(*(column.take(pa.array(rows)).to_pylist() for column in (one, other)), strict=True)
     same[rows] = [normalise(text) == normalise(another) for text, another in pairs]
     return same
@@ -90,9 +92,8 @@ def form_keys(texts: pa.Array) -> np.ndarray:
     """
     lengths = np.asarray(pc.fill_null(pc.utf8_length(texts), 0)).astype(np.int64)
     ends = np.cumsum(lengths)
-    keys, table = np.zeros(len(texts), dtype=np.uint64), np.zeros(_CODE_POINTS, dtype=np.uint64)
-    known = np.zeros(_CODE_POINTS, dtype=bool)
-    start = 0
+    keys, start = np.zeros(len(texts), dtype=np.uint64), 0
+    table, known = _character_keys()
     while start < len(texts):
         end = max(start + 1, int(np.searchsorted(ends, ends[start] - lengths[start] + _CODE_POINTS_AT_ONCE, "right")))
         joined = "".join(text for text in texts.slice(start, end - start).to_pylist() if text)
@@ -107,7 +108,12 @@ def form_keys(texts: pa.Array) -> np.ndarray:
     return keys
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1)
+def _character_keys() -> tuple[np.ndarray, np.ndarray]:
+    """The keys of all code points, and which of them have been looked up: a cache, as most texts share theirs."""
+    return np.zeros(_CODE_POINTS, dtype=np.uint64), np.zeros(_CODE_POINTS, dtype=bool)
+
+
 def _character_key(point: int) -> int:
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", chr(point)).casefold())
     kept = [each for each in folded if unicodedata.category(each)[0] in "LMNS" or each in "#%&@"]

@@ -18,7 +18,7 @@ from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLI
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 3
+FORMAT = 4
 _COPY_BYTES = 16 << 20
 
 
