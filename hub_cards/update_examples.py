@@ -10,9 +10,13 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from training.data.command import require, run_command
+
+if __name__ == "__main__":
+    require("jinja2", "publish")
+
 from training.checkpoints import write_whole
 from training.common.outputs import check_output, new_folder
-from training.data.command import run_command
 from training.errors import UserError
 from training.publishing.card import CARD, model_card
 from training.publishing.checkpoint_card import CheckpointFacts, checkpoint_card

@@ -62,6 +62,15 @@ def test_python_snippets_run(
     assert "tensor" in capsys.readouterr().out
 
 
+def test_the_search_runs_on_a_model_narrower_than_its_shortlist_takes(
+    tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    (snippet,) = [text for text in _snippets("python") if "IndexBinaryFlat" in text]
+    exec(snippet, {"model": build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer))})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_the_script_for_adapters_is_short() -> None:
     (script,) = [text for text in _snippets("python") if "add_adapter" in text]
     assert len(script.splitlines()) < 40

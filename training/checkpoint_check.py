@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import TrainerState
 
 from training.checkpoints import checkpoints, last_checkpoint, missing_part, numbered_checkpoints, step_of
-from training.errors import StoppedError, UserError, in_one_line, lost_contact
+from training.errors import OutputError, StoppedError, UserError, in_one_line, lost_contact
 
 __all__ = ["checkpoint_to_resume", "reading_best", "reading_checkpoint"]
 
@@ -80,7 +80,7 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
     """A block that reads a checkpoint to go on from it.
 
     Raises:
-        UserError: If it cannot be read; the message offers the checkpoint before it.
+        OutputError: If it cannot be read; the message offers the checkpoint before it.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -93,7 +93,7 @@ def reading_checkpoint(checkpoint: Path | str) -> Iterator[None]:
             if before
             else "no other checkpoint is before it: start again with another output_dir"
         )
-        raise UserError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}; {remedy}") from error
+        raise OutputError(f"{checkpoint}: cannot be resumed from: {in_one_line(error)}", remedy) from error
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def reading_best(checkpoint: Path) -> Iterator[None]:
     """A block that reads the best checkpoint at the end of a training.
 
     Raises:
-        UserError: If it cannot be read, or holds no weights, which Trainer would pass over.
+        OutputError: If it cannot be read, or holds no weights, which Trainer would pass over.
     """
     try:
         if (missing := missing_part(checkpoint)) is not None:
@@ -109,9 +109,9 @@ def reading_best(checkpoint: Path) -> Iterator[None]:
         yield
     except Exception as error:
         _raise_unless_damaged(error)
-        raise UserError(
-            f"{checkpoint}: is the best checkpoint, but cannot be read: {in_one_line(error)}; move that folder "
-            "elsewhere and run the same command with --resume to end in the last one"
+        raise OutputError(
+            f"{checkpoint}: is the best checkpoint, but cannot be read: {in_one_line(error)}",
+            "move that folder elsewhere and run the same command with --resume to end in the last one",
         ) from error
 
 

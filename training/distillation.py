@@ -53,7 +53,7 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     place = find_model(args.teacher, None, "key 'teacher'")[0]
     own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
     if not own_format and reads_tokens_of(place, tokenizer):
-        choice = TeacherChoice(place, _width_in_config(place))
+        choice = TeacherChoice(place, _width_in_config(place, args.max_length))
     else:
         teacher = load_text_teacher(place, args.text_format, device="cpu")
         choice = TeacherChoice(place, teacher.width, teacher)
@@ -70,12 +70,19 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     return choice
 
 
-def _width_in_config(name: str) -> int:
+def _width_in_config(name: str, max_length: int) -> int:
     try:
-        return AutoConfig.from_pretrained(base_of(name), trust_remote_code=False).hidden_size
+        config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=False)
+        width, positions = config.hidden_size, config.max_position_embeddings
     # Damaged folders come out of the library as anything.
     except Exception as error:
         raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+    if max_length > positions:
+        raise UserError(
+            f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {name}, which reads "
+            f"the student's tokens; write 'max_length: {positions}' or choose another teacher"
+        )
+    return width
 
 
 class Distillation:

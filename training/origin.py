@@ -14,7 +14,7 @@ from training.arguments import StageArguments
 from training.data.manifest import Source
 from training.errors import UserError, in_one_line
 from training.inputs import Input
-from training.setup import make_config, make_tokenizer
+from training.setup import check_max_length, make_config, make_tokenizer
 
 __all__ = ["Origin", "origin_of", "teacher_config"]
 
@@ -48,6 +48,7 @@ def origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Sequ
     if made is None:
         return Origin(_config(args, tokenizer), tokenizer)
     args.check_family(made.config)
+    check_max_length(args, made.config, tokenizer)
     return Origin(made.config, tokenizer)
 
 

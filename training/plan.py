@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.adapter import adapter_config
 from training.arguments import StageArguments
+from training.contrasts import check_contrasts, warn_of_single_rows
 from training.counting import Batches, count_batches, estimate_batches
 from training.data.prepared import PreparedSource
 from training.data_sizes import estimated_sizes, why_not_at_hand
@@ -181,6 +182,7 @@ def make_plan(
             return plan_pruning(stage, earlier, inputs)
         away = why_not_at_hand(args)
         all_sources, selected = read_sources(args) if away is None else (None, [])
+        check_contrasts(args, selected)
         origin = origin_of(args, earlier, all_sources)
         teacher = teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
@@ -214,6 +216,8 @@ def make_plan(
 
 
 def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
+    check_contrasts(args, prepared)
+    warn_of_single_rows(args, prepared)
     return Data(
         said=f"{args.manifest}, there",
         rows=sum(len(source.rows["train"]) for source in prepared),

@@ -14,6 +14,7 @@ Where its relative paths start is told in :mod:`training.recipe_paths`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -171,9 +172,11 @@ def _missing(path: Path, key: str) -> NoReturn:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a recipe file with what it and its stages extend."""
-    if path.resolve() in seen:
+    # Of links in a circle it is the path itself, whose error follows.
+    real = Path(os.path.realpath(path))
+    if real in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    seen = (*seen, path.resolve())
+    seen = (*seen, real)
     keys = load_yaml(path, named_in_file=len(seen) > 1)
     _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
     if isinstance(stages := keys.get("stages"), dict):

@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments
 
 from training.checkpoints import step_of
 from training.early_stopping import EarlyStopping
-from training.errors import UserError
+from training.errors import OutputError
 
 __all__ = ["apply_options", "apply_schedule", "check_loaded", "follow_arguments", "options_of"]
 
@@ -78,12 +78,12 @@ def follow_arguments(state: TrainerState, args: TrainingArguments, checkpoint: P
     """Lets a training state that was read from a checkpoint follow the stage as it is now.
 
     Raises:
-        UserError: If the checkpoint lies beyond the end of the stage.
+        OutputError: If the checkpoint lies beyond the end of the stage.
     """
     if state.global_step > state.max_steps:
-        raise UserError(
-            f"{checkpoint}: is of step {step_of(checkpoint)}, but the stage now ends at step {state.max_steps}; undo "
-            f"the change, or start again from 'model: {checkpoint}' with another output_dir"
+        raise OutputError(
+            f"{checkpoint}: is of step {step_of(checkpoint)}, but the stage now ends at step {state.max_steps}",
+            f"undo the change, or start again from 'model: {checkpoint}' with another output_dir",
         )
     state.compute_steps(args, state.max_steps)
     try:

@@ -18,6 +18,7 @@ from training.adapter_folder import base_of, base_revision, find_adapter
 from training.arguments import StageArguments
 from training.checkpoints import numbered_checkpoints
 from training.common.outputs import locked, new_folder
+from training.contrasts import check_contrasts, warn_of_single_rows
 from training.data.builders import build
 from training.data.executor import read_executor
 from training.data.manifest import Source, load_manifest, select_sources
@@ -41,6 +42,7 @@ from training.trainer import F2LLMTrainer
 __all__ = [
     "DATA",
     "RECIPE",
+    "check_max_length",
     "make_config",
     "make_model",
     "make_tokenizer",
@@ -73,6 +75,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
+    check_contrasts(args, sources)
     # A fault in what comes last must not cost the training.
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
@@ -87,6 +90,9 @@ def set_up(stage: Stage) -> F2LLMTrainer:
         choice = choose_teacher(args, tokenizer, width)
         prepared = prepare_sources(stage, sources, tokenizer, keep_texts=choice.by_text is not None)
         distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    check_contrasts(args, prepared)
+    if args.process_index == 0:
+        warn_of_single_rows(args, prepared)
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
         trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
@@ -250,8 +256,26 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
     except Exception as error:
         raise UserError(f"model {args.model or 'of model_config'!r} cannot be used: {in_one_line(error)}") from None
     _check_config(config, tokenizer)
+    check_max_length(args, config, tokenizer)
     args.check_family(config)
     return config
+
+
+def check_max_length(args: StageArguments, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Checks that the finished model reads texts as long as those that it is trained on: it cuts at these limits.
+
+    Raises:
+        UserError: If ``max_length`` is more than the model's positions or than what its tokenizer reads.
+    """
+    limits = {"positions of the model (max_position_embeddings)": config.max_position_embeddings}
+    if tokenizer is not None:
+        limits["tokens of a text that the tokenizer reads (model_max_length)"] = tokenizer.model_max_length
+    what, longest = min(limits.items(), key=lambda limit: limit[1])
+    if args.max_length > longest:
+        raise UserError(
+            f"key 'max_length': {args.max_length} is more than the {longest} {what}, where the finished model would "
+            f"cut texts; write 'max_length: {longest}'"
+        )
 
 
 def _new_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:

@@ -168,7 +168,9 @@ class F2LLMTrainer(SavingTrainer):
                 "others, so that weights are then not the same"
             )
         with self.interruption:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        self.watch.tell_idle_steps()
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that had ended is continued only to save its model.

@@ -1,11 +1,11 @@
-"""Notes the steps that went wrong: loss spikes and non-finite losses or gradients, with the rows that made them."""
+"""Notes the steps that went wrong: loss spikes, losses of 0, and non-finite losses or gradients, with their rows."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,14 @@ class StepWatch:
         self._tokenizer = tokenizer
         self._writes = writes
         self._losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
+        # Steps of each source, and those of them whose loss was 0.
+        self._steps: Counter[str] = Counter()
+        self._idle: Counter[str] = Counter()
 
     def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradients: Tensor) -> None:
         """Looks at the loss of a step; ``gradients`` are the ``(n,)`` lengths of those of the batch's embeddings."""
+        self._steps[batch["source"]] += 1
+        self._idle[batch["source"]] += loss == 0
         before = self._losses[batch["source"]]
         if len(before) >= _FEWEST:
             mean = sum(before) / len(before)
@@ -68,6 +73,18 @@ class StepWatch:
                 usual = {"loss": loss, "mean": mean, "deviation": deviation}
                 self.note("loss spike", step, batch, gradients, **usual)
         before.append(loss)
+
+    def tell_idle_steps(self) -> None:
+        """Warns of sources some of whose steps taught nothing."""
+        for source, idle in sorted(self._idle.items()):
+            if idle and self._writes:
+                logger.warning(
+                    "source %r: %d of %d steps had a loss of 0 and taught nothing: their rows have nothing to be told "
+                    "from (one row in a batch, or rows that are all each other's duplicates), or are told perfectly",
+                    source,
+                    idle,
+                    self._steps[source],
+                )
 
     def note(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:
         """Writes down a step, its rows, and the texts of those with the highest ``(n,)`` scores of their texts."""

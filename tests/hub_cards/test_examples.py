@@ -76,3 +76,12 @@ def test_a_model_that_was_not_trained_is_no_example(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pack a run that trained"):
         update_examples(folder, tmp_path / "examples")
     assert not (tmp_path / "examples").exists()
+
+
+def test_examples_are_not_written_over_the_model(tmp_path: Path) -> None:
+    folder = write_release(tmp_path / "packed", make_release(trained_dtype=None), evaluate())
+    draw_figures(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is read"):
+        update_examples(folder, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

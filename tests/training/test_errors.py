@@ -94,5 +94,5 @@ def test_a_command_that_runs_recipes_does_not_advise_options_of_theirs(
         raise OutputError("run: the recipe changed", "add --accept-changes to go on regardless")
 
     monkeypatch.setattr(claims, "run_stage", refuse)
-    with refuses("run: the recipe changed; undo it, or give another --output"):
+    with refuses("run: the recipe changed; mend or undo that, or give another --output"):
         claims.run_seed(write_recipe(tmp_path), 0, tmp_path, tmp_path / "data/manifest.yaml", None)

@@ -146,7 +146,9 @@ def test_bad_rows_stop_the_command_or_are_put_aside(
     assert "row 7, column 'passage' is empty" in capsys.readouterr().err
     assert prepare_main([*words, "--on-bad-row", "quarantine"]) == 0
     said = capsys.readouterr().out
-    assert "quarantine.parquet: 1 is empty" in said
+    assert (
+        "source 'polarity': 1 of " in said and "put aside (1 is empty), see " in said and "quarantine.parquet" in said
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -319,7 +319,7 @@ def test_help_describes_every_key() -> None:
         ("epochs", "num_train_epochs"),
         ("num_hard_negatives", "num_hard_negatives_retrieval"),
         ("learning_rat", "learning_rate"),
-        ("max_lenght", "max_length"),
+        ("max_lengths", "max_length"),
     ],
 )
 def test_unknown_key_names_the_one_that_is_meant(

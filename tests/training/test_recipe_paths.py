@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from tests.training.recipes import ONE_STAGE, recipe_writer, write_recipe
+from training.continuation import check_keys
 from training.recipe import Stage, load_recipe
 from training.recipe_paths import RULE, from_run
 from training.run_stage import main
-from training.stage import _check_same_recipe
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -134,19 +134,42 @@ def test_a_run_is_the_same_from_every_working_directory(
 ) -> None:
     path = write({"output_dir": "runs/x", "manifest": "m.yaml", "model": "Org/model", "teacher": "runs/big/model"})
     (stage,) = load_recipe(path).stages
-    written = tmp_path / "recipe.yaml"
-    written.write_text(yaml.safe_dump(stage.keys))
+    run = tmp_path / "here" / "runs" / "x"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stage.keys))
     monkeypatch.chdir(tmp_path)
     elsewhere = {"output_dir": "here/runs/x", "teacher": "here/runs/big/model"}
     (again,) = load_recipe(path, elsewhere).stages
     assert again.keys["manifest"] != stage.keys["manifest"]
-    _check_same_recipe(written, again, accept_changes=False)
+    assert check_keys(run, again, accept_changes=False) == {}
     for key in ("manifest", "teacher", "model"):
         changed = Stage("x", {**again.keys, key: "other/model"}, again.arguments)
-        with refuses(written, f"{key}: "):
-            _check_same_recipe(written, changed, accept_changes=False)
+        with refuses(run, key):
+            check_keys(run, changed, accept_changes=False)
 
 
 def test_paths_as_a_run_sees_them() -> None:
     keys = {"output_dir": "runs/x", "manifest": "runs/data/m.yaml", "model": "/models/a", "seed": 3}
     assert [from_run(key, keys) for key in keys] == [".", "../data/m.yaml", "/models/a", 3]
+
+
+@pytest.mark.parametrize("keys", [{"extends": "a"}, {"manifest": "a/m.yaml"}, {"output_dir": "a/x"}, {"model": "a"}])
+def test_links_in_a_circle(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, keys: dict[str, str]
+) -> None:
+    path = write({"manifest": "m.yaml", **keys})
+    for folder in (tmp_path / "project", tmp_path / "here"):
+        (folder / "a").symlink_to("b")
+        (folder / "b").symlink_to("a")
+    assert main([str(path)]) in (1, 2)
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(("error: ", "stopped: ")) and "unexpected" not in line
+
+
+def test_a_recipe_beside_that_cannot_be_read_is_passed_over(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "loop.yaml").symlink_to("loop.yaml")
+    assert main([str(write({"manifest": "m.yaml", "model": "no/such/model"}))]) == 2
+    assert "'no/such/model' is missing" in capsys.readouterr().err

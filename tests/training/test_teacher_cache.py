@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training import teacher_cache
 from training.data.prepared import PreparedSource
-from training.teacher_cache import TeacherCache
+from training.teacher_cache import Embed, TeacherCache
 
 Refuses = Callable[..., AbstractContextManager[None]]
 WIDTH = 6
@@ -131,6 +131,38 @@ def test_a_cut_shard_is_noticed(
         _ = TeacherCache(tmp_path, prepared_sources, MADE_BY).whole
 
 
+@pytest.mark.parametrize("name", ["00001.float16", "00001.float16.xxh3"])
+def test_flipped_bytes_are_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, name: str
+) -> None:
+    cache.check()
+    path = next(tmp_path.glob(f"qa-*/{name}"))
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    shard = path.with_name("00001.float16")
+    with refuses(shard, "is damaged", "delete it, and it is computed again"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY).check()
+    # As the message says.
+    shard.unlink()
+    again = TeacherCache(tmp_path, prepared_sources, MADE_BY)
+    again.fill(expected)
+    again.check()
+
+
+def test_what_is_read_to_check_a_source_is_bounded(
+    cache: TeacherCache, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(teacher_cache, "check_file", lambda path, remedy, most_blocks: asked.append(most_blocks))
+    shards = len(list(cache._shards()))
+    for limit, most in ((64, 64 * len(prepared_sources)), (1, shards)):
+        asked.clear()
+        monkeypatch.setattr(teacher_cache, "_CHECKED_BLOCKS", limit)
+        cache.check()
+        assert len(asked) == shards and sum(asked) <= most and min(asked) >= 1
+
+
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({**MADE_BY, "width": 6})])
 def test_a_damaged_description_is_noticed(
     cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, content: str
@@ -161,16 +193,23 @@ def test_a_teacher_of_another_width_is_refused(
 def test_runs_may_fill_one_folder_at_once(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
     for number in range(20):
         folder, start = tmp_path / str(number), Barrier(4)
+        asked: list[tuple[str, int]] = []
 
-        def fill(rank: int, folder: Path = folder, start: Barrier = start) -> None:
+        def embed(source: PreparedSource, positions: np.ndarray, asked: list[tuple[str, int]] = asked) -> Tensor:
+            asked.append((source.name, int(positions[0])))
+            return expected(source, positions)
+
+        def fill(rank: int, folder: Path = folder, start: Barrier = start, embed: Embed = embed) -> None:
             cache = TeacherCache(folder, prepared_sources, MADE_BY, WIDTH)
             start.wait()
             # Two runs of two processes each.
-            cache.fill(expected, rank % 2, 2)
+            cache.fill(embed, rank % 2, 2)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(fill, range(4)))
         assert TeacherCache(folder, prepared_sources, MADE_BY).whole
+        # The one waits for the other rather than do the same.
+        assert len(asked) == len(set(asked))
         assert not list(folder.rglob("*.partial"))
 
 

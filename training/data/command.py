@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from training.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
-__all__ = ["run_command"]
+__all__ = ["require", "run_command"]
 
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
 # Names of variables that hold what nobody else may read, and the form of a token of the Hub.
@@ -46,6 +46,20 @@ def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
         process = f"[process {rank}] " if rank else ""
         sys.stderr.write(f"{process}{kind}: {message}\n")
         return status
+
+
+def require(package: str, extra: str) -> None:
+    """Ends a script whose imports would fail for want of an optional package, with one line.
+
+    Args:
+        package: What is imported.
+        extra: The extra of this project that installs it.
+    """
+    try:
+        __import__(package)
+    except ImportError as error:
+        sys.stderr.write(f"error: this command needs {package} ({error}); install it: pip install -e '.[{extra}]'\n")
+        raise SystemExit(2) from None
 
 
 def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""Parquet files: writing the published format in row groups of a size that streams, and reading rows as values."""
+"""Parquet files: writing the published format in row groups of a size that streams, and reading values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ROW_GROUP_ROWS", "rows_of", "rows_table", "write_parquet"]
+__all__ = ["ROW_GROUP_ROWS", "columns_of", "rows_table", "write_parquet"]
 
 # Some megabytes: readers of a few rows need not fetch the whole file.
 ROW_GROUP_ROWS = 10_000
@@ -34,17 +34,17 @@ def rows_table(
     return pa.table({name: pa.array(values, type=pa.string()) for name, values in (columns | more).items()})
 
 
-def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table.
+def columns_of(table: pa.Table) -> dict[str, list[Any]]:
+    """The values of a table, column by column.
 
     ``datasets`` keeps a column that holds texts and other things as JSON; its values are decoded.
     """
     if "extension<arrow.json>" not in str(table.schema):
-        return table.to_pylist()
+        return table.to_pydict()
     # Only here: it takes a second to import.
     from datasets import Dataset
 
-    return list(Dataset(table))
+    return Dataset(table)[:]
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
 from training.common.outputs import check_output
 from training.data.command import run_command
 from training.data.executor import read_executor
@@ -120,8 +122,24 @@ def _prepare(arguments: argparse.Namespace) -> None:
         keep_texts=arguments.keep_texts,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
+    longest = _longest(arguments.tokenizer, tokenizer)
+    if arguments.max_length > longest:
+        raise UserError(
+            f"--max-length {arguments.max_length} is more than the {longest} tokens of a text that "
+            f"{arguments.tokenizer} reads; give --max-length {longest}"
+        )
     prepared = prepare(sources, tokenizer, arguments.output, options, executor)
     sys.stdout.write(_summary(prepared))
+
+
+def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a text that a tokenizer reads, and the model beside it, if there is one."""
+    try:
+        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
+    # A tokenizer alone, or the model of another library; the tokenizer is what matters here.
+    except Exception:
+        return tokenizer.model_max_length
+    return min(positions, tokenizer.model_max_length)
 
 
 def _summary(prepared: Sequence[PreparedSource]) -> str:

@@ -20,11 +20,15 @@ if __name__ == "__main__":
     _HERE = Path(__file__).resolve().parent
     sys.path[:] = [str(_HERE.parent.parent), *(path for path in sys.path if path != str(_HERE))]
 
+from training.data.command import require, run_command
+
+if __name__ == "__main__":
+    require("jinja2", "publish")
+
 import yaml
 
 from hub_cards.render import render_dataset_card
 from training.common.outputs import check_output, locked, new_folder
-from training.data.command import run_command
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
 from training.data.releasing.card import card_facts

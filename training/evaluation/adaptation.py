@@ -184,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
     except OutputError as error:
-        raise error.advising("undo it, or give another --output") from None
+        raise error.advising("mend or undo that, or give another --output") from None
     files = {"elsewhere": "elsewhere_validation" if arguments.validate else "elsewhere"}
     if not arguments.validate:
         files = {"program": "program", **files}

@@ -214,7 +214,7 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
             # How to go on is this command's to say.
             raise StoppedError(f"seed {seed}, stage {stage.name}: {error.what}") from error
         except OutputError as error:
-            raise error.advising("undo it, or give another --output") from None
+            raise error.advising("mend or undo that, or give another --output") from None
         scores[stage.name] = measure(stage, model, pairs)
         shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
         logger.info("seed %d, %s: %s (%.0f s)", seed, stage.name, shown, time.perf_counter() - start)

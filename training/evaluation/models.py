@@ -107,6 +107,8 @@ def load_model(
     model = _load(found, trust_remote_code, options)
     longest = options.get("max_seq_length") or model.max_seq_length or max_length
     model.max_seq_length = min(max_length, longest)
+    if longest < max_length != DEFAULT_MAX_LENGTH:
+        logger.warning("%s reads %d tokens of a text at most, not --max-length %d", name, longest, max_length)
     used = _prompts(prompts, options, model)
     if not any(used.own.values()) and used.template is None:
         logger.warning("%s has no prompts: queries and documents are encoded as they are", name)

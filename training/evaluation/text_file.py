@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from training.data.parquet import columns_of
 from training.errors import UserError, in_one_line
+from training.recipe_paths import RULE
 
 __all__ = ["read_texts"]
 
@@ -32,7 +34,7 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
+        raise UserError(f"{path}: no such file; check the path ({RULE})")
     kind, read = _READERS.get(path.suffix.lower(), ("parquet", pq.read_table))
     try:
         table = read(path)
@@ -48,7 +50,7 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
             raise UserError(f"{path}: column {name!r} is there twice; rename one of them")
     if not table.num_rows:
         raise UserError(f"{path}: the file has no rows; build it again")
-    result = table.select(there).to_pydict()
+    result = columns_of(table.select(there))
     for name, values in result.items():
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():

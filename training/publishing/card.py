@@ -81,6 +81,7 @@ def _facts(
     languages = sorted(set(release.languages) - SPECIAL_LANGUAGES.keys())
     return {
         "release": release,
+        "known": all(stage.kind != "unknown" for stage in release.stages),
         "adapter": adapter_facts(release, links),
         "origins": [reference_text(each, links) for each in origins(release)],
         "teacher": reference_text(last.teacher, links) if last and last.teacher else None,

@@ -17,6 +17,7 @@ from training.lora_arguments import LoraArguments
 from training.model_identity import model_revision
 from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
 from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.folder_model import base_named
 from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
 from training.publishing.model_files import read_model_files
 from training.publishing.progress import progress_of
@@ -127,6 +128,9 @@ class Lineage:
 
     def _reference(self, state: ModelState, key: str) -> Reference:
         """What a stage started from, or learnt from."""
+        if state.is_unknown:
+            base = base_named(state.folder)
+            return Reference("hub", base) if base else Reference("unknown")
         written = state.keys.get(key)
         if written is None:
             return Reference("scratch")
@@ -163,6 +167,9 @@ class Lineage:
     def _record(self, name: str, state: ModelState) -> StageRecord:
         if state.merges:
             return self._merging(name, state)
+        if state.is_unknown:
+            start, told = self._reference(state, "model"), stage_arguments(state)
+            return StageRecord(name, "unknown", start, parameters=_parameters(state.folder), arguments=told)
         progress = progress_of(state)
         return StageRecord(
             name=name,
@@ -248,6 +255,9 @@ def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Every hyper-parameter that was in effect when a state was made."""
     if state.merges:
         return merge_arguments(state)
+    if state.is_unknown:
+        # A copy of a run's model still has them.
+        return clean_arguments(read_json(state.folder / ARGUMENTS)) if (state.folder / ARGUMENTS).is_file() else {}
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # A cut model comes without a list of them.

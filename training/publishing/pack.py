@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +24,11 @@ from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read
 from training.publishing.cleaning import check_nothing_private, private_texts
 from training.publishing.content import Content
 from training.publishing.evaluation import write_evaluation
+from training.publishing.folder_model import standard_settings
 from training.publishing.licence import licence_of, licence_text
 from training.publishing.lineage import ARGUMENTS, Lineage, stage_arguments
 from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
-from training.publishing.states import find_state
+from training.publishing.states import ModelState, find_state
 from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size
 from training.publishing.whole_model import WholeModel, read_whole_model
@@ -75,7 +77,8 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     release in its place is replaced.
 
     Args:
-        run: Folder of a run, of training or of pruning, or of a merged model; its model may be an adapter.
+        run: Folder of a run, of training or of pruning, whose model may be an adapter; of a merged model; or of a
+            SentenceTransformer that was tuned elsewhere.
         output: The folder to write.
         options: How.
 
@@ -93,8 +96,19 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     reads = (state.folder, options.evaluation, options.licence_file)
     check_output(output, [path for path in reads if path is not None])
     _check_output(output)
-    read = read_adapter if (state.folder / ADAPTER_CONFIG).is_file() else read_whole_model
-    model = read(state, options.base)
+    with ExitStack() as stack:
+        _pack(state, output, options, stack)
+    return output
+
+
+def _pack(state: ModelState, output: Path, options: PackOptions, stack: ExitStack) -> None:
+    model: WholeModel | AdapterModel
+    if state.is_unknown:
+        model = read_whole_model(state, options.base, stack.enter_context(standard_settings(state.folder)))
+    elif (state.folder / ADAPTER_CONFIG).is_file():
+        model = read_adapter(state, options.base)
+    else:
+        model = read_whole_model(state, options.base)
     lineage = Lineage(state)
     stages = lineage.records()
     licence = options.licence or licence_of(lineage, stages)
@@ -123,7 +137,6 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return output
 
 
 def _check(options: PackOptions) -> None:

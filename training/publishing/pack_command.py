@@ -15,7 +15,10 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
-        "run_folder", metavar="RUN", type=Path, help="folder of a finished run, OUTPUT_DIR/STAGE, or of a merged model"
+        "run_folder",
+        metavar="RUN",
+        type=Path,
+        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
     )
     parser.add_argument("--name", required=True, help="of the model, without organisation: f2llm-v2-330m")
     parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")

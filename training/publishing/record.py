@@ -22,8 +22,8 @@ class Reference:
 
     Attributes:
         kind: ``stage`` (of the same lineage, by its name), ``hub`` (a public name), ``local`` (a folder of somebody's
-            machine: only its last part is told) or ``scratch`` (no model: random weights).
-        name: As the kind says; empty for ``scratch``.
+            machine: only its last part is told), ``scratch`` (no model: random weights) or ``unknown``.
+        name: As the kind says; empty for ``scratch`` and ``unknown``.
         revision: Commit on the Hub, if known.
     """
 
@@ -64,7 +64,7 @@ class StageRecord:
     Attributes:
         name: Of the stage.
         kind: ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was merged into its
-            base then), ``pruning``, ``merging`` or ``quantization``.
+            base then), ``pruning``, ``merging``, ``quantization`` or ``unknown`` (a model without a run).
         start: What it started from.
         teacher: What it learnt from; None without distillation.
         parameters: Parameters of the model that it made; None if that is no longer at hand.

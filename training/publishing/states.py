@@ -29,12 +29,12 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model that a run made, or that was merged of such models.
+    """A model that a run made, or that was merged of such models; or one of which no run is known.
 
     Attributes:
-        run: The run's folder; for a merged model its own.
+        run: The run's folder; for a merged model, and one without a run, its own.
         folder: The model's: ``RUN/model`` or ``RUN/checkpoint-N``.
-        keys: What the run was told, as its ``recipe.yaml`` has it; nothing for a merged model.
+        keys: What the run was told, as its ``recipe.yaml`` has it; nothing for a merged model, and one without a run.
     """
 
     run: Path
@@ -45,7 +45,12 @@ class ModelState:
     def name(self) -> str:
         """The stage's name, with that of the checkpoint if it is one: ``stage2@checkpoint-500``."""
         stage = self.run.resolve().name
-        return stage if self.folder.name == FINAL_MODEL or self.merges else f"{stage}@{self.folder.name}"
+        return stage if self.folder.name == FINAL_MODEL or self.run == self.folder else f"{stage}@{self.folder.name}"
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known of how the model was made."""
+        return not self.keys and not self.merges
 
     @property
     def prunes(self) -> bool:
@@ -76,14 +81,16 @@ class ModelState:
 
 
 def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
-    """The finished model of a run, or one of its checkpoints; or a merged model, which lies in no run.
+    """The finished model of a run, or one of its checkpoints; or a merged model, or one of which no run is known.
 
     Raises:
-        UserError: If the folder is no run, the run is not finished, or it has no such checkpoint.
+        UserError: If the folder is no run and no model, the run is not finished, or it has no such checkpoint.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a run")
     if (run / MERGE).is_file() and checkpoint is None:
+        return ModelState(run, run, {})
+    if not (run / RECIPE).is_file() and checkpoint is None and _is_alone(run):
         return ModelState(run, run, {})
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
@@ -96,6 +103,19 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
             f"of its checkpoints with --checkpoint ({known})"
         )
     return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
+
+
+def _is_alone(folder: Path) -> bool:
+    """Whether a folder holds a SentenceTransformer that is neither a run's nor packed.
+
+    Raises:
+        UserError: If it is packed.
+    """
+    if not all((folder / name).is_file() for name in ("config.json", "modules.json")):
+        return False
+    if (folder / "release.json").is_file():
+        raise UserError(f"{folder}: is packed already; upload it with `publish.py push`, or give its run")
+    return not (folder.absolute().parent / RECIPE).is_file()
 
 
 def _hint(folder: Path) -> str:

@@ -42,17 +42,18 @@ class WholeModel:
         copy_weights(self.weights, folder, dtype, max_shard_size)
 
 
-def read_whole_model(state: ModelState, base: str | None = None) -> WholeModel:
+def read_whole_model(state: ModelState, base: str | None = None, settings: Path | None = None) -> WholeModel:
     """Looks at a run's model.
 
     Args:
         state: The run's state.
         base: Name on the Hub of the base of an adapter that was merged into it.
+        settings: Folder of its files but the weights, where that is another.
 
     Raises:
         UserError: If it is no model that can be packed, or ``base`` is given for one that no adapter was merged into.
     """
-    files = read_model_files(state.folder)
+    files = read_model_files(settings or state.folder)
     weights = read_weights(state.folder, files.config)
     fields = {
         "parameters": weights.parameters,

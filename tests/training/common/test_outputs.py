@@ -114,12 +114,18 @@ def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:
             check_output(output, [source], option="--to")
     # Beside it, or below its folder, nothing is lost.
     check_output(source.parent / "mined", [source])
+    # A folder that is read as a whole would be another one.
+    with pytest.raises(UserError, match=r"lies in .*data, which is read"):
+        check_output(source.parent / "mined", [source.parent])
+    # A name on the Hub is no folder.
+    check_output(tmp_path / "org", [tmp_path / "org" / "name"])
 
 
 def test_foreign_files_in_an_output_are_refused(tmp_path: Path) -> None:
     check_output(tmp_path / "new", ours=[])
     (tmp_path / "report.json").write_text("")
     check_output(tmp_path, ours=["report.json"])
+    check_output(tmp_path, ours=["*.json"])
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"holds thesis\.tex"):
         check_output(tmp_path, ours=["report.json"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,17 @@ def test_training_ends_here(capsys: pytest.CaptureFixture[str], traces: Path, mo
     assert run_stage.main([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "unexpected IndexError" in line and line.endswith(str(next(traces.iterdir())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", commands(), ids=lambda path: path.stem)
+def test_a_missing_optional_package_is_one_line(path: Path) -> None:
+    optional = ["mteb", "faiss", "gguf", "peft", "jinja2", "matplotlib", "ray", "tensorboard"]
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({optional})); sys.argv = [{str(path)!r}, '--help']; "
+        f"sys.path.insert(0, {str(path.parent)!r}); runpy.run_path({str(path)!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    if ended.returncode:
+        (line,) = ended.stderr.splitlines()
+        assert ended.returncode == 2 and line.startswith("error: this command needs") and "pip install" in line

@@ -352,3 +352,15 @@ def test_first_batch_of_a_single_row_group_reads_a_part_of_it(tmp_path: Path) ->
     # A buffer and a page of each column, where the whole file is 45 MB.
     assert pa.total_allocated_bytes() - before < 12_000_000
     batches.close()
+
+
+def test_views_of_every_column_become_plain(write: Callable[..., Path]) -> None:
+    """Arrow can neither filter views nor take rows of them, as cleaning, mining and releasing do."""
+    views = {name: pa.array(THREE, pa.string_view()) for name in ("query", "passage", "negative_1", "lang")}
+    file = PublishedFile(write(**views, raw=pa.array([b"\xff", None, b"x"], pa.binary_view()), score=[1, 2, 3]))
+    (batch,) = file.record_batches(all_columns=True)
+    assert batch.schema.equals(file.schema)
+    kept = batch.filter(pa.array([True, False, True])).take(pa.array([1, 0]))
+    assert kept.column("lang").to_pylist() == [THREE[2], THREE[0]]
+    assert kept.column("raw").to_pylist() == [b"x", b"\xff"] and kept.column("score").to_pylist() == [3, 1]
+    assert [batch.column("lang").to_pylist() for batch in file.further_columns(["lang"])] == [THREE]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from training.data import storage
 from training.data.published import PublishedFile
 from training.data.storage import DataFolder, RemoteFile, as_file, identity
 
@@ -117,12 +118,37 @@ def test_identity_changes_with_the_content(local: Path, remote: str) -> None:
     name, size, version = identity(local / "a.parquet")
     assert (name, size) == ("a.parquet", (local / "a.parquet").stat().st_size)
     os.utime(local / "a.parquet", ns=(1, 1))
-    assert identity(local / "a.parquet") == (name, size, "1") != (name, size, version)
+    assert identity(local / "a.parquet") == (name, size, version)
+    content = bytearray((local / "a.parquet").read_bytes())
+    content[size // 2] ^= 1
+    (local / "other").mkdir()
+    (local / "other/a.parquet").write_bytes(content)
+    found = identity(local / "other/a.parquet")
+    assert found[:2] == (name, size) and found[2] != version
     (listed,) = DataFolder(remote).find("a.parquet")
     assert isinstance(listed, RemoteFile)
     assert identity(listed) == identity(RemoteFile(str(listed))) == (name, size, "")
     fsspec.filesystem("memory").pipe("/data/a.parquet", b"PAR1")
     assert identity(RemoteFile(str(listed))) != identity(listed)
+
+
+def test_a_file_is_hashed_once(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, content = [], storage._content
+    monkeypatch.setattr(storage, "_content", lambda file: hashed.append(file) or content(file))
+    path, memory = local / "a.parquet", tmp_path / "memory"
+    first = identity(path, memory)
+    assert [identity(path, memory), identity(path.parent / "deep/../a.parquet", memory)] == [first, first]
+    assert hashed == [path]
+    # Written again within the same size and with its time set back, it is another file.
+    stat, changed = path.stat(), bytearray(path.read_bytes())
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert identity(path, memory) != first and len(hashed) == 2
+    # A note that is damaged, or cannot be written, costs no more than time.
+    for note in memory.iterdir():
+        note.write_text("{")
+    assert identity(path, memory) == identity(path, path / "no folder") == identity(path)
 
 
 def test_identity_of_nothing(local: Path, remote: str, refuses: Refuses) -> None:

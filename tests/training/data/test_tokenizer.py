@@ -103,9 +103,18 @@ def test_loaded_tokenizer_has_no_eos(saved: Path, refuses: Refuses) -> None:
         load_tokenizer(str(saved))
 
 
-def test_loaded_tokenizer_pads_with_eos(saved: Path, refuses: Refuses) -> None:
+def test_loaded_tokenizer_pads_with_eos(saved: Path, small_tokenizer: PreTrainedTokenizerBase) -> None:
+    """The attention mask tells padding from the end of a text."""
     configure(saved, pad_token="<|im_end|>")
-    with refuses(repr(str(saved)), "padding token"):
+    loaded = load_tokenizer(str(saved))
+    batch = loaded(["river", "größer 東京"], padding=True)
+    for text, ids, mask in zip(["river", "größer 東京"], batch.input_ids, batch.attention_mask, strict=True):
+        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == small_tokenizer(text).input_ids
+
+
+def test_loaded_tokenizer_has_no_words(saved: Path, refuses: Refuses) -> None:
+    (saved / "tokenizer.json").unlink()
+    with refuses(repr(str(saved)), "no token but special ones", "tokenizer.json"):
         load_tokenizer(str(saved))
 
 

@@ -164,6 +164,16 @@ def test_validation_rows_of_clustering_and_classification(
     assert {text: ("negative", "positive")[label] for text, label in told} == labels
 
 
+def test_a_source_that_was_prepared_twice_is_to_be_named(
+    write_source: Callable[..., Source], prepare_source: Callable, refuses: Refuses
+) -> None:
+    source = write_source("qa", rows=60)
+    first, second = prepare_source(source), prepare_source(source, max_length=9)
+    with refuses(first.name, second.name, "one source, prepared with different settings", "by name"):
+        local_tasks(first.parent)
+    assert local_tasks(first) and local_tasks(second)
+
+
 def test_sources_without_texts_or_rows_are_refused(
     write_source: Callable[..., Source], prepare_source: Callable, refuses: Refuses
 ) -> None:

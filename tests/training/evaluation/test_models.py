@@ -82,9 +82,12 @@ def test_the_models_default_prompt_goes_where_no_other_fits(tmp_path, tiny_model
     assert load(tmp_path).prompts.default == "f: "
 
 
-def test_texts_are_cut_at_the_length_asked_for(folder, model):
+def test_texts_are_cut_at_the_length_asked_for(folder, model, caplog):
     assert load_model(str(folder), None, 4).store.model.max_seq_length == 4
     assert load(folder).store.model.max_seq_length == model.max_seq_length
+    assert "tokens of a text at most" not in caplog.text
+    assert load_model(str(folder), None, 4096).store.model.max_seq_length == model.max_seq_length
+    assert f"reads {model.max_seq_length} tokens of a text at most, not --max-length 4096" in caplog.text
 
 
 def test_no_such_model_is_one_line(tmp_path):

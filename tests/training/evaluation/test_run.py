@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ pytest.importorskip("mteb")
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.evaluation import scoring, store
+from training.evaluation import run, scoring, store
 from training.evaluation.records import load_evaluation
 from training.evaluation.run import main
 
@@ -254,3 +256,17 @@ def test_damaged_examples_are_made_anew_and_scores_stay(folder, pairs, tmp_path,
         assert len(load_evaluation(out).scores) == 2 and "cannot be read" in caplog.text
         assert main([str(folder), "--local", str(pairs), "--output", str(out)]) == 0
         assert len(load_evaluation(out).examples) == 2
+
+
+def test_two_commands_that_evaluate_into_one_folder_wait(tmp_path, monkeypatch):
+    def adds_itself(args):
+        path = args.output / "scores"
+        before = path.read_text() if path.exists() else ""
+        time.sleep(0.2)
+        args.output.mkdir(exist_ok=True)
+        path.write_text(before + args.model)
+
+    monkeypatch.setattr(run, "_evaluate_and_report", adds_itself)
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda name: main([name, "--output", str(tmp_path / "out")]), "abc"))
+    assert ended == [0, 0, 0] and sorted((tmp_path / "out/scores").read_text()) == ["a", "b", "c"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from training.evaluation.text_file import read_texts
 
@@ -72,3 +73,11 @@ def test_a_faulty_file_is_one_line(tmp_path: Path, refuses, name: str, content: 
     (tmp_path / name).write_bytes(content)
     with refuses(tmp_path / name, part):
         read_texts(tmp_path / name, ["query", "passage"])
+
+
+def test_json_in_parquet_is_decoded(tmp_path, refuses) -> None:
+    mixed = Dataset.from_dict({"query": ["大熊猫", "x"], "passage": ["竹", 3]}, on_mixed_types="use_json")
+    mixed.to_parquet(tmp_path / "pairs.parquet")
+    assert read_texts(tmp_path / "pairs.parquet", ["query"]) == {"query": ["大熊猫", "x"]}
+    with refuses("pairs.parquet", "row 1", "'passage'"):
+        read_texts(tmp_path / "pairs.parquet", ["passage"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from training import export as onnx_command
 from training.adapter_folder import AdapterFolder
 from training.data.mining.miner import find_miner
 from training.distillation import choose_teacher
+from training.errors import UserError
 from training.export import export as export_onnx
 from training.export_gguf import export as export_gguf
 from training.merging.merging import merge
@@ -123,3 +125,26 @@ def test_a_bad_folder_is_refused(
     with refuses("broken", told):
         command(folder, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_can_be_the_teacher(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copytree(good, tmp_path / "run/model")
+    stage = _stage(good, tmp_path, teacher=str(tmp_path / "run"))
+    choice = choose_teacher(stage, make_tokenizer(stage, []), 32)
+    assert choice.place == str(tmp_path / "run/model") and choice.by_text is None
+
+
+def test_nobody_is_asked_whether_code_may_run(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on the terminal where it is not told."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.signal.alarm", lambda *_: pytest.fail("the user was asked"))
+    for file, key in (("tokenizer_config.json", "AutoTokenizer"), ("config.json", "AutoConfig")):
+        path = good / file
+        settings = {**json.loads(path.read_text()), "auto_map": {key: "code.Class"}}
+        settings |= {"tokenizer_class": "Unknown"} if key == "AutoTokenizer" else {"model_type": "unknown"}
+        path.write_text(json.dumps(settings))
+    (good / "code.py").write_text("class Class: ...")
+    for command in (start, teacher, text_teacher, evaluation, mining):
+        with pytest.raises(UserError):
+            command(good, tmp_path)

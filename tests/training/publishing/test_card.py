@@ -20,6 +20,7 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
+from training import export_gguf
 from training.evaluation.records import Evaluation
 from training.memory import count_parameters
 from training.publishing.card import model_card
@@ -332,3 +333,16 @@ def test_the_printed_code_that_truncates_ranks_by_cosine(
     exec(code, {**names, "print": printed.append})
     expected = torch.nn.functional.cosine_similarity(torch.tensor(queries)[:, None], torch.tensor(documents)[None], -1)
     torch.testing.assert_close(printed[0], expected, atol=1e-5, rtol=0)
+
+
+def test_card_and_readme_say_the_same_of_servers(card: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    for text in (card, readme):
+        plain = " ".join(text.split())
+        assert "No server puts a prompt before a text unless told: the client sends" in plain
+        assert "prompt_name" in plain and "to text-embeddings-inference" in plain
+        assert "convert_hf_to_gguf" not in plain
+    (command,) = re.findall(r"^python training/export_gguf.py (.*)$", card, re.MULTILINE)
+    words = command.replace("model --", f"{tmp_path / 'model'} --").split()
+    # The command has these options: what it lacks is the model.
+    assert export_gguf.main(words) == 2 and "lacks model.safetensors" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -85,6 +86,8 @@ def test_in_bfloat16_weights_and_configuration_agree(trained_runs, tmp_path, sen
     assert AutoModel.from_pretrained(folder).dtype == torch.bfloat16
     own = SentenceTransformer(str(trained_runs / "student/model")).encode(sentences)
     found = SentenceTransformer(str(folder)).encode(sentences, convert_to_numpy=True)
+    # In bfloat16 a vector of unit length is one up to a few thousandths.
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
     assert ((own * found).sum(1) > 0.999).all()
 
 

@@ -172,6 +172,6 @@ def test_reading_leaves_what_another_thread_makes_alone(saved, tiny_model, monke
         thread.join()
         return F2LLMModel(config)
 
-    monkeypatch.setattr("training.publishing.weights.F2LLMModel", model_while_another_thread_works)
+    monkeypatch.setattr("training.models.shapes.F2LLMModel", model_while_another_thread_works)
     read_weights(saved, tiny_model.config)
     assert [each.weight.is_meta for each in made] == [False]

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
-from training.exporting import LEAST_COSINE
+from training.exporting import LEAST_COSINE, reference_embeddings
 from training.publishing.older_readers import write_for_older_readers
 
 _EXPORT = Path(__file__).parents[3] / "training/export.py"
@@ -39,6 +41,32 @@ def test_exported_embeddings_are_those_of_torch(
     assert not list(output.glob("*.safetensors"))
     vectors = embed(python, backend, str(output), record["file_name"])
     assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_checkpoint_in_half_precision_is_exported(
+    backend: str,
+    dtype: torch.dtype,
+    served: Path,
+    texts: list[str],
+    tmp_path: Path,
+    other_python: Callable[[str], str],
+    embed: Callable[..., np.ndarray],
+) -> None:
+    python, output = other_python(f"{backend}-python"), tmp_path / "exported"
+    SentenceTransformer(str(served), device="cpu").to(dtype).save_pretrained(str(served), create_model_card=False)
+    assert json.loads((served / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    done = subprocess.run(
+        [python, str(_EXPORT), str(served), "--backend", backend, "--output", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    vectors = embed(python, backend, str(output), json.loads((output / "export.json").read_text())["file_name"])
+    assert (vectors * reference_embeddings(served, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
 
 
 @pytest.mark.slow

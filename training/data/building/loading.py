@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from glob import escape, glob
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
+from pandas.errors import ParserWarning
 
 from training.data.building.json_rows import JsonRows
 from training.errors import UserError, in_one_line
@@ -75,9 +77,13 @@ def _load(dataset: str, split: str, options: dict[str, Any]) -> datasets.Dataset
         return _json_rows(config, split)
     if isinstance(config, CsvConfig) and config.features is None:
         # The types of a csv file's columns are guesses from their first rows. What is no text is read from texts.
-        options = {"keep_default_na": False, **options}
-        names = datasets.load_dataset(dataset, split=split, **{**options, "nrows": 1}).column_names
-        options["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"keep_default_na": False, "index_col": False, **options}
+        with warnings.catch_warnings():
+            # Of a row with more fields than the header, pandas would make an index or drop what is over.
+            warnings.simplefilter("error", ParserWarning)
+            names = datasets.load_dataset(dataset, split=split, **{**options, "nrows": 1}).column_names
+            options["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+            return datasets.load_dataset(dataset, split=split, **options)
     return datasets.load_dataset(dataset, split=split, **options)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from training.data.parquet import rows_of
+from training.data.parquet import columns_of
 from training.errors import UserError, in_one_line
 
 __all__ = ["EvaluationFile", "EvaluationSet", "EvaluationTask", "evaluation_file", "evaluation_tasks"]
@@ -115,7 +115,8 @@ def _records(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     elif path.suffix == ".parquet":
         with pq.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(columns=list(columns)):
-                yield from rows_of(pa.Table.from_batches([batch]))
+                values = columns_of(pa.Table.from_batches([batch]))
+                yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
     else:
         for batch in _open_csv(path, columns):
             yield from batch.to_pylist()

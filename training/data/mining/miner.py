@@ -133,5 +133,10 @@ def _load(miner: Miner) -> SentenceTransformer:
         model_kwargs={"dtype": getattr(torch, miner.dtype)},
     )
     if miner.max_length is not None:
+        if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
+            raise UserError(
+                f"--max-length {miner.max_length} is more than the {model.max_seq_length} tokens of a text that "
+                f"{miner.model} reads; give --max-length {model.max_seq_length}, or leave it out"
+            )
         model.max_seq_length = miner.max_length
     return model

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from training.data.manifest import Source
@@ -79,8 +78,8 @@ class _Output:
         self._source, self._negatives, self._keep_short, self._replace = source, negatives, keep_short, replace
         self._more: dict[str, pa.DataType] = {}
         for path in source.files:
-            ours = {*SIDES, *PublishedFile(path).negatives}
-            schema = pq.read_schema(path)
+            file = PublishedFile(path)
+            ours, schema = {*SIDES, *file.negatives}, file.schema
             self._more |= {
                 name: schema.field(name).type for name in schema.names if name not in ours and name not in self._more
             }

@@ -88,6 +88,9 @@ def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
     is_plain = "embed" in names
     embed = names["embed"] if is_plain else model.encode_document
+    if is_plain:
+        # The example itself puts the prompt before documents, where there is one.
+        documents = [names.get("document_prompt", "") + document for document in documents]
     tokenizer = names["tokenizer"] if is_plain else model.tokenizer
     found["one by one"] = [row for text in documents for row in embed([text])]
     tokenizer.padding_side = "left"

@@ -13,6 +13,7 @@ __all__ = ["lineage_facts"]
 
 _KINDS = {
     **{"training": "training", "pruning": "pruning", "merging": "merging", "quantization": "quantization"},
+    "unknown": "not recorded",
     **{"adapter": "training of an adapter", "merged_adapter": "training of an adapter, merged"},
 }
 _OF_ADAPTERS = ("adapter", "merged_adapter")
@@ -60,9 +61,12 @@ def _start(stage: StageRecord, links: Mapping[str, str]) -> Markdown:
 
 
 def _sentences(stage: StageRecord, links: Mapping[str, str]) -> list[Markdown]:
-    told = {**dict.fromkeys(("training", *_OF_ADAPTERS), _training), "pruning": _pruning, "merging": _merging}.get(
-        stage.kind
-    )
+    told = {
+        **dict.fromkeys(("training", *_OF_ADAPTERS), _training),
+        "pruning": _pruning,
+        "merging": _merging,
+        "unknown": _unknown,
+    }.get(stage.kind)
     sentences = told(stage, links) if told else [f"Made from {_start(stage, links)}."]
     return [Markdown(sentence) for sentence in sentences]
 
@@ -80,6 +84,15 @@ def _training(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
             f"before they are made of unit length{weight}."
         )
     return sentences
+
+
+def _unknown(stage: StageRecord, links: Mapping[str, str]) -> list[str]:
+    settings = "" if stage.arguments else ", by which settings"
+    told = [
+        f"The model came without its run: on what data it was trained{settings} and with which losses is not known."
+    ]
+    named = stage.start.kind != "unknown"
+    return told + [f"The card that came with it names {_start(stage, links)} as what it was made from."] * named
 
 
 def _begun(stage: StageRecord, links: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from training.publishing.record import ModelRelease, Reference, StageRecord
 
 __all__ = ["base_links", "base_models", "base_relation", "origins", "reference_text"]
 
+_WITHOUT_NAME = {"scratch": "random weights", "unknown": "what is not recorded"}
 # The Hub's relation to the base model, by the kind of the last stage.
 _RELATIONS = {"training": "finetune", "pruning": "finetune", "merging": "merge", "quantization": "quantized"}
 
@@ -20,8 +21,8 @@ def reference_text(reference: Reference, links: Mapping[str, str]) -> Markdown:
         reference: The model.
         links: Repositories on the Hub by the names of stages and models.
     """
-    if reference.kind == "scratch":
-        return Markdown("random weights")
+    if reference.kind in _WITHOUT_NAME:
+        return Markdown(_WITHOUT_NAME[reference.kind])
     if reference.kind == "hub" or reference.name in links:
         named = link(links.get(reference.name, reference.name))
         return Markdown(f"{named} at {code(reference.revision[:12])}") if reference.revision else named
@@ -44,7 +45,7 @@ def _origins(stage: StageRecord, stages: Mapping[str, StageRecord], seen: frozen
     for reference in stage.parents or (stage.start,):
         if reference.kind == "stage" and reference.name in stages.keys() - seen - {stage.name}:
             found += _origins(stages[reference.name], stages, seen | {stage.name})
-        else:
+        elif reference.kind != "unknown":
             found.append(reference)
     return found
 

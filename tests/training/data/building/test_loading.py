@@ -250,3 +250,16 @@ def test_a_number_in_a_group_of_a_file(tmp_path: Path, refuses: Refuses) -> None
     raw = RawRows(loaded, {"group": "g"}, "build.yaml", values=["group"], optional=["lang"], quarantine=True)
     assert [row[:2] for row in duplicate_groups(raw, both_directions=False)] == [("大熊猫", "竹")]
     assert raw.dropped == {"group is not text": 1}
+
+
+@pytest.mark.parametrize("rows", ["1,2,3\n4,5\n", "4,5\n1,2,3\n", "1,2,3,4\n", "x,y,z\n" * 3])
+def test_a_csv_row_of_too_many_fields(tmp_path: Path, refuses: Refuses, rows: str) -> None:
+    (tmp_path / "a.csv").write_text(f"a,b\n{rows}")
+    with refuses(WHERE, "cannot load"):
+        load_raw(WHERE, "csv", tmp_path, data_files="a.csv", split="train")
+
+
+def test_the_first_column_of_a_csv_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",a\n0,x\n1,y\n")
+    loaded = load_raw(WHERE, "csv", tmp_path, data_files="a.csv", split="train")
+    assert text_rows(loaded, "a") == ["x", "y"] and len(loaded.column_names) == 2

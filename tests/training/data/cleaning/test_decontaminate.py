@@ -138,6 +138,19 @@ def test_a_file_that_loses_all_rows_is_left_out(tmp_path: Path) -> None:
     assert (source["name"], source["files"]) == ("a", ["a/00000.parquet"])
 
 
+def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path: Path, refuses: Refuses) -> None:
+    (tmp_path / "in").mkdir()
+    manifest = write_manifest(tmp_path / "in", {"a": [clean_rows(0)]})
+    decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(), remove=True, executor=HERE)
+    names = ("a/00000.parquet", "manifest.yaml")
+    before = [(tmp_path / "clean" / name).read_bytes() for name in names]
+    (tmp_path / "all.txt").write_text("\n".join(query for query, *_ in clean_rows(0)))
+    with refuses("no row of any source is left"):
+        evaluation = [evaluation_file(str(tmp_path / "all.txt"))]
+        decontaminate(manifest, tmp_path / "clean", None, evaluation, remove=True, executor=HERE)
+    assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
+
+
 def test_the_command_line(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--manifest", str(manifest), "--output", str(tmp_path / "clean"), "--exact"]
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']

@@ -9,6 +9,7 @@ import pytest
 
 from training.data.mining.embedding_cache import EmbeddingCache
 from training.data.mining.text_ids import distinct, find, text_ids
+from training.data.mining.text_store import TextStore
 
 WORDS = [f"word {number}" for number in range(100)]
 
@@ -64,6 +65,66 @@ def test_partial_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cache.add(ids, np.ones((100, 2)))
     assert (cache.locate(ids).file < 0).all()
     assert [path.name for path in cache.folder.iterdir()] == ["embeddings.json"]
+
+
+@pytest.mark.parametrize("end", [".vectors.npy", ".keys.npy", ".vectors.npy.xxh3"])
+def test_flipped_bytes_are_noticed(tmp_path: Path, refuses, end: str) -> None:
+    cache, ids = EmbeddingCache(tmp_path, {}), text_ids(WORDS)
+    cache.add(ids, np.ones((100, 2)))
+    (path,) = cache.folder.glob(f"*{end}")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with refuses(cache.folder, "is damaged", "delete it and its .keys.npy, and the texts are embedded again"):
+        cache.read(cache.locate(ids))
+    # As the message says.
+    next(cache.folder.glob("*.vectors.npy")).unlink()
+    next(cache.folder.glob("*.keys.npy")).unlink()
+    assert (cache.locate(ids).file < 0).all()
+    cache.add(ids, np.ones((100, 2)))
+    assert (cache.read(cache.locate(ids)) == 1).all()
+
+
+def test_files_without_checksums_are_written_again(tmp_path: Path) -> None:
+    cache, ids = EmbeddingCache(tmp_path, {}), text_ids(WORDS)
+    cache.add(ids, np.ones((100, 2)))
+    next(cache.folder.glob("*.xxh3")).unlink()
+    assert (cache.locate(ids).file < 0).all()
+
+
+def test_what_a_killed_task_left_is_cleared(tmp_path: Path) -> None:
+    cache, ids = EmbeddingCache(tmp_path, {}), text_ids(WORDS)
+    cache.add(ids, np.ones((100, 2)))
+    files = sorted(path.name for path in cache.folder.iterdir())
+    for name in files[1:]:
+        path = cache.folder / name
+        path.rename(path.with_name(f".{name}.partial"))
+    cache.add(ids, np.ones((100, 2)))
+    assert sorted(path.name for path in cache.folder.iterdir() if path.name.endswith(".npy")) == [
+        name for name in files if name.endswith(".npy")
+    ]
+
+
+def test_a_finished_cache_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = text_ids(WORDS)
+    EmbeddingCache(tmp_path, {}).add(ids, np.ones((100, 2)))
+
+    def fails(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(EmbeddingCache, "_write", fails)
+    again = EmbeddingCache(tmp_path, {})
+    assert (again.read(again.locate(ids)) == 1).all()
+
+
+def test_texts_that_changed_are_noticed(tmp_path: Path, refuses) -> None:
+    path = tmp_path / "query.arrow"
+    TextStore.write(path, WORDS)
+    assert TextStore(path).take(np.array([3])).tolist() == ["word 3"]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"word 3", b"word X"))
+    with refuses(path, "is damaged", f"delete {tmp_path}, and it is mined again"):
+        TextStore(path)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path, refuses) -> None:

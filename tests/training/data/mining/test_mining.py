@@ -188,6 +188,17 @@ def test_source_without_a_full_row_is_told_and_left_out(
     assert json.loads((tmp_path / "none" / "mining.json").read_text())["sources"]["poor"]["dropped"] == 40
 
 
+def test_thresholds_that_keep_nothing_cost_no_earlier_result(
+    source: Source, miner: Miner, tmp_path: Path, refuses: Refuses
+) -> None:
+    mine([source], miner, tmp_path / "out", OPTIONS)
+    names = ("pairs.parquet", "manifest.yaml")
+    before = [(tmp_path / "out" / name).read_bytes() for name in names]
+    with refuses("no row of any source"):
+        mine([source], miner, tmp_path / "out", replace(OPTIONS, max_score=-1.0, replace=True))
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == before
+
+
 # The guard
 
 

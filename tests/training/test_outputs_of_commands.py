@@ -1,0 +1,125 @@
+"""No command writes where it reads, nor into a folder of something else: what was there stays, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.distributed_recipe import save_model
+from tests.training.recipes import write_single_stage, write_sources
+from training.data.build import main as build
+from training.data.decontaminate import main as decontaminate
+from training.data.mine import main as mine
+from training.data.prepare_command import main as prepare
+from training.data.release import main as release
+from training.evaluation.adaptation import main as adaptation
+from training.evaluation.claims import RECIPE as CLAIMS
+from training.evaluation.claims import main as claims
+from training.evaluation.records import Evaluation
+from training.evaluation.report import main as report
+from training.evaluation.run import main as evaluate
+from training.export import main as export
+from training.export_gguf import main as export_gguf
+from training.merge import main as merge
+from training.merge_adapter import main as merge_adapter
+from training.publish import main as publish
+from training.run_stage import main as run_stage
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer) -> Path:
+    """A folder of a model, an adapter, data, raw data, a run, an evaluation, recipes and a thesis."""
+    folder = tmp_path_factory.mktemp("places")
+    for name in ("model", "run/model"):
+        save_model(folder / name, tiny_config, tiny_tokenizer)
+    write_single_stage(folder, model=str(folder / "model"), model_config=None, tokenizer=None, instructions=None)
+    write_sources(folder / "data")
+    (folder / "adapter").mkdir()
+    base = {"base_model_name_or_path": str(folder / "model")}
+    (folder / "adapter/adapter_config.json").write_text(json.dumps(base))
+    (folder / "run/recipe.yaml").write_text(yaml.safe_dump({"output_dir": str(folder / "run"), "model": "org/base"}))
+    (folder / "raw").mkdir()
+    (folder / "raw/texts.jsonl").write_text('{"query": "a", "passage": "b"}\n')
+    pairs = {"name": "texts", "dataset": "json", "data_files": "texts.jsonl", "format": "pairs", "instruction": "Find."}
+    pairs["columns"] = {"query": "query", "passage": "passage"}
+    (folder / "raw/build.yaml").write_text(yaml.safe_dump({"sources": [pairs]}))
+    Evaluation().save(folder / "evaluation")
+    (folder / "claims").mkdir()
+    (folder / "claims/recipe.yaml").write_text(CLAIMS.read_text())
+    (folder / "gettext/data").mkdir(parents=True)
+    (folder / "gettext/data/train.parquet").write_text("of the build")
+    (folder / "other").mkdir()
+    (folder / "other/thesis.tex").write_text("mine")
+    return folder
+
+
+# Thresholds that keep nothing: what would be deleted is gone with exit status 2.
+MINE = "--manifest {data}/manifest.yaml --model {model} --replace --max-score -1 --top 9 --skip 0 --negatives 1 "
+DECONTAMINATE = "--manifest {data}/manifest.yaml --exact --remove "
+TRAIN = "{places}/single.yaml --max_steps 1 "
+READ, LIES, FOREIGN = "which is read", "which is read", "which this command did not write"
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "part"),
+    [
+        (mine, MINE + "--output {data}", READ),
+        (mine, MINE + "--output {model}/mined", LIES),
+        (mine, MINE + "--output {places}/mined --cache {model}", "is read; give another --cache"),
+        (mine, MINE + "--output {other}", FOREIGN),
+        (decontaminate, DECONTAMINATE + "--output {data}", READ),
+        (decontaminate, DECONTAMINATE + "--output {other}", FOREIGN),
+        (decontaminate, DECONTAMINATE + "--evaluation {raw}/texts.jsonl:query --output {raw}", READ),
+        (build, "{raw}/build.yaml --output {raw}", READ),
+        (build, "{raw}/build.yaml --output {other}", "holds something else"),
+        (prepare, "--manifest {data}/manifest.yaml --tokenizer {model} --output {data}", READ),
+        (prepare, "--manifest {data}/manifest.yaml --tokenizer {model} --output {model}", "is read"),
+        (release, "--manifest {data}/manifest.yaml --output {data}", READ),
+        (release, "--manifest {data}/manifest.yaml --output {other}", "is no release"),
+        (merge, "{model} {model} --output {model}", "is read"),
+        (merge, "{model} {model} --output {model}/soup", LIES),
+        (merge, "{model} {model} --output {other}", "holds something else"),
+        (merge_adapter, "{adapter} --output {model}", "is read"),
+        (merge_adapter, "{adapter} --output {adapter}/merged", LIES),
+        (export, "{model} --backend onnx --output {model}/onnx", LIES),
+        (export, "{model} --backend onnx --output {other}", "holds something else"),
+        (export_gguf, "{model} --output {model}/model.safetensors", LIES),
+        (export_gguf, "{model} --output {model}", "is read"),
+        (export_gguf, "{model} --output {other}/thesis.tex", "no GGUF file"),
+        (evaluate, "{model} --local {data}/pairs.parquet --output {data}", READ),
+        (evaluate, "{model} --local {data}/pairs.parquet --output {model}/evaluation", LIES),
+        (evaluate, "{model} --local {data}/pairs.parquet --output {other}", FOREIGN),
+        (report, "{evaluation} --output {other}", FOREIGN),
+        (publish, "pack {run} --name tiny --licence-file {other}/thesis.tex --output {run}/model/packed", LIES),
+        (publish, "pack {run} --name tiny --output {other}", "is no packed model"),
+        (run_stage, TRAIN + "--output_dir {model}", "is read; give another output_dir"),
+        (run_stage, TRAIN + "--output_dir {model}/tuned", LIES),
+        (run_stage, TRAIN + "--output_dir {data}", "is the folder of"),
+        (run_stage, TRAIN + "--output_dir {other}", "holds something else"),
+        (run_stage, TRAIN + "--output_dir {places}/new --prepared_dir {data}", "give another prepared_dir"),
+        (
+            run_stage,
+            TRAIN + "--output_dir {places}/new --teacher {model} --teacher_cache_dir {model}",
+            "give another teacher_cache_dir",
+        ),
+        (claims, "--recipe {places}/claims/recipe.yaml --output {places}/claims", READ),
+        (claims, "--recipe {places}/claims/recipe.yaml --output {other}", FOREIGN),
+        (adaptation, "--data {gettext}/data --model {model} --output {gettext}", READ),
+        (adaptation, "--data {gettext}/data --model {model} --output {other}", FOREIGN),
+    ],
+)
+def test_an_output_over_an_input_or_something_foreign_is_refused(
+    places: Path, capsys: pytest.CaptureFixture[str], main: Main, words: str, part: str
+) -> None:
+    before = {path: path.read_bytes() for path in places.rglob("*") if path.is_file()}
+    named = {path.name: str(path) for path in places.iterdir()}
+    assert main(words.format(places=places, **named).split()) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and part in error
+    assert {path: path.read_bytes() for path in places.rglob("*") if path.is_file()} == before
