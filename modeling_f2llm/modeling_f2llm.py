@@ -73,7 +73,8 @@ class F2LLMModel(Qwen3Model):
         adopt_layers(self, compile)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and module.padding_idx == self.config.eos_token_id:
+            # A new model would start with zeros there.
             module.padding_idx = None
         super()._init_weights(module)
 

@@ -69,6 +69,9 @@ def build_sentence_transformer(
             "use the tokenizer the model was trained with, or resize the model's token embeddings"
         )
     append_eos(tokenizer)
+    if model.config.pad_token_id is None:
+        # Servers read it there.
+        model.config.pad_token_id = tokenizer.pad_token_id
     width = model.config.hidden_size
     modules = [_transformer_module(model, tokenizer), Pooling(width, pooling_mode="lasttoken"), Normalize()]
     return SentenceTransformer(

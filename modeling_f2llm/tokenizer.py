@@ -36,7 +36,10 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {name} has no EOS token: set tokenizer.eos_token, for instance to <|im_end|>")
+        raise ValueError(
+            f"tokenizer {name} has no EOS token: name one of its special tokens in its tokenizer_config.json, for "
+            'instance "eos_token": "<|im_end|>"'
+        )
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {name} is not a fast tokenizer: load it with AutoTokenizer and use_fast=True")
     if tokenizer.pad_token_id is None:

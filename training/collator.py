@@ -69,6 +69,7 @@ class PackedCollator:
     - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
       ``width``, how many of these each process hands in (see :class:`~training.layout.BatchLayout`);
     - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
+    - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
     - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
     - ``rows``: ``b`` numbers of the rows within their split of the source;
@@ -122,6 +123,7 @@ class PackedCollator:
             "query": index[:, 0],
             "positive": index[:, 1],
             "negatives": index[:, 2:],
+            "forms": torch.from_numpy(source.forms(texts).astype(np.int64)),
             "own_texts": own.tolist(),
             **taught,
             "rows": [row.key.row for row in rows],

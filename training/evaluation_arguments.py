@@ -103,11 +103,14 @@ class EvaluationArguments:
         if self.chooses_by_pairs and not (self.evaluation_pairs and self.evaluation_sample):
             raise UserError(
                 f"key 'metric_for_best_model': {self.metric_for_best_model!r} is measured on pairs; give "
-                "'evaluation_pairs' and 'evaluation_sample', the number of pairs"
+                "'evaluation_pairs' and 'evaluation_sample', the number of pairs, as in 'evaluation_sample: 500'"
             )
         # Without pairs it may stand for all stages of a recipe, of which only some have pairs.
         if self.evaluation_sample and self.evaluation_pairs and self.eval_strategy == "no" and not self.prunes:
-            raise UserError("key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy'")
+            raise UserError(
+                "key 'evaluation_sample' has no effect without evaluations; give 'eval_strategy', as in "
+                "'eval_strategy: epoch'"
+            )
         if self.save_strategy == "best" and self.eval_strategy == "no" and not self.prunes:
             raise UserError("key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'")
         self._check_early_stopping()
@@ -118,13 +121,19 @@ class EvaluationArguments:
             raise UserError(f"key 'early_stopping_threshold' must be a number from 0, got {threshold}")
         if self.early_stopping_patience is None:
             if threshold:
-                raise UserError("key 'early_stopping_threshold' has no effect without 'early_stopping_patience'")
+                raise UserError(
+                    "key 'early_stopping_threshold' has no effect without 'early_stopping_patience'; give that, too, "
+                    "as in 'early_stopping_patience: 5'"
+                )
             return
         if self.early_stopping_patience < 1:
             raise UserError(f"key 'early_stopping_patience' must be at least 1, got {self.early_stopping_patience}")
-        for key, missing in (
-            ("metric_for_best_model", self.metric_for_best_model is None),
-            ("eval_strategy", self.eval_strategy == "no"),
+        for key, value, missing in (
+            ("metric_for_best_model", "loss", self.metric_for_best_model is None),
+            ("eval_strategy", "epoch", self.eval_strategy == "no"),
         ):
             if missing:
-                raise UserError(f"key 'early_stopping_patience' has no effect without {key!r}; give that, too")
+                raise UserError(
+                    f"key 'early_stopping_patience' has no effect without {key!r}; give that, too, as in "
+                    f"'{key}: {value}'"
+                )

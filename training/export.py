@@ -13,13 +13,12 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.checkpoints import publish, write_whole
-from training.common.outputs import check_output
+from training.common.outputs import check_output, temporary_folder
 from training.data.command import run_command
 from training.errors import StoppedError, UserError, in_one_line
 from training.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
@@ -69,7 +68,7 @@ def export(folder: Path, output: Path, backend: str, precision: str = "fp32") ->
         partial.mkdir(parents=True)
         _copy_small_files(folder, partial)
         check_whole(folder, partial)
-        with TemporaryDirectory() as source:
+        with temporary_folder() as source:
             shutil.copytree(partial, source, dirs_exist_ok=True)
             for path in weights:
                 (Path(source) / path.name).symlink_to(path.resolve())

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from training.common.outputs import temporary_folder
 from training.errors import StoppedError, UserError
 from training.models.checks import check_tokenizer_file, is_finite
 from training.weight_files import WeightFiles
@@ -88,7 +88,7 @@ def _write_onnx(source: Path, folder: Path, precision: str) -> str:
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     graph = WithoutPositions(config, task="feature-extraction")
-    with TemporaryDirectory() as exported:
+    with temporary_folder() as exported:
         main_export(
             str(source),
             exported,
@@ -124,7 +124,7 @@ def _write_openvino(source: Path, folder: Path, precision: str) -> str:
         str(source), device="cpu", backend="openvino", model_kwargs={"export": True, **choice}, local_files_only=True
     )
     name = "openvino_model" if precision == "fp32" else "openvino_model_qint8"
-    with TemporaryDirectory() as exported:
+    with temporary_folder() as exported:
         model.save_pretrained(exported, create_model_card=False)
         (folder / "openvino").mkdir()
         for path in (Path(exported) / "openvino").glob("openvino_model.*"):

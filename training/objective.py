@@ -24,9 +24,9 @@ class Objective:
     Attributes:
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
-        mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the very text
-            of this row's positive or query, or the rows share their query; texts count as the model reads them,
-            instruction included. The published training keeps it in.
+        mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the text of
+            this row's positive or query, or the rows share their query, in whatever spelling and with or without
+            instruction. The published training keeps it in.
         gather_gradients: Whether positives learn from the in-batch term too. In the published training on several GPUs
             they do not: it gathers them without gradient.
         distillation_weight: Factor of the distillation term.
@@ -63,7 +63,7 @@ class Objective:
                 positive if self.gather_gradients else positive.detach(),
                 temperature=self.temperature,
                 dims=self.dims,
-                exclude=_duplicates(batch["query"], batch["positive"]) if self.mask_duplicates else None,
+                exclude=_duplicates(batch) if self.mask_duplicates else None,
             )
         terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
         if teacher is not None:
@@ -74,7 +74,10 @@ class Objective:
         return terms
 
 
-def _duplicates(query: Tensor, positive: Tensor) -> Tensor:
+def _duplicates(batch: Mapping[str, Any]) -> Tensor:
     """``(b, b)`` booleans: other rows whose positive is no negative for this row's query."""
+    query, positive = batch["query"], batch["positive"]
+    if "forms" in batch:
+        query, positive = batch["forms"][query], batch["forms"][positive]
     same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
     return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)

@@ -39,4 +39,7 @@ class PublishingArguments:
                 "revision could be; leave it out, and merge and publish the finished adapter"
             )
         if self.save_strategy == "no":
-            raise UserError("key 'push_checkpoints' has no effect without checkpoints; give 'save_strategy'")
+            raise UserError(
+                "key 'push_checkpoints' has no effect without checkpoints; give 'save_strategy', as in "
+                "'save_strategy: epoch'"
+            )

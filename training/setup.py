@@ -128,7 +128,7 @@ def _watch_evaluations(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
         raise UserError(
             f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, "
-            "or give 'evaluation_sample' or a larger 'validation_share'"
+            "or give 'evaluation_sample' or a larger 'validation_share', as in 'validation_share: 0.05'"
         )
     if not measured and (args.eval_strategy != "no" or args.eval_on_start):
         asked = "eval_on_start: true" if args.eval_strategy == "no" else f"eval_strategy: {args.eval_strategy.value}"
@@ -173,20 +173,22 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
     output_dir = Path(args.output_dir)
     started = bool(numbered_checkpoints(output_dir)) or (output_dir / FINAL_MODEL).exists()
     settled = started and (folder / "tokenizer.json").exists()
-    if args.should_save and not settled:
-        # All sources of the manifest: later stages use this tokenizer too.
-        texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
-        trained = train_tokenizer(texts, args.tokenizer_vocab_size)
+    if settled or not args.should_save:
+        return load_tokenizer(str(folder))
+    # All sources of the manifest: later stages use this tokenizer too.
+    texts = source_texts(sources, _TOKENIZER_ROWS, skip_bad=args.on_bad_row == "quarantine")
+    trained = train_tokenizer(texts, args.tokenizer_vocab_size)
+    # A plan of the same stage may write it, too.
+    with locked(folder):
         try:
-            # A plan of the same stage may write it, too.
-            with locked(folder), new_folder(folder) as partial:
+            with new_folder(folder) as partial:
                 trained.save_pretrained(partial)
         # A full disk comes out of tokenizers as an error of its own.
         except Exception as error:
             raise UserError(
                 f"{folder}: cannot be written ({in_one_line(error)}); make room or give another output_dir"
             ) from None
-    return load_tokenizer(str(folder))
+        return load_tokenizer(str(folder))
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
@@ -328,6 +330,7 @@ def prepare_sources(
         seed=args.seed,
         on_bad_row=args.on_bad_row,
         keep_texts=keep_texts,
+        text_forms=args.mask_duplicates,
     )
     try:
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
@@ -335,7 +338,11 @@ def prepare_sources(
         raise UserError(f"{args.prepared_folder}: cannot be written ({error}); give another prepared_dir") from None
     aside = [line for line in map(put_aside, prepared) if line]
     if not any(len(source.rows["train"]) for source in prepared):
-        remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
+        remedy = (
+            "mend these rows"
+            if aside
+            else "lower 'validation_share', as in 'validation_share: 0', or raise 'cap' and 'source_caps'"
+        )
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
     # The first process speaks for all.
     for line in aside if args.process_index == 0 else ():

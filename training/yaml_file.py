@@ -18,8 +18,8 @@ __all__ = ["load_yaml", "unknown_key"]
 # A manifest of the largest collection has some ten thousand.
 _MOST_VALUES = 1_000_000
 _MOST_LEVELS = 100
-# The share of letters that a misspelt key has in common with the right one.
-_NEAR = 0.75
+# Letters of a short key, and the share of them that it has in common with the right one if it is misspelt.
+_SHORT, _NEAR = 3, 0.75
 _TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 }
@@ -158,8 +158,11 @@ def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, 
         meant: Known keys by what other programs call them.
     """
     other = (meant or {}).get(str(key).lower())
-    # Of short words, half the letters are the same by chance.
-    near = [other] if other in known else difflib.get_close_matches(str(key), known, n=1, cutoff=_NEAR)
+    near = [other] if other in known else difflib.get_close_matches(str(key), known, n=1)
+    # Of short words, half the letters are the same by chance: "lr" is near "lora".
+    if len(str(key)) <= _SHORT and other not in known:
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=_NEAR)
+        near += [name for name in known if name.startswith(str(key))][: not near]
     listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
     remedy = f"did you mean {near[0]!r}?" if near else listed
     return UserError(f"{where}: unknown key {key!r}; {remedy}")

@@ -254,9 +254,9 @@ def test_padding_with_eos_changes_no_embedding(
     expected = build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).encode(sentences)
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.pad_token = pad_token
-    tiny_model.config.pad_token_id = EOS
+    tiny_model.config.pad_token_id = None
     build_sentence_transformer(tiny_model, tokenizer).save_pretrained(str(tmp_path))
     for trust_remote_code in (False, True):
         model = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=trust_remote_code)
-        assert model.tokenizer.pad_token_id == EOS
+        assert model.tokenizer.pad_token_id == model[0].auto_model.config.pad_token_id == EOS
         np.testing.assert_allclose(model.encode(sentences), expected, atol=1e-5)

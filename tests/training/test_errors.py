@@ -79,6 +79,7 @@ def test_bad_rows_are_put_aside_only_where_that_can_be_done(
     [
         ("max_length is 0", "--max-length is 0"),
         ("lower key 'max_length'", "lower --max-length"),
+        ("write 'max_length: 4', or less", "write --max-length 4, or less"),
         ("/data/max_length/a.parquet: no such file", "/data/max_length/a.parquet: no such file"),
         ("key 'sources' must list at least one source", "key 'sources' must list at least one source"),
     ],

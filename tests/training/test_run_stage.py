@@ -196,7 +196,7 @@ def _occupy(folder: Path) -> None:
         (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
         (["--matryoshka_min_dim", "64"], None, "matryoshka_min_dim"),
         (["--learning_rate", "fast"], None, "learning_rate"),
-        (["--num_hard_negatives_retrieval", "9"], None, "lower num_hard_negatives"),
+        (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
         (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
         (["--manifest", "/nowhere/manifest.yaml"], None, "no such file"),
         (["--stage", "stage9"], None, "no stage 'stage9'"),

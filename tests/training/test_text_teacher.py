@@ -157,7 +157,7 @@ def test_texts_of_a_source_by_position(saved: Path, kept: PreparedSource) -> Non
 
 
 def test_a_source_without_texts(saved: Path, prepared_sources: list[PreparedSource], refuses: Refuses) -> None:
-    with refuses(prepared_sources[0].folder, "not kept", "keep_texts"):
+    with refuses(prepared_sources[0].folder, "not kept", "--keep-texts"):
         load_text_teacher(str(saved)).embed_texts(prepared_sources[0], np.arange(3))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from tests.training.forked import start
 from tests.training.processes import ROOT, run_bounded, torchrun
 from tests.training.recipes import write_single_stage
 from training.common.outputs import locked
 from training.data.prepared import PreparedSource
+from training.recipe import load_recipe
+from training.setup import make_tokenizer, read_sources
 
 
 def test_two_recipes_prepare_into_one_folder_at_once(tmp_path: Path) -> None:
@@ -38,6 +42,26 @@ def test_a_run_that_is_started_twice_goes_on_alone(tmp_path: Path, check_same_we
     assert "another process trains there" in second.line()
     assert first.wait() == 0
     check_same_weights(tmp_path / "run")
+
+
+def test_a_trained_tokenizer_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = load_recipe(write_single_stage(tmp_path)).stages[0].arguments
+    sources, _ = read_sources(args)
+    save, folder = PreTrainedTokenizerBase.save_pretrained, tmp_path / "run/tokenizer"
+
+    def killed(self: PreTrainedTokenizerBase, place: Path, **keys: object) -> None:
+        save(self, place, **keys)
+        assert not folder.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", killed)
+        make_tokenizer(args, sources)
+    assert not folder.exists()
+    with ThreadPoolExecutor(2) as pool:
+        vocabularies = list(pool.map(lambda _: make_tokenizer(args, sources).get_vocab(), range(2)))
+    assert vocabularies[0] == vocabularies[1]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tokenizer"]
 
 
 @pytest.mark.slow

@@ -9,16 +9,20 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import gettempdir
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from training.checkpoints import publish
 from training.errors import OutputError, UserError
 
-__all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder"]
+__all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder", "temporary_folder"]
 
 logger = logging.getLogger("training")
 
+# What temporary folders are named.
+_TEMPORARY = "f2llm-scratch-"
 # The lock of a folder beside which nothing can be written.
 _LOCK = ".lock"
 
@@ -87,6 +91,26 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Gives the path of an empty folder of the system's temporary ones, as ``tempfile.TemporaryDirectory`` does.
+
+    It is cleared when the block ends or, if its command was killed, when the next one of ours asks for one.
+    """
+    place = Path(gettempdir())
+    for left in place.glob(f"{_TEMPORARY}*"):
+        # Another user's cannot be locked or removed.
+        with suppress(UserError), locked(left, busy="is in use"):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = place / f"{_TEMPORARY}{uuid4().hex}"
+    with locked(folder):
+        folder.mkdir(mode=0o700)
+        try:
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_partials(folder: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from training.common.outputs import temporary_folder
 from training.errors import UserError
 
 __all__ = ["ByteLevelBPE"]
@@ -111,7 +111,7 @@ class ByteLevelBPE:
         Raises:
             UserError: If transformers makes other ids of it.
         """
-        with TemporaryDirectory() as name:
+        with temporary_folder() as name:
             folder = Path(name)
             like.save_pretrained(folder)
             (folder / _FILE).write_text(json.dumps(self.description, ensure_ascii=False), encoding="utf-8")

@@ -38,6 +38,8 @@ class PreparationOptions:
         num_hard_negatives: Negatives that a row must have, by task type; see :func:`required_negatives`.
         seed: Seed of all draws.
         on_bad_row: One of ``ON_BAD_ROW``.
+        text_forms: Whether a number for the normal form of each text is kept, which texts in another spelling share.
+            With ``mask_duplicates`` they count as one.
         keep_texts: Whether the texts themselves are kept beside their tokens, for teachers that read other tokens. It
             changes nothing else of what is prepared.
 
@@ -53,6 +55,7 @@ class PreparationOptions:
     seed: int = 0
     on_bad_row: str = "error"
     keep_texts: bool = False
+    text_forms: bool = False
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:

@@ -39,6 +39,7 @@ from training.data.preparation.splitting import choose_validation
 from training.data.preparation.tokenising import tokenise_partition
 from training.data.prepared import (
     DESCRIPTION,
+    FORMS,
     OFFSETS,
     QUARANTINE,
     SPLITS,
@@ -99,6 +100,7 @@ def prepare(
     if submitted is not None:
         raise submitted
     for source in prepared:
+        _tell_same(source)
         if source.num_negatives == 0 and source.task_type == "retrieval":
             logger.info(
                 "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
@@ -136,6 +138,18 @@ def prepare_source(
     return prepared
 
 
+def _tell_same(source: PreparedSource) -> None:
+    """Warns of rows whose query is their passage; they are trained on."""
+    same, rows = source.description["query_is_passage"], source.description["rows"]
+    if same:
+        logger.warning(
+            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
+            source.name,
+            same,
+            sum(rows.values()),
+        )
+
+
 def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
     """The finished source in the first of these folders that holds it.
 
@@ -147,14 +161,14 @@ def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
             prepared = PreparedSource(folder)
         except UserError:
             continue
-        if prepared.description.get("fingerprint") == fingerprint and _names(prepared.has_texts) <= _there(folder):
+        if prepared.description.get("fingerprint") == fingerprint and _names(prepared) <= _there(folder):
             return prepared.check()
     return None
 
 
-def _names(with_texts: bool) -> set[str]:
-    """The files of a finished source, but for its quarantine."""
-    arrays = [TOKENS, OFFSETS, *SPLITS.values(), *([TEXTS, TEXT_OFFSETS] if with_texts else [])]
+def _names(prepared: PreparedSource | None = None) -> set[str]:
+    """The files of a finished source, but for its quarantine; all that there may be for None."""
+    arrays = [TOKENS, OFFSETS, FORMS, *SPLITS.values(), TEXTS, TEXT_OFFSETS] if prepared is None else prepared.arrays
     return {DESCRIPTION, *arrays, *(checksums_of(Path(name)).name for name in arrays)}
 
 
@@ -170,7 +184,7 @@ def _prepare(
     options: PreparationOptions,
     executor: Executor | None,
 ) -> PreparedSource:
-    check_output(output, ours={*_names(with_texts=True), QUARANTINE}, option="prepared_dir")
+    check_output(output, ours={*_names(), QUARANTINE}, option="prepared_dir")
     plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
     if not plan.tokenizer_file.exists():
         # Not even begun. Otherwise the work goes on where a killed command left it: it has the name of this one.

@@ -50,6 +50,7 @@ def _with_options(message: str, options: Collection[str]) -> str:
     """
     # Not single words, which may be anything, nor parts of paths.
     names = "|".join(name for name in options if "_" in name)
+    message = re.sub(rf"'({names}): ([^']*)'", r"\1: \2", message)
     key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
     return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-texts", action="store_true", help="keep texts beside their tokens, for a teacher of another tokenizer"
     )
+    parser.add_argument("--text-forms", action="store_true", help="tell texts in another spelling, for mask_duplicates")
     parser.add_argument("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
     return parser
 
@@ -120,6 +122,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         on_bad_row=arguments.on_bad_row,
         keep_texts=arguments.keep_texts,
+        text_forms=arguments.text_forms,
     )
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = _longest(arguments.tokenizer, tokenizer)

@@ -13,7 +13,7 @@ from training.common.checksums import check_file
 from training.errors import UserError
 
 __all__ = [
-    *("DESCRIPTION", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
+    *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
     *("PreparedSource", "find_prepared", "put_aside"),
 ]
 
@@ -26,6 +26,8 @@ DESCRIPTION = "source.json"
 # The texts themselves, and where each starts among their bytes; there only if they were to be kept.
 TEXTS = "texts.utf8"
 TEXT_OFFSETS = "text_offsets.int64"
+# A number for the normal form of each text, the same for texts that differ in spelling only; there only if asked for.
+FORMS = "forms.uint64"
 # Bad rows that were put aside, with the reason; there only if there are some.
 QUARANTINE = "quarantine.parquet"
 # Texts that are looked at when a source is checked.
@@ -64,6 +66,8 @@ class PreparedSource:
                 split: _open(self.folder / file, "<i4", (self.description["rows"][split], 2 + self.num_negatives))
                 for split, file in SPLITS.items()
             }
+            if self.has_forms:
+                self._forms = _open(self.folder / FORMS, "<u8", (self.description["texts"],))
             if self.has_texts:
                 self._texts = _open(self.folder / TEXTS, "u1", (self.description["text_bytes"],))
                 self._text_offsets = _open(self.folder / TEXT_OFFSETS, "<i8", (self.description["texts"] + 1,))
@@ -81,8 +85,7 @@ class PreparedSource:
             UserError: If a file is damaged.
         """
         remedy = f"delete {self.folder}, and it is prepared again"
-        names = [TOKENS, OFFSETS, *SPLITS.values(), *([TEXTS, TEXT_OFFSETS] if self.has_texts else [])]
-        for name in names:
+        for name in self.arrays:
             check_file(self.folder / name, remedy)
         texts = self.description["texts"]
         some = np.unique(np.linspace(0, texts - 1, min(texts, _CHECKED_TEXTS), dtype=np.int64))
@@ -98,6 +101,21 @@ class PreparedSource:
     def __repr__(self) -> str:
         rows = {split: len(rows) for split, rows in self.rows.items()}
         return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
+
+    @property
+    def arrays(self) -> list[str]:
+        """Names of its arrays."""
+        kept = [*([TEXTS, TEXT_OFFSETS] if self.has_texts else []), *([FORMS] if self.has_forms else [])]
+        return [TOKENS, OFFSETS, *SPLITS.values(), *kept]
+
+    @property
+    def has_forms(self) -> bool:
+        """Whether the normal forms of the texts were kept, too."""
+        return "forms" in self.description
+
+    def forms(self, positions: np.ndarray) -> np.ndarray:
+        """``(n,)`` numbers of the normal forms of the texts at the given positions; these where no forms are kept."""
+        return self._forms[positions] if self.has_forms else positions
 
     @property
     def has_texts(self) -> bool:

@@ -114,9 +114,7 @@ class PublishedFile:
         there = len(self.negatives)
         if there >= negatives:
             return
-        remedy = (
-            f"write 'num_hard_negatives_{task_type}: {there}' (of prepare.py: --num-hard-negatives-{task_type} {there})"
-        )
+        remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
         if there == 0 and task_type != "retrieval":
             remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
         raise UserError(

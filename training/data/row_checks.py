@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.data.cleaning.normalise import form_keys, same_form
+from training.data.instructions import without_instruction
 from training.errors import UserError
 
-__all__ = ["MOST_CHARACTERS", "Fault", "bad_row", "find_faults", "text_column"]
+__all__ = ["MOST_CHARACTERS", "Fault", "bad_row", "find_faults", "query_is_passage", "text_column"]
 
 # No text of the published data comes near: what is longer is a broken dump rather than a document.
 MOST_CHARACTERS = 1_000_000
@@ -61,14 +63,16 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
     """
     faults: list[Fault] = []
     count = np.zeros(len(batch), dtype=np.int64)
-    passage = None
+    passage = keys = None
     for name in ("query", "passage", *negatives):
         column, undecodable = _decoded(text_column(batch, name))
         missing = np.asarray(pc.is_null(column)) & ~undecodable
         found = {"is not UTF-8": undecodable}
         if name in negatives:
             count += ~missing
-            found[f"equals column {'passage'!r}"] = np.asarray(pc.fill_null(pc.equal(column, passage), False))
+            equal = np.asarray(pc.fill_null(pc.equal(column, passage), False))
+            found["equals column 'passage'"] = equal
+            found["is column 'passage' in another spelling"] = same_form(column, passage, keys) & ~equal
         else:
             found["is null"] = missing
         length = pc.utf8_length(column)
@@ -77,11 +81,24 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
         found[f"has more than {MOST_CHARACTERS:,} characters"] = np.asarray(
             pc.fill_null(pc.greater(length, MOST_CHARACTERS), False)
         )
-        passage = column if name == "passage" else passage
+        if name == "passage":
+            passage, keys = column, form_keys(column) if negatives else None
         faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
     short = np.flatnonzero(count < required_negatives).tolist()
     faults += [Fault(row, "negative_*", f"has fewer than {required_negatives} texts") for row in short]
     return sorted(faults, key=lambda fault: fault.row)
+
+
+def query_is_passage(batch: pa.RecordBatch) -> np.ndarray:
+    """``(n,)`` whether the query of a row is its passage, in whatever spelling: such a row teaches next to nothing.
+
+    Args:
+        batch: Columns ``query`` and ``passage`` of good rows.
+    """
+    query, passage = (text_column(batch, name) for name in ("query", "passage"))
+    # Published files may carry the instruction in the text already.
+    raw = pa.array([without_instruction(text) for text in query.to_pylist()], type=pa.large_string())
+    return same_form(raw, passage)
 
 
 def _decoded(column: pa.Array) -> tuple[pa.Array, np.ndarray]:

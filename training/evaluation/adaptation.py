@@ -27,6 +27,7 @@ from sentence_transformers import SentenceTransformer
 
 from training.checkpoints import write_whole
 from training.common.outputs import check_output
+from training.data.cleaning.normalise import normalise
 from training.data.command import run_command
 from training.errors import OutputError, UserError
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
@@ -108,10 +109,14 @@ def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], ne
     for number in range(_NEGATIVES if negatives else 0):
         places = keyed_bits(_NEGATIVE, number, np.array(rows, dtype=np.uint64)) % np.uint64(len(negatives))
         drawn = zip(places.tolist(), table["passage"], strict=True)
-        table[f"negative_{number + 1}"] = [
-            negatives[place] if negatives[place] != passage else negatives[place - 1] for place, passage in drawn
-        ]
+        table[f"negative_{number + 1}"] = [_another(negatives, place, passage) for place, passage in drawn]
     pq.write_table(pa.table(table), path)
+
+
+def _another(texts: Sequence[str], place: int, passage: str) -> str:
+    """The text at a place, or the nearest before it that is not the passage in whatever spelling."""
+    around = (texts[place - back] for back in range(len(texts)))
+    return next((text for text in around if normalise(text) != normalise(passage)), texts[place - 1])
 
 
 def _hits(model: SentenceTransformer, pairs: Pairs) -> np.ndarray:

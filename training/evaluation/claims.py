@@ -129,7 +129,7 @@ def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> floa
     """
     scores = [score for source in sources if (score := _row_accuracy(model, source)) is not None]
     if not scores:
-        raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share'")
+        raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share', as in 0.05")
     return statistics.fmean(scores)
 
 

@@ -139,17 +139,17 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
     """What mteb's registry says of a model, as options that are heeded here.
 
     Raises:
-        UserError: If mteb loads it in a way of its own, or with an option that is not known here: then mteb alone
+        UserError: If mteb has a special loader for it, or gives it an option that is not known here: only mteb then
             evaluates it as it is meant to be.
     """
     loader = getattr(known.loader, "__qualname__", str(known.loader))
     options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
     unknown = sorted(set(options) - _HANDLED - _OTHER_MEDIA)
     if loader not in _LOADERS or unknown:
-        what = f"with its own {loader}" if loader not in _LOADERS else f"with the option {unknown[0]!r}"
+        what = f"loader {loader}" if loader not in _LOADERS else f"option {unknown[0]!r}"
         raise UserError(
-            f"{known.name}: mteb loads this model {what}, which is not done here; evaluate it with mteb itself "
-            f"(mteb run -m {known.name} -t TASK), or name a folder that holds it as a SentenceTransformer"
+            f"{known.name}: mteb loads this model with the {what}, which is not supported here; evaluate it with mteb: "
+            f"mteb run -m {known.name} -t TASK"
         )
     if loader in _INSTRUCTS:
         # mteb gives these an instruction, in a template or as it is.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from training.common.outputs import temporary_folder
 from training.errors import UserError
 from training.publishing.checkpoint_files import TRAINING_STATE, CheckpointedRun, Revision
 from training.publishing.checkpoint_index import INDEX, CheckpointIndex, held_by_release
@@ -59,7 +59,7 @@ class CheckpointUpload:
         finished = RECORD in held
         if not finished and not held <= {*INCIDENTAL, INDEX} and not self.replace:
             raise self._refusal(f"holds {len(held)} files that no {INDEX} tells of")
-        with TemporaryDirectory(prefix="f2llm-revision-") as folder:
+        with temporary_folder() as folder:
             final = self.repo if finished else None
             revision = self.source.revision(checkpoint, Path(folder) / "revision", self.repo, final)
             index = None if finished else self._index(INDEX in held)

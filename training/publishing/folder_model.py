@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -16,6 +15,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.tokenizer import end_token_id
 from training.adapter_folder import MERGED_ADAPTER
+from training.common.outputs import temporary_folder
 from training.errors import UserError, in_one_line
 from training.models.checks import check_tokenizer_file
 from training.models.settings import why_not_last_token
@@ -58,7 +58,7 @@ def standard_settings(folder: Path) -> Iterator[Path]:
             f"{folder / _SENTENCES}: default_prompt_name puts a prompt before documents, too; set it to null"
         )
     lengths = (tokenizer.model_max_length, config.max_position_embeddings, transformer.get("max_seq_length"))
-    with TemporaryDirectory(prefix="f2llm-settings-") as place:
+    with temporary_folder() as place:
         output = Path(place)
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         tokenizer.model_max_length = int(min(length for length in lengths if length))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, GitRefs, HfApi
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
+from training.common.outputs import temporary_folder
 from training.errors import UserError
 from training.publishing.content import RemoteFile
 from training.publishing.retries import Patience
@@ -103,7 +103,7 @@ class HubRepository:
 
         def content() -> bytes:
             # A folder of its own: the cache would be read without a word when the Hub is down.
-            with TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 local = self.api.hf_hub_download(
                     self.name, path, revision=revision, repo_type=self.kind, local_dir=folder, cache_dir=folder
                 )

@@ -6,7 +6,6 @@ import filecmp
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from training.checkpoints import publish
-from training.common.outputs import check_output
+from training.common.outputs import check_output, locked, scratch_folder
 from training.errors import StoppedError, UserError, in_one_line
 from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
@@ -95,8 +94,9 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     state = find_state(run, options.checkpoint)
     reads = (state.folder, options.evaluation, options.licence_file)
     check_output(output, [path for path in reads if path is not None])
-    _check_output(output)
     with ExitStack() as stack:
+        stack.enter_context(locked(output))
+        _check_output(output)
         _pack(state, output, options, stack)
     return output
 
@@ -114,29 +114,24 @@ def _pack(state: ModelState, output: Path, options: PackOptions, stack: ExitStac
     licence = options.licence or licence_of(lineage, stages)
     text = licence_text(licence, options.licence_file)
     release = _release(options, licence, model, lineage, stages)
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        model.copy_files(partial, release.dtype)
-        _write_json(partial / ARGUMENTS, stage_arguments(state))
-        (partial / LICENCE).write_text(text, encoding="utf-8")
-        write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
-        # What can be faulty comes first: weights may take minutes.
-        model.copy_weights(partial, release.dtype, options.max_shard_size)
-        _describe(partial, release, lineage)
-        check_nothing_private(partial, private_texts(lineage.states.values()))
-        if _same(partial, output):
-            logger.info("%s: holds this release already", output)
-        else:
-            publish(partial, output)
-            logger.info("%s: packed %s, %d files", output, options.name, len(_files(output)))
+        with scratch_folder(output) as partial:
+            model.copy_files(partial, release.dtype)
+            _write_json(partial / ARGUMENTS, stage_arguments(state))
+            (partial / LICENCE).write_text(text, encoding="utf-8")
+            write_evaluation(state, lineage.states, options.name, partial, options.evaluation)
+            # What can be faulty comes first: weights may take minutes.
+            model.copy_weights(partial, release.dtype, options.max_shard_size)
+            _describe(partial, release, lineage)
+            check_nothing_private(partial, private_texts(lineage.states.values()))
+            if _same(partial, output):
+                logger.info("%s: holds this release already", output)
+            else:
+                publish(partial, output)
+                logger.info("%s: packed %s, %d files", output, options.name, len(_files(output)))
     # A full disk comes out of safetensors as an error of its own.
     except (OSError, SafetensorError) as error:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check(options: PackOptions) -> None:

@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from training.checkpoints import checkpoints
+from training.common.outputs import temporary_folder
 from training.errors import UserError
 from training.publishing.checkpoint_files import CheckpointedRun
 from training.publishing.checkpoint_upload import CheckpointUpload
@@ -104,7 +104,7 @@ def _preview(arguments: argparse.Namespace, sources: Sequence[CheckpointedRun], 
     rows, cards = [], []
     for source in sources:
         for checkpoint in _checkpoints(source):
-            with TemporaryDirectory(prefix="f2llm-revision-") as folder:
+            with temporary_folder() as folder:
                 revision = source.revision(checkpoint, Path(folder) / "revision", repo)
                 files = {path: Content(file) for path, file in revision.files.items()}
                 yield f"{revision.name}:\n{file_list(files)}\n"

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from training.checkpoints import publish
-from training.common.outputs import check_output, clear_partials, locked, new_folder
+from training.common import outputs
+from training.common.outputs import check_output, clear_partials, locked, new_folder, temporary_folder
 from training.errors import UserError
 
 
@@ -101,6 +102,16 @@ def test_what_killed_commands_left_is_cleared_but_not_what_is_written(tmp_path: 
     with locked(tmp_path / "c"):
         clear_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".c.partial", ".e", "d.partial"]
+
+
+def test_temporary_folders_of_killed_commands_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "f2llm-scratch-killed" / "model").mkdir(parents=True)
+    (tmp_path / "another").mkdir()
+    with temporary_folder() as first, temporary_folder() as second:
+        assert sorted(tmp_path.glob("[!.]*")) == sorted([tmp_path / "another", Path(first), Path(second)])
+        assert stat.S_IMODE(Path(first).stat().st_mode) == 0o700
+    assert list(tmp_path.iterdir()) == [tmp_path / "another"]
 
 
 def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:

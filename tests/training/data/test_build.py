@@ -264,7 +264,7 @@ def test_exit_status_and_lines(
     path, out = write(NLI, {**NLI, "name": "faulty", "data_files": "none.jsonl"}), tmp_path / "out"
     assert main([str(path), "--output", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: source 'faulty': data_files: there is no file")
+    assert line.startswith(f"error: {path}: source 'faulty': cannot load")
     assert main([str(write(NLI)), "--output", str(out)]) == 0
     assert caplog.messages == ["nli: 20 rows of 40 read", "nli: kept, 20 rows"]
 

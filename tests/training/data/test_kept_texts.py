@@ -130,7 +130,7 @@ def test_a_source_without_texts_says_so(
     write_source: Callable[..., Source], run: Run, long: PreparationOptions, refuses: Refuses
 ) -> None:
     prepared = run(write_source(rows=5), long)
-    with refuses(prepared.folder, "not kept", "keep_texts"):
+    with refuses(prepared.folder, "not kept", "--keep-texts"):
         prepared.texts(np.arange(2))
 
 

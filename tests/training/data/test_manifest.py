@@ -319,15 +319,15 @@ def test_select_sources(patterns: list[str] | None, task_types: list[str] | None
 
 
 def test_select_pattern_that_fits_nothing(refuses: Refuses) -> None:
-    with refuses("'sources'", "'webb_*'", "web_kor, web_deu, sts, polarity"):
+    with refuses("no source fits 'webb_*'", "web_kor, web_deu, sts, polarity"):
         select_sources(SOURCES, ["sts", "webb_*"])
 
 
 def test_select_unknown_task_type(refuses: Refuses) -> None:
-    with refuses("'task_types'", "'sts'", "retrieval, clustering, classification"):
+    with refuses("unknown task type 'sts'", "retrieval, clustering, classification"):
         select_sources(SOURCES, None, ["retrieval", "sts"])
 
 
 def test_select_leaves_nothing(refuses: Refuses) -> None:
-    with refuses("'sources'", "'task_types'", "of 4"):
+    with refuses("no source is left of 4", "task types"):
         select_sources(SOURCES, ["web_*"], ["clustering"])

@@ -267,3 +267,16 @@ def test_tokenizer_without_eos(
     with refuses("tokenizer", "EOS"):
         prepare(two, tokenizer, tmp_path / "prepared", options)
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_source_with_forms_lies_beside_one_without(
+    two: list[Source], tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
+) -> None:
+    plain = prepare(two, small_tokenizer, tmp_path / "prepared", options)
+    assert not plain[0].has_forms
+    with_forms = prepare(two, small_tokenizer, tmp_path / "prepared", replace(options, text_forms=True))
+    assert all(source.has_forms for source in with_forms)
+    before = [times(source.folder) for source in (*plain, *with_forms)]
+    for each in (options, replace(options, text_forms=True)):
+        prepare(two, small_tokenizer, tmp_path / "prepared", each)
+    assert [times(source.folder) for source in (*plain, *with_forms)] == before

@@ -270,6 +270,15 @@ def test_passage_that_is_its_own_negative(write: Callable[..., Path], refuses: R
         read(path)
 
 
+@pytest.mark.parametrize("spelling", ["Curaçao ", "curaçao", "Curaçao.", "Curac\u0327ao", "ＣＵＲＡÇＡＯ"])
+def test_passage_that_is_its_own_negative_in_another_spelling(
+    write: Callable[..., Path], refuses: Refuses, spelling: str
+) -> None:
+    path = write(query=THREE, passage=["Curaçao"] * 3, negative_1=["Cuba", "Bonaire", spelling])
+    with refuses(path, "row 2,", "column 'negative_1'", "is column 'passage' in another spelling"):
+        read(path)
+
+
 def test_text_of_absurd_length(write: Callable[..., Path], refuses: Refuses) -> None:
     assert len(read(write(query=THREE, passage=["x", "y", "z" * MOST_CHARACTERS]))) == 3
     path = write(query=THREE, passage=["x", "y", "z" * (MOST_CHARACTERS + 1)])

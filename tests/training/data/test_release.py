@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,14 @@ def test_bytes_repeat(manifest: Path, released: Path, tmp_path: Path) -> None:
     again = release(manifest, tmp_path / "set", name="Generated")
     assert contents(again) == contents(released)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_two_commands_release_once(manifest: Path, released: Path, tmp_path: Path) -> None:
+    output = tmp_path / released.name
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: release(manifest, output, name="Generated"), range(2))) == [output, output]
+    assert contents(output) == contents(released)
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 def test_an_unchanged_release_is_left_alone(cldr: Path, tmp_path: Path, refuses: Refuses) -> None:

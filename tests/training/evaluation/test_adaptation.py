@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.data.manifest import load_manifest
-from training.evaluation.adaptation import RECIPE, compare_by_text, split_program, table
+from training.evaluation.adaptation import RECIPE, _another, compare_by_text, split_program, table
 from training.recipe import load_recipe
 
 
@@ -108,3 +108,9 @@ def test_the_table_has_both_measures_with_the_change_of_each() -> None:
 def test_validating_does_not_show_the_program() -> None:
     written = table("edit", {"before": {"elsewhere": {"accuracy": 0.5}, "megabytes": 17.0}})
     assert "| before | not measured |  | 0.500 |" in written
+
+
+def test_another_spelling_of_the_passage_is_no_negative() -> None:
+    texts = ["File", "FILE", "file.", "Edit"]
+    assert [_another(texts, place, "file") for place in range(4)] == ["Edit"] * 4
+    assert _another(texts, 3, "Quit") == "Edit"

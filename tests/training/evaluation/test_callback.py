@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from sklearn.metrics import ndcg_score
 
 from tests.training.evaluation.watched_recipe import history, sample, write_watched
 from training.evaluation.pairs import Pairs, encode_pairs, evaluate_pairs, nearest, passage_ranks
+from training.evaluation.records import load_evaluation
 from training.run_stage import main
 
 DIMS = [32, 16, 8]
@@ -102,3 +105,22 @@ def test_ranks_are_what_numpy_says_and_the_first_of_equals_is_first() -> None:
         ranks = passage_ranks(queries, candidates, labels, dim, rows_per_block=7)
         assert (ranks == np.argmax(order == labels[:, None], axis=1) + 1).all()
         assert ((ranks == 1) == (nearest(queries, candidates, dim) == labels)).all()
+
+
+def test_pairs_of_two_columns_are_evaluated_in_training_and_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pairs = tmp_path / "data/found.jsonl"
+    recipe = write_watched(tmp_path, evaluation_pairs=str(pairs), max_steps=2)
+    columns = pq.read_table(tmp_path / "data/found.parquet").to_pydict()
+    lines = [{"query": "the same", "passage": passage} for passage in columns["passage"]]
+    pairs.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert main([str(recipe)]) == 0
+    # All passages are those of the one query, and most candidates are passages.
+    metrics, result = history(tmp_path / "run")[2], json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert metrics["eval_pairs_accuracy"] in (0, 1) and result["accuracy"]["32"] in (0, 1)
+    assert (result["pairs"], result["languages"], result["scripts"]) == (1, {}, {})
+    shown = capsys.readouterr().out
+    assert "Finding the passages of 1 queries" in shown and "Use the model:" in shown
+    (score,) = load_evaluation(tmp_path / "run/report").select(dimension=32, precision="int8")
+    assert (score.subset, score.languages, score.examples) == ("default", (), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_code_that_is_not_this_checkouts_is_not_run_unasked(
     told = capsys.readouterr().out
     assert f"README.md: its examples were not run: {named} is not this checkout's" in told
     assert "--trust-remote-code" in told and not told.rstrip().endswith("embeddings")
+    assert not marker.exists()
+
+
+def test_code_of_a_base_is_not_run_unasked(
+    broken_adapter: BrokenRelease,
+    adapter_base: Path,
+    tmp_path: Path,
+    code: str,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = Path(shutil.copytree(adapter_base, tmp_path / "base"))
+    (base / "packing.py").write_text((base / "packing.py").read_text() + code)
+    main(["verify", str(broken_adapter.folder), "--base", str(base)])
+    assert "its examples were not run: packing.py is not this checkout's" in capsys.readouterr().out
     assert not marker.exists()
 
 

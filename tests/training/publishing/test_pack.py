@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,13 @@ def test_a_prompt_that_was_set_after_training_is_packed_and_on_the_card(trained_
     assert load_evaluation(folder / "evaluation").scores
     packed = PackedFolder(folder)
     assert [*check_prompts(packed), *check_facts(packed), *check_snippets(packed)] == []
+
+
+def test_two_that_pack_at_once_wait_for_one_another(runs, no_figures, caplog):
+    output = runs / "packed" / NAME
+    with caplog.at_level("INFO"), ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(pack, runs / "student", output, PackOptions(NAME)) for _ in range(2)]
+        assert [each.result() for each in both] == [output, output]
+    assert "another command is writing it" in caplog.text and "holds this release already" in caplog.text
+    assert load_release(output).files.keys() == content_of(output).keys() - {"release.json"}
+    assert [path.name for path in output.parent.iterdir()] == [NAME]

@@ -51,8 +51,8 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     hub_server: HubServer, trained_adapter: Path, adapter_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     packed = tmp_path / "packed"
-    words = ["pack", str(trained_adapter), "--name", "tiny", "--output", str(packed), "--base", BASE]
-    words += ["--licence", "apache-2.0"]
+    words = ["pack", str(trained_adapter), "--name", "tiny", "--output", str(packed), "--licence", "apache-2.0"]
+    words += ["--base", BASE]
     assert main(words) == 0
     assert main(["push", str(packed), "--repo", ADAPTER, "--dry-run"]) == 0
     assert main(["push", str(packed), "--repo", ADAPTER]) == 2

@@ -119,7 +119,7 @@ def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
     with refuses("thesis.tex", "no packed model"):
         pack(runs / "student", other / "thesis.tex", PackOptions(NAME))
-    with refuses(runs / "student", "no packed model"):
+    with refuses(runs / "student", "holds model, which is read"):
         pack(runs / "student", runs / "student", PackOptions(NAME))
 
 

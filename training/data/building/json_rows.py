@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -27,23 +27,28 @@ class JsonRows:
 
     Attributes:
         files: Each file's name and lines, as ``datasets`` loads text.
-        field: The key of the object under which the rows of a file lie; None if there is no such object.
+        below: The key of the object under which the rows of a file lie; None if there is no such object.
+
+    Raises:
+        UserError: If something in a file is not a JSON object.
     """
 
     files: list[tuple[str, datasets.Dataset]]
-    field: str | None = None
-    _number: int | None = None
+    below: str | None = None
+    _number: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A faulty line is told before any work.
+        self._number = sum(1 for _ in self._rows())
 
     def __len__(self) -> int:
         """Rows of all files."""
-        if self._number is None:
-            self._number = sum(1 for _ in self._rows())
         return self._number
 
     @property
     def fingerprint(self) -> list[Any]:
         """Changes with the files."""
-        return [[lines._fingerprint, len(lines)] for _, lines in self.files] + [self.field]
+        return [[lines._fingerprint, len(lines)] for _, lines in self.files] + [self.below]
 
     def columns(self, wanted: Iterable[str]) -> list[str]:
         """The keys of the rows, read until all that are wanted are among them."""
@@ -73,7 +78,7 @@ class JsonRows:
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, lines in self.files:
-            if self.field is not None or _is_document(lines):
+            if self.below is not None or _is_document(lines):
                 yield from self._items(name, lines)
                 continue
             for number, line in enumerate(_texts(lines), start=1):
@@ -84,8 +89,8 @@ class JsonRows:
     def _items(self, name: str, lines: datasets.Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of a file that is one JSON value."""
         content = _decoded(name, "\n".join(_texts(lines)))
-        if self.field is not None:
-            content = content.get(self.field) if isinstance(content, dict) else None
+        if self.below is not None:
+            content = content.get(self.below) if isinstance(content, dict) else None
         if not isinstance(content, list):
             raise UserError(f"{name}: expected a list of JSON objects; write one, or one object a line")
         for number, item in enumerate(content, start=1):

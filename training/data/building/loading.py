@@ -35,21 +35,20 @@ def load_raw(where: str, dataset: str, folder: Path, **options: Any) -> datasets
         UserError: If it cannot be loaded.
     """
     split, path = options.pop("split"), folder / dataset
-    if dataset in FILE_KINDS:
-        if "data_files" not in options:
-            raise UserError(f"{where}: dataset {dataset!r} needs the files to read; name them in 'data_files'")
-        options["data_files"] = _beside(where, folder, options["data_files"])
-    elif path.is_dir():
-        # Of a folder beside the build file and a set on the Hub of one name, the folder is meant.
-        dataset = str(path)
-        if "data_files" in options:
-            options["data_files"] = _beside(where, path, options["data_files"])
+    if dataset in FILE_KINDS and "data_files" not in options:
+        raise UserError(f"{where}: dataset {dataset!r} needs the files to read; name them in 'data_files'")
     try:
+        if dataset not in FILE_KINDS and path.is_dir():
+            # Of a folder beside the build file and a set on the Hub of one name, the folder is meant.
+            dataset = str(path)
+            folder = path
+        if "data_files" in options and (dataset in FILE_KINDS or folder == path):
+            options["data_files"] = _beside(folder, options["data_files"])
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return _saved(where, path, split)
+            return _saved(path, split)
         return _load(dataset, split, options)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{where}: cannot load split {split!r} of {dataset!r}: {error}") from None
     # Faulty files come out of the libraries as anything.
     except Exception as error:
         raise UserError(f"{where}: cannot load split {split!r} of {dataset!r} ({_reason(error)})") from None
@@ -109,16 +108,16 @@ def _is_empty(file: str) -> bool:
     return Path(file).is_file() and not Path(file).stat().st_size
 
 
-def _saved(where: str, path: Path, split: str) -> datasets.Dataset:
+def _saved(path: Path, split: str) -> datasets.Dataset:
     """What ``save_to_disk`` left: one data set, or one for each split."""
     loaded = datasets.load_from_disk(path)
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if split not in splits:
-        raise UserError(f"{where}: there is no split {split!r} in {path}; it has {', '.join(splits)}")
+        raise UserError(f"there is no split {split!r} in {path}; it has {', '.join(splits)}")
     return splits[split]
 
 
-def _beside(where: str, folder: Path, files: str | Sequence[str]) -> list[str]:
+def _beside(folder: Path, files: str | Sequence[str]) -> list[str]:
     """The files with relative paths taken from a folder; addresses stay as they are.
 
     Raises:
@@ -127,7 +126,5 @@ def _beside(where: str, folder: Path, files: str | Sequence[str]) -> list[str]:
     found = [file if "://" in file else str(folder / file) for file in ([files] if isinstance(files, str) else files)]
     for file in found:
         if "://" not in file and not glob(file, recursive=True):
-            raise UserError(
-                f"{where}: data_files: there is no file {file}; correct it (a relative path starts at {folder})"
-            )
+            raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
     return found

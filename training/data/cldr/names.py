@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,12 @@ from babel import localedata
 from numpy.typing import NDArray
 
 from training.data.cldr.draws import grouped
+from training.data.cleaning.normalise import normalise
 from training.data.languages import iso639_3, script_of
 from training.errors import UserError
 from training.keyed import keyed_bits, keyed_uniform, text_key
 
-__all__ = ["KINDS", "CldrNames", "fold", "read_names"]
+__all__ = ["KINDS", "CldrNames", "read_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class CldrNames:
         texts: The name in each row.
         concept: Each row's index into ``concepts``, shape (names,).
         language: Each row's index into ``languages``, shape (names,).
-        text_id: The number of each row's folded text, equal where and only where the texts fold alike, shape (names,).
+        text_id: The number of each row's normal form, which texts in another spelling share, shape (names,).
         draw_key: Each row's 64-bit key for draws, shape (names,).
         concepts: (kind, CLDR code) of every concept; each one has an English name.
         languages: The CLDR identifiers of the languages.
@@ -122,17 +122,6 @@ class CldrNames:
         return (staying == 0) & (_distinct_partners(self.text_id, self.concept) == 1)
 
 
-def fold(text: str) -> str:
-    """Returns what two texts have in common when no reader would tell them apart.
-
-    Compatibility forms, case, the width of white space and invisible characters do not count.
-    """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if not folded.isprintable():
-        folded = "".join(character for character in folded if unicodedata.category(character) != "Cf")
-    return " ".join(folded.split())
-
-
 def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
     """Reads the names of every language that has at least ``MIN_NAMES`` of them.
 
@@ -180,7 +169,7 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
         texts=texts,
         concept=np.array(concept_index, dtype=np.intp),
         language=np.array(language_index, dtype=np.intp),
-        text_id=np.array([numbers.setdefault(fold(text), len(numbers)) for text in texts], dtype=np.intp),
+        text_id=np.array([numbers.setdefault(normalise(text), len(numbers)) for text in texts], dtype=np.intp),
         draw_key=keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
         concepts=concepts,
         languages=tuple(kept),
@@ -205,7 +194,7 @@ def _names_in(identifier: str) -> dict[tuple[str, str], str]:
 
 def _is_placeholder(name: str, code: str, english: str) -> bool:
     """Whether a name is only its code, left untranslated ("armi" for Imperial Aramaic, but not "Fon" for Fon)."""
-    return fold(name) == fold(code) != fold(english)
+    return normalise(name) == normalise(code) != normalise(english)
 
 
 def _distinct_partners(values: NDArray[np.intp], partners: NDArray[np.intp]) -> NDArray[np.intp]:

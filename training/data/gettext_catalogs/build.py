@@ -25,7 +25,7 @@ __all__ = ["build_gettext"]
 # Programs translate under their own licences, most of them the GPL or the LGPL.
 LICENCE = "each program's own"
 # Raise it when the same options would build other data than before.
-_FORMAT = 1
+_FORMAT = 2
 _ROWS_AT_ONCE = 5 * ROW_GROUP_ROWS
 # Other languages drawn for a message before it is given up.
 _PASSAGES_DRAWN = 8

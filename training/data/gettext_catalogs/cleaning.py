@@ -12,9 +12,9 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from training.data.cldr.names import fold
+from training.data.cleaning.normalise import normalise
 
-__all__ = ["clean", "clean_pair", "is_plain", "same_text"]
+__all__ = ["clean", "clean_pair", "is_plain"]
 
 # Beyond this many characters it is a manual page, of which a model would read the beginning only.
 _LONGEST = 300
@@ -83,7 +83,7 @@ def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | 
         if translation.count("|") >= source.count("|"):
             translation = _PREFIX.sub("", translation)
     text = clean(translation)
-    if english is None or not is_plain(text, script) or same_text(english) == same_text(text):
+    if english is None or not is_plain(text, script) or normalise(english) == normalise(text):
         return None
     return english, text
 
@@ -144,8 +144,3 @@ def is_plain(text: str, script: str) -> bool:
     if letters < _LETTER_SHARE * (letters + len(_NO_LETTER.findall(text))):
         return False
     return not _ADDRESS.search(text) and not _COMMAND_LINE.search(text)
-
-
-def same_text(text: str) -> str:
-    """What texts have in common that differ in nothing but case, punctuation and spacing."""
-    return " ".join(re.findall(r"\w[^\s!-/:-@\[-`{-~]*", fold(text))) or fold(text)

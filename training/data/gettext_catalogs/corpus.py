@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.catalogs import CatalogFile, find_catalogs, program_of, read_messages
-from training.data.gettext_catalogs.cleaning import clean_pair, same_text
+from training.data.gettext_catalogs.cleaning import clean_pair
 from training.data.languages import iso639_3, locale_tag, script_of
 from training.errors import UserError
 from training.keyed import keyed_bits, text_key
@@ -168,7 +169,7 @@ class _Reading:
                 if pair is None:
                     self._counts["unusable"] += 1
                     continue
-                concept, text = self._concept(pair[0]), self._identity(same_text(pair[1]))
+                concept, text = self._concept(pair[0]), self._identity(normalise(pair[1]))
                 if (concept, text) in seen:
                     self._counts["repeated"] += 1
                     continue
@@ -180,7 +181,7 @@ class _Reading:
     def _concept(self, english: str) -> int:
         known = self._concept_of.get(english)
         if known is None:
-            identity = self._identity(same_text(english))
+            identity = self._identity(normalise(english))
             if identity not in self._concepts:
                 self._concepts[identity] = len(self._english)
                 self._english.append(english)

@@ -6,8 +6,9 @@ and the candidates of all queries in memory, caches a corpus as a whole (one tex
 nothing but the name of the base model, and has no place for a guard or for counts. What is kept of it is the embedding:
 ``encode_query`` and ``encode_document`` of any SentenceTransformer.
 
-Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and a passage that is the query's own
-text is never its negative.
+Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and the query's own text is never its
+negative. Both that and the positives are known in whatever spelling: case, spacing, punctuation or composition of
+characters make no other text.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from training.data.mining.miner import Miner
 from training.data.mining.rows import SIDES, SourceRows, read_rows, write_mined
 from training.data.mining.rules import MiningOptions
 from training.data.mining.tasks import MiningTasks
-from training.data.mining.text_ids import find
+from training.data.mining.text_ids import distinct, form_ids
 from training.data.mining.translations import Translations, find_translations
 from training.data.storage import identity
 from training.errors import UserError
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 MANIFEST, REPORT = "manifest.yaml", "mining.json"
 _EMBEDDINGS = "embeddings"
 # Raise it when the same input would give other negatives than before.
-_FORMAT = 1
+_FORMAT = 2
 # Tasks of an executor that is given no number of workers and is not this machine.
 _REMOTE_TASKS = 8
 
@@ -249,9 +250,16 @@ class _Run:
             keep_short=self._options.keep_short,
             replace=self._options.replace,
         )
+        query, passage = (tasks.load(f"{side}_form")[rows.numbers[side]] for side in SIDES)
+        same = int((query == passage).sum())
+        if same:
+            logger.warning(
+                "%s: in %d of %d rows the query is the passage, in whatever spelling", source.name, same, len(rows)
+            )
         seconds = round(time.monotonic() - started, 3)
         self._report["sources"][source.name] = {
             **counts,
+            "query_is_passage": same,
             **tasks.counts(),
             "seconds": seconds,
             "model": self._miner.model,
@@ -333,13 +341,15 @@ def _lay_out(source: Source, rows: SourceRows, translations: Translations, tasks
     order = np.argsort(passages)
     rank = np.empty(len(passages), dtype=np.int64)
     rank[order] = np.arange(len(passages))
-    same = find(rows.ids["query"], passages[order])
     pairs = np.unique(np.stack([rows.numbers[side] for side in SIDES], axis=1), axis=0)
+    forms = {side: np.concatenate([form_ids(texts) for texts in tasks.texts(side).chunks()]) for side in SIDES}
+    numbers = distinct(np.concatenate([forms[side] for side in SIDES]))[1]
+    number = dict(zip(SIDES, np.split(numbers, [len(forms[SIDES[0]])]), strict=True))
     for side in SIDES:
         tasks.save(f"{side}_ids", rows.ids[side])
-        tasks.save(f"{side}_group", translations.groups(rows.ids[side]))
+        tasks.save(f"{side}_group", translations.groups(forms[side]))
+        tasks.save(f"{side}_form", number[side])
     tasks.save("passage_rank", rank)
-    tasks.save("query_as_passage", np.where(same >= 0, order[same], -1))
     tasks.save("pair_query", pairs[:, 0])
     tasks.save("pair_passage", pairs[:, 1])
     (tasks.folder / "ready").touch()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from training.data.cleaning.normalise import normalise
 from training.data.manifest import Source
 from training.data.mining.text_ids import ID, Ids, distinct, text_ids
 from training.data.mining.text_store import TextStore
@@ -112,8 +113,10 @@ class _Output:
 
 
 def _fill(own: Sequence[str | None], mined: Sequence[str | None], negatives: int) -> list[str | None]:
-    """A row's own negatives first, then mined ones that are not among them, then None."""
-    texts = dict.fromkeys(text for text in (*own, *mined) if text is not None)
+    """A row's own negatives first, then mined ones that are not among them, in whatever spelling, then None."""
+    texts = dict.fromkeys(text for text in own if text is not None)
+    forms = set(map(normalise, texts))
+    texts |= dict.fromkeys(text for text in mined if text is not None and not (forms and normalise(text) in forms))
     return [*texts, *[None] * negatives][:negatives]
 
 

@@ -14,7 +14,7 @@ from training.errors import UserError
 __all__ = ["RULES", "MiningOptions", "Relations", "choose_negatives"]
 
 # A candidate that several rules refuse counts for the first.
-RULES = ("positive", "same_text", "translation", "score", "relative")
+RULES = ("positive", "same_text", "translation", "score", "relative", "repeated")
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,25 @@ class MiningOptions:
 class Relations(NamedTuple):
     """What is known of some queries and all passages.
 
+    Texts of one form differ in spelling only: case, spacing, punctuation, composition of characters.
+
     Attributes:
-        same_text: ``(queries,)`` number of the passage that is the query itself, or -1.
+        form: ``(queries,)`` number of the query's form.
         group: ``(queries,)`` group of translations, or -1.
         positive_query: ``(pairs,)`` positions of queries, of ...
         positive: ``(pairs,)`` ... their positives' numbers.
         positive_score: ``(pairs,)`` scores of those.
         passage_group: Groups of all passages, by number.
+        passage_form: Forms of all passages, by number.
     """
 
-    same_text: NDArray[np.int64]
+    form: NDArray[np.int64]
     group: NDArray[np.int64]
     positive_query: NDArray[np.int64]
     positive: NDArray[np.int64]
     positive_score: NDArray[np.float32]
     passage_group: NDArray[np.int64]
+    passage_form: NDArray[np.int64]
 
 
 def choose_negatives(
@@ -114,20 +118,32 @@ def choose_negatives(
 def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> dict[str, NDArray[np.bool_]]:
     """What each rule refuses, in the order of ``RULES``."""
     scores, texts = nearest
-    group = relations.passage_group[texts]
+    group, form = relations.passage_group[texts], relations.passage_form[texts]
     owner, positives = relations.positive_query, relations.positive
     lowest = np.full(len(scores), np.inf, dtype=np.float32)
     np.minimum.at(lowest, owner, relations.positive_score)
     # Of a negative score, 0.95 times it would be more.
     limit = lowest - np.abs(lowest) * np.float32(1 - options.relative)
     return {
-        "positive": _listed(texts, owner, positives),
-        "same_text": texts == relations.same_text[:, None],
+        "positive": _listed(form, owner, relations.passage_form[positives]),
+        "same_text": form == relations.form[:, None],
         "translation": (group >= 0)
         & ((group == relations.group[:, None]) | _listed(group, owner, relations.passage_group[positives])),
         "score": scores >= np.float32(options.max_score),
         "relative": scores >= limit[:, None],
+        "repeated": _repeated(form),
     }
+
+
+def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each value of a row stands further to the left in it, too."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    again = np.zeros(values.shape, dtype=bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    repeated = np.empty_like(again)
+    np.put_along_axis(repeated, order, again, axis=1)
+    return repeated
 
 
 def _listed(values: NDArray[np.int64], row: NDArray[np.int64], value: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -67,11 +67,12 @@ class BlockSearch:
     def choose(self) -> tuple[NDArray[np.int64], dict[str, int]]:
         """Applies the rules, when all shards have been searched; see :func:`choose_negatives`."""
         relations = Relations(
-            same_text=self._load("query_as_passage")[self._numbers],
+            form=self._load("query_form")[self._numbers],
             group=self._load("query_group")[self._numbers],
             positive_query=self._owner,
             positive=self._positive,
             positive_score=self._positive_score,
             passage_group=self._load("passage_group"),
+            passage_form=self._load("passage_form"),
         )
         return choose_negatives(self._nearest, relations, self._options)

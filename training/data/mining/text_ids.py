@@ -8,7 +8,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ID", "Ids", "distinct", "find", "text_ids"]
+from training.data.cleaning.normalise import normalise
+
+__all__ = ["ID", "Ids", "distinct", "find", "form_ids", "text_ids"]
 
 # Bytes of a fixed length sort and compare in numpy; that it ignores zeros at the end changes nothing at equal lengths.
 ID = np.dtype("S16")
@@ -19,6 +21,11 @@ def text_ids(texts: Iterable[str]) -> Ids:
     """``(n,)`` ids. Two different texts have one id with a chance of 1 in 10^21 among a thousand million texts."""
     digests = b"".join(blake2b(text.encode(), digest_size=ID.itemsize).digest() for text in texts)
     return np.frombuffer(digests, dtype=ID)
+
+
+def form_ids(texts: Iterable[str]) -> Ids:
+    """``(n,)`` ids of the texts' normal forms: texts that differ in spelling only have one."""
+    return text_ids(map(normalise, texts))
 
 
 def distinct(ids: Ids) -> tuple[Ids, NDArray[np.int64], NDArray[np.int64]]:

@@ -47,6 +47,11 @@ class TextStore:
         """The texts from ``number * CHUNK_TEXTS`` on."""
         return self._reader.get_batch(number).column(0)
 
+    def chunks(self) -> Iterator[list[str]]:
+        """Yields all texts in order, chunk by chunk."""
+        for number in range(self._reader.num_record_batches):
+            yield self.chunk(number).to_pylist()
+
     def take(self, numbers: NDArray[np.integer]) -> NDArray[np.object_]:
         """Texts of the numbers, in an array of the same shape; None for -1."""
         wanted, inverse = np.unique(numbers, return_inverse=True)

@@ -10,17 +10,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from training.data.manifest import Source
-from training.data.mining.text_ids import ID, Ids, find, text_ids
+from training.data.mining.text_ids import ID, Ids, find, form_ids
 from training.data.published import PublishedFile
 
 __all__ = ["Translations", "bitext_sources", "find_translations"]
 
 
 class Translations:
-    """Groups of texts that say the same.
+    """Groups of texts that say the same, in whatever spelling.
 
     Args:
-        queries: ``(n,)`` ids.
+        queries: ``(n,)`` ids of forms.
         passages: ``(n,)`` ids of their translations.
     """
 
@@ -36,7 +36,7 @@ class Translations:
         return len(self._ids)
 
     def groups(self, ids: Ids) -> NDArray[np.int64]:
-        """``(n,)`` numbers of the texts' groups, -1 for texts that are in none."""
+        """``(n,)`` numbers of the groups of forms, -1 for those that are in none."""
         at = find(ids, self._ids)
         if not len(self._groups):
             return at
@@ -61,6 +61,6 @@ def find_translations(sources: Sequence[Source]) -> Translations:
     for source in sources:
         for path in source.files:
             for batch in PublishedFile(path).batches(raw=True):
-                queries.append(text_ids(batch.columns["query"]))
-                passages.append(text_ids(batch.columns["passage"]))
+                queries.append(form_ids(batch.columns["query"]))
+                passages.append(form_ids(batch.columns["passage"]))
     return Translations(np.concatenate(queries), np.concatenate(passages))

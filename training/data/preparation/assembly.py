@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from training.common.checksums import write_checksums
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.quarantine import join_quarantines
-from training.data.prepared import DESCRIPTION, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
+from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
 __all__ = ["FORMAT", "assemble"]
 
 # Raise it when the same source would be prepared to other bytes than before.
-FORMAT = 3
+FORMAT = 4
 _COPY_BYTES = 16 << 20
 
 
@@ -31,6 +31,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     if plan.options.keep_texts:
         kept["text_bytes"] = _concatenate((plan.texts_file(p, "utf8") for p in partitions), folder / TEXTS)
         _write_offsets((plan.texts_file(p, "utf8_lengths") for p in partitions), folder / TEXT_OFFSETS)
+    if plan.options.text_forms:
+        kept["forms"] = _concatenate((plan.texts_file(p, "forms") for p in partitions), folder / FORMS) // 8
     row_bytes = 4 * (2 + plan.negatives)
     rows = {
         split: _concatenate((plan.positions_file(s, split) for s in shards), folder / file) // row_bytes
@@ -54,6 +56,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         # Rows of the files, above the cap and put aside ones too.
         "read": plan.rows,
         "rows": rows,
+        "query_is_passage": sum(int(plan.same_file(s).read_text()) for s in shards),
         "quarantined": join_quarantines([plan.quarantine_file(s) for s in shards], folder / QUARANTINE),
         "fingerprint": fingerprint,
     }

@@ -116,6 +116,10 @@ class PreparationPlan:
         """Bad rows of a shard."""
         return self.folder / "rows" / f"{shard:05d}.quarantine.parquet"
 
+    def same_file(self, shard: int) -> Path:
+        """Number of a shard's rows whose query is their passage."""
+        return self.folder / "rows" / f"{shard:05d}.same"
+
     def runs(self, shard: int) -> Path:
         """Folder of a shard's distinct texts."""
         return self.folder / "runs" / f"{shard:05d}"

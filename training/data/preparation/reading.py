@@ -21,7 +21,7 @@ from training.data.preparation.quarantine import QuarantineWriter
 from training.data.preparation.runs import RunWriter
 from training.data.preparation.splitting import query_draws
 from training.data.published import PublishedFile
-from training.data.row_checks import Fault, bad_row, find_faults, text_column
+from training.data.row_checks import Fault, bad_row, find_faults, query_is_passage, text_column
 
 __all__ = ["MISSING", "read_shard"]
 
@@ -44,7 +44,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
         quarantine = stack.enter_context(QuarantineWriter(plan.quarantine_file(number)))
         rows_file = stack.enter_context(plan.rows_file(number).open("wb"))
         draws_file = stack.enter_context(plan.draws_file(number).open("wb"))
-        offset = 0
+        offset = same = 0
         for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             faults = find_faults(batch, file.negatives, plan.required_negatives)
             first_of_file = shard.first_row_of_file + offset
@@ -57,10 +57,12 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             if plan.highest_draw is not None:
                 good &= cap_draws(plan.source, plan.options, numbers) <= np.uint64(plan.highest_draw)
             batch = batch.filter(pa.array(good))
+            same += int(query_is_passage(batch).sum())
             rows, texts, keys = hasher.hash(batch, file.negatives)
             writer.add(keys, texts)
             rows_file.write(rows.astype("<u8").tobytes())
             draws_file.write(query_draws(batch, plan.options.seed).astype("<u8").tobytes())
+    plan.same_file(number).write_text(str(same))
 
 
 def _put_aside(

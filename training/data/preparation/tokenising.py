@@ -7,9 +7,12 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
+from training.data.cleaning.normalise import normalise
+from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.runs import read_partition
 from training.errors import UserError
+from training.keyed import text_key
 
 __all__ = ["tokenise_partition"]
 
@@ -38,6 +41,10 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
     plan.texts_file(partition, "lengths").write_bytes(lengths.tobytes())
     if plan.options.keep_texts:
         _write_texts(plan, partition, texts)
+    if plan.options.text_forms:
+        # Of the text alone: under an instruction it says the same.
+        forms = np.fromiter((text_key(normalise(without_instruction(text))) for text in texts), "<u8", len(texts))
+        plan.texts_file(partition, "forms").write_bytes(forms.tobytes())
     plan.texts_file(partition, "hashes").write_bytes(hashes.astype("<u8").tobytes())
 
 

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from hub_cards.snippets import snippets
+from training.common.outputs import temporary_folder
 from training.publishing.checks.card import examples_of, loaded_names
 from training.publishing.checks.packed import ADAPTER_CONFIG, CARD, CONFIG, Finding, PackedFolder, UnreadableError
 
@@ -118,7 +118,7 @@ def _runnable(packed: PackedFolder, in_float32: bool = False) -> Iterator[dict[s
         ``folder`` and ``places`` of the worker's task.
     """
     whole = packed.path if packed.base is None else packed.base.folder
-    with TemporaryDirectory(prefix="f2llm-verify-") as place:
+    with temporary_folder() as place:
         if in_float32:
             whole = _linked(whole, Path(place) / "float32", CONFIG, dtype="float32")
         if packed.base is None:
@@ -146,7 +146,7 @@ def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
     Raises:
         UnreadableError: If it ends without a report.
     """
-    with TemporaryDirectory(prefix="f2llm-verify-") as folder:
+    with temporary_folder() as folder:
         place = Path(folder)
         (place / "task.json").write_text(json.dumps(task), encoding="utf-8")
         # Of the environment only what finds programs and libraries: no token, no cache, no other folder of code.

@@ -71,6 +71,7 @@ def test_load_options_and_splits_arrive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "options"),
     [
+        ("json", {"data_files": "none.jsonl"}),
         ("json", {"data_files": "good.jsonl", "split": "test"}),
         ("json", {"data_files": "good.jsonl", "nonsense": 1}),
         ("some/set-that-is-nowhere", {}),

@@ -15,7 +15,8 @@ from babel.core import get_global
 from training.data.cldr import build, classes
 from training.data.cldr.build import build_cldr
 from training.data.cldr.draws import draw_distinct
-from training.data.cldr.names import CldrNames, fold, read_names
+from training.data.cldr.names import CldrNames, read_names
+from training.data.cleaning.normalise import normalise
 from training.data.languages import iso639_3, macrolanguage, script_of
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
@@ -49,21 +50,21 @@ def concepts_of(names: CldrNames) -> dict[str, set[tuple[str, str]]]:
     """Folded text -> every concept it names, in whatever language."""
     concepts = defaultdict(set)
     for text, concept in zip(names.texts, names.concept.tolist(), strict=True):
-        concepts[fold(text)].add(names.concepts[concept])
+        concepts[normalise(text)].add(names.concepts[concept])
     return concepts
 
 
 def negatives_of(row: dict[str, str]) -> list[str]:
-    return [fold(text) for column, text in row.items() if column.startswith("negative_")]
+    return [normalise(text) for column, text in row.items() if column.startswith("negative_")]
 
 
 def assert_nothing_held_out_in_training(folder: Path) -> None:
-    held_out = {fold(text) for text in pq.read_table(folder / "held_out.parquet")["query"].to_pylist()}
+    held_out = {normalise(text) for text in pq.read_table(folder / "held_out.parquet")["query"].to_pylist()}
     assert held_out
     for source in load_manifest(folder / build.MANIFEST):
         table = pq.read_table(source.files[0])
         for column in set(table.column_names) - {"lang"}:
-            texts = map(fold, table[column].unique().to_pylist())
+            texts = map(normalise, table[column].unique().to_pylist())
             assert held_out.isdisjoint(texts), f"{source.name}, {column}"
 
 
@@ -93,13 +94,13 @@ def test_manifest_and_columns(folder: Path) -> None:
 def test_rows_hold_distinct_texts(sources: dict[str, Rows]) -> None:
     for name, rows in sources.items():
         for row in rows:
-            texts = [fold(row["query"]), fold(row["passage"]), *negatives_of(row)]
+            texts = [normalise(row["query"]), normalise(row["passage"]), *negatives_of(row)]
             assert len(set(texts)) == len(texts), f"{name}: {row}"
 
 
 def test_translations_are_right_and_their_negatives_wrong(sources: dict[str, Rows], concepts_of) -> None:
     for row in sources["cldr_translation"] + sources["cldr_translation_pairs"]:
-        query, passage = concepts_of[fold(row["query"])], concepts_of[fold(row["passage"])]
+        query, passage = concepts_of[normalise(row["query"])], concepts_of[normalise(row["passage"])]
         assert query & passage, row
         for negative in negatives_of(row):
             assert not concepts_of[negative] & (query | passage), row
@@ -108,7 +109,7 @@ def test_translations_are_right_and_their_negatives_wrong(sources: dict[str, Row
 def test_translation_negatives_are_mostly_of_the_same_kind(sources: dict[str, Rows], concepts_of) -> None:
     same = []
     for row in sources["cldr_translation"]:
-        kinds = {kind for kind, _ in concepts_of[fold(row["passage"])]}
+        kinds = {kind for kind, _ in concepts_of[normalise(row["passage"])]}
         same += [bool(kinds & {kind for kind, _ in concepts_of[text]}) for text in negatives_of(row)]
     assert 0.7 < np.mean(same) < 0.9
 
@@ -117,28 +118,28 @@ def test_territories_keep_their_own_currencies_out_of_the_negatives(sources: dic
     facts = get_global("territory_currencies")
     current = {place: {code for code, _, end, _ in currencies if end is None} for place, currencies in facts.items()}
     for row in sources["cldr_territory_currency"]:
-        places = [code for kind, code in concepts_of[fold(row["query"])] if kind == "territory"]
+        places = [code for kind, code in concepts_of[normalise(row["query"])] if kind == "territory"]
         used = {("currency", code) for place in places for code in current.get(place, ())}
-        assert concepts_of[fold(row["passage"])] & used, row
+        assert concepts_of[normalise(row["passage"])] & used, row
         assert not any(concepts_of[text] & used for text in negatives_of(row)), row
 
 
 def test_territories_keep_their_own_languages_out_of_the_negatives(sources: dict[str, Rows], concepts_of) -> None:
     facts = get_global("territory_languages")
     for row in sources["cldr_territory_language"]:
-        places = [code for kind, code in concepts_of[fold(row["query"])] if kind == "territory"]
+        places = [code for kind, code in concepts_of[normalise(row["query"])] if kind == "territory"]
         spoken = {macrolanguage(code) for place in places for code in facts.get(place, ())}
 
         def is_spoken(text: str, spoken: set[str] = spoken) -> bool:
             return any(kind == "language" and macrolanguage(code) in spoken for kind, code in concepts_of[text])
 
-        assert is_spoken(fold(row["passage"])), row
+        assert is_spoken(normalise(row["passage"])), row
         assert not any(map(is_spoken, negatives_of(row))), row
 
 
 def test_kinds_do_not_mix(sources: dict[str, Rows], concepts_of) -> None:
     for row in sources["cldr_kind"]:
-        kinds = [{kind for kind, _ in concepts_of[fold(row[column])]} for column in ("query", "passage")]
+        kinds = [{kind for kind, _ in concepts_of[normalise(row[column])]} for column in ("query", "passage")]
         assert kinds[0] == kinds[1] and len(kinds[0]) == 1, row
         assert not any(kind in kinds[0] for text in negatives_of(row) for kind, _ in concepts_of[text]), row
 
@@ -146,9 +147,9 @@ def test_kinds_do_not_mix(sources: dict[str, Rows], concepts_of) -> None:
 def test_languages_do_not_mix(sources: dict[str, Rows], names: CldrNames) -> None:
     languages = defaultdict(set)
     for text, language in zip(names.texts, names.language.tolist(), strict=True):
-        languages[fold(text)].add(names.codes[language])
+        languages[normalise(text)].add(names.codes[language])
     for row in sources["cldr_same_language"]:
-        assert languages[fold(row["query"])] == languages[fold(row["passage"])] == {row["lang"]}, row
+        assert languages[normalise(row["query"])] == languages[normalise(row["passage"])] == {row["lang"]}, row
         assert not any(row["lang"] in languages[text] for text in negatives_of(row)), row
 
 
@@ -157,7 +158,7 @@ def test_territory_labels_are_true_and_balanced(sources: dict[str, Rows], concep
     balance = defaultdict(int)
     for row in sources["cldr_is_territory"]:
         assert {row["passage"], row["negative_1"]} == set(labels)
-        named = {kind == "territory" for kind, _ in concepts_of[fold(row["query"])]}
+        named = {kind == "territory" for kind, _ in concepts_of[normalise(row["query"])]}
         assert named == {labels[row["passage"]]}, row
         balance[row["lang"]] += 1 if labels[row["passage"]] else -1
     assert not any(balance.values())
@@ -170,12 +171,12 @@ def test_held_out_names(folder: Path, names: CldrNames, concepts_of) -> None:
     assert len(candidates) == len(set(candidates)) and set(candidates) == english
     assert 0.03 < len(rows) / len(names.texts) < 0.1
     assert set(rows[0]) == {"query", "passage", "lang", "script", "kind"}
-    folded = set(map(fold, english))
+    folded = set(map(normalise, english))
     for row in rows:
         assert row["passage"] in english and row["lang"] != "eng"
-        assert fold(row["query"]) not in folded
-        assert {kind for kind, _ in concepts_of[fold(row["query"])]} == {row["kind"]}
-        assert len(concepts_of[fold(row["query"])]) == 1
+        assert normalise(row["query"]) not in folded
+        assert {kind for kind, _ in concepts_of[normalise(row["query"])]} == {row["kind"]}
+        assert len(concepts_of[normalise(row["query"])]) == 1
     assert {("zho", "Hans"), ("srp", "Cyrl"), ("deu", "Latn")} <= {(row["lang"], row["script"]) for row in rows}
 
 
@@ -306,12 +307,6 @@ def test_names_do_not_depend_on_who_read_the_locale_before() -> None:
     }
     assert 50 <= len(own) < len(inherited)
     assert localedata.load("nn")["languages"] is inherited
-
-
-def test_fold() -> None:
-    assert fold(" Ｃôte\u00a0d’Ivoire\u200f ") == fold("CO\u0302TE D’IVOIRE")
-    assert fold("Straße") == fold("STRASSE")
-    assert fold("Guinea") != fold("Guiana")
 
 
 def test_language_codes() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from training.data.cleaning.normalise import hash_texts, ngram_hashes, normalise, tokens
+from training.data.cleaning.normalise import form_keys, hash_texts, ngram_hashes, normalise, same_form, tokens
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,38 @@ def test_ngrams_lie_within_one_text() -> None:
     assert grams[2] == grams[6] == grams[7]
     assert len(np.unique(grams)) == 4
     assert len(ngram_hashes(hashed, 5)[0]) == len(ngram_hashes(hash_texts([]), 2)[0]) == 0
+
+
+def column(texts: list[str | None]) -> pa.Array:
+    return pa.array(texts, type=pa.large_string())
+
+
+def test_texts_of_one_form_are_found_in_columns() -> None:
+    one = ["Anguilla", "Anguilla", "Curac\u0327ao", "Guinea", "ab", "dog bites man", "…", None, "x", None, "日本 語"]
+    other = ["Anguilla ", "anguilla.", "CURAÇAO", "Guiana", "a b", "man bites dog", "...", "x", None, None, "日本語。"]
+    expected = [True, True, True, False, False, False, True, False, False, False, True]
+    assert same_form(column(one), column(other)).tolist() == expected
+    # A slice of a column is a column.
+    assert same_form(column(one)[1:4], column(other)[1:4]).tolist() == expected[1:4]
+    assert same_form(column([]), column([])).tolist() == []
+
+
+def test_texts_of_one_form_share_a_key() -> None:
+    """Every character that is assigned below U+3000, with what composes, folds or vanishes around it."""
+    characters = [
+        chr(point) for point in (*range(32, 0x3000), *range(0xF900, 0xFFF0)) if point not in range(0xD800, 0xE000)
+    ]
+    texts = ["".join(part) for part in zip(characters, characters[7:], characters[100:], strict=False)]
+    spelled = {
+        text: {unicodedata.normalize("NFD", text), unicodedata.normalize("NFKC", text), text.upper(), text.lower()}
+        for text in texts
+    }
+    pairs = [(text, each) for text, others in spelled.items() for each in others if normalise(text) == normalise(each)]
+    assert len(pairs) > len(texts)
+    one, other = (form_keys(column(list(side))) for side in zip(*pairs, strict=True))
+    assert (one == other).all()
+
+
+def test_keys_do_not_depend_on_the_texts_beside() -> None:
+    texts = ["word " * 30_000, "", "Straße", "word", "x" * 70_000, "猫"]
+    assert form_keys(column(texts)).tolist() == [int(form_keys(column([text]))[0]) for text in texts]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from training.data.gettext_catalogs.cleaning import clean, clean_pair, is_plain, same_text
+from training.data.cleaning.normalise import normalise
+from training.data.gettext_catalogs.cleaning import clean, clean_pair, is_plain
 
 
 @pytest.mark.parametrize(
@@ -97,4 +98,4 @@ def test_marks_are_no_reason_to_drop_a_text() -> None:
     ],
 )
 def test_same_text(text: str, other: str, same: bool) -> None:
-    assert (same_text(text) == same_text(other)) is same
+    assert (normalise(text) == normalise(other)) is same

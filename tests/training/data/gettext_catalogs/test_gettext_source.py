@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.data.gettext_catalogs.gettext_folders import LOCALES, PROGRAMS, write_catalog, write_catalogs
+from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.build import build_gettext
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, find_catalogs, read_messages
-from training.data.gettext_catalogs.cleaning import clean_pair, same_text
+from training.data.gettext_catalogs.cleaning import clean_pair
 from training.data.languages import iso639_3, locale_tag, script_of
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
@@ -57,7 +58,7 @@ def meanings(catalogs: Path) -> dict[tuple[str, str, str], set[str]]:
             for source, translation in read_messages(file.path):
                 pair = clean_pair(source, translation, script_of(tag))
                 if pair:
-                    meanings[iso639_3(tag), script_of(tag), same_text(pair[1])].add(same_text(pair[0]))
+                    meanings[iso639_3(tag), script_of(tag), normalise(pair[1])].add(normalise(pair[0]))
     return meanings
 
 
@@ -75,14 +76,14 @@ def test_manifest_and_columns(folder: Path) -> None:
 
 def test_rows_are_translations(folder: Path, meanings: dict) -> None:
     for row in rows_of(folder, SOURCES[0]):
-        assert same_text(row["passage"]) in meanings[row["lang"], row["script"], same_text(row["query"])]
+        assert normalise(row["passage"]) in meanings[row["lang"], row["script"], normalise(row["query"])]
         assert "_" not in row["query"] and not row["query"].endswith("…")
     by_text = defaultdict(set)
     for (_, _, text), english in meanings.items():
         by_text[text] |= english
     for row in rows_of(folder, SOURCES[1]):
-        assert by_text[same_text(row["query"])] & by_text[same_text(row["passage"])]
-        assert same_text(row["query"]) != same_text(row["passage"])
+        assert by_text[normalise(row["query"])] & by_text[normalise(row["passage"])]
+        assert normalise(row["query"]) != normalise(row["passage"])
 
 
 def test_no_negative_translates_its_query(folder: Path, meanings: dict) -> None:
@@ -95,21 +96,21 @@ def test_no_negative_translates_its_query(folder: Path, meanings: dict) -> None:
         by_text[text] |= english
     for name in SOURCES:
         for row in rows_of(folder, name):
-            negatives = [same_text(row[f"negative_{number}"]) for number in range(1, NUM_NEGATIVES + 1)]
-            assert len({*negatives, same_text(row["passage"])}) == NUM_NEGATIVES + 1
-            own = meanings[row["lang"], row["script"], same_text(row["query"])]
+            negatives = [normalise(row[f"negative_{number}"]) for number in range(1, NUM_NEGATIVES + 1)]
+            assert len({*negatives, normalise(row["passage"])}) == NUM_NEGATIVES + 1
+            own = meanings[row["lang"], row["script"], normalise(row["query"])]
             if name == SOURCES[0]:
-                assert not alike[same_text(row["passage"])] & set(negatives)
+                assert not alike[normalise(row["passage"])] & set(negatives)
                 assert not own & set(negatives)
             else:
-                assert same_text(row["query"]) not in negatives
+                assert normalise(row["query"]) not in negatives
 
 
 def test_negatives_are_of_the_program_and_share_words(folder: Path, meanings: dict) -> None:
     rows = [row for row in rows_of(folder, SOURCES[0]) if row["domain"] == "lands"]
     assert rows
     shared = [
-        set(same_text(row["passage"]).split()) & set(same_text(row[f"negative_{number}"]).split())
+        set(normalise(row["passage"]).split()) & set(normalise(row[f"negative_{number}"]).split())
         for row in rows
         for number in range(1, NUM_NEGATIVES + 1)
     ]
@@ -121,26 +122,26 @@ def test_whole_programs_are_held_out_and_nothing_leaks(folder: Path) -> None:
     record = json.loads((folder / "build.json").read_text())
     held_out = rows_of(folder, "held_out")
     assert {row["domain"] for row in held_out} == set(record["held_out_domains"])
-    texts = {same_text(row[column]) for row in held_out for column in ("query", "passage")}
-    texts |= {same_text(row["passage"]) for row in rows_of(folder, "candidates")}
+    texts = {normalise(row[column]) for row in held_out for column in ("query", "passage")}
+    texts |= {normalise(row["passage"]) for row in rows_of(folder, "candidates")}
     for name in SOURCES:
         for row in rows_of(folder, name):
             assert row["domain"] not in record["held_out_domains"]
             for column in set(row) - {"lang", "script", "domain"}:
-                assert same_text(row[column]) not in texts, (name, column, row)
+                assert normalise(row[column]) not in texts, (name, column, row)
 
 
 def test_held_out_pairs_can_be_evaluated(folder: Path) -> None:
     pairs = load_pairs(folder / "held_out.parquet", folder / "candidates.parquet")
     assert len(set(pairs.languages)) == len({locale_tag(locale).split("-")[0] for locale in LOCALES})
     assert {"Cyrl", "Latn", "Hans", "Hant", "Jpan", "Deva"} == set(pairs.scripts)
-    queries = list(zip(pairs.languages, pairs.scripts, map(same_text, pairs.queries), strict=True))
+    queries = list(zip(pairs.languages, pairs.scripts, map(normalise, pairs.queries), strict=True))
     assert len(queries) == len(set(queries)), "a query has one right answer"
 
 
 def test_no_translation_comes_twice(folder: Path) -> None:
     rows = [
-        (row["lang"], row["script"], same_text(row["query"]), same_text(row["passage"]))
+        (row["lang"], row["script"], normalise(row["query"]), normalise(row["passage"]))
         for row in rows_of(folder, SOURCES[0])
     ]
     assert len(rows) == len(set(rows))

@@ -188,6 +188,32 @@ def test_source_without_a_full_row_is_told_and_left_out(
     assert json.loads((tmp_path / "none" / "mining.json").read_text())["sources"]["poor"]["dropped"] == 40
 
 
+def test_another_spelling_of_the_positive_is_no_negative(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spellings = ["Curaçao", "Curaçao ", "curaçao", "Curaçao.", "Curac\u0327ao"]
+    others = [f"island{number}" for number in range(12)]
+    pairs = [(f"query{number}", passage) for number, passage in enumerate([*spellings, *others])]
+    pairs.append(("CURAÇAO", "Willemstad"))
+    words = {word for pair in pairs for text in pair for word in text.split()}
+    miner = find_miner(str(save_vectors(tmp_path / "model", random_vectors(sorted(words)))))
+    source = write_pairs(tmp_path / "source", pairs)
+    pure = MiningOptions(top=18, skip=0, max_score=1.01, relative=2.0, negatives=18, keep_short=True)
+    report = mine([source], miner, tmp_path / "out", pure)["sources"]["pairs"]
+    rows = {row["query"]: negatives_of(row) for row in read_output(tmp_path / "out")}
+    # Neither the positive nor the query itself; of other rows, one spelling stands for all.
+    found = {query: len({*negatives} & {*spellings}) for query, negatives in rows.items()}
+    assert [found[f"query{number}"] for number in range(5)] == [0] * 5 and found["CURAÇAO"] == 0
+    assert max(found.values()) == 1 and report["refused"]["repeated"] > 0
+    assert report["query_is_passage"] == 0
+    # A translation is one in whatever spelling.
+    bitext = write_pairs(tmp_path / "bitext", [("query7", "CURAÇAO!")], name="bitext")
+    mine([source], miner, tmp_path / "guarded", pure, bitext=[bitext])
+    (guarded,) = (row for row in read_output(tmp_path / "guarded") if row["query"] == "query7")
+    assert not {*negatives_of(guarded)} & {*spellings}
+    # Rows that teach nothing are said.
+    mine([write_pairs(tmp_path / "same", [*pairs, ("island1?", "Island1")])], miner, tmp_path / "same-out", pure)
+    assert "in 1 of 19 rows the query is the passage" in caplog.text
+
+
 def test_thresholds_that_keep_nothing_cost_no_earlier_result(
     source: Source, miner: Miner, tmp_path: Path, refuses: Refuses
 ) -> None:

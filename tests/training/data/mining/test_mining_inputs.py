@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from training.data.manifest import Source, load_manifest
 from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
-from training.data.mining.text_ids import text_ids
+from training.data.mining.text_ids import form_ids
 from training.data.mining.translations import find_translations
 from training.data.published import PublishedFile
 from training.data.tokenizer import train_tokenizer
@@ -78,8 +79,8 @@ def test_names_of_cldr(tmp_path: Path) -> None:
     assert sum(map(len, PublishedFile(source.files[0], required_negatives=24).batches())) == counts["kept"]
     guard = find_translations([s for s in load_manifest(data / "manifest.yaml") if s.name.startswith("cldr_trans")])
     for row in read_output(tmp_path / "out", "cldr_translation")[::7]:
-        groups = guard.groups(text_ids(row[f"negative_{number}"] for number in range(1, 25)))
-        assert (groups != guard.groups(text_ids([row["passage"]]))).all() and row["lang"]
+        groups = guard.groups(form_ids(row[f"negative_{number}"] for number in range(1, 25)))
+        assert (groups != guard.groups(form_ids([row["passage"]]))).all() and row["lang"]
 
 
 def test_no_such_model(tmp_path: Path, refuses) -> None:
@@ -185,3 +186,18 @@ def test_only_retrieval_is_mined_unless_named(folder: Path, tmp_path: Path) -> N
     assert list(json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]) == [pairs.name]
     sources = {source.name: source for source in load_manifest(tmp_path / "out" / "manifest.yaml")}
     assert sources["topics"].task_type == "clustering" and sources["topics"].files[0].samefile(topics.files[0])
+
+
+def test_two_commands_mine_once(folder: Path, tmp_path: Path) -> None:
+    miner, source = find_miner(str(folder)), write_pairs(tmp_path, PAIRS, name="pairs")
+    options = MiningOptions(top=20, skip=0, max_score=1.0, relative=1.0, negatives=3)
+    (tmp_path / "out").mkdir()
+    # Left by a command that was killed.
+    (tmp_path / "out" / ".gone.parquet.partial").write_text("half")
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda _: mine([source], miner, tmp_path / "out", options), range(2)))
+    # The one that waited found what the other had made, to the second that it took.
+    assert reports[0] == reports[1] and reports[0]["sources"]["pairs"]["kept"] > 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("embeddings", "manifest.yaml", "mining.json", "pairs.parquet"),
+    ]

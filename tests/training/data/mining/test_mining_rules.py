@@ -24,12 +24,13 @@ def choose(
     nearest = Nearest(np.array([scores], dtype=np.float32), np.arange(len(scores))[None])
     positives = np.array(relations.pop("positives", [1]))
     known = Relations(
-        same_text=np.array([relations.pop("same_text", -1)]),
+        form=np.array([relations.pop("form", -1)]),
         group=np.array([relations.pop("group", -1)]),
         positive_query=np.zeros(len(positives), dtype=np.int64),
         positive=positives,
         positive_score=nearest.scores[0, positives],
         passage_group=np.array(relations.pop("passage_group", [-1] * len(scores))),
+        passage_form=np.array(relations.pop("passage_form", range(len(scores)))),
     )
     negatives, counts = choose_negatives(nearest, known, options)
     assert not relations and list(counts) == list(RULES)
@@ -45,7 +46,20 @@ def test_all_positives_of_a_query_are_refused() -> None:
 
 
 def test_the_query_itself_is_refused() -> None:
-    assert choose(OPEN, same_text=0) == ([2, 3, 4, 5, 6, 7, 8], {"positive": 1, "same_text": 1})
+    assert choose(OPEN, form=0) == ([2, 3, 4, 5, 6, 7, 8], {"positive": 1, "same_text": 1})
+
+
+def test_other_spellings_of_positive_and_query_are_refused() -> None:
+    # 0 and 4 are spellings of the positive, 2 one of the query.
+    forms = [1, 1, 9, 3, 1, 5, 6, 7, 8]
+    assert choose(OPEN, passage_form=forms, form=9) == ([3, 5, 6, 7, 8], {"positive": 3, "same_text": 1})
+
+
+def test_of_several_spellings_the_nearest_is_kept() -> None:
+    assert choose(OPEN, passage_form=[0, 1, 2, 0, 2, 5, 6, 2, 8]) == (
+        [0, 2, 5, 6, 8],
+        {"positive": 1, "repeated": 3},
+    )
 
 
 def test_max_score() -> None:
@@ -87,12 +101,13 @@ def test_skip_counts_what_is_left() -> None:
 def test_queries_do_not_mix() -> None:
     nearest = Nearest(np.array([[0.9, 0.5, 0.4]] * 2, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2]]))
     relations = Relations(
-        same_text=np.array([-1, -1]),
+        form=np.array([-1, -1]),
         group=np.array([-1, 4]),
         positive_query=np.array([0, 1]),
         positive=np.array([0, 1]),
         positive_score=np.array([0.9, 0.9], dtype=np.float32),
         passage_group=np.array([-1, -1, 4]),
+        passage_form=np.array([0, 1, 2]),
     )
     negatives, counts = choose_negatives(nearest, relations, replace(OPEN, negatives=2))
     assert negatives.tolist() == [[1, 2], [0, -1]]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from training.data.building.formats.format import NUM_NEGATIVES, Format, Row
 from training.data.building.formats.labels import is_label, label_text
 from training.data.building.raw import RawRows
+from training.data.cleaning.normalise import normalise
 from training.keyed import keyed_bits, text_key
 
 __all__ = ["LABELLED", "distinct_below", "labelled"]
@@ -98,17 +99,19 @@ def _keys(raw: RawRows, purpose: str, numbers: _Integers) -> NDArray[np.uint64]:
 
 
 def _read(raw: RawRows) -> _Texts:
-    """Reads the texts of exactly one class, each once."""
+    """Reads the texts of exactly one class, each once, in the first spelling."""
     positions: dict[str, int] = {}
     class_numbers: dict[str, int] = {}
-    numbers, classes, langs, kept = [], [], [], []
+    texts, numbers, classes, langs, kept = [], [], [], [], []
     for number, row in raw:
         text, label = row["text"], row["label"]
         if not is_label(label):
             raise raw.refuse(number, "label", f"holds {str(label)[:100]!r}, which is neither text nor number")
         label_number = class_numbers.setdefault(label_text(label), len(class_numbers))
-        position = positions.setdefault(text, len(positions))
+        # Another spelling of a text is no other text, be it of its class or of another.
+        position = positions.setdefault(normalise(text), len(positions))
         if position == len(numbers):
+            texts.append(text)
             numbers.append(number)
             classes.append(label_number)
             langs.append(row["lang"])
@@ -120,7 +123,6 @@ def _read(raw: RawRows) -> _Texts:
             raw.dropped["text has several labels"] += 1 + kept[position]
             kept[position] = False
     chosen = np.flatnonzero(np.array(kept, dtype=bool))
-    texts = list(positions)
     return _Texts(
         [texts[position] for position in chosen],
         np.array(numbers, dtype=np.int64)[chosen],

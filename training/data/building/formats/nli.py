@@ -9,6 +9,7 @@ from typing import Any
 from training.data.building.formats.format import NUM_NEGATIVES, Format, Key, Row
 from training.data.building.formats.labels import meaning
 from training.data.building.raw import RawRows
+from training.data.cleaning.normalise import normalise
 
 __all__ = ["NLI", "nli"]
 
@@ -40,7 +41,8 @@ def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -
             continue
         others = dict.fromkeys(chain.from_iterable(hypotheses[label] for label in _NEGATIVES))
         # Annotators disagree: what one of them found entailed is nothing to be pushed away.
-        negatives = [text for text in others if text not in entailed and text != premise]
+        right = {normalise(text) for text in (*entailed, premise)}
+        negatives = [text for text in others if normalise(text) not in right]
         raw.dropped["hypothesis is labelled entailed, or is the premise, and can be no negative"] += len(others) - len(
             negatives
         )

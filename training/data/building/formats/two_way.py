@@ -8,6 +8,7 @@ from typing import Any
 from training.data.building.formats.format import Format, Key, Row
 from training.data.building.formats.labels import meaning
 from training.data.building.raw import RawRows
+from training.data.cleaning.normalise import normalise
 
 __all__ = ["TWO_WAY", "two_way"]
 
@@ -37,7 +38,8 @@ def _distinct(label_texts: Mapping[Any, str | None]) -> list[str]:
 def _are_label_texts(value: Any) -> bool:
     if not isinstance(value, dict) or not all(text is None or isinstance(text, str) for text in value.values()):
         return False
-    return len(_distinct(value)) == 2 and all(text.strip() for text in _distinct(value))
+    texts = _distinct(value)
+    return len(texts) == 2 and all(text.strip() for text in texts) and len(set(map(normalise, texts))) == 2
 
 
 TWO_WAY = Format(

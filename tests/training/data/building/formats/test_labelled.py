@@ -117,3 +117,12 @@ def test_distinct_below_keeps_to_each_bound() -> None:
     assert all(len({*row}) == 5 for row in drawn.tolist())
     assert sorted(drawn[0].tolist()) == [0, 1, 2, 3, 4]
     assert (drawn[10:20] == distinct_below(keyed_bits(0, bounds[10:20]), bounds[10:20], 5)).all()
+
+
+def test_another_spelling_is_no_other_text(build: Callable[..., Any]) -> None:
+    texts = ["Rhine", "rhine.", "Danube", "Bonn", "BONN ", "Vienna"]
+    labels = ["river", "river", "river", "town", "river", "town"]
+    rows, dropped = build("labelled", {"text": [*texts, "Graz"], "label": [*labels, "town"]}, num_negatives=2)
+    # "Bonn" is called both, and so is of neither class.
+    assert {row.query for row in rows} == {"Rhine", "Danube", "Vienna", "Graz"}
+    assert dropped == {"text is repeated": 1, "text has several labels": 2}

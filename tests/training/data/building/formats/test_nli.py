@@ -104,3 +104,10 @@ def test_unknown_label(build: Callable[..., Any], refuses: Refuses, label: Any) 
 def test_labels_that_mean_nothing(labels: Any) -> None:
     assert not NLI.keys["labels"].fits(labels)
     assert NLI.keys["labels"].fits(NUMBERS)
+
+
+def test_another_spelling_of_what_is_entailed_or_of_the_premise_is_no_negative(build: Callable[..., Any]) -> None:
+    data = columns([("A cat sits.", "It sits.", 0), ("A cat sits.", "it sits", 2), ("A cat sits.", "a CAT sits!", 1)])
+    rows, dropped = build("nli", data, labels=NUMBERS)
+    assert rows == [Row("A cat sits.", "It sits.", [])]
+    assert sum(dropped.values()) == 2

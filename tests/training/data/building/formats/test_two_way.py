@@ -47,7 +47,8 @@ def test_unknown_label(build: Callable[..., Any], refuses: Refuses) -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [{}, {0: "a"}, {0: "a", 1: "a"}, {0: "a", 1: "b", 2: "c"}, {0: "a", 1: 2}, {0: "a", 1: " "}]
+    "texts",
+    [{}, {0: "a"}, {0: "a", 1: "a"}, {0: "a", 1: "b", 2: "c"}, {0: "a", 1: 2}, {0: "a", 1: " "}, {0: "Yes", 1: "yes."}],
 )
 def test_label_texts_that_are_not_two(texts: Any) -> None:
     assert not TWO_WAY.keys["label_texts"].fits(texts)
