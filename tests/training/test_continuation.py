@@ -194,7 +194,7 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path: Path) -> Non
     [
         ({"optim": "sgd"}, "optim"),
         ({"optim": "adafactor"}, "optim"),
-        ({"optim_args": "a=1"}, "optim_args"),
+        ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
         ({"model_config": {"hidden_size": 64}}, "model_config"),
         ({"model_config": None, "model": "some/model", "tokenizer": None}, "model"),
         ({"tokenizer_vocab_size": 300}, "tokenizer_vocab_size"),
