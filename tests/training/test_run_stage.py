@@ -265,18 +265,18 @@ def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_prepared_source_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = write_recipe(tmp_path)
-    corpus = tmp_path / "data/tiny_retrieval"
-    corpus.mkdir()
+    corpus = tmp_path / "corpora/tiny_retrieval"
+    corpus.mkdir(parents=True)
     (corpus / "corpus.txt").write_text("mine")
     words = [str(recipe), "--stage", "stage1", "--max_steps", "1"]
-    assert main([*words, "--prepared_dir", str(tmp_path / "data")]) == 0
+    assert main([*words, "--prepared_dir", str(tmp_path / "corpora")]) == 0
     assert [path.name for path in corpus.iterdir()] == ["corpus.txt"]
     # Not even in the place of a prepared source.
-    (prepared,) = (tmp_path / "data").glob("tiny_retrieval-*")
+    (prepared,) = (tmp_path / "corpora").glob("tiny_retrieval-*")
     (prepared / "source.json").unlink()
     (prepared / "corpus.txt").write_text("mine")
     words = [*words, "--output_dir", str(tmp_path / "other")]
-    assert main([*words, "--prepared_dir", str(tmp_path / "data")]) == 2
+    assert main([*words, "--prepared_dir", str(tmp_path / "corpora")]) == 2
     assert "give another prepared_dir" in capsys.readouterr().err
     assert (prepared / "corpus.txt").read_text() == "mine"
 
