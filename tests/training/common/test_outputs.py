@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import time
 from pathlib import Path
 
+import filelock
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from training.checkpoints import publish
 from training.common import outputs
@@ -35,6 +38,13 @@ def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> No
         writer.join(30)
     assert sorted(output.read_text()) == ["a", "b", "c"]
     assert [path.name for path in output.parent.iterdir()] == ["file"]
+
+
+def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for() -> None:
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    (asked,) = re.findall(r'"filelock([^"]*)"', project)
+    # The last one to unlink the file again when a lock is released, which is then another command's.
+    assert "3.24" not in SpecifierSet(asked) and filelock.__version__ in SpecifierSet(asked)
 
 
 def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
