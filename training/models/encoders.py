@@ -16,7 +16,7 @@ from training.models.checks import check_finite, check_tokenizer
 from training.models.missing_weights import missing_weight
 from training.models.reference import ModelRef
 from training.models.remote_code import has_code, runs_own_code
-from training.models.settings import is_plain
+from training.models.settings import described_by, is_plain
 
 __all__ = ["load_encoder", "pooling_of"]
 
@@ -59,9 +59,11 @@ def _load(model: ModelRef, trust_remote_code: bool, trust: str, options: dict[st
     own = local and not trust_remote_code and runs_own_code(model.place)
     if local and not own and not trust_remote_code and has_code(model.place):
         logger.info("%s: the code that comes with it is not this package's and is not run; %s", model.name, trust)
-    loaded = SentenceTransformer(
-        model.place, revision=model.revision, trust_remote_code=own or trust_remote_code, **options
-    )
+    place, revision = described_by(model.place, model.revision)
+    loaded = SentenceTransformer(place, revision=revision, trust_remote_code=own or trust_remote_code, **options)
+    if place != model.place:
+        # An adapter without modules is read as its base is.
+        loaded.load_adapter(model.place, adapter_kwargs={"revision": model.revision})
     if is_plain(model.place, model.revision):
         loaded = _with_pooling(loaded, model.name)
     check_tokenizer(loaded.tokenizer)

@@ -19,13 +19,13 @@ from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
 from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.models.starts import save_plain
+from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
 from training.adapter import ADAPTER_WEIGHTS
 from training.data.mining.miner import find_miner
 from training.models.encoders import load_encoder
 from training.models.reference import resolve
 from training.models.remote_code import runs_own_code
-from training.models.settings import reads_as_ours
+from training.models.settings import reads_as_ours, saved_prompts
 from training.text_teacher import load_text_teacher
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -167,6 +167,18 @@ def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -
         load_text_teacher(str(whole), device="cpu")
 
 
+def test_a_model_that_was_saved_without_its_code_is_loaded(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """sentence-transformers, which has not run the code, saves the names of its classes all the same."""
+    stock = SentenceTransformer(str(whole), device="cpu")
+    stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
+    assert "auto_map" in (tmp_path / "tuned/config.json").read_text() and not list((tmp_path / "tuned").glob("*.py"))
+    with caplog.at_level("INFO", logger="training"):
+        np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), stock.encode(TEXTS))
+    assert "is not run" not in caplog.text
+
+
 def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
     def edit(file: str, change: Callable[[object], object]) -> None:
         path = whole / file
@@ -212,6 +224,29 @@ def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Pa
     with (whole / "packing.py").open("a") as file:
         file.write("\n")
     assert not runs_own_code(str(adapter))
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
+def test_an_adapter_without_modules_is_read_as_its_base(
+    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, pooling: str
+) -> None:
+    """peft saves its weights and no more."""
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+
+    base = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, pooling, dense=True)
+    # As it starts, it adds nothing.
+    adapted = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    read, expected = load(tmp_path / "adapter"), SentenceTransformer(str(base), device="cpu")
+    assert read.prompts == QWEN3_PROMPTS == saved_prompts(str(tmp_path / "adapter"))
+    np.testing.assert_allclose(read.encode_document(TEXTS), expected.encode_document(TEXTS), atol=1e-6)
+    assert not reads_as_ours(str(tmp_path / "adapter"))
+    # Its weights are there.
+    with torch.no_grad():
+        for name, weight in read[0].auto_model.named_parameters():
+            weight.add_(0.1 * ("lora_B" in name))
+    assert abs(read.encode_document(TEXTS) - expected.encode_document(TEXTS)).max() > 1e-4
 
 
 def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, refuses: Refuses) -> None:
