@@ -22,7 +22,7 @@ from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
 from training.adapter import ADAPTER_WEIGHTS
 from training.data.mining.miner import find_miner
-from training.models.encoders import load_encoder
+from training.models.encoders import TRUST_OPTION, load_encoder
 from training.models.reference import resolve
 from training.models.remote_code import runs_own_code
 from training.models.settings import reads_as_ours, saved_prompts
@@ -131,10 +131,15 @@ def test_other_code_is_not_run_unasked(whole: Path, tmp_path: Path, caplog: pyte
         file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
     assert not runs_own_code(str(whole))
     with caplog.at_level("INFO", logger="training"):
-        stock = load(whole)
+        stock = load(whole, trust=TRUST_OPTION)
     assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
     assert "is not run; add --trust-remote-code" in caplog.text
     np.testing.assert_array_equal(stock.encode(TEXTS), expected)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="training"):
+        load(whole)
+    # Most commands have no such option.
+    assert "is not run" in caplog.text and "--trust-remote-code" not in caplog.text
     assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
 
 
@@ -161,9 +166,9 @@ def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "other"}))
     with (whole / "modeling_f2llm.py").open("a") as file:
         file.write("\n")
-    with refuses("MODEL", whole, "add --trust-remote-code if you trust it"):
-        load(whole)
-    with refuses("key 'teacher'", whole, "choose a teacher without"):
+    with refuses("--model", whole, "add --trust-remote-code if you trust it"):
+        find_miner(str(whole)).embed_passages(["a"])
+    with refuses("key 'teacher'", whole, "use a model that needs none"):
         load_text_teacher(str(whole), device="cpu")
 
 
