@@ -26,6 +26,7 @@ from training.common.outputs import check_output
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
 from training.models.checks import check_tokenizer_file
+from training.models.settings import why_not_last_token
 from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
@@ -109,16 +110,14 @@ def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     # The library's checks raise errors of their own.
     except Exception as error:
         raise UserError(f"{folder}: no F2LLM model ({in_one_line(error)}); name the folder of a whole model") from None
     has = {**config.to_dict(), **config.rope_parameters}
     if wrong := [key for key, granted in _GRANTED.items() if has[key] != granted]:
         raise UserError(f"{folder}: {wrong[0]} is {has[wrong[0]]!r}; llama.cpp's Qwen3 needs {_GRANTED[wrong[0]]!r}")
-    # The second key is that of sentence-transformers before version 5.4.
-    if pooling.get("pooling_mode") != "lasttoken" and not pooling.get("pooling_mode_lasttoken"):
-        raise UserError(f"{folder}: pools by {pooling}; only the last token's embedding can be exported")
+    if (other := why_not_last_token(str(folder))) is not None:
+        raise UserError(f"{folder}: {other}; only the last token's embedding can be exported")
     return config, tokenizer
 
 
