@@ -73,8 +73,8 @@ class F2LLMModel(Qwen3Model):
         adopt_layers(self, compile)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding) and module.padding_idx == self.config.eos_token_id:
-            # A new model would start with zeros there.
+        if isinstance(module, nn.Embedding):
+            # Of zeros, with which padding would start, the norm has a thousand times the gradient of other embeddings.
             module.padding_idx = None
         super()._init_weights(module)
 

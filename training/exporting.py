@@ -50,7 +50,8 @@ def check_whole(folder: Path, settings: Path) -> None:
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(settings, trust_remote_code=False))
     for name, weight in model.named_parameters():
-        info = stored.tensors.get(name)
+        # One that was saved as a language model has its names, which transformers reads, too.
+        info = stored.tensors.get(name) or stored.tensors.get(f"{model.base_model_prefix}.{name}")
         if info is None or info.shape != tuple(weight.shape):
             has = "is missing" if info is None else f"has the shape {info.shape}, not {tuple(weight.shape)}"
             raise UserError(f"{folder}: weight {name} {has}; fetch or save the model again")
