@@ -20,7 +20,7 @@ from training.recipe_paths import from_run
 from training.setup import RECIPE
 from training.stage_keys import MACHINE, RUNNING
 
-__all__ = ["CHANGES", "Changes", "check_data", "check_keys", "note_changes", "read_changes"]
+__all__ = ["CHANGED_DATA", "CHANGES", "Changes", "check_data", "check_keys", "note_changes", "read_changes"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ Changes = dict[str, tuple[Any, Any]]
 
 # In the run's folder: from which step on which keys had other values.
 CHANGES = "changes.json"
+# Stands among these keys for the data itself.
+CHANGED_DATA = "data"
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = RUNNING | MACHINE
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
@@ -121,20 +123,24 @@ def _accept(what: str, accepted: bool) -> None:
     logger.warning("%s; going on regardless", what)
 
 
-def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> None:
+def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> Changes:
     """Compares the data of a run with what it noted of it when it was started.
+
+    Returns:
+        The fingerprints before and now, as :data:`CHANGED_DATA`, if they differ and that is accepted.
 
     Raises:
         UserError: If it changed or the note cannot be read, and that is not accepted.
     """
     if not noted.exists():
-        return
+        return {}
     before = _read(noted, accept_changes, json.loads, "data")
-    if before is None:
-        return
-    changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
-    if changed:
+    if before == data:
+        return {}
+    if before is not None:
+        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
         _accept(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    return {CHANGED_DATA: (before, dict(data))}
 
 
 def _read(path: Path, accept_changes: bool, parse: Any, what: str) -> dict[str, Any] | None:

@@ -80,6 +80,27 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == ["file"]
 
 
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    place, link = tmp_path / "disk" / "place", tmp_path / "link"
+    place.mkdir(parents=True)
+    link.symlink_to(place)
+    for text in ("one", "two"):
+        with new_folder(link) as folder:
+            (folder / "file").write_text(text)
+        assert link.is_symlink() and (place / "file").read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "file", "link", "place"]
+
+
+def test_a_file_system_without_modes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with new_folder(tmp_path / "output") as folder:
+        (folder / "file").write_text("")
+    assert (tmp_path / "output/file").is_file()
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_published_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
