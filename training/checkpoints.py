@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +22,10 @@ _NEEDED = {
     "scheduler.pt": (),
     "optimizer.pt": ("optimizer.bin", "optimizer_*", "latest"),
     "model.safetensors": ("*.safetensors", "pytorch_model*"),
+    "rng_state.pth": ("rng_state_*.pth",),
 }
+# Which file of large weights holds which.
+_INDEX = "model.safetensors.index.json"
 # What a folder has that holds a model, or an adapter of one.
 _OF_A_MODEL = ("config.json", "adapter_config.json")
 
@@ -49,7 +53,15 @@ def missing_part(checkpoint: Path) -> str | None:
     for name, others in _NEEDED.items():
         if not (checkpoint / name).is_file() and not any(any(checkpoint.glob(other)) for other in others):
             return name
-    return None
+    return next((name for name in _shards(checkpoint) if not (checkpoint / name).is_file()), None)
+
+
+def _shards(checkpoint: Path) -> list[str]:
+    """The files of weights that an index names; none if there is no index, or a damaged one, which loading it says."""
+    try:
+        return sorted({*json.loads((checkpoint / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:

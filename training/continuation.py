@@ -20,7 +20,7 @@ from training.recipe_paths import from_run
 from training.setup import RECIPE
 from training.stage_keys import MACHINE, RUNNING
 
-__all__ = ["CHANGES", "Changes", "check_data", "check_keys", "note_changes", "read_changes"]
+__all__ = ["CHANGED_DATA", "CHANGES", "Changes", "check_data", "check_keys", "note_changes", "read_changes"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ Changes = dict[str, tuple[Any, Any]]
 
 # In the run's folder: from which step on which keys had other values.
 CHANGES = "changes.json"
+# Stands among these keys for the data itself.
+CHANGED_DATA = "data"
 # Keys that may differ between a run and its continuation: none of them changes what is learnt.
 _FREE_KEYS = RUNNING | MACHINE
 # Nor do these, unless the best model is chosen by them: then scores before and after a change would not compare.
@@ -101,10 +103,8 @@ def _check_settled(output_dir: Path, before: Mapping[str, Any], stage: Stage, ch
     if any(each in FOLLOWING_SCHEDULERS for each in types):
         settled = settled | _SCHEDULE_KEYS
     for key, (old, new) in changed.items():
-        default = _DEFAULTS.get(key)
-        old, new = (getattr(default, "value", default) if value is None else value for value in (old, new))
         moved = key == "model" and not Path(str(old)).exists() and Path(str(new)).exists()
-        if (key in settled or (key == "model" and not moved)) and _plain(old) != _plain(new):
+        if key in settled or (key == "model" and not moved):
             raise OutputError(
                 f"{output_dir}: key {key!r} cannot change ({old!r} → {new!r}) while a run goes on, for its checkpoints "
                 "hold what follows from it",
@@ -123,20 +123,24 @@ def _accept(what: str, accepted: bool) -> None:
     logger.warning("%s; going on regardless", what)
 
 
-def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> None:
+def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> Changes:
     """Compares the data of a run with what it noted of it when it was started.
+
+    Returns:
+        The fingerprints before and now, as :data:`CHANGED_DATA`, if they differ and that is accepted.
 
     Raises:
         UserError: If it changed or the note cannot be read, and that is not accepted.
     """
     if not noted.exists():
-        return
+        return {}
     before = _read(noted, accept_changes, json.loads, "data")
-    if before is None:
-        return
-    changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
-    if changed:
+    if before == data:
+        return {}
+    if before is not None:
+        changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
         _accept(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
+    return {CHANGED_DATA: (before, dict(data))}
 
 
 def _read(path: Path, accept_changes: bool, parse: Any, what: str) -> dict[str, Any] | None:
@@ -182,13 +186,25 @@ def read_changes(output_dir: Path) -> list[dict[str, Any]]:
 
 def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
     """Whether a key has one meaning; paths are compared as seen from the run, whatever the working directory is."""
-    if _plain(before.get(key)) == _plain(keys.get(key)):
+    if _meant(key, before) == _meant(key, keys):
         return True
     return from_run(key, before) is not None and from_run(key, before) == from_run(key, keys)
 
 
+def _meant(key: str, keys: Mapping[str, Any]) -> Any:
+    """What a key means, left out or not, as YAML or as words of a command line."""
+    value, default = keys.get(key), _DEFAULTS.get(key)
+    return _plain(getattr(default, "value", default) if value is None else value)
+
+
 def _plain(value: Any) -> Any:
-    """A value as the command line would give it."""
+    """A value in one spelling: `2e-5` and `0.00002`, one item and a list of it, a mapping and its JSON are the same."""
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if value is None or isinstance(value, dict) else str(value).lower()
+        return _plain(value[0]) if len(value) == 1 else [_plain(item) for item in value]
+    if isinstance(value, dict) or value is None:
+        return value
+    text = str(value)
+    try:
+        return json.loads(text) if text.startswith("{") else float(text)
+    except ValueError:
+        return text.lower()

@@ -100,7 +100,7 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
         checkpoint = checkpoint_to_resume(output_dir) if resume else None
         trainer = set_up(stage)
         _check_sharding(trainer, checkpoint)
-        _record(output_dir, stage, trainer, checkpoint, accept_changes)
+        changed |= _record(output_dir, stage, trainer, checkpoint, accept_changes)
         if args.should_save:
             note_changes(output_dir, changed, checkpoint)
     if args.process_index == 0 and not trainer.saved_prompts.is_trained:
@@ -313,8 +313,8 @@ def _check_places(args: StageArguments) -> None:
 
 def _record(
     output_dir: Path, stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept_changes: bool
-) -> None:
-    """Notes what the run is made of, or checks that a continued run is made of the same."""
+) -> Changes:
+    """Notes what the run is made of, or checks that a continued run is made of the same; returns what is not."""
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
         data["the teacher"] = trainer.distillation.identity
@@ -322,9 +322,9 @@ def _record(
         # Checkpoints hold the adapter alone.
         data["the base"] = trainer.base_revision
     noted = output_dir / DATA
-    if checkpoint is not None:
-        check_data(noted, data, accept_changes)
+    changed = {} if checkpoint is None else check_data(noted, data, accept_changes)
     if stage.arguments.should_save:
         # First what tells the folder from a foreign one.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         write_whole(noted, json.dumps(data, indent=2))
+    return changed

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_offered(
         check_same_weights(tmp_path / "run")
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "trainer_state.json", "config.json"])
+@pytest.mark.parametrize("file", [*FILES, "config.json"])
 def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
     recipe: Path,
     tmp_path: Path,
@@ -86,6 +86,19 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
     (tmp_path / "run/checkpoint-4" / file).unlink()
     assert main([str(recipe), "--resume"]) == 0
     assert f"checkpoint-4 lacks {file}; going on from checkpoint-2" in caplog.text
+    check_same_weights(tmp_path / "run")
+
+
+def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_passed_over_too(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, check_same_weights: Callable[..., None]
+) -> None:
+    newest, part = tmp_path / "run/checkpoint-4", "model-00001-of-00002.safetensors"
+    weights = {name: "model-00002-of-00002.safetensors" for name in load_file(newest / "model.safetensors")}
+    (newest / "model.safetensors").rename(newest / "model-00002-of-00002.safetensors")
+    weights[next(iter(weights))] = part
+    (newest / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    assert main([str(recipe), "--resume"]) == 0
+    assert f"checkpoint-4 lacks {part}; going on from checkpoint-2" in caplog.text
     check_same_weights(tmp_path / "run")
 
 
@@ -226,7 +239,7 @@ def test_sharded_checkpoints_have_all_their_parts(tmp_path: Path, stopped: Path,
         for name in ("model.safetensors", "optimizer.pt"):
             if part.endswith(Path(name).suffix) and "/" not in part:
                 shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint / part)
-    for name in ("config.json", "trainer_state.json", "scheduler.pt"):
+    for name in ("config.json", "trainer_state.json", "scheduler.pt", "rng_state.pth"):
         shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint)
     assert checkpoint_to_resume(tmp_path) == checkpoint
 

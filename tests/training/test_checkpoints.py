@@ -16,7 +16,7 @@ from training.checkpoints import (
     write_whole,
 )
 
-NEEDED = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+NEEDED = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
 
 
 def _checkpoint(folder: Path, name: str, without: str = "") -> Path:

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tests.training.forked import SignalAt, start
 from tests.training.recipes import write_single_stage, write_sources
 from training.checkpoints import STAGING, last_checkpoint
+from training.continuation import read_changes
 from training.run_stage import main
 
 # Config, tokenizer and random states fit in; weights (109 kB) do not, or the optimizer's state (234 kB) does not.
@@ -261,6 +262,8 @@ def test_changed_data_is_refused_unless_accepted(
     _assert_whole(last_checkpoint(tmp_path / "run"))
     assert main([str(stopped), "--resume", "--accept-changes"]) == 0
     assert "the data changed since the run started (tiny_retrieval); going on regardless" in caplog.text
+    (note,) = read_changes(tmp_path / "run")
+    assert [list(each) for each in note["keys"]["data"]] == [["tiny_retrieval"]] * 2
 
 
 def test_a_changed_recipe_is_refused_unless_accepted(

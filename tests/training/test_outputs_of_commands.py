@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from tests.training.distributed_recipe import save_model
 from tests.training.recipes import write_single_stage, write_sources
+from training.common.outputs import locked
 from training.data.build import main as build
 from training.data.decontaminate import main as decontaminate
 from training.data.mine import main as mine
@@ -57,6 +60,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer
     (folder / "other").mkdir()
     (folder / "other/thesis.tex").write_text("mine")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(places: Path) -> Path:
+    """A trained adapter."""
+    keys = {"lora": True, "max_steps": 1, "save_strategy": "no", "output_dir": str(places / "lora"), "lora_rank": 2}
+    assert run_stage([str(places / "single.yaml"), *(f"--{key}={value}" for key, value in keys.items())]) == 0
+    return places / "lora/model"
 
 
 # Thresholds that keep nothing: what would be deleted is gone with exit status 2.
@@ -123,3 +134,30 @@ def test_an_output_over_an_input_or_something_foreign_is_refused(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and part in error
     assert {path: path.read_bytes() for path in places.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (merge, "{model} {model} --output {output}"),
+        (merge_adapter, "{trained} --output {output}"),
+        (export_gguf, "{model} --output {output}"),
+    ],
+)
+def test_two_commands_never_write_the_same_output(
+    places: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, main: Main, words: str
+) -> None:
+    if main is export_gguf:
+        pytest.importorskip("gguf")
+    caplog.set_level("INFO", logger="training")
+    output = tmp_path / "output"
+    given = words.format(model=places / "model", trained=trained, output=output).split()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(output):
+            ended = pool.submit(main, given)
+            while "another command is writing it" not in caplog.text:
+                assert not ended.done()
+                time.sleep(0.01)
+            assert not list(tmp_path.glob("output")) and not list(tmp_path.glob(".*.partial"))
+        assert ended.result() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]

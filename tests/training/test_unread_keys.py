@@ -65,7 +65,7 @@ def test_it_is_said_when_the_stage_runs(tmp_path: Path, caplog: pytest.LogCaptur
     [
         ({"dataloader_persistent_workers": True}, "'dataloader_num_workers: 2'"),
         ({"optim_args": "a=1"}, "'optim: adamw_torch_fused'"),
-        ({"fsdp_config": {"a": 1}}, "'fsdp: full_shard'"),
+        ({"fsdp_config": {"a": 1}}, "'fsdp: true'"),
         ({"save_strategy": "best", "metric_for_best_model": "loss"}, "'eval_strategy: epoch'"),
         ({"activation_checkpointing_kwargs": "abc"}, "'activation_checkpointing_kwargs' is not valid JSON"),
         ({"activation_checkpointing_kwargs": {"use_reentrent": True}}, "did you mean 'use_reentrant'?"),

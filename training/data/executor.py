@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 EXECUTORS = ("local", "ray", "slurm", "jobs")
 # Arguments of datatrove's executors that are not the user's to give.
 _OURS = ("pipeline", "tasks", "logging_dir", "depends", "skip_completed")
+# A run copies its recipe to where others may read it.
+_SECRET = ("token", "secrets")
 
 
 class SubmittedError(StoppedError):
@@ -67,6 +69,12 @@ def read_executor(value: str | None) -> Executor | None:
     for key in _OURS:
         if key in options:
             raise UserError(f"executor: {key!r} follows from the work; take it out")
+    for key in _SECRET:
+        if key in options:
+            raise UserError(
+                f"executor: {key!r} would be copied to the run's folder; take it out, and log in with `hf auth login`: "
+                "jobs get that token"
+            )
     return Executor(name, workers, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ __all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "ope
 
 # Read at a time to hash a file.
 _HASHED_BYTES = 1 << 22
+# Nanoseconds: the coarsest times of a file system, with room.
+_RECENT = 3 * 10**9
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
     if not file.exists():
         raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
     stat, where = file.stat(), str(file.resolve())
-    # The second time cannot be set back: it tells a file that was written again within the resolution of the first.
+    # The second time cannot be set back, as the first can after a write.
     told = [where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     if memory is None:
         return file.name, stat.st_size, _content(file)
@@ -94,9 +97,11 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
         if known == told:
             return file.name, stat.st_size, content
     content = _content(file)
-    # Data on a read-only disk is as good.
-    with suppress(OSError, UserError), locked(note):
-        write_whole(note, json.dumps([*told, content]) + "\n")
+    # A file that was written just now may be written again without other times: it is hashed the next time, too.
+    if time.time_ns() - stat.st_ctime_ns > _RECENT:
+        # Data on a read-only disk is as good.
+        with suppress(OSError, UserError), locked(note):
+            write_whole(note, json.dumps([*told, content]) + "\n")
     return file.name, stat.st_size, content
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
+from training.continuation import CHANGED_DATA, read_changes
 from training.errors import UserError, in_one_line
 from training.publishing.lineage import Lineage
 from training.publishing.record import StageRecord
@@ -39,9 +40,10 @@ def licence_of(lineage: Lineage, stages: Iterable[StageRecord]) -> str:
         stages: The same, as a release tells them.
 
     Raises:
-        UserError: If it does not follow: a source, a start or a teacher has another licence, or none that is known.
+        UserError: If it does not follow: a source, a start or a teacher has another licence, or none that is known, or
+            the data was changed while a stage was trained.
     """
-    doubts = [*_doubtful_sources(stages), *_doubtful_models(lineage)]
+    doubts = [*_doubtful_sources(stages), *_changed_data(lineage), *_doubtful_models(lineage)]
     if not doubts:
         logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
         return OWN_LICENCE
@@ -62,6 +64,13 @@ def _doubtful_sources(stages: Iterable[StageRecord]) -> Iterator[str]:
             if not _is_permissive(source.licence) and source.name not in told:
                 told.add(source.name)
                 yield f"source {source.name} ({source.licence or 'no licence in the manifest'})"
+
+
+def _changed_data(lineage: Lineage) -> Iterator[str]:
+    """Stages that learnt from something else first, of which neither their recipe nor their manifest tells any more."""
+    for name, state in lineage.states.items():
+        if any(CHANGED_DATA in note["keys"] for note in read_changes(state.run)):
+            yield f"the data of {name} (changed while it was trained)"
 
 
 def _doubtful_models(lineage: Lineage) -> Iterator[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import time
 from pathlib import Path
 
+import filelock
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from training.checkpoints import publish
 from training.common import outputs
@@ -35,6 +38,13 @@ def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> No
         writer.join(30)
     assert sorted(output.read_text()) == ["a", "b", "c"]
     assert [path.name for path in output.parent.iterdir()] == ["file"]
+
+
+def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for() -> None:
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    (asked,) = re.findall(r'"filelock([^"]*)"', project)
+    # The last one to unlink the file again when a lock is released, which is then another command's.
+    assert "3.24" not in SpecifierSet(asked) and filelock.__version__ in SpecifierSet(asked)
 
 
 def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -68,6 +78,27 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
         (folder / "file").write_text("")
         assert not output.exists()
     assert [path.name for path in output.iterdir()] == ["file"]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    place, link = tmp_path / "disk" / "place", tmp_path / "link"
+    place.mkdir(parents=True)
+    link.symlink_to(place)
+    for text in ("one", "two"):
+        with new_folder(link) as folder:
+            (folder / "file").write_text(text)
+        assert link.is_symlink() and (place / "file").read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "file", "link", "place"]
+
+
+def test_a_file_system_without_modes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with new_folder(tmp_path / "output") as folder:
+        (folder / "file").write_text("")
+    assert (tmp_path / "output/file").is_file()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])

@@ -96,10 +96,14 @@ def test_the_recipe_key(value: str | None, expected: Executor | None) -> None:
 
 @pytest.mark.parametrize(
     ("value", "wrong"),
-    [("dask", "'dask'"), ('{"name": 3}', "3"), ("{", "JSON"), ('{"workers": 0}', "0"), ('{"workers": "two"}', "'two'")],
+    [
+        *[("dask", "'dask'"), ('{"name": 3}', "3"), ("{", "JSON"), ('{"workers": 0}', "0")],
+        *[('{"workers": "two"}', "'two'"), ('{"name": "jobs", "token": "hf_secret"}', "`hf auth login`")],
+        ('{"name": "jobs", "secrets": {"HF_TOKEN": "hf_secret"}}', "`hf auth login`"),
+    ],
 )
 def test_a_faulty_recipe_key(refuses: Refuses, value: str, wrong: str) -> None:
-    with refuses("'executor'", wrong):
+    with refuses("executor: ", wrong):
         read_executor(value)
 
 

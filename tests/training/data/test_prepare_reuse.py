@@ -187,7 +187,7 @@ def test_fault_in_one_source_keeps_those_before_it(
     pq.write_table(pa.table(repaired), faulty.files[0])
     prepared = prepare(sources, small_tokenizer, folder, options)
     # What was begun of the faulty file is gone.
-    assert {path.name for path in folder.iterdir()} == {".hashes", *(each.folder.name for each in prepared)}
+    assert {path.name for path in folder.iterdir()} - {".hashes"} == {each.folder.name for each in prepared}
     assert times(first) == before
 
 
@@ -220,7 +220,7 @@ def test_remains_of_an_interrupted_run_are_replaced(
     (second / "tokens.int32").write_bytes(b"12345")
     prepare(two, small_tokenizer, tmp_path / "prepared", options)
     assert contents(tmp_path / "prepared") == contents(tmp_path / "fresh")
-    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {".hashes", first.name, second.name}
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} - {".hashes"} == {first.name, second.name}
 
 
 @pytest.mark.parametrize("damage", ["source.json", "tokens.int32"])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow as pa
@@ -135,6 +136,7 @@ def test_identity_changes_with_the_content(local: Path, remote: str) -> None:
 def test_a_file_is_hashed_once(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed, content = [], storage._content
     monkeypatch.setattr(storage, "_content", lambda file: hashed.append(file) or content(file))
+    monkeypatch.setattr(storage, "_RECENT", 0)
     path, memory = local / "a.parquet", tmp_path / "memory"
     first = identity(path, memory)
     assert [identity(path, memory), identity(path.parent / "deep/../a.parquet", memory)] == [first, first]
@@ -149,6 +151,25 @@ def test_a_file_is_hashed_once(local: Path, tmp_path: Path, monkeypatch: pytest.
     for note in memory.iterdir():
         note.write_text("{")
     assert identity(path, memory) == identity(path, path / "no folder") == identity(path)
+
+
+def test_a_file_that_is_still_being_written_is_not_remembered(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stat = local / "a.parquet", Path.stat
+
+    def coarse(self: Path, **options: bool) -> object:
+        # As a file system tells them that has times of a second, or of some milliseconds.
+        found = stat(self, **options)
+        times = {"st_mtime_ns": found.st_mtime_ns // 10**9 * 10**9, "st_ctime_ns": found.st_ctime_ns // 10**9 * 10**9}
+        return SimpleNamespace(st_mode=found.st_mode, st_size=found.st_size, **times)
+
+    monkeypatch.setattr(Path, "stat", coarse)
+    for number in range(20):
+        changed = bytearray(path.read_bytes())
+        changed[-20] = number
+        path.write_bytes(changed)
+        assert identity(path, tmp_path / "memory") == identity(path)
 
 
 def test_identity_of_nothing(local: Path, remote: str, refuses: Refuses) -> None:

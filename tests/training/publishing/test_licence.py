@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.training.publishing.adapters import put_in_cache
+from training.continuation import check_data, note_changes
 from training.data.cldr.build import LICENCE as CLDR
 from training.data.gettext_catalogs.build import LICENCE as GETTEXT
 from training.merge import main as merge
@@ -75,6 +76,13 @@ def test_a_source_of_an_earlier_stage_and_of_the_teacher_counts(runs: Path, caps
     relicense(runs, retrieval="proprietary")
     assert pack(runs) == 2
     assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
+
+
+def test_data_that_was_changed_in_training_is_asked_about(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Of what was read before, neither recipe nor manifest tells.
+    note_changes(runs / "stage1", check_data(runs / "stage1/data.json", {"other": "0"}, True), None)
+    assert pack(runs) == 2
+    assert "the data of stage1 (changed while it was trained)" in capsys.readouterr().err
 
 
 def test_a_manifest_that_is_gone_tells_no_licence(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from training.data.parquet import columns_of
+from training.data.storage import identity
 from training.errors import UserError, in_one_line
 
 __all__ = ["EvaluationFile", "EvaluationSet", "EvaluationTask", "evaluation_file", "evaluation_tasks"]
@@ -49,9 +50,8 @@ class EvaluationFile:
         return self.path.name
 
     def version(self) -> Any:
-        """Path, size, time and columns."""
-        stat = self.path.stat()
-        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns, list(self.columns)]
+        """Path, content and columns."""
+        return [str(self.path.resolve()), *identity(self.path), list(self.columns)]
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yields the column and the text of each, row by row; a list of texts is so many texts.

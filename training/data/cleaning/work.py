@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.data.storage import identity
+
 __all__ = ["stage_folder"]
 
 
@@ -18,11 +20,10 @@ def stage_folder(work: Path, stage: str, files: Sequence[Path], options: Any) ->
     Args:
         work: The folder of all stages.
         stage: A name without dashes.
-        files: What the stage reads; a change of size or time counts.
+        files: What the stage reads; a change of path or content counts.
         options: What else the result depends on, as JSON.
     """
-    stats = [(path.resolve(), path.stat()) for path in files]
-    described = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    described = [[str(path.resolve()), *identity(path, work / ".hashes")] for path in files]
     digest = hashlib.blake2b(json.dumps([described, options]).encode(), digest_size=8).hexdigest()
     folder = work / f"{stage}-{digest}"
     for other in work.glob(f"{stage}-*"):
