@@ -147,10 +147,14 @@ def _copy_small_files(folder: Path, target: Path) -> None:
     try:
         modules = [module["path"] for module in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for name in (*_NEEDED, *_OPTIONAL, *(f"{module}/config.json" for module in modules if module)):
+        for name in (*_NEEDED, *_OPTIONAL):
             if (folder / name).is_file():
                 (target / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, target / name)
+        # A module after pooling may have weights; one without any file has no folder on the Hub.
+        for module in modules:
+            if module and (folder / module).is_dir():
+                shutil.copytree(folder / module, target / module, dirs_exist_ok=True)
         # The graph is stock Qwen3: remote code stays behind.
         config.pop("auto_map", None)
         (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.outputs import temporary_folder
-from training.errors import StoppedError, UserError
+from training.errors import StoppedError, UserError, in_one_line
 from training.models.checks import check_tokenizer_file, is_finite
 from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
@@ -49,7 +49,14 @@ def check_whole(folder: Path, settings: Path) -> None:
     shapes = {
         name.removeprefix("model."): each.shape for name, each in stored.tensors.items() if name != "lm_head.weight"
     }
-    if (wrong := wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))) is not None:
+    try:
+        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))
+    # The library's checks raise errors of their own.
+    except Exception as error:
+        raise UserError(
+            f"{folder}: config.json is damaged ({in_one_line(error)}); fetch or save the model again"
+        ) from None
+    if wrong is not None:
         raise UserError(f"{folder}: {wrong}; fetch or save the model again")
     for name in stored.tensors:
         if not is_finite(stored.read(name)):
