@@ -7,9 +7,12 @@ import os
 import signal
 import stat
 import time
+import tomllib
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from training.checkpoints import publish
 from training.common import outputs
@@ -35,6 +38,36 @@ def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> No
         writer.join(30)
     assert sorted(output.read_text()) == ["a", "b", "c"]
     assert [path.name for path in output.parent.iterdir()] == ["file"]
+
+
+def _enter(output: Path, times: int, together: Synchronized) -> None:
+    for _ in range(times):
+        with locked(output):
+            try:
+                output.touch(exist_ok=False)
+                output.unlink()
+            except FileExistsError:
+                together.value += 1
+
+
+def test_two_are_never_in_together_however_they_meet(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Value("i", 0)
+    each = [context.Process(target=_enter, args=(tmp_path / "a", 100, together)) for _ in range(4)]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(60)
+    assert [process.exitcode for process in each] == [0] * 4 and together.value == 0
+
+
+@pytest.mark.parametrize("extra", ["train", "onnx", "openvino"])
+def test_environments_have_a_library_of_which_that_holds(extra: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    asked = map(Requirement, {**project["project"]["optional-dependencies"], **project["dependency-groups"]}[extra])
+    (filelock,) = (each for each in asked if each.name == "filelock")
+    # With it, one that waited for a lock whose file its holder removed had a lock that no other saw.
+    assert "3.20.0" not in filelock.specifier and "3.21.0" in filelock.specifier
 
 
 def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
