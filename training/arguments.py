@@ -220,7 +220,7 @@ class StageArguments(
                 "'weight_decay', or take it out"
             )
         if self.fsdp_config and not self.fsdp:
-            raise UserError("key 'fsdp_config' has no effect without 'fsdp: full_shard'; add that, or take it out")
+            raise UserError("key 'fsdp_config' has no effect without 'fsdp: true'; add that, or take it out")
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:

@@ -103,10 +103,8 @@ def _check_settled(output_dir: Path, before: Mapping[str, Any], stage: Stage, ch
     if any(each in FOLLOWING_SCHEDULERS for each in types):
         settled = settled | _SCHEDULE_KEYS
     for key, (old, new) in changed.items():
-        default = _DEFAULTS.get(key)
-        old, new = (getattr(default, "value", default) if value is None else value for value in (old, new))
         moved = key == "model" and not Path(str(old)).exists() and Path(str(new)).exists()
-        if (key in settled or (key == "model" and not moved)) and _plain(old) != _plain(new):
+        if key in settled or (key == "model" and not moved):
             raise OutputError(
                 f"{output_dir}: key {key!r} cannot change ({old!r} → {new!r}) while a run goes on, for its checkpoints "
                 "hold what follows from it",
@@ -188,13 +186,25 @@ def read_changes(output_dir: Path) -> list[dict[str, Any]]:
 
 def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
     """Whether a key has one meaning; paths are compared as seen from the run, whatever the working directory is."""
-    if _plain(before.get(key)) == _plain(keys.get(key)):
+    if _meant(key, before) == _meant(key, keys):
         return True
     return from_run(key, before) is not None and from_run(key, before) == from_run(key, keys)
 
 
+def _meant(key: str, keys: Mapping[str, Any]) -> Any:
+    """What a key means, left out or not, as YAML or as words of a command line."""
+    value, default = keys.get(key), _DEFAULTS.get(key)
+    return _plain(getattr(default, "value", default) if value is None else value)
+
+
 def _plain(value: Any) -> Any:
-    """A value as the command line would give it."""
+    """A value in one spelling: `2e-5` and `0.00002`, one item and a list of it, a mapping and its JSON are the same."""
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if value is None or isinstance(value, dict) else str(value).lower()
+        return _plain(value[0]) if len(value) == 1 else [_plain(item) for item in value]
+    if isinstance(value, dict) or value is None:
+        return value
+    text = str(value)
+    try:
+        return json.loads(text) if text.startswith("{") else float(text)
+    except ValueError:
+        return text.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from training.teacher_cache import TeacherCache
 from training.text_teacher import TextTeacher, load_text_teacher
 
 __all__ = ["Distillation", "TeacherChoice", "choose_teacher", "make_distillation"]
+
+logger = logging.getLogger("training")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     else:
         teacher = load_text_teacher(place, args.text_format, device="cpu")
         choice = TeacherChoice(place, teacher.width, teacher)
+        reads = teacher.model.max_seq_length
+        if reads is not None and reads < args.max_length and args.process_index == 0:
+            logger.warning(
+                "key 'teacher': %s reads %d tokens of a text at most, the student %d ('max_length'): the teacher's "
+                "embeddings of longer texts are of their beginnings",
+                *(place, reads, args.max_length),
+            )
     if choice.width < student_width and not args.teacher_projection:
         raise UserError(
             f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "

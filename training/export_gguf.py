@@ -22,10 +22,11 @@ import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.common.outputs import check_output
+from training.common.outputs import check_output, locked
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
 from training.models.checks import check_tokenizer_file
+from training.models.settings import why_not_last_token
 from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
@@ -81,19 +82,20 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
         # No numpy dtype: the kind says what is stored, and numpy has no bfloat16.
         writer.add_tensor_info(known, shape, None, math.prod(shape) * _DTYPES[kinds[name]].itemsize, kind)
     partial = output.with_name(f".{output.name}.partial")
-    try:
-        writer.write_header_to_file(partial)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, kind in kinds.items():
-            tensor = weights.read(name).to(_DTYPES[kind])
-            if not tensor.isfinite().all():
-                raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
-            writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
-        writer.close()
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with locked(output):
+        try:
+            writer.write_header_to_file(partial)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, kind in kinds.items():
+                tensor = weights.read(name).to(_DTYPES[kind])
+                if not tensor.isfinite().all():
+                    raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
+                writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
+            writer.close()
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
     logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
@@ -109,16 +111,14 @@ def _read(folder: Path) -> tuple[F2LLMConfig, dict[str, Any]]:
     try:
         config = F2LLMConfig.from_pretrained(folder)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     # The library's checks raise errors of their own.
     except Exception as error:
         raise UserError(f"{folder}: no F2LLM model ({in_one_line(error)}); name the folder of a whole model") from None
     has = {**config.to_dict(), **config.rope_parameters}
     if wrong := [key for key, granted in _GRANTED.items() if has[key] != granted]:
         raise UserError(f"{folder}: {wrong[0]} is {has[wrong[0]]!r}; llama.cpp's Qwen3 needs {_GRANTED[wrong[0]]!r}")
-    # The second key is that of sentence-transformers before version 5.4.
-    if pooling.get("pooling_mode") != "lasttoken" and not pooling.get("pooling_mode_lasttoken"):
-        raise UserError(f"{folder}: pools by {pooling}; only the last token's embedding can be exported")
+    if (other := why_not_last_token(str(folder))) is not None:
+        raise UserError(f"{folder}: {other}; only the last token's embedding can be exported")
     return config, tokenizer
 
 

@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.outputs import temporary_folder
-from training.errors import StoppedError, UserError
+from training.errors import StoppedError, UserError, in_one_line
 from training.models.checks import check_tokenizer_file, is_finite
+from training.models.shapes import wrong_weight
 from training.weight_files import WeightFiles
 
 __all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "check_whole", "reference_embeddings", "write_graph"]
@@ -43,18 +43,21 @@ def check_whole(folder: Path, settings: Path) -> None:
     Raises:
         UserError: If the tokenizer has no words, a file of weights is damaged, or a weight is missing or not finite.
     """
-    from transformers import AutoConfig, AutoModel
-
     check_tokenizer_file(folder)
     stored = WeightFiles(folder)
-    with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(settings, trust_remote_code=False))
-    for name, weight in model.named_parameters():
-        # One that was saved as a language model has its names, which transformers reads, too.
-        info = stored.tensors.get(name) or stored.tensors.get(f"{model.base_model_prefix}.{name}")
-        if info is None or info.shape != tuple(weight.shape):
-            has = "is missing" if info is None else f"has the shape {info.shape}, not {tuple(weight.shape)}"
-            raise UserError(f"{folder}: weight {name} {has}; fetch or save the model again")
+    # A model that was saved as a language model has its names, which transformers reads, too.
+    shapes = {
+        name.removeprefix("model."): each.shape for name, each in stored.tensors.items() if name != "lm_head.weight"
+    }
+    try:
+        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))
+    # The library's checks raise errors of their own.
+    except Exception as error:
+        raise UserError(
+            f"{folder}: config.json is damaged ({in_one_line(error)}); fetch or save the model again"
+        ) from None
+    if wrong is not None:
+        raise UserError(f"{folder}: {wrong}; fetch or save the model again")
     for name in stored.tensors:
         if not is_finite(stored.read(name)):
             raise UserError(f"{folder}: weight {name} is NaN or infinite; take an earlier state of the model")

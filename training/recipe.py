@@ -52,6 +52,8 @@ _INTEGER = re.compile(r"\bint\b")
 _AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
 _STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
+# Declared as texts, but true as well.
+_MAY_BE_TRUE = ("fsdp", "include_num_input_tokens_seen")
 # What other programs call keys.
 _MEANT = {
     **dict.fromkeys(("lr", "base_lr"), "learning_rate"),
@@ -253,10 +255,10 @@ def _word(key: str, value: Any) -> str:
 
 
 def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Reads ``--key value …`` and ``--key=value`` words; a key without a value means true.
+    """Reads ``--key value …`` and ``--key=value`` words; a key of a truth value means true without one.
 
     Raises:
-        UserError: If a word belongs to no key or a key is unknown.
+        UserError: If a word belongs to no key, or a key is unknown or lacks its value.
     """
     overrides: dict[str, Any] = {}
     values: list[str] = []
@@ -272,10 +274,12 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"command line: {word!r} belongs to no key; write --key value")
         else:
             values.append(word)
-    return {key: _single(values) for key, values in overrides.items()}
+    return {key: _single(key, values) for key, values in overrides.items()}
 
 
-def _single(values: list[str]) -> Any:
-    if not values:
-        return True
-    return values[0] if len(values) == 1 else values
+def _single(key: str, values: list[str]) -> Any:
+    if values:
+        return values[0] if len(values) == 1 else values
+    if "bool" not in _STAGE_KEYS[key] and key not in _MAY_BE_TRUE:
+        raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
+    return True

@@ -8,8 +8,10 @@ the working directory.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ RULE = (
 )
 
 _WRITTEN = ("output_dir", "prepared_dir", "teacher_cache_dir")
-_READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates")
+_READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed")
 _MODELS = ("model", "teacher", "tokenizer", "importance")
 PATH_KEYS = (*_WRITTEN, *_READ, *_MODELS)
 
@@ -36,10 +38,15 @@ def in_file(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a file, of which the paths know where they stand."""
     result = dict(keys)
     for key in (*_READ, *_MODELS):
-        if isinstance(keys.get(key), str):
+        # Of some, a text may be JSON instead.
+        if isinstance(keys.get(key), str) and not keys[key].lstrip().startswith("{"):
             result[key] = _InFile(keys[key])
             result[key].folder = file.parent
     options = keys.get("builder_options")
+    if isinstance(options, str):
+        # A text that is no JSON is refused where the key is read.
+        with suppress(ValueError):
+            options = json.loads(options)
     if isinstance(options, dict) and isinstance(options.get("locale_dirs"), list):
         folders = [_from_file(file.parent, each) if isinstance(each, str) else each for each in options["locale_dirs"]]
         result["builder_options"] = {**options, "locale_dirs": folders}
@@ -53,7 +60,9 @@ def placed(keys: Mapping[str, Any], output_dir: str | None = None) -> dict[str, 
         keys: As :func:`in_file` gives them, merged with those of other files and of the command line.
         output_dir: Where the recipe writes, as it says itself.
     """
-    written = [str(each) for each in (output_dir, keys.get("output_dir")) if each is not None]
+    folders = [str(each) for each in (output_dir, keys.get("output_dir")) if each is not None]
+    # All relative paths lie below the working directory, whatever they mean.
+    written = [folder for folder in folders if os.path.normpath(folder) != "."]
     if keys.get("builder") is not None and keys.get("manifest") is not None:
         written.append(os.path.dirname(str(keys["manifest"])))
     return {key: _placed(key, value, written) if isinstance(value, _InFile) else value for key, value in keys.items()}

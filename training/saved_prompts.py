@@ -13,14 +13,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
-from training.adapter_folder import base_of
 from training.arguments import StageArguments
 from training.checkpoints import write_whole
 from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
 from training.models.settings import saved_prompts
 
-__all__ = ["SavedPrompts", "choose_prompts", "given_prompt", "kept_prompts", "model_prompts", "set_query_prompt"]
+__all__ = ["SavedPrompts", "choose_prompts", "given_prompt", "kept_prompts", "set_query_prompt"]
 
 logger = logging.getLogger("training")
 
@@ -90,7 +89,7 @@ def choose_prompts(
         sources: What it trains on.
         tokenizer: That of the prepared sources.
     """
-    start = {} if args.model is None else model_prompts(args.model) or {}
+    start = {} if args.model is None else saved_prompts(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
     given = given_prompt(args)
     if given is not None:
@@ -113,7 +112,7 @@ def kept_prompts(args: StageArguments) -> SavedPrompts:
     Args:
         args: The stage.
     """
-    start = model_prompts(args.model)
+    start = saved_prompts(args.model)
     prompts, reason = {"query": "", **(start or {})}, f"that of {args.model}"
     given = given_prompt(args)
     if given is not None:
@@ -139,16 +138,6 @@ def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase)
         found, query = split_instruction(text)
         prompts.add(instruct(instruction) if found is None else text.removesuffix(query))
     return prompts
-
-
-def model_prompts(name: str) -> dict[str, str] | None:
-    """What a model puts before texts, by name; None if it does not say. An adapter that does not say has its base's.
-
-    Args:
-        name: Folder or Hub name.
-    """
-    own = saved_prompts(name)
-    return saved_prompts(base_of(name)) if own is None else own
 
 
 def set_query_prompt(folder: Path, prompt: str) -> bool:

@@ -172,7 +172,6 @@ def load_text_teacher(
         found,
         key,
         trust_remote_code=trust_remote_code,
-        trust="choose a teacher without",
         device=None if device is None else str(device),
         model_kwargs={"dtype": torch.float32},
     )

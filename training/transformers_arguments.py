@@ -63,6 +63,9 @@ class TransformersArguments:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         self._settle_checkpointing()
         self._settle_tokens_seen()
+        if str(self.fsdp).lower() in ("true", "false"):
+            # Documented as a truth value, but declared as a text.
+            self.fsdp = str(self.fsdp).lower() == "true"
         # Transformers takes anything for it, and fails in the training.
         self._mapping("lr_scheduler_kwargs")
         if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:

@@ -27,8 +27,10 @@ def _open(folder: Path, rows: str) -> dict[str, float]:
     """
     from training.data.prepared import PreparedSource
 
+    # The folder is named after the source and its settings.
+    (place,) = (folder / "prepared").glob(f"{rows}-*")
     start = time.perf_counter()
-    sources = [PreparedSource(folder / "prepared" / rows)]
+    sources = [PreparedSource(place)]
     seconds, peak = time.perf_counter() - start, process_memory("VmHWM")
 
     from training.collator import PackedCollator, PreparedRows

@@ -264,3 +264,14 @@ def test_the_end_token_is_learnt_even_if_it_is_the_padding(tiny_config: F2LLMCon
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
         (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
         assert model.embed_tokens.weight.grad[config.eos_token_id].count_nonzero() > 0
+
+
+def test_a_new_model_can_end_texts_with_the_token_that_it_pads_with(tiny_model: F2LLMModel):
+    """As Qwen3-Embedding's tokenizer does, whose EOS is another token."""
+    end = tiny_model.config.pad_token_id
+    assert end != tiny_model.config.eos_token_id
+    assert tiny_model.embed_tokens.weight[end].norm() > 0.5 * tiny_model.embed_tokens.weight.norm(dim=1).mean()
+    tiny_model(input_ids=torch.tensor([[5, 6, end]])).last_hidden_state[0, -1, 0].backward()
+    gradients = tiny_model.embed_tokens.weight.grad.norm(dim=1)
+    # Of zeros it would be ten thousand times the others'.
+    assert 0 < gradients[end] < 100 * gradients[5]

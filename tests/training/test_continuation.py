@@ -263,6 +263,31 @@ def test_a_finished_run_says_how_to_train_on(
     assert "going on" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("learning_rate", 2e-5, "2e-5"),
+        ("learning_rate", "0.00002", 2e-5),
+        ("max_steps", "1e2", 100),
+        ("matryoshka_dimensions", [8], "8"),
+        ("source_caps", {"river": 5}, '{"river":5}'),
+        ("matryoshka", True, "true"),
+        ("seed", None, "42"),
+        ("lr_scheduler_type", None, "linear"),
+    ],
+)
+def test_another_spelling_is_no_change(
+    finished: Path, tmp_path: Path, key: str, before: Any, now: Any, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(finished / "run/model", tmp_path / "model")
+    recipe = finished / "run/recipe.yaml"
+    keys = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name != key}
+    told = {**keys, "output_dir": str(tmp_path), **({} if before is None else {key: before})}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
+    write = write_single_stage(tmp_path / "again", **{**keys, "output_dir": str(tmp_path), key: now})
+    assert main([str(write), "--resume"]) == 0, capsys.readouterr().err
+
+
 def test_a_finished_run_trains_on_that_way(finished: Path, tmp_path: Path) -> None:
     keys = {"model": str(finished / "run/model"), "model_config": None, "tokenizer": None, "max_steps": 2}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0

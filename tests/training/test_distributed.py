@@ -207,5 +207,6 @@ def test_other_positives_get_no_gradient_as_published(single: Path) -> None:
     for line, wanted in zip(published[:parted], gathered[:parted], strict=True):
         assert line == pytest.approx(wanted)
     assert published[parted]["loss"] == pytest.approx(gathered[parted]["loss"])
-    assert published[parted]["grad_norm"] != pytest.approx(gathered[parted]["grad_norm"], rel=1e-3)
+    # Before, they agree to a millionth.
+    assert published[parted]["grad_norm"] != pytest.approx(gathered[parted]["grad_norm"], rel=1e-4)
     assert largest_difference(single / "published", single / "mixed") > 1e-3

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from modeling_f2llm import F2LLMModel, build_sentence_transformer
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.models.starts import save_like_qwen3_embedding
 from training import export as command
 from training.errors import StoppedError
 from training.export import export, main
@@ -93,6 +95,35 @@ def test_damaged_settings(name: str, folder: Path, tmp_path: Path, refuses: Call
     with refuses(folder, "damaged"):
         export(folder, tmp_path / "out", "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.usefixtures("with_optimum")
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", "two"), ("num_hidden_layers", 3), ("num_attention_heads", 0)]
+)
+def test_a_configuration_that_no_model_has(
+    key: str, value: object, folder: Path, tmp_path: Path, refuses: Callable
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with refuses(folder, "config.json is damaged"):
+        export(folder, tmp_path / "out", "onnx")
+
+
+@pytest.mark.usefixtures("with_optimum")
+def test_modules_come_with_their_weights(
+    folder: Path, tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "write_graph", _write_graph)
+    monkeypatch.setattr(command, "check_same_embeddings", lambda *_: 1.0)
+    start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, dense=True)
+    export(start, tmp_path / "out", "onnx")
+    assert (tmp_path / "out/2_Dense/model.safetensors").read_bytes() == (
+        start / "2_Dense/model.safetensors"
+    ).read_bytes()
+    # A module without files has no folder in a repository.
+    shutil.rmtree(folder / "2_Normalize")
+    export(folder, tmp_path / "other", "onnx")
 
 
 @pytest.mark.usefixtures("with_optimum")

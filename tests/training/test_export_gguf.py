@@ -218,6 +218,12 @@ def test_the_token_that_ends_texts_is_what_llama_cpp_appends(tmp_path, tiny_conf
     assert fields["tokenizer.ggml.add_eos_token"] is True
 
 
+def test_a_module_after_pooling_is_not_left_out(tmp_path, tiny_config, tiny_tokenizer, refuses):
+    start = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, dense=True)
+    with refuses(start, "has the module Dense after pooling; only the last token's"):
+        export(start, tmp_path / "model.gguf")
+
+
 @pytest.mark.parametrize("change", ["missing", "more"])
 def test_other_tensors_are_refused(folder, tmp_path, refuses, change):
     weights = load_file(folder / "model.safetensors")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen3Config
 
 from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from training import exporting
-from training.errors import StoppedError
+from training.errors import StoppedError, UserError
 
 
 @pytest.fixture
@@ -41,3 +42,19 @@ def test_a_graph_is_compared_with_the_numbers_of_fp32(halved: Path, monkeypatch:
     monkeypatch.setitem(exporting.LEAST_COSINE, "fp32", 1.1)
     with pytest.raises(StoppedError, match="was not kept"):
         check()
+
+
+def test_a_model_with_the_names_of_a_language_model_is_whole(
+    tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+):
+    build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).save_pretrained(str(tmp_path))
+    (tmp_path / "config.json").write_text(Qwen3Config.from_dict(tiny_model.config.to_dict()).to_json_string())
+    path = tmp_path / "model.safetensors"
+    weights = {f"model.{name}": weight for name, weight in load_file(path).items()}
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    exporting.check_whole(tmp_path, tmp_path)
+    del weights["model.norm.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weight norm\.weight is absent"):
+        exporting.check_whole(tmp_path, tmp_path)

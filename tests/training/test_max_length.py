@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMModel, build_sentence_transformer
+from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import only_stage, write_recipe, write_single_stage
 from training import run_stage
 from training.data.mining.miner import find_miner
@@ -70,6 +71,16 @@ def test_more_than_a_teacher_of_tokens_reads_is_refused(
     arguments = only_stage(load_recipe(write_single_stage(tmp_path, teacher=str(start), max_length=600)))
     with refuses("key 'max_length': 600", "512 positions of the teacher", "write 'max_length: 512'"):
         choose_teacher(arguments, tiny_tokenizer, 32)
+
+
+def test_a_teacher_of_texts_that_cuts_them_says_so(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_foreign_teacher(tmp_path / "teacher", width=40)
+    for length, warns in ((128, False), (129, True)):
+        recipe = write_single_stage(tmp_path, teacher=str(tmp_path / "teacher"), max_length=length)
+        choose_teacher(only_stage(load_recipe(recipe)), tiny_tokenizer, 32)
+        assert ("reads 128 tokens of a text at most, the student 129" in caplog.text) == warns
 
 
 def test_preparing_and_mining_refuse_more_than_the_model_reads(

@@ -97,7 +97,7 @@ def test_the_command_line_prepares_the_same_and_says_what(
     tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "max_length": 64}
-    keys |= {"task_types": None, "instructions": True, "max_steps": 1, "manifest": str(manifest)}
+    keys |= {"task_types": None, "instructions": True, "max_steps": 1, "eval_strategy": "no", "manifest": str(manifest)}
     assert main([str(write_single_stage(tmp_path, **keys, validation_share=0.01, seed=0))]) == 0
     capsys.readouterr()
     words = ["--manifest", str(manifest), "--tokenizer", str(tmp_path / "run/model"), "--max-length", "64"]

@@ -169,6 +169,12 @@ def test_command_line(words: list[str], expected: dict[str, Any]) -> None:
     assert command_line_overrides(words) == expected
 
 
+@pytest.mark.parametrize("key", ["query_instruction", "model", "learning_rate", "report_to"])
+def test_a_key_that_is_no_truth_value_needs_one(refuses: Refuses, key: str) -> None:
+    with refuses(f"--{key} VALUE"):
+        command_line_overrides(["--compile", f"--{key}", "--seed", "1"])
+
+
 @pytest.mark.parametrize("word", ["--learning_rat=1", "--learning-rat"])
 def test_unknown_key_on_the_command_line(refuses: Refuses, word: str) -> None:
     with refuses("command line", "'learning_rat'", "did you mean 'learning_rate'?"):

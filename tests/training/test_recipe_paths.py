@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from tests.training.recipes import ONE_STAGE, recipe_writer, write_recipe
 from training.continuation import check_keys
-from training.recipe import Stage, load_recipe
+from training.recipe import Stage, load_recipe, read_stages
 from training.recipe_paths import RULE, from_run
 from training.run_stage import main
 
@@ -48,6 +49,18 @@ def test_what_is_read_starts_at_the_file(write: Callable[..., Path]) -> None:
     assert stage_keys(write(READ), manifest="own.yaml")["manifest"] == "own.yaml"
 
 
+def test_settings_of_sharding_start_at_the_file(write: Callable[..., Path]) -> None:
+    (keys,) = read_stages(write({"fsdp_config": "fsdp.json", "deepspeed": "zero.json"}), {})[1].values()
+    assert (keys["fsdp_config"], keys["deepspeed"]) == ("../project/fsdp.json", "../project/zero.json")
+    (keys,) = read_stages(write({"fsdp_config": '{"version": 2}'}), {})[1].values()
+    assert keys["fsdp_config"] == '{"version": 2}'
+
+
+@pytest.mark.parametrize("place", [".", "./", "x/.."])
+def test_output_in_the_working_directory(write: Callable[..., Path], place: str) -> None:
+    assert stage_keys(write(READ), output_dir=place)["manifest"] == "../project/data/m.yaml"
+
+
 def test_what_is_written_starts_at_the_working_directory(write: Callable[..., Path]) -> None:
     written = {"output_dir": "out", "prepared_dir": "prepared", "teacher_cache_dir": "cache"}
     below = {"evaluation_pairs": "out/pairs.parquet", "manifest": "./out/data/m.yaml"}
@@ -64,6 +77,8 @@ def test_what_a_builder_makes_is_written(write: Callable[..., Path]) -> None:
     assert (keys["manifest"], keys["evaluation_pairs"]) == ("built/m.yaml", "built/pairs.parquet")
     assert keys["evaluation_candidates"] == "../project/c.parquet"
     assert keys["builder_options"] == {"locale_dirs": ["../project/mine", "/usr/share/locale"]}
+    as_json = {"builder_options": json.dumps(options["builder_options"])}
+    assert stage_keys(write({**built, **as_json}))["builder_options"] == keys["builder_options"]
 
 
 @pytest.mark.parametrize("key", ["model", "teacher", "tokenizer"])

@@ -51,6 +51,12 @@ def test_trackers(read: Callable[..., StageArguments], text: str, expected: list
     assert read(f"report_to: {text}").report_to == expected
 
 
+@pytest.mark.parametrize("text", ["true", "false", "full_shard"])
+def test_fsdp(read: Callable[..., StageArguments], text: str) -> None:
+    assert read(f"fsdp: {text}").fsdp is read("", "--fsdp", text).fsdp is (text != "false")
+    assert read("", "--fsdp").fsdp is True
+
+
 def test_trackers_on_the_command_line(read: Callable[..., StageArguments]) -> None:
     assert read("", "--report_to", "tensorboard", "wandb").report_to == ["tensorboard", "wandb"]
     assert read("report_to: [wandb]", "--report_to", "none").report_to == []

@@ -209,7 +209,7 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
-        model = load_encoder(resolve(str(folder), "--model"), "--model", trust="give a model without")
+        model = load_encoder(resolve(str(folder), "--model"), "--model")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             hits = _hits(model, each)

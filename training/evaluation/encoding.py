@@ -26,9 +26,9 @@ class EncoderView(AbsEncoder):
     """An mteb encoder: leading dimensions of a store's embeddings in a precision.
 
     Precisions are what is stored: queries stay in float32 beside documents in int8, as FAISS has them, and are binary
-    beside binary ones. What is compared by cosine has unit length before it is stored in int8. int8 is calibrated once
-    for each task, so that training and test texts share a scale: on the corpus of retrieval, or else on the texts that
-    the task asks for first. Nothing else has an influence.
+    beside binary ones. What is compared by cosine has unit length before it is stored in int8. int8 is calibrated on
+    each corpus of retrieval, or else once for a task, on the texts that it asks for first, so that training and test
+    texts share a scale. Nothing else has an influence.
 
     Args:
         store: The embeddings.

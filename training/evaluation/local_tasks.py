@@ -36,6 +36,8 @@ def local_tasks(place: Path) -> list[AbsTask]:
     Raises:
         UserError: If it is something else, or is faulty.
     """
+    if place.suffix.lower() in (".csv", ".jsonl"):
+        raise UserError(f"{place}: --local reads parquet files; save the rows as one, or give it as 'evaluation_pairs'")
     if place.is_file():
         return pair_tasks(place, camel_case(place.stem))
     if not place.is_dir():

@@ -17,7 +17,7 @@ from modeling_f2llm.tokenizer import append_eos
 from training.errors import UserError
 from training.evaluation.records import ModelRecord
 from training.evaluation.store import EmbeddingStore
-from training.models.encoders import load_encoder, pooling_of
+from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
 from training.models.reference import ModelRef, resolve
 from training.models.settings import reads_as_ours
 
@@ -167,6 +167,7 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> 
         found,
         "MODEL",
         trust_remote_code=trust_remote_code,
+        trust=TRUST_OPTION,
         device=options.get("device"),
         truncate_dim=options.get("embed_dim"),
         model_kwargs=model_options,

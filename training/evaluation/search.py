@@ -56,6 +56,8 @@ class SearchView(EncoderView):
 
     def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **kwargs: Any) -> None:
         """Takes note of the documents to be searched."""
+        # The corpora of a task's languages are stored with a scale each.
+        self._ranges.pop(task_metadata.name, None)
         self._documents = self._texts(corpus, task_metadata, PromptType.document)
         self._ids: list[str] = self.store.once(("ids", id(corpus)), corpus, lambda: list(corpus["id"]))
 

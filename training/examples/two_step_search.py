@@ -182,7 +182,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     texts, queries = read_texts(arguments.texts, arguments.queries)
-    model = load_encoder(resolve(arguments.model, "MODEL"), "MODEL", trust="name a model without")
+    model = load_encoder(resolve(arguments.model, "MODEL"), "MODEL")
     width = model.get_embedding_dimension()
     short = min(64, width // 8 * 8) if arguments.short is None else arguments.short
     # Before the texts are encoded, which takes a while.

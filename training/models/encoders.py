@@ -16,17 +16,18 @@ from training.models.checks import check_finite, check_tokenizer
 from training.models.missing_weights import missing_weight
 from training.models.reference import ModelRef
 from training.models.remote_code import has_code, runs_own_code
-from training.models.settings import is_plain
+from training.models.settings import described_by, is_plain
 
-__all__ = ["load_encoder", "pooling_of"]
+__all__ = ["TRUST_OPTION", "load_encoder", "pooling_of"]
 
 logger = logging.getLogger("training")
 
-_TRUST = "add --trust-remote-code if you trust it"
+# What the user of a command that has this option can do to have other code run.
+TRUST_OPTION = "add --trust-remote-code if you trust it"
 
 
 def load_encoder(
-    model: ModelRef, key: str, *, trust_remote_code: bool = False, trust: str = _TRUST, **options: Any
+    model: ModelRef, key: str, *, trust_remote_code: bool = False, trust: str | None = None, **options: Any
 ) -> SentenceTransformer:
     """Loads a model and checks that it is whole.
 
@@ -37,7 +38,7 @@ def load_encoder(
         model: What to load.
         key: What the user gave it as, such as ``--model`` or ``key 'teacher'``.
         trust_remote_code: Run code that comes with the model. This package's own is run in any case.
-        trust: What the user can do to have other code run.
+        trust: What the user can do to have other code run; None if the command runs none.
         **options: Those of ``SentenceTransformer``.
 
     Raises:
@@ -50,18 +51,23 @@ def load_encoder(
     except Exception as error:
         reason = in_one_line(error)
         if not isinstance(error, UserError) and "trust_remote_code" in str(error):
-            reason = f"it needs code that comes with it, which is not run unasked; {trust}"
+            reason = (
+                f"it needs code that comes with it, which is not run unasked; {trust or 'use a model that needs none'}"
+            )
         raise UserError(f"{key}: {model.name!r} cannot be used: {reason}") from None
 
 
-def _load(model: ModelRef, trust_remote_code: bool, trust: str, options: dict[str, Any]) -> SentenceTransformer:
+def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: dict[str, Any]) -> SentenceTransformer:
     local = model.revision is None
     own = local and not trust_remote_code and runs_own_code(model.place)
     if local and not own and not trust_remote_code and has_code(model.place):
-        logger.info("%s: the code that comes with it is not this package's and is not run; %s", model.name, trust)
-    loaded = SentenceTransformer(
-        model.place, revision=model.revision, trust_remote_code=own or trust_remote_code, **options
-    )
+        said = f"{model.name}: the code that comes with it is not this package's and is not run"
+        logger.info("; ".join(filter(None, [said, trust])))
+    place, revision = described_by(model.place, model.revision)
+    loaded = SentenceTransformer(place, revision=revision, trust_remote_code=own or trust_remote_code, **options)
+    if place != model.place:
+        # An adapter without modules is read as its base is.
+        loaded.load_adapter(model.place, adapter_kwargs={"revision": model.revision})
     if is_plain(model.place, model.revision):
         loaded = _with_pooling(loaded, model.name)
     check_tokenizer(loaded.tokenizer)

@@ -9,18 +9,23 @@ from typing import Any
 import modeling_f2llm
 from training.adapter_folder import base_of
 
-__all__ = ["has_code", "runs_own_code"]
+__all__ = ["foreign_files", "has_code", "runs_own_code"]
 
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 
 
 def has_code(place: str) -> bool:
-    """Whether a model's folder, or that of an adapter's base, names code to be loaded with it."""
-    return any(_named_code(Path(each)) for each in {place, base_of(place)})
+    """Whether a model's folder, or that of an adapter's base, names code that is beside it or in another repository.
+
+    sentence-transformers saves a model with the names of code that it has not run, and without that code.
+    """
+    folders = [Path(each) for each in {place, base_of(place)}]
+    named = [(folder, name) for folder in folders for name in _named_code(folder)]
+    return any("--" in name or _file_of(name, folder).is_file() for folder, name in named)
 
 
 def runs_own_code(place: str) -> bool:
-    """Whether a folder brings code, and all of it is this package's: it can be run without asking.
+    """Whether a folder brings the code that its settings name, and all of it is this package's: it needs no asking.
 
     The files are compared byte for byte. Code that the settings name elsewhere, in another repository or an installed
     package, is not this package's. An adapter brings none; its base's is looked at.
@@ -31,17 +36,24 @@ def runs_own_code(place: str) -> bool:
     folders = [Path(each) for each in {place, base_of(place)}]
     if not all(folder.is_dir() for folder in folders):
         return False
-    named = [name for folder in folders for name in _named_code(folder)]
-    return bool(named) and all(map(_is_own, folders)) and not any("--" in name or "/" in name for name in named)
+    named = [(folder, name) for folder in folders for name in _named_code(folder)]
+    own = all(_is_own(_file_of(name, folder), folder) for folder, name in named)
+    return bool(named) and own and not any(map(foreign_files, folders))
 
 
-def _is_own(folder: Path) -> bool:
-    return not _foreign_modules(folder) and all(_same(path, folder) for path in folder.rglob("*.py"))
+def foreign_files(folder: Path) -> list[str]:
+    """The files of code in a folder that are not this package's, byte for byte, and where this package's belong."""
+    files = sorted(folder.rglob("*.py"))
+    return [path.relative_to(folder).as_posix() for path in files if not _is_own(path, folder)]
 
 
-def _same(path: Path, folder: Path) -> bool:
+def _file_of(name: str, folder: Path) -> Path:
+    return folder / f"{name.rpartition('.')[0]}.py"
+
+
+def _is_own(path: Path, folder: Path) -> bool:
     own = _PACKAGE / path.name
-    return path.parent == folder and own.is_file() and own.read_bytes() == path.read_bytes()
+    return path.parent == folder and path.is_file() and own.is_file() and own.read_bytes() == path.read_bytes()
 
 
 def _named_code(folder: Path) -> list[str]:
@@ -51,14 +63,12 @@ def _named_code(folder: Path) -> list[str]:
     values = [value for each in maps if isinstance(each, dict) for value in each.values()]
     # A tokenizer's are two, a slow and a fast one.
     classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [str(name) for name in classes if name] + _foreign_modules(folder)
-
-
-def _foreign_modules(folder: Path) -> list[str]:
-    """Types of modules that are not of sentence-transformers."""
     modules = _read(folder / "modules.json", list)
     types = [str(module.get("type")) for module in modules if isinstance(module, dict)]
-    return [name for name in types if not name.startswith("sentence_transformers.")]
+    return [
+        *(str(name) for name in classes if name),
+        *(name for name in types if not name.startswith("sentence_transformers.")),
+    ]
 
 
 def _read(path: Path, kind: type = dict) -> Any:

@@ -9,12 +9,24 @@ from training.adapter_folder import base_of
 from training.errors import UserError
 from training.model_identity import model_file
 
-__all__ = ["is_plain", "model_type", "reads_as_ours", "saved_prompts", "why_not_last_token"]
+__all__ = ["described_by", "is_plain", "model_type", "reads_as_ours", "saved_prompts", "why_not_last_token"]
+
+_MODULES = "modules.json"
 
 
 def is_plain(name: str, revision: str | None = None) -> bool:
-    """Whether a model has no ``modules.json``, and so does not say how it is pooled."""
-    return model_file(name, "modules.json", revision) is None
+    """Whether a model has no ``modules.json``, nor has an adapter's base: nothing says how it is pooled."""
+    place, at = described_by(name, revision)
+    return model_file(place, _MODULES, at) is None
+
+
+def described_by(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The model whose files say how one is read, and its revision: the base of an adapter without ``modules.json``.
+
+    Any other model says so itself.
+    """
+    base = base_of(name)
+    return (name, revision) if base == name or model_file(name, _MODULES, revision) else (base, None)
 
 
 def reads_as_ours(name: str, revision: str | None = None) -> bool:
@@ -38,9 +50,8 @@ def why_not_last_token(name: str) -> str | None:
     Raises:
         UserError: If its settings are damaged.
     """
-    # An adapter need not have any of its own.
-    name = base_of(name) if is_plain(name) else name
-    modules = _read(name, "modules.json")
+    name, _ = described_by(name)
+    modules = _read(name, _MODULES)
     if modules is None:
         return None
     try:
@@ -69,12 +80,17 @@ def _pooling(config: dict[str, Any]) -> list[str]:
 def saved_prompts(name: str, revision: str | None = None) -> dict[str, str] | None:
     """What a model puts before texts, by the name of the prompt; None if it does not say.
 
+    An adapter that does not say has its base's.
+
     Args:
         name: Folder or Hub name of a model or an adapter.
         revision: Branch, tag or commit on the Hub.
     """
     prompts = (_read(name, "config_sentence_transformers.json", revision) or {}).get("prompts")
-    return None if prompts is None else {key: text or "" for key, text in prompts.items()}
+    if prompts is None:
+        base = base_of(name)
+        return None if base == name else saved_prompts(base)
+    return {key: text or "" for key, text in prompts.items()}
 
 
 def _read(name: str, file: str, revision: str | None = None) -> Any:

@@ -217,8 +217,7 @@ def test_too_few_negative_columns(write: Callable[..., Path], refuses: Refuses) 
     with refuses(path, "2 negative columns", "3", "num_hard_negatives"):
         PublishedFile(path, required_negatives=3)
     for task_type in ("retrieval", "clustering"):
-        key = f"num_hard_negatives_{task_type}"
-        with refuses(path, f"'{key}: 2'", f"--{key.replace('_', '-')} 2"):
+        with refuses(path, f"'num_hard_negatives_{task_type}: 2'"):
             PublishedFile(path).require(3, task_type)
 
 

@@ -199,6 +199,10 @@ def test_what_is_no_data_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     with refuses("notes.txt", "not a readable parquet file"):
         local_tasks(tmp_path / "notes.txt")
+    # What a stage reads as evaluation_pairs need not be downloaded or built again.
+    (tmp_path / "pairs.csv").write_text("query,passage\na,b\n")
+    with refuses("pairs.csv", "--local reads parquet files"):
+        local_tasks(tmp_path / "pairs.csv")
     with refuses("absent", "no such file or folder"):
         local_tasks(tmp_path / "absent")
     (tmp_path / "folder").mkdir()

@@ -79,6 +79,13 @@ def test_int8_documents_are_calibrated_on_the_corpus_and_found_by_queries_in_flo
     np.testing.assert_allclose([sorted(each.values()) for each in similarities.values()], expected, atol=1e-5)
 
 
+def test_the_corpus_of_another_subset_does_not_change_the_scale_of_int8(store, data, metadata):
+    corpus, queries = data
+    view, fresh = (SearchView(store, ModelMeta.create_empty({"name": "a/b"}), 16, "int8") for _ in range(2))
+    found(view, (corpus.select(range(2)), queries), metadata)
+    assert found(view, data, metadata) == found(fresh, data, metadata)
+
+
 def test_chunks_make_no_difference(monkeypatch, store, data, metadata):
     view = SearchView(store, ModelMeta.create_empty({"name": "a/b"}), 32)
     whole = found(view, data, metadata)

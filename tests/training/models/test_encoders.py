@@ -19,13 +19,13 @@ from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
 from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.models.starts import save_plain
+from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
 from training.adapter import ADAPTER_WEIGHTS
 from training.data.mining.miner import find_miner
-from training.models.encoders import load_encoder
+from training.models.encoders import TRUST_OPTION, load_encoder
 from training.models.reference import resolve
 from training.models.remote_code import runs_own_code
-from training.models.settings import reads_as_ours
+from training.models.settings import reads_as_ours, saved_prompts
 from training.text_teacher import load_text_teacher
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -131,10 +131,15 @@ def test_other_code_is_not_run_unasked(whole: Path, tmp_path: Path, caplog: pyte
         file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
     assert not runs_own_code(str(whole))
     with caplog.at_level("INFO", logger="training"):
-        stock = load(whole)
+        stock = load(whole, trust=TRUST_OPTION)
     assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
     assert "is not run; add --trust-remote-code" in caplog.text
     np.testing.assert_array_equal(stock.encode(TEXTS), expected)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="training"):
+        load(whole)
+    # Most commands have no such option.
+    assert "is not run" in caplog.text and "--trust-remote-code" not in caplog.text
     assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
 
 
@@ -161,10 +166,22 @@ def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "other"}))
     with (whole / "modeling_f2llm.py").open("a") as file:
         file.write("\n")
-    with refuses("MODEL", whole, "add --trust-remote-code if you trust it"):
-        load(whole)
-    with refuses("key 'teacher'", whole, "choose a teacher without"):
+    with refuses("--model", whole, "add --trust-remote-code if you trust it"):
+        find_miner(str(whole)).embed_passages(["a"])
+    with refuses("key 'teacher'", whole, "use a model that needs none"):
         load_text_teacher(str(whole), device="cpu")
+
+
+def test_a_model_that_was_saved_without_its_code_is_loaded(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """sentence-transformers, which has not run the code, saves the names of its classes all the same."""
+    stock = SentenceTransformer(str(whole), device="cpu")
+    stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
+    assert "auto_map" in (tmp_path / "tuned/config.json").read_text() and not list((tmp_path / "tuned").glob("*.py"))
+    with caplog.at_level("INFO", logger="training"):
+        np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), stock.encode(TEXTS))
+    assert "is not run" not in caplog.text
 
 
 def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
@@ -212,6 +229,29 @@ def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Pa
     with (whole / "packing.py").open("a") as file:
         file.write("\n")
     assert not runs_own_code(str(adapter))
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
+def test_an_adapter_without_modules_is_read_as_its_base(
+    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, pooling: str
+) -> None:
+    """peft saves its weights and no more."""
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+
+    base = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, pooling, dense=True)
+    # As it starts, it adds nothing.
+    adapted = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    read, expected = load(tmp_path / "adapter"), SentenceTransformer(str(base), device="cpu")
+    assert read.prompts == QWEN3_PROMPTS == saved_prompts(str(tmp_path / "adapter"))
+    np.testing.assert_allclose(read.encode_document(TEXTS), expected.encode_document(TEXTS), atol=1e-6)
+    assert not reads_as_ours(str(tmp_path / "adapter"))
+    # Its weights are there.
+    with torch.no_grad():
+        for name, weight in read[0].auto_model.named_parameters():
+            weight.add_(0.1 * ("lora_B" in name))
+    assert abs(read.encode_document(TEXTS) - expected.encode_document(TEXTS)).max() > 1e-4
 
 
 def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, refuses: Refuses) -> None:

@@ -46,9 +46,9 @@ def tokens(text: str) -> list[str]:
     if text.isascii():
         found = _ASCII_TOKEN.findall(text.lower())
     else:
-        # Folding case can leave a form that NFKC composes once more.
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        found = _TOKEN.findall(_INVISIBLE.sub("", text))
+        text = unicodedata.normalize("NFKC", text).casefold()
+        # Without case, or what stood between a letter and its mark, NFKC can compose once more.
+        found = _TOKEN.findall(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)))
     return found or ["".join(text.split())] * (not text.isspace() and bool(text))
 
 

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from modeling_f2llm.prompts import instruct
 from training.data.instructions import split_instruction, without_instruction
 from training.errors import UserError
-from training.models.encoders import load_encoder
+from training.models.encoders import TRUST_OPTION, load_encoder
 from training.models.reference import ModelRef, resolve
 from training.models.settings import reads_as_ours
 
@@ -129,6 +129,7 @@ def _load(miner: Miner) -> SentenceTransformer:
         found,
         "--model",
         trust_remote_code=miner.trust_remote_code,
+        trust=TRUST_OPTION,
         truncate_dim=miner.truncate_dim,
         model_kwargs={"dtype": getattr(torch, miner.dtype)},
     )

@@ -33,7 +33,7 @@ from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.mining.index import choose_search
 from training.data.mining.miner import Miner
-from training.data.mining.rows import SIDES, SourceRows, read_rows, write_mined
+from training.data.mining.rows import SIDES, SourceRows, positives, read_rows, write_mined
 from training.data.mining.rules import MiningOptions
 from training.data.mining.tasks import MiningTasks
 from training.data.mining.text_ids import distinct, form_ids
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 MANIFEST, REPORT = "manifest.yaml", "mining.json"
 _EMBEDDINGS = "embeddings"
 # Raise it when the same input would give other negatives than before.
-_FORMAT = 2
+_FORMAT = 3
 # Tasks of an executor that is given no number of workers and is not this machine.
 _REMOTE_TASKS = 8
 
@@ -341,7 +341,6 @@ def _lay_out(source: Source, rows: SourceRows, translations: Translations, tasks
     order = np.argsort(passages)
     rank = np.empty(len(passages), dtype=np.int64)
     rank[order] = np.arange(len(passages))
-    pairs = np.unique(np.stack([rows.numbers[side] for side in SIDES], axis=1), axis=0)
     forms = {side: np.concatenate([form_ids(texts) for texts in tasks.texts(side).chunks()]) for side in SIDES}
     numbers = distinct(np.concatenate([forms[side] for side in SIDES]))[1]
     number = dict(zip(SIDES, np.split(numbers, [len(forms[SIDES[0]])]), strict=True))
@@ -350,6 +349,7 @@ def _lay_out(source: Source, rows: SourceRows, translations: Translations, tasks
         tasks.save(f"{side}_group", translations.groups(forms[side]))
         tasks.save(f"{side}_form", number[side])
     tasks.save("passage_rank", rank)
-    tasks.save("pair_query", pairs[:, 0])
-    tasks.save("pair_passage", pairs[:, 1])
+    query, passage = positives(number["query"], *(rows.numbers[side] for side in SIDES))
+    tasks.save("pair_query", query)
+    tasks.save("pair_passage", passage)
     (tasks.folder / "ready").touch()

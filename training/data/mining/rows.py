@@ -18,7 +18,7 @@ from training.data.mining.text_store import TextStore
 from training.data.parquet import rows_table, write_parquet
 from training.data.published import PublishedFile
 
-__all__ = ["SIDES", "SourceRows", "read_rows", "write_mined"]
+__all__ = ["SIDES", "SourceRows", "positives", "read_rows", "write_mined"]
 
 SIDES = ("query", "passage")
 _BATCH_ROWS = 8192
@@ -69,6 +69,26 @@ def read_rows(source: Source) -> SourceRows:
     found = {side: distinct(np.concatenate(parts)) for side, parts in read.items()}
     ids, numbers, first = ({side: found[side][part] for side in SIDES} for part in range(3))
     return SourceRows(ids, numbers, first)
+
+
+def positives(
+    form: NDArray[np.int64], query: NDArray[np.int64], passage: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of each query and the passages of all rows whose query is it in whatever spelling, sorted by query.
+
+    Args:
+        form: ``(queries,)`` form of each query.
+        query: ``(rows,)`` number of each row's query.
+        passage: ``(rows,)`` number of its passage.
+
+    Returns:
+        ``(pairs,)`` numbers of queries, and of passages.
+    """
+    forms, passages = np.unique(np.stack([form[query], passage]), axis=1)
+    start, stop = (np.searchsorted(forms, form, side) for side in ("left", "right"))
+    counts = stop - start
+    place = np.arange(counts.sum()) + np.repeat(start + counts - np.cumsum(counts), counts)
+    return np.repeat(np.arange(len(form)), counts), passages[place]
 
 
 class _Output:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+from training.models.remote_code import foreign_files
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 
 __all__ = ["check_auto_map", "check_imports", "check_version", "foreign_code"]
@@ -15,7 +15,6 @@ __all__ = ["check_auto_map", "check_imports", "check_version", "foreign_code"]
 _ALLOWED = {"torch", "transformers", "huggingface_hub"}
 _CLASSES = {"AutoConfig": "F2LLMConfig", "AutoModel": "F2LLMModel"}
 _REPACK = "pack the run again"
-_PACKAGE = Path(__file__).resolve().parents[3] / "modeling_f2llm"
 
 
 def check_auto_map(packed: PackedFolder) -> Iterator[Finding]:
@@ -71,7 +70,7 @@ def check_imports(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_version(packed: PackedFolder) -> Iterator[Finding]:
     """Whether the code is that of this checkout; older code may be right, but is not what is tested here."""
-    for file in _foreign(packed.path):
+    for file in foreign_files(packed.path):
         wrong = "differs from modeling_f2llm of this checkout"
         yield Finding(file, wrong, "pack the run again for the newer code", fault=False)
 
@@ -79,13 +78,7 @@ def check_version(packed: PackedFolder) -> Iterator[Finding]:
 def foreign_code(packed: PackedFolder) -> list[str]:
     """The files of code that loading the model may run, and that are not byte for byte this checkout's."""
     folders = [packed.path] if packed.base is None else [packed.path, packed.base.folder]
-    return [file for folder in folders for file in _foreign(folder)]
-
-
-def _foreign(folder: Path) -> list[str]:
-    own = {path.name: path.read_bytes() for path in _PACKAGE.glob("*.py")}
-    found = sorted(folder.rglob("*.py"))
-    return [path.relative_to(folder).as_posix() for path in found if path.read_bytes() != own.get(path.name)]
+    return [file for folder in folders for file in foreign_files(folder)]
 
 
 def _tree(packed: PackedFolder, file: str) -> ast.Module:

@@ -20,6 +20,8 @@ from training.data.cleaning.normalise import form_keys, hash_texts, ngram_hashes
         ("Straße", "STRASSE"),
         ("cafe\u0301 au lait", "Café, au lait"),
         ("soft\u00adware", "software"),
+        ("cafe\u200d\u0301", "café"),
+        ("\u1100\u200c\u1161", "가"),
         ("猫在垫子上。", "猫在 垫子 上"),
         ("ｶﾀｶﾅ", "カタカナ"),
         ("สวัสดี ชาวโลก", "สวัสดีชาวโลก"),
@@ -52,7 +54,7 @@ def test_other_texts_stay_apart(one: str, other: str) -> None:
 
 
 def test_normalising_again_changes_nothing() -> None:
-    for text in ("Ｔｈｅ  cat—sat, C++", "ねこ on the mat", "สวัสดีครับ", "İstanbul ﬁne", "!!!", "ǰ ΐ ὗ"):
+    for text in ("Ｔｈｅ  cat—sat, C++", "ねこ on the mat", "สวัสดีครับ", "İstanbul ﬁne", "!!!", "ǰ ΐ ὗ", "s\u00ad\u0327"):
         assert tokens(normalise(text)) == tokens(text)
 
 

@@ -204,6 +204,11 @@ def test_another_spelling_of_the_positive_is_no_negative(tmp_path: Path, caplog:
     assert [found[f"query{number}"] for number in range(5)] == [0] * 5 and found["CURAÇAO"] == 0
     assert max(found.values()) == 1 and report["refused"]["repeated"] > 0
     assert report["query_is_passage"] == 0
+    # Nor the positive of the query in another spelling.
+    twice = write_pairs(tmp_path / "twice", [*pairs, ("Query5 ", "island8")], name="twice")
+    mine([twice], miner, tmp_path / "twice-out", pure)
+    (row,) = (row for row in read_output(tmp_path / "twice-out", "twice") if row["query"] == "query5")
+    assert not {*negatives_of(row)} & {"island0", "island8"} and "island1" in negatives_of(row)
     # A translation is one in whatever spelling.
     bitext = write_pairs(tmp_path / "bitext", [("query7", "CURAÇAO!")], name="bitext")
     mine([source], miner, tmp_path / "guarded", pure, bitext=[bitext])
