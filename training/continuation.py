@@ -65,6 +65,9 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
     written, finished = output_dir / RECIPE, holds_model(output_dir / FINAL_MODEL)
     before = _read(written, accept_changes, yaml.safe_load, "keys")
     if before is None:
+        # A run that is not finished writes it itself.
+        if finished and stage.arguments.should_save:
+            write_whole(written, yaml.safe_dump(stage.keys, sort_keys=False))
         return {}
     keys, free = stage.keys, _free_keys(stage, finished)
     changed = {

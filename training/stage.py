@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -163,8 +163,8 @@ def _set_prompt(stage: Stage, final: Path) -> None:
     told = {"query_instruction": stage.arguments.query_instruction}
     recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
     write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
-    # A stage that cuts a model leaves none.
-    if arguments.exists():
+    # A stage that cuts a model leaves none; a damaged one, which is written for people alone, stays.
+    with suppress(FileNotFoundError, ValueError, TypeError):
         write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
     logger.info("%s: its query prompt is now %r", final, prompt)
 

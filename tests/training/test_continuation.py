@@ -299,6 +299,22 @@ def test_a_finished_run_may_be_evaluated_on_other_pairs(finished: Path) -> None:
     assert (finished / "run/evaluation.json").exists()
 
 
+def test_damaged_notes_of_a_finished_run_are_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run = write_single_stage(tmp_path, max_steps=1), tmp_path / "run"
+    assert main([str(recipe)]) == 0
+    (run / "recipe.yaml").write_bytes(b"\x00[")
+    (run / "model/training_arguments.json").write_text("{")
+    assert "--accept-changes to go on and write it again" in error_of([str(recipe), "--resume"], capsys)
+    words = [str(recipe), "--resume", "--query_instruction", "Find it."]
+    assert main([*words, "--accept-changes"]) == 0
+    assert "it is written again" in caplog.text
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["query_instruction"] == "Find it."
+    caplog.clear()
+    assert main(words) == 0 and "written again" not in caplog.text
+
+
 # The end
 
 
