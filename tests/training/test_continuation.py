@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tests.training.evaluation.watched_recipe import write_watched
 from tests.training.recipes import write_single_stage
-from training.continuation import note_changes, read_changes
+from training.arguments import StageArguments
+from training.continuation import check_keys, note_changes, read_changes
 from training.publish import main as publish
 from training.publishing.record import load_release
+from training.recipe import Stage
 from training.run_stage import main
 from training.trainer import F2LLMTrainer
 
@@ -286,6 +288,27 @@ def test_another_spelling_is_no_change(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
     write = write_single_stage(tmp_path / "again", **{**keys, "output_dir": str(tmp_path), key: now})
     assert main([str(write), "--resume"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("manifest_stage", "1", "01"),
+        ("teacher_query_template", "Query: {text}", "query: {text}"),
+        ("learning_rate", 2e-5, "2.1e-5"),
+        ("seed", None, "43"),
+        ("sources", ["a"], "A"),
+    ],
+)
+def test_another_value_is_a_change(
+    tmp_path: Path, refuses: Callable[..., Any], key: str, before: Any, now: Any
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path), "model": "m/n", key: before}))
+    keys = {"output_dir": str(tmp_path), "model": "m/n"}
+    arguments = StageArguments(**keys, use_cpu=True)
+    with refuses("with other keys", key):
+        check_keys(tmp_path, Stage("x", {**keys, key: now}, arguments), accept_changes=False)
 
 
 def test_a_finished_run_trains_on_that_way(finished: Path, tmp_path: Path) -> None:
