@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ _SETTLED_KEYS = frozenset(
 # What decides the learning rate, where it follows a metric: then it is a state, too.
 _SCHEDULE_KEYS = frozenset({"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"})
 _DEFAULTS = {each.name: each.default for each in fields(StageArguments)}
+_NUMBERS = frozenset(each.name for each in fields(StageArguments) if re.search(r"\b(int|float)\b", str(each.type)))
 
 
 def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
@@ -67,6 +70,9 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
     written, finished = output_dir / RECIPE, holds_model(output_dir / FINAL_MODEL)
     before = _read(written, accept_changes, yaml.safe_load, "keys")
     if before is None:
+        # A run that is not finished writes it itself.
+        if finished and stage.arguments.should_save:
+            write_whole(written, yaml.safe_dump(stage.keys, sort_keys=False))
         return {}
     keys, free = stage.keys, _free_keys(stage, finished)
     changed = {
@@ -194,17 +200,20 @@ def _same(key: str, before: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
 def _meant(key: str, keys: Mapping[str, Any]) -> Any:
     """What a key means, left out or not, as YAML or as words of a command line."""
     value, default = keys.get(key), _DEFAULTS.get(key)
-    return _plain(getattr(default, "value", default) if value is None else value)
+    return _plain(getattr(default, "value", default) if value is None else value, key in _NUMBERS)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, is_number: bool) -> Any:
     """A value in one spelling: `2e-5` and `0.00002`, one item and a list of it, a mapping and its JSON are the same."""
     if isinstance(value, list):
-        return _plain(value[0]) if len(value) == 1 else [_plain(item) for item in value]
+        return _plain(value[0], is_number) if len(value) == 1 else [_plain(item, is_number) for item in value]
     if isinstance(value, dict) or value is None:
         return value
     text = str(value)
-    try:
-        return json.loads(text) if text.startswith("{") else float(text)
-    except ValueError:
-        return text.lower()
+    # What is none of these is refused where it is read.
+    with suppress(ValueError):
+        if is_number:
+            return float(text)
+        if text.startswith("{"):
+            return json.loads(text)
+    return text.lower() if text.lower() in ("true", "false") else text

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -163,8 +163,8 @@ def _set_prompt(stage: Stage, final: Path) -> None:
     told = {"query_instruction": stage.arguments.query_instruction}
     recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
     write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **told}, sort_keys=False))
-    # A stage that cuts a model leaves none.
-    if arguments.exists():
+    # A stage that cuts a model leaves none; a damaged one, which is written for people alone, stays.
+    with suppress(FileNotFoundError, ValueError, TypeError):
         write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
     logger.info("%s: its query prompt is now %r", final, prompt)
 
@@ -280,7 +280,7 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
     Returns:
         What the stage was told otherwise when it was started, where it goes on.
     """
-    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS
+    held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS - _placed_below(stage.arguments)
     if held and RECIPE not in held:
         raise OutputError(f"{output_dir}: the folder holds something else", "give another output_dir")
     numbered = numbered_checkpoints(output_dir)
@@ -297,6 +297,13 @@ def _check_output(output_dir: Path, stage: Stage, resume: bool, accept_changes: 
         )
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     return check_keys(output_dir, stage, accept_changes) if started else {}
+
+
+def _placed_below(args: StageArguments) -> set[str]:
+    """Names in the output folder of what the stage's keys have made there before it trains."""
+    places = [args.prepared_folder, args.teacher_cache_dir, args.builder and Path(args.manifest or "").parent]
+    names = [name for place in places if place for name in Path(os.path.relpath(place, args.output_dir)).parts[:1]]
+    return {form for name in names for form in (name, f".{name}.partial", f".{name}.lock")}
 
 
 def _check_places(args: StageArguments) -> None:

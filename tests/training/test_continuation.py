@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tests.training.evaluation.watched_recipe import write_watched
 from tests.training.recipes import write_single_stage
-from training.continuation import note_changes, read_changes
+from training.arguments import StageArguments
+from training.continuation import check_keys, note_changes, read_changes
 from training.publish import main as publish
 from training.publishing.record import load_release
+from training.recipe import Stage
 from training.run_stage import main
 from training.trainer import F2LLMTrainer
 
@@ -288,6 +290,27 @@ def test_another_spelling_is_no_change(
     assert main([str(write), "--resume"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("manifest_stage", "1", "01"),
+        ("teacher_query_template", "Query: {text}", "query: {text}"),
+        ("learning_rate", 2e-5, "2.1e-5"),
+        ("seed", None, "43"),
+        ("sources", ["a"], "A"),
+    ],
+)
+def test_another_value_is_a_change(
+    tmp_path: Path, refuses: Callable[..., Any], key: str, before: Any, now: Any
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path), "model": "m/n", key: before}))
+    keys = {"output_dir": str(tmp_path), "model": "m/n"}
+    arguments = StageArguments(**keys, use_cpu=True)
+    with refuses("with other keys", key):
+        check_keys(tmp_path, Stage("x", {**keys, key: now}, arguments), accept_changes=False)
+
+
 def test_a_finished_run_trains_on_that_way(finished: Path, tmp_path: Path) -> None:
     keys = {"model": str(finished / "run/model"), "model_config": None, "tokenizer": None, "max_steps": 2}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
@@ -297,6 +320,22 @@ def test_a_finished_run_may_be_evaluated_on_other_pairs(finished: Path) -> None:
     pairs = str(finished / "data/pairs.parquet")
     assert main([str(finished / "single.yaml"), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
     assert (finished / "run/evaluation.json").exists()
+
+
+def test_damaged_notes_of_a_finished_run_are_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run = write_single_stage(tmp_path, max_steps=1), tmp_path / "run"
+    assert main([str(recipe)]) == 0
+    (run / "recipe.yaml").write_bytes(b"\x00[")
+    (run / "model/training_arguments.json").write_text("{")
+    assert "--accept-changes to go on and write it again" in error_of([str(recipe), "--resume"], capsys)
+    words = [str(recipe), "--resume", "--query_instruction", "Find it."]
+    assert main([*words, "--accept-changes"]) == 0
+    assert "it is written again" in caplog.text
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["query_instruction"] == "Find it."
+    caplog.clear()
+    assert main(words) == 0 and "written again" not in caplog.text
 
 
 # The end

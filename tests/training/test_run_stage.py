@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
 from tests.training.recipes import write_recipe, write_single_stage
 from training.common.outputs import locked
 from training.data.manifest_file import read_manifest
@@ -442,3 +443,17 @@ def test_query_and_passage_are_enough(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "tiny_retrieval: no negative columns" in caplog.text
     history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert history[0]["loss_in_batch"] > 0 and history[0]["loss_hard"] == 0
+
+
+def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path: Path) -> None:
+    catalogs = write_catalogs(tmp_path / "locale", ["de", "fr"])
+    built = {"builder": "gettext", "builder_options": {"locale_dirs": [str(catalogs)]}}
+    places = {"manifest": str(tmp_path / "run/data/manifest.yaml"), "prepared_dir": str(tmp_path / "run/tokens/first")}
+    keys = {"max_steps": 1, "global_batch_size": 4, "num_hard_negatives_retrieval": 0}
+    recipe = str(write_single_stage(tmp_path, **built, **places, **keys))
+    assert main([recipe, "--dry-run"]) == 0
+    assert {"data", "tokens"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "run/other").touch()
+    assert main([recipe]) == 2
+    (tmp_path / "run/other").unlink()
+    assert main([recipe]) == 0
