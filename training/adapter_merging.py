@@ -15,8 +15,8 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.adapter import attach_adapter, merge
 from training.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
-from training.checkpoints import publish, write_whole
-from training.common.outputs import check_output
+from training.checkpoints import write_whole
+from training.common.outputs import check_output, locked, new_folder
 from training.data.tokenizer import load_tokenizer
 from training.errors import StoppedError, UserError, in_one_line
 from training.model_identity import model_file, model_revision
@@ -55,10 +55,15 @@ def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None,
         "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter")},
         "base": {"name": base, "revision": base_revision(base, "--base")},
     }
-    if output.exists():
-        if _read(output / MERGED_ADAPTER) == record:
-            return
-        raise UserError(f"{output}: the folder holds something else; give another --output")
+    with locked(output):
+        if output.exists():
+            if _read(output / MERGED_ADAPTER) == record:
+                return
+            raise UserError(f"{output}: the folder holds something else; give another --output")
+        _merge(adapter, base, any_base, record, output)
+
+
+def _merge(adapter: AdapterFolder, base: str, any_base: bool, record: dict[str, Any], output: Path) -> None:
     spoken = adapter.name if model_file(adapter.name, "modules.json") else base
     if (other := why_not_last_token(spoken)) is not None:
         raise UserError(f"{spoken}: {other}; only an adapter of a model that is pooled at the last token is merged")
@@ -109,17 +114,13 @@ def _write(
     trained: Path | None,
     output: Path,
 ) -> None:
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        build_sentence_transformer(model, tokenizer, prompts).save_pretrained(str(partial), create_model_card=False)
-        write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
-        # With them it can be packed as a state of the adapter's run.
-        if trained is not None:
-            shutil.copyfile(trained, partial / _ARGUMENTS)
-        publish(partial, output)
+        with new_folder(output) as partial:
+            build_sentence_transformer(model, tokenizer, prompts).save_pretrained(str(partial), create_model_card=False)
+            write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
+            # With them it can be packed as a state of the adapter's run.
+            if trained is not None:
+                shutil.copyfile(trained, partial / _ARGUMENTS)
     # A full disk comes out of safetensors as an error of its own.
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(f"{output}: the merged model could not be written ({in_one_line(error)})") from error

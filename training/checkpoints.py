@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
@@ -84,7 +85,9 @@ def publish(partial: Path, final: Path) -> None:
     readers = partial.stat().st_mode & 0o666
     for path in (*partial.rglob("*"), partial):
         if path.is_file() and not path.is_symlink():
-            path.chmod(readers)
+            # Not every file system has modes to set.
+            with suppress(OSError):
+                path.chmod(readers)
         _sync(path)
     # A folder of that name lacks a file that is needed (it could be loaded otherwise): this one replaces it.
     if final.exists():

@@ -17,8 +17,8 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.checkpoints import publish, write_whole
-from training.common.outputs import check_output, temporary_folder
+from training.checkpoints import write_whole
+from training.common.outputs import check_output, locked, new_folder, temporary_folder
 from training.data.command import run_command
 from training.errors import StoppedError, UserError, in_one_line
 from training.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
@@ -59,25 +59,20 @@ def export(folder: Path, output: Path, backend: str, precision: str = "fp32") ->
     weights = _weights(folder)
     check_output(output, [folder])
     record = {"backend": backend, "precision": precision, "weights": _digest(weights)}
-    if output.exists():
-        return _already_there(output, record)
-    _require(backend)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        _copy_small_files(folder, partial)
-        check_whole(folder, partial)
-        with temporary_folder() as source:
-            shutil.copytree(partial, source, dirs_exist_ok=True)
-            for path in weights:
-                (Path(source) / path.name).symlink_to(path.resolve())
-            record["file_name"] = _export(Path(source), partial, backend, precision)
-        record["versions"] = {name: version(name) for name in ("sentence-transformers", "transformers", "torch")}
-        write_whole(partial / _RECORD, json.dumps(record, indent=2) + "\n")
-        publish(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(output):
+        if output.exists():
+            return _already_there(output, record)
+        _require(backend)
+        with new_folder(output) as partial:
+            _copy_small_files(folder, partial)
+            check_whole(folder, partial)
+            with temporary_folder() as source:
+                shutil.copytree(partial, source, dirs_exist_ok=True)
+                for path in weights:
+                    (Path(source) / path.name).symlink_to(path.resolve())
+                record["file_name"] = _export(Path(source), partial, backend, precision)
+            record["versions"] = {name: version(name) for name in ("sentence-transformers", "transformers", "torch")}
+            write_whole(partial / _RECORD, json.dumps(record, indent=2) + "\n")
     return record["file_name"]
 
 

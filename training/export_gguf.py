@@ -22,7 +22,7 @@ import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.common.outputs import check_output
+from training.common.outputs import check_output, locked
 from training.data.command import run_command
 from training.errors import UserError, in_one_line
 from training.models.checks import check_tokenizer_file
@@ -82,19 +82,20 @@ def export(folder: Path, output: Path, dtype: str = "f16") -> None:
         # No numpy dtype: the kind says what is stored, and numpy has no bfloat16.
         writer.add_tensor_info(known, shape, None, math.prod(shape) * _DTYPES[kinds[name]].itemsize, kind)
     partial = output.with_name(f".{output.name}.partial")
-    try:
-        writer.write_header_to_file(partial)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, kind in kinds.items():
-            tensor = weights.read(name).to(_DTYPES[kind])
-            if not tensor.isfinite().all():
-                raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
-            writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
-        writer.close()
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with locked(output):
+        try:
+            writer.write_header_to_file(partial)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, kind in kinds.items():
+                tensor = weights.read(name).to(_DTYPES[kind])
+                if not tensor.isfinite().all():
+                    raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
+                writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
+            writer.close()
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
     logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 

@@ -74,7 +74,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """
     with scratch_folder(output) as partial:
         yield partial
-        publish(partial, output)
+        publish(partial, output.resolve())
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
     Use it under :func:`locked`. What a killed command left here is cleared.
     """
-    output = output.absolute()
+    # Beside what a link leads to, which may be on another disk.
+    output = output.resolve()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoints import publish
-from training.common.outputs import check_output
+from training.common.outputs import check_output, locked, new_folder
 from training.errors import UserError
 from training.merging.compatibility import check_compatible
 from training.merging.method import Method
@@ -68,20 +67,15 @@ def merge(
         "max_shard_size": max_shard_size,
         "parents": [{**each, "digest": parent.weights.digest()} for each, parent in zip(told, parents, strict=True)],
     }
-    if _holds(output, record):
-        logger.info("%s: is there already, nothing to do", output)
-        return record
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _take_files(parents[0], partial)
-        _write_json(partial / "config.json", _config(parents[0], record["dtype"], method, told))
-        write_average(parents, method, dtype, partial, max_shard_size)
-        _write_json(partial / MERGE, record)
-        publish(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(output):
+        if _holds(output, record):
+            logger.info("%s: is there already, nothing to do", output)
+            return record
+        with new_folder(output) as partial:
+            _take_files(parents[0], partial)
+            _write_json(partial / "config.json", _config(parents[0], record["dtype"], method, told))
+            write_average(parents, method, dtype, partial, max_shard_size)
+            _write_json(partial / MERGE, record)
     return record
 
 

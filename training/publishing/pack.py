@@ -90,7 +90,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         StoppedError: If the folder cannot be written.
     """
     _check(options)
-    output = output.absolute()
+    output = output.resolve()
     state = find_state(run, options.checkpoint)
     reads = (state.folder, options.evaluation, options.licence_file)
     check_output(output, [path for path in reads if path is not None])
