@@ -222,10 +222,13 @@ def _train(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
     except StoppedError:
         raise
     except (OSError, RuntimeError) as error:
-        if not isinstance(error, OSError) and "DataLoader worker" not in str(error):
+        if not isinstance(error, OSError | torch.OutOfMemoryError) and "DataLoader worker" not in str(error):
             raise
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"Mend that and {_GO_ON}") from error
+        mend = "Mend that"
+        if isinstance(error, torch.OutOfMemoryError):
+            mend = f"Lower 'max_tokens_per_forward', now {trainer.args.max_tokens_per_forward or 'without limit'},"
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"{mend} and {_GO_ON}") from error
     number = trainer.interruption.signal
     if number and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTrainingError(

@@ -36,6 +36,8 @@ def _of_schedule(args: Any) -> dict[str, tuple[bool, str]]:
             schedule not in ("constant", *FOLLOWING_SCHEDULERS),
             "lr_scheduler_type: constant_with_warmup",
         ),
+        "num_train_epochs": (args.max_steps < 1, "max_steps: -1"),
+        "optim_target_modules": (args.optim.value.startswith(("galore", "apollo")), "optim: apollo_adamw"),
         "lr_scheduler_kwargs": (not schedule.startswith("constant"), "lr_scheduler_type: TYPE"),
         **{key: (adam, "optim: adamw_torch") for key in ("adam_beta1", "adam_beta2", "adam_epsilon")},
     }
@@ -61,11 +63,15 @@ def _of_evaluation(args: Any) -> dict[str, tuple[bool, str]]:
 
 def _of_texts(args: Any) -> dict[str, tuple[bool, str]]:
     matryoshka = (args.matryoshka, "matryoshka: true")
+    powers = (args.matryoshka_dimensions is None, "matryoshka_dimensions: null")
+    checkpoints = (args.activation_checkpointing, "activation_checkpointing: true")
     return {
         "tokenizer_vocab_size": (args.tokenizer == "train", "tokenizer: train"),
         "document_instruction_share": (args.instructions, "instructions: true"),
-        **dict.fromkeys(("matryoshka_min_dim", "matryoshka_dimensions"), matryoshka),
+        "matryoshka_dimensions": matryoshka,
+        "matryoshka_min_dim": powers if args.matryoshka else matryoshka,
+        **dict.fromkeys(("calibration_texts", "prune_hidden", "prune_layers"), (args.prunes, "prune_to: SHAPE")),
         "distillation_weight": (args.teacher is not None, "teacher: MODEL"),
-        "activation_checkpointing_kwargs": (args.activation_checkpointing, "activation_checkpointing: true"),
+        **dict.fromkeys(("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), checkpoints),
         "liger_kernel_config": (args.use_liger_kernel, "use_liger_kernel: true"),
     }

@@ -18,6 +18,7 @@ from tests.training.recipes import write_single_stage, write_sources
 from training.checkpoints import STAGING, last_checkpoint
 from training.continuation import read_changes
 from training.run_stage import main
+from training.trainer import F2LLMTrainer
 
 # Config, tokenizer and random states fit in; weights (109 kB) do not, or the optimizer's state (234 kB) does not.
 NO_ROOM_FOR_WEIGHTS, NO_ROOM_FOR_OPTIMIZER = 50_000, 150_000
@@ -183,8 +184,6 @@ def test_prepared_data_deleted_while_a_training_reads_it_is_not_missed(
 
 
 def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
-    from training.trainer import F2LLMTrainer
-
     training_step = F2LLMTrainer.training_step
 
     def acting(self, *args, **kwargs):
@@ -291,3 +290,20 @@ def test_checkpoints_without_the_optimizer_are_neither_resumed_from_nor_replaced
     assert "none of the checkpoints can be resumed from" in line
     assert f"'model: {tmp_path / 'run/checkpoint-6'}'" in line
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+
+
+def test_too_little_memory_names_the_key_and_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    recipe = write_single_stage(tmp_path)
+    with monkeypatch.context() as patch:
+        _at_step(patch, 4, full)
+        assert main([str(recipe)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stopped: CUDA out of memory.")
+    assert f"last good checkpoint: {tmp_path / 'run/checkpoint-3'}." in line
+    assert "Lower 'max_tokens_per_forward', now without limit, and run the same command with --resume" in line
+    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "64"]) == 0

@@ -44,6 +44,13 @@ def unread(tmp_path: Path) -> Callable[..., list[str]]:
         ({"distillation_weight": 0.5}, {"teacher": "some/teacher"}, "teacher: MODEL"),
         ({"document_instruction_share": 0.5, "instructions": False}, {"instructions": True}, "instructions: true"),
         ({"matryoshka_min_dim": 8, "matryoshka": False}, {"matryoshka": True}, "matryoshka: true"),
+        ({"matryoshka_min_dim": 8, "matryoshka_dimensions": [16]}, {"matryoshka_dimensions": None},
+         "matryoshka_dimensions: null"),
+        ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, "max_steps: -1"),
+        ({"calibration_texts": 5}, {"prune_to": {"num_hidden_layers": 1}}, "prune_to: SHAPE"),
+        ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, "optim: apollo_adamw"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True},
+         "activation_checkpointing: true"),
     ],
 )  # fmt: skip
 def test_a_key_without_effect_is_said_with_the_line_to_write(

@@ -16,9 +16,10 @@ from training.errors import InterruptedTrainingError, StoppedError, UserError, i
 __all__ = ["require", "run_command"]
 
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
-# Names of variables that hold what nobody else may read, and the form of a token of the Hub.
+# Names of variables that hold what nobody else may read, and what has the form of a secret: a token of the Hub, the
+# login in an address (as in those of proxies), the signature of one.
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-_TOKEN = re.compile(r"hf_\w{8,}")
+_TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
 _SHORTEST_SECRET = 6
 
 
@@ -79,6 +80,10 @@ def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, s
     # How pathlib tells of links in a circle.
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return "error", f"{in_one_line(error)}; correct the link, or give another path", 2
+    # torch's own is known by its name: not every command has torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        what = f"out of memory ({in_one_line(error) or type(error).__name__})"
+        return "stopped", f"{what}; free some, or give the command less at once. {go_on}", 1
     # Without torch, no process can have lost another.
     if "torch" in sys.modules and lost_contact(error):
         what = "lost contact with another process: look above for what ended that one"

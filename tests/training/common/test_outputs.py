@@ -8,6 +8,7 @@ import re
 import signal
 import stat
 import time
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import filelock
@@ -40,11 +41,35 @@ def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> No
     assert [path.name for path in output.parent.iterdir()] == ["file"]
 
 
+def _enter(output: Path, times: int, together: Synchronized) -> None:
+    for _ in range(times):
+        with locked(output):
+            try:
+                output.touch(exist_ok=False)
+                output.unlink()
+            except FileExistsError:
+                together.value += 1
+
+
+def test_two_are_never_in_together_however_they_meet(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Value("i", 0)
+    each = [context.Process(target=_enter, args=(tmp_path / "a", 100, together)) for _ in range(4)]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(60)
+    assert [process.exitcode for process in each] == [0] * 4 and together.value == 0
+
+
 def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for() -> None:
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
-    (asked,) = re.findall(r'"filelock([^"]*)"', project)
-    # The last one to unlink the file again when a lock is released, which is then another command's.
-    assert "3.24" not in SpecifierSet(asked) and filelock.__version__ in SpecifierSet(asked)
+    # Training, and the environments of the two exports.
+    asked = re.findall(r'"filelock([^"]*)"', project)
+    assert len(asked) == 3
+    for each in asked:
+        # The last one to unlink the file again when a lock is released, which is then another command's.
+        assert "3.24" not in SpecifierSet(each) and filelock.__version__ in SpecifierSet(each)
 
 
 def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:

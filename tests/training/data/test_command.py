@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.data.command import run_command
 from training.data.executor import SubmittedError
@@ -36,6 +37,8 @@ def test_work_that_is_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> N
         (StoppedError("read, task 3: it failed"), 1, "stopped: read, task 3: it failed. To go on, run"),
         (SubmittedError("submitted to Slurm"), 1, "stopped: submitted to Slurm. To go on, run"),
         (KeyboardInterrupt(), 130, "stopped: interrupted. To go on, run"),
+        (MemoryError(), 1, "stopped: out of memory (MemoryError); free some, or give the command less at once. To go"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "stopped: out of memory (CUDA out of memory); free some"),
     ],
 )
 def test_each_way_to_end(capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str) -> None:
@@ -70,11 +73,13 @@ def test_no_secret_is_in_the_file(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     token = "hf_" + "a1B2" * 8
-    assert ending_in(KeyError(f"headers {[*secrets.values(), token]}")) == 1
+    addresses = ["http://me:pass-of-mine@proxy:80/", "https://store/a?X-Amz-Signature=5ec4e7&b=1"]
+    assert ending_in(KeyError(f"headers {[*secrets.values(), token, *addresses]}")) == 1
     (file,) = traces.iterdir()
     for text in (file.read_text(), capsys.readouterr().err):
         assert "<HF_TOKEN>" in text and "<token>" in text
-        assert not any(secret in text for secret in (*secrets.values(), token))
+        assert not any(secret in text for secret in (*secrets.values(), token, "pass-of-mine", "5ec4e7"))
+        assert "@proxy:80/" in text and "&b=1" in text
 
 
 def test_a_full_disk_takes_the_file_but_not_the_line(
