@@ -12,6 +12,9 @@ from training.adapter_folder import base_of
 __all__ = ["foreign_files", "has_code", "runs_own_code"]
 
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
+# Those of this package's models. Where code is trusted, the settings of others may name what is called: Dense calls
+# whatever its activation_function is.
+_MODULES = (".Transformer", ".Pooling", ".Normalize")
 
 
 def has_code(place: str) -> bool:
@@ -57,7 +60,7 @@ def _is_own(path: Path, folder: Path) -> bool:
 
 
 def _named_code(folder: Path) -> list[str]:
-    """The classes that a folder's settings want to be loaded from code beside them or elsewhere."""
+    """What a folder's settings want to be loaded from code beside them or elsewhere, and modules that load more."""
     # Those of modules lie in folders of their own.
     maps = (_read(path).get("auto_map") for path in folder.rglob("*config*.json"))
     values = [value for each in maps if isinstance(each, dict) for value in each.values()]
@@ -65,10 +68,8 @@ def _named_code(folder: Path) -> list[str]:
     classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
     modules = _read(folder / "modules.json", list)
     types = [str(module.get("type")) for module in modules if isinstance(module, dict)]
-    return [
-        *(str(name) for name in classes if name),
-        *(name for name in types if not name.startswith("sentence_transformers.")),
-    ]
+    ours = [name for name in types if name.startswith("sentence_transformers.") and name.endswith(_MODULES)]
+    return [*(str(name) for name in classes if name), *(name for name in types if name not in ours)]
 
 
 def _read(path: Path, kind: type = dict) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
@@ -203,6 +204,22 @@ def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
     (whole / "1_Pooling" / "packing.py").write_bytes((whole / "packing.py").read_bytes())
     assert not runs_own_code(str(whole))
     assert not runs_own_code("org/name")
+
+
+def test_what_the_settings_of_a_module_name_is_not_called(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where code is trusted, Dense calls whatever its settings name."""
+    pipeline, folder = SentenceTransformer(str(whole), device="cpu", trust_remote_code=True), tmp_path / "dense"
+    modules = [pipeline[0], pipeline[1], Dense(32, 16)]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    before = load(folder).encode(TEXTS)
+    path = folder / "2_Dense/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": "os.abort"}))
+    monkeypatch.setattr("os.abort", lambda: pytest.fail("it was called"))
+    assert not runs_own_code(str(folder))
+    # sentence-transformers warns and takes its default, which it was.
+    np.testing.assert_array_equal(load(folder).encode(TEXTS), before)
 
 
 # Adapters.
