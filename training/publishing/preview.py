@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 from huggingface_hub import RepoCard
 
@@ -35,13 +36,13 @@ def file_list(files: Mapping[str, Content]) -> str:
 
 
 def write_card(folder: Path, text: str) -> Path:
-    """Writes a card beside a folder, where it can be read; returns its path.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Writes a card beside a folder, or among temporary files where nothing can be written there; returns its path."""
     path = folder.absolute().with_name(f"{folder.absolute().name}.card.md")
-    write_whole(path, text)
+    try:
+        write_whole(path, text)
+    except OSError:
+        path = Path(mkdtemp(prefix="f2llm-card-"), path.name)
+        write_whole(path, text)
     return path
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from training.data.manifest import find_entry_files
 from training.data.manifest_file import Entry, Manifest, read_manifest
 from training.data.prepared import DESCRIPTION, find_prepared
 from training.errors import UserError
@@ -40,8 +41,8 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     there = [read_json(path / DESCRIPTION) for path in find_prepared(folder, of_sources)]
     found = {name: {} for name in of_sources} | {described["name"]: described for described in there}
     manifest = _manifest(state)
-    entries, dataset = manifest.entries if manifest else [], _hub_dataset(manifest)
-    records = [_record(name, described, _entry_of(name, entries), dataset) for name, described in found.items()]
+    entries, dataset = {name: _entry_of(name, manifest) for name in found}, _hub_dataset(manifest)
+    records = [_record(name, described, entries[name], dataset) for name, described in found.items()]
     unknown = [record.name for record in records if record.rows is None]
     if unknown:
         logger.warning("%s: the prepared data is gone, rows are not told (%s)", state.name, ", ".join(unknown))
@@ -82,15 +83,24 @@ def _hub_dataset(manifest: Manifest | None) -> str | None:
     return found[1] if found else None
 
 
-def _entry_of(name: str, entries: list[Entry]) -> Entry | None:
-    """The entry of a source: of its name, or the collection that one of its files was in."""
+def _entry_of(name: str, manifest: Manifest | None) -> Entry | None:
+    """The entry of a source: of its name, or the collection that its file is in; None if that is not certain."""
+    entries = manifest.entries if manifest else []
     for entry in entries:
         if entry.name == name and not entry.each_file:
             return entry
-    collections = [entry for entry in entries if entry.each_file]
-    return next(
-        (each for each in collections if any(fnmatch(name, Path(pattern).stem) for pattern in each.files)), None
-    )
+    collections = [each for each in entries if each.each_file]
+    fitting = [each for each in collections if any(fnmatch(name, Path(file).stem) for file in each.files)]
+    if manifest is not None and isinstance(manifest.folder.root, Path):
+        # The pattern of another folder may fit the name, too. Where all files are gone, nothing else is known.
+        names = [_names_of(manifest, each) for each in fitting]
+        fitting = [each for each, there in zip(fitting, names, strict=True) if name in there or not there]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _names_of(manifest: Manifest, entry: Entry) -> set[str]:
+    """The sources of a collection whose files are on this machine."""
+    return {file.stem for files in find_entry_files(manifest, entry).values() for file in files}
 
 
 def _record(name: str, described: Mapping[str, Any], entry: Entry | None, dataset: str | None) -> SourceRecord:

@@ -78,6 +78,33 @@ def test_a_source_of_an_earlier_stage_and_of_the_teacher_counts(runs: Path, caps
     assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
 
 
+def test_a_collection_of_another_folder_tells_no_licence(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = runs.parent / "data"
+    content = yaml.safe_load((data / "manifest.yaml").read_text())
+    (retrieval,) = (each for each in content["sources"] if each["task_type"] == "retrieval")
+    content["sources"].remove(retrieval)
+    for name, given in (("free", "MIT"), ("bought", "proprietary")):
+        (data / name).mkdir()
+        collection = {"name": name, "files": [f"{name}/*.parquet"], "licence": given, "each_file": True}
+        content["sources"].append({**retrieval, **collection})
+    (data / "free/other.parquet").touch()
+    source = data / "bought/tiny_retrieval.parquet"
+    source.touch()
+    (data / "manifest.yaml").write_text(yaml.safe_dump(content))
+    assert pack(runs) == 2
+    assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
+    # Nor does it when the right entry is gone, or the files of both are.
+    for gone in (data / "free/other.parquet", source):
+        gone.unlink()
+        assert pack(runs) == 2
+        assert "source tiny_retrieval (" in capsys.readouterr().err
+    (data / "free/other.parquet").touch()
+    content["sources"].pop()
+    (data / "manifest.yaml").write_text(yaml.safe_dump(content))
+    assert pack(runs) == 2
+    assert "source tiny_retrieval (no licence in the manifest)" in capsys.readouterr().err
+
+
 def test_data_that_was_changed_in_training_is_asked_about(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Of what was read before, neither recipe nor manifest tells.
     note_changes(runs / "stage1", check_data(runs / "stage1/data.json", {"other": "0"}, True), None)
