@@ -10,17 +10,17 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.data.command import require, run_command
+from training.common.command import require, run_command
 
 if __name__ == "__main__":
     require("jinja2", "publish")
 
-from training.checkpoints import write_whole
+from training.common.errors import UserError
 from training.common.outputs import check_output, new_folder
-from training.errors import UserError
+from training.common.run_folder import write_whole
 from training.publishing.card import CARD, model_card
-from training.publishing.checkpoint_card import CheckpointFacts, checkpoint_card
 from training.publishing.figures import FIGURES
+from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card
 from training.publishing.record import ModelRelease, load_release
 
 __all__ = ["CHECKPOINT", "EXAMPLES", "main", "update_examples"]
@@ -31,7 +31,7 @@ _ORGANISATION = "example-org"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     parser = argparse.ArgumentParser(prog="update_examples.py", description=__doc__)
     parser.add_argument("packed", type=Path, help="folder that publish.py pack wrote")
     arguments = parser.parse_args(words)

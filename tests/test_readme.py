@@ -87,7 +87,7 @@ def test_the_manifest_of_the_readme_is_valid(tmp_path: Path) -> None:
 def test_the_evaluation_of_the_readme_is_valid() -> None:
     import yaml
 
-    from training.arguments import StageArguments
+    from training.config.arguments import StageArguments
 
     keys = yaml.safe_load(next(text for text in _snippets("yaml") if "evaluation_sample:" in text))
     arguments = StageArguments(output_dir="runs/mine", model="some/model", use_cpu=True, **keys)

@@ -11,11 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from training.data.command import run_command
-from training.merging.merging import merge
-from training.merging.method import mean_of, slerp_of
-from training.merging.parents import find_parent
-from training.merging.streaming import MAX_SHARD_SIZE
+from training.common.command import run_command
+from training.models.merging.merging import merge
+from training.models.merging.method import mean_of, slerp_of
+from training.models.merging.parents import find_parent
+from training.models.merging.streaming import MAX_SHARD_SIZE
 
 __all__ = ["main"]
 
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     arguments = _arguments(words)
     return run_command(lambda: _run(arguments))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.data.command import run_command
+from training.common.command import run_command
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ _COMMANDS = {
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(prog="publish.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -13,18 +13,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from training.checkpoints import holds_model
-from training.data.command import run_command
-from training.dry_run import device_overrides, show_plans
-from training.errors import UserError
+from training.common.command import run_command
+from training.common.errors import UserError
+from training.common.run_folder import holds_model
+from training.common.yaml_file import load_yaml
+from training.config.inputs import require_inputs
+from training.config.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
 from training.evaluation.finished_stage import evaluate_and_report
 from training.evaluation.report import check_report_folder
 from training.evaluation.stage_pairs import check_stage_pairs
-from training.inputs import require_inputs
-from training.interruption import ended_by_signals
-from training.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
-from training.stage import run_stage
-from training.yaml_file import load_yaml
+from training.planning.dry_run import device_overrides, show_plans
+from training.stages.stage import run_stage
+from training.trainer.interruption import ended_by_signals
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("training")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     # The bars of reading and writing weights, not the one of training.
     disable_progress_bar()
 

@@ -23,8 +23,8 @@ from tests.benchmarks.step import embed
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, add_ratio, measure
-from training.objective import Objective
-from training.teacher_cache import TeacherCache
+from training.distillation.teacher_cache import TeacherCache
+from training.trainer.objective import Objective
 
 __all__ = ["run"]
 

@@ -20,9 +20,9 @@ from tests.benchmarks.settings import Settings, device
 from tests.benchmarks.step import embed
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import spread, time_call
-from training.gradient_cache import CachedStep
-from training.layout import lay_out
-from training.objective import Objective
+from training.models.layout import lay_out
+from training.trainer.gradient_cache import CachedStep
+from training.trainer.objective import Objective
 
 __all__ = ["growth_batch", "growth_length", "time_and_memory"]
 

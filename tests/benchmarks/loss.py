@@ -18,7 +18,7 @@ from tests.benchmarks.step import embed
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import NEGATIVES, batches, row_lengths
 from tests.benchmarks.timing import Contestant, measure, spread
-from training.objective import Objective
+from training.trainer.objective import Objective
 
 __all__ = ["run"]
 

@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.1
 
 def run(settings: Settings, suite: Suite) -> None:
     """Times both ways to tokenise, then prepares larger and larger sources."""
-    from training.data.tokenizer import train_tokenizer
+    from training.models.tokenizer import train_tokenizer
 
     sizes = settings.pick(quick=[200], cpu=[200_000, 1_000_000, 2_000_000], cuda=[200_000, 1_000_000, 2_000_000])
     suite.notes += [
@@ -87,7 +87,7 @@ def _prepare(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Ca
 
     from training.data.manifest import Source
     from training.data.options import PreparationOptions
-    from training.data.prepare import prepare
+    from training.data.preparation.pipeline import prepare
 
     def run() -> tuple[int, int]:
         shutil.rmtree(folder / "rate", ignore_errors=True)

@@ -33,9 +33,9 @@ def _open(folder: Path, rows: str) -> dict[str, float]:
     sources = [PreparedSource(place)]
     seconds, peak = time.perf_counter() - start, process_memory("VmHWM")
 
-    from training.collator import PackedCollator, PreparedRows
     from training.data.options import PreparationOptions
-    from training.sampler import GlobalBatchSampler
+    from training.trainer.collator import PackedCollator, PreparedRows
+    from training.trainer.sampler import GlobalBatchSampler
 
     start = time.perf_counter()
     dataset = PreparedRows(sources, "train")
@@ -50,8 +50,8 @@ def _prepare(folder: Path, rows: str) -> dict[str, float]:
     """Prepares a file from scratch."""
     from training.data.manifest import Source
     from training.data.options import PreparationOptions
-    from training.data.prepare import prepare
-    from training.data.tokenizer import load_tokenizer
+    from training.data.preparation.pipeline import prepare
+    from training.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     source = Source(rows, [folder / f"{rows}.parquet"], "retrieval", "Retrieve.")

@@ -19,8 +19,8 @@ from tests.benchmarks.settings import PRECISIONS, Settings, device
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, add_ratio, measure
-from training.gradient_cache import embed_chunk
-from training.objective import Objective
+from training.trainer.gradient_cache import embed_chunk
+from training.trainer.objective import Objective
 
 __all__ = ["embed", "embed_padded", "run", "stepper"]
 

@@ -162,11 +162,11 @@ def _our_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from training.arguments import StageArguments
+    from training.config.arguments import StageArguments
     from training.data.manifest import Source
     from training.data.options import PreparationOptions
-    from training.data.prepare import prepare
-    from training.trainer import F2LLMTrainer
+    from training.data.preparation.pipeline import prepare
+    from training.trainer.trainer import F2LLMTrainer
 
     folder.mkdir()
     pq.write_table(pa.table(columns), folder / "rows.parquet")

@@ -12,7 +12,7 @@ from hub_cards.snippets import snippets
 from hub_cards.update_examples import CHECKPOINT, EXAMPLES, update_examples
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.training.publishing.releases import evaluate, make_release, write_release
-from training.errors import UserError
+from training.common.errors import UserError
 from training.publishing.figures import draw_figures
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.recipes import write_single_stage
+from training.common.errors import UserError
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
-from training.data.tokenizer import train_tokenizer
-from training.errors import UserError
+from training.models.tokenizer import train_tokenizer
 from training.run_stage import main
 
 NUM_HARD_NEGATIVES = {"retrieval": 2, "clustering": 3, "classification": 1}

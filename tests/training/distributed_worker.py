@@ -23,8 +23,8 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from training import gradient_cache, trainer
 from training.run_stage import main
+from training.trainer.trainer import gradient_cache, trainer
 
 
 def _shard() -> None:

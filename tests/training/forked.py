@@ -23,11 +23,11 @@ __all__ = ["Run", "SignalAt", "start"]
 
 _CONTEXT = multiprocessing.get_context("fork")
 _PLACES = {
-    "setup": ("training.setup", "set_seed"),
-    "step": ("training.trainer", "F2LLMTrainer.training_step"),
-    "evaluation": ("training.trainer", "F2LLMTrainer.evaluate"),
-    "checkpoint": ("training.saving", "publish"),
-    "finish": ("training.stage", "_save"),
+    "setup": ("training.stages.setup", "set_seed"),
+    "step": ("training.trainer.trainer", "F2LLMTrainer.training_step"),
+    "evaluation": ("training.trainer.trainer", "F2LLMTrainer.evaluate"),
+    "checkpoint": ("training.trainer.saving", "publish"),
+    "finish": ("training.stages.stage", "_save"),
 }
 
 

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.losses import matryoshka_dims
-from training.gradient_cache import CachedStep
-from training.layout import lay_out
-from training.objective import Objective
+from training.models.layout import lay_out
+from training.trainer.gradient_cache import CachedStep
+from training.trainer.objective import Objective
 
 NEGATIVES = 7
 # Tokens of a text, short enough for a test on the CPU.

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.arguments import StageArguments
-from training.recipe import Recipe
-from training.trainer import F2LLMTrainer
+from training.config.arguments import StageArguments
+from training.config.recipe import Recipe
+from training.trainer.trainer import F2LLMTrainer
 
 __all__ = [
     "ONE_STAGE",

@@ -17,18 +17,18 @@ from training.common.outputs import locked
 from training.data.build import main as build
 from training.data.decontaminate import main as decontaminate
 from training.data.mine import main as mine
-from training.data.prepare_command import main as prepare
+from training.data.prepare import main as prepare
 from training.data.release import main as release
-from training.evaluation.adaptation import main as adaptation
-from training.evaluation.claims import RECIPE as CLAIMS
-from training.evaluation.claims import main as claims
 from training.evaluation.records import Evaluation
 from training.evaluation.report import main as report
 from training.evaluation.run import main as evaluate
-from training.export import main as export
-from training.export_gguf import main as export_gguf
+from training.examples.adaptation import main as adaptation
+from training.examples.claims import RECIPE as CLAIMS
+from training.examples.claims import main as claims
 from training.merge import main as merge
-from training.merge_adapter import main as merge_adapter
+from training.models.export import main as export
+from training.models.export_gguf import main as export_gguf
+from training.models.merge_adapter import main as merge_adapter
 from training.publish import main as publish
 from training.run_stage import main as run_stage
 

@@ -8,7 +8,7 @@ from random import SystemRandom
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["CHECKSUMS", "check_file", "checksums_of", "write_checksums"]
 

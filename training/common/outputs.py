@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from training.checkpoints import publish
-from training.errors import OutputError, UserError
+from training.common.errors import OutputError, UserError
+from training.common.run_folder import publish
 
 __all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder", "temporary_folder"]
 

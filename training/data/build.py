@@ -27,15 +27,15 @@ import datasets
 import pyarrow as pa
 import yaml
 
+from training.common.command import run_command
+from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
 from training.data.building.formats import Row
 from training.data.building.json_rows import JsonRows
 from training.data.building.loading import load_raw
 from training.data.building.raw import RawRows
-from training.data.command import run_command
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
-from training.errors import UserError
 
 __all__ = ["build_from_file", "main"]
 
@@ -50,7 +50,7 @@ _FORMAT = 2
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     parser = argparse.ArgumentParser(
         prog="build.py",
         description=(__doc__ or "").splitlines()[0],

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import UserError
 from training.common.outputs import locked, new_folder
-from training.errors import UserError
 
 __all__ = ["build_folder"]
 

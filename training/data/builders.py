@@ -7,10 +7,10 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import UserError
+from training.common.yaml_file import unknown_key
 from training.data.cldr.build import build_cldr
 from training.data.gettext_catalogs.build import build_gettext
-from training.errors import UserError
-from training.yaml_file import unknown_key
 
 __all__ = ["build"]
 

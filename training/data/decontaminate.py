@@ -15,18 +15,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from training.checkpoints import write_whole
+from training.common.command import run_command
+from training.common.errors import UserError
+from training.common.executor import Executor, read_executor
 from training.common.outputs import check_output, locked
+from training.common.run_folder import write_whole
 from training.data.cleaning.decontamination import Contamination, find_contamination
 from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet, evaluation_file, evaluation_tasks
 from training.data.cleaning.removal import MANIFEST, write_clean
 from training.data.cleaning.report import Findings, contamination_report, contamination_table
-from training.data.command import run_command
-from training.data.executor import Executor, read_executor
 from training.data.manifest import Source, load_manifest, require_local
 from training.data.published import PublishedFile
-from training.errors import UserError
 
 __all__ = ["decontaminate", "main"]
 
@@ -126,7 +126,7 @@ def _to_remove(files: int, duplicates: Mapping[str, Repeats], contamination: Con
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     arguments = _arguments(words)
     return run_command(lambda: _run(arguments))
 

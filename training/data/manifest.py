@@ -33,11 +33,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from training.data.file_names import languages_in_name
+from training.common.errors import UserError
+from training.common.file_names import languages_in_name
+from training.common.paths import RULE
 from training.data.manifest_file import TASK_TYPES, Entry, Manifest, check_name, read_manifest
 from training.data.storage import SourceFile
-from training.errors import UserError
-from training.recipe_paths import RULE
 
 __all__ = [
     "TASK_TYPES",

@@ -6,9 +6,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import UserError
+from training.common.yaml_file import load_yaml, unknown_key
 from training.data.storage import DataFolder
-from training.errors import UserError
-from training.yaml_file import load_yaml, unknown_key
 
 __all__ = ["INSTRUCTION_ORIGINS", "TASK_TYPES", "Entry", "Manifest", "PublishedShares", "check_name", "read_manifest"]
 

@@ -11,18 +11,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from transformers.utils.logging import disable_progress_bar
 
-from training.data.command import run_command
-from training.data.executor import Executor, read_executor
+from training.common.command import run_command
+from training.common.executor import Executor, read_executor
 from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.index import SEARCHES
-from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
 from training.data.mining.translations import bitext_sources
+from training.models.miner import find_miner
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     arguments = _arguments(words)
     disable_progress_bar()
     return run_command(lambda: _run(arguments))

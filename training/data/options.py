@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["ON_BAD_ROW", "PreparationOptions", "required_negatives"]
 

@@ -1,259 +1,165 @@
-"""From the published format to prepared sources: every distinct text tokenised once, rows turned into integers.
-
-python training/data/prepare.py --manifest data/manifest.yaml --tokenizer Qwen/Qwen3-0.6B --output data/prepared
-"""
+"""The command line of ``prepare.py``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import shutil
+import argparse
+import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
-from functools import partial
-from glob import escape
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-if __name__ == "__main__":
-    # Run as a script from a checkout: the recipe is not an installed package.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from training.common.command import run_command
+from training.common.errors import OutputError, UserError
+from training.common.executor import read_executor
+from training.common.outputs import check_output
+from training.data.manifest import TASK_TYPES, load_manifest, select_sources
+from training.data.options import ON_BAD_ROW, PreparationOptions
+from training.data.preparation.pipeline import prepare
+from training.data.prepared import PreparedSource, put_aside
+from training.data.survey import survey
+from training.data.survey_report import report
+from training.models.tokenizer import load_tokenizer
 
-from modeling_f2llm.tokenizer import append_eos
-from training.checkpoints import publish, write_whole
-from training.common.checksums import checksums_of
-from training.common.outputs import check_output, locked
-from training.data.executor import Executor, Phase, SubmittedError, run_phases
-from training.data.manifest import Source
-from training.data.options import PreparationOptions
-from training.data.preparation.assembly import FORMAT, assemble
-from training.data.preparation.placing import place_shard
-from training.data.preparation.plan import PreparationPlan, make_plan
-from training.data.preparation.reading import read_shard
-from training.data.preparation.splitting import choose_validation
-from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepared import (
-    DESCRIPTION,
-    FORMS,
-    OFFSETS,
-    QUARANTINE,
-    SPLITS,
-    TEXT_OFFSETS,
-    TEXTS,
-    TOKENS,
-    PreparedSource,
-)
-from training.data.storage import identity
-from training.errors import UserError
-
-__all__ = ["prepare", "prepare_source"]
-
-logger = logging.getLogger(__name__)
-
-# Fewer texts are done before more processes have started.
-_CELLS_WORTH_PROCESSES = 1_000_000
-# What a source says of itself that no prepared byte depends on.
-_WITHOUT_EFFECT = ("category", "licence")
-# Digits of the fingerprint in the name of a folder, and what follows them if texts are kept.
-_DIGITS, _WITH_TEXTS = 16, "-texts"
-# Where hashes of files are remembered, and what marks work that goes on without this command.
-_HASHES, _SUBMITTED = ".hashes", "submitted"
+__all__ = ["main"]
 
 
-def prepare(
-    sources: Sequence[Source],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path | str,
-    options: PreparationOptions,
-    executor: Executor | None = None,
-) -> list[PreparedSource]:
-    """Prepares each source into a subfolder of its name, reusing those that are finished and unchanged.
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
+    arguments = _parser().parse_args(words)
 
-    The same bytes come out wherever and however the work is done. A run that was killed goes on where it was.
-
-    Args:
-        sources: What to prepare.
-        tokenizer: A fast tokenizer with an EOS token.
-        folder: Where the prepared sources go.
-        options: How.
-        executor: Where; processes on this machine if None, more than one if there is enough to do.
-
-    Raises:
-        UserError: If a source is faulty, or the tokenizer has no EOS. Sources prepared before it stay.
-        SubmittedError: If the executor works on its own; all sources are submitted then.
-    """
-    try:
-        append_eos(tokenizer)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    folder, prepared, submitted = Path(folder), [], None
-    for source in tqdm(sources, desc="prepare", unit="source", disable=None):
+    def work() -> None:
         try:
-            prepared.append(prepare_source(source, tokenizer, folder, options, executor))
-        except SubmittedError as error:
-            submitted = error
-    if submitted is not None:
-        raise submitted
-    for source in prepared:
-        _tell_same(source)
-        if source.num_negatives == 0 and source.task_type == "retrieval":
-            logger.info(
-                "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
-            )
-    return prepared
+            (_look if arguments.dry_run else _prepare)(arguments)
+        except OutputError as error:
+            raise error.advising("give another --output") from None
+        except UserError as error:
+            raise UserError(_with_options(str(error), vars(arguments))) from None
+
+    return run_command(work)
 
 
-def prepare_source(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    options: PreparationOptions,
-    executor: Executor | None = None,
-) -> PreparedSource:
-    """Prepares one source into a subfolder that is whole or absent, or finds it there.
+def _with_options(message: str, options: Collection[str]) -> str:
+    """A message about the keys of a recipe with those that are options here written as such.
 
-    The subfolder is named after the source and all that its content depends on: what another run reads, prepared with
-    other settings, is never touched. Of two commands that need the same, one waits for the other. A finished source
-    that has texts serves where none are needed, but not the other way round.
-
-    Raises:
-        UserError: If the source is faulty, or what was prepared before is damaged.
+    Example:
+        >>> _with_options("max_length is 0; give on_bad_row: quarantine", ["max_length", "on_bad_row"])
+        '--max-length is 0; give --on-bad-row quarantine'
     """
-    backend = _as_json(tokenizer)
-    fingerprint = _fingerprint(source, backend, options, folder)
-    name = f"{source.name}-{fingerprint[:_DIGITS]}"
-    bare, with_texts = folder / name, folder / f"{name}{_WITH_TEXTS}"
-    output = with_texts if options.keep_texts else bare
-    _clear_leftovers(folder, source.name, output)
-    serving = [with_texts] if options.keep_texts else [bare, with_texts]
-    prepared = _find(serving, fingerprint)
-    if prepared is None:
-        with locked(output):
-            prepared = _find(serving, fingerprint) or _prepare(source, backend, output, fingerprint, options, executor)
-    return prepared
+    # Not single words, which may be anything, nor parts of paths.
+    names = "|".join(name for name in options if "_" in name)
+    message = re.sub(rf"'({names}): ([^']*)'", r"\1: \2", message)
+    key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
+    return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
 
 
-def _tell_same(source: PreparedSource) -> None:
-    """Warns of rows whose query is their passage; they are trained on."""
-    same, rows = source.description["query_is_passage"], source.description["rows"]
-    if same:
-        logger.warning(
-            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
-            source.name,
-            same,
-            sum(rows.values()),
+def _look(arguments: argparse.Namespace) -> None:
+    if arguments.sources or arguments.task_types or arguments.cap is not None:
+        raise UserError("--dry-run looks at the whole manifest: leave out --sources, --task-types and --cap")
+    sys.stdout.write(report(survey(arguments.manifest, arguments.data_dir, arguments.stage)) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = PreparationOptions()
+    parser = argparse.ArgumentParser(
+        prog="prepare.py",
+        description="Tokenises the sources of a manifest for training. Finished, unchanged sources are kept, and a run "
+        "that was killed goes on where it was.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--manifest", required=True, help="YAML file of the sources")
+    parser.add_argument("--data-dir", help="folder or hf:// address of the files, instead of the manifest's own")
+    parser.add_argument("--stage", help="take the sources of this stage, under its caps")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be read and what is missing; no more")
+    parser.add_argument("--tokenizer", help="name or folder of a tokenizer")
+    parser.add_argument("--output", help="folder of the prepared sources")
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="these sources only, * as in file names")
+    parser.add_argument("--task-types", nargs="+", choices=TASK_TYPES, help="sources of these types only")
+    parser.add_argument("--cap", type=int, help="rows per source at most, drawn by key")
+    parser.add_argument("--max-length", type=int, default=defaults.max_length, help="tokens of a text at most")
+    parser.add_argument("--raw", action="store_true", help="no instructions, as in stage 1")
+    parser.add_argument(
+        "--document-instruction-share",
+        type=float,
+        default=defaults.document_instruction_share,
+        help="share of the documents of symmetric sources that carry the instruction too",
+    )
+    parser.add_argument("--validation-share", type=float, default=defaults.validation_share)
+    for task_type, number in defaults.num_hard_negatives:
+        parser.add_argument(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that rows must have")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--on-bad-row", choices=ON_BAD_ROW, default=defaults.on_bad_row)
+    parser.add_argument(
+        "--keep-texts", action="store_true", help="keep texts beside their tokens, for a teacher of another tokenizer"
+    )
+    parser.add_argument("--text-forms", action="store_true", help="tell texts in another spelling, for mask_duplicates")
+    parser.add_argument("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    for name in ("tokenizer", "output"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; add it, or --dry-run to look only")
+    executor = read_executor(arguments.executor)
+    sources = load_manifest(arguments.manifest, arguments.data_dir, arguments.stage)
+    sources = select_sources(sources, arguments.sources, arguments.task_types)
+    files = [file for source in sources for file in source.files if isinstance(file, Path)]
+    check_output(Path(arguments.output), [Path(arguments.manifest), *files, Path(arguments.tokenizer)])
+    if arguments.cap is not None and arguments.cap < 1:
+        raise UserError(f"--cap must be at least 1, got {arguments.cap}")
+    if arguments.cap is not None:
+        sources = [replace(source, cap=min(arguments.cap, source.cap or arguments.cap)) for source in sources]
+    types = [task_type for task_type, _ in PreparationOptions().num_hard_negatives]
+    options = PreparationOptions(
+        max_length=arguments.max_length,
+        instructions=not arguments.raw,
+        document_instruction_share=arguments.document_instruction_share,
+        validation_share=arguments.validation_share,
+        num_hard_negatives=tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in types),
+        seed=arguments.seed,
+        on_bad_row=arguments.on_bad_row,
+        keep_texts=arguments.keep_texts,
+        text_forms=arguments.text_forms,
+    )
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    longest = _longest(arguments.tokenizer, tokenizer)
+    if arguments.max_length > longest:
+        raise UserError(
+            f"--max-length {arguments.max_length} is more than the {longest} tokens of a text that "
+            f"{arguments.tokenizer} reads; give --max-length {longest}"
         )
+    prepared = prepare(sources, tokenizer, arguments.output, options, executor)
+    sys.stdout.write(_summary(prepared))
 
 
-def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
-    """The finished source in the first of these folders that holds it.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    for folder in folders:
-        try:
-            prepared = PreparedSource(folder)
-        except UserError:
-            continue
-        if prepared.description.get("fingerprint") == fingerprint and _names(prepared) <= _there(folder):
-            return prepared.check()
-    return None
-
-
-def _names(prepared: PreparedSource | None = None) -> set[str]:
-    """The files of a finished source, but for its quarantine; all that there may be for None."""
-    arrays = [TOKENS, OFFSETS, FORMS, *SPLITS.values(), TEXTS, TEXT_OFFSETS] if prepared is None else prepared.arrays
-    return {DESCRIPTION, *arrays, *(checksums_of(Path(name)).name for name in arrays)}
-
-
-def _there(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def _prepare(
-    source: Source,
-    tokenizer: str,
-    output: Path,
-    fingerprint: str,
-    options: PreparationOptions,
-    executor: Executor | None,
-) -> PreparedSource:
-    check_output(output, ours={*_names(), QUARANTINE}, option="prepared_dir")
-    plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
-    if not plan.tokenizer_file.exists():
-        # Not even begun. Otherwise the work goes on where a killed command left it: it has the name of this one.
-        plan.make_folders()
-        write_whole(plan.tokenizer_file, tokenizer)
+def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a text that a tokenizer reads, and the model beside it, if there is one."""
     try:
-        _run(plan, executor)
-    except SubmittedError:
-        # The work goes on when this command has ended, and its lock with it.
-        (plan.folder / _SUBMITTED).touch()
-        raise
-    whole = plan.folder / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    assemble(plan, whole, fingerprint)
-    publish(whole, output)
-    shutil.rmtree(plan.folder)
-    prepared = PreparedSource(output).check()
-    logger.info("prepared %s", prepared)
-    return prepared
+        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
+    # A tokenizer alone, or the model of another library; the tokenizer is what matters here.
+    except Exception:
+        return tokenizer.model_max_length
+    return min(positions, tokenizer.model_max_length)
 
 
-def _clear_leftovers(folder: Path, name: str, output: Path) -> None:
-    """Removes what killed commands began for this source with other settings, and nothing of one that is at work."""
-    for work in folder.glob(f".{escape(name)}-*.partial"):
-        begun = folder / work.name.removeprefix(".").removesuffix(".partial")
-        digits = begun.name.removeprefix(f"{name}-").removesuffix(_WITH_TEXTS)
-        if len(digits) != _DIGITS or (work / _SUBMITTED).exists() or (begun == output and not begun.exists()):
-            continue
-        with suppress(UserError), locked(begun, busy="is being prepared"):
-            shutil.rmtree(work, ignore_errors=True)
+def _summary(prepared: Sequence[PreparedSource]) -> str:
+    """A line for each source, the sum, and what was put aside."""
+    lines = [f"{'source':<32}{'train':>12}{'validation':>12}{'texts':>12}{'tokens':>16}{'aside':>8}"]
+    totals = [0] * 5
+    for source in prepared:
+        about = source.description
+        aside = sum(about["quarantined"].values())
+        numbers = [about["rows"]["train"], about["rows"]["validation"], about["texts"], about["tokens"], aside]
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
+        lines.append(_line(source.name, numbers))
+    lines.append(_line("all", totals))
+    lines += [line for line in map(put_aside, prepared) if line]
+    return "\n".join(lines) + "\n"
 
 
-def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = tokenizer.backend_tokenizer
-    # The truncation and padding of the last call would be part of the JSON.
-    backend.no_truncation()
-    backend.no_padding()
-    return backend.to_str()
-
-
-def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, folder: Path) -> str:
-    """Changes with anything that the prepared rows and tokens depend on; texts may lie beside them or not."""
-    digest = hashlib.blake2b(digest_size=16)
-    described = {**asdict(source), "files": [identity(file, folder / _HASHES) for file in source.files]}
-    for key in _WITHOUT_EFFECT:
-        described.pop(key)
-    # Other task types' negatives do not matter to this source.
-    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
-    chosen.pop("keep_texts")
-    digest.update(json.dumps([FORMAT, described, chosen]).encode())
-    digest.update(tokenizer.encode())
-    return digest.hexdigest()
-
-
-def _run(plan: PreparationPlan, executor: Executor | None) -> None:
-    executor = executor or Executor()
-    if executor.name == "local" and executor.workers is None and plan.cells < _CELLS_WORTH_PROCESSES:
-        executor = replace(executor, workers=1)
-    phases = [
-        Phase("read", partial(read_shard, plan), len(plan.shards)),
-        Phase("split", partial(choose_validation, plan), 1),
-        Phase("tokenise", partial(tokenise_partition, plan), plan.partitions),
-        Phase("place", partial(place_shard, plan), len(plan.shards)),
-    ]
-    run_phases(phases, plan.folder / "tasks", executor)
-
-
-if __name__ == "__main__":
-    from training.data.prepare_command import main
-
-    raise SystemExit(main())
+def _line(name: str, numbers: Sequence[int]) -> str:
+    widths = (12, 12, 12, 16, 8)
+    return f"{name:<32}" + "".join(f"{number:>{width},}" for number, width in zip(numbers, widths, strict=True))

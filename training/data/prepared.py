@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.common.checksums import check_file
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = [
     *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.common.errors import UserError
 from training.data.instructions import without_instruction
 from training.data.row_checks import bad_row, find_faults, text_column
 from training.data.storage import RemoteFile, SourceFile, as_file, opened
-from training.errors import UserError
 
 __all__ = ["PublishedFile", "TextBatch"]
 

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     _HERE = Path(__file__).resolve().parent
     sys.path[:] = [str(_HERE.parent.parent), *(path for path in sys.path if path != str(_HERE))]
 
-from training.data.command import require, run_command
+from training.common.command import require, run_command
 
 if __name__ == "__main__":
     require("jinja2", "publish")
@@ -28,6 +28,8 @@ if __name__ == "__main__":
 import yaml
 
 from hub_cards.render import render_dataset_card
+from training.common.content import Content
+from training.common.errors import UserError
 from training.common.outputs import check_output, locked, new_folder
 from training.data.manifest import Source, find_entry_files, load_manifest, select_sources
 from training.data.manifest_file import Manifest, read_manifest
@@ -36,8 +38,6 @@ from training.data.releasing.files import MAX_FILE_BYTES, ReleasedSource, copy_s
 from training.data.releasing.plot import plot_languages
 from training.data.releasing.records import contamination_facts, provenance_rows, read_contamination, read_records
 from training.data.storage import identity
-from training.errors import UserError
-from training.publishing.content import Content
 
 __all__ = ["main", "release"]
 
@@ -49,7 +49,7 @@ _FORMAT = 3
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     parser = argparse.ArgumentParser(prog="release.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--output", type=Path, required=True, help="folder of the release; it is made")

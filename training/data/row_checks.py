@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.common.errors import UserError
 from training.data.cleaning.normalise import form_keys, same_form
 from training.data.instructions import without_instruction
-from training.errors import UserError
 
 __all__ = ["MOST_CHARACTERS", "Fault", "bad_row", "find_faults", "query_is_passage", "text_column"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 from xxhash import xxh3_64_hexdigest, xxh3_128
 
-from training.checkpoints import write_whole
+from training.common.errors import UserError, in_one_line
 from training.common.outputs import locked
-from training.errors import UserError, in_one_line
-from training.recipe_paths import RULE
+from training.common.paths import RULE
+from training.common.run_folder import write_whole
 
 __all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "opened"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from training.common.errors import UserError
 from training.data.manifest import file_languages, find_entry_files
 from training.data.manifest_file import Entry, Manifest, PublishedShares, read_manifest
 from training.data.published import PublishedFile
 from training.data.storage import SourceFile
-from training.errors import UserError
 
 __all__ = ["SEVERAL", "CollectionSurvey", "FileSurvey", "SourceSurvey", "Survey", "divided", "survey"]
 

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.agreement import as_first_process
+from training.common.agreement import as_first_process
 from training.evaluation.pairs import CUTOFF, Pairs, ranking_scores
-from training.gradient_cache import embed_batch
-from training.layout import lay_out
+from training.models.layout import lay_out
+from training.trainer.gradient_cache import embed_batch
 
 __all__ = ["PairsCallback"]
 

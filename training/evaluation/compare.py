@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.records import Evaluation, Score, load_evaluation
 from training.evaluation.selection import by_task, labels, model_scores
 from training.evaluation.significance import PairedTest, examples_of, holm, paired_test

@@ -13,7 +13,7 @@ from mteb.models.abs_encoder import AbsEncoder, get_prompt, get_prompt_name
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.models import Prompts
 from training.evaluation.quantization import QUANTIZERS, calibrate, quantized, unit_length
 from training.evaluation.records import PRECISIONS

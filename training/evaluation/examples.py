@@ -15,7 +15,7 @@ from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.multilabel_classification import AbsTaskMultilabelClassification
 from numpy.typing import NDArray
 
-from training.errors import in_one_line
+from training.common.errors import in_one_line
 
 __all__ = ["agree", "data_of", "has_examples", "recorded"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.arguments import StageArguments
-from training.checkpoints import write_whole
+from training.common.languages import iso639_3
 from training.common.outputs import locked
-from training.data.languages import iso639_3
+from training.common.run_folder import write_whole
+from training.config.arguments import StageArguments
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
 from training.evaluation.places import run_of

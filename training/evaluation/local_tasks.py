@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mteb.abstasks.abstask import AbsTask
 
+from training.common.errors import UserError
 from training.data.prepared import DESCRIPTION
 from training.data.published import PublishedFile
-from training.errors import UserError
 from training.evaluation.local.labelled import classification, clustering, labels_of
 from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.local.task_classes import UnfitError, camel_case

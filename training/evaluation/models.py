@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import TEMPLATE
 from modeling_f2llm.tokenizer import append_eos
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.records import ModelRecord
 from training.evaluation.store import EmbeddingStore
 from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of

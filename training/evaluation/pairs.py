@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from training.common.errors import UserError
+from training.common.languages import usual_script
 from training.data.cleaning.normalise import normalise
-from training.data.languages import usual_script
-from training.errors import UserError
 from training.evaluation.text_file import read_texts
 
 __all__ = [

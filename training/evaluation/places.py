@@ -6,11 +6,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.common.paths import place_of
+from training.common.yaml_file import load_yaml
 from training.models.reference import find_model, revisions_in
-from training.recipe_paths import place_of
-from training.setup import RECIPE
-from training.yaml_file import load_yaml
+from training.stages.setup import RECIPE
 
 __all__ = ["find_model", "manifest_of", "revisions_of", "run_of"]
 

@@ -12,8 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from training.checkpoints import write_whole
-from training.errors import UserError
+from training.common.errors import UserError
+from training.common.run_folder import write_whole
 
 __all__ = [
     *("EXAMPLES", "PRECISIONS", "SCORES"),

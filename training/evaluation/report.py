@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.checkpoints import write_whole
+from training.common.command import run_command
 from training.common.outputs import check_output
-from training.data.command import run_command
+from training.common.run_folder import write_whole
 from training.evaluation.compare import compare_models, comparison_as_dict
 from training.evaluation.figures.curves import draw_curves
 from training.evaluation.figures.dimensions import draw_dimensions
@@ -128,7 +128,7 @@ def comparison_text(evaluation: Evaluation, first: str, second: str) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command line; see :func:`~training.data.command.run_command` for its exit status."""
+    """Runs the command line; see :func:`~training.common.command.run_command` for its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of an evaluation")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="labels of two models")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 from langcodes import Language
 
-from training.data.languages import iso639_3
+from training.common.errors import UserError
+from training.common.languages import iso639_3
 from training.data.manifest_file import read_manifest
 from training.data.published import PublishedFile
 from training.data.survey import SEVERAL, SourceSurvey, divided, survey
-from training.errors import UserError
 
 __all__ = ["CLASSES", "SHARES", "known_rows", "resource_class", "training_rows"]
 

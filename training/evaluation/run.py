@@ -18,15 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.data.command import require, run_command
+from training.common.command import require, run_command
 
 if __name__ == "__main__":
     require("mteb", "eval")
 
 import mteb
 
+from training.common.errors import StoppedError, UserError
 from training.common.outputs import locked
-from training.errors import StoppedError, UserError
 from training.evaluation.figures.curves import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model

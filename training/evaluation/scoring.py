@@ -19,7 +19,7 @@ from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from tqdm import tqdm
 
-from training.errors import StoppedError, in_one_line
+from training.common.errors import StoppedError, in_one_line
 from training.evaluation.examples import Found, agree, data_of, has_examples, recorded
 from training.evaluation.models import EvaluatedModel
 from training.evaluation.records import Evaluation, Score

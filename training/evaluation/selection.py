@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from statistics import fmean
 
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.records import PRECISIONS, Evaluation, Score
 
 __all__ = ["by_task", "labels", "model_scores", "shared_scores", "task_mean"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.records import Evaluation, Score
 
 __all__ = [

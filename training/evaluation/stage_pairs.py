@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.arguments import StageArguments
+from training.config.arguments import StageArguments
 from training.evaluation.pairs import Pairs, load_pairs
 
 __all__ = ["check_stage_pairs", "load_stage_pairs"]

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from training.common.errors import UserError, in_one_line
+from training.common.paths import RULE
 from training.data.parquet import columns_of
-from training.errors import UserError, in_one_line
-from training.recipe_paths import RULE
 
 __all__ = ["read_texts"]
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
+from training.common.command import run_command
+from training.common.errors import UserError
 from training.data.cldr.names import read_names
-from training.data.command import run_command
-from training.errors import UserError
 from training.models.encoders import load_encoder
 from training.models.reference import resolve
 
@@ -169,7 +169,7 @@ def read_texts(texts: int, queries: int) -> tuple[list[str], list[str]]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.data.command.run_command` has it."""
+    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
     parser = argparse.ArgumentParser(prog="two_step_search.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="folder, run or Hub name (%(default)s)")
     parser.add_argument("--texts", type=int, default=20_000, help="names to be found (%(default)s)")

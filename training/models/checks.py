@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 
 __all__ = ["check_finite", "check_tokenizer", "check_tokenizer_file", "is_finite"]
 

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from modeling_f2llm.prompts import DEFAULT_PROMPTS
 from modeling_f2llm.tokenizer import append_eos
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 from training.models.checks import check_finite, check_tokenizer
 from training.models.missing_weights import missing_weight
 from training.models.reference import ModelRef

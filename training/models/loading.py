@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.adapter import attach_adapter
-from training.adapter_folder import AdapterFolder, base_revision, find_adapter
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.models.adapter import attach_adapter
+from training.models.adapter_folder import AdapterFolder, base_revision, find_adapter
 from training.models.checks import check_finite
 
 __all__ = ["load_base", "load_whole_model"]

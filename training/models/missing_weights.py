@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
-from training.adapter_folder import find_adapter
-from training.model_identity import model_file
+from training.models.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
+from training.models.adapter_folder import find_adapter
+from training.models.model_identity import model_file
 
 __all__ = ["missing_weight"]
 

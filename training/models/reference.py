@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from training.checkpoints import numbered_checkpoints
-from training.errors import UserError
-from training.model_identity import MODEL_FILES, model_revision
-from training.recipe import FINAL_MODEL
+from training.common.errors import UserError
+from training.common.run_folder import numbered_checkpoints
+from training.config.recipe import FINAL_MODEL
+from training.models.model_identity import MODEL_FILES, model_revision
 
 __all__ = ["ModelRef", "find_model", "holds_model_files", "resolve", "revisions_in"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_f2llm
-from training.adapter_folder import base_of
+from training.models.adapter_folder import base_of
 
 __all__ = ["foreign_files", "has_code", "runs_own_code"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from training.adapter_folder import base_of
-from training.errors import UserError
-from training.model_identity import model_file
+from training.common.errors import UserError
+from training.models.adapter_folder import base_of
+from training.models.model_identity import model_file
 
 __all__ = ["described_by", "is_plain", "model_type", "reads_as_ours", "saved_prompts", "why_not_last_token"]
 

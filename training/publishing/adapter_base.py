@@ -14,8 +14,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.adapter_folder import AdapterFolder, base_revision
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.models.adapter_folder import AdapterFolder, base_revision
 from training.publishing.record import Reference
 from training.publishing.states import COMMIT, read_json
 from training.publishing.weights import DTYPES, Weights, read_weights

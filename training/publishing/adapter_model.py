@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from training.adapter import ADAPTER_WEIGHTS
-from training.adapter_folder import find_adapter
-from training.adapter_merging import trained_widths
-from training.adapter_shapes import expected_shapes
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.models.adapter import ADAPTER_WEIGHTS
+from training.models.adapter_folder import find_adapter
+from training.models.adapter_merging import trained_widths
+from training.models.adapter_shapes import expected_shapes
 from training.publishing.adapter_base import BaseModel, FoundBase, find_base
 from training.publishing.model_files import copy_sentence_files, family_of, read_sentence_files, shape_of
 from training.publishing.record import AdapterRecord

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hub_cards.render import render_model_card
-from training.data.languages import language_name
+from training.common.languages import language_name
 from training.evaluation.records import Evaluation, load_evaluation
 from training.publishing.evaluation import EVALUATION, RESULTS
 from training.publishing.facts.adapter import adapter_facts

@@ -14,9 +14,9 @@ from zipfile import ZipFile, is_zipfile
 
 from huggingface_hub import get_token
 
-from training.errors import UserError
+from training.common.errors import UserError
+from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.publishing.states import ModelState
-from training.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 
 __all__ = [
     *("TOLD", "VOCABULARIES", "WITHHELD"),

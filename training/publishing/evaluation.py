@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from training.checkpoints import write_whole
-from training.errors import UserError
+from training.common.errors import UserError
+from training.common.run_folder import write_whole
 from training.evaluation.places import find_model
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, load_evaluation
-from training.model_identity import model_revision
+from training.models.model_identity import model_revision
 from training.publishing.states import COMMIT, ModelState
 
 __all__ = ["EVALUATION", "RESULTS", "write_evaluation"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints import write_whole
-from training.errors import UserError
+from training.common.errors import UserError
+from training.common.run_folder import write_whole
 from training.evaluation.figures.curves import Curves, curves_figure, find_log, load_curves
 from training.evaluation.figures.dimensions import draw_dimensions
 from training.evaluation.figures.languages import draw_languages

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.tokenizer import end_token_id
-from training.adapter_folder import MERGED_ADAPTER
+from training.common.errors import UserError, in_one_line
 from training.common.outputs import temporary_folder
-from training.errors import UserError, in_one_line
+from training.models.adapter_folder import MERGED_ADAPTER
 from training.models.checks import check_tokenizer_file
 from training.models.settings import why_not_last_token
 from training.publishing.adapter_base import is_hub_name

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from training.data.languages import iso639_1
+from training.common.languages import iso639_1
 from training.data.survey import SEVERAL
 
 __all__ = ["SPECIAL_LANGUAGES", "hub_language", "hub_languages", "hub_licence", "licence_metadata"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
-from training.continuation import CHANGED_DATA, read_changes
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 from training.publishing.lineage import Lineage
 from training.publishing.record import StageRecord
+from training.stages.continuation import CHANGED_DATA, read_changes
 
 __all__ = ["OWN_LICENCE", "PERMISSIVE", "card_licence", "licence_of", "licence_text"]
 

@@ -14,11 +14,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_f2llm
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.config.planning_arguments import SHAPE
 from training.models.checks import check_tokenizer_file
-from training.planning_arguments import SHAPE
+from training.models.older_readers import write_for_older_readers
 from training.publishing.cleaning import VOCABULARIES, clean_config
-from training.publishing.older_readers import write_for_older_readers
 from training.publishing.states import read_json
 
 __all__ = [

@@ -16,12 +16,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from training.checkpoints import publish
+from training.common.content import Content
+from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.outputs import check_output, locked, scratch_folder
-from training.errors import StoppedError, UserError, in_one_line
+from training.common.run_folder import publish
+from training.config.recipe import FINAL_MODEL
 from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
-from training.publishing.content import Content
 from training.publishing.evaluation import write_evaluation
 from training.publishing.folder_model import standard_settings
 from training.publishing.licence import licence_of, licence_text
@@ -31,7 +32,6 @@ from training.publishing.states import ModelState, find_state
 from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size
 from training.publishing.whole_model import WholeModel, read_whole_model
-from training.recipe import FINAL_MODEL
 
 __all__ = ["PackOptions", "pack"]
 

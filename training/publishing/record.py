@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["RECORD", "AdapterRecord", "ModelRelease", "Reference", "SourceRecord", "StageRecord", "load_release"]
 

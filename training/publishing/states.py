@@ -13,13 +13,13 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from training.checkpoints import holds_model, numbered_checkpoints
-from training.errors import UserError
-from training.merging.record import MERGE
-from training.recipe import FINAL_MODEL
-from training.recipe_paths import place_of
-from training.setup import RECIPE
-from training.yaml_file import load_yaml
+from training.common.errors import UserError
+from training.common.paths import place_of
+from training.common.run_folder import holds_model, numbered_checkpoints
+from training.common.yaml_file import load_yaml
+from training.config.recipe import FINAL_MODEL
+from training.models.merging.record import MERGE
+from training.stages.setup import RECIPE
 
 __all__ = ["COMMIT", "ModelState", "find_state", "read_json", "state_of"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 from training.publishing.adapter_base import read_base
 from training.publishing.checks import (
     adapter,

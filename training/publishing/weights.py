@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.errors import UserError
-from training.model_identity import model_revision
+from training.common.errors import UserError
 from training.models.checks import is_finite
+from training.models.model_identity import model_revision
 from training.models.shapes import wrong_weight
-from training.weight_files import WeightFiles
+from training.models.weight_files import WeightFiles
 
 __all__ = [
     *("DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size"),

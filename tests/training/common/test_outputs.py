@@ -15,10 +15,10 @@ import filelock
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from training.checkpoints import publish
 from training.common import outputs
+from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked, new_folder, temporary_folder
-from training.errors import UserError
+from training.common.run_folder import publish
 
 
 def _write(output: Path, text: str, entered: multiprocessing.Queue) -> None:

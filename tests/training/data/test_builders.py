@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
+from training.common.errors import UserError
 from training.data.builders import build
-from training.errors import UserError
 
 
 def test_options_reach_the_builder(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
 from tests.training.data.prepared_rows import contents, published_rows, times
-from training.data import prepare as prepare_module
-from training.data.executor import Executor
+from training.common.executor import Executor
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
+from training.data.preparation import pipeline as prepare_module
 from training.data.preparation import plan, reading
+from training.data.preparation.pipeline import prepare
 from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepare import prepare
-from training.data.prepare_command import main
+from training.data.prepare import main
 from training.data.prepared import DESCRIPTION, OFFSETS, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS, PreparedSource
 
 Refuses = Callable[..., AbstractContextManager[None]]

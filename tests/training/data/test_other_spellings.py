@@ -14,13 +14,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
-from training.collator import PackedCollator, PreparedRows
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
-from training.objective import Objective
-from training.sampler import RowKey
+from training.trainer.collator import PackedCollator, PreparedRows
+from training.trainer.objective import Objective
+from training.trainer.sampler import RowKey
 
 Prepare = Callable[..., PreparedSource]
 # Rows 0 and 1 have one passage, in two spellings; rows 2 and 3 one query; the query of row 4 is the passage of row 5.

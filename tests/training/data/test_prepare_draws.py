@@ -20,11 +20,11 @@ from tests.training.data.prepared_rows import (
     prepared_rows,
     published_rows,
 )
+from training.common.keyed import keyed_bits
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
 from training.data.preparation import plan, splitting
 from training.data.prepared import PreparedSource
-from training.keyed import keyed_bits
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -20,9 +20,9 @@ from tests.training.data.prepared_rows import (
 )
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
-from training.data.tokenizer import train_tokenizer
+from training.models.tokenizer import train_tokenizer
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.training.data.prepared_rows import contents
 from training.common.checksums import write_checksums
+from training.common.executor import SubmittedError
 from training.common.outputs import locked
-from training.data import prepare as prepare_module
 from training.data import storage
-from training.data.executor import SubmittedError
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
+from training.data.preparation import pipeline as prepare_module
 from training.data.preparation import plan
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
 
 Refuses = Callable[..., AbstractContextManager[None]]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import DESCRIPTION, OFFSETS, SPLITS, TOKENS, PreparedSource
 
 Refuses = Callable[..., AbstractContextManager[None]]

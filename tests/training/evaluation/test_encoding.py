@@ -15,7 +15,7 @@ from mteb.models.model_implementations import MODEL_REGISTRY
 from mteb.types import PromptType
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.encoding import EncoderView
 from training.evaluation.local.pair_tasks import pair_tasks
 from training.evaluation.models import Prompts

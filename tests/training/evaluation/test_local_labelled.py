@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from tests.training.evaluation.local_runs import cosines, evaluate, text, without_prompts, write
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
 from training.evaluation.local.labelled import classification, clustering, labels_of
 from training.evaluation.local_tasks import local_tasks

@@ -20,11 +20,11 @@ from sentence_transformers import SentenceTransformer
 from modeling_f2llm.prompts import instruct
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
 from tests.training.evaluation.local_runs import column_of, cosines, evaluate, text, without_prompts, write
+from training.common.keyed import text_key
 from training.data.cldr.build import build_cldr
 from training.data.gettext_catalogs.build import build_gettext
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.summary import summarize
-from training.keyed import text_key
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -9,7 +9,7 @@ pytest.importorskip("mteb")
 from mteb.models.model_implementations import MODEL_REGISTRY
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.models import load_model
 
 PUBLISHED = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.places import find_model, manifest_of, revisions_of, run_of
 
 

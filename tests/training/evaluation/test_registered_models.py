@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
-from training.errors import UserError
+from training.common.errors import UserError
 from training.evaluation.encoding import EncoderView
 from training.evaluation.models import EvaluatedModel, load_model, registered_options
 from training.models.reference import ModelRef

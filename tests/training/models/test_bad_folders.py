@@ -17,23 +17,23 @@ from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.models.bad_folders import BAD_FOLDERS
 from tests.training.recipes import only_stage, write_single_stage
-from training import export as onnx_command
-from training.adapter_folder import AdapterFolder
-from training.data.mining.miner import find_miner
-from training.distillation import choose_teacher
-from training.errors import UserError
-from training.export import export as export_onnx
-from training.export_gguf import export as export_gguf
-from training.merging.merging import merge
-from training.merging.method import mean_of
-from training.merging.parents import find_parent
+from training.common.errors import UserError
+from training.config.recipe import load_recipe
+from training.distillation.distillation import choose_teacher
+from training.distillation.teacher import load_teacher
+from training.distillation.text_teacher import load_text_teacher
+from training.models import export as onnx_command
+from training.models.adapter_folder import AdapterFolder
+from training.models.export import export as export_onnx
+from training.models.export_gguf import export as export_gguf
 from training.models.loading import load_base
+from training.models.merging.merging import merge
+from training.models.merging.method import mean_of
+from training.models.merging.parents import find_parent
+from training.models.miner import find_miner
 from training.publishing.states import ModelState
 from training.publishing.whole_model import read_whole_model
-from training.recipe import load_recipe
-from training.setup import make_model, make_tokenizer
-from training.teacher import load_teacher
-from training.text_teacher import load_text_teacher
+from training.stages.setup import make_model, make_tokenizer
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

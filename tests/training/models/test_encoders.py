@@ -21,13 +21,13 @@ from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
-from training.adapter import ADAPTER_WEIGHTS
-from training.data.mining.miner import find_miner
+from training.distillation.text_teacher import load_text_teacher
+from training.models.adapter import ADAPTER_WEIGHTS
 from training.models.encoders import TRUST_OPTION, load_encoder
+from training.models.miner import find_miner
 from training.models.reference import resolve
 from training.models.remote_code import runs_own_code
 from training.models.settings import reads_as_ours, saved_prompts
-from training.text_teacher import load_text_teacher
 
 Refuses = Callable[..., AbstractContextManager[None]]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a"]

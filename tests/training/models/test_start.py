@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from modeling_f2llm import F2LLMConfig
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
 from tests.training.recipes import only_stage, write_single_stage
-from training.adapter_folder import find_adapter
-from training.adapter_merging import merge_adapter
+from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
+from training.models.adapter_folder import find_adapter
+from training.models.adapter_merging import merge_adapter
 from training.models.settings import saved_prompts, why_not_last_token
-from training.recipe import load_recipe
 from training.run_stage import main
-from training.setup import make_model
+from training.stages.setup import make_model
 
 Refuses = Callable[..., AbstractContextManager[None]]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a", "", "the red river\n\n"]

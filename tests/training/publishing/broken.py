@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.publishing.content import Content
+from training.common.content import Content
 from training.publishing.record import RECORD
 from training.publishing.verify import ADAPTER_CHECKS, CHECKS, Examination, examine
 

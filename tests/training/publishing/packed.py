@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.recipes import write_single_stage
-from training.publishing.content import Content
+from training.common.content import Content
 from training.publishing.pack import PackOptions, pack
 from training.publishing.record import RECORD
 from training.run_stage import main

@@ -20,9 +20,9 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
-from training import export_gguf
 from training.evaluation.records import Evaluation
-from training.memory import count_parameters
+from training.models import export_gguf
+from training.planning.memory import count_parameters
 from training.publishing.card import model_card
 from training.publishing.facts.family import family_rows, parameters
 from training.publishing.figures import draw_figures
@@ -342,7 +342,7 @@ def test_card_and_readme_say_the_same_of_servers(card: str, tmp_path: Path, caps
         assert "No server puts a prompt before a text unless told: the client sends" in plain
         assert "prompt_name" in plain and "to text-embeddings-inference" in plain
         assert "convert_hf_to_gguf" not in plain
-    (command,) = re.findall(r"^python training/export_gguf.py (.*)$", card, re.MULTILINE)
+    (command,) = re.findall(r"^python training/models/export_gguf.py (.*)$", card, re.MULTILINE)
     words = command.replace("model --", f"{tmp_path / 'model'} --").split()
     # The command has these options: what it lacks is the model.
     assert export_gguf.main(words) == 2 and "lacks model.safetensors" in capsys.readouterr().err

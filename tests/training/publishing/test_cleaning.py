@@ -8,7 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from training.arguments import StageArguments
+from training.config.arguments import StageArguments
 from training.publishing.cleaning import (
     TOLD,
     WITHHELD,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.recipes import write_single_stage
 from training.evaluation.records import Evaluation, ModelRecord, Score, load_evaluation
 from training.merge import main as merge
-from training.model_identity import model_revision
+from training.models.model_identity import model_revision
 from training.publishing.evaluation import write_evaluation
 from training.publishing.lineage import Lineage
 from training.publishing.pack import PackOptions, pack

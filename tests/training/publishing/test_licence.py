@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from tests.training.publishing.adapters import put_in_cache
-from training.continuation import check_data, note_changes
 from training.data.cldr.build import LICENCE as CLDR
 from training.data.gettext_catalogs.build import LICENCE as GETTEXT
 from training.merge import main as merge
 from training.publish import main
 from training.publishing.licence import PERMISSIVE
 from training.publishing.record import load_release
+from training.stages.continuation import check_data, note_changes
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

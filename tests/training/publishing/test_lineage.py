@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from training.data.text_format import TextFormat
+from training.distillation.text_teacher import load_text_teacher
 from training.publishing.lineage import Lineage
 from training.publishing.record import Reference
 from training.publishing.states import find_state
-from training.text_format import TextFormat
-from training.text_teacher import load_text_teacher
 
 
 def _records(run: Path, checkpoint: str | None = None):

@@ -18,7 +18,7 @@ from tests.training.distributed_recipe import save_model
 from tests.training.publishing.adapters import BASE, COMMIT, change_weights, put_in_cache, train_adapter
 from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
 from tests.training.publishing.contents import content_of
-from training.merge_adapter import main as merge
+from training.models.merge_adapter import main as merge
 from training.publish import main
 from training.publishing.record import AdapterRecord, load_release
 from training.publishing.verify import examine

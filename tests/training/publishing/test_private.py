@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.publishing.contents import content_of
 from tests.training.recipes import write_recipe
 from training.evaluation.records import load_evaluation
-from training.model_identity import model_revision
+from training.models.model_identity import model_revision
 from training.publishing.pack import PackOptions, pack
 from training.run_stage import main as run_stage
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.publishing.broken import BrokenRelease
-from training.errors import UserError
+from training.common.errors import UserError
 from training.publish import main
 from training.publishing import verify_command
 from training.publishing.checks.contents import NEEDED

@@ -45,11 +45,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import UserError
+from training.common.yaml_file import load_yaml, unknown_key
 from training.data.building.formats import FORMATS, Format, Key
 from training.data.building.formats.format import REQUIRED
 from training.data.options import ON_BAD_ROW
-from training.errors import UserError
-from training.yaml_file import load_yaml, unknown_key
 
 __all__ = ["BuildFile", "RawSource", "load_build_file"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 
 __all__ = ["JsonRows"]
 

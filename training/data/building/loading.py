@@ -13,8 +13,8 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
 from pandas.errors import ParserWarning
 
+from training.common.errors import UserError, in_one_line
 from training.data.building.json_rows import JsonRows
-from training.errors import UserError, in_one_line
 
 __all__ = ["FILE_KINDS", "load_raw"]
 

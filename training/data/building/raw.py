@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from training.common.errors import UserError
 from training.data.building.json_rows import JsonRows
-from training.errors import UserError
 
 __all__ = ["RawRows", "is_text"]
 

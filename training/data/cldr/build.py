@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
 from training.data.build_folder import build_folder
 from training.data.cldr import classes, relations, translation
 from training.data.cldr.names import CldrNames, read_names
 from training.data.cldr.source import Source
-from training.errors import UserError
 
 __all__ = ["build_cldr", "build_sources"]
 

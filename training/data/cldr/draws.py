@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from training.keyed import keyed_bits, text_key
+from training.common.keyed import keyed_bits, text_key
 
 __all__ = ["draw_distinct", "first_distinct", "for_purpose", "grouped"]
 

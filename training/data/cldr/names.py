@@ -14,11 +14,11 @@ import numpy as np
 from babel import localedata
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
+from training.common.keyed import keyed_bits, keyed_uniform, text_key
+from training.common.languages import iso639_3, script_of
 from training.data.cldr.draws import grouped
 from training.data.cleaning.normalise import normalise
-from training.data.languages import iso639_3, script_of
-from training.errors import UserError
-from training.keyed import keyed_bits, keyed_uniform, text_key
 
 __all__ = ["KINDS", "CldrNames", "read_names"]
 

@@ -8,10 +8,10 @@ import numpy as np
 from babel.core import get_global
 from numpy.typing import NDArray
 
+from training.common.languages import macrolanguage
 from training.data.cldr.draws import draw_distinct, for_purpose, grouped
 from training.data.cldr.names import CldrNames
 from training.data.cldr.source import NO_ROWS, Rows, Source, source_of
-from training.data.languages import macrolanguage
 
 __all__ = ["territory_currency", "territory_language"]
 

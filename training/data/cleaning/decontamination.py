@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.checkpoints import write_whole
+from training.common.errors import UserError
+from training.common.executor import Executor, Phase, run_phases
+from training.common.run_folder import write_whole
 from training.data.cleaning.evaluation_texts import EvaluationSet
 from training.data.cleaning.normalise import HashedTexts, hash_texts, ngram_hashes
 from training.data.cleaning.work import stage_folder
-from training.data.executor import Executor, Phase, run_phases
 from training.data.published import PublishedFile
-from training.errors import UserError
 
 __all__ = ["GRAM", "Contamination", "find_contamination"]
 

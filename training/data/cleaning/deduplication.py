@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from training.common.executor import Executor, run_phases
 from training.data.cleaning.exact_duplicates import exact_groups, exact_phases
 from training.data.cleaning.near_duplicates import NearOptions, discard_intermediate, near_groups, near_phases
 from training.data.cleaning.work import stage_folder
-from training.data.executor import Executor, run_phases
 
 __all__ = ["DeduplicationOptions", "Repeats", "find_duplicates"]
 

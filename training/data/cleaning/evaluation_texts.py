@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from training.common.errors import UserError, in_one_line
 from training.data.parquet import columns_of
 from training.data.storage import identity
-from training.errors import UserError, in_one_line
 
 __all__ = ["EvaluationFile", "EvaluationSet", "EvaluationTask", "evaluation_file", "evaluation_tasks"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from training.common.executor import Phase
+from training.common.keyed import text_key
 from training.data.cleaning.normalise import normalise
-from training.data.executor import Phase
 from training.data.published import PublishedFile
-from training.keyed import text_key
 
 __all__ = ["exact_groups", "exact_phases"]
 

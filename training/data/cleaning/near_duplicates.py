@@ -26,10 +26,10 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
 
+from training.common.executor import Phase
+from training.common.keyed import keyed_bits
 from training.data.cleaning.normalise import hash_texts, ngram_hashes
-from training.data.executor import Phase
 from training.data.published import PublishedFile
-from training.keyed import keyed_bits
 
 __all__ = ["NearOptions", "discard_intermediate", "near_groups", "near_phases"]
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
-from training.keyed import keyed_bits, text_key
+from training.common.keyed import keyed_bits, text_key
 
 __all__ = ["HashedTexts", "form_keys", "hash_texts", "ngram_hashes", "normalise", "same_form", "tokens"]
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from training.checkpoints import write_whole
+from training.common.errors import StoppedError, UserError
+from training.common.executor import Executor, Phase, run_phases
+from training.common.run_folder import write_whole
 from training.data.cleaning.work import stage_folder
-from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.parquet import write_parquet
 from training.data.published import PublishedFile
-from training.errors import StoppedError, UserError
 
 __all__ = ["MANIFEST", "write_clean"]
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
+from training.common.keyed import keyed_bits
 from training.data.build_folder import build_folder
 from training.data.cldr.draws import for_purpose
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS
 from training.data.gettext_catalogs.corpus import Corpus, read_corpus
 from training.data.gettext_catalogs.negatives import Negatives
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
-from training.errors import UserError
-from training.keyed import keyed_bits
 
 __all__ = ["build_gettext"]
 

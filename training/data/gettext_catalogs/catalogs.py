@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["LOCALE_DIRS", "CatalogFile", "find_catalogs", "program_of", "read_messages"]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
+from training.common.keyed import keyed_bits, text_key
+from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.catalogs import CatalogFile, find_catalogs, program_of, read_messages
 from training.data.gettext_catalogs.cleaning import clean_pair
-from training.data.languages import iso639_3, locale_tag, script_of
-from training.errors import UserError
-from training.keyed import keyed_bits, text_key
 
 __all__ = ["Corpus", "read_corpus"]
 

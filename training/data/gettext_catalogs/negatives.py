@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from training.common.keyed import keyed_bits, keyed_uniform, text_key
 from training.data.cldr.draws import first_distinct, for_purpose, grouped
 from training.data.gettext_catalogs.corpus import Corpus
-from training.keyed import keyed_bits, keyed_uniform, text_key
 
 __all__ = ["Negatives"]
 

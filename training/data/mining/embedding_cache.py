@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.common.checksums import check_file, checksums_of, write_checksums
+from training.common.errors import UserError
 from training.common.outputs import locked
 from training.data.mining.text_ids import Ids
-from training.errors import UserError
 
 __all__ = ["EmbeddingCache", "Locations"]
 

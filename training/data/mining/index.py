@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["SEARCHES", "Nearest", "ShardIndex", "choose_search", "merge", "pair_scores"]
 

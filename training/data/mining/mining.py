@@ -28,18 +28,18 @@ from typing import Any
 import numpy as np
 import yaml
 
+from training.common.errors import UserError
+from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked
-from training.data.executor import Executor, Phase, run_phases
 from training.data.manifest import Source
 from training.data.mining.index import choose_search
-from training.data.mining.miner import Miner
 from training.data.mining.rows import SIDES, SourceRows, positives, read_rows, write_mined
 from training.data.mining.rules import MiningOptions
 from training.data.mining.tasks import MiningTasks
 from training.data.mining.text_ids import distinct, form_ids
 from training.data.mining.translations import Translations, find_translations
 from training.data.storage import identity
-from training.errors import UserError
+from training.models.miner import Miner
 
 __all__ = ["MANIFEST", "REPORT", "Resources", "mine"]
 
@@ -90,7 +90,7 @@ def mine(
 
     Args:
         sources: What to mine. Negatives that rows have stay, before the mined ones.
-        miner: The model, from :func:`training.data.mining.miner.find_miner`.
+        miner: The model, from :func:`training.models.miner.find_miner`.
         output: The folder to write.
         options: The thresholds; the published ones if None.
         bitext: Sources whose pairs are translations: what they connect is never a negative of each other.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
 from training.data.mining.index import Nearest
-from training.errors import UserError
 
 __all__ = ["RULES", "MiningOptions", "Relations", "choose_negatives"]
 

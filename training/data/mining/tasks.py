@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from training.common.checksums import check_file, write_checksums
 from training.data.mining.embedding_cache import EmbeddingCache, Locations
 from training.data.mining.index import ShardIndex
-from training.data.mining.miner import Miner
 from training.data.mining.rows import SIDES
 from training.data.mining.rules import RULES, MiningOptions
 from training.data.mining.search import BlockSearch
 from training.data.mining.text_store import CHUNK_TEXTS, TextStore
+from training.models.miner import Miner
 
 __all__ = ["BLOCK_QUERIES", "MiningTasks"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from training.common.keyed import keyed_uniform, text_key
 from training.data.instructions import split_instruction, with_instruction, without_instruction
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
 from training.data.preparation.plan import DOCUMENT_INSTRUCTION
-from training.keyed import keyed_uniform, text_key
 
 __all__ = ["TextForms"]
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from training.common.keyed import keyed_bits, text_key
 from training.data.manifest import Source
 from training.data.options import PreparationOptions, required_negatives
 from training.data.prepared import SPLITS
 from training.data.published import PublishedFile
-from training.keyed import keyed_bits, text_key
 
 __all__ = ["PreparationPlan", "Shard", "cap_draws", "make_plan"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
+from training.common.keyed import keyed_bits
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import SPLIT, PreparationPlan
 from training.data.row_checks import text_column
-from training.keyed import keyed_bits
 
 __all__ = ["choose_validation", "query_draws"]
 

@@ -7,12 +7,12 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
+from training.common.errors import UserError
+from training.common.keyed import text_key
 from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.runs import read_partition
-from training.errors import UserError
-from training.keyed import text_key
 
 __all__ = ["tokenise_partition"]
 

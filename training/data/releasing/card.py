@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from hub_cards.metadata import header
-from training.data.languages import language_name
+from training.common.languages import language_name
 from training.data.releasing.files import ReleasedSource
 from training.publishing.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metadata
 

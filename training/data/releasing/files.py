@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from training.data.file_names import languages_in_name
+from training.common.errors import UserError
+from training.common.file_names import languages_in_name
 from training.data.manifest import Source
 from training.data.parquet import ROW_GROUP_ROWS
 from training.data.published import PublishedFile
 from training.data.row_checks import find_faults, text_column
 from training.data.survey import SEVERAL
-from training.errors import UserError
 
 __all__ = ["MAX_FILE_BYTES", "ReleasedSource", "copy_source"]
 

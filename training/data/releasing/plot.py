@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.data.languages import language_name
+from training.common.errors import UserError
+from training.common.languages import language_name
 from training.data.survey import SEVERAL
-from training.errors import UserError
 
 __all__ = ["PLOTS", "plot_languages"]
 

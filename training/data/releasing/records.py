@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import UserError
 from training.data.releasing.files import ReleasedSource
-from training.errors import UserError
 
 __all__ = ["contamination_facts", "provenance_rows", "read_contamination", "read_records"]
 

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints import numbered_checkpoints
-from training.errors import UserError
+from training.common.errors import UserError
+from training.common.run_folder import numbered_checkpoints
 from training.evaluation.figures.style import LINES, new_figure, save, short_labels
 
 __all__ = ["curves_figure", "draw_curves", "find_log", "load_curves"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["LINES", "new_figure", "save", "short_labels", "shortened"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from training.common.keyed import text_key
 from training.evaluation.local.pair_file import PairRows
-from training.keyed import text_key
 
 __all__ = ["LEAST_SHARED", "Bitext", "any_to_any", "with_passages"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from training.common.keyed import text_key
 from training.data.cleaning.normalise import normalise
-from training.keyed import text_key
 
 __all__ = ["Corpus"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 
+from training.common.keyed import text_key
 from training.evaluation.local.task_classes import SPLIT, UnfitError, make_task
-from training.keyed import text_key
 
 __all__ = ["classification", "clustering", "labels_of"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mteb.languages import check_language_code
 
-from training.data.languages import iso639_3, usual_script
+from training.common.errors import UserError
+from training.common.languages import iso639_3, usual_script
 from training.data.published import PublishedFile
-from training.errors import UserError
 
 __all__ = ["PairRows", "language_code", "read_pairs"]
 

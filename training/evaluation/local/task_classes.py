@@ -13,7 +13,7 @@ from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClu
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 __all__ = ["SPLIT", "Languages", "UnfitError", "camel_case", "make_task"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from mteb.abstasks.abstask import AbsTask
 
+from training.common.errors import UserError
 from training.data.instructions import without_instruction
 from training.data.prepared import PreparedSource
-from training.errors import UserError
 from training.evaluation.local.candidates import Corpus
 from training.evaluation.local.labelled import classification, labels_of
 from training.evaluation.local.pair_file import language_code

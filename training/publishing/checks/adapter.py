@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from training.adapter import require_peft
-from training.adapter_shapes import expected_shapes
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
+from training.models.adapter import require_peft
+from training.models.adapter_shapes import expected_shapes
 from training.publishing.adapter_base import is_hub_name
 from training.publishing.adapter_model import adapter_fields
 from training.publishing.checks.packed import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Finding, PackedFolder, UnreadableError

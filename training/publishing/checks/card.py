@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import Any
 
 from hub_cards.snippets import snippets
-from training.errors import in_one_line
+from training.common.errors import in_one_line
 from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Finding, PackedFolder, UnreadableError
 
 __all__ = [

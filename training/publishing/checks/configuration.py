@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training.errors import in_one_line
+from training.common.errors import in_one_line
 from training.publishing.checks.packed import (
     CONFIG,
     TOKENIZER_CONFIG,

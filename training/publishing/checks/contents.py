@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from training.common.content import Content
 from training.publishing.checks.packed import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Finding, PackedFolder
-from training.publishing.content import Content
 from training.publishing.record import RECORD
 
 __all__ = ["check_foreign", "check_listed", "check_needed"]

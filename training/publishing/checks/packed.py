@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError, in_one_line
+from training.common.errors import UserError, in_one_line
 from training.publishing.adapter_base import BaseModel, base_at_hand, read_base
 from training.publishing.record import RECORD, ModelRelease, load_release
 

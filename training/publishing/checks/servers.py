@@ -119,7 +119,7 @@ def check_llama_cpp(packed: PackedFolder) -> Iterator[Finding]:
         yield Finding(TOKENIZER, "is no BPE tokenizer: llama.cpp reads Qwen3 with one only", _REPACK)
     if _ids(tokenizer) != _QWEN:
         wrong = "is another vocabulary than Qwen3's: llama.cpp's converter will not recognise its pre-tokenizer"
-        yield Finding(TOKENIZER, wrong, "convert it with training/export_gguf.py", fault=False)
+        yield Finding(TOKENIZER, wrong, "convert it with training/models/export_gguf.py", fault=False)
 
 
 def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:

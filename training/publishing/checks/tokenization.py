@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from training.errors import in_one_line
+from training.common.errors import in_one_line
 from training.publishing.checks.packed import (
     CONFIG,
     TOKENIZER,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
-from training.errors import in_one_line
+from training.common.errors import in_one_line
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 from training.publishing.record import RECORD
 

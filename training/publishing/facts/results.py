@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hub_cards.markdown import code
-from training.data.languages import language_name
+from training.common.languages import language_name
 from training.evaluation.figures.dimensions import dimension_points
 from training.evaluation.records import Evaluation, Score, bytes_per_vector
 from training.evaluation.resources import SHARES, resource_class

@@ -12,15 +12,15 @@ import pytest
 from babel import localedata
 from babel.core import get_global
 
+from training.common.errors import UserError
+from training.common.languages import iso639_3, macrolanguage, script_of
 from training.data.cldr import build, classes
 from training.data.cldr.build import build_cldr
 from training.data.cldr.draws import draw_distinct
 from training.data.cldr.names import CldrNames, read_names
 from training.data.cleaning.normalise import normalise
-from training.data.languages import iso639_3, macrolanguage, script_of
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
-from training.errors import UserError
 
 # Related and unrelated languages, five scripts, and Corsican with too few scripts and currencies to draw from.
 LANGUAGES = ["ar", "co", "da", "de", "fr", "lb", "no", "nl", "sr", "sv", "sw", "zh"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from training.data.executor import Executor
+from training.common.executor import Executor
 from training.data.parquet import rows_table, write_parquet
 
 # In this process: nothing to start.

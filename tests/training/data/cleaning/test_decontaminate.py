@@ -13,10 +13,10 @@ import yaml
 
 from modeling_f2llm import instruct
 from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifest
+from training.common.executor import Executor
 from training.data.cleaning.deduplication import DeduplicationOptions
 from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
 from training.data.decontaminate import decontaminate, main
-from training.data.executor import Executor
 from training.data.manifest import load_manifest
 
 Refuses = Callable[..., AbstractContextManager[None]]

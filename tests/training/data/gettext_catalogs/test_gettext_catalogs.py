@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalog
+from training.common.errors import UserError
+from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, find_catalogs, program_of, read_messages
-from training.data.languages import iso639_3, locale_tag, script_of
-from training.errors import UserError
 
 
 def write_mo(path: Path, messages: dict[str, str], charset: str = "utf-8", order: str = "<", plural: str = "") -> Path:

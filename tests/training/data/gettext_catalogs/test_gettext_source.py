@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.data.gettext_catalogs.gettext_folders import LOCALES, PROGRAMS, write_catalog, write_catalogs
+from training.common.errors import UserError
+from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.build import build_gettext
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, find_catalogs, read_messages
 from training.data.gettext_catalogs.cleaning import clean_pair
-from training.data.languages import iso639_3, locale_tag, script_of
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
-from training.errors import UserError
 from training.evaluation.pairs import load_pairs
 
 NUM_NEGATIVES = 4

@@ -29,14 +29,14 @@ from tests.training.data.mining.mining_helpers import (
     save_vectors,
     write_pairs,
 )
-from training.data.executor import Executor
+from training.common.executor import Executor
 from training.data.manifest import Source, load_manifest
 from training.data.mining import tasks as mining_tasks
 from training.data.mining import text_store
-from training.data.mining.miner import Miner, find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
 from training.data.published import PublishedFile
+from training.models.miner import Miner, find_miner
 
 QUERIES, PASSAGES = [f"q{number}" for number in range(150)], [f"p{number}" for number in range(120)]
 PAIRS = [(QUERIES[row * 7 % 150], PASSAGES[row * 11 % 120]) for row in range(260)]

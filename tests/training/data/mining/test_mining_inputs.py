@@ -18,13 +18,13 @@ from tests.training.data.mining.mining_helpers import random_vectors, read_outpu
 from training.data import mine as command
 from training.data.cldr.build import build_cldr
 from training.data.manifest import Source, load_manifest
-from training.data.mining.miner import find_miner
 from training.data.mining.mining import Resources, mine
 from training.data.mining.rules import MiningOptions
 from training.data.mining.text_ids import form_ids
 from training.data.mining.translations import find_translations
 from training.data.published import PublishedFile
-from training.data.tokenizer import train_tokenizer
+from training.models.miner import find_miner
+from training.models.tokenizer import train_tokenizer
 
 PAIRS = [(f"q{number}", f"p{number}") for number in range(60)]
 

@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128_digest
 
 from tests.training.data.prepared_rows import contents
-from training.data import prepare as prepare_module
-from training.data.executor import Executor
+from training.common.executor import Executor
 from training.data.manifest import Source
 from training.data.options import PreparationOptions
+from training.data.preparation import pipeline as prepare_module
 from training.data.preparation import plan, reading, runs
-from training.data.prepare import prepare
+from training.data.preparation.pipeline import prepare
 from training.data.prepared import QUARANTINE, PreparedSource
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -156,11 +156,11 @@ _KILLED = """
 import sys
 from pathlib import Path
 from tests.training.data.preparation.test_preparation import divide
-from training.data.executor import Executor
+from training.common.executor import Executor
 from training.data.manifest import load_manifest
 from training.data.options import PreparationOptions
-from training.data.prepare import prepare
-from training.data.tokenizer import load_tokenizer
+from training.data.preparation.pipeline import prepare
+from training.models.tokenizer import load_tokenizer
 divide()
 folder = Path(sys.argv[1])
 options = PreparationOptions(max_length=48, num_hard_negatives=(("retrieval", 2),))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.keyed import keyed_bits, text_key
 from training.data.building.formats.format import NUM_NEGATIVES, Format, Row
 from training.data.building.formats.labels import is_label, label_text
 from training.data.building.raw import RawRows
 from training.data.cleaning.normalise import normalise
-from training.keyed import keyed_bits, text_key
 
 __all__ = ["LABELLED", "distinct_below", "labelled"]
 

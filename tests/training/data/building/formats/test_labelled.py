@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from babel import Locale
 
+from training.common.keyed import keyed_bits
 from training.data.building.formats.labelled import distinct_below
-from training.keyed import keyed_bits
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -1,0 +1,177 @@
+"""The published family as recipes: its order, its numbers, and its plan without data, models or network."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.recipes import write_recipe
+from training.config.inputs import find_inputs
+from training.config.recipe import Recipe, load_recipe
+from training.run_stage import main
+
+ROOT = Path(__file__).parents[2]
+FAMILY = Path("training/recipes/f2llm-v2/family.yaml")
+# Learning rate, epochs and parameters of Table 1 (arXiv 2603.19223), and the teacher.
+PUBLISHED = {
+    "80m": (4e-5, 4, 80_084_288, "0.6b"),
+    "160m": (3e-5, 3, 159_185_024, "0.6b"),
+    "330m": (2e-5, 3, 334_349_184, "0.6b"),
+    "0.6b": (1e-5, 2, 596_049_920, "1.7b"),
+    "1.7b": (9e-6, 2, 1_720_574_976, "4b"),
+    "4b": (7e-6, 2, 4_022_468_096, None),
+    "8b": (6e-6, 2, 7_568_405_504, None),
+    "14b": (5e-6, 2, 13_990_394_880, None),
+}
+SMALL = ("80m", "160m", "330m")
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes name the manifest relative to the checkout."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def family() -> Recipe:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return load_recipe(FAMILY, {"use_cpu": True})
+
+
+def test_every_input_is_made_by_an_earlier_stage_or_lies_on_the_hub(family: Recipe) -> None:
+    made: list[str] = []
+    for stage in family.stages:
+        for each in find_inputs(family, stage):
+            if each.on_hub:
+                assert stage.name.startswith("stage1-") and each.name.startswith("Qwen/Qwen3-")
+            else:
+                assert each.maker.name in made
+        made.append(stage.name)
+    assert made[-6:] == [f"{kind}-{size}" for kind in ("pruned", "stage2") for size in SMALL]
+    assert {name for name in made if name.startswith("stage2-")} == {f"stage2-{size}" for size in PUBLISHED}
+
+
+def test_every_stage_has_its_published_numbers(family: Recipe) -> None:
+    for stage in family.stages:
+        kind, size = stage.name.split("-")
+        args = stage.arguments
+        rate, epochs, _, teacher = PUBLISHED[size]
+        if kind == "pruned":
+            assert args.prune_to_fields() == {"family": f"f2llm-v2-{size}"} and args.model_family == "f2llm-v2-0.6b"
+            assert args.model == "runs/f2llm-v2/stage1-0.6b/model"
+            continue
+        assert (args.learning_rate, args.num_train_epochs, args.global_batch_size) == (rate, epochs, 512)
+        assert args.model_family == f"f2llm-v2-{size}" and args.matryoshka and args.matryoshka_min_dim == 8
+        expected = f"runs/f2llm-v2/stage2-{teacher}/model" if kind == "stage2" and teacher else None
+        assert args.teacher == expected
+        assert (args.instructions, args.manifest_stage) == (kind == "stage2", kind)
+
+
+def test_a_stage_of_the_family_is_the_recipe_beside_it(family: Recipe) -> None:
+    # Whichever way a stage is run, it reads and writes the same folders.
+    alone = {path.stem for path in FAMILY.parent.glob("*-*.yaml")}
+    assert {stage.name for stage in family.stages} == alone
+    for stage in family.stages:
+        (single,) = load_recipe(FAMILY.with_name(f"{stage.name}.yaml"), {"use_cpu": True}).stages
+        assert single.keys == stage.keys
+
+
+def test_another_output_folder_moves_the_whole_family() -> None:
+    moved = load_recipe(FAMILY, {"use_cpu": True, "output_dir": "elsewhere"})
+    for stage in moved.stages:
+        args = stage.arguments
+        read = [args.output_dir, args.teacher, args.importance, None if "Qwen/" in args.model else args.model]
+        assert all(path.startswith("elsewhere/") for path in read if path is not None)
+
+
+def test_the_family_is_planned_without_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the plan reaches for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # Not what the checkout may hold of earlier runs.
+    assert main([str(FAMILY), "--dry-run", "--output_dir", str(tmp_path / "family")]) == 0
+    text = capsys.readouterr().out
+    plans = dict(re.findall(r"^stage (\S+): (.*?)(?=^stage |^all )", text, re.MULTILINE | re.DOTALL))
+    assert list(plans) == [stage.name for stage in load_recipe(FAMILY, {"use_cpu": True}).stages]
+    operations = []
+    for name, plan in plans.items():
+        kind, size = name.split("-")
+        *_, parameters = re.findall(r"([\d,]+) parameters", plan.splitlines()[0])
+        assert int(parameters.replace(",", "")) == PUBLISHED[size][2]
+        assert f"output       {tmp_path}/family/{name}/model" in plan
+        assert re.search(r"memory +(about )?[\d.]+ GiB", plan)
+        operations.append(float(re.search(r"FLOPs +about (\S+)", plan)[1]))
+        if kind == "pruned":
+            continue
+        assert "is remote: estimated from" in plan and "128 tokens (planned_text_tokens)" in plan
+        steps, an_epoch = map(int, re.search(r"steps +about (\S+) \((\S+) an epoch", plan.replace(",", "")).groups())
+        assert steps == PUBLISHED[size][1] * an_epoch
+        # Rows over batch size, as published: 26,693,280 and 18 million, of which 99 % are trained on.
+        assert an_epoch == pytest.approx(51_614 if kind == "stage1" else 34_805, rel=0.01)
+    assert "model        Qwen/Qwen3-14B, on the Hub" in plans["stage1-14b"]
+    assert "pruned-80m/model, made by stage pruned-80m" in plans["stage2-80m"]
+    assert "stage2-0.6b/model, made by stage stage2-0.6b" in plans["stage2-80m"]
+    assert "pruned-80m, made by stage pruned-80m" in plans["pruned-330m"]
+    total = float(re.search(r"^all stages: about (\S+) FLOPs", text, re.MULTILINE)[1])
+    assert total == pytest.approx(sum(operations), rel=0.01)
+
+
+def test_a_single_recipe_is_planned_though_nothing_is_there(capsys: pytest.CaptureFixture) -> None:
+    assert main([str(FAMILY.with_name("stage2-80m.yaml")), "--dry-run", "--planned_text_tokens", "64"]) == 0
+    text = capsys.readouterr().out
+    assert "80,084,288 parameters" in text and "has 64 tokens" in text
+    assert "teacher      runs/f2llm-v2/stage2-0.6b/model" in text and "GiB teacher" in text
+
+
+def test_a_stage_without_its_model_names_the_stage_that_makes_it(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    words = [str(FAMILY), "--stage", "stage2-80m", "--use_cpu", "--output_dir", str(tmp_path)]
+    assert main(words) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and f"model '{tmp_path}/pruned-80m/model' is missing" in error
+    command = f"python training/run_stage.py {FAMILY} --stage pruned-80m --use_cpu True --output_dir {tmp_path}"
+    assert error.endswith(f"stage 'pruned-80m' makes it: {command}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "maker"),
+    [
+        ("stage2-80m", "model 'runs/f2llm-v2/pruned-80m/model'", "pruned-80m"),
+        ("pruned-160m", "model 'runs/f2llm-v2/stage1-0.6b/model'", "stage1-0.6b"),
+    ],
+)
+def test_a_single_recipe_without_its_model_names_the_recipe_that_makes_it(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, missing: str, maker: str
+) -> None:
+    # Where the checkout has no runs.
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    monkeypatch.chdir(tmp_path)
+    path = FAMILY.with_name(f"{name}.yaml")
+    assert main([str(path), "--use_cpu"]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert f"stage {name!r}: {missing} is missing; stage {maker!r} makes it" in error
+    assert error.endswith(f"python training/run_stage.py {FAMILY.with_name(maker)}.yaml")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_of_another_shape_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    content = yaml.safe_load(recipe.read_text())
+    assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
+    content["stages"]["stage2"]["model_family"] = "f2llm-v2-80m"
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], ["--dry-run", "--output_dir", "x"]):
+        words = [str(tmp_path / "new") if word == "x" else word for word in words]
+        assert main([str(recipe), *words]) == 2
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: model ") and "is no f2llm-v2-80m: its vocab_size is 348, not 151936" in error
+    assert not (tmp_path / "run/stage2/model").exists()

@@ -1,0 +1,97 @@
+"""What a stage reads: found, made by another stage, on the Hub, or missing; and what an error says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.config.inputs import find_inputs, require_inputs
+from training.config.recipe import Recipe, load_recipe
+
+Refuses = Callable[..., AbstractContextManager[None]]
+SHAPE = {"hidden_size": 8}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Recipe]:
+    """Writes a recipe of some stages and loads it."""
+
+    def write(name: str = "recipe.yaml", **stages: dict[str, Any]) -> Recipe:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "stages": stages}))
+        return load_recipe(path)
+
+    return write
+
+
+def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    made = recipe(
+        a={"model": str(tmp_path / "there"), "teacher": "some/model"},
+        b={"model": "a", "prune_to": SHAPE},
+        c={"model": "a", "prune_to": SHAPE, "importance": "b"},
+        d={"model": "c", "tokenizer": "/nowhere/at/all"},
+    )
+    found = {(stage.name, each.key): each for stage in made.stages for each in find_inputs(made, stage)}
+    assert found["a", "model"].there and not found["a", "model"].missing
+    assert found["a", "teacher"].on_hub and not found["a", "teacher"].missing
+    assert found["b", "model"].missing and found["b", "model"].maker.name == "a"
+    assert found["c", "importance"].maker.name == "b"
+    assert found["d", "model"].maker.name == "c"
+    assert found["d", "tokenizer"].missing and found["d", "tokenizer"].maker is None
+    require_inputs(made, made.stages[:3])
+
+
+@pytest.mark.parametrize("key", ["model", "teacher", "tokenizer"])
+def test_a_missing_input_names_stage_and_command(
+    recipe: Callable[..., Recipe], refuses: Refuses, key: str, tmp_path: Path
+) -> None:
+    made = recipe(a={"model": "some/model"}, b={"model": "some/model", key: "a"})
+    require_inputs(made, made.stages)
+    command = f"python training/run_stage.py {made.path} --stage a"
+    with refuses("stage 'b'", f"{key} '{tmp_path}/run/a/model' is missing; stage 'a' makes it: {command}"):
+        require_inputs(made, made.stages[1:])
+    require_inputs(made, made.stages[1:], finished=["b"])
+    (tmp_path / "run/a/model").mkdir(parents=True)
+    require_inputs(made, made.stages[1:])
+
+
+def test_a_missing_measurement_names_the_stage_that_measures(
+    recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path
+) -> None:
+    made = recipe(
+        a={"model": "some/model", "prune_to": SHAPE},
+        b={"model": "some/model", "prune_to": SHAPE, "importance": "a"},
+    )
+    # The folder may be there without what was measured.
+    (tmp_path / "run/a").mkdir(parents=True)
+    with refuses("stage 'b'", f"importance '{tmp_path}/run/a' is missing; stage 'a' makes it", "--stage a"):
+        require_inputs(made, made.stages[1:])
+    (tmp_path / "run/a/importance.safetensors").touch()
+    require_inputs(made, made.stages[1:])
+
+
+def test_recipes_beside_it_are_looked_through(recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path) -> None:
+    recipe("all.yaml", first={"model": "some/model"}, second={"model": "first"})
+    (tmp_path / "broken.yaml").write_text("sed: 1\n")
+    (tmp_path / "notes.yaml").write_text("- a list\n")
+    made = recipe("own.yaml", b={"model": str(tmp_path / "run/first/model")})
+    with refuses("stage 'first' makes it", f"run_stage.py {tmp_path}/all.yaml --stage first"):
+        require_inputs(made, made.stages)
+    # One that does nothing else is the shorter way.
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run/first"), "model": "m"}))
+    with refuses("stage 'first' makes it", f"run_stage.py {tmp_path}/first.yaml"):
+        require_inputs(made, made.stages)
+
+
+def test_what_nothing_makes_is_said(recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path) -> None:
+    made = recipe(a={"model": str(tmp_path / "away")})
+    with refuses(made.path, "stage 'a'", f"model '{tmp_path}/away' is missing, and no stage", "check the path"):
+        require_inputs(made, made.stages)

@@ -1,0 +1,121 @@
+"""Every key of a stage works, or is refused with what to give instead; none changes nothing without a word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from tests.training.recipes import recipe_writer
+from training.config.arguments import StageArguments
+from training.config.recipe import command_line_overrides, load_recipe
+from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING, check_given
+
+Refuses = Callable[..., AbstractContextManager[None]]
+ROLES = {"learnt": LEARNT, "running": RUNNING, "places": PLACES, "machine": MACHINE, "refused": frozenset(REFUSED)}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    return recipe_writer(tmp_path)
+
+
+def test_every_key_has_one_role() -> None:
+    roles = {key: [name for name, of in ROLES.items() if key in of] for key in frozenset().union(*ROLES.values())}
+    # A new key: try what it does in this trainer, and whether a card may list it.
+    assert {each.name for each in fields(StageArguments)} - roles.keys() == set()
+    assert {key: of for key, of in roles.items() if len(of) > 1} == {}
+
+
+def test_no_key_of_this_project_is_refused() -> None:
+    own = {each.name for each in fields(StageArguments)} - {each.name for each in fields(TrainingArguments)}
+    assert not own & REFUSED.keys()
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_key_without_effect_is_refused_whatever_its_value(
+    write: Callable[..., Path], refuses: Refuses, key: str
+) -> None:
+    default = {each.name: each for each in fields(TrainingArguments)}[key].default
+    # Even the default: whoever writes it takes it for what happens.
+    for value in (default if isinstance(default, str | int | float) else "x", False, 3):
+        with refuses("stage 'recipe'", repr(key), "no effect", REFUSED[key]):
+            load_recipe(write({key: value}))
+    with refuses(repr(key), REFUSED[key]):
+        load_recipe(write({}), command_line_overrides([f"--{key}=x"]))
+    # Nothing was given.
+    load_recipe(write({key: None}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("resume_from_checkpoint", "/nowhere/at/all", "--resume"),
+        ("per_device_train_batch_size", 8, "'global_batch_size'"),
+        ("do_train", False, "take it out"),
+        ("data_seed", 3, "'seed'"),
+        ("bf16_full_eval", True, "'bf16'"),
+        ("accelerator_config", {"split_batches": True}, "take it out"),
+        ("hub_model_id", "org/name", "'push_checkpoints: ORG/NAME'"),
+        ("hub_strategy", "end", "'push_checkpoints: ORG/NAME'"),
+        ("hub_private_repo", True, "'push_checkpoints: ORG/NAME'"),
+        ("push_to_hub", True, "training/publish.py"),
+        ("torch_compile", True, "'compile: true'"),
+        ("dataloader_multiprocessing_context", "spawn", "take it out"),
+        ("ignore_data_skip", True, "--resume"),
+        ("enable_jit_checkpoint", True, "SIGTERM"),
+    ],
+)
+def test_what_to_give_instead(write: Callable[..., Path], refuses: Refuses, key: str, value: Any, instead: str) -> None:
+    with refuses(repr(key), instead):
+        load_recipe(write({"stages": {"first": {key: value}}}))
+
+
+def test_key_of_another_version_of_transformers(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_given({"learning_rate": 1e-3, "brand_new": 1})
+    assert "'brand_new'" in caplog.text and "learning_rate" not in caplog.text
+
+
+SECRET = "hf_" + "aB3" * 12
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hub_token", SECRET),
+        ("executor", {"name": "slurm", "env_command": f"export HF_TOKEN={SECRET}"}),
+        ("executor", {"name": "slurm", "sbatch_args": {"api_key": "0123"}}),
+        ("executor", '{"name": "slurm", "password": "0123"}'),
+        ("builder_options", {"locale_dirs": [f"https://user:{SECRET}@host/x"]}),
+        ("data_dir", "https://alice:0123@host/data"),
+        ("run_name", f"try with {SECRET}"),
+    ],
+)
+def test_no_secret_gets_into_the_folder_of_a_run(
+    write: Callable[..., Path], refuses: Refuses, key: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=key) as caught:
+        load_recipe(write({key: value}))
+    message = str(caught.value)
+    assert "HF_TOKEN" in message and len(message.splitlines()) == 1
+    assert SECRET not in message and "0123" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("executor", {"name": "slurm", "time": "01:00:00", "partition": "cpu"}),
+        ("data_dir", "hf://datasets/org/name"),
+        ("data_dir", "https://host:8080/data@v1"),
+        ("model_config", {"pad_token_id": 0, "eos_token_id": 1}),
+    ],
+)
+def test_what_only_looks_like_a_secret(key: str, value: Any) -> None:
+    check_given({key: value})

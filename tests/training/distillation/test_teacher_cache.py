@@ -1,0 +1,226 @@
+"""The teacher's cache: float16 of what it would say, whole or absent, never another teacher's or another text's."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from training.data.prepared import PreparedSource
+from training.distillation.distillation import teacher_cache
+from training.distillation.teacher_cache import Embed, TeacherCache
+
+Refuses = Callable[..., AbstractContextManager[None]]
+WIDTH = 6
+MADE_BY = {"teacher": "abc", "precision": "fp32", "reads": "tokens"}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "_SHARD_TEXTS", 20)
+
+
+def expected(source: PreparedSource, positions: np.ndarray) -> Tensor:
+    """Numbers that tell source and text."""
+    first = torch.from_numpy(np.asarray(positions, dtype=np.float32))[:, None]
+    return first + torch.arange(WIDTH) / 8 + len(source.name) * 100
+
+
+@pytest.fixture
+def cache(tmp_path: Path, prepared_sources: list[PreparedSource]) -> TeacherCache:
+    filled = TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH)
+    filled.fill(expected)
+    return filled
+
+
+def test_it_gives_what_the_teacher_said(cache: TeacherCache, prepared_sources: list[PreparedSource]) -> None:
+    assert cache.whole and cache.missing_texts == 0
+    for source in prepared_sources:
+        positions = np.arange(source.description["texts"])[::-3]
+        found = cache.read(source.name, positions, 4)
+        assert found.dtype == np.float16
+        torch.testing.assert_close(
+            torch.from_numpy(found).float(), expected(source, positions)[:, :4], rtol=1e-3, atol=0
+        )
+
+
+def test_it_is_found_again_without_the_teacher(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource]
+) -> None:
+    found = TeacherCache(tmp_path, prepared_sources, MADE_BY)
+    assert found.whole and found.width == WIDTH
+    some = [TeacherCache(tmp_path, prepared_sources[:1], MADE_BY), pickle.loads(pickle.dumps(found))]
+    for each in some:
+        np.testing.assert_array_equal(each.read("qa", np.arange(9), 6), cache.read("qa", np.arange(9), 6))
+
+
+@pytest.mark.parametrize("changed", [{"teacher": "other"}, {"precision": "bf16"}, {"reads": {"query_template": "q"}}])
+def test_another_teacher_shares_the_folder_but_no_embedding(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], changed: dict
+) -> None:
+    other = TeacherCache(tmp_path, prepared_sources, {**MADE_BY, **changed}, WIDTH)
+    assert not other.whole
+    other.fill(lambda source, positions: expected(source, positions) + 1)
+    assert cache.read("qa", np.arange(1), 1)[0] + 1 == other.read("qa", np.arange(1), 1)[0]
+
+
+def test_other_data_is_embedded_anew(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prepared_sources[0]
+    monkeypatch.setitem(source.description, "fingerprint", "of other data")
+    assert not TeacherCache(tmp_path, [source], MADE_BY, WIDTH).whole
+
+
+def test_a_killed_pass_goes_on_with_what_is_missing(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
+    cache = TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH)
+    asked = []
+
+    def embed(source: PreparedSource, positions: np.ndarray) -> Tensor:
+        asked.append((source.name, int(positions[0])))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return expected(source, positions)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill(embed)
+    assert not cache.whole and 0 < cache.missing_texts
+    cache.fill(embed)
+    assert cache.whole
+    # Only the text under way was embedded twice.
+    assert len(asked) == len(set(asked)) + 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_processes_share_the_work(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def embed(source: PreparedSource, positions: np.ndarray) -> Tensor:
+        asked.append((source.name, int(positions[0])))
+        return expected(source, positions)
+
+    for rank in range(3):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH).fill(embed, rank, 3)
+    assert len(asked) == len(set(asked)) and TeacherCache(tmp_path, prepared_sources, MADE_BY).whole
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan"), float("inf")])
+def test_embeddings_that_do_not_fit_are_refused(
+    tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, value: float
+) -> None:
+    cache = TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH)
+    with refuses("'qa'", "do not fit float16", "teacher_cache_dir"):
+        cache.fill(lambda source, positions: torch.full((len(positions), WIDTH), value))
+
+
+def test_a_cut_shard_is_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses
+) -> None:
+    shard = next(tmp_path.glob("qa-*/00001.float16"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with refuses(shard, "is damaged", "delete it"):
+        _ = TeacherCache(tmp_path, prepared_sources, MADE_BY).whole
+
+
+@pytest.mark.parametrize("name", ["00001.float16", "00001.float16.xxh3"])
+def test_flipped_bytes_are_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, name: str
+) -> None:
+    cache.check()
+    path = next(tmp_path.glob(f"qa-*/{name}"))
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    shard = path.with_name("00001.float16")
+    with refuses(shard, "is damaged", "delete it, and it is computed again"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY).check()
+    # As the message says.
+    shard.unlink()
+    again = TeacherCache(tmp_path, prepared_sources, MADE_BY)
+    again.fill(expected)
+    again.check()
+
+
+def test_what_is_read_to_check_a_source_is_bounded(
+    cache: TeacherCache, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(teacher_cache, "check_file", lambda path, remedy, most_blocks: asked.append(most_blocks))
+    shards = len(list(cache._shards()))
+    for limit, most in ((64, 64 * len(prepared_sources)), (1, shards)):
+        asked.clear()
+        monkeypatch.setattr(teacher_cache, "_CHECKED_BLOCKS", limit)
+        cache.check()
+        assert len(asked) == shards and sum(asked) <= most and min(asked) >= 1
+
+
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps({**MADE_BY, "width": 6})])
+def test_a_damaged_description_is_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, content: str
+) -> None:
+    path = next(tmp_path.glob("qa-*/cache.json"))
+    path.write_text(content)
+    with refuses(path, "is damaged"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY)
+
+
+@pytest.mark.parametrize("width", [None, WIDTH])
+def test_a_description_of_other_embeddings_is_noticed(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, width: int | None
+) -> None:
+    path = next(tmp_path.glob("qa-*/cache.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "teacher": "another"}))
+    with refuses(path, "is damaged"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY, width)
+
+
+def test_a_teacher_of_another_width_is_refused(
+    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses
+) -> None:
+    with refuses(tmp_path, "of 6 dimensions, not 7"):
+        TeacherCache(tmp_path, prepared_sources, MADE_BY, 7)
+
+
+def test_runs_may_fill_one_folder_at_once(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
+    for number in range(20):
+        folder, start = tmp_path / str(number), Barrier(4)
+        asked: list[tuple[str, int]] = []
+
+        def embed(source: PreparedSource, positions: np.ndarray, asked: list[tuple[str, int]] = asked) -> Tensor:
+            asked.append((source.name, int(positions[0])))
+            return expected(source, positions)
+
+        def fill(rank: int, folder: Path = folder, start: Barrier = start, embed: Embed = embed) -> None:
+            cache = TeacherCache(folder, prepared_sources, MADE_BY, WIDTH)
+            start.wait()
+            # Two runs of two processes each.
+            cache.fill(embed, rank % 2, 2)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fill, range(4)))
+        assert TeacherCache(folder, prepared_sources, MADE_BY).whole
+        # The one waits for the other rather than do the same.
+        assert len(asked) == len(set(asked))
+        assert not list(folder.rglob("*.partial"))
+
+
+def test_few_shards_are_open_at_once(
+    cache: TeacherCache, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "_MOST_MAPS", 2)
+    source = prepared_sources[0]
+    positions = np.arange(source.description["texts"])
+    assert len(positions) > 100
+    for _ in range(2):
+        found = cache.read("qa", positions, WIDTH)
+        torch.testing.assert_close(torch.from_numpy(found).float(), expected(source, positions), rtol=1e-3, atol=0)
+    assert len(cache._maps) == 2

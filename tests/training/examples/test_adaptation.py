@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.config.recipe import load_recipe
+from training.data.manifest import load_manifest
+from training.examples.adaptation import RECIPE, _another, compare_by_text, split_program, table
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    """Messages of two programs in two languages; ``quit`` has one English text that ``edit`` has, too."""
+    rows = [
+        (f"{lang} {program} {n}", f"{program} {n}", lang, "Latn", program)
+        for program, size in (("edit", 40), ("quit", 8))
+        for n in range(size)
+        for lang in ("deu", "fra")
+    ]
+    rows.append(("deu fort", "edit 1", "deu", "Latn", "quit"))
+    names = ("query", "passage", "lang", "script", "domain")
+    pq.write_table(
+        pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)}), tmp_path / "held_out.parquet"
+    )
+    return tmp_path / "held_out.parquet"
+
+
+def _passages(path: Path) -> set[str]:
+    return set(pq.read_table(path).column("passage").to_pylist())
+
+
+def test_no_text_is_on_two_sides(tmp_path: Path, held_out: Path) -> None:
+    assert split_program(held_out, tmp_path / "data", None, held_out) == "edit"
+    trained, tested, validation, elsewhere = (
+        _passages(tmp_path / "data" / f"{name}.parquet")
+        for name in ("train", "program", "elsewhere_validation", "elsewhere")
+    )
+    assert trained | tested == {f"edit {n}" for n in range(40)} and len(tested) == 12
+    assert not trained & tested and not validation & elsewhere
+    assert validation and elsewhere and validation | elsewhere == {f"quit {n}" for n in range(8)}
+
+
+def test_only_one_stage_of_the_manifest_replays(tmp_path: Path, held_out: Path) -> None:
+    split_program(held_out, tmp_path / "data", "edit", held_out)
+    names = {
+        stage: [source.name for source in load_manifest(tmp_path / "data/manifest.yaml", stage=stage)]
+        for stage in ("alone", "replay")
+    }
+    assert names == {"alone": ["edit"], "replay": ["edit", "replayed"]}
+
+
+def test_negatives_are_other_texts_of_the_training(tmp_path: Path, held_out: Path) -> None:
+    split_program(held_out, tmp_path / "data", "edit", held_out)
+    (source,) = load_manifest(tmp_path / "data/manifest.yaml", stage="alone")
+    rows = pq.read_table(source.files[0]).to_pylist()
+    trained = {row["passage"] for row in rows}
+    negatives = [(row["passage"], row[f"negative_{k}"]) for row in rows for k in range(1, 5)]
+    assert all(negative in trained and negative != passage for passage, negative in negatives)
+
+
+def test_the_split_is_repeatable(tmp_path: Path, held_out: Path) -> None:
+    for folder in ("one", "other"):
+        split_program(held_out, tmp_path / folder, "edit", held_out)
+    assert _passages(tmp_path / "one/program.parquet") == _passages(tmp_path / "other/program.parquet")
+
+
+def test_an_unknown_program_is_refused(tmp_path: Path, held_out: Path, refuses: Callable) -> None:
+    with refuses(held_out, "edit, quit", "--program"):
+        split_program(held_out, tmp_path / "data", "emacs", held_out)
+
+
+def test_every_recipe_stage_has_its_sources(tmp_path: Path, held_out: Path) -> None:
+    split_program(held_out, tmp_path / "data", "edit", held_out)
+    manifest = str(tmp_path / "data/manifest.yaml")
+    for stage in load_recipe(RECIPE, {"manifest": manifest}).stages:
+        names = [source.name for source in load_manifest(manifest, stage=stage.arguments.manifest_stage)]
+        assert ("replayed" in names) == stage.name.endswith("_replay")
+
+
+def test_the_change_is_that_over_messages_however_many_a_text_has() -> None:
+    labels, before = np.array([7, 7, 7, 2]), np.array([1.0, 0.0, 1.0, 0.0])
+    compared = compare_by_text(np.ones(4), before, labels)
+    assert compared.difference.mean == pytest.approx(0.5) and compared.first == 1.0
+    assert compared.difference.examples == 2
+
+
+def test_translations_of_one_text_do_not_count_as_independent() -> None:
+    rng = np.random.default_rng(0)
+    after, before = (rng.integers(2, size=200).astype(float) for _ in range(2))
+    once = compare_by_text(after, before, np.arange(200)).difference
+    tenfold = compare_by_text(after.repeat(10), before.repeat(10), np.arange(200).repeat(10)).difference
+    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
+
+
+def test_the_table_has_both_measures_with_the_change_of_each() -> None:
+    before = {"program": {"accuracy": 0.25}, "elsewhere": {"accuracy": 0.5}, "megabytes": 17.0}
+    change = {"accuracy": 0.375, "change": 0.125, "low": 0.1, "high": 0.15}
+    written = table("edit", {"before": before, "full": {**before, "program": change}})
+    assert "| before | 0.250 |  | 0.500 |  | 17.00 MB |" in written
+    assert "| full | 0.375 | +12.5 (+10.0 to +15.0) | 0.500 |" in written
+
+
+def test_validating_does_not_show_the_program() -> None:
+    written = table("edit", {"before": {"elsewhere": {"accuracy": 0.5}, "megabytes": 17.0}})
+    assert "| before | not measured |  | 0.500 |" in written
+
+
+def test_another_spelling_of_the_passage_is_no_negative() -> None:
+    texts = ["File", "FILE", "file.", "Edit"]
+    assert [_another(texts, place, "file") for place in range(4)] == ["Edit"] * 4
+    assert _another(texts, 3, "Quit") == "Edit"

@@ -1,0 +1,35 @@
+"""Prints the growth of peak memory by a merge, in MiB: ``memory_worker.py OUTPUT SHARD_SIZE PARENT …``.
+
+Interpreter, libraries and what checking the parents takes are left out: the first merge is one of small models.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from training.models.merging.merging import merge
+from training.models.merging.method import mean_of
+from training.models.merging.parents import find_parent
+
+
+def main(output: str, shard_size: str, small: str, *parents: str) -> None:
+    torch.set_num_threads(1)
+    merge([find_parent(small)], mean_of(1), Path(f"{output}-small"))
+    # What the process that started this one held would count, too: the kernel forgets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    merge([find_parent(parent) for parent in parents], mean_of(len(parents)), Path(output), max_shard_size=shard_size)
+    sys.stdout.write(f"{(_peak() - before) / 1024:.1f}\n")
+
+
+def _peak() -> int:
+    """Peak resident memory in KiB, mapped files included."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

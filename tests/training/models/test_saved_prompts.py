@@ -1,0 +1,194 @@
+"""A model is saved with the query prompt that it was trained with, and says so where no source was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from tests.training.distributed_recipe import save_model
+from tests.training.recipes import only_stage, recipe_writer, write_single_stage
+from training.config.arguments import StageArguments
+from training.config.recipe import load_recipe
+from training.data.manifest import Source
+from training.data.options import PreparationOptions
+from training.data.preparation.pipeline import prepare
+from training.data.prepared import PreparedSource
+from training.models.saved_prompts import choose_prompts
+from training.run_stage import main
+
+Prepare = Callable[..., list[PreparedSource]]
+# A model that was not trained here: another template, and prompts of other names.
+THEIRS = {"query": "Instruct: Search the web\nQuery:", "document": "", "clustering": "Cluster: "}
+
+
+def prompts_in(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+
+
+def give_prompts(folder: Path, prompts: dict[str, str]) -> None:
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer) -> Path:
+    """A model with prompts that are not ours."""
+    folder = tmp_path_factory.mktemp("start") / "model"
+    save_model(folder, tiny_config, tiny_tokenizer)
+    give_prompts(folder, THEIRS)
+    return folder
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, start: Path) -> Callable[..., StageArguments]:
+    write = recipe_writer(tmp_path)
+    base = {"output_dir": str(tmp_path / "run"), "model": str(start), "use_cpu": True}
+    return lambda **keys: only_stage(load_recipe(write({**base, **keys}, base={})))
+
+
+@pytest.fixture
+def prepared(
+    tmp_path: Path, write_source: Callable[..., Source], small_tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., list[PreparedSource]]:
+    def build(*instructions: str, instructed: bool = True) -> list[PreparedSource]:
+        sources = [write_source(f"source{n}", rows=20, instruction=each) for n, each in enumerate(instructions)]
+        options = PreparationOptions(instructions=instructed, num_hard_negatives=tuple({"retrieval": 1}.items()))
+        return prepare(sources, small_tokenizer, tmp_path / "prepared", options)
+
+    return build
+
+
+def test_the_instruction_that_all_sources_share_is_saved(
+    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    choice = choose_prompts(arguments(), prepared("Find the page.", "Find the page."), small_tokenizer)
+    assert choice.prompts == {**THEIRS, "query": instruct("Find the page.")}
+    assert choice.is_trained and "as all sources are trained with" in choice.line()
+
+
+def test_where_the_sources_share_none_that_of_the_start_model_stays(
+    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase, start: Path
+) -> None:
+    choice = choose_prompts(arguments(), prepared("Find the page.", "Find the name."), small_tokenizer)
+    assert choice.prompts == THEIRS
+    assert not choice.is_trained
+    assert str(start) in choice.line()
+    assert "query_instruction: …" in choice.warning() and repr(instruct("Find the page.")) in choice.warning()
+
+
+def test_without_either_the_published_one_is_saved(
+    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    args = arguments(model=None, model_config={"family": "f2llm-v2-80m"}, tokenizer="train")
+    choice = choose_prompts(args, prepared("Find the page.", DEFAULT_INSTRUCTION), small_tokenizer)
+    assert choice.prompts == {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
+    # One source is trained with it.
+    assert choice.is_trained
+
+
+@pytest.mark.parametrize(("given", "saved"), [("Find it.", instruct("Find it.")), ("", "")])
+@pytest.mark.parametrize("instructions", [True, False])
+def test_what_is_given_wins(
+    arguments: Callable[..., StageArguments],
+    prepared: Prepare,
+    small_tokenizer: PreTrainedTokenizerBase,
+    given: str,
+    saved: str,
+    instructions: bool,
+) -> None:
+    sources = prepared("Find the page.", instructed=instructions)
+    choice = choose_prompts(arguments(query_instruction=given, instructions=instructions), sources, small_tokenizer)
+    assert choice.prompts["query"] == saved
+    assert choice.is_trained is (saved == "" and not instructions)
+
+
+def test_a_stage_of_raw_text_saves_none(
+    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sources = prepared("Find the page.", instructed=False)
+    choice = choose_prompts(arguments(instructions=False), sources, small_tokenizer)
+    assert choice.prompts == {**THEIRS, "query": ""} and choice.is_trained
+
+
+def test_the_instruction_that_a_file_brings_counts(
+    arguments: Callable[..., StageArguments],
+    tmp_path: Path,
+    small_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    queries = [instruct("Name the river.", f"question {row}") for row in range(20)]
+    pq.write_table(
+        pa.table({"query": queries, "passage": [f"answer {row}" for row in range(20)]}), tmp_path / "a.parquet"
+    )
+    source = Source("brings", [tmp_path / "a.parquet"], "retrieval", "Find the page.")
+    options = PreparationOptions(num_hard_negatives=(("retrieval", 0),))
+    choice = choose_prompts(
+        arguments(), prepare([source], small_tokenizer, tmp_path / "prepared", options), small_tokenizer
+    )
+    assert choice.prompts["query"] == instruct("Name the river.") and choice.is_trained
+
+
+# The whole command
+
+
+def _stage(folder: Path, start: Path, **keys: Any) -> list[str]:
+    no_new_model = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
+    short = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "instructions": True}
+    return [str(write_single_stage(folder, model=str(start), **no_new_model, **{**short, **keys}))]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_trained_model_carries_the_prompt_of_its_manifest(
+    tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture, adapter: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert main(_stage(tmp_path, start, **({"lora": True, "lora_rank": 4} if adapter else {}))) == 0
+    trained = instruct("Given a phrase, retrieve its inversion.")
+    assert prompts_in(tmp_path / "run/model") == {**THEIRS, "query": trained}
+    assert [line for line in caplog.messages if "query prompt of the saved model" in line and repr(trained) in line]
+    assert not [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
+
+
+def test_a_stage_whose_sources_share_none_warns(tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = _stage(tmp_path, start, task_types=["retrieval", "clustering"])
+    manifest = tmp_path / "data/manifest.yaml"
+    content = yaml.safe_load(manifest.read_text())
+    content["sources"][1]["instruction"] = "Group the phrases."
+    manifest.write_text(yaml.safe_dump(content))
+    assert main(words) == 0
+    assert prompts_in(tmp_path / "run/model") == THEIRS
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert [line for line in warnings if "no source is trained with it" in line and "query_instruction: …" in line]
+
+
+def test_a_cut_model_keeps_the_prompts_of_its_start(tmp_path: Path, start: Path) -> None:
+    cut = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    assert main(_stage(tmp_path, start, prune_to=cut, calibration_texts=8, max_steps=None)) == 0
+    assert prompts_in(tmp_path / "run/model") == THEIRS
+
+
+def test_a_finished_model_is_given_another_prompt_without_training(
+    tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = _stage(tmp_path, start)
+    assert main(words) == 0
+    model = tmp_path / "run/model"
+    weights = (model / "model.safetensors").stat().st_mtime_ns
+    assert main([*words, "--resume", "--query_instruction", "Turn it around."]) == 0
+    assert prompts_in(model) == {**THEIRS, "query": instruct("Turn it around.")}
+    assert (model / "model.safetensors").stat().st_mtime_ns == weights
+    # Where the card reads them.
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["query_instruction"] == "Turn it around."
+    assert json.loads((model / "training_arguments.json").read_text())["query_instruction"] == "Turn it around."
+    # The recipe itself says nothing of a prompt: what was set stays.
+    assert main([*words, "--resume"]) == 0
+    assert prompts_in(model)["query"] == instruct("Turn it around.")

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.recipes import write_recipe, write_single_stage
+from training.config.recipe import load_recipe, made_by
+from training.planning.counting import count_batches
+from training.planning.measure import Measurement
+from training.planning.plan import make_plan
+from training.run_stage import main
+from training.stages.setup import RECIPE
+from training.trainer.collator import PackedCollator, PreparedRows
+from training.trainer.sampler import GlobalBatchSampler
+
+
+def _stage(folder: Path, **keys):
+    return load_recipe(write_single_stage(folder, **keys)).stages[0]
+
+
+def test_steps_and_tokens_are_those_of_the_training(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, max_tokens_per_forward=150, eval_strategy="steps", eval_steps=4)
+    plan = make_plan(stage, {})
+    assert main([str(tmp_path / "single.yaml")]) == 0
+    checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+    assert plan.steps == state["global_step"]
+    assert plan.checkpoints == len(checkpoints)
+    assert plan.evaluations == len([line for line in state["log_history"] if "eval_loss" in line])
+
+
+def test_all_batches_are_counted(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, max_tokens_per_forward=150)
+    args = stage.arguments
+    plan = make_plan(stage, {})
+    from training.stages.setup import make_tokenizer, prepare_sources, read_sources
+
+    all_sources, sources = read_sources(args)
+    prepared = prepare_sources(stage, sources, make_tokenizer(args, all_sources))
+    collator = PackedCollator(prepared, args.num_hard_negatives, args.seed, max_tokens_per_forward=150)
+    rows = PreparedRows(prepared)
+    sampler = GlobalBatchSampler([len(rows)], args.global_batch_size, args.seed)
+    batches = [collator([rows[key] for key in keys]) for keys in sampler]
+    counted = count_batches(args, prepared, "train")
+    assert counted == plan.training
+    assert counted.count == len(batches)
+    assert counted.tokens == pytest.approx(sum(batch["input_ids"].numel() for batch in batches) / len(batches))
+    assert counted.chunks == pytest.approx(sum(len(batch["chunk_lengths"]) for batch in batches) / len(batches))
+    assert counted.most_texts == max(len(batch["slots"]) for batch in batches)
+    assert counted.most_chunk_tokens == max(sum(chunk) for batch in batches for chunk in batch["chunk_lengths"]) <= 150
+
+
+def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = str(write_recipe(tmp_path))
+    assert main([recipe, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("stage ")] == ["stage stage1", "stage stage2"]
+    assert not any("measured" in line or line.startswith("  time") for line in lines)
+    for stage in ("stage1", "stage2"):
+        assert {path.name for path in (tmp_path / "run" / stage).iterdir()} <= {"prepared", "tokenizer"}
+    # What was prepared is used by the run, which nothing stands in the way of.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("tokens.int32")}
+    assert before and main([recipe]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "run/stage1" / RECIPE).exists()
+
+
+def test_measuring_takes_ten_steps_and_tells_the_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plan = make_plan(_stage(tmp_path, teacher=None), {}, measure=True)
+    assert len(plan.measured.seconds) == len(plan.measured.tokens) == 10
+    assert plan.measured.peak_bytes > 0 and plan.seconds > 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    lines = "\n".join(plan.lines())
+    assert "tokens a second" in lines and "  time  " in lines
+
+
+def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path: Path) -> None:
+    keys = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 2, "early_stopping_patience": 3}
+    lines = list(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines())
+    starts = ("  steps ", "  evaluations ")
+    steps, evaluations = (next(line for line in lines if line.startswith(start)) for start in starts)
+    assert steps.endswith("an epoch), fewer if it is stopped early")
+    assert evaluations.startswith("  evaluations  2 (up to 2 pairs in each, not counted here)")
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_pairs_are_checked_before_anything_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture, dry: list[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path))
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("query,answer\na,b\n")
+    # Those of the second stage.
+    assert main([recipe, *dry, "--evaluation_pairs", str(pairs)]) == 2
+    assert "pairs.csv: column 'passage' is missing; it has query, answer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    manifest = tmp_path / "built/manifest.yaml"
+    keys = {"builder": "cldr", "builder_options": {"languages": ["de", "fr"]}, "manifest": str(manifest)}
+    pairs = manifest.with_name("held_out.parquet")
+    recipe = str(write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs)))
+    assert main([recipe, "--dry-run"]) == 0
+    assert main([recipe, "--dry-run", "--evaluation_candidates", str(pairs.with_name("nothing.parquet"))]) == 2
+    assert "nothing.parquet: no such file" in capsys.readouterr().err
+
+
+def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(write_recipe(tmp_path)), "--measure"]) == 2
+    assert "--measure belongs to --dry-run" in capsys.readouterr().err
+
+
+def test_the_time_of_a_step_follows_its_tokens() -> None:
+    def measurement(seconds: list[float], tokens: list[int]) -> Measurement:
+        return Measurement(seconds, tokens, 0.0, 0.0, 0.0, 0)
+
+    line = measurement([0.5 + 0.001 * tokens for tokens in range(1000, 3000, 200)], list(range(1000, 3000, 200)))
+    assert line.step_seconds(5000) == pytest.approx(5.5)
+    # Batches of one size say nothing about another: in proportion.
+    alike = measurement([1.0, 1.1, 0.9], [1000, 1001, 999])
+    assert alike.step_seconds(2000) == pytest.approx(2.0)
+    # Nor does noise in which larger batches seem faster.
+    noisy = measurement([2.0, 1.0], [1000, 2000])
+    assert noisy.step_seconds(1500) == pytest.approx(1.5)
+
+
+def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["stage2"] |= {"teacher": "stage1", "teacher_cache_dir": str(tmp_path / "cache")}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    first, second = load_recipe(recipe).stages
+    origins = {made_by(first): make_plan(first, {}).origin}
+    plan = make_plan(second, origins)
+    texts = sum(source.description["texts"] for source in plan.data.prepared)
+    assert plan.cache.texts == texts and plan.cache.bytes == 2 * texts * 32
+    # The teacher is as large as the student.
+    assert plan.cache.student_tokens == pytest.approx(plan.cache.tokens)
+    assert plan.flops.teacher == plan.memory.teacher == 0
+    assert any(line.startswith(f"  cache        the teacher embeds {texts:,} texts") for line in plan.lines())
+    second.arguments.teacher_cache_dir = None
+    plan = make_plan(second, origins)
+    assert plan.cache is None and plan.flops.teacher > 0 and plan.memory.teacher > 0

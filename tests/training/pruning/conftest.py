@@ -1,0 +1,47 @@
+"""What the tests of pruning share: a model of three layers and its importance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling_f2llm import F2LLMModel
+from tests.training.pruning.models import make_model
+from training.pruning.importance import Importance, calibrate
+
+PackedBatch = tuple[Tensor, list[int]]
+
+
+@pytest.fixture
+def model() -> F2LLMModel:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def batches() -> list[PackedBatch]:
+    """Two packed batches of 61 tokens in seven texts."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [[9, 1, 13], [5, 17, 2, 14]]
+    return [(torch.randint(2, 320, (1, sum(each)), generator=generator), each) for each in lengths]
+
+
+@pytest.fixture(scope="session")
+def importance(batches: list[PackedBatch]) -> Importance:
+    """Activations of the model."""
+    return calibrate(make_model(), batches, "the model of the tests")
+
+
+@pytest.fixture(scope="session")
+def embed_packed(batches: list[PackedBatch]) -> Callable[[F2LLMModel], Tensor]:
+    """``(61, d)`` what a model puts out for all tokens of both batches."""
+
+    def embed(model: F2LLMModel) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(
+                [model(input_ids=ids, sequence_lengths=each).last_hidden_state[0] for ids, each in batches]
+            )
+
+    return embed

@@ -1,0 +1,195 @@
+"""Statistics are those that stock Qwen3 gives, whatever the batches and the precision; files are checked."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen3Model
+
+from modeling_f2llm import F2LLMConfig
+from training.pruning.importance import IMPORTANCE_FILE, Importance, calibrate, weight_importance
+
+NAMES = ("norms", "neurons", "change")
+
+
+def _assert_close(actual: Importance, expected: Importance, tolerance: float = 1e-5) -> None:
+    for name in NAMES:
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=tolerance, atol=tolerance)
+
+
+def _by_hand(model, batches):
+    """The same statistics text by text, from stock Qwen3's own hidden states, in fp64."""
+    stock = Qwen3Model(model.config).eval().double()
+    stock.load_state_dict(model.state_dict())
+    config = model.config
+    norms = torch.zeros(2 * config.num_hidden_layers + 1, config.hidden_size, dtype=torch.double)
+    neurons = torch.zeros(config.num_hidden_layers, config.intermediate_size, dtype=torch.double)
+    change = torch.zeros(config.num_hidden_layers, dtype=torch.double)
+    count = 0
+    with torch.no_grad():
+        for ids, lengths in batches:
+            for text in ids[0].split(lengths):
+                states = list(stock(input_ids=text[None], output_hidden_states=True).hidden_states)
+                count += len(text)
+                # The last of the hidden states is that after the final norm.
+                norms[-1] += states[-1][0].square().sum(0)
+                for number, layer in enumerate(stock.layers):
+                    before = states[number]
+                    norms[2 * number] += layer.input_layernorm(before)[0].square().sum(0)
+                    positions = torch.arange(len(text))[None]
+                    rotary = stock.rotary_emb(before, positions)
+                    mask = torch.full((len(text), len(text)), -torch.inf, dtype=torch.double).triu(1)[None, None]
+                    attended = layer.self_attn(layer.input_layernorm(before), rotary, mask)[0]
+                    middle = layer.post_attention_layernorm(before + attended)
+                    norms[2 * number + 1] += middle[0].square().sum(0)
+                    mlp = layer.mlp
+                    inner = torch.nn.functional.silu(mlp.gate_proj(middle)) * mlp.up_proj(middle)
+                    neurons[number] += inner[0].square().sum(0)
+                    after = before + attended + mlp.down_proj(inner)
+                    change[number] += (1 - torch.cosine_similarity(before, after, dim=-1)).sum()
+    return Importance(*(total.float() / count for total in (norms, neurons, change)), count)
+
+
+def test_autocast_computes_in_bf16_and_sums_in_fp32(model, batches, importance):
+    half = calibrate(model, batches, autocast=True)
+    _assert_close(half, importance, 0.05)
+    for name in NAMES:
+        assert getattr(half, name).dtype == torch.float32
+        assert not torch.allclose(getattr(half, name), getattr(importance, name), rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_model_is_measured_uncompiled_and_stays_compiled(model, batches, importance, monkeypatch):
+    def never(*args):
+        raise AssertionError("the compiled halves of a layer need not call hooks")
+
+    monkeypatch.setattr("modeling_f2llm.layers._compiled", never)
+    model = deepcopy(model)
+    for layer in model.layers:
+        layer.compiled = True
+    _assert_close(calibrate(model, batches), importance)
+    assert all(layer.compiled for layer in model.layers)
+
+
+def test_statistics_are_those_of_stock_qwen3(model, batches, importance):
+    _assert_close(importance, _by_hand(model, batches), 1e-4)
+    assert (importance.tokens, importance.texts) == (61, 7)
+    assert {getattr(importance, name).dtype for name in NAMES} == {torch.float32}
+
+
+def test_batches_divide_the_texts_anyhow(model, batches, importance):
+    one_by_one = [(text[None], [len(text)]) for ids, lengths in batches for text in ids[0].split(lengths)]
+    _assert_close(calibrate(model, one_by_one), importance)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bf16_gives_the_same_within_its_precision(model, batches, importance, autocast):
+    if not autocast:
+        model = model.bfloat16()
+    measured = calibrate(model, batches, autocast=autocast)
+    torch.testing.assert_close(measured.norms, importance.norms, rtol=0.2, atol=0.05)
+    torch.testing.assert_close(measured.neurons, importance.neurons, rtol=0.2, atol=0.05 * importance.neurons.max())
+    assert measured.norms.dtype == torch.float32
+
+
+def test_calibration_leaves_the_model_as_it_was(model, batches, embed_packed):
+    before = embed_packed(model)
+    for layer in model.layers:
+        layer.compiled = True
+    calibrate(model.train(), batches)
+    assert model.training and all(layer.compiled for layer in model.layers)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for layer in model.layers:
+        layer.compiled = False
+    torch.testing.assert_close(embed_packed(model.eval()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("layers.1.self_attn.o_proj.weight", "layer 1"),
+        ("layers.2.mlp.up_proj.weight", "layer 2"),
+        ("norm.weight", "the final norm"),
+    ],
+)
+def test_activations_that_are_not_finite_end_it(model, batches, refuses, name, where):
+    model.get_parameter(name).data[0] = torch.inf
+    with refuses("batch 0", where, "NaN or infinite"):
+        calibrate(model, batches)
+
+
+@pytest.mark.parametrize("nothing", [[], [(torch.zeros(1, 0, dtype=torch.long), [])]])
+def test_texts_without_a_token_are_refused(model, refuses, nothing):
+    with refuses("no token"):
+        calibrate(model, nothing)
+
+
+def test_a_file_gives_back_what_was_measured(model, importance, tmp_path):
+    importance.save(tmp_path / IMPORTANCE_FILE)
+    for path in (tmp_path, tmp_path / IMPORTANCE_FILE):
+        loaded = Importance.load(path, model.config, "the model of the tests")
+        _assert_close(loaded, importance, 0)
+        assert (loaded.tokens, loaded.texts, loaded.model) == (61, 7, "the model of the tests")
+    assert [path.name for path in tmp_path.iterdir()] == [IMPORTANCE_FILE]
+
+
+def test_statistics_of_weights_are_saved_without_a_change(model, tmp_path):
+    weight_importance(model, "m").save(tmp_path / IMPORTANCE_FILE)
+    loaded = Importance.load(tmp_path, model.config)
+    assert loaded.change is None and loaded.tokens == 0
+
+
+def test_the_importance_of_another_model_is_refused(model, importance, tmp_path, refuses):
+    importance.save(tmp_path / IMPORTANCE_FILE)
+    with refuses("measured on 'the model of the tests'", "'another'"):
+        Importance.load(tmp_path, model.config, "another")
+    for field, value in (("hidden_size", 16), ("intermediate_size", 64), ("num_hidden_layers", 2)):
+        other = F2LLMConfig(
+            **{**model.config.to_dict(), field: value, "layer_types": None, "matryoshka_dimensions": None}
+        )
+        with refuses(IMPORTANCE_FILE, "is of shape", "measure this model"):
+            Importance.load(tmp_path, other)
+
+
+def test_a_file_that_is_no_importance_is_refused(model, tmp_path, refuses):
+    path = tmp_path / IMPORTANCE_FILE
+    with refuses(path, "no such file"):
+        Importance.load(path, model.config)
+    path.write_bytes(b"not safetensors")
+    with refuses(path, "no importance"):
+        Importance.load(path, model.config)
+    save_file({"weights": torch.zeros(1)}, path)
+    with refuses(path, "no importance"):
+        Importance.load(path, model.config)
+
+
+def test_statistics_that_cannot_be_are_refused(model, importance, refuses):
+    with refuses("norms", "not finite"):
+        replace(importance, norms=importance.norms * torch.nan).check(model.config)
+    with refuses("neurons", "negative"):
+        replace(importance, neurons=-importance.neurons).check(model.config)
+
+
+def test_channels_are_weighed_by_the_layers_that_stay(importance):
+    whole = importance.norms.sqrt()
+    torch.testing.assert_close(importance.channels([0, 1, 2]), whole.sum(0))
+    torch.testing.assert_close(importance.channels([1]), whole[[2, 3, 6]].sum(0))
+
+
+def test_weights_tell_channels_and_neurons_that_do_nothing(model):
+    model.get_parameter("layers.1.mlp.down_proj.weight").data[:, 7] = 0
+    model.get_parameter("layers.1.mlp.gate_proj.weight").data[9] = 0
+    for name, weight in model.named_parameters():
+        if name == "embed_tokens.weight":
+            weight.data[:, 5] = 0
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.data[5] = 0
+    estimated = weight_importance(model)
+    assert (estimated.norms[:, 5] == 0).all()
+    assert (estimated.neurons == 0).nonzero().tolist() == [[1, 7], [1, 9]]
+    # A norm brings the mean square to one, before its weight.
+    weight = model.layers[2].input_layernorm.weight.detach()
+    torch.testing.assert_close((estimated.norms[4] / weight.square()).mean(), torch.tensor(1.0))

@@ -1,0 +1,133 @@
+"""What each method keeps, and plans on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.pruning.importance import Importance, weight_importance
+from training.pruning.plan import PruningPlan, make_plan
+from training.pruning.shape import pruned_config
+
+SMALLER = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2}
+
+
+@pytest.fixture
+def target(model):
+    return pruned_config(model.config, SMALLER)
+
+
+def _ranked(model, channels: list[int]) -> Importance:
+    """An importance to which these channels matter most, the first of them most of all."""
+    norms = torch.zeros(7, model.config.hidden_size)
+    for rank, channel in enumerate(channels):
+        norms[:, channel] = 100.0 - rank
+    return replace(weight_importance(model), norms=norms, change=torch.tensor([0.1, 0.3, 0.2]))
+
+
+def test_the_largest_norms_stay_in_their_own_order(model, target, importance):
+    plan = make_plan(model.config, target, importance)
+    assert plan.hidden == tuple(sorted(importance.norms[[0, 1, 2, 3, 6]].sqrt().sum(0).argsort()[-8:].tolist()))
+    for layer, neurons in zip(plan.layers, plan.neurons, strict=True):
+        assert neurons == tuple(sorted(importance.neurons[layer].argsort()[-20:].tolist()))
+    assert plan.layers == (0, 1)
+    assert plan.methods == {"hidden": "activation_norm", "layers": "first"}
+
+
+def test_leading_channels_stay(model, target, importance):
+    assert make_plan(model.config, target, importance, hidden="leading").hidden == tuple(range(8))
+
+
+def test_reordered_channels_fill_the_gaps_among_the_leading_ones(model, target):
+    importance = _ranked(model, [20, 3, 31, 0, 9, 5, 7, 6])
+    plan = make_plan(model.config, target, importance, hidden="reordered")
+    # 0, 3, 5, 6 and 7 stay where they are; 20, 31 and 9 come by falling importance to 1, 2 and 4.
+    assert plan.hidden == (0, 20, 31, 3, 9, 5, 6, 7)
+    published = make_plan(model.config, target, importance)
+    assert published.hidden == tuple(sorted(plan.hidden))
+
+
+def test_layers_of_most_change_stay_in_their_own_order(model, target):
+    plan = make_plan(model.config, target, _ranked(model, []), layers="change")
+    assert plan.layers == (1, 2)
+
+
+def test_of_equals_the_first_stay(model, target):
+    importance = _ranked(model, [])
+    assert make_plan(model.config, target, importance).hidden == tuple(range(8))
+
+
+@pytest.mark.parametrize("hidden", ["activation_norm", "leading", "reordered"])
+def test_nothing_is_taken_away_from_a_model_of_the_same_shape(model, importance, hidden):
+    plan = make_plan(model.config, model.config, importance, hidden, "change")
+    assert (plan.hidden, plan.layers) == (tuple(range(32)), (0, 1, 2))
+    assert plan.neurons == (tuple(range(48)),) * 3
+
+
+@pytest.mark.parametrize("hidden", ["activation_norm", "reordered"])
+def test_a_plan_comes_back_from_its_file(model, target, importance, tmp_path, hidden):
+    plan = make_plan(model.config, target, importance, hidden, "change")
+    plan.save(tmp_path / "plan.yaml")
+    assert PruningPlan.load(tmp_path / "plan.yaml") == plan
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_a_plan_of_a_large_model_is_short_enough_to_read(model, target, importance, tmp_path):
+    plan = make_plan(model.config, pruned_config(model.config, {"num_hidden_layers": 2}), importance)
+    plan.save(tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text()
+    assert "hidden: 0-31\n" in text and "layers: 0-1\n" in text and "1: 0-47\n" in text
+
+
+def test_methods_and_shapes_are_checked(model, target, importance, refuses):
+    with refuses("hidden", "'activation_norms'", "reordered"):
+        make_plan(model.config, target, importance, hidden="activation_norms")
+    with refuses("layers", "'last'", "first"):
+        make_plan(model.config, target, importance, layers="last")
+    with refuses("layers='change'", "calibrate"):
+        make_plan(model.config, target, weight_importance(model), layers="change")
+    with refuses("norms", "is of shape"):
+        make_plan(model.config, target, replace(importance, norms=importance.norms[:, :16]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("layers: 0-1", "layer: 0-1", ["unknown key 'layer'", "did you mean 'layers'"]),
+        ("layers: 0-1\n", "", ["'layers' is missing"]),
+        ("layers: 0-1", "layers: 0-2", ["neurons", "one entry for each"]),
+        ("hidden_size: 32", "width: 32", ["source must say"]),
+        ("hidden_size: 32", "hidden_size: big", ["positive whole numbers"]),
+        ("hidden: 0-7", "hidden: first", ["hidden", "'first'", "rising range"]),
+        ("  0:", "  x:", ["neurons", "one entry for each"]),
+    ],
+)
+def test_a_plan_changed_by_hand_is_read_strictly(model, target, importance, tmp_path, refuses, old, new, parts):
+    path = tmp_path / "plan.yaml"
+    make_plan(model.config, target, importance, "leading").save(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with refuses(path, *parts):
+        PruningPlan.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"hidden": tuple(range(7))}, ["hidden keeps 7", "8"]),
+        ({"hidden": (0, 1, 2, 3, 4, 5, 6, 6)}, ["hidden", "distinct numbers from 0 to 31"]),
+        ({"hidden": (0, 1, 2, 3, 4, 5, 6, 32)}, ["hidden", "distinct numbers from 0 to 31"]),
+        ({"layers": (0,)}, ["neurons are given for 2 layers", "keeps 1"]),
+        ({"layers": (0, 3)}, ["layers", "distinct numbers from 0 to 2"]),
+        ({"neurons": (tuple(range(20)), tuple(range(19)))}, ["neurons of layer 1 keeps 19", "20"]),
+        ({"source": {**SMALLER, "hidden_size": 64}}, ["for a model of hidden_size 64, not 32"]),
+    ],
+)
+def test_a_plan_must_fit_the_model_and_the_shape(model, target, importance, refuses, changes, parts):
+    plan = make_plan(model.config, target, importance)
+    plan.check(model.config, target)
+    with refuses("plan", *parts):
+        replace(plan, **changes).check(model.config, target)

@@ -1,0 +1,410 @@
+"""A continued run: changes that are accepted take effect at once and are told; what cannot take effect is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from tests.training.evaluation.watched_recipe import write_watched
+from tests.training.recipes import write_single_stage
+from training.config.arguments import StageArguments
+from training.config.recipe import Stage
+from training.publish import main as publish
+from training.publishing.record import load_release
+from training.run_stage import main
+from training.stages.continuation import check_keys, note_changes, read_changes
+from training.trainer.trainer import F2LLMTrainer
+
+LAST = 10
+Write = Callable[..., Path]
+
+
+class _KilledError(BaseException):
+    """Ends a training the way a killed process ends it."""
+
+
+def killed(recipe: Path, at_step: int, *words: str) -> None:
+    """Trains until a step begins."""
+    training_step = F2LLMTrainer.training_step
+
+    def dying(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == at_step:
+            raise _KilledError
+        return training_step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_KilledError):
+        patch.setattr(F2LLMTrainer, "training_step", dying)
+        main([str(recipe), *words])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a run of ten steps that was killed after its fourth, with checkpoints of the second and fourth."""
+    folder = tmp_path_factory.mktemp("stopped")
+    killed(write_single_stage(folder, save_steps=2), 4)
+    return folder
+
+
+@pytest.fixture
+def write(stopped: Path, tmp_path: Path) -> Write:
+    """Copies that run and writes its recipe with other keys."""
+    shutil.copytree(stopped / "run", tmp_path / "run")
+
+    def write(**keys: Any) -> Path:
+        manifest = str(stopped / "data/manifest.yaml")
+        return write_single_stage(tmp_path, **{"save_steps": 2, "manifest": manifest, **keys})
+
+    return write
+
+
+def error_of(words: list[str], capsys: pytest.CaptureFixture, status: int = 2) -> str:
+    capsys.readouterr()
+    assert main(words) == status
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+class _Step:
+    """The weights before and after the first optimizer step that is done, its gradients and averages."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        norm, log, step = F2LLMTrainer._get_grad_norm, F2LLMTrainer.log, self
+
+        def before(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+            if not step.weights:
+                named = dict(self.model.named_parameters())
+                step.weights = {name: each.detach().clone() for name, each in named.items()}
+                step.gradients = {name: each.grad.clone() for name, each in named.items()}
+                states = {name: self.optimizer.state[each] for name, each in named.items()}
+                step.states = {
+                    name: {key: torch.as_tensor(value).clone() for key, value in each.items()}
+                    for name, each in states.items()
+                }
+            return norm(self, *args, **kwargs)
+
+        def after(self: F2LLMTrainer, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            if "loss" in logs and step.weights and not hasattr(step, "after"):
+                step.after = {name: each.detach().clone() for name, each in self.model.named_parameters()}
+                step.rate = logs["learning_rate"]
+                step.at = self.state.global_step
+            log(self, logs, *args, **kwargs)
+
+        patch.setattr(F2LLMTrainer, "_get_grad_norm", before)
+        patch.setattr(F2LLMTrainer, "log", after)
+
+
+def linear(step: int, warmup: int = 2, last: int = LAST) -> float:
+    return step / warmup if step < warmup else (last - step) / (last - warmup)
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({}, linear(4)),
+        ({"learning_rate": 5e-4}, linear(4)),
+        ({"weight_decay": 0.3}, linear(4)),
+        ({"adam_beta1": 0.5, "adam_beta2": 0.7}, linear(4)),
+        ({"adam_epsilon": 1e-2}, linear(4)),
+        ({"warmup_steps": 8}, linear(4, warmup=8)),
+        ({"lr_scheduler_type": "constant"}, 1.0),
+        ({"lr_scheduler_type": "cosine", "learning_rate": 2e-3}, (1 + math.cos(math.pi * 2 / 8)) / 2),
+        ({"max_steps": 20}, linear(4, last=20)),
+        ({"num_train_epochs": 3}, linear(4, last=15)),
+    ],
+)
+def test_the_next_step_is_that_of_the_changed_keys(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], factor: float
+) -> None:
+    step = _Step()
+    step.watch(monkeypatch)
+    recipe = write(**keys, logging_steps=1)
+    killed(recipe, 6, "--resume", *["--accept-changes"] * bool(keys))
+    told = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    told = {key: keys.get(key, value) for key, value in told.items()}
+    rate, beta1, beta2 = told["learning_rate"] * factor, told["adam_beta1"], told["adam_beta2"]
+    assert step.at == 5 and step.rate == pytest.approx(rate, rel=1e-6)
+    decayed = 0
+    for name, before in step.weights.items():
+        state, gradient = step.states[name], step.gradients[name]
+        count = int(state["step"]) + 1
+        assert count == 5
+        first = beta1 * state["exp_avg"] + (1 - beta1) * gradient
+        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
+        divisor = (second / (1 - beta2**count)).sqrt() + told["adam_epsilon"]
+        # Norms are not decayed.
+        decay = 0.0 if "norm" in name else told["weight_decay"]
+        decayed += decay > 0
+        wanted = before * (1 - rate * decay) - rate * first / (1 - beta1**count) / divisor
+        torch.testing.assert_close(step.after[name], wanted, rtol=1e-5, atol=1e-7, msg=name)
+    assert bool(decayed) == bool(told["weight_decay"])
+
+
+def test_recipe_arguments_and_card_tell_what_was_used(write: Write, tmp_path: Path) -> None:
+    keys = {"learning_rate": 5e-4, "weight_decay": 0.1, "adam_beta2": 0.98}
+    assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
+    run = tmp_path / "run"
+    told = {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1], "adam_beta2": [None, 0.98]}
+    assert [note["step"] for note in read_changes(run)] == [4]
+    noted = read_changes(run)[0]["keys"]
+    assert {key: noted[key] for key in told} == told
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    arguments = json.loads((run / "model/training_arguments.json").read_text())
+    assert {key: recipe[key] for key in keys} == {key: arguments[key] for key in keys} == keys
+    early = json.loads((run / "checkpoint-4/training_arguments.json").read_text())
+    assert early["learning_rate"] == 1e-3
+    packed = tmp_path / "packed"
+    words = ["pack", str(run), "--name", "f2llm-tiny", "--output", str(packed), "--licence", "apache-2.0"]
+    assert publish(words) == 0
+    (stage,) = load_release(packed).stages
+    assert stage.changes[0]["step"] == 4 and "manifest" not in stage.changes[0]["keys"]
+    assert stage.arguments["learning_rate"] == 5e-4
+    card = (packed / "README.md").read_text()
+    assert "From step 4 on, `learning_rate` was `0.0005` instead of `0.001`." in card
+    assert "From step 4 on, `weight_decay` was `0.1` instead of `the default`." not in card
+    assert "From step 4 on, `weight_decay` was `0.1` instead of the default." in card
+
+
+def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path: Path) -> None:
+    note_changes(tmp_path, {}, None)
+    assert read_changes(tmp_path) == [] and not list(tmp_path.iterdir())
+    note_changes(tmp_path, {"seed": (1, 2)}, tmp_path / "checkpoint-6")
+    note_changes(tmp_path, {"cap": (None, 5)}, tmp_path / "checkpoint-4")
+    assert read_changes(tmp_path) == [
+        {"step": 4, "keys": {"seed": [1, 2]}},
+        {"step": 4, "keys": {"cap": [None, 5]}},
+    ]
+    (tmp_path / "changes.json").write_bytes(b"\x00[")
+    assert read_changes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"optim": "sgd"}, "optim"),
+        ({"optim": "adafactor"}, "optim"),
+        ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
+        ({"model_config": {"hidden_size": 64}}, "model_config"),
+        ({"model_config": None, "model": "some/model", "tokenizer": None}, "model"),
+        ({"tokenizer_vocab_size": 300}, "tokenizer_vocab_size"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
+    ],
+)
+def test_what_the_checkpoints_hold_cannot_change(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any], name: str
+) -> None:
+    before = (tmp_path / "run/recipe.yaml").read_text()
+    error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
+    assert error.startswith("error: ") and f"key '{name}' cannot change" in error
+    assert f"'model: {tmp_path / 'run/checkpoint-4'}'" in error
+    assert (tmp_path / "run/recipe.yaml").read_text() == before
+
+
+def test_the_default_is_no_change(write: Write) -> None:
+    assert main([str(write(optim="adamw_torch_fused")), "--resume", "--accept-changes"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "at"), [("save_steps", [2, 4, 7, 10]), ("eval_steps", [7, 10]), ("logging_steps", [7])]
+)
+def test_other_intervals_hold_from_the_next_step_on(write: Write, tmp_path: Path, key: str, at: list[int]) -> None:
+    keys = {"eval_strategy": "steps", "eval_steps": 100, "logging_steps": 100, key: 7}
+    assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
+    run = tmp_path / "run"
+    steps = sorted(int(path.name[11:]) for path in run.glob("checkpoint-*"))
+    history = json.loads((run / f"checkpoint-{steps[-1]}/trainer_state.json").read_text())["log_history"]
+    kind = {"eval_steps": "eval_loss", "logging_steps": "loss"}.get(key)
+    found = steps if kind is None else [line["step"] for line in history if kind in line and line["step"] > 4]
+    assert found == at
+
+
+def test_another_metric_is_followed_from_then_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = {"load_best_model_at_end": True, "early_stopping_patience": 9}
+    killed(write_watched(tmp_path, **best, metric_for_best_model="pairs_accuracy"), 5)
+    recipe = write_watched(tmp_path, **best, metric_for_best_model="loss")
+    with caplog.at_level(logging.WARNING):
+        assert main([str(recipe), "--resume", "--accept-changes"]) == 0
+    assert "another metric chooses the best model" in caplog.text
+    state = json.loads((tmp_path / "run/checkpoint-10/trainer_state.json").read_text())
+    losses = {line["step"]: line["eval_loss"] for line in state["log_history"] if "eval_loss" in line}
+    assert state["best_metric"] == min(losses[step] for step in (6, 8, 10))
+
+
+# Finished runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert main([str(write_single_stage(folder))]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", "--accept-changes"]])
+@pytest.mark.parametrize("keys", [["--max_steps", "20"], ["--num_train_epochs", "5"], ["--learning_rate", "1"]])
+def test_a_finished_run_says_how_to_train_on(
+    finished: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture, words: list[str], keys: list[str]
+) -> None:
+    error = error_of([str(finished / "single.yaml"), *words, *keys], capsys)
+    assert "stage 'single' is finished" in error and keys[0][2:] in error
+    assert f"'model: {finished / 'run/model'}'" in error and "--accept-changes" not in error
+    assert "going on" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("learning_rate", 2e-5, "2e-5"),
+        ("learning_rate", "0.00002", 2e-5),
+        ("max_steps", "1e2", 100),
+        ("matryoshka_dimensions", [8], "8"),
+        ("source_caps", {"river": 5}, '{"river":5}'),
+        ("matryoshka", True, "true"),
+        ("seed", None, "42"),
+        ("lr_scheduler_type", None, "linear"),
+    ],
+)
+def test_another_spelling_is_no_change(
+    finished: Path, tmp_path: Path, key: str, before: Any, now: Any, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(finished / "run/model", tmp_path / "model")
+    recipe = finished / "run/recipe.yaml"
+    keys = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name != key}
+    told = {**keys, "output_dir": str(tmp_path), **({} if before is None else {key: before})}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
+    write = write_single_stage(tmp_path / "again", **{**keys, "output_dir": str(tmp_path), key: now})
+    assert main([str(write), "--resume"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("manifest_stage", "1", "01"),
+        ("teacher_query_template", "Query: {text}", "query: {text}"),
+        ("learning_rate", 2e-5, "2.1e-5"),
+        ("seed", None, "43"),
+        ("sources", ["a"], "A"),
+    ],
+)
+def test_another_value_is_a_change(
+    tmp_path: Path, refuses: Callable[..., Any], key: str, before: Any, now: Any
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path), "model": "m/n", key: before}))
+    keys = {"output_dir": str(tmp_path), "model": "m/n"}
+    arguments = StageArguments(**keys, use_cpu=True)
+    with refuses("with other keys", key):
+        check_keys(tmp_path, Stage("x", {**keys, key: now}, arguments), accept_changes=False)
+
+
+def test_a_finished_run_trains_on_that_way(finished: Path, tmp_path: Path) -> None:
+    keys = {"model": str(finished / "run/model"), "model_config": None, "tokenizer": None, "max_steps": 2}
+    assert main([str(write_single_stage(tmp_path, **keys))]) == 0
+
+
+def test_a_finished_run_may_be_evaluated_on_other_pairs(finished: Path) -> None:
+    pairs = str(finished / "data/pairs.parquet")
+    assert main([str(finished / "single.yaml"), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
+    assert (finished / "run/evaluation.json").exists()
+
+
+def test_damaged_notes_of_a_finished_run_are_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run = write_single_stage(tmp_path, max_steps=1), tmp_path / "run"
+    assert main([str(recipe)]) == 0
+    (run / "recipe.yaml").write_bytes(b"\x00[")
+    (run / "model/training_arguments.json").write_text("{")
+    assert "--accept-changes to go on and write it again" in error_of([str(recipe), "--resume"], capsys)
+    words = [str(recipe), "--resume", "--query_instruction", "Find it."]
+    assert main([*words, "--accept-changes"]) == 0
+    assert "it is written again" in caplog.text
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["query_instruction"] == "Find it."
+    caplog.clear()
+    assert main(words) == 0 and "written again" not in caplog.text
+
+
+# The end
+
+
+def cut_back(run: Path) -> None:
+    shutil.rmtree(run / "model")
+
+
+@pytest.mark.parametrize("keys", [{"max_steps": 7}, {"num_train_epochs": 1.5}, {"num_train_epochs": 2}])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_a_checkpoint_at_its_end_is_only_saved(
+    tmp_path: Path, check_same_weights: Callable[..., None], keys: dict[str, Any], strategy: str
+) -> None:
+    recipe = write_single_stage(tmp_path, **keys, save_strategy=strategy)
+    assert main([str(recipe)]) == 0
+    run = tmp_path / "run"
+    shutil.move(run / "model", tmp_path / "model")
+    before = {path.name for path in run.glob("checkpoint-*")}
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            # Any step would fail.
+            patch.setattr(F2LLMTrainer, "training_step", None)
+            assert main([str(recipe), "--resume"]) == 0
+        check_same_weights(run, tmp_path)
+        assert {path.name for path in run.glob("checkpoint-*")} == before
+        cut_back(run)
+
+
+def test_a_run_killed_before_its_last_save_ends_in_the_same_weights(
+    tmp_path: Path, check_same_weights: Callable[..., None]
+) -> None:
+    keys = {"max_steps": 7, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3}
+    recipe = write_single_stage(tmp_path, **keys)
+    assert main([str(recipe)]) == 0
+    run = tmp_path / "run"
+    shutil.move(run / "model", tmp_path / "model")
+    # The last checkpoint, too, is not written: the last step is done again.
+    shutil.rmtree(run / "checkpoint-7")
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(run, tmp_path)
+    # Then all is there but the model.
+    cut_back(run)
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(run, tmp_path)
+
+
+@pytest.mark.parametrize("keys", [{"max_steps": 3}, {"global_batch_size": 1000}])
+def test_a_checkpoint_beyond_the_end_is_refused(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any]
+) -> None:
+    error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
+    assert f"{tmp_path / 'run/checkpoint-4'}: is of step 4, but the stage now ends at step" in error
+    assert not (tmp_path / "run/model").exists()
+
+
+# Dropout
+
+
+def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(write(max_tokens_per_forward=100)), "--resume"]) == 0
+    assert "dropout" not in caplog.text
+    model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
+    folder = tmp_path / "dropping"
+    recipe = write_single_stage(folder, **model, lora=True, lora_rank=2, lora_dropout=0.5, save_steps=2)
+    killed(recipe, 4)
+    assert "dropout is drawn for a chunk at once" in caplog.text
+    error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
+    assert "max_tokens_per_forward: None → '100'" in error
+    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from tests.training.forked import SignalAt, start
+from tests.training.recipes import write_single_stage, write_sources
+from training.common.run_folder import STAGING, last_checkpoint
+from training.run_stage import main
+from training.stages.continuation import read_changes
+from training.trainer.trainer import F2LLMTrainer
+
+# Config, tokenizer and random states fit in; weights (109 kB) do not, or the optimizer's state (234 kB) does not.
+NO_ROOM_FOR_WEIGHTS, NO_ROOM_FOR_OPTIMIZER = 50_000, 150_000
+KILL = 9
+
+
+def _assert_whole(checkpoint: Path | None) -> None:
+    assert checkpoint is not None
+    assert SentenceTransformer(str(checkpoint), device="cpu").encode("a text").shape == (32,)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        assert torch.load(checkpoint / name, weights_only=True)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The recipe of a run that was killed in its fifth step, with one checkpoint, of its third."""
+    recipe = write_single_stage(tmp_path)
+    assert start([recipe], tmp_path, [SignalAt("step", 4, KILL)]).wait() == -KILL
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-3"
+    return recipe
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path, check_same_weights, workers: int) -> None:
+    run = tmp_path / "run"
+    words = [write_single_stage(tmp_path), "--dataloader_num_workers", workers]
+    training = start(words, tmp_path)
+    assert training.wait_for(lambda: (run / "checkpoint-3").exists() and (run / STAGING / "checkpoint-6").exists())
+    training.kill()
+    assert (run / STAGING).exists() and not (run / "model").exists()
+    _assert_whole(last_checkpoint(run))
+    resumed = start([*words, "--resume"], tmp_path)
+    assert resumed.wait() == 0, resumed.output
+    check_same_weights(run)
+    assert not (run / STAGING).exists()
+
+
+@pytest.mark.parametrize("place", ["setup", "checkpoint", "finish"])
+def test_killed_at_a_moment_of_its_own(tmp_path: Path, check_same_weights, place: str) -> None:
+    recipe = write_single_stage(tmp_path)
+    assert start([recipe], tmp_path, [SignalAt(place, 0, KILL)]).wait() == -KILL
+    if place == "finish":
+        _assert_whole(last_checkpoint(tmp_path / "run"))
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def _step(run: Path) -> int:
+    checkpoint = last_checkpoint(run)
+    return int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path: Path, check_same_weights) -> None:
+    recipe, run, draws = write_single_stage(tmp_path, save_steps=1), tmp_path / "run", random.Random(7)
+    kills = saving = runs = 0
+    while kills < 20:
+        # How far an attempt gets is up to chance: up to six checkpoints further, and then some milliseconds.
+        workers, saves, delay = runs % 2 * 2, draws.randrange(6), draws.uniform(0, 0.3)
+        goal = _step(run) + saves
+        training = start([recipe, "--resume", "--dataloader_num_workers", workers], tmp_path)
+        runs += 1
+        if not training.wait_for(lambda goal=goal: _step(run) >= goal):
+            assert training.wait() == 0, training.output
+        else:
+            time.sleep(delay)
+            training.kill()
+            kills += 1
+            saving += (run / STAGING).exists()
+            if last_checkpoint(run) is not None:
+                _assert_whole(last_checkpoint(run))
+        if (run / "model").exists():
+            check_same_weights(run)
+            shutil.rmtree(run)
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(run)
+    assert saving, "no kill fell into the writing of a checkpoint"
+
+
+@pytest.mark.parametrize("room", [NO_ROOM_FOR_WEIGHTS, NO_ROOM_FOR_OPTIMIZER])
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(
+    tmp_path: Path, stopped: Path, check_same_weights, room: int
+) -> None:
+    run = tmp_path / "run"
+    full = start([stopped, "--resume"], tmp_path, file_size=room)
+    assert full.wait() == 1, full.output
+    line = full.line()
+    assert line.startswith(f"stopped: {run / 'checkpoint-6'}: the checkpoint could not be written (")
+    assert f"last good checkpoint: {run / 'checkpoint-3'}. " in line and "--resume" in line
+    assert not (run / STAGING).exists() and not (run / "checkpoint-6").exists()
+    _assert_whole(last_checkpoint(run))
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(run)
+
+
+def test_a_full_disk_at_the_finished_model_costs_no_step(tmp_path: Path, check_same_weights) -> None:
+    run = tmp_path / "run"
+    recipe = write_single_stage(tmp_path)
+    assert start([recipe], tmp_path, [SignalAt("finish", 0, KILL)]).wait() == -KILL
+    full = start([recipe, "--resume"], tmp_path, file_size=NO_ROOM_FOR_WEIGHTS)
+    assert full.wait() == 1, full.output
+    assert full.line().startswith(f"stopped: {run / 'model'}: the finished model could not be written (")
+    assert str(run / "checkpoint-10") in full.line()
+    assert not (run / "model").exists() and not list(run.glob(".*"))
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(run)
+
+
+@pytest.mark.parametrize("room", [300, 5_000])
+def test_a_full_disk_before_the_first_step_is_one_line(tmp_path: Path, check_same_weights, room: int) -> None:
+    recipe = write_single_stage(tmp_path)
+    full = start([recipe], tmp_path, file_size=room)
+    assert full.wait() == 2, full.output
+    assert full.line().startswith(f"error: {tmp_path / 'run/tokenizer'}: cannot be written (")
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def test_a_full_disk_at_a_resumption_keeps_the_notes_of_the_run(tmp_path: Path, stopped: Path, check_same_weights):
+    run = tmp_path / "run"
+    noted = {name: (run / name).read_text() for name in ("recipe.yaml", "data.json")}
+    assert start([stopped, "--resume"], tmp_path, file_size=300).wait() != 0
+    assert {name: (run / name).read_text() for name in noted} == noted
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(run)
+
+
+def test_a_full_disk_for_tensorboard_stops_with_a_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    recipe = write_single_stage(tmp_path, num_train_epochs=20, save_strategy="no", save_steps=None)
+    words = [recipe, "--report_to", "tensorboard", "--logging_steps", "1"]
+    # The tokenizer fits in, what a hundred steps log does not.
+    full = start(words, tmp_path, file_size=14_000)
+    assert full.wait() == 1
+    last = full.output.splitlines()[-1]
+    assert last.startswith("stopped: ") and "File too large" in last and "--resume" in last
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([str(write_single_stage(tmp_path, output_dir=str(tmp_path / "file/run")))]) == 2
+    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_output_folder_that_vanishes_stops_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = write_single_stage(tmp_path)
+    _at_step(monkeypatch, 4, lambda: shutil.rmtree(tmp_path / "run"))
+    assert main([str(recipe)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stopped: ") and "checkpoint-6: the checkpoint could not be written" in line
+    assert "last good checkpoint: none yet" in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prepared_data_deleted_while_a_training_reads_it_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_same_weights, workers: int
+) -> None:
+    _at_step(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run/prepared"))
+    assert main([str(write_single_stage(tmp_path, dataloader_num_workers=workers))]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    training_step = F2LLMTrainer.training_step
+
+    def acting(self, *args, **kwargs):
+        if self.state.global_step == step:
+            action()
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(F2LLMTrainer, "training_step", acting)
+
+
+def test_a_loader_worker_that_dies_stops_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("training.trainer.trainer.outlive_signals", lambda worker: os._exit(7))
+    assert main([str(write_single_stage(tmp_path, dataloader_num_workers=2))]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stopped: ") and "DataLoader worker" in line and "--resume" in line
+
+
+def test_vanished_data_is_named_and_the_checkpoint_stays(
+    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, check_same_weights
+) -> None:
+    raw = tmp_path / "data/retrieval.parquet"
+    raw.rename(tmp_path / "elsewhere")
+    assert main([str(stopped), "--resume"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "no file matches" in line and "retrieval.parquet" in line
+    _assert_whole(last_checkpoint(tmp_path / "run"))
+    (tmp_path / "elsewhere").rename(raw)
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["tokens.int32", "train.int32", "source.json"])
+def test_truncated_prepared_data_is_prepared_again(
+    tmp_path: Path, stopped: Path, check_same_weights, file: str
+) -> None:
+    (path,) = tmp_path.glob(f"run/prepared/tiny_retrieval-*/{file}")
+    path.write_bytes(path.read_bytes()[:-4])
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def test_data_of_the_same_content_is_the_same(tmp_path: Path, stopped: Path, check_same_weights) -> None:
+    # Copied, or downloaded again.
+    write_sources(tmp_path / "data")
+    os.utime(tmp_path / "data/retrieval.parquet", ns=(1, 1))
+    assert main([str(stopped), "--resume"]) == 0
+    check_same_weights(tmp_path / "run")
+
+
+def test_flipped_bytes_of_prepared_data_are_noticed(
+    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (path,) = tmp_path.glob("run/prepared/tiny_retrieval-*/tokens.int32")
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert main([str(stopped), "--resume"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {path}: is damaged") and f"delete {path.parent}" in line
+
+
+def test_changed_data_is_refused_unless_accepted(
+    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "data/retrieval.parquet"
+    table = pq.read_table(source).to_pydict()
+    table["passage"][7] = "another passage"
+    pq.write_table(pa.table(table), source)
+    assert main([str(stopped), "--resume"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the data changed since the run started (tiny_retrieval)" in line and "--accept-changes" in line
+    _assert_whole(last_checkpoint(tmp_path / "run"))
+    assert main([str(stopped), "--resume", "--accept-changes"]) == 0
+    assert "the data changed since the run started (tiny_retrieval); going on regardless" in caplog.text
+    (note,) = read_changes(tmp_path / "run")
+    assert [list(each) for each in note["keys"]["data"]] == [["tiny_retrieval"]] * 2
+
+
+def test_a_changed_recipe_is_refused_unless_accepted(
+    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = yaml.safe_load(stopped.read_text())
+    stopped.write_text(yaml.safe_dump({**recipe, "temperature": 0.1, "logging_steps": 1}))
+    assert main([str(stopped), "--resume"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "temperature: None → 0.1" in line and "--accept-changes" in line and "logging_steps" not in line
+    assert main([str(stopped), "--resume", "--accept-changes"]) == 0
+    assert "temperature: None → 0.1" in caplog.text and "going on regardless" in caplog.text
+
+
+@pytest.mark.parametrize("words", [[], ["--resume"]])
+def test_checkpoints_without_the_optimizer_are_neither_resumed_from_nor_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str]
+) -> None:
+    recipe = write_single_stage(tmp_path)
+    assert start([recipe], tmp_path, [SignalAt("step", 7, KILL)]).wait() == -KILL
+    for state in (tmp_path / "run").glob("checkpoint-*/scheduler.pt"):
+        state.unlink()
+    assert main([str(recipe), *words]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "none of the checkpoints can be resumed from" in line
+    assert f"'model: {tmp_path / 'run/checkpoint-6'}'" in line
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+
+
+def test_too_little_memory_names_the_key_and_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    recipe = write_single_stage(tmp_path)
+    with monkeypatch.context() as patch:
+        _at_step(patch, 4, full)
+        assert main([str(recipe)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stopped: CUDA out of memory.")
+    assert f"last good checkpoint: {tmp_path / 'run/checkpoint-3'}." in line
+    assert "Lower 'max_tokens_per_forward', now without limit, and run the same command with --resume" in line
+    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "64"]) == 0

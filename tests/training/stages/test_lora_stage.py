@@ -1,0 +1,202 @@
+"""A stage with ``lora: true``: the whole trainer, over an adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from modeling_f2llm import F2LLMConfig
+from tests.training.distributed_recipe import save_model
+from tests.training.recipes import only_stage, write_single_stage
+from training.common.errors import UserError
+from training.config.recipe import load_recipe
+from training.models.adapter import ADAPTER_WEIGHTS
+from training.models.adapter_folder import find_adapter
+from training.models.merge_adapter import main as merge
+from training.publish import main as publish
+from training.publishing.record import load_release
+from training.run_stage import main
+
+# What write_single_stage's stage says of a new model.
+NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_model(folder, tiny_config, tiny_tokenizer)
+    return folder
+
+
+def write(folder: Path, base: Path, **keys: Any) -> Path:
+    return write_single_stage(folder, **{"model": str(base), "lora": True, "lora_rank": 4, **NO_NEW_MODEL, **keys})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main([str(write(folder, base))]) == 0
+    return folder / "run"
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / ADAPTER_WEIGHTS)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    found, expected = weights(one), weights(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_only_the_adapter_is_trained_and_saved(trained: Path, base: Path) -> None:
+    for folder in (trained / "model", *trained.glob("checkpoint-*")):
+        assert not list(folder.glob("model*.safetensors")) and not (folder / "config.json").exists()
+        assert find_adapter(str(folder)).base == str(base)
+        assert SentenceTransformer(str(folder)).encode("the red river").shape == (32,)
+    assert max(value.abs().max() for name, value in weights(trained / "model").items() if "lora_B" in name) > 1e-3
+    state = torch.load(next(trained.glob("checkpoint-*")) / "optimizer.pt", weights_only=True)
+    assert len(state["state"]) == len(weights(trained / "model"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"max_tokens_per_forward": 100, "lora_dropout": 0.2},
+        {"lora_dora": True, "load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
+        | {"save_steps": None},
+    ],
+    ids=["dropout", "dora"],
+)
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys: dict[str, Any]) -> None:
+    recipe, run = write(tmp_path, base, **keys), tmp_path / "run"
+    assert main([str(recipe)]) == 0
+    shutil.copytree(run / "model", tmp_path / "expected")
+    shutil.rmtree(run / "model")
+    numbered = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for checkpoint in numbered[1:]:
+        shutil.rmtree(checkpoint)
+    assert main([str(recipe), "--resume"]) == 0
+    assert_same(run / "model", tmp_path / "expected")
+
+
+def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path: Path, base: Path, trained: Path) -> None:
+    recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
+    assert main([str(recipe)]) == 0
+    found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
+    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
+
+
+def test_the_base_teaches_and_autocast_computes(tmp_path: Path, base: Path) -> None:
+    words = ["--teacher", base, "--bf16", "--teacher_cache_dir", tmp_path / "cache", "--max_steps", 2]
+    assert main([str(write(tmp_path, base)), *map(str, words)]) == 0
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run/model").values())
+
+
+def test_a_run_over_another_base_does_not_go_on(
+    tmp_path: Path, base: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys: pytest.CaptureFixture
+) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    recipe = write(tmp_path, own)
+    assert main([str(recipe)]) == 0
+    shutil.rmtree(tmp_path / "run/model")
+    save_model(own, tiny_config, tiny_tokenizer, seed=5)
+    assert main([str(recipe), "--resume"]) == 2
+    assert "the base" in capsys.readouterr().err
+
+
+def test_the_training_of_an_adapter_goes_on(tmp_path: Path, trained: Path, base: Path) -> None:
+    recipe = write(tmp_path, trained / "model", lora_rank=None)
+    assert main([str(recipe), "--max_steps", "2", "--learning_rate", "0", "--warmup_steps", "0"]) == 0
+    assert_same(tmp_path / "run/model", trained / "model")
+    assert find_adapter(str(tmp_path / "run/model")).base == str(base)
+
+
+def test_an_adapter_is_no_start_for_the_training_of_a_whole_model(
+    tmp_path: Path, trained: Path, base: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = write(tmp_path, trained / "model", lora=None, lora_rank=None)
+    assert main([str(recipe)]) == 2
+    message = capsys.readouterr().err
+    assert "lora: true" in message and "merge_adapter.py" in message and str(base) in message
+    recipe = write(tmp_path, trained / "model", lora_rank=8)
+    assert main([str(recipe)]) == 2
+    assert "'lora_rank' is 8" in capsys.readouterr().err
+
+
+def test_the_plan_says_what_is_trained(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(write(tmp_path, base)), "--dry-run", "--measure"]) == 0
+    assert "frozen; " in capsys.readouterr().out
+    assert main([str(write(tmp_path, base, lora_target_modules=["query"])), "--dry-run"]) == 2
+    assert "'query'" in capsys.readouterr().err
+
+
+def test_the_recipe_for_adapters_is_valid(base: Path) -> None:
+    path = Path(__file__).parents[2] / "training/recipes/finetune/lora.yaml"
+    assert only_stage(load_recipe(path, {"model": str(base), "use_cpu": True})).lora
+    with pytest.raises(UserError, match="'model'"):
+        load_recipe(path, {"use_cpu": True})
+
+
+def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path) -> None:
+    words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
+    assert merge(words) == 0 and merge(words) == 0
+    adapted = SentenceTransformer(str(trained / "model"), trust_remote_code=True)
+    merged = SentenceTransformer(str(tmp_path / "merged"))
+    assert merged.encode(sentences) == pytest.approx(adapted.encode(sentences), abs=1e-5)
+    assert merged.prompts == adapted.prompts
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert config["matryoshka_dimensions"] == [32, 16, 8] and config["model_type"] == "qwen3"
+    record = json.loads((tmp_path / "merged/adapter.json").read_text())
+    assert record["base"]["name"] == str(base) and record["adapter"]["name"] == str(trained / "model")
+    # It is a model like any other.
+    recipe = write(tmp_path, tmp_path / "merged", lora=None, lora_rank=None, max_steps=1)
+    assert main([str(recipe)]) == 0
+
+
+def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: Path, trained: Path, base: Path) -> None:
+    adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
+    for path in tmp_path.glob("*/config_sentence_transformers.json"):
+        path.unlink()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(bare)}))
+    assert merge([str(adapter), "--output", str(tmp_path / "merged")]) == 0
+    assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
+
+
+def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, trained: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
+    packed = tmp_path / "packed"
+    words = ["--checkpoint", "merged", "--name", "adapted", "--output", str(packed), "--licence", "apache-2.0"]
+    assert publish(["pack", str(run), *words]) == 0
+    (stage,) = load_release(packed).stages
+    assert stage.written["lora"] and stage.steps == 10 and [each.name for each in stage.sources] == ["tiny_retrieval"]
+    assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()
+
+
+def test_a_merge_into_another_base_is_refused(
+    tmp_path: Path, trained: Path, base: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys: pytest.CaptureFixture
+) -> None:
+    moved = shutil.copytree(base, tmp_path / "moved")
+    save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
+    save_model(tmp_path / "narrow", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
+    words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
+    assert merge([*words, "--base", str(tmp_path / "other")]) == 2
+    assert f"was trained on {base}" in (message := capsys.readouterr().err) and "has other weights" in message
+    assert merge([*words, "--base", str(tmp_path / "narrow"), "--accept-other-base"]) == 2
+    assert "does not fit" in (message := capsys.readouterr().err) and str(base) in message
+    assert merge([str(base), "--output", str(tmp_path / "merged")]) == 2
+    assert "no adapter" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+    assert merge([str(trained / "model"), "--output", str(moved)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert merge([*words, "--base", str(moved)]) == 0

@@ -1,0 +1,171 @@
+"""A stage that prunes: what it leaves, that it is found again, and that later stages and stock libraries load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, Qwen3Model
+
+from modeling_f2llm import F2LLMConfig
+from tests.training.recipes import write_recipe
+from training.config.recipe import load_recipe
+from training.data.prepared import PreparedSource
+from training.pruning.plan import PruningPlan
+from training.run_stage import main
+from training.stages.prune_stage import calibration_batches
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+
+
+def write_pruning(folder: Path, **keys: Any) -> Path:
+    """The two-stage recipe with a pruning of stage 1 and a stage that trains what is left."""
+    recipe = write_recipe(folder, max_steps=2, save_strategy="no", eval_strategy="no")
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["pruned"] = {"model": "stage1", "prune_to": SHAPE, "calibration_texts": 40, **keys}
+    content["stages"]["student"] = {"model": "pruned", "teacher": "stage2"}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all four stages ran."""
+    folder = tmp_path_factory.mktemp("pruning")
+    assert main([str(write_pruning(folder))]) == 0
+    return folder / "run"
+
+
+def test_a_pruned_model_loads_as_stock_qwen3(run: Path) -> None:
+    config = F2LLMConfig.from_pretrained(run / "pruned/model")
+    assert {name: getattr(config, name) for name in SHAPE} == SHAPE
+    assert len(config.layer_types) == config.max_window_layers == 1
+    stock = AutoModel.from_pretrained(run / "pruned/model")
+    assert type(stock) is Qwen3Model
+    text = "the red river"
+    expected = SentenceTransformer(str(run / "pruned/model")).encode(text)
+    packed = SentenceTransformer(str(run / "pruned/model"), trust_remote_code=True).encode(text)
+    np.testing.assert_allclose(packed, expected, atol=1e-6)
+
+
+def test_weights_are_those_that_the_plan_names(run: Path) -> None:
+    plan = PruningPlan.load(run / "pruned/pruning.yaml")
+    whole, cut = (load_file(run / stage / "model/model.safetensors") for stage in ("stage1", "pruned"))
+    hidden, neurons = torch.tensor(plan.hidden), torch.tensor(plan.neurons[0])
+    assert torch.equal(cut["embed_tokens.weight"], whole["embed_tokens.weight"][:, hidden])
+    name = f"layers.{plan.layers[0]}.mlp.up_proj.weight"
+    assert torch.equal(cut["layers.0.mlp.up_proj.weight"], whole[name][neurons][:, hidden])
+
+
+def test_a_student_learns_from_the_teacher_it_was_cut_from(run: Path) -> None:
+    assert SentenceTransformer(str(run / "student/model")).get_embedding_dimension() == 16
+    assert json.loads((run / "student/data.json").read_text())
+
+
+def test_a_finished_pruning_is_refused_and_with_resume_found(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = str(run.parent / "recipe.yaml")
+    before = (run / "pruned/model/model.safetensors").stat().st_mtime_ns
+    assert main([recipe, "--stage", "pruned"]) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert main([recipe, "--stage", "pruned", "--resume"]) == 0
+    assert (run / "pruned/model/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_was_measured_serves_another_cut(run: Path, tmp_path: Path) -> None:
+    recipe = write_pruning(
+        tmp_path,
+        model=str(run / "stage1/model"),
+        importance=str(run / "pruned"),
+        prune_to={"hidden_size": 8},
+        manifest="no-such-file.yaml",  # no data is needed any more
+    )
+    assert main([str(recipe), "--stage", "pruned"]) == 0
+    folder = tmp_path / "run/pruned"
+    assert not (folder / "importance.safetensors").exists() and not (folder / "prepared").exists()
+    wide, narrow = (PruningPlan.load(each / "pruning.yaml") for each in (run / "pruned", folder))
+    assert narrow.layers == (0, 1) and len(narrow.hidden) == 8 and len(wide.hidden) == 16
+
+
+def test_what_was_measured_on_another_model_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = str(run / "stage2/model")
+    assert main([str(write_pruning(tmp_path, model=model, importance=str(run / "pruned"))), "--stage", "pruned"]) == 2
+    assert "measure this model" in capsys.readouterr().err
+
+
+def test_the_vocabulary_is_trimmed_to_the_sources(run: Path, tmp_path: Path) -> None:
+    few = {"task_types": ["retrieval"], "instructions": False, "cap": 8, "validation_share": 0.0}
+    recipe = write_pruning(tmp_path, model=str(run / "stage1/model"), prune_to=None, trim_vocabulary=True, **few)
+    assert main([str(recipe), "--stage", "pruned"]) == 0
+    folder = tmp_path / "run/pruned"
+    report = json.loads((folder / "vocabulary.json").read_text())
+    assert report["tokens_after"] < report["tokens_before"]
+    used = next(PreparedSource(path.parent) for path in folder.glob("prepared/*/source.json"))
+    tokenizer = SentenceTransformer(str(run / "stage1/model")).tokenizer
+    texts = [tokenizer.decode(used.tokens(text)[:-1]) for text in range(used.description["texts"])]
+    whole, trimmed = (SentenceTransformer(str(each)) for each in (run / "stage1/model", folder / "model"))
+    np.testing.assert_array_equal(trimmed.encode(texts), whole.encode(texts))
+    assert trimmed.tokenizer.decode(trimmed.tokenizer("größer 東京 🙂").input_ids[:-1]) == "größer 東京 🙂"
+
+
+def test_a_full_disk_leaves_no_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SentenceTransformer, "save_pretrained", full)
+    recipe = write_pruning(tmp_path, model=str(run / "stage1/model"))
+    assert main([str(recipe), "--stage", "pruned"]) == 1
+    assert not (tmp_path / "run/pruned/model").exists()
+    monkeypatch.undo()
+    assert main([str(recipe), "--stage", "pruned"]) == 0
+
+
+def test_calibration_draws_from_every_source(prepared_sources: list[PreparedSource]) -> None:
+    batches = list(calibration_batches(prepared_sources, 30, seed=0, max_tokens=100))
+    assert sum(len(lengths) for _, lengths in batches) == 30
+    assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
+    again = list(calibration_batches(prepared_sources, 30, seed=0))
+    assert sorted(torch.cat([ids[0] for ids, _ in batches])) == sorted(torch.cat([ids[0] for ids, _ in again]))
+    other = list(calibration_batches(prepared_sources, 30, seed=1))
+    assert sorted(torch.cat([ids[0] for ids, _ in other])) != sorted(torch.cat([ids[0] for ids, _ in again]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prune_to": {"hidden_size": 64}}, "hidden_size 64 is more than the 32"),
+        ({"prune_to": {"hidden_size": 18}}, "no multiple of the 4 attention heads"),
+        ({"prune_to": {"hidden_sizes": 16}}, "did you mean 'hidden_size'?"),
+        ({"prune_to": [16]}, "takes one value"),
+        ({"prune_hidden": "norm"}, "use one of activation_norm, leading, reordered"),
+        ({"prune_layers": "last"}, "use one of first, change"),
+        ({"calibration_texts": 0}, "'calibration_texts' must be at least 1"),
+        ({"prune_to": None, "trim_vocabulary": True, "importance": "x"}, "'importance' has no effect"),
+        ({"importance": "nowhere.safetensors"}, "nowhere.safetensors"),
+    ],
+)
+def test_bad_keys_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any], message: str
+) -> None:
+    recipe = write_pruning(tmp_path, **{"model": str(run / "stage1/model"), **keys})
+    assert main([str(recipe), "--stage", "pruned"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and message in error
+
+
+def test_a_new_model_cannot_be_pruned(tmp_path: Path, refuses: Callable[..., AbstractContextManager[None]]) -> None:
+    recipe = write_pruning(tmp_path, model=None, model_config={"hidden_size": 32}, tokenizer="train")
+    with refuses("cut a model; give it as 'model'"):
+        load_recipe(recipe)

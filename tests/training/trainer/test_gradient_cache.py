@@ -1,0 +1,239 @@
+"""A step in chunks: the loss and every gradient are those of the whole batch encoded at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel
+from training.models.layout import lay_out
+from training.trainer.gradient_cache import CachedStep, embed_batch, embed_chunk
+from training.trainer.objective import Objective
+
+TEXTS, ROWS, WIDTH = 26, 7, 32
+# One chunk; several; one text in each.
+BUDGETS = [None, 200, 60, 1]
+OBJECTIVES = {
+    "plain": Objective(),
+    "matryoshka": Objective(dims=[32, 16, 8]),
+    "distillation": Objective(dims=[32, 16, 8], distillation_weight=0.3),
+    "published": Objective(dims=[32, 16, 8], gather_gradients=False),
+    "masked": Objective(0.1, mask_duplicates=True),
+}
+
+
+def batch_of(max_tokens: int | None = None, task_type: str = "retrieval", negatives: int = 3) -> dict[str, Any]:
+    """Seven rows over 26 texts; two rows share their positive, two their query, and negatives repeat."""
+    rng = np.random.default_rng(0)
+    lengths = np.sort(rng.integers(2, 40, TEXTS))
+    texts = [rng.integers(2, 320, length) for length in lengths]
+    layout = lay_out(lengths, max_tokens=max_tokens)
+    index = rng.integers(0, TEXTS, (ROWS, negatives))
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([texts[text] for chunk in layout.chunks for text in chunk]))[None],
+        **layout.of_batch(lengths),
+        "query": torch.tensor([0, 5, 5, 11, 13, 20, 25]),
+        "positive": torch.tensor([1, 6, 7, 12, 12, 3, 24]),
+        "negatives": torch.from_numpy(index),
+        "task_type": task_type,
+    }
+
+
+def loss_function(objective: Objective, batch: dict[str, Any], teacher: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda embeddings: torch.stack(list(objective.terms(embeddings, batch, teacher).values())).sum()
+
+
+def cached_step(model: F2LLMModel, key: tuple[int, ...] = (), context: Callable = nullcontext) -> CachedStep:
+    return CachedStep(Accelerator(cpu=True), model, context, key)
+
+
+def gradients(model: F2LLMModel) -> dict[str, Tensor]:
+    """The gradients of the last step, which are taken away."""
+    found = {name: weights.grad.clone() for name, weights in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def at_once(model: F2LLMModel, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, gradient of the embeddings and of the weights by plain autograd over one forward pass."""
+    batch = batch_of()
+    embeddings = embed_chunk(model, batch["input_ids"], batch["chunk_lengths"][0])
+    embeddings.retain_grad()
+    loss = loss_of(embeddings)
+    loss.backward()
+    return loss.detach(), embeddings.grad, gradients(model)
+
+
+def assert_equal(value: Tensor, wanted: Tensor, name: str = "") -> None:
+    assert (value - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max()), name
+
+
+@pytest.fixture
+def dropping_model(tiny_config: F2LLMConfig) -> F2LLMModel:
+    torch.manual_seed(0)
+    config = deepcopy(tiny_config)
+    config.attention_dropout = 0.3
+    return F2LLMModel(config).train()
+
+
+def passes_of(model: F2LLMModel) -> list[tuple[tuple[int, ...], Tensor]]:
+    """Ids and states of every forward pass from here on."""
+    passes: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def note(module: F2LLMModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        passes.append((tuple(kwargs["input_ids"][0].tolist()), output.last_hidden_state.detach().clone()))
+
+    model.register_forward_hook(note, with_kwargs=True)
+    return passes
+
+
+@pytest.mark.parametrize("max_tokens", BUDGETS)
+@pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradients_are_those_of_the_whole_batch(
+    tiny_model: F2LLMModel, objective: str, task_type: str, max_tokens: int | None
+) -> None:
+    assert_step_equals_plain_autograd(tiny_model, objective, batch_of(max_tokens, task_type))
+
+
+@pytest.mark.parametrize("objective", ["plain", "distillation"])
+def test_rows_without_negatives(tiny_model: F2LLMModel, objective: str) -> None:
+    assert_step_equals_plain_autograd(tiny_model, objective, batch_of(60, negatives=0))
+
+
+def assert_step_equals_plain_autograd(tiny_model: F2LLMModel, objective: str, batch: dict[str, Any]) -> None:
+    # The teacher is wider than the student.
+    wide = torch.randn(TEXTS, 2 * WIDTH, generator=torch.Generator().manual_seed(1))
+    loss_of = loss_function(OBJECTIVES[objective], batch, wide if objective == "distillation" else None)
+    wanted_loss, wanted_gradient, wanted = at_once(tiny_model, loss_of)
+    loss, lengths = cached_step(tiny_model).run(batch, loss_of)
+    assert_equal(loss, wanted_loss)
+    assert_equal(lengths, wanted_gradient.norm(dim=1))
+    found = gradients(tiny_model)
+    for name, weights in wanted.items():
+        assert_equal(found[name], weights, name)
+
+
+def test_gradients_add_to_those_that_are_there(tiny_model: F2LLMModel) -> None:
+    batch = batch_of(60)
+    step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
+    step.run(batch, loss_of)
+    once = gradients(tiny_model)
+    step.run(batch, loss_of)
+    step.run(batch, loss_of)
+    for name, weights in gradients(tiny_model).items():
+        torch.testing.assert_close(weights, 2 * once[name])
+
+
+@pytest.mark.parametrize("max_tokens", BUDGETS)
+def test_embeddings_without_gradient_are_the_same(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+    whole = batch_of()
+    wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
+    assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
+    assert_equal(embed_batch(tiny_model, batch_of(max_tokens), width=8), wanted[:, :8])
+
+
+@pytest.mark.parametrize("max_tokens", BUDGETS)
+def test_all_chunks_but_the_last_are_encoded_twice(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+    batch = batch_of(max_tokens)
+    assert len(batch["chunk_lengths"]) == {None: 1, 1: TEXTS}.get(max_tokens, len(batch["chunk_lengths"]))
+    passes = passes_of(tiny_model)
+    cached_step(tiny_model).run(batch, loss_function(Objective(), batch, None))
+    assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
+
+
+def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model: F2LLMModel) -> None:
+    def refuse(embeddings: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        cached_step(tiny_model).run(batch_of(60), refuse)
+    assert all(weights.grad is None for weights in tiny_model.parameters())
+
+
+@pytest.mark.parametrize("max_tokens", [None, 60])
+def test_bf16_stays_close(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+    batch = batch_of(max_tokens)
+    loss_of = loss_function(Objective(0.5, [32, 16, 8]), batch, None)
+    wanted_loss, _, wanted = at_once(tiny_model, loss_of)
+    step = cached_step(tiny_model, context=lambda: torch.autocast("cpu", torch.bfloat16))
+    loss, lengths = step.run(batch, loss_of)
+    assert loss.dtype == lengths.dtype == torch.float32
+    assert abs(loss - wanted_loss) < 0.02 * wanted_loss
+    found, wanted = (
+        torch.cat([weights.flatten() for weights in of.values()]) for of in (gradients(tiny_model), wanted)
+    )
+    assert torch.cosine_similarity(found, wanted, dim=0) > 0.995
+
+
+def test_both_passes_of_a_chunk_drop_the_same(dropping_model: F2LLMModel) -> None:
+    batch = batch_of(60)
+    passes = passes_of(dropping_model)
+    cached_step(dropping_model, (3, 14)).run(batch, loss_function(Objective(), batch, None))
+    chunks = len(batch["chunk_lengths"])
+    first, again = passes[: chunks - 1], passes[chunks:]
+    assert chunks > 3
+    for (ids, states), (ids_again, states_again) in zip(first, again, strict=True):
+        assert ids == ids_again
+        assert torch.equal(states, states_again)
+    dropping_model.eval()
+    ids, states = first[0]
+    undropped = dropping_model(input_ids=torch.tensor([ids]), sequence_lengths=batch["chunk_lengths"][0])
+    assert not torch.allclose(undropped.last_hidden_state, states, atol=1e-3)
+
+
+def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model: F2LLMModel) -> None:
+    batch = batch_of(60)
+    loss_of = loss_function(Objective(), batch, None)
+    # The states of each chunk's second pass keep their graph: the loss over them, differentiated in one go.
+    kept: list[Tensor] = []
+    hook = dropping_model.register_forward_hook(
+        lambda module, args, output: kept.append(output.last_hidden_state[0]) if torch.is_grad_enabled() else None
+    )
+    backward = Accelerator.backward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "backward", lambda self, loss: backward(self, loss, retain_graph=True))
+        cached_step(dropping_model, (3, 14)).run(batch, loss_of)
+    hook.remove()
+    found = gradients(dropping_model)
+    # The last chunk is encoded first.
+    in_order = [*kept[1:], kept[0]]
+    ends = [torch.tensor(lengths).cumsum(0) - 1 for lengths in batch["chunk_lengths"]]
+    loss_of(torch.cat([states[last] for states, last in zip(in_order, ends, strict=True)])).backward()
+    for name, weights in gradients(dropping_model).items():
+        assert_equal(found[name], weights, name)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_layers_that_are_computed_again_drop_the_same(dropping_model: F2LLMModel, use_reentrant: bool) -> None:
+    batch = batch_of(60)
+    loss_of = loss_function(Objective(), batch, None)
+    wanted_loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
+    wanted = gradients(dropping_model)
+    dropping_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
+    assert loss == wanted_loss
+    for name, weights in gradients(dropping_model).items():
+        assert_equal(weights, wanted[name], name)
+
+
+def test_dropout_is_drawn_by_the_key_and_disturbs_no_other_draw(dropping_model: F2LLMModel) -> None:
+    batch = batch_of(60)
+    loss_of = loss_function(Objective(), batch, None)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, _ = cached_step(dropping_model, (0, 1)).run(batch, loss_of)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(100)
+    again, _ = cached_step(dropping_model, (0, 1)).run(batch, loss_of)
+    other, _ = cached_step(dropping_model, (0, 2)).run(batch, loss_of)
+    assert first == again != other

@@ -1,1 +1,0 @@
-"""Smaller models from larger ones: what matters, what stays, the cut, and the vocabulary."""

@@ -1,0 +1,194 @@
+"""What a stage learns from its teacher: embeddings made in every step or read from a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from training.common.errors import UserError, in_one_line
+from training.config.arguments import StageArguments
+from training.data.prepared import PreparedSource
+from training.distillation.projection import Projection
+from training.distillation.teacher import Teacher, load_teacher, reads_tokens_of
+from training.distillation.teacher_cache import TeacherCache
+from training.distillation.text_teacher import TextTeacher, load_text_teacher
+from training.models.adapter_folder import base_of
+from training.models.model_identity import model_revision
+from training.models.reference import find_model
+
+__all__ = ["Distillation", "TeacherChoice", "choose_teacher", "make_distillation"]
+
+logger = logging.getLogger("training")
+
+
+@dataclass(frozen=True)
+class TeacherChoice:
+    """A teacher that fits the student, before its weights are needed.
+
+    Attributes:
+        place: Its folder or Hub name.
+        width: Its dimensions ``D``.
+        by_text: It, loaded, if it is given texts; None if it is given the student's token ids.
+    """
+
+    place: str
+    width: int
+    by_text: TextTeacher | None = None
+
+
+def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
+    """Finds out how the stage's teacher reads, and whether its width fits.
+
+    A Qwen3 model to which ids mean the same tokens is given the student's ids; any other SentenceTransformer, and one
+    that is to get texts in a format of its own, is given the texts.
+
+    Raises:
+        UserError: If the teacher cannot be used, is narrower than the student without ``teacher_projection``, or covers
+            it with.
+    """
+    place = find_model(args.teacher, None, "key 'teacher'")[0]
+    own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
+    if not own_format and reads_tokens_of(place, tokenizer):
+        choice = TeacherChoice(place, _width_in_config(place, args.max_length))
+    else:
+        teacher = load_text_teacher(place, args.text_format, device="cpu")
+        choice = TeacherChoice(place, teacher.width, teacher)
+        reads = teacher.model.max_seq_length
+        if reads is not None and reads < args.max_length and args.process_index == 0:
+            logger.warning(
+                "key 'teacher': %s reads %d tokens of a text at most, the student %d ('max_length'): the teacher's "
+                "embeddings of longer texts are of their beginnings",
+                *(place, reads, args.max_length),
+            )
+    if choice.width < student_width and not args.teacher_projection:
+        raise UserError(
+            f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "
+            "teacher, or add 'teacher_projection: true', which learns a map to them"
+        )
+    if choice.width >= student_width and args.teacher_projection:
+        raise UserError(
+            f"key 'teacher_projection': the teacher's {choice.width} dimensions cover the student's {student_width}, "
+            "which learns them as they are; take the key out"
+        )
+    return choice
+
+
+def _width_in_config(name: str, max_length: int) -> int:
+    try:
+        config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=False)
+        width, positions = config.hidden_size, config.max_position_embeddings
+    # Damaged folders come out of the library as anything.
+    except Exception as error:
+        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+    if max_length > positions:
+        raise UserError(
+            f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {name}, which reads "
+            f"the student's tokens; write 'max_length: {positions}' or choose another teacher"
+        )
+    return width
+
+
+class Distillation:
+    """A teacher at work.
+
+    Args:
+        student_width: The student's width ``d``.
+        teacher: Embeds texts where the cache does not.
+        cache: Embeddings on disk; read by the collator, which puts them into the batch.
+        projection: From the student's width to a narrower teacher's.
+        identity: Changes with the teacher's weights and how it is given texts; a run that goes on must have the same.
+
+    Attributes:
+        width: Leading dimensions of the teacher that are learned: ``d``, or all of a narrower teacher.
+    """
+
+    def __init__(
+        self,
+        student_width: int,
+        teacher: Teacher | TextTeacher | None = None,
+        cache: TeacherCache | None = None,
+        projection: Projection | None = None,
+        identity: str = "",
+    ) -> None:
+        self.teacher = teacher
+        self.cache = cache
+        self.projection = projection
+        self.identity = identity
+        self.width = student_width if projection is None else len(projection.weight)
+
+    def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
+        """Embeds what the cache misses, each process its share; the teacher's weights are then no longer needed.
+
+        Args:
+            device: Where to embed.
+            rank: This process among those that share the work.
+            world_size: Their number.
+
+        Raises:
+            UserError: If an embedding does not fit the cache.
+        """
+        if self.cache is None or self.teacher is None:
+            return
+        self.teacher.to(device)
+        self.cache.fill(self.teacher.embed_texts, rank, world_size)
+        self.teacher = None
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        """``(n, width)`` unnormalised teacher embeddings of the batch's distinct texts."""
+        if self.cache is not None:
+            return batch["teacher"].float()
+        return self.teacher.embed(batch, self.width)
+
+
+def make_distillation(
+    choice: TeacherChoice,
+    args: StageArguments,
+    sources: Sequence[PreparedSource],
+    student_width: int,
+    model_options: dict[str, Any],
+) -> Distillation:
+    """Loads the teacher, unless a cache holds all that it would say.
+
+    Args:
+        choice: What :func:`choose_teacher` found.
+        args: The stage.
+        sources: The prepared sources.
+        student_width: The student's width.
+        model_options: How models run, as given to ``F2LLMModel.from_pretrained``.
+
+    Raises:
+        UserError: If the teacher cannot be loaded or the cache is damaged.
+    """
+    cache, made_by = None, _made_by(choice, args)
+    if args.teacher_cache_dir is not None:
+        cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
+        cache.check()
+    teacher: Teacher | TextTeacher | None = None
+    if cache is None or not cache.whole:
+        teacher = choice.by_text or _token_teacher(choice.place, made_by["teacher"], args, model_options)
+        if choice.by_text is not None:
+            choice.by_text.use(sources)
+    projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
+    return Distillation(student_width, teacher, cache, projection, made_by["teacher"])
+
+
+def _token_teacher(place: str, revision: str, args: StageArguments, model_options: dict[str, Any]) -> Teacher:
+    # The very commit that the cache is named after, should the Hub have another by now.
+    commit = {} if Path(place).is_dir() else {"revision": revision}
+    return Teacher(load_teacher(place, **commit, **model_options), args.max_tokens_per_forward)
+
+
+def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:
+    """What a teacher's embedding of a text depends on."""
+    return {
+        "teacher": choice.by_text.identity if choice.by_text else model_revision(choice.place, "key 'teacher'"),
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "reads": "texts" if choice.by_text else "tokens",
+    }

@@ -1,1 +1,0 @@
-"""Averages of models: soups of checkpoints, and models of one architecture merged."""

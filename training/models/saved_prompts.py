@@ -1,0 +1,163 @@
+"""Which prompts a model is saved with: for queries the one that it was trained with, where its sources share one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from training.common.run_folder import write_whole
+from training.config.arguments import StageArguments
+from training.data.instructions import split_instruction
+from training.data.prepared import PreparedSource
+from training.models.settings import saved_prompts
+
+__all__ = ["SavedPrompts", "choose_prompts", "given_prompt", "kept_prompts", "set_query_prompt"]
+
+logger = logging.getLogger("training")
+
+SETTINGS = "config_sentence_transformers.json"
+# Queries of a source that are looked at: files may bring other instructions than the manifest's.
+_SAMPLE = 32
+# Prompts that a message lists.
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SavedPrompts:
+    """The prompts of a model that a stage makes.
+
+    Attributes:
+        prompts: By name; queries have ``query`` and documents ``document``.
+        reason: Why the query prompt is what it is.
+        trained: Query prompts that the stage's sources were trained with, as far as a sample of each tells.
+    """
+
+    prompts: dict[str, str]
+    reason: str
+    trained: tuple[str, ...] = ()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a source was trained with the query prompt."""
+        return self.prompts["query"] in self.trained
+
+    def line(self) -> str:
+        """The choice in one line."""
+        return f"query prompt of the saved model: {_shown(self.prompts['query'])} ({self.reason})"
+
+    def warning(self) -> str:
+        """What to hear where no source was trained with the query prompt, in one line."""
+        shown = ", ".join(map(_shown, self.trained[:_SHOWN]))
+        more = f" and {len(self.trained) - _SHOWN} others" if len(self.trained) > _SHOWN else ""
+        return (
+            f"{self.line()}, but no source is trained with it: they are trained with {shown}{more}; write "
+            "'query_instruction: …' with the instruction that queries will have"
+        )
+
+
+def _shown(prompt: str) -> str:
+    return repr(prompt) if prompt else "none"
+
+
+def given_prompt(args: StageArguments) -> str | None:
+    """The query prompt that a stage was told to save; None if it was told none.
+
+    An empty ``query_instruction`` stands for no prompt.
+    """
+    return args.query_instruction and instruct(args.query_instruction)
+
+
+def choose_prompts(
+    args: StageArguments, sources: Sequence[PreparedSource], tokenizer: PreTrainedTokenizerBase
+) -> SavedPrompts:
+    """The prompts of a model that is trained.
+
+    The query prompt is ``query_instruction`` if that is given; else the one that all sources are trained with; else
+    that of the start model; else the published one. Documents are trained without a prompt and get none. Prompts of
+    other names are those of the start model.
+
+    Args:
+        args: The stage.
+        sources: What it trains on.
+        tokenizer: That of the prepared sources.
+    """
+    start = {} if args.model is None else saved_prompts(args.model) or {}
+    trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
+    given = given_prompt(args)
+    if given is not None:
+        query, reason = given, "as 'query_instruction' says"
+    elif len(trained) == 1:
+        reason = "as all sources are trained with" if args.instructions else "'instructions: false' trains on raw text"
+        query = trained[0]
+    elif start.get("query"):
+        query, reason = start["query"], f"that of {args.model}, because the sources share none"
+    else:
+        query, reason = instruct(DEFAULT_INSTRUCTION), "the published one, because the sources share none"
+    if start.get("document") and args.process_index == 0:
+        logger.warning("%s puts %r before documents; the saved model does not", args.model, start["document"])
+    return SavedPrompts({**start, "query": query, "document": ""}, reason, trained)
+
+
+def kept_prompts(args: StageArguments) -> SavedPrompts:
+    """The prompts of a model that is cut: those of the start model, unless ``query_instruction`` is given.
+
+    Args:
+        args: The stage.
+    """
+    start = saved_prompts(args.model)
+    prompts, reason = {"query": "", **(start or {})}, f"that of {args.model}"
+    given = given_prompt(args)
+    if given is not None:
+        prompts["query"], reason = given, "as 'query_instruction' says"
+    elif start is None:
+        reason = f"{args.model} has none"
+    return SavedPrompts(prompts, reason)
+
+
+def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """What goes before the queries of a source, found in a sample of them as the model reads them.
+
+    Where a query's tokens show no instruction, because they are cut or the tokenizer changes texts, it is the
+    manifest's.
+    """
+    instruction, rows = source.description["instruction"], source.rows["train"]
+    if instruction is None:
+        return {""} if len(rows) else set()
+    prompts = set()
+    for row in np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)) if len(rows) else ():
+        tokens = source.tokens(int(rows[row, 0]))
+        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        found, query = split_instruction(text)
+        prompts.add(instruct(instruction) if found is None else text.removesuffix(query))
+    return prompts
+
+
+def set_query_prompt(folder: Path, prompt: str) -> bool:
+    """Gives a finished model another query prompt; whether it had another one.
+
+    Args:
+        folder: Of the model.
+        prompt: What is to go before queries.
+    """
+    settings = _read(folder / SETTINGS)
+    if (settings.get("prompts") or {}).get("query") == prompt:
+        return False
+    settings["prompts"] = {**(settings.get("prompts") or {}), "query": prompt}
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False))
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,265 @@
+"""How much each part of a model matters: statistics of its activations, or of its weights where there are none.
+
+The statistics are raw, one row for every place they were taken at: a model that was measured once can be cut to any
+shape by any of the methods in ``plan.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.common.errors import UserError
+
+__all__ = ["IMPORTANCE_FILE", "Importance", "calibrate", "weight_importance"]
+
+IMPORTANCE_FILE = "importance.safetensors"
+_TENSORS = ("norms", "neurons", "change")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Statistics of a model of ``L`` layers, width ``h`` and MLP size ``i``, all fp32 on the CPU.
+
+    Attributes:
+        norms: ``(2L + 1, h)`` mean square of each channel of what the norms put out, over all tokens. Rows ``2l`` and
+            ``2l + 1`` are ``input_layernorm`` and ``post_attention_layernorm`` of layer ``l``, the last is the final
+            norm.
+        neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
+        change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if it was not measured.
+        tokens: Tokens measured; 0 if the statistics are of weights.
+        texts: Texts measured.
+        model: What the caller calls the model, such as a folder or a hash of its weights.
+    """
+
+    norms: Tensor
+    neurons: Tensor
+    change: Tensor | None = None
+    tokens: int = 0
+    texts: int = 0
+    model: str = ""
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file; its metadata say what was measured."""
+        metadata = {"tokens": str(self.tokens), "texts": str(self.texts), "model": self.model}
+        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        partial = path.with_name(f".{path.name}.partial")
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
+        """Reads what :meth:`save` wrote, or ``importance.safetensors`` in a folder.
+
+        Args:
+            path: The file or its folder.
+            config: Shape of the model that is to be cut.
+            model: What the caller calls that model; None does not compare.
+
+        Raises:
+            UserError: If there is no such file, it holds something else, or it was measured on another model.
+        """
+        path = path / IMPORTANCE_FILE if path.is_dir() else path
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                metadata = file.metadata() or {}
+            loaded = cls(**tensors, **{key: int(metadata[key]) for key in ("tokens", "texts")}, model=metadata["model"])
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; measure the model again, or check the path") from None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: holds no importance of a model ({error}); measure the model again") from None
+        loaded.check(config, str(path))
+        if model is not None and loaded.model != model:
+            raise UserError(f"{path}: was measured on {loaded.model!r}, not on {model!r}; measure this model")
+        return loaded
+
+    def check(self, config: F2LLMConfig, where: str = "importance") -> None:
+        """Compares the shapes with those of a model.
+
+        Raises:
+            UserError: If they differ, a statistic is not finite, or a mean square is negative.
+        """
+        layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+        expected = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if name == "change" and tensor is None:
+                continue
+            if tuple(tensor.shape) != shape:
+                raise UserError(
+                    f"{where}: {name} is of shape {tuple(tensor.shape)}, a model of {layers} layers, width {width} and "
+                    f"MLP size {neurons} needs {shape}; measure this model"
+                )
+            if not tensor.isfinite().all():
+                raise UserError(f"{where}: {name} holds numbers that are not finite; measure the model again")
+            # What a layer changes may round to less than nothing.
+            if name != "change" and (tensor < 0).any():
+                raise UserError(f"{where}: {name} holds a negative mean square; measure the model again")
+
+    def channels(self, layers: Iterable[int]) -> Tensor:
+        """``(h,)`` importance of the hidden channels to a model of these layers.
+
+        The root mean square over tokens at each norm, summed over the norms of the layers that stay and the final
+        norm: width importance from activations as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2),
+        with L2 over batch and sequence.
+        """
+        places = [place for layer in layers for place in (2 * layer, 2 * layer + 1)]
+        return self.norms[[*places, len(self.norms) - 1]].sqrt().sum(dim=0)
+
+
+def calibrate(
+    model: F2LLMModel, batches: Iterable[tuple[Tensor, list[int]]], model_name: str = "", autocast: bool = False
+) -> Importance:
+    """Measures activations over a small calibration set.
+
+    With ``x`` the value of a channel at a token and ``T`` tokens in all: mean square ``sum(x ** 2) / T`` of the outputs
+    of norms and of the inputs of ``down_proj``, whose roots are the L2 norms that Minitron prunes width by (arXiv
+    2407.14679); and ``1 - mean(cos(input, output))`` of each layer, the block influence of ShortGPT (Men et al., arXiv
+    2403.03853). All sums are fp32, whatever the model computes in.
+
+    Args:
+        model: Any dtype, on any device. Unchanged, its mode included.
+        batches: Packed batches: ``(1, T)`` token ids and the lengths of the texts in them.
+        model_name: What the result remembers the model by.
+        autocast: Whether layers compute in bf16.
+
+    Raises:
+        UserError: If there is no token to measure, or an activation is NaN or infinite.
+    """
+    meter = _Meter(model)
+    tokens = texts = 0
+    with torch.no_grad(), _observed(model, meter), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        for number, (input_ids, lengths) in enumerate(batches):
+            if not input_ids.numel():
+                continue
+            model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
+            meter.check(f"batch {number}")
+            tokens += input_ids.numel()
+            texts += sum(length > 0 for length in lengths)
+    if not tokens:
+        raise UserError("calibration: the texts hold no token; give texts to measure activations on")
+    norms, neurons, change = (total.cpu() / tokens for total in (meter.norms, meter.neurons, meter.change))
+    return Importance(norms, neurons, change, tokens, texts, model_name)
+
+
+@torch.no_grad()
+def weight_importance(model: F2LLMModel, model_name: str = "") -> Importance:
+    """Estimates the statistics from weights alone: a stand-in where there is no text to calibrate on.
+
+    What the statistics would be if what enters each matrix had independent components of unit variance:
+
+    * a channel of the residual stream has the mean square of its embeddings, plus the squared norms of the rows of
+      ``o_proj`` and ``down_proj`` that write to it; a norm brings the mean over channels to one and applies its weight;
+    * a neuron has the squared norms of its rows of ``gate_proj`` and ``up_proj`` (each input scaled by the norm's
+      weight) and of its column of ``down_proj``, multiplied.
+
+    It knows nothing of which directions texts use: activations are the published way. There is no ``change`` in it.
+    """
+    embeddings = model.embed_tokens.weight
+    stream = _squared_norm(embeddings, 0) / len(embeddings)
+    norms, neurons = [], []
+    for layer in model.layers:
+        norms.append(_normed(layer.input_layernorm, stream))
+        stream = stream + _squared_norm(layer.self_attn.o_proj.weight, 1)
+        norms.append(_normed(layer.post_attention_layernorm, stream))
+        scale = layer.post_attention_layernorm.weight
+        gate, up = (_squared_norm(each.weight * scale, 1) for each in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        neurons.append(gate * up * _squared_norm(layer.mlp.down_proj.weight, 0))
+        stream = stream + _squared_norm(layer.mlp.down_proj.weight, 1)
+    norms.append(_normed(model.norm, stream))
+    return Importance(torch.stack(norms).cpu(), torch.stack(neurons).cpu(), model=model_name)
+
+
+class _Meter:
+    """Running sums over tokens, on the model's device, and the hooks that add to them."""
+
+    def __init__(self, model: F2LLMModel) -> None:
+        config = model.config
+        layers = config.num_hidden_layers
+        self.norms = torch.zeros(2 * layers + 1, config.hidden_size, device=model.device)
+        self.neurons = torch.zeros(layers, config.intermediate_size, device=model.device)
+        self.change = torch.zeros(layers, device=model.device)
+
+    def norm_hook(self, place: int) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.norms[place] += _sum_of_squares(output)
+
+        return add
+
+    def neuron_hook(self, layer: int) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.neurons[layer] += _sum_of_squares(inputs[0])
+
+        return add
+
+    def change_hook(self, layer: int) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            cosine = torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
+            self.change[layer] += (1 - cosine).sum()
+
+        return add
+
+    def check(self, where: str) -> None:
+        """Raises if a sum has become NaN or infinite, which it then stays."""
+        if all(total.isfinite().all() for total in (self.norms, self.neurons, self.change)):
+            return
+        # In the order of the forward pass: the first is the cause of the others.
+        layers = zip(self.norms[:-1].unflatten(0, (-1, 2)), self.neurons, self.change, strict=True)
+        broken = (number for number, sums in enumerate(layers) if not all(each.isfinite().all() for each in sums))
+        first = next((f"layer {number}" for number in broken), "the final norm")
+        raise UserError(
+            f"calibration, {where}: activations of {first} are NaN or infinite; check the model's weights, or measure "
+            "it in fp32"
+        )
+
+
+@contextmanager
+def _observed(model: F2LLMModel, meter: _Meter) -> Iterator[None]:
+    """The model in eval mode with hooks that feed the meter; its former state afterwards."""
+    handles = [model.norm.register_forward_hook(meter.norm_hook(2 * len(model.layers)))]
+    # A compiled half of a layer would not call the hooks of what is in it.
+    compiled = [layer.compiled for layer in model.layers]
+    training = model.training
+    for number, layer in enumerate(model.layers):
+        layer.compiled = False
+        handles += [
+            layer.input_layernorm.register_forward_hook(meter.norm_hook(2 * number)),
+            layer.post_attention_layernorm.register_forward_hook(meter.norm_hook(2 * number + 1)),
+            layer.mlp.down_proj.register_forward_pre_hook(meter.neuron_hook(number)),
+            layer.register_forward_hook(meter.change_hook(number)),
+        ]
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+        for layer, was_compiled in zip(model.layers, compiled, strict=True):
+            layer.compiled = was_compiled
+
+
+def _sum_of_squares(activations: Tensor) -> Tensor:
+    """``(1, T, n)`` → ``(n,)``, in fp32."""
+    return activations.float().square().flatten(0, -2).sum(dim=0)
+
+
+def _squared_norm(weight: Tensor, dim: int) -> Tensor:
+    """Squared L2 norms along a dimension, in fp32, without a copy of the matrix."""
+    return torch.linalg.vector_norm(weight.detach(), dim=dim, dtype=torch.float32).square()
+
+
+def _normed(norm: nn.Module, stream: Tensor) -> Tensor:
+    """``(h,)`` mean square of a norm's output for channels of these mean squares."""
+    return norm.weight.detach().float().square() * stream / stream.mean().clamp_min(torch.finfo(torch.float32).tiny)

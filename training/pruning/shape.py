@@ -1,0 +1,121 @@
+"""The shape that a model is cut to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from training.common.errors import UserError
+from training.common.yaml_file import unknown_key
+
+__all__ = ["PRUNED_FIELDS", "check_shape", "pruned_config"]
+
+# The three dimensions that are cut (arXiv 2603.19223, section 3.3).
+PRUNED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers")
+# What the cut weights are computed with stays as it is.
+_KEPT_FIELDS = (
+    *("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "attention_bias", "rms_norm_eps", "rope_parameters", "sliding_window"),
+)
+
+
+def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "prune_to") -> F2LLMConfig:
+    """Returns the source's configuration with another width, MLP size or depth.
+
+    ``layer_types`` and ``max_window_layers`` are cut to the new depth: loaders refuse a configuration that describes
+    more layers than there are. The matryoshka dimensions that still fit stay, and the new width joins them.
+
+    Args:
+        source: Configuration of the model to be cut; not changed.
+        shape: Any of ``hidden_size``, ``intermediate_size`` and ``num_hidden_layers``; or ``family``, the name of a
+            published size, whose fields the others override. What is left out stays as in the source.
+        where: What the shape is called in errors.
+
+    Raises:
+        UserError: If a key or name is unknown, a value is no positive whole number, or the source cannot be cut to it.
+
+    Example:
+        >>> source = F2LLMConfig.from_family("f2llm-v2-0.6b")
+        >>> pruned_config(source, {"family": "f2llm-v2-80m"}).matryoshka_dimensions
+        [320, 256, 128, 64, 32, 16, 8]
+    """
+    fields = {name: getattr(source, name) for name in PRUNED_FIELDS} | _read_shape(source, shape, where)
+    target = deepcopy(source)
+    for name, value in fields.items():
+        setattr(target, name, value)
+    depth, width = target.num_hidden_layers, target.hidden_size
+    # Left long where the source has too few: what is wrong is then said in our words, below.
+    target.layer_types = list(source.layer_types[:depth])
+    target.max_window_layers = min(source.max_window_layers, depth)
+    if source.matryoshka_dimensions is not None:
+        target.matryoshka_dimensions = [width, *(dim for dim in source.matryoshka_dimensions if dim < width)]
+    check_shape(source, target, where)
+    target.validate()
+    return target
+
+
+def check_shape(source: F2LLMConfig, target: F2LLMConfig, where: str = "the target") -> None:
+    """Checks that one shape can be cut out of another.
+
+    A width must be a multiple of the number of attention heads. Qwen3 itself projects every width to heads of
+    ``head_dim``, and transformers' ``Qwen3Config`` loads any; but its neighbours (``LlamaConfig``) and loaders that
+    derive ``head_dim`` where they miss it refuse others, and all published widths are such multiples.
+
+    Raises:
+        UserError: If the target is larger than the source in any dimension, not positive, of a width that is no
+            multiple of its heads, or differs in what pruning leaves as it is.
+    """
+    for name in PRUNED_FIELDS:
+        has, wants = getattr(source, name), getattr(target, name)
+        if wants < 1:
+            raise UserError(f"{where}: {name} must be at least 1, got {wants}")
+        if wants > has:
+            raise UserError(f"{where}: {name} {wants} is more than the {has} of the model; pruning only takes away")
+    for name in _KEPT_FIELDS:
+        has, wants = getattr(source, name, None), getattr(target, name, None)
+        if has != wants:
+            raise UserError(
+                f"{where}: {name} is {wants}, but {has} in the model, and pruning does not change it; leave it as it "
+                f"is and change {', '.join(PRUNED_FIELDS)}"
+            )
+    heads, width = target.num_attention_heads, target.hidden_size
+    if width % heads and width != source.hidden_size:
+        near = [each for each in (width // heads * heads, (width // heads + 1) * heads) if 0 < each]
+        near = [each for each in near if each <= source.hidden_size]
+        raise UserError(
+            f"{where}: hidden_size {width} is no multiple of the {heads} attention heads, which several loaders of "
+            f"such models demand; take {' or '.join(map(str, near))}"
+        )
+
+
+def _read_shape(source: F2LLMConfig, shape: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The fields that a shape names, those of a family member included."""
+    for key in shape:
+        if key not in ("family", *PRUNED_FIELDS):
+            raise unknown_key(where, key, ["family", *PRUNED_FIELDS])
+    if not shape:
+        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family")
+    fields = _of_family(source, shape["family"], where) if "family" in shape else {}
+    for name in PRUNED_FIELDS:
+        value = shape.get(name, fields.get(name))
+        if value is None and name not in shape:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
+        fields[name] = value
+    return fields
+
+
+def _of_family(source: F2LLMConfig, name: Any, where: str) -> dict[str, int]:
+    shape: Sequence[int] | None = FAMILY.get(str(name).lower())
+    if shape is None:
+        raise unknown_key(f"{where}, family", name, list(FAMILY))
+    *fields, heads = shape
+    if heads != source.num_attention_heads:
+        raise UserError(
+            f"{where}: {name} has {heads} attention heads, the model {source.num_attention_heads}, and pruning leaves "
+            "heads as they are; take another family or give the sizes one by one"
+        )
+    return dict(zip(PRUNED_FIELDS, fields, strict=True))

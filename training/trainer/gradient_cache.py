@@ -1,0 +1,162 @@
+"""A step over a batch of any size in the memory of one chunk, on any number of processes.
+
+The loss of a contrastive batch needs all embeddings at once, but not all activations: the texts are encoded chunk by
+chunk without a graph, the loss gives the gradient of every embedding, and each chunk is then encoded again to pass its
+part of that gradient on to the weights (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup", 2021). The last chunk's first pass keeps its graph, so a batch of one chunk is encoded once.
+
+On several processes each encodes its share of the batch's texts. The embeddings are gathered, every process computes
+the same loss over all of them, and takes from its gradient the part that belongs to its own texts: the gathered
+embeddings of others need no graph, and the sum of all processes' gradients is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training.common.keyed import keyed_bits
+from training.models.adapter import adapter_draws_dropout
+
+__all__ = ["CachedStep", "draws_dropout", "embed_batch", "embed_chunk", "gather_texts"]
+
+_DROPOUT = 31
+
+
+def draws_dropout(model: Any) -> bool:
+    """Whether a model, not wrapped, draws dropout in training, in its attention or in an adapter."""
+    return bool(model.config.attention_dropout) or adapter_draws_dropout(model)
+
+
+def embed_chunk(model: nn.Module, input_ids: Tensor, lengths: list[int]) -> Tensor:
+    """``(n, d)`` unnormalised embeddings of the ``n`` texts packed in ``(1, T)`` ids: the last token of each."""
+    hidden = model(input_ids=input_ids, sequence_lengths=lengths).last_hidden_state[0]
+    return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
+
+
+def embed_batch(model: nn.Module, batch: dict[str, Any], width: int | None = None) -> Tensor:
+    """``(n, d)`` embeddings of all distinct texts of a global batch, on every process; without gradient.
+
+    Args:
+        model: The model, wrapped or not.
+        batch: This process's part of the batch.
+        width: Leading dimensions to keep; None keeps all.
+    """
+    with torch.no_grad():
+        own = torch.cat([embed_chunk(model, *chunk)[:, :width] for chunk in _chunks(batch)])
+    return gather_texts(own, batch)
+
+
+def gather_texts(own: Tensor, batch: dict[str, Any]) -> Tensor:
+    """``(n, d)`` embeddings of a global batch's distinct texts, from those of each process's own; without gradient.
+
+    Args:
+        own: ``(m, d)`` embeddings of this process's texts, in the order of its chunks.
+        batch: This process's part of the batch.
+    """
+    return _gather(own.float(), batch["width"])[batch["slots"]]
+
+
+class CachedStep(NamedTuple):
+    """Forward and backward pass of one global batch.
+
+    Attributes:
+        accelerator: Scales the gradient in mixed precision and delays its reduction until the last chunk.
+        model: The model as it was wrapped for training.
+        context: Makes the context of each forward pass, such as autocast.
+        key: Numbers that name this step; dropout is drawn by them, so that both passes of a chunk draw the same.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    context: Callable[[], AbstractContextManager]
+    key: tuple[int, ...] = ()
+
+    def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Accumulates the gradient of the loss in the model's parameters.
+
+        Args:
+            batch: This process's part of the batch, from :class:`~training.trainer.collator.PackedCollator`.
+            loss_of: Scalar loss of the ``(n, d)`` embeddings of the whole batch; it may raise to stop the step.
+
+        Returns:
+            The detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the gradients
+            that its texts' embeddings received.
+        """
+        *early, last = enumerate(_chunks(batch))
+        with torch.no_grad():
+            cached = [self._embed(*chunk) for chunk in early]
+        # Of several backward passes only the last reduces the gradient over processes, unless weights are sharded.
+        with self._accumulating(bool(early)):
+            graph = self._embed(*last)
+            gathered = _gather(torch.cat([*cached, graph.detach()]), batch["width"]).requires_grad_()
+            loss = loss_of(gathered[batch["slots"]])
+            loss.backward()
+            # Nothing of the whole batch's size but the gradient outlives the loss.
+            gradient, gathered, cached = gathered.grad, None, None
+            counts = [len(lengths) for _, (_, lengths) in (*early, last)]
+            pieces = self._own(gradient, sum(counts)).split(counts)
+            self._backward(graph, pieces[-1])
+        del graph
+        for chunk, piece in zip(early, pieces, strict=False):
+            with self._accumulating(chunk is not early[-1]):
+                self._backward(self._embed(*chunk), piece)
+        return loss.detach(), gradient.norm(dim=1)[batch["slots"]]
+
+    def _embed(self, number: int, chunk: tuple[Tensor, list[int]]) -> Tensor:
+        with self.context(), self._dropout(number):
+            return embed_chunk(self.model, *chunk).float()
+
+    def _dropout(self, number: int) -> AbstractContextManager:
+        if not draws_dropout(self.accelerator.unwrap_model(self.model)):
+            return nullcontext()
+        return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
+
+    def _own(self, gradient: Tensor, count: int) -> Tensor:
+        """This process's part of the gathered gradient; times the processes, over which the reduction averages."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return gradient
+        first = self.accelerator.process_index * (len(gradient) // processes)
+        return gradient[first : first + count] * processes
+
+    def _backward(self, embeddings: Tensor, grad: Tensor) -> None:
+        # A scalar whose gradient is the given one: accelerate's engines start from a loss.
+        self.accelerator.backward((embeddings * grad).sum())
+
+    def _accumulating(self, accumulates: bool) -> AbstractContextManager:
+        # DeepSpeed's engine reads the flag; DDP the context. FSDP would keep whole gradients until they are reduced.
+        self.accelerator.gradient_state._set_sync_gradients(not accumulates)
+        keeps = accumulates and not self.accelerator.is_fsdp2
+        return self.accelerator.no_sync(self.model) if keeps else nullcontext()
+
+
+def _chunks(batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[int]]]:
+    """This process's chunks: ``(1, t)`` ids and the lengths of the texts in them."""
+    lengths = batch["chunk_lengths"]
+    return zip(batch["input_ids"].split([sum(chunk) for chunk in lengths], dim=1), lengths, strict=True)
+
+
+def _gather(own: Tensor, width: int) -> Tensor:
+    """``(m, d)`` of each process, ``m <= width`` → ``(processes * width, d)``, the same on all."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return own
+    padded = own.new_zeros(width, own.shape[1])
+    padded[: len(own)] = own
+    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)
+
+
+@contextmanager
+def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """Draws inside are those of the key; draws outside are not disturbed."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(keyed_bits(_DROPOUT, *key)))
+        yield

@@ -1,0 +1,249 @@
+"""What a Trainer of F2LLM leaves on disk: SentenceTransformer folders, complete or of an adapter, whole or absent."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.common.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
+from training.common.run_folder import STAGING, last_checkpoint, publish, remove_leftovers, rotate
+from training.config.arguments import StageArguments
+from training.distillation.projection import Projection
+from training.models.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
+from training.models.adapter_folder import note_base
+from training.models.saved_prompts import SavedPrompts
+from training.trainer.checkpoint_check import reading_best, reading_checkpoint
+from training.trainer.resumption import apply_options, apply_schedule, check_loaded, follow_arguments, options_of
+
+__all__ = ["SavingTrainer"]
+
+
+class SavingTrainer(Trainer):
+    """A Trainer whose checkpoints and models are SentenceTransformer folders.
+
+    A checkpoint is written aside and renamed when it is whole, by all processes together. Where an adapter is trained,
+    folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
+
+    Args:
+        prompts: Prompts of the saved model by name.
+        **kwargs: Those of :class:`~transformers.Trainer`.
+
+    Attributes:
+        base_revision: What the base of a trained adapter is; None where the whole model is trained.
+        saved_prompts: Why the prompts are what they are; None if nobody said.
+    """
+
+    args: StageArguments
+
+    def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
+        self.prompts = prompts
+        self.projection: Projection | None = None
+        self.base_revision: str | None = None
+        self.saved_prompts: SavedPrompts | None = None
+        self._staged = False
+        self._saved_step: int | None = None
+        self._options: list[dict[str, Any]] = []
+        super().__init__(**kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes: the folder aside while a checkpoint is in the making."""
+        output_dir = super()._get_output_dir(trial)
+        return str(Path(output_dir) / STAGING) if self._staged else output_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint aside and gives it its name when it is whole.
+
+        Raises:
+            StoppedError: If it cannot be written; earlier checkpoints are untouched.
+        """
+        output_dir = Path(super()._get_output_dir(trial))
+        final = output_dir / f"checkpoint-{self.state.global_step}"
+        # The end of an epoch may ask again. Every process must answer alike, so none looks at a shared disk for it.
+        if self._saved_step == self.state.global_step:
+            return
+        if self.args.should_save:
+            remove_leftovers(output_dir)
+        self.accelerator.wait_for_everyone()
+        self._staged = True
+        try:
+            if self.args.should_save:
+                # Fails if the run's folder has vanished: what is left could not be resumed.
+                (output_dir / STAGING).mkdir()
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self._publish(output_dir / STAGING / final.name, final)
+        # A full disk comes out of torch and safetensors as errors of their own.
+        except Exception as error:
+            if isinstance(error, NonFiniteError) or lost_contact(error):
+                raise
+            remove_leftovers(output_dir)
+            raise StoppedError(
+                f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
+                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}",
+                "Mend that and run the same command with --resume",
+            ) from error
+        finally:
+            self._staged = False
+        self._saved_step = self.state.global_step
+        self.accelerator.wait_for_everyone()
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether an evaluation is the best so far; one that is to be loaded at the end is saved, due or not."""
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        # Trainer wrote down the folder aside as that of the best model.
+        self.state.save_to_json(str(partial / "trainer_state.json"))
+        publish(partial, final)
+        remove_leftovers(final.parent)
+        best = self.state.best_model_checkpoint
+        rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Writes the state of what is trained beside the model, too."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.projection is not None and self.args.should_save:
+            self.projection.save(Path(output_dir))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Makes the optimizer and remembers what the stage says of it."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self._options = self._options or options_of(optimizer)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Makes the schedule and makes sure that it can be computed to its end.
+
+        Raises:
+            UserError: If not.
+        """
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
+        try:
+            for function in getattr(scheduler, "lr_lambdas", ()):
+                function(num_training_steps)
+        except ArithmeticError:
+            raise UserError(
+                f"key 'lr_scheduler_type': a schedule of {num_training_steps} steps cannot be computed with "
+                f"'warmup_steps: {self.args.warmup_steps:g}'; give fewer"
+            ) from None
+        return scheduler
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            place = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+            if checkpoint:
+                follow_arguments(self.state, self.args, Path(checkpoint))
+        return place
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        with reading_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+                check_loaded(self.optimizer)
+            if self.projection is not None:
+                self.projection.load(Path(checkpoint))
+        # What the checkpoint says of learning rate, decay and schedule is what the stage said then.
+        apply_options(self.optimizer, self._options)
+        apply_schedule(self.lr_scheduler, self.optimizer, self._options)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with reading_checkpoint(resume_from_checkpoint):
+            # Trainer knows adapters as models of peft's own class only.
+            if has_adapter(self.model) and not self.is_fsdp_enabled:
+                read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Trainer would go on with what the model had before.
+        if load_result.missing_keys:
+            raise ValueError(f"its weights lack {load_result.missing_keys[0]}")
+        super()._issue_warnings_after_load(load_result)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        with reading_best(best):
+            if has_adapter(self.model) and not self.is_fsdp_enabled:
+                read_adapter(self.model, best / ADAPTER_WEIGHTS)
+            else:
+                super()._load_best_model()
+            if self.projection is not None:
+                self.projection.load(best)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        # With a limit of 1, Trainer would delete the newest checkpoint in favour of the best one: the newest is what
+        # an interrupted run goes on from, or one whose finished model is still to be written.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a complete SentenceTransformer folder; sharded weights are brought together first."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes a complete SentenceTransformer folder with the stage's arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None:
+            model = _with_weights(model, state_dict)
+        broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+        if broken:
+            checkpoint = last_checkpoint(Path(self.args.output_dir))
+            raise NonFiniteError(
+                f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
+                f"last good checkpoint: {checkpoint or 'none yet'}. Start again with a lower learning_rate"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
+        sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        if self.base_revision is not None:
+            mend_saved(folder)
+            note_base(folder, model.peft_config[ADAPTER_NAME].base_model_name_or_path, self.base_revision)
+        (folder / "training_arguments.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str))
+
+
+def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LLMModel:
+    """The model outside of its wrapping, holding the given weights themselves."""
+    # Buffers that no state holds (rotary frequencies) are made; weights are not.
+    with init_empty_weights(include_buffers=False):
+        whole = F2LLMModel(model.config)
+        if has_adapter(model):
+            add_adapter(whole, model.peft_config[ADAPTER_NAME])
+    whole.load_state_dict(state_dict, assign=True)
+    return whole

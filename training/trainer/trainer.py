@@ -1,0 +1,311 @@
+"""F2LLMTrainer: transformers' Trainer over global batches of one source, with F2LLM's objective."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from training.common.agreement import as_first_process
+from training.common.errors import NonFiniteError
+from training.common.run_folder import last_checkpoint, remove_leftovers
+from training.config.arguments import StageArguments
+from training.data.prepared import PreparedSource
+from training.distillation.distillation import Distillation
+from training.models.adapter import has_adapter
+from training.trainer.collator import PackedCollator, PreparedRows
+from training.trainer.gradient_cache import CachedStep, draws_dropout, embed_batch
+from training.trainer.interruption import Interruption, outlive_signals
+from training.trainer.objective import Objective
+from training.trainer.sampler import GlobalBatchSampler
+from training.trainer.saving import SavingTrainer
+from training.trainer.watch import StepWatch
+
+__all__ = ["F2LLMTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class _EpochLoader(DataLoader):
+    """A loader that passes the epoch on to its batch sampler, where Trainer looks for the method."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+class F2LLMTrainer(SavingTrainer):
+    """Trains an F2LLMModel on prepared sources.
+
+    Each step is one global batch of one source, encoded by all processes in chunks of ``max_tokens_per_forward``. The
+    log shows the mean of every loss term and of every source's loss since the last line. Checkpoints are folders that
+    SentenceTransformer loads, with the optimizer's state beside; each is whole or absent.
+
+    Args:
+        model: The model to train, fp32; ``bf16: true`` computes in bf16 by autocast.
+        args: The stage.
+        sources: Prepared sources.
+        tokenizer: Saved with every checkpoint.
+        prompts: Prompts of the saved model by name.
+        distillation: The teacher to learn from, if there is one.
+
+    Attributes:
+        interruption: Says whether a signal ended the training.
+        last_batch: This process's part of the batch that was trained on last.
+
+    Raises:
+        NonFiniteError: In training, when the loss, the gradient or a weight becomes NaN or infinite.
+        StoppedError: In training, when a checkpoint cannot be written.
+    """
+
+    args: StageArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: StageArguments,
+        sources: Sequence[PreparedSource],
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: dict[str, str] | None = None,
+        distillation: Distillation | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.sources = list(sources)
+        self.distillation = distillation
+        dims = args.train_dims(model.config.hidden_size)
+        self.objective = Objective(
+            args.temperature, dims, args.mask_duplicates, args.gather_gradients, args.distillation_weight
+        )
+        # Validation measures the contrastive task itself, at full width, as the published training does.
+        self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
+        model.config.is_matryoshka = dims is not None
+        model.config.matryoshka_dimensions = dims
+        self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
+        self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
+        self.last_batch: dict[str, Any] = {}
+        self._gradients = torch.empty(0)
+        super().__init__(
+            prompts,
+            model=model,
+            args=args,
+            train_dataset=PreparedRows(self.sources, "train"),
+            eval_dataset=PreparedRows(self.sources, "validation"),
+            data_collator=self._collator(args, distillation),
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        if self.accelerator.is_fsdp2:
+            # Weights and gradients stay fp32 and layers compute in bf16 by autocast, as without sharding.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        self.interruption = Interruption(self.accelerator)
+        self.add_callback(self.interruption)
+        # Validation learns nothing from a teacher.
+        self._collators = {"train": self.data_collator, "validation": self._collator(args, None)}
+        self.projection = None if distillation is None else distillation.projection
+        if self.projection is not None:
+            self.projection.attach(self)
+
+    def _collator(self, args: StageArguments, distillation: Distillation | None) -> PackedCollator:
+        return PackedCollator(
+            self.sources,
+            args.num_hard_negatives,
+            args.seed,
+            args.process_index,
+            args.world_size,
+            args.max_tokens_per_forward,
+            None if distillation is None else distillation.cache,
+            0 if distillation is None else distillation.width,
+        )
+
+    def fill_teacher_cache(self) -> None:
+        """Embeds with the teacher what its cache misses, on all processes together, before the training.
+
+        Raises:
+            UserError: If the embeddings do not fit the cache.
+        """
+        if self.distillation is None:
+            return
+        rank, world_size = self.args.process_index, self.args.world_size
+        if self.args.save_on_each_node:
+            # Every node fills a cache of its own.
+            rank, world_size = self.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        with self.accelerator.autocast():
+            self.distillation.fill_cache(self.args.device, rank, world_size)
+        self.accelerator.wait_for_everyone()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Loads this process's share of each global batch; nothing is sharded again by accelerate."""
+        return self._loader("train")
+
+    def _loader(self, split: str) -> DataLoader:
+        rows = [len(source.rows[split]) for source in self.sources]
+        return _EpochLoader(
+            PreparedRows(self.sources, split),
+            batch_sampler=GlobalBatchSampler(rows, self.args.global_batch_size, seed=self.args.seed),
+            collate_fn=self._collators[split],
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=outlive_signals,
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains to the end, or until a signal asks to stop: see :attr:`interruption`."""
+        if self.args.should_save:
+            remove_leftovers(Path(self.args.output_dir))
+        if draws_dropout(self.accelerator.unwrap_model(self.model)):
+            logger.warning(
+                "dropout is drawn for a chunk at once: another max_tokens_per_forward or number of processes draws "
+                "others, so that weights are then not the same"
+            )
+        with self.interruption:
+            result = super().train(*args, **kwargs)
+        self.watch.tell_idle_steps()
+        return result
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that had ended is continued only to save its model.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Accumulates the gradient of one global batch and returns its loss; keeps each term for the log."""
+        model.train()
+        # Optimizers without a schedule average weights in between.
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        batch = self._prepare_inputs(inputs)
+        teacher = None
+        if self.distillation is not None:
+            with self.accelerator.autocast():
+                teacher = self.distillation.targets(batch)
+        step = CachedStep(
+            self.accelerator,
+            model,
+            self.accelerator.autocast,
+            (self.args.seed, self.state.global_step),
+        )
+        loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        self.last_batch, self._gradients = batch, gradients
+        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradients)
+        return loss
+
+    def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
+        projected = None if self.projection is None else self.projection(embeddings)
+        terms = self.objective.terms(embeddings, batch, teacher, projected)
+        loss = torch.stack(list(terms.values())).sum()
+        if not math.isfinite(loss.item()):
+            scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
+            self.watch.note("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
+            raise NonFiniteError(self._non_finite_message(f"the loss became {loss.item()}", batch["source"]))
+        for name, term in {**terms, f"source/{batch['source']}": loss}.items():
+            total, count = self._since_last_log.get(f"loss_{name}", (0.0, 0))
+            self._since_last_log[f"loss_{name}"] = (total + term.detach(), count + 1)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        """The norm of the gradient that the optimizer is about to apply.
+
+        Raises:
+            NonFiniteError: If it is NaN or infinite. In fp16 that only means that the loss was scaled too far.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        value, batch = float(norm), self.last_batch
+        if not math.isfinite(value) and self.accelerator.scaler is None:
+            step = self.state.global_step + 1
+            self.watch.note("non-finite gradient", step, batch, self._gradients, norm=value)
+            raise NonFiniteError(self._non_finite_message(f"the gradient became {value}", batch["source"]))
+        return norm
+
+    def _non_finite_message(self, what: str, source: str) -> str:
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        start = f"'model: {checkpoint}'" if checkpoint else "the same model"
+        return (
+            f"{what} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
+            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the rows in {self.watch.path}, or start again "
+            f"from {start} with a lower learning_rate and another output_dir"
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Operations of this process's part of a step: six for each token and weight, attention left out.
+
+        Under an adapter four: frozen weights have no gradient.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        return (
+            (4 if has_adapter(model) else 6)
+            * inputs["input_ids"].numel()
+            * model.num_parameters(exclude_embeddings=True)
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of every term and source since the last training line."""
+        if "loss" in logs:
+            for name, (total, count) in sorted(self._since_last_log.items()):
+                logs[name] = float(total) / count
+            self._since_last_log.clear()
+        super().log(logs, *args, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss on the validation rows: per source, per task type (mean of its sources) and overall.
+
+        Callbacks add to it (:class:`~training.evaluation.callback.PairsCallback`). The metrics are those of the first
+        process.
+        """
+        self.model.eval()
+        # The counterpart of what a training step does to such optimizers.
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
+        losses: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        for batch in self._loader("validation") if len(self.eval_dataset) else ():
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                embeddings = embed_batch(self.model, batch)
+            terms = self.validation_objective.terms(embeddings, batch)
+            losses[batch["source"]].append((sum(terms.values()).item(), len(batch["query"])))
+        by_source = {
+            name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
+            for name, batches in losses.items()
+        }
+        metrics = {f"{metric_key_prefix}_source/{name}": loss for name, loss in by_source.items()}
+        metrics |= self._task_type_means(by_source, metric_key_prefix)
+        metrics = as_first_process(self.accelerator, metrics)
+        # Callbacks may add metrics: the log, and what chooses the best model, come after them.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.log(metrics)
+        return metrics
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What an evaluation reports, by callbacks too."""
+        measured = [source for source in self.sources if len(source.rows["validation"])]
+        names = [f"eval_source/{source.name}" for source in measured]
+        names += dict.fromkeys(f"eval_{source.task_type}" for source in measured)
+        names += ["eval_loss"] if measured else []
+        return names + [name for each in self.callback_handler.callbacks for name in getattr(each, "metric_names", [])]
+
+    def _task_type_means(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+        groups: dict[str, list[float]] = defaultdict(list)
+        for source in self.sources:
+            if source.name in by_source:
+                groups[source.task_type].append(by_source[source.name])
+        means = {f"{prefix}_{task_type}": sum(values) / len(values) for task_type, values in groups.items()}
+        if by_source:
+            means[f"{prefix}_loss"] = sum(by_source.values()) / len(by_source)
+        return means
