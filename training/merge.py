@@ -17,8 +17,6 @@ from training.models.merging.method import mean_of, slerp_of
 from training.models.merging.parents import find_parent
 from training.models.merging.streaming import MAX_SHARD_SIZE
 
-__all__ = ["main"]
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

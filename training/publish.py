@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.common.command import run_command
 
-__all__ = ["main"]
-
 # What each command does, and the module that does it: ``add_arguments(parser)`` and ``run(arguments)``, whose result is
 # the exit status, or None for success. Only the module of the command that was given is imported.
 _COMMANDS = {

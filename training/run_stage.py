@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
@@ -18,12 +19,12 @@ from training.common.errors import UserError
 from training.common.run_folder import holds_model
 from training.common.yaml_file import load_yaml
 from training.config.inputs import require_inputs
-from training.config.recipe import Recipe, command_line_overrides, load_recipe, made_by, recipe_help
+from training.config.recipe import Recipe, Stage, command_line_overrides, load_recipe, made_by, recipe_help
 from training.evaluation.finished_stage import evaluate_and_report
 from training.evaluation.report import check_report_folder
 from training.evaluation.stage_pairs import check_stage_pairs
 from training.planning.dry_run import device_overrides, show_plans
-from training.stages.stage import run_stage
+from training.stages.stage import Uploads, run_stage
 from training.trainer.interruption import ended_by_signals
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
@@ -100,9 +101,20 @@ def _run(arguments: argparse.Namespace) -> None:
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
         logger.info("stage %s", stage.name)
-        model = run_stage(stage, arguments.resume, arguments.accept_changes, more=stage is not chosen[-1])
+        more = stage is not chosen[-1]
+        model = run_stage(stage, arguments.resume, arguments.accept_changes, more, _uploads(stage))
         if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
+
+
+def _uploads(stage: Stage) -> Uploads | None:
+    repo, run = stage.arguments.push_checkpoints, Path(stage.arguments.output_dir)
+    if not repo:
+        return None
+    # The Hub client and the cards are loaded only by runs that upload.
+    from training.publishing.hub.push_callback import push_callback, push_what_waits
+
+    return Uploads(partial(push_callback, repo, run), partial(push_what_waits, repo, run))
 
 
 def _evaluation_files(recipe: Recipe) -> dict[str, Path]:

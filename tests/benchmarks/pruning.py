@@ -16,7 +16,7 @@ from tests.benchmarks.pruning_point import CALIBRATION_PRECISION, SOURCE, calibr
 from tests.benchmarks.settings import Settings, device
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.timing import Contestant, add_ratio, measure
-from training.pruning.pruning import Importance, calibrate
+from training.pruning.importance import Importance, calibrate
 
 __all__ = ["run"]
 

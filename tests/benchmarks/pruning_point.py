@@ -14,8 +14,10 @@ from tests.benchmarks.growth_point import time_and_memory
 from tests.benchmarks.models import VOCAB_SIZE, configuration, random_model
 from tests.benchmarks.settings import Settings, device
 from tests.benchmarks.texts import DISTRIBUTIONS
-from training.planning.memory import count_parameters
-from training.pruning.pruning import calibrate, prune, pruned_config, weight_importance
+from training.models.model_size import count_parameters
+from training.pruning.importance import calibrate, weight_importance
+from training.pruning.pruning import prune
+from training.pruning.shape import pruned_config
 
 __all__ = ["CALIBRATION_PRECISION", "SOURCE", "calibration_batch"]
 

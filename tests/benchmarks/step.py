@@ -19,7 +19,7 @@ from tests.benchmarks.settings import PRECISIONS, Settings, device
 from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, add_ratio, measure
-from training.trainer.gradient_cache import embed_chunk
+from training.models.encoding import embed_chunk
 from training.trainer.objective import Objective
 
 __all__ = ["embed", "embed_padded", "run", "stepper"]

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from training.run_stage import main
-from training.trainer.trainer import gradient_cache, trainer
+from training.trainer import gradient_cache, trainer
 
 
 def _shard() -> None:

@@ -15,10 +15,8 @@ from tests.training.distributed_recipe import save_model
 from tests.training.recipes import write_single_stage, write_sources
 from training.common.outputs import locked
 from training.data.build import main as build
-from training.data.decontaminate import main as decontaminate
-from training.data.mine import main as mine
-from training.data.prepare import main as prepare
 from training.data.release import main as release
+from training.decontaminate import main as decontaminate
 from training.evaluation.records import Evaluation
 from training.evaluation.report import main as report
 from training.evaluation.run import main as evaluate
@@ -26,9 +24,11 @@ from training.examples.adaptation import main as adaptation
 from training.examples.claims import RECIPE as CLAIMS
 from training.examples.claims import main as claims
 from training.merge import main as merge
+from training.mine import main as mine
 from training.models.export import main as export
 from training.models.export_gguf import main as export_gguf
 from training.models.merge_adapter import main as merge_adapter
+from training.prepare import main as prepare
 from training.publish import main as publish
 from training.run_stage import main as run_stage
 

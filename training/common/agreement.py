@@ -6,8 +6,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-__all__ = ["as_first_process"]
-
 
 def as_first_process(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
     """The first process's metrics, on every process; all call this together, with the same names in the same order."""

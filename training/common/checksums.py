@@ -10,8 +10,6 @@ from xxhash import xxh3_64_intdigest
 
 from training.common.errors import UserError
 
-__all__ = ["CHECKSUMS", "check_file", "checksums_of", "write_checksums"]
-
 # Added to the name of a file for that of its checksums: the XXH3 of every block, as little-endian uint64.
 CHECKSUMS = ".xxh3"
 _BLOCK_BYTES = 1 << 20

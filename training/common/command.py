@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 from training.common.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
-__all__ = ["require", "run_command"]
-
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
 # Names of variables that hold what nobody else may read, and what has the form of a secret: a token of the Hub, the
 # login in an address (as in those of proxies), the signature of one.

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-__all__ = ["ATTRIBUTES", "LARGE_BYTES", "Content", "RemoteFile", "same_files"]
-
 # The Hub's own file of a repository: which names are large files. It is never removed.
 ATTRIBUTES = ".gitattributes"
 

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "InterruptedTrainingError",
-    "NonFiniteError",
-    "OutputError",
-    "StoppedError",
-    "UserError",
-    "in_one_line",
-    "lost_contact",
-]
-
 
 class _AdvisingError(Exception):
     """What happened, and what to do about it where that depends on the command: another one puts its own in the place.

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 from training.common.errors import StoppedError, UserError, in_one_line
 
-__all__ = ["EXECUTORS", "Executor", "Phase", "SubmittedError", "read_executor", "run_phases"]
-
 logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "ray", "slurm", "jobs")

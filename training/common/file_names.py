@@ -9,8 +9,6 @@ from functools import cache
 import langcodes
 from babel import Locale
 
-__all__ = ["languages_in_name"]
-
 
 def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
     """Returns the ISO 639-3 codes of the language, or the pair of languages, that a file's name ends with.

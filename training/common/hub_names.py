@@ -8,9 +8,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError, in_one_line
-from training.publishing.hub.revision import SCRATCH
-
-__all__ = ["check_repository", "check_revision"]
 
 # What git allows in the name of a branch or tag (git-check-ref-format), less slashes.
 _REVISION = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\.)")
@@ -45,3 +42,7 @@ def check_revision(option: str, name: str) -> str:
     if name.endswith(SCRATCH):
         raise UserError(f"{option} {name!r}: names that end with {SCRATCH} are those of unfinished uploads")
     return name
+
+
+# Ending of the branch on which a new revision is made.
+SCRATCH = ".partial"

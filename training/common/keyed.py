@@ -10,8 +10,6 @@ from hashlib import blake2b
 
 import numpy as np
 
-__all__ = ["keyed_bits", "keyed_uniform", "text_key"]
-
 # The mixing step of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

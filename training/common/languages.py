@@ -8,8 +8,6 @@ from functools import cache
 import langcodes
 from babel import Locale
 
-__all__ = ["iso639_1", "iso639_3", "language_name", "locale_tag", "macrolanguage", "script_of", "usual_script"]
-
 _LOCALE = re.compile(
     r"(?P<language>[a-z]{2,3})(?:[_-](?P<script>[A-Z][a-z]{3}))?(?:[_-](?P<region>[A-Z]{2}|[0-9]{3}))?"
     r"(?:\.[\w-]+)?(?:@(?P<modifier>\w+))?"
@@ -150,3 +148,7 @@ def _two_letters() -> dict[str, str]:
     # CLDR names every language of ISO 639-1, each under one code.
     codes = [code for code in Locale("en").languages if len(code) == 2]
     return {langcodes.Language.get(code, normalize=False).to_alpha3(): code for code in codes}
+
+
+# Of rows whose languages are not told apart; ISO 639-3 for several languages.
+SEVERAL = "mul"

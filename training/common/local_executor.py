@@ -6,8 +6,6 @@ from datatrove.executor import LocalPipelineExecutor
 
 from training.common.workers import run_in_workers
 
-__all__ = ["LocalExecutor"]
-
 
 class LocalExecutor(LocalPipelineExecutor):
     """Runs tasks in local processes.

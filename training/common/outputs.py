@@ -17,8 +17,6 @@ from filelock import FileLock, Timeout
 from training.common.errors import OutputError, UserError
 from training.common.run_folder import publish
 
-__all__ = ["check_output", "clear_partials", "locked", "new_folder", "scratch_folder", "temporary_folder"]
-
 logger = logging.getLogger("training")
 
 # What temporary folders are named.

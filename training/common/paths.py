@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATH_KEYS", "RULE", "from_run", "in_file", "place_of", "placed"]
-
 RULE = (
     "a relative path starts at the folder of the file in which it stands, on the command line at the working directory"
 )

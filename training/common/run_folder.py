@@ -1,18 +1,27 @@
-"""Checkpoints that are whole or absent: written aside, made durable, and renamed."""
+"""Names and contents of a run folder; checkpoints are written beside it, synced and renamed, so each is complete."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import platform
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = [
-    *("STAGING", "checkpoints", "holds_model", "last_checkpoint", "missing_part", "numbered_checkpoints"),
-    *("publish", "remove_leftovers", "rotate", "step_of", "write_whole"),
-]
+from training.common.paths import place_of
+from training.common.yaml_file import load_yaml
 
+# What pruning measured: which layers and channels matter.
+IMPORTANCE_FILE = "importance.safetensors"
+# The stage's keys, written to its folder when everything is ready to train.
+RECIPE = "recipe.yaml"
+# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
+DATA = "data.json"
+# Name of the folder, below a stage's output, that holds its finished model.
+FINAL_MODEL = "model"
 # A checkpoint in the making, and old ones on their way out: neither is ever resumed from.
 STAGING = ".checkpoint.partial"
 _DISCARDED = ".discarded"
@@ -135,3 +144,38 @@ def remove_leftovers(output_dir: Path) -> None:
     """Removes what an interrupted save or rotation left behind."""
     for path in (output_dir / STAGING, *output_dir.glob(f".*{_DISCARDED}")):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def run_of(name: str) -> Path | None:
+    """The folder of the run that a folder is, or is the model or a checkpoint of; None if there is none."""
+    folder = Path(name)
+    return next((place for place in (folder, folder.parent) if (place / RECIPE).is_file()), None)
+
+
+def manifest_of(run: Path) -> Path | None:
+    """The manifest of the data that a run was trained on; None if it is no longer there."""
+    keys = load_yaml(run / RECIPE)
+    manifest = place_of(run, keys, str(keys["manifest"])) if keys.get("manifest") else None
+    return manifest if manifest is not None and manifest.is_file() else None
+
+
+def public_name(place: str) -> str:
+    """The last part of a path; nothing if it names this machine or its user.
+
+    Args:
+        place: A folder or file.
+    """
+    name = Path(place).name
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return "" if set(words) & {each.lower() for each in _own_names()} else name
+
+
+def _own_names() -> set[str]:
+    host = platform.node()
+    names = {host, host.split(".")[0], Path.home().name}
+    try:
+        names.add(getpass.getuser())
+    # A container's user need have no name.
+    except (KeyError, OSError):
+        pass
+    return names - {""}

@@ -12,8 +12,6 @@ from typing import Any
 
 from training.common.errors import StoppedError
 
-__all__ = ["run_in_workers"]
-
 
 def run_in_workers(
     work: Callable[..., Any],

@@ -13,8 +13,6 @@ import yaml
 from training.common.errors import UserError
 from training.common.paths import RULE
 
-__all__ = ["load_yaml", "unknown_key"]
-
 # A manifest of the largest collection has some ten thousand.
 _MOST_VALUES = 1_000_000
 _MOST_LEVELS = 100

@@ -23,9 +23,6 @@ from training.config.publishing_arguments import PublishingArguments
 from training.config.teacher_arguments import TeacherArguments
 from training.config.transformers_arguments import TransformersArguments
 
-__all__ = ["StageArguments"]
-
-
 # Optimizers that read the keys of Adam, and no options of their own.
 _WITHOUT_OPTIONS = ("adamw_torch", "adafactor")
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from training.common.errors import UserError
 
-__all__ = ["FOLLOWING_SCHEDULERS", "EvaluationArguments", "greater_is_better"]
-
 # Of what evaluations measure, these are better the greater they are. All else are losses.
 _SCORES = ("accuracy", "ndcg", "recall", "mrr")
 # Schedulers that follow a metric by evaluations, and take a direction of their own.

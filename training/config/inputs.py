@@ -13,10 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError
 from training.common.paths import RULE
-from training.config.recipe import FINAL_MODEL, Recipe, Stage, read_stages
-from training.pruning.importance import IMPORTANCE_FILE
-
-__all__ = ["Input", "Maker", "find_inputs", "missing_error", "require_inputs"]
+from training.common.run_folder import FINAL_MODEL, IMPORTANCE_FILE
+from training.config.recipe import Recipe, Stage, read_stages
 
 _KEYS = ("model", "teacher", "tokenizer", "importance")
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from training.common.errors import UserError
 
-__all__ = ["LORA_TARGETS", "LoraArguments"]
-
 # The linear layers of attention and MLP.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

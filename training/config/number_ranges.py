@@ -9,8 +9,6 @@ from typing import Any
 
 from training.common.errors import UserError
 
-__all__ = ["check_finite", "check_ranges"]
-
 # A byte-level tokenizer has 256 bytes and three special tokens.
 _FEWEST_TOKENS = 259
 _LEAST = {

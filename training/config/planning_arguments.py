@@ -8,8 +8,6 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.errors import UserError
 from training.common.yaml_file import unknown_key
 
-__all__ = ["SHAPE", "PlanningArguments"]
-
 SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from training.common.errors import UserError
 
-__all__ = ["HIDDEN_METHODS", "LAYER_METHODS", "PruningArguments"]
-
 # How the hidden channels and the layers that stay are chosen; see training/pruning/pruning.py.
 HIDDEN_METHODS = ("activation_norm", "leading", "reordered")
 LAYER_METHODS = ("first", "change")

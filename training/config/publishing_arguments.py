@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from training.common.errors import UserError
 
-__all__ = ["PublishingArguments"]
-
 
 @dataclass
 class PublishingArguments:

@@ -25,23 +25,11 @@ from transformers import HfArgumentParser
 
 from training.common.errors import UserError
 from training.common.paths import in_file, placed
+from training.common.run_folder import FINAL_MODEL
 from training.common.yaml_file import load_yaml, unknown_key
 from training.config.arguments import StageArguments
 from training.config.stage_keys import check_given
 
-__all__ = [
-    "FINAL_MODEL",
-    "Recipe",
-    "Stage",
-    "command_line_overrides",
-    "load_recipe",
-    "made_by",
-    "read_stages",
-    "recipe_help",
-]
-
-# Name of the folder, below a stage's output, that holds its finished model.
-FINAL_MODEL = "model"
 # Keys that may name an earlier stage, and what of its folder they then mean.
 _MADE_BY_STAGES = {
     **{"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL},

@@ -10,8 +10,6 @@ from typing import Any
 
 from training.common.errors import UserError
 
-__all__ = ["LEARNT", "MACHINE", "PLACES", "REFUSED", "RUNNING", "check_given", "check_no_secret"]
-
 logger = logging.getLogger(__name__)
 
 # Keys that change what is learnt, or how it is judged. A model card lists them; a continued run must have the same.

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from training.common.errors import UserError
 from training.data.text_format import TextFormat
 
-__all__ = ["TeacherArguments"]
-
 
 @dataclass
 class TeacherArguments:

@@ -10,8 +10,6 @@ from transformers.integrations import is_tensorboard_available
 from training.common.errors import UserError
 from training.common.yaml_file import unknown_key
 
-__all__ = ["TransformersArguments"]
-
 _CHECKPOINTING = (
     ("activation_checkpointing", "gradient_checkpointing"),
     ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),

@@ -8,8 +8,6 @@ from typing import Any
 from training.config.evaluation_arguments import FOLLOWING_SCHEDULERS
 from training.config.recipe import Stage
 
-__all__ = ["unread_keys"]
-
 _PAIRS = "evaluation_pairs: FILE"
 
 

@@ -31,13 +31,11 @@ from training.common.command import run_command
 from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked
 from training.data.building.build_file import BuildFile, RawSource, load_build_file
-from training.data.building.formats import Row
+from training.data.building.formats.format import Row
 from training.data.building.json_rows import JsonRows
 from training.data.building.loading import load_raw
 from training.data.building.raw import RawRows
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
-
-__all__ = ["build_from_file", "main"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ from typing import Any
 from training.common.errors import UserError
 from training.common.outputs import locked, new_folder
 
-__all__ = ["build_folder"]
-
 logger = logging.getLogger(__name__)
 
 _BUILD = "build.json"

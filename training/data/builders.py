@@ -12,8 +12,6 @@ from training.common.yaml_file import unknown_key
 from training.data.cldr.build import build_cldr
 from training.data.gettext_catalogs.build import build_gettext
 
-__all__ = ["build"]
-
 _BUILDERS: dict[str, Callable[..., Path]] = {"cldr": build_cldr, "gettext": build_gettext}
 
 

@@ -6,8 +6,6 @@ import re
 
 from modeling_f2llm.prompts import instruct
 
-__all__ = ["split_instruction", "with_instruction", "without_instruction"]
-
 # Of the template of F2LLM and of that of Qwen3-Embedding, which has no space before the text; lines of Windows may end
 # in two characters. The shortest instruction that fits: what follows the first "Query:" is the text.
 _INSTRUCTED = re.compile(r"Instruct: (.*?)\r?\nQuery: ?", re.DOTALL)

@@ -39,16 +39,6 @@ from training.common.paths import RULE
 from training.data.manifest_file import TASK_TYPES, Entry, Manifest, check_name, read_manifest
 from training.data.storage import SourceFile
 
-__all__ = [
-    "TASK_TYPES",
-    "Source",
-    "file_languages",
-    "find_entry_files",
-    "load_manifest",
-    "require_local",
-    "select_sources",
-]
-
 
 @dataclass(frozen=True)
 class Source:

@@ -10,8 +10,6 @@ from training.common.errors import UserError
 from training.common.yaml_file import load_yaml, unknown_key
 from training.data.storage import DataFolder
 
-__all__ = ["INSTRUCTION_ORIGINS", "TASK_TYPES", "Entry", "Manifest", "PublishedShares", "check_name", "read_manifest"]
-
 # Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
 TASK_TYPES = ("retrieval", "clustering", "classification")
 # The list published for F2LLM v1, the prompts that mteb evaluates the released models with, or neither.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from training.common.errors import UserError
 
-__all__ = ["ON_BAD_ROW", "PreparationOptions", "required_negatives"]
-
 # Stop at the first bad row, or put bad rows aside with the reason.
 ON_BAD_ROW = ("error", "quarantine")
 

@@ -9,8 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ROW_GROUP_ROWS", "columns_of", "rows_table", "write_parquet"]
-
 # Some megabytes: readers of a few rows need not fetch the whole file.
 ROW_GROUP_ROWS = 10_000
 

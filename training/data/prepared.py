@@ -12,11 +12,6 @@ import numpy as np
 from training.common.checksums import check_file
 from training.common.errors import UserError
 
-__all__ = [
-    *("DESCRIPTION", "FORMS", "OFFSETS", "QUARANTINE", "SPLITS", "TEXTS", "TEXT_OFFSETS", "TOKENS"),
-    *("PreparedSource", "find_prepared", "put_aside"),
-]
-
 # A prepared source is a folder of these files: raw little-endian arrays, checksums beside each, and a JSON file that is
 # written last.
 TOKENS = "tokens.int32"

@@ -15,8 +15,6 @@ from training.data.instructions import without_instruction
 from training.data.row_checks import bad_row, find_faults, text_column
 from training.data.storage import RemoteFile, SourceFile, as_file, opened
 
-__all__ = ["PublishedFile", "TextBatch"]
-
 # Of each column, at a time: a remote read is a request, a local one is cheap.
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
 # A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
@@ -119,7 +117,7 @@ class PublishedFile:
             remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
         raise UserError(
             f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row; {remedy}, or "
-            "add columns (training/data/mine.py finds negatives)"
+            "add columns (training/mine.py finds negatives)"
         )
 
     def _check_text(self, schema: pa.Schema, name: str) -> None:

@@ -39,8 +39,6 @@ from training.data.releasing.plot import plot_languages
 from training.data.releasing.records import contamination_facts, provenance_rows, read_contamination, read_records
 from training.data.storage import identity
 
-__all__ = ["main", "release"]
-
 logger = logging.getLogger("training")
 
 CARD, MANIFEST, RECORD = "README.md", "manifest.yaml", "release.json"

@@ -13,8 +13,6 @@ from training.common.errors import UserError
 from training.data.cleaning.normalise import form_keys, same_form
 from training.data.instructions import without_instruction
 
-__all__ = ["MOST_CHARACTERS", "Fault", "bad_row", "find_faults", "query_is_passage", "text_column"]
-
 # No text of the published data comes near: what is longer is a broken dump rather than a document.
 MOST_CHARACTERS = 1_000_000
 

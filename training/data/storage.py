@@ -21,8 +21,6 @@ from training.common.outputs import locked
 from training.common.paths import RULE
 from training.common.run_folder import write_whole
 
-__all__ = ["DataFolder", "RemoteFile", "SourceFile", "as_file", "identity", "opened"]
-
 # Read at a time to hash a file.
 _HASHED_BYTES = 1 << 22
 # Nanoseconds: the coarsest times of a file system, with room.

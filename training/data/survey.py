@@ -10,15 +10,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from training.common.errors import UserError
+from training.common.languages import SEVERAL
 from training.data.manifest import file_languages, find_entry_files
 from training.data.manifest_file import Entry, Manifest, PublishedShares, read_manifest
 from training.data.published import PublishedFile
 from training.data.storage import SourceFile
-
-__all__ = ["SEVERAL", "CollectionSurvey", "FileSurvey", "SourceSurvey", "Survey", "divided", "survey"]
-
-# Of rows whose languages are not told apart; ISO 639-3 for several languages.
-SEVERAL = "mul"
 
 
 @dataclass(frozen=True)

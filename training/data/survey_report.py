@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from training.data.survey import SEVERAL, CollectionSurvey, Survey
-
-__all__ = ["report"]
+from training.common.languages import SEVERAL
+from training.data.survey import CollectionSurvey, Survey
 
 _SHOWN = 20
 

@@ -13,8 +13,6 @@ from modeling_f2llm.prompts import TEMPLATE
 from training.common.errors import UserError
 from training.data.instructions import split_instruction
 
-__all__ = ["TextFormat"]
-
 _UNCHANGED = TEMPLATE + "{text}"
 
 

@@ -23,8 +23,6 @@ from training.models.adapter_folder import base_of
 from training.models.model_identity import model_revision
 from training.models.reference import find_model
 
-__all__ = ["Distillation", "TeacherChoice", "choose_teacher", "make_distillation"]
-
 logger = logging.getLogger("training")
 
 

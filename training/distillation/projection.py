@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.errors import in_one_line
-from training.trainer.resumption import apply_options, options_of
-
-__all__ = ["PROJECTION_STATE", "PROJECTION_WEIGHT", "Projection"]
+from training.common.optimizers import apply_options, options_of
 
 # In a checkpoint: the map and its optimizer. In the run's folder, when it is finished: the map alone.
 PROJECTION_STATE, PROJECTION_WEIGHT = "projection.pt", "projection.safetensors"

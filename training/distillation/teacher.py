@@ -12,12 +12,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError, in_one_line
 from training.data.prepared import PreparedSource
+from training.models.encoding import embed_batch, embed_chunk
 from training.models.loading import load_whole_model
 from training.models.packed_texts import packed_texts
 from training.models.settings import is_plain, model_type, why_not_last_token
-from training.trainer.gradient_cache import embed_batch, embed_chunk
-
-__all__ = ["Teacher", "load_teacher", "reads_tokens_of"]
 
 _TOKENS_AT_ONCE = 16_384
 # Texts that differ in script, length and merges, to tell tokenizers apart.

@@ -28,8 +28,6 @@ from training.common.outputs import locked
 from training.common.run_folder import write_whole
 from training.data.prepared import PreparedSource
 
-__all__ = ["TeacherCache"]
-
 # Texts of a shard: what a killed pass loses of each process.
 _SHARD_TEXTS = 32_768
 _DESCRIPTION = "cache.json"

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.common.units import operations, size
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
-from training.planning.flops import forward_flops
-from training.planning.plan_text import operations, size
-
-__all__ = ["TeacherPass", "teacher_pass"]
+from training.models.model_size import forward_flops
 
 
 class TeacherPass(NamedTuple):

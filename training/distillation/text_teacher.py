@@ -18,11 +18,9 @@ from training.common.errors import UserError, in_one_line
 from training.data.prepared import PreparedSource
 from training.data.text_format import TextFormat
 from training.models.encoders import load_encoder
+from training.models.encoding import gather_texts
 from training.models.reference import resolve
 from training.models.settings import reads_as_ours
-from training.trainer.gradient_cache import gather_texts
-
-__all__ = ["TextFormat", "TextTeacher", "load_text_teacher", "text_teacher_identity"]
 
 _AS_KEPT = TextFormat()
 # Of different lengths, so that a tokenizer that cannot pad is found out.
@@ -35,7 +33,7 @@ class TextTeacher:
     Args:
         model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
         text_format: How it wants its texts.
-        revision: What the model is now (see :func:`~training.models.model_identity.model_revision`), if anyone will ask.
+        revision: What the model is now (:func:`~training.models.model_identity.model_revision`), if anyone will ask.
         batch_size: Texts at once.
 
     Attributes:
@@ -138,7 +136,7 @@ def text_teacher_identity(revision: str, text_format: TextFormat, max_length: in
     """Changes with everything that a text teacher's embeddings depend on.
 
     Args:
-        revision: What the model is (see :func:`~training.models.model_identity.model_revision`).
+        revision: What the model is (:func:`~training.models.model_identity.model_revision`).
         text_format: How it wants its texts.
         max_length: Tokens of a text at most.
     """

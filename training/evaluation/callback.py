@@ -15,10 +15,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from training.common.agreement import as_first_process
 from training.evaluation.pairs import CUTOFF, Pairs, ranking_scores
+from training.models.encoding import embed_batch
 from training.models.layout import lay_out
-from training.trainer.gradient_cache import embed_batch
-
-__all__ = ["PairsCallback"]
 
 
 class PairsCallback(TrainerCallback):

@@ -16,8 +16,6 @@ from training.evaluation.records import Evaluation, Score, load_evaluation
 from training.evaluation.selection import by_task, labels, model_scores
 from training.evaluation.significance import PairedTest, examples_of, holm, paired_test
 
-__all__ = ["Comparison", "TaskComparison", "compare_models", "comparison_as_dict", "comparison_of_folders"]
-
 
 @dataclass(frozen=True)
 class TaskComparison:

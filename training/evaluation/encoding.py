@@ -19,8 +19,6 @@ from training.evaluation.quantization import QUANTIZERS, calibrate, quantized, u
 from training.evaluation.records import PRECISIONS
 from training.evaluation.store import EmbeddingStore
 
-__all__ = ["EncoderView", "is_of_mteb"]
-
 
 class EncoderView(AbsEncoder):
     """An mteb encoder: leading dimensions of a store's embeddings in a precision.

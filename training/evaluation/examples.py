@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from training.common.errors import in_one_line
 
-__all__ = ["agree", "data_of", "has_examples", "recorded"]
-
 logger = logging.getLogger("training")
 
 # By mteb's name of a metric, that of trec_eval; both end in a number of ranks.

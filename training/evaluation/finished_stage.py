@@ -14,11 +14,10 @@ import torch
 
 from training.common.languages import iso639_3
 from training.common.outputs import locked
-from training.common.run_folder import write_whole
+from training.common.run_folder import run_of, write_whole
 from training.config.arguments import StageArguments
 from training.evaluation.figures.curves import find_log
 from training.evaluation.pairs import EncodedPairs, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest
-from training.evaluation.places import run_of
 from training.evaluation.quantization import quantized, unit_length
 from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
 from training.evaluation.report import write_report
@@ -26,8 +25,6 @@ from training.evaluation.resources import known_rows
 from training.evaluation.tfidf import nearest_by_tfidf
 from training.models.encoders import load_encoder
 from training.models.reference import resolve
-
-__all__ = ["evaluate_and_report", "narrowest_width", "pairs_scores", "table", "usage"]
 
 TASK, TFIDF = "HeldOutPairs", "TF-IDF"
 # Of the full width's accuracy, by a width that is recommended; and characters of a text that is shown.

@@ -16,8 +16,6 @@ from training.evaluation.local.task_classes import UnfitError, camel_case
 from training.evaluation.local.validation import validation_tasks
 from training.evaluation.text_file import read_texts
 
-__all__ = ["local_tasks"]
-
 logger = logging.getLogger("training")
 
 HELD_OUT, CANDIDATES = "held_out.parquet", "candidates.parquet"

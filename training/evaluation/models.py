@@ -21,8 +21,6 @@ from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
 from training.models.reference import ModelRef, resolve
 from training.models.settings import reads_as_ours
 
-__all__ = ["DEFAULT_MAX_LENGTH", "EvaluatedModel", "Prompts", "load_model", "registered_options"]
-
 logger = logging.getLogger("training")
 
 DEFAULT_MAX_LENGTH = 8192  # that of the published evaluation

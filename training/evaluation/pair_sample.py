@@ -6,8 +6,6 @@ import numpy as np
 
 from training.evaluation.pairs import Pairs
 
-__all__ = ["sample_pairs"]
-
 
 def sample_pairs(pairs: Pairs, size: int, candidates: int) -> Pairs:
     """Takes queries and candidates at equal distances, by language and in the order of the file.

@@ -18,18 +18,6 @@ from training.common.languages import usual_script
 from training.data.cleaning.normalise import normalise
 from training.evaluation.text_file import read_texts
 
-__all__ = [
-    "CUTOFF",
-    "EncodedPairs",
-    "Pairs",
-    "encode_pairs",
-    "evaluate_pairs",
-    "load_pairs",
-    "nearest",
-    "passage_ranks",
-    "ranking_scores",
-]
-
 # Places of a ranking that its nDCG looks at.
 CUTOFF = 10
 

@@ -7,12 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from training.common.errors import UserError, in_one_line
-from training.common.paths import place_of
-from training.common.yaml_file import load_yaml
-from training.models.reference import find_model, revisions_in
-from training.stages.setup import RECIPE
-
-__all__ = ["find_model", "manifest_of", "revisions_of", "run_of"]
+from training.models.reference import revisions_in
 
 
 def revisions_of(name: str) -> list[str]:
@@ -29,16 +24,3 @@ def revisions_of(name: str) -> list[str]:
     except Exception as error:
         raise UserError(f"{name}: its revisions cannot be listed ({in_one_line(error)}); name them") from None
     return [ref.name for ref in (*refs.branches, *refs.tags)]
-
-
-def run_of(name: str) -> Path | None:
-    """The folder of the run that a folder is, or is the model or a checkpoint of; None if there is none."""
-    folder = Path(name)
-    return next((place for place in (folder, folder.parent) if (place / RECIPE).is_file()), None)
-
-
-def manifest_of(run: Path) -> Path | None:
-    """The manifest of the data that a run was trained on; None if it is no longer there."""
-    keys = load_yaml(run / RECIPE)
-    manifest = place_of(run, keys, str(keys["manifest"])) if keys.get("manifest") else None
-    return manifest if manifest is not None and manifest.is_file() else None

@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
-__all__ = ["QUANTIZERS", "calibrate", "quantized", "unit_length"]
-
 # How a stored precision is made, where there are several ways: FAISS's name of it.
 QUANTIZERS = {"int8": "QT_8bit"}
 # Steps between the smallest and the largest value of a dimension.

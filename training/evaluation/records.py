@@ -15,11 +15,6 @@ from numpy.typing import NDArray
 from training.common.errors import UserError
 from training.common.run_folder import write_whole
 
-__all__ = [
-    *("EXAMPLES", "PRECISIONS", "SCORES"),
-    *("Evaluation", "ModelRecord", "Score", "bytes_per_vector", "load_evaluation"),
-]
-
 logger = logging.getLogger("training")
 
 # Bits of a stored number, by sentence-transformers' name of the quantization.

@@ -31,8 +31,6 @@ from training.evaluation.resources import training_rows
 from training.evaluation.summary import Summary, as_dict, summarize
 from training.evaluation.sweeps import finished_models
 
-__all__ = ["check_report_folder", "comparison_text", "main", "write_report"]
-
 logger = logging.getLogger("training")
 
 

@@ -11,12 +11,10 @@ import pyarrow as pa
 from langcodes import Language
 
 from training.common.errors import UserError
-from training.common.languages import iso639_3
+from training.common.languages import SEVERAL, iso639_3
 from training.data.manifest_file import read_manifest
 from training.data.published import PublishedFile
-from training.data.survey import SEVERAL, SourceSurvey, divided, survey
-
-__all__ = ["CLASSES", "SHARES", "known_rows", "resource_class", "training_rows"]
+from training.data.survey import SourceSurvey, divided, survey
 
 logger = logging.getLogger("training")
 

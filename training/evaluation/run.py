@@ -27,17 +27,17 @@ import mteb
 
 from training.common.errors import StoppedError, UserError
 from training.common.outputs import locked
+from training.common.run_folder import manifest_of, run_of
 from training.evaluation.figures.curves import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import DEFAULT_MAX_LENGTH, load_model
-from training.evaluation.places import find_model, manifest_of, revisions_of, run_of
+from training.evaluation.places import revisions_of
 from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector, load_evaluation
 from training.evaluation.report import check_report_folder, comparison_text, write_report
 from training.evaluation.resources import known_rows, training_rows
 from training.evaluation.scoring import evaluate_model
 from training.evaluation.selection import labels
-
-__all__ = ["find_tasks", "main", "table"]
+from training.models.reference import find_model
 
 logger = logging.getLogger("training")
 

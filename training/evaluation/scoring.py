@@ -25,8 +25,6 @@ from training.evaluation.models import EvaluatedModel
 from training.evaluation.records import Evaluation, Score
 from training.evaluation.search import SearchView
 
-__all__ = ["evaluate_model"]
-
 logger = logging.getLogger("training")
 
 # Embeddings that are held for the next task: local tasks ask for the same texts again.

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from training.evaluation.encoding import EncoderView
 
-__all__ = ["SearchView", "best_documents"]
-
 # Documents compared with the queries at a time, and queries whose scores of those are held: 512 MiB of float32.
 _DOCUMENTS, _QUERIES = 1 << 16, 1 << 11
 

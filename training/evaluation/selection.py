@@ -9,8 +9,6 @@ from statistics import fmean
 from training.common.errors import UserError
 from training.evaluation.records import PRECISIONS, Evaluation, Score
 
-__all__ = ["by_task", "labels", "model_scores", "shared_scores", "task_mean"]
-
 
 def labels(evaluation: Evaluation) -> list[str]:
     """Labels of the models that have scores, those of the evaluation's own list first."""

@@ -17,15 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from training.common.errors import UserError
 from training.evaluation.records import Evaluation, Score
 
-__all__ = [
-    "Interval",
-    "PairedTest",
-    "bootstrap_interval",
-    "examples_of",
-    "holm",
-    "paired_test",
-]
-
 Floats = NDArray[np.float64]
 
 # Resampled values held at a time: 32 MiB of float64.

@@ -8,8 +8,6 @@ from pathlib import Path
 from training.config.arguments import StageArguments
 from training.evaluation.pairs import Pairs, load_pairs
 
-__all__ = ["check_stage_pairs", "load_stage_pairs"]
-
 
 def load_stage_pairs(args: StageArguments) -> Pairs | None:
     """The pairs of a stage; None if it evaluates none.

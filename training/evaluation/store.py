@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
 
-__all__ = ["EmbeddingStore"]
-
 Result = TypeVar("Result")
 
 # So many texts get a progress bar of their own.

@@ -16,8 +16,6 @@ from training.evaluation.resources import CLASSES, resource_class
 from training.evaluation.selection import by_task, model_scores, task_mean
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 
-__all__ = ["GroupScore", "Summary", "TaskScore", "as_dict", "languages_of", "summarize"]
-
 WORST = 10
 
 

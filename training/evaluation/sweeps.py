@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from training.evaluation.records import Evaluation, ModelRecord
 from training.evaluation.selection import labels
 
-__all__ = ["Sweep", "find_sweeps", "finished_models"]
-
 # A word, what separates it, and the step: step-1000, stage2-checkpoint_200; step1000 is common, too. The digits that a
 # commit's hash ends in follow no separator.
 _REVISION = re.compile(r"(?P<before>|.*[-_/.])(?P<word>[a-z]+)(?:[-_/]|(?<=step))(?P<step>\d+)", re.IGNORECASE)

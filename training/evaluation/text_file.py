@@ -15,8 +15,6 @@ from training.common.errors import UserError, in_one_line
 from training.common.paths import RULE
 from training.data.parquet import columns_of
 
-__all__ = ["read_texts"]
-
 
 def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
     """Reads columns of texts from a file; ``.csv`` and ``.jsonl`` are read as such, all else as parquet.

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-__all__ = ["nearest_by_tfidf"]
-
 # The strongest of ten settings tried on the CLDR names (char and char_wb, ranges from (1, 2) to (2, 4)).
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (1, 3), "lowercase": True}
 

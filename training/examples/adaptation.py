@@ -39,8 +39,6 @@ from training.models.encoders import load_encoder
 from training.models.reference import resolve
 from training.stages.stage import run_stage
 
-__all__ = ["compare_by_text", "main", "split_program", "table"]
-
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext.yaml"
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4

@@ -27,21 +27,18 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.command import run_command
 from training.common.errors import OutputError, StoppedError, UserError
 from training.common.outputs import check_output
-from training.common.run_folder import write_whole
+from training.common.run_folder import DATA, write_whole
 from training.common.workers import run_in_workers
 from training.config.recipe import Stage, load_recipe
 from training.data.cldr.build import build_cldr
 from training.data.prepared import PreparedSource, find_prepared
 from training.evaluation.pairs import Pairs, load_pairs, nearest
 from training.models.encoders import load_encoder
+from training.models.encoding import embed_chunk
 from training.models.loading import load_whole_model
 from training.models.packed_texts import packed_texts
 from training.models.reference import resolve
-from training.stages.setup import DATA
 from training.stages.stage import run_stage
-from training.trainer.gradient_cache import embed_chunk
-
-__all__ = ["CLAIMS", "Claim", "Outcome", "compare", "main", "mixed_accuracy", "table"]
 
 logger = logging.getLogger("training")
 

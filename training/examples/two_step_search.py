@@ -28,8 +28,6 @@ from training.data.cldr.names import read_names
 from training.models.encoders import load_encoder
 from training.models.reference import resolve
 
-__all__ = ["Searched", "compare", "main", "read_texts"]
-
 DEFAULT_MODEL = "runs/quickstart/stage2/model"
 # Results asked for, and rounds of which the fastest counts.
 TOP, ROUNDS = 10, 5

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
     from training.config.arguments import StageArguments
 
-__all__ = [
-    *("ADAPTER_NAME", "ADAPTER_WEIGHTS", "adapter_config", "add_adapter", "attach_adapter"),
-    *("adapter_draws_dropout", "has_adapter", "lacking_weight", "mend_saved", "merge", "read_adapter", "require_peft"),
-    "saved_name",
-]
-
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Of a model's only adapter, in peft and here.
 ADAPTER_NAME = "default"

@@ -12,8 +12,6 @@ from training.common.errors import UserError
 from training.common.run_folder import write_whole
 from training.models.model_identity import model_revision
 
-__all__ = ["BASE_RECORD", "MERGED_ADAPTER", "AdapterFolder", "base_of", "base_revision", "find_adapter", "note_base"]
-
 # In the folder of an adapter that was trained here: its base and what that was, to tell it from another of that name.
 BASE_RECORD = "base_model.json"
 # In a merged model's folder: which adapter and which base it is made of.

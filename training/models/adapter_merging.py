@@ -23,8 +23,6 @@ from training.models.model_identity import model_file, model_revision
 from training.models.settings import saved_prompts, why_not_last_token
 from training.models.tokenizer import load_tokenizer
 
-__all__ = ["merge_adapter", "trained_widths"]
-
 _ARGUMENTS = "training_arguments.json"
 
 

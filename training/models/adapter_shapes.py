@@ -10,8 +10,6 @@ from transformers import Qwen3Config, Qwen3Model
 from training.common.errors import UserError, in_one_line
 from training.models.adapter import ADAPTER_NAME, require_peft, saved_name
 
-__all__ = ["expected_shapes"]
-
 
 def expected_shapes(folder: Path, config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """The shapes of an adapter's weights, by the names under which they are saved.

@@ -15,8 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from training.common.errors import UserError, in_one_line
 
-__all__ = ["check_finite", "check_tokenizer", "check_tokenizer_file", "is_finite"]
-
 _NO_WORDS = "its tokenizer knows no token but special ones"
 _SAVE_IT = "put the tokenizer.json of this model beside it"
 

@@ -18,8 +18,6 @@ from training.models.reference import ModelRef
 from training.models.remote_code import has_code, runs_own_code
 from training.models.settings import described_by, is_plain
 
-__all__ = ["TRUST_OPTION", "load_encoder", "pooling_of"]
-
 logger = logging.getLogger("training")
 
 # What the user of a command that has this option can do to have other code run.

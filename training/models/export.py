@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.common.command import run_command
 from training.common.errors import StoppedError, UserError, in_one_line
@@ -23,8 +23,6 @@ from training.common.outputs import check_output, locked, new_folder, temporary_
 from training.common.run_folder import write_whole
 from training.models.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
 from training.models.older_readers import write_for_older_readers
-
-__all__ = ["export", "main"]
 
 # What says which model was exported, and how.
 _RECORD = "export.json"

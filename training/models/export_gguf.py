@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -29,8 +29,6 @@ from training.models.checks import check_tokenizer_file
 from training.models.settings import why_not_last_token
 from training.models.shapes import wrong_weight
 from training.models.weight_files import WeightFiles
-
-__all__ = ["export", "main"]
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What llama.cpp's Qwen3 takes for granted, by key of the configurations.

@@ -17,8 +17,6 @@ from training.models.checks import check_tokenizer_file, is_finite
 from training.models.shapes import wrong_weight
 from training.models.weight_files import WeightFiles
 
-__all__ = ["BACKENDS", "LEAST_COSINE", "check_same_embeddings", "check_whole", "reference_embeddings", "write_graph"]
-
 # What each backend imports, which no other part of this repository needs.
 BACKENDS = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
 # How near the embeddings must come to those of torch, by precision.

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["BatchLayout", "balanced_chunks", "lay_out", "shares"]
-
 
 class BatchLayout(NamedTuple):
     """One process's part of a global batch.

@@ -12,8 +12,6 @@ from training.models.adapter import attach_adapter
 from training.models.adapter_folder import AdapterFolder, base_revision, find_adapter
 from training.models.checks import check_finite
 
-__all__ = ["load_base", "load_whole_model"]
-
 
 def load_whole_model(name: str, revision: str | None = None, train_adapter: bool = False, **options: Any) -> F2LLMModel:
     """Loads a model in fp32: AdamW at usual learning rates is lost on bf16 weights.

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.common.command import run_command
 from training.common.errors import UserError
 from training.models.adapter_folder import MERGED_ADAPTER, find_adapter
 from training.models.adapter_merging import merge_adapter
-
-__all__ = ["main"]
 
 
 def main(words: list[str] | None = None) -> int:

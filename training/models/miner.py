@@ -20,8 +20,6 @@ from training.models.encoders import TRUST_OPTION, load_encoder
 from training.models.reference import ModelRef, resolve
 from training.models.settings import reads_as_ours
 
-__all__ = ["Miner", "find_miner"]
-
 _DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -15,8 +15,6 @@ from training.models.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, 
 from training.models.adapter_folder import find_adapter
 from training.models.model_identity import model_file
 
-__all__ = ["missing_weight"]
-
 logger = logging.getLogger("training")
 
 

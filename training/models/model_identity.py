@@ -10,8 +10,6 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from training.common.errors import UserError, in_one_line
 
-__all__ = ["MODEL_FILES", "model_file", "model_revision"]
-
 # Files that say that a folder or repository holds a model or an adapter, the surer one first.
 MODEL_FILES = ("modules.json", "adapter_config.json", "config.json")
 _WEIGHTS = "*.safetensors"

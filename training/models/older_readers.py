@@ -22,8 +22,6 @@ from typing import Any
 
 from training.common.run_folder import write_whole
 
-__all__ = ["write_for_older_readers"]
-
 _MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 

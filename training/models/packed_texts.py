@@ -12,8 +12,6 @@ from torch import Tensor
 from training.data.prepared import PreparedSource
 from training.models.layout import balanced_chunks
 
-__all__ = ["PackedTexts", "packed_texts"]
-
 
 class PackedTexts(NamedTuple):
     """Some texts end to end.

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from training.common.errors import UserError
-from training.common.run_folder import numbered_checkpoints
-from training.config.recipe import FINAL_MODEL
+from training.common.run_folder import FINAL_MODEL, numbered_checkpoints
 from training.models.model_identity import MODEL_FILES, model_revision
-
-__all__ = ["ModelRef", "find_model", "holds_model_files", "resolve", "revisions_in"]
 
 
 class ModelRef(NamedTuple):

@@ -9,8 +9,6 @@ from typing import Any
 import modeling_f2llm
 from training.models.adapter_folder import base_of
 
-__all__ = ["foreign_files", "has_code", "runs_own_code"]
-
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # Those of this package's models. Where code is trusted, the settings of others may name what is called: Dense calls
 # whatever its activation_function is.

@@ -19,8 +19,6 @@ from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
 from training.models.settings import saved_prompts
 
-__all__ = ["SavedPrompts", "choose_prompts", "given_prompt", "kept_prompts", "set_query_prompt"]
-
 logger = logging.getLogger("training")
 
 SETTINGS = "config_sentence_transformers.json"

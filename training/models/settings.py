@@ -9,8 +9,6 @@ from training.common.errors import UserError
 from training.models.adapter_folder import base_of
 from training.models.model_identity import model_file
 
-__all__ = ["described_by", "is_plain", "model_type", "reads_as_ours", "saved_prompts", "why_not_last_token"]
-
 _MODULES = "modules.json"
 
 

@@ -9,8 +9,6 @@ import torch
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 
-__all__ = ["wrong_weight"]
-
 
 def wrong_weight(shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> str | None:
     """The first weight that is not as a configuration wants it, missing or one too many, and how; None if all are.

@@ -14,8 +14,6 @@ from training.data.manifest import Source
 from training.data.published import PublishedFile
 from training.models.checks import check_tokenizer
 
-__all__ = ["load_tokenizer", "source_texts", "train_tokenizer"]
-
 logger = logging.getLogger("training")
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from training.common.errors import UserError, in_one_line
 
-__all__ = ["ADAPTER", "TensorInfo", "WeightFiles"]
-
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # File that says that a folder holds an adapter.
 ADAPTER = "adapter_config.json"

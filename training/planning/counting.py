@@ -15,8 +15,6 @@ from training.planning.data_sizes import SourceSizes
 from training.trainer.collator import PackedCollator, PreparedRows
 from training.trainer.sampler import GlobalBatchSampler
 
-__all__ = ["Batches", "count_batches", "estimate_batches"]
-
 # Batches whose texts are counted; an epoch's tokens are estimated from them.
 _SAMPLE = 256
 

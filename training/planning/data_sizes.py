@@ -13,8 +13,6 @@ from training.data.manifest import Source, find_entry_files, select_sources
 from training.data.manifest_file import Entry, read_manifest
 from training.data.survey import CollectionSurvey, survey
 
-__all__ = ["SourceSizes", "estimated_sizes", "why_not_at_hand"]
-
 
 @dataclass(frozen=True)
 class SourceSizes:

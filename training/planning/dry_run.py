@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from training.common.units import duration, operations
 from training.config.inputs import Input, find_inputs, missing_error
 from training.config.recipe import Recipe, Stage, made_by
 from training.evaluation.stage_pairs import load_stage_pairs
 from training.planning.origin import Origin
 from training.planning.plan import make_plan
-from training.planning.plan_text import duration, operations
-
-__all__ = ["device_overrides", "show_plans"]
 
 
 def device_overrides() -> dict[str, bool]:

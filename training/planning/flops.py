@@ -20,10 +20,8 @@ from typing import NamedTuple
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.config.arguments import StageArguments
+from training.models.model_size import forward_flops
 from training.planning.counting import Batches
-from training.planning.memory import count_parameters
-
-__all__ = ["StageFlops", "forward_flops", "stage_flops", "step_flops"]
 
 
 class StageFlops(NamedTuple):
@@ -37,19 +35,6 @@ class StageFlops(NamedTuple):
     def total(self) -> float:
         """All of them."""
         return sum(self)
-
-
-def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> float:
-    """Operations of a forward pass.
-
-    Args:
-        config: The model's shape.
-        tokens: Tokens of all texts.
-        squared_tokens: Sum over the texts of their tokens, squared.
-    """
-    weights = count_parameters(config) - config.vocab_size * config.hidden_size
-    width = config.num_attention_heads * config.head_dim
-    return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
 
 
 def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:

@@ -24,11 +24,9 @@ from training.distillation.distillation import Distillation
 from training.distillation.projection import Projection
 from training.distillation.teacher import Teacher
 from training.models.adapter import adapter_config, add_adapter
+from training.models.encoding import embed_batch
 from training.stages.setup import make_trainer, model_options
-from training.trainer.gradient_cache import embed_batch
 from training.trainer.trainer import F2LLMTrainer
-
-__all__ = ["Measurement", "measure_stage"]
 
 # The first steps allocate, compile and fill caches.
 _WARM_UP, _STEPS = 2, 10

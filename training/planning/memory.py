@@ -12,11 +12,10 @@ import torch
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.models.adapter import add_adapter
+from training.models.model_size import count_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-__all__ = ["MemoryEstimate", "count_adapter", "count_parameters", "estimate_memory", "estimate_pruning_memory"]
 
 # A frozen weight; a trained one with its gradient and AdamW's two moments; with several processes, buckets of gradients
 # under way. All fp32.
@@ -47,12 +46,6 @@ class MemoryEstimate:
     def total(self) -> int:
         """All of it."""
         return self.state + self.activations + self.loss + self.teacher + self.program
-
-
-def count_parameters(config: F2LLMConfig) -> int:
-    """Parameters of a model of this shape, embeddings included."""
-    with torch.device("meta"):
-        return F2LLMModel(deepcopy(config)).num_parameters()
 
 
 def count_adapter(config: F2LLMConfig, adapter: LoraConfig) -> int:

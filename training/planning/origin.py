@@ -16,8 +16,6 @@ from training.data.manifest import Source
 from training.models.adapter_folder import base_of
 from training.stages.setup import check_max_length, make_config, make_tokenizer
 
-__all__ = ["Origin", "origin_of", "teacher_config"]
-
 
 class Origin(NamedTuple):
     """What a stage's model will be like: all that a plan needs of it.

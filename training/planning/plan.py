@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
+from training.common.units import duration, operations, size
 from training.config.arguments import StageArguments
 from training.config.inputs import Input
 from training.config.recipe import Stage, made_by
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_pass import TeacherPass, teacher_pass
 from training.models.adapter import adapter_config
+from training.models.model_size import count_parameters
 from training.planning.counting import Batches, count_batches, estimate_batches
 from training.planning.data_sizes import estimated_sizes, why_not_at_hand
 from training.planning.flops import StageFlops, stage_flops
 from training.planning.measure import Measurement, measure_stage
-from training.planning.memory import MemoryEstimate, count_adapter, count_parameters, estimate_memory
+from training.planning.memory import MemoryEstimate, count_adapter, estimate_memory
 from training.planning.origin import Origin, origin_of, teacher_config
 from training.planning.plan_pruning import PruningStagePlan, plan_pruning
-from training.planning.plan_text import duration, input_lines, operations, size
+from training.planning.plan_text import input_lines
 from training.stages.setup import prepare_sources, read_sources
 from training.trainer.contrasts import check_contrasts, warn_of_single_rows
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-__all__ = ["Data", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True)

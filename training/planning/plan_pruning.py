@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from training.common.units import operations, size
 from training.config.inputs import Input
 from training.config.recipe import Stage, made_by
+from training.models.model_size import count_parameters, forward_flops
 from training.planning.data_sizes import why_not_at_hand
-from training.planning.flops import StageFlops, forward_flops
-from training.planning.memory import MemoryEstimate, count_parameters, estimate_pruning_memory
+from training.planning.flops import StageFlops
+from training.planning.memory import MemoryEstimate, estimate_pruning_memory
 from training.planning.origin import Origin, origin_of
-from training.planning.plan_text import input_lines, operations, size
+from training.planning.plan_text import input_lines
 from training.pruning.shape import pruned_config
 from training.stages.setup import read_sources
-
-__all__ = ["PruningStagePlan", "plan_pruning"]
 
 # Tokens of a calibration pass that a recipe says nothing of.
 _TOKENS_AT_ONCE = 8192

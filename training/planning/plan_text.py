@@ -6,27 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from training.config.inputs import Input
 
-__all__ = ["duration", "input_lines", "operations", "size"]
-
-_PETAFLOPS_DAY = 1e15 * 86_400
-
-
-def size(number: float) -> str:
-    """Bytes in words."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """A time span in words."""
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def operations(number: float) -> str:
-    """Floating-point operations, large ones also as days of a device that does 1e15 of them a second."""
-    days = number / _PETAFLOPS_DAY
-    return f"{number:.3g} FLOPs" + (f" ({days:,.1f} petaflop/s-days)" if days >= 0.1 else "")
-
 
 def input_lines(inputs: Sequence[Input], data: str, output: str) -> Iterator[str]:
     """What a stage reads, each with where it comes from, and the folder of the model that it makes."""

@@ -16,8 +16,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from training.common.errors import UserError
 from training.common.outputs import temporary_folder
 
-__all__ = ["ByteLevelBPE"]
-
 _FILE, _CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 # What the text's own bytes look like after byte-level pre-tokenization.
 _BYTES = ByteLevel.alphabet()

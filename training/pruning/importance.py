@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
+from training.common.run_folder import IMPORTANCE_FILE
 
-__all__ = ["IMPORTANCE_FILE", "Importance", "calibrate", "weight_importance"]
-
-IMPORTANCE_FILE = "importance.safetensors"
 _TENSORS = ("norms", "neurons", "change")
 
 

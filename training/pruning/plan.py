@@ -18,8 +18,6 @@ from training.pruning.importance import Importance
 from training.pruning.ranges import as_ranges, from_ranges
 from training.pruning.shape import PRUNED_FIELDS, check_shape
 
-__all__ = ["PruningPlan", "make_plan"]
-
 _HEADER = "# What of a model stays, by its own numbers; channels in the order of the cut model.\n"
 
 

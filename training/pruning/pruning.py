@@ -9,24 +9,11 @@ import torch
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
-from training.planning.memory import count_parameters
-from training.pruning.importance import IMPORTANCE_FILE, Importance, calibrate, weight_importance
+from training.models.model_size import count_parameters
+from training.pruning.importance import Importance, weight_importance
 from training.pruning.plan import PruningPlan, make_plan
-from training.pruning.shape import check_shape, pruned_config
+from training.pruning.shape import check_shape
 from training.pruning.slicing import slice_model
-
-__all__ = [
-    "IMPORTANCE_FILE",
-    "Importance",
-    "PruningPlan",
-    "apply_plan",
-    "calibrate",
-    "make_plan",
-    "prune",
-    "pruned_config",
-    "validate",
-    "weight_importance",
-]
 
 logger = logging.getLogger(__name__)
 

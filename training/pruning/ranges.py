@@ -8,8 +8,6 @@ from typing import Any
 
 from training.common.errors import UserError
 
-__all__ = ["as_ranges", "from_ranges"]
-
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 

@@ -10,8 +10,6 @@ from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.errors import UserError
 from training.common.yaml_file import unknown_key
 
-__all__ = ["PRUNED_FIELDS", "check_shape", "pruned_config"]
-
 # The three dimensions that are cut (arXiv 2603.19223, section 3.3).
 PRUNED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers")
 # What the cut weights are computed with stays as it is.

@@ -12,8 +12,6 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.pruning.plan import PruningPlan
 
-__all__ = ["build_model", "slice_model"]
-
 # What each weight of a layer is indexed by, rows and columns; None stays whole. The heads do: q_norm and k_norm are
 # per head dimension. A bias has the rows of its weight.
 _CUTS: dict[str, tuple[str | None, ...]] = {

@@ -15,8 +15,6 @@ from training.common.errors import UserError
 from training.pruning.byte_level_bpe import ByteLevelBPE
 from training.pruning.slicing import build_model
 
-__all__ = ["TokenCounts", "VocabularyReport", "compare_tokens", "trim_vocabulary"]
-
 
 @dataclass(frozen=True)
 class VocabularyReport:

@@ -20,8 +20,6 @@ from training.publishing.record import Reference
 from training.publishing.states import COMMIT, read_json
 from training.publishing.weights import DTYPES, Weights, read_weights
 
-__all__ = ["BaseModel", "base_at_hand", "find_base", "is_hub_name", "read_base"]
-
 logger = logging.getLogger("training")
 
 

@@ -26,8 +26,6 @@ from training.publishing.record import AdapterRecord
 from training.publishing.states import ModelState, read_json
 from training.publishing.weights import finite, weights_digest
 
-__all__ = ["ADAPTER_CONFIG", "AdapterModel", "adapter_fields", "adapter_parameters", "read_adapter"]
-
 logger = logging.getLogger("training")
 
 ADAPTER_CONFIG = "adapter_config.json"

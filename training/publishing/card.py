@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hub_cards.hub_terms import SPECIAL_LANGUAGES
 from hub_cards.render import render_model_card
 from training.common.languages import language_name
 from training.evaluation.records import Evaluation, load_evaluation
@@ -21,10 +22,7 @@ from training.publishing.facts.references import base_links, origins, reference_
 from training.publishing.facts.results import own_label, results_facts, truncation_facts
 from training.publishing.facts.servers import server_facts
 from training.publishing.figures import drawn_figures
-from training.publishing.hub_terms import SPECIAL_LANGUAGES
 from training.publishing.record import ModelRelease, load_release
-
-__all__ = ["CARD", "model_card"]
 
 CARD = "README.md"
 

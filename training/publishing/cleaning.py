@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import platform
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +15,6 @@ from huggingface_hub import get_token
 from training.common.errors import UserError
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.publishing.states import ModelState
-
-__all__ = [
-    *("TOLD", "VOCABULARIES", "WITHHELD"),
-    *("check_nothing_private", "clean_arguments", "clean_config", "private_texts", "public_name"),
-]
 
 TOLD = LEARNT | RUNNING
 # Every other key: it names a place, an account, a machine or what a machine was told, or has no effect here.
@@ -59,28 +52,6 @@ def clean_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def clean_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's or tokenizer's configuration without what tells where it came from."""
     return {key: value for key, value in config.items() if key not in _ORIGINS}
-
-
-def public_name(place: str) -> str:
-    """The last part of a path; nothing if it names this machine or its user.
-
-    Args:
-        place: A folder or file.
-    """
-    name = Path(place).name
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    return "" if set(words) & {each.lower() for each in _own_names()} else name
-
-
-def _own_names() -> set[str]:
-    host = platform.node()
-    names = {host, host.split(".")[0], Path.home().name}
-    try:
-        names.add(getpass.getuser())
-    # A container's user need have no name.
-    except (KeyError, OSError):
-        pass
-    return names - {""}
 
 
 def private_texts(states: Iterable[ModelState]) -> dict[str, str]:

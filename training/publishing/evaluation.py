@@ -10,12 +10,10 @@ from pathlib import Path
 
 from training.common.errors import UserError
 from training.common.run_folder import write_whole
-from training.evaluation.places import find_model
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, load_evaluation
 from training.models.model_identity import model_revision
+from training.models.reference import find_model
 from training.publishing.states import COMMIT, ModelState
-
-__all__ = ["EVALUATION", "RESULTS", "write_evaluation"]
 
 logger = logging.getLogger("training")
 

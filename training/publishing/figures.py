@@ -20,8 +20,6 @@ from training.evaluation.summary import summarize
 from training.publishing.facts.results import own_label
 from training.publishing.record import load_release
 
-__all__ = ["FIGURES", "LOSSES", "draw_figures", "drawn_figures", "save_losses"]
-
 # Where they go, and where the losses of the stages are kept, in a packed folder.
 FIGURES, LOSSES = Path("figures"), Path("evaluation/losses.json")
 _CURVES = "curves-"

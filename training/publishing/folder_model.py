@@ -22,8 +22,6 @@ from training.models.settings import why_not_last_token
 from training.publishing.adapter_base import is_hub_name
 from training.publishing.states import read_json
 
-__all__ = ["base_named", "standard_settings"]
-
 _CONFIG, _MODULES, _SENTENCES = "config.json", "modules.json", "config_sentence_transformers.json"
 _TRANSFORMER = "sentence_bert_config.json"
 _CLASSES = {

@@ -13,8 +13,6 @@ from training.publishing.lineage import Lineage
 from training.publishing.record import StageRecord
 from training.stages.continuation import CHANGED_DATA, read_changes
 
-__all__ = ["OWN_LICENCE", "PERMISSIVE", "card_licence", "licence_of", "licence_text"]
-
 logger = logging.getLogger("training")
 
 # The licence of this repository; its text lies at the top of the checkout.

@@ -9,16 +9,15 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import step_of
+from training.common.run_folder import DATA, FINAL_MODEL, public_name, step_of
 from training.config.arguments import StageArguments
 from training.config.lora_arguments import LoraArguments
-from training.config.recipe import FINAL_MODEL
 from training.data.text_format import TextFormat
 from training.distillation.text_teacher import text_teacher_identity
 from training.models.adapter_folder import MERGED_ADAPTER
 from training.models.model_identity import model_revision
 from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
-from training.publishing.cleaning import clean_arguments, public_name
+from training.publishing.cleaning import clean_arguments
 from training.publishing.folder_model import base_named
 from training.publishing.hub.progress import progress_of
 from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
@@ -28,9 +27,6 @@ from training.publishing.states import COMMIT, ModelState, read_json, state_of
 from training.publishing.training_data import TEACHER_DATA, sources_of
 from training.publishing.weights import read_weights
 from training.stages.continuation import read_changes
-from training.stages.setup import DATA
-
-__all__ = ["Lineage", "stage_arguments"]
 
 logger = logging.getLogger("training")
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config.recipe import FINAL_MODEL
+from training.common.run_folder import FINAL_MODEL
 from training.models.merging.record import find_beside, read_merge
 from training.publishing.record import Reference
 from training.publishing.states import ModelState, state_of
-
-__all__ = ["MergedParent", "merge_arguments", "merged_parents", "newest_of_runs"]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.common.errors import UserError
-from training.common.run_folder import numbered_checkpoints
-from training.config.recipe import FINAL_MODEL
+from training.common.run_folder import FINAL_MODEL, numbered_checkpoints, public_name
 from training.models.adapter_folder import MERGED_ADAPTER, AdapterFolder
 from training.publishing.adapter_base import find_base, is_hub_name
 from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_fields, adapter_parameters
-from training.publishing.cleaning import public_name
 from training.publishing.record import AdapterRecord, Reference
 from training.publishing.states import COMMIT, ModelState, read_json
-
-__all__ = ["merged_adapter"]
 
 
 def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord | None:

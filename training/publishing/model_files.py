@@ -21,11 +21,6 @@ from training.models.older_readers import write_for_older_readers
 from training.publishing.cleaning import VOCABULARIES, clean_config
 from training.publishing.states import read_json
 
-__all__ = [
-    *("ModelFiles", "copy_model_files", "copy_sentence_files", "family_of"),
-    *("read_model_files", "read_sentence_files", "shape_of"),
-]
-
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 _CONFIG, _MODULES, _SENTENCES = "config.json", "modules.json", "config_sentence_transformers.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

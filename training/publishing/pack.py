@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from training.common.content import Content
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.outputs import check_output, locked, scratch_folder
-from training.common.run_folder import publish
-from training.config.recipe import FINAL_MODEL
+from training.common.run_folder import FINAL_MODEL, publish
 from training.publishing.adapter_model import ADAPTER_CONFIG, AdapterModel, read_adapter
 from training.publishing.cleaning import check_nothing_private, private_texts
 from training.publishing.evaluation import write_evaluation
@@ -32,8 +31,6 @@ from training.publishing.states import ModelState, find_state
 from training.publishing.training_data import language_rows_of
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size
 from training.publishing.whole_model import WholeModel, read_whole_model
-
-__all__ = ["PackOptions", "pack"]
 
 logger = logging.getLogger("training")
 

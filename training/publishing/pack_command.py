@@ -9,8 +9,6 @@ from training.publishing.licence import OWN_LICENCE
 from training.publishing.pack import PackOptions, pack
 from training.publishing.weights import DTYPES, MAX_SHARD_SIZE
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from training.common.errors import UserError
 
-__all__ = ["RECORD", "AdapterRecord", "ModelRelease", "Reference", "SourceRecord", "StageRecord", "load_release"]
-
 # Name of the file in a packed folder.
 RECORD = "release.json"
 

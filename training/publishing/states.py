@@ -15,13 +15,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError
 from training.common.paths import place_of
-from training.common.run_folder import holds_model, numbered_checkpoints
+from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints
 from training.common.yaml_file import load_yaml
-from training.config.recipe import FINAL_MODEL
 from training.models.merging.record import MERGE
-from training.stages.setup import RECIPE
-
-__all__ = ["COMMIT", "ModelState", "find_state", "read_json", "state_of"]
 
 # What a model on the Hub is known by; the digest of a folder is shorter.
 COMMIT = re.compile("[0-9a-f]{40}")

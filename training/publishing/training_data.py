@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from training.common.errors import UserError
+from training.common.run_folder import DATA
 from training.data.manifest import find_entry_files
 from training.data.manifest_file import Entry, Manifest, read_manifest
 from training.data.prepared import DESCRIPTION, find_prepared
 from training.evaluation.resources import known_rows
 from training.publishing.record import SourceRecord
 from training.publishing.states import ModelState, read_json
-from training.stages.setup import DATA
-
-__all__ = ["TEACHER_DATA", "language_rows_of", "sources_of"]
 
 logger = logging.getLogger("training")
 

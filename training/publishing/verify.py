@@ -22,8 +22,6 @@ from training.publishing.checks import (
 )
 from training.publishing.checks.packed import CARD, Finding, PackedFolder, UnreadableError
 
-__all__ = ["ADAPTER_CHECKS", "CHECKS", "RUN", "Examination", "checks_of", "examine", "verify"]
-
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
 # The group that loads the model, and runs the code of the folder and of its card.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from training.publishing.verify import examine
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""

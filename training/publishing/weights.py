@@ -26,11 +26,6 @@ from training.models.model_identity import model_revision
 from training.models.shapes import wrong_weight
 from training.models.weight_files import WeightFiles
 
-__all__ = [
-    *("DTYPES", "MAX_SHARD_SIZE", "Weights", "copy_weights", "finite", "parse_size"),
-    *("read_weights", "weights_digest"),
-]
-
 MAX_SHARD_SIZE = "5GB"
 # What weights may be released as, by name.
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

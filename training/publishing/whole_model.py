@@ -11,8 +11,6 @@ from training.publishing.model_files import ModelFiles, copy_model_files, family
 from training.publishing.states import ModelState
 from training.publishing.weights import Weights, copy_weights, read_weights
 
-__all__ = ["WholeModel", "read_whole_model"]
-
 
 @dataclass(frozen=True)
 class WholeModel:

@@ -15,14 +15,11 @@ import yaml
 
 from training.common.errors import OutputError, in_one_line
 from training.common.paths import from_run
-from training.common.run_folder import holds_model, last_checkpoint, step_of, write_whole
+from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, last_checkpoint, step_of, write_whole
 from training.config.arguments import StageArguments
 from training.config.evaluation_arguments import FOLLOWING_SCHEDULERS
-from training.config.recipe import FINAL_MODEL, Stage
+from training.config.recipe import Stage
 from training.config.stage_keys import MACHINE, RUNNING
-from training.stages.setup import RECIPE
-
-__all__ = ["CHANGED_DATA", "CHANGES", "Changes", "check_data", "check_keys", "note_changes", "read_changes"]
 
 logger = logging.getLogger(__name__)
 

@@ -21,17 +21,23 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.keyed import keyed_bits, text_key
-from training.common.run_folder import publish, write_whole
+from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE, publish, write_whole
 from training.config.arguments import StageArguments
-from training.config.recipe import FINAL_MODEL, Stage
+from training.config.recipe import Stage
 from training.data.prepared import PreparedSource
 from training.models.packed_texts import packed_texts
 from training.models.saved_prompts import kept_prompts
-from training.pruning.pruning import IMPORTANCE_FILE, Importance, apply_plan, calibrate, make_plan, pruned_config
+from training.pruning.importance import Importance, calibrate
+from training.pruning.plan import make_plan
+from training.pruning.pruning import apply_plan
+from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
-from training.stages.setup import DATA, RECIPE, make_model, make_tokenizer, prepare_sources, read_sources
-
-__all__ = ["PRUNING_FILES", "calibration_batches", "prune_stage"]
+from training.stages.setup import (
+    make_model,
+    make_tokenizer,
+    prepare_sources,
+    read_sources,
+)
 
 logger = logging.getLogger(__name__)
 

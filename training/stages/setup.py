@@ -16,9 +16,9 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError, in_one_line
 from training.common.executor import read_executor
 from training.common.outputs import locked, new_folder
-from training.common.run_folder import numbered_checkpoints
+from training.common.run_folder import FINAL_MODEL, numbered_checkpoints
 from training.config.arguments import StageArguments
-from training.config.recipe import FINAL_MODEL, Stage
+from training.config.recipe import Stage
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.options import PreparationOptions
@@ -39,26 +39,8 @@ from training.trainer.contrasts import check_contrasts, warn_of_single_rows
 from training.trainer.early_stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
 
-__all__ = [
-    "DATA",
-    "RECIPE",
-    "check_max_length",
-    "make_config",
-    "make_model",
-    "make_tokenizer",
-    "make_trainer",
-    "model_options",
-    "prepare_sources",
-    "read_sources",
-    "set_up",
-]
-
 logger = logging.getLogger(__name__)
 
-# The stage's keys, written to its folder when everything is ready to train.
-RECIPE = "recipe.yaml"
-# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
-DATA = "data.json"
 # Every so many rows are enough to learn the pieces of words from.
 _TOKENIZER_ROWS = 4
 _MANY_STEPS = 1_000_000
@@ -97,11 +79,6 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     if args.lora:
         trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _watch_evaluations(trainer, pairs)
-    if args.push_checkpoints and args.should_save:
-        # Publishing reads runs, and so imports this module.
-        from training.publishing.hub.push_callback import push_callback
-
-        trainer.add_callback(push_callback(args.push_checkpoints, Path(args.output_dir), trainer.interruption))
     return trainer
 
 

@@ -7,9 +7,10 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 import yaml
@@ -24,6 +25,9 @@ from training.common.errors import (
 )
 from training.common.outputs import check_output, locked
 from training.common.run_folder import (
+    DATA,
+    FINAL_MODEL,
+    RECIPE,
     holds_model,
     last_checkpoint,
     missing_part,
@@ -32,16 +36,15 @@ from training.common.run_folder import (
     write_whole,
 )
 from training.config.arguments import StageArguments
-from training.config.recipe import FINAL_MODEL, Stage
+from training.config.recipe import Stage
 from training.config.unread_keys import unread_keys
 from training.models.saved_prompts import given_prompt, set_query_prompt
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.prune_stage import PRUNING_FILES, prune_stage
-from training.stages.setup import DATA, RECIPE, set_up
+from training.stages.setup import set_up
 from training.trainer.checkpoint_check import checkpoint_to_resume
+from training.trainer.interruption import Interruption
 from training.trainer.trainer import F2LLMTrainer
-
-__all__ = ["run_stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,32 @@ _PREPARATIONS = {
 }
 
 
-def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False) -> Path:
+class UploadCallback(Protocol):
+    """A Trainer callback that uploads checkpoints in the background."""
+
+    def end(self, hurry: bool = False) -> None:
+        """Wait for the uploads under way; ``hurry``: only for a few seconds."""
+
+
+class Uploads(NamedTuple):
+    """How checkpoints are uploaded. The command passes it in, so that training does not import publishing.
+
+    Attributes:
+        start: Makes the callback of a training.
+        push_waiting: Uploads what an earlier training left waiting.
+    """
+
+    start: Callable[[Interruption], UploadCallback]
+    push_waiting: Callable[[], None]
+
+
+def run_stage(
+    stage: Stage,
+    resume: bool = False,
+    accept_changes: bool = False,
+    more: bool = False,
+    uploads: Uploads | None = None,
+) -> Path:
     """Runs a stage, of training or of pruning, to its end and returns the folder of the finished model.
 
     On several processes, every one of them calls this.
@@ -64,6 +92,7 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
         resume: Go on from the last checkpoint, or return at once if the stage is finished.
         accept_changes: Go on although recipe or data changed since the run was started.
         more: Whether other stages follow. A signal that comes too late to stop this one then stops before them.
+        uploads: Uploads the checkpoints, if the stage has ``push_checkpoints``.
 
     Raises:
         UserError: If something the user gave is faulty, or the output folder holds another run.
@@ -79,11 +108,12 @@ def run_stage(stage: Stage, resume: bool = False, accept_changes: bool = False, 
     _check_places(args)
     _make_writable(output_dir)
     with _alone(args, output_dir / FINAL_MODEL):
-        return _run(stage, resume, accept_changes, more)
+        return _run(stage, resume, accept_changes, more, uploads)
 
 
-def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
+def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool, uploads: Uploads | None) -> Path:
     args = stage.arguments
+    uploads = uploads if args.should_save else None
     output_dir = Path(args.output_dir)
     final = output_dir / FINAL_MODEL
     if args.prunes:
@@ -99,7 +129,8 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
     with args.main_process_first(local=args.save_on_each_node):
         changed = _check_output(output_dir, stage, resume, accept_changes)
         if _finished(stage, final):
-            _push_what_waits(stage)
+            if uploads is not None:
+                uploads.push_waiting()
             return final
         if args.process_index == 0:
             for line in unread_keys(stage):
@@ -112,22 +143,33 @@ def _run(stage: Stage, resume: bool, accept_changes: bool, more: bool) -> Path:
             note_changes(output_dir, changed, checkpoint)
     if args.process_index == 0 and not trainer.saved_prompts.is_trained:
         logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
-    _fill_teacher_cache(trainer)
-    try:
+    with _uploading(trainer, uploads):
+        _fill_teacher_cache(trainer)
         _train(trainer, checkpoint)
         _save(trainer, final)
         logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
-    except BaseException:
-        _end_uploads(trainer, hurry=True)
-        raise
-    # Only now: what is uploaded can wait, the model cannot.
-    _end_uploads(trainer)
     number = trainer.interruption.received()
     if number and more:
         raise InterruptedTrainingError(
             f"{signal.Signals(number).name} after the last step; saved {final}", f"To go on, {_GO_ON}", number
         )
     return final
+
+
+@contextmanager
+def _uploading(trainer: F2LLMTrainer, uploads: Uploads | None) -> Iterator[None]:
+    """Uploads checkpoints while the block runs; after it, when the finished model is saved, waits for them."""
+    if uploads is None:
+        yield
+        return
+    upload = uploads.start(trainer.interruption)
+    trainer.add_callback(upload)
+    try:
+        yield
+    except BaseException:
+        upload.end(hurry=True)
+        raise
+    upload.end()
 
 
 @contextmanager
@@ -174,25 +216,6 @@ def _set_prompt(stage: Stage, final: Path) -> None:
     with suppress(FileNotFoundError, ValueError, TypeError):
         write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **told}, indent=2))
     logger.info("%s: its query prompt is now %r", final, prompt)
-
-
-def _push_what_waits(stage: Stage) -> None:
-    """Uploads the checkpoints that a finished training could not."""
-    args = stage.arguments
-    if args.push_checkpoints and args.should_save:
-        from training.publishing.hub.push_callback import push_what_waits
-
-        push_what_waits(args.push_checkpoints, Path(args.output_dir))
-
-
-def _end_uploads(trainer: F2LLMTrainer, hurry: bool = False) -> None:
-    """Waits for the uploads of checkpoints for a while, and says what became of them."""
-    if trainer.args.push_checkpoints:
-        from training.publishing.hub.push_callback import PushCheckpoints
-
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, PushCheckpoints):
-                callback.end(hurry)
 
 
 def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:

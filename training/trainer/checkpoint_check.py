@@ -15,8 +15,6 @@ from transformers import TrainerState
 from training.common.errors import OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.common.run_folder import checkpoints, last_checkpoint, missing_part, numbered_checkpoints, step_of
 
-__all__ = ["checkpoint_to_resume", "reading_best", "reading_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from training.distillation.teacher_cache import TeacherCache
 from training.models.layout import lay_out
 from training.trainer.sampler import RowKey
 
-__all__ = ["PackedCollator", "PreparedRows", "Row"]
-
 _NEGATIVES = 21
 
 

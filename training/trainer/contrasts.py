@@ -10,8 +10,6 @@ from training.config.arguments import StageArguments
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
 
-__all__ = ["check_contrasts", "warn_of_single_rows"]
-
 logger = logging.getLogger("training")
 
 _OTHERS = "or train on other sources with 'task_types: [retrieval]' or 'sources'"

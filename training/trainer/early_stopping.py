@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["EarlyStopping"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-__all__ = ["Interruption", "ended_by_signals", "outlive_signals"]
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

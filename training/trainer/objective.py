@@ -11,8 +11,6 @@ from torch import Tensor
 
 from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
 
-__all__ = ["Objective"]
-
 
 @dataclass(frozen=True)
 class Objective:

@@ -16,25 +16,10 @@ from training.common.errors import OutputError
 from training.common.run_folder import step_of
 from training.trainer.early_stopping import EarlyStopping
 
-__all__ = ["apply_options", "apply_schedule", "check_loaded", "follow_arguments", "options_of"]
-
 logger = logging.getLogger(__name__)
 
-# What a stage says of a group of weights. Other entries of a group may be states of the optimizer.
-_OPTIONS = ("betas", "eps", "weight_decay")
 # Averages that have the shape of their weights, in all optimizers that keep them.
 _AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-
-
-def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Learning rate, betas, epsilon and decay of each group of weights of an optimizer that was just made."""
-    return [{key: group[key] for key in ("lr", *_OPTIONS) if key in group} for group in optimizer.param_groups]
-
-
-def apply_options(optimizer: torch.optim.Optimizer, options: Sequence[dict[str, Any]]) -> None:
-    """Gives the groups of weights the options of the stage, but for the learning rate, which the schedule sets."""
-    for group, own in zip(optimizer.param_groups, options, strict=False):
-        group.update({key: own[key] for key in _OPTIONS if key in own and key in group})
 
 
 def apply_schedule(scheduler: Any, optimizer: torch.optim.Optimizer, options: Sequence[dict[str, Any]]) -> None:

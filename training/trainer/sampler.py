@@ -10,8 +10,6 @@ from torch.utils.data import Sampler
 
 from training.common.keyed import keyed_bits
 
-__all__ = ["GlobalBatchSampler", "RowKey"]
-
 _ROW_ORDER, _BATCH_ORDER = 11, 12
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
+from training.common.optimizers import apply_options, options_of
 from training.common.run_folder import STAGING, last_checkpoint, publish, remove_leftovers, rotate
 from training.config.arguments import StageArguments
 from training.distillation.projection import Projection
@@ -22,9 +23,7 @@ from training.models.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, 
 from training.models.adapter_folder import note_base
 from training.models.saved_prompts import SavedPrompts
 from training.trainer.checkpoint_check import reading_best, reading_checkpoint
-from training.trainer.resumption import apply_options, apply_schedule, check_loaded, follow_arguments, options_of
-
-__all__ = ["SavingTrainer"]
+from training.trainer.resumption import apply_schedule, check_loaded, follow_arguments
 
 
 class SavingTrainer(Trainer):

@@ -22,15 +22,14 @@ from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
 from training.models.adapter import has_adapter
+from training.models.encoding import embed_batch
 from training.trainer.collator import PackedCollator, PreparedRows
-from training.trainer.gradient_cache import CachedStep, draws_dropout, embed_batch
+from training.trainer.gradient_cache import CachedStep, draws_dropout
 from training.trainer.interruption import Interruption, outlive_signals
 from training.trainer.objective import Objective
 from training.trainer.sampler import GlobalBatchSampler
 from training.trainer.saving import SavingTrainer
 from training.trainer.watch import StepWatch
-
-__all__ = ["F2LLMTrainer"]
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from training.data.prepared import PreparedSource
 
-__all__ = ["NOTES", "StepWatch"]
-
 logger = logging.getLogger(__name__)
 
 NOTES = "spikes.jsonl"

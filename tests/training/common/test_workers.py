@@ -14,7 +14,7 @@ import pytest
 from training.common.errors import StoppedError
 from training.common.workers import run_in_workers
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def divide(numerator: int, denominator: int) -> float:

@@ -14,7 +14,7 @@ from training.config.inputs import find_inputs
 from training.config.recipe import Recipe, load_recipe
 from training.run_stage import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FAMILY = Path("training/recipes/f2llm-v2/family.yaml")
 # Learning rate, epochs and parameters of Table 1 (arXiv 2603.19223), and the teacher.
 PUBLISHED = {

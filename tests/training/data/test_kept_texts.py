@@ -26,8 +26,8 @@ from training.data.preparation import pipeline as prepare_module
 from training.data.preparation import plan, reading
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepare import main
 from training.data.prepared import DESCRIPTION, OFFSETS, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS, PreparedSource
+from training.prepare import main
 
 Refuses = Callable[..., AbstractContextManager[None]]
 Run = Callable[..., PreparedSource]

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
 from tests.training.recipes import write_single_stage
-from training.data.prepare import main as prepare_main
 from training.data.prepared import PreparedSource
 from training.models.tokenizer import load_tokenizer
+from training.prepare import main as prepare_main
 from training.run_stage import main
 
 WORDS = "river mountain city island forest desert lake valley harbour village".split()
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OWN = "Given a question, name the place."
 
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
+from hub_cards.hub_terms import hub_language, hub_licence
 from training.data.cldr.build import build_cldr
 from training.data.manifest import load_manifest
 from training.data.parquet import ROW_GROUP_ROWS
@@ -26,7 +27,6 @@ from training.data.release import main, release
 from training.data.releasing.card import size_category
 from training.data.releasing.plot import plot_languages
 from training.data.survey import survey
-from training.publishing.hub_terms import hub_language, hub_licence
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

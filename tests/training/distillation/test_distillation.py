@@ -18,7 +18,8 @@ from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import grow_loss, write_single_stage, write_sources
 from training.config.recipe import load_recipe
-from training.distillation.distillation import choose_teacher, distillation
+from training.distillation import distillation
+from training.distillation.distillation import choose_teacher
 from training.distillation.teacher import Teacher, load_teacher
 from training.run_stage import main
 

@@ -19,8 +19,8 @@ from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from training.data.prepared import PreparedSource
 from training.distillation.teacher import Teacher, load_teacher, reads_tokens_of
+from training.models.encoding import embed_batch
 from training.trainer.collator import PackedCollator, PreparedRows
-from training.trainer.gradient_cache import embed_batch
 from training.trainer.sampler import RowKey
 
 Refuses = Callable[..., AbstractContextManager[None]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.data.prepared import PreparedSource
-from training.distillation.distillation import teacher_cache
+from training.distillation import teacher_cache
 from training.distillation.teacher_cache import Embed, TeacherCache
 
 Refuses = Callable[..., AbstractContextManager[None]]

@@ -30,8 +30,8 @@ from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
 from training.data.text_format import TextFormat
 from training.distillation.text_teacher import TextTeacher, load_text_teacher
+from training.models.encoding import embed_chunk
 from training.models.packed_texts import packed_texts
-from training.trainer.gradient_cache import embed_chunk
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -4,7 +4,9 @@ import pytest
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import UserError
-from training.evaluation.places import find_model, manifest_of, revisions_of, run_of
+from training.common.run_folder import manifest_of, run_of
+from training.evaluation.places import revisions_of
+from training.models.reference import find_model
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
 from training.evaluation.pairs import load_pairs
 from training.examples.claims import CLAIMS, RECIPE, Outcome, compare, main, mixed_accuracy, run_seed, table
-from training.trainer.gradient_cache import embed_chunk
+from training.models.encoding import embed_chunk
 
 
 def test_every_arm_is_a_stage_of_the_recipe() -> None:

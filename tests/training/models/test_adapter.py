@@ -27,7 +27,8 @@ from training.models.adapter import (
 )
 from training.models.adapter_folder import AdapterFolder, base_of, base_revision, find_adapter, note_base
 from training.models.loading import load_base, load_whole_model
-from training.planning.memory import count_adapter, count_parameters, estimate_memory
+from training.models.model_size import count_parameters
+from training.planning.memory import count_adapter, estimate_memory
 
 LENGTHS = [7, 3, 12]
 KINDS = pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])

@@ -16,8 +16,9 @@ from tests.training.recipes import write_single_stage
 from tests.training.trainer.test_gradient_cache import cached_step
 from training.config.recipe import load_recipe
 from training.models.layout import lay_out
+from training.models.model_size import forward_flops
 from training.planning.counting import Batches
-from training.planning.flops import forward_flops, stage_flops, step_flops
+from training.planning.flops import stage_flops, step_flops
 
 CONFIG = F2LLMConfig(
     vocab_size=64,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from training.planning.memory import count_parameters, estimate_memory, estimate_pruning_memory
+from training.models.model_size import count_parameters
+from training.planning.memory import estimate_memory, estimate_pruning_memory
 
 
 def _kept_for_backward(config: F2LLMConfig, tokens: int) -> int:

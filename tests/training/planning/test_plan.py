@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from tests.training.recipes import write_recipe, write_single_stage
+from training.common.run_folder import RECIPE
 from training.config.recipe import load_recipe, made_by
 from training.planning.counting import count_batches
 from training.planning.measure import Measurement
 from training.planning.plan import make_plan
 from training.run_stage import main
-from training.stages.setup import RECIPE
 from training.trainer.collator import PackedCollator, PreparedRows
 from training.trainer.sampler import GlobalBatchSampler
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig
-from training.pruning.importance import IMPORTANCE_FILE, Importance, calibrate, weight_importance
+from training.common.run_folder import IMPORTANCE_FILE
+from training.pruning.importance import Importance, calibrate, weight_importance
 
 NAMES = ("norms", "neurons", "change")
 

@@ -12,8 +12,11 @@ from transformers import AutoModel, Qwen3Model
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
 from tests.training.processes import ROOT, run_bounded
 from training.common.errors import UserError
-from training.planning.memory import count_parameters
-from training.pruning.pruning import apply_plan, calibrate, make_plan, prune, pruned_config, weight_importance
+from training.models.model_size import count_parameters
+from training.pruning.importance import calibrate, weight_importance
+from training.pruning.plan import make_plan
+from training.pruning.pruning import apply_plan, prune
+from training.pruning.shape import pruned_config
 
 WORKER = ROOT / "tests/training/pruning_worker.py"
 SMALLER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}

@@ -22,7 +22,7 @@ from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from training.evaluation.records import Evaluation
 from training.models import export_gguf
-from training.planning.memory import count_parameters
+from training.models.model_size import count_parameters
 from training.publishing.card import model_card
 from training.publishing.facts.family import family_rows, parameters
 from training.publishing.figures import draw_figures

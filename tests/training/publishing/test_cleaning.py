@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from training.common.run_folder import public_name
 from training.config.arguments import StageArguments
 from training.publishing.cleaning import (
     TOLD,
@@ -16,7 +17,6 @@ from training.publishing.cleaning import (
     clean_arguments,
     clean_config,
     private_texts,
-    public_name,
 )
 from training.publishing.states import ModelState
 

@@ -141,7 +141,7 @@ def test_the_plan_says_what_is_trained(tmp_path: Path, base: Path, capsys: pytes
 
 
 def test_the_recipe_for_adapters_is_valid(base: Path) -> None:
-    path = Path(__file__).parents[2] / "training/recipes/finetune/lora.yaml"
+    path = Path(__file__).parents[3] / "training/recipes/finetune/lora.yaml"
     assert only_stage(load_recipe(path, {"model": str(base), "use_cpu": True})).lora
     with pytest.raises(UserError, match="'model'"):
         load_recipe(path, {"use_cpu": True})

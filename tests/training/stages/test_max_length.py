@@ -13,9 +13,9 @@ from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import only_stage, write_recipe, write_single_stage
 from training import run_stage
 from training.config.recipe import load_recipe
-from training.data.prepare import main as prepare
 from training.distillation.distillation import choose_teacher
 from training.models.miner import find_miner
+from training.prepare import main as prepare
 
 
 @pytest.fixture

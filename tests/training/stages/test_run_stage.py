@@ -22,7 +22,7 @@ from training.common.outputs import locked
 from training.data.manifest_file import read_manifest
 from training.run_stage import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
+from training.models.encoding import embed_batch, embed_chunk
 from training.models.layout import lay_out
-from training.trainer.gradient_cache import CachedStep, embed_batch, embed_chunk
+from training.trainer.gradient_cache import CachedStep
 from training.trainer.objective import Objective
 
 TEXTS, ROWS, WIDTH = 26, 7, 32

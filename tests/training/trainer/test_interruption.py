@@ -18,7 +18,7 @@ from training.common.run_folder import STAGING, last_checkpoint
 from training.run_stage import main
 from training.trainer.interruption import outlive_signals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOTH = [signal.SIGTERM, signal.SIGINT]
 
 

@@ -16,8 +16,8 @@ from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
 from training.distillation.teacher import Teacher
+from training.models.encoding import embed_batch
 from training.trainer.collator import PackedCollator, PreparedRows
-from training.trainer.gradient_cache import embed_batch
 from training.trainer.objective import Objective
 from training.trainer.sampler import GlobalBatchSampler
 from training.trainer.trainer import F2LLMTrainer

@@ -47,11 +47,9 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.yaml_file import load_yaml, unknown_key
-from training.data.building.formats import FORMATS, Format, Key
-from training.data.building.formats.format import REQUIRED
+from training.data.building.formats import FORMATS
+from training.data.building.formats.format import REQUIRED, Format, Key
 from training.data.options import ON_BAD_ROW
-
-__all__ = ["BuildFile", "RawSource", "load_build_file"]
 
 # Arguments of load_dataset with a key of their own, or that would change what it returns.
 _NOT_OPTIONS = ("path", "name", "split", "revision", "data_files", "streaming")

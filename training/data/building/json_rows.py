@@ -15,8 +15,6 @@ import datasets
 
 from training.common.errors import UserError, in_one_line
 
-__all__ = ["JsonRows"]
-
 _ROWS_AT_ONCE = 1000
 _MARK = "\ufeff"
 

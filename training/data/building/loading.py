@@ -16,8 +16,6 @@ from pandas.errors import ParserWarning
 from training.common.errors import UserError, in_one_line
 from training.data.building.json_rows import JsonRows
 
-__all__ = ["FILE_KINDS", "load_raw"]
-
 # The names by which `datasets` loads files that are not laid out as a data set.
 FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
 

@@ -12,8 +12,6 @@ import pyarrow as pa
 from training.common.errors import UserError
 from training.data.building.json_rows import JsonRows
 
-__all__ = ["RawRows", "is_text"]
-
 _BATCH_ROWS = 1000
 # Roles that are texts, too, but may be missing.
 _LANGUAGES = ("lang", "passage_lang")

@@ -19,8 +19,6 @@ from training.data.cldr import classes, relations, translation
 from training.data.cldr.names import CldrNames, read_names
 from training.data.cldr.source import Source
 
-__all__ = ["build_cldr", "build_sources"]
-
 LICENCE = "Unicode-3.0"
 MANIFEST = "manifest.yaml"
 # Raise it when the same options would build other data than before.

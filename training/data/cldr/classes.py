@@ -20,8 +20,6 @@ from training.data.cldr.source import (
     texts_of,
 )
 
-__all__ = ["is_territory", "kind", "same_language"]
-
 logger = logging.getLogger(__name__)
 
 IS_TERRITORY = "a country or territory"

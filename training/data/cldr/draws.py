@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from training.common.keyed import keyed_bits, text_key
 
-__all__ = ["draw_distinct", "first_distinct", "for_purpose", "grouped"]
-
 # Elements of one (rows, candidates) matrix: bounds the memory of a draw to some tens of megabytes.
 _CHUNK_ELEMENTS = 1_000_000
 # Of four candidates, three come from the first pool and one from the second.

@@ -20,8 +20,6 @@ from training.common.languages import iso639_3, script_of
 from training.data.cldr.draws import grouped
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["KINDS", "CldrNames", "read_names"]
-
 logger = logging.getLogger(__name__)
 
 ENGLISH = "en"

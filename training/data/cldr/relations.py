@@ -13,8 +13,6 @@ from training.data.cldr.draws import draw_distinct, for_purpose, grouped
 from training.data.cldr.names import CldrNames
 from training.data.cldr.source import NO_ROWS, Rows, Source, source_of
 
-__all__ = ["territory_currency", "territory_language"]
-
 _OFFICIAL = ("official", "de_facto_official")
 # "Multiple languages", "unknown language" and "no linguistic content" are no answer, not even a wrong one.
 _NO_LANGUAGES = frozenset({"mul", "und", "zxx"})

@@ -15,8 +15,6 @@ from training.data.cldr.names import KINDS, CldrNames
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["NO_ROWS", "Rows", "Source", "any_item", "codes_of", "same_and_other_kinds", "source_of", "texts_of"]
-
 Rows = NDArray[np.intp]
 
 NO_ROWS = np.empty(0, dtype=np.intp)

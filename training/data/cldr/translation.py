@@ -8,8 +8,6 @@ from training.data.cldr.draws import draw_distinct, for_purpose, grouped
 from training.data.cldr.names import KINDS, CldrNames
 from training.data.cldr.source import NO_ROWS, Rows, Source, same_and_other_kinds, source_of
 
-__all__ = ["translation", "translation_pairs"]
-
 
 def translation(names: CldrNames, rows: Rows, num_negatives: int) -> Source:
     """Pairs every name with the English one; the negatives are English names, mostly of the same kind.

@@ -26,8 +26,6 @@ from training.data.cleaning.normalise import HashedTexts, hash_texts, ngram_hash
 from training.data.cleaning.work import stage_folder
 from training.data.published import PublishedFile
 
-__all__ = ["GRAM", "Contamination", "find_contamination"]
-
 # The run length of GPT-3's decontamination (Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C).
 GRAM = 13
 

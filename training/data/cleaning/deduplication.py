@@ -16,8 +16,6 @@ from training.data.cleaning.exact_duplicates import exact_groups, exact_phases
 from training.data.cleaning.near_duplicates import NearOptions, discard_intermediate, near_groups, near_phases
 from training.data.cleaning.work import stage_folder
 
-__all__ = ["DeduplicationOptions", "Repeats", "find_duplicates"]
-
 
 @dataclass(frozen=True)
 class DeduplicationOptions:

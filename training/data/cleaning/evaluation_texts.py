@@ -16,8 +16,6 @@ from training.common.errors import UserError, in_one_line
 from training.data.parquet import columns_of
 from training.data.storage import identity
 
-__all__ = ["EvaluationFile", "EvaluationSet", "EvaluationTask", "evaluation_file", "evaluation_tasks"]
-
 _KINDS = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
 # A text longer than a block could not be read.
 _CSV_BLOCK_BYTES = 1 << 24

@@ -17,8 +17,6 @@ from training.common.keyed import text_key
 from training.data.cleaning.normalise import normalise
 from training.data.published import PublishedFile
 
-__all__ = ["exact_groups", "exact_phases"]
-
 # Each sorts its share of all hashes in memory: 50 million rows are 300 MB a partition.
 _PARTITIONS = 4
 

@@ -31,8 +31,6 @@ from training.common.keyed import keyed_bits
 from training.data.cleaning.normalise import hash_texts, ngram_hashes
 from training.data.published import PublishedFile
 
-__all__ = ["NearOptions", "discard_intermediate", "near_groups", "near_phases"]
-
 _PAIRS_PER_READ = 1024
 # Each takes every seventh bucket.
 _BUCKET_TASKS = 7

@@ -15,8 +15,6 @@ import regex
 
 from training.common.keyed import keyed_bits, text_key
 
-__all__ = ["HashedTexts", "form_keys", "hash_texts", "ngram_hashes", "normalise", "same_form", "tokens"]
-
 # Scripts that put no space between words: a character, with the marks upon it, is a token.
 _UNSPACED = "".join(
     rf"\p{{{script}}}"

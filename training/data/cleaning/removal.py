@@ -25,8 +25,6 @@ from training.data.manifest import Source
 from training.data.parquet import write_parquet
 from training.data.published import PublishedFile
 
-__all__ = ["MANIFEST", "write_clean"]
-
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.yaml"

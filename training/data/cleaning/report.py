@@ -13,8 +13,6 @@ from training.data.cleaning.decontamination import Contamination
 from training.data.cleaning.deduplication import Repeats
 from training.data.manifest import Source
 
-__all__ = ["Findings", "contamination_report", "contamination_table"]
-
 _EXAMPLES = 5
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from training.data.storage import identity
 
-__all__ = ["stage_folder"]
-
 
 def stage_folder(work: Path, stage: str, files: Sequence[Path], options: Any) -> Path:
     """The folder for a stage of work on these files with these options; those of other files or options are deleted.

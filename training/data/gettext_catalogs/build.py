@@ -20,8 +20,6 @@ from training.data.gettext_catalogs.corpus import Corpus, read_corpus
 from training.data.gettext_catalogs.negatives import Negatives
 from training.data.parquet import ROW_GROUP_ROWS, rows_table, write_parquet
 
-__all__ = ["build_gettext"]
-
 # Programs translate under their own licences, most of them the GPL or the LGPL.
 LICENCE = "each program's own"
 # Raise it when the same options would build other data than before.

@@ -19,8 +19,6 @@ import numpy as np
 
 from training.common.errors import UserError
 
-__all__ = ["LOCALE_DIRS", "CatalogFile", "find_catalogs", "program_of", "read_messages"]
-
 # Where Debian, Fedora, Arch and others install catalogs, and where Ubuntu's language packs do.
 LOCALE_DIRS = ("/usr/share/locale", "/usr/share/locale-langpack")
 _MAGIC = 0x950412DE

@@ -14,8 +14,6 @@ from functools import lru_cache
 
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["clean", "clean_pair", "is_plain"]
-
 # Beyond this many characters it is a manual page, of which a model would read the beginning only.
 _LONGEST = 300
 _FEWEST_LETTERS = 4

@@ -19,8 +19,6 @@ from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.catalogs import CatalogFile, find_catalogs, program_of, read_messages
 from training.data.gettext_catalogs.cleaning import clean_pair
 
-__all__ = ["Corpus", "read_corpus"]
-
 logger = logging.getLogger(__name__)
 
 Language = tuple[str, str]

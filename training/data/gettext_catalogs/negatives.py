@@ -10,8 +10,6 @@ from training.common.keyed import keyed_bits, keyed_uniform, text_key
 from training.data.cldr.draws import first_distinct, for_purpose, grouped
 from training.data.gettext_catalogs.corpus import Corpus
 
-__all__ = ["Negatives"]
-
 # Neighbours kept of each message for one negative drawn: a row's negatives differ by language, all being hard.
 _NEIGHBOURS_PER_NEGATIVE = 2
 # Beyond shared words, messages of one length are harder to tell apart.

@@ -16,8 +16,6 @@ from training.common.errors import UserError
 from training.common.outputs import locked
 from training.data.mining.text_ids import Ids
 
-__all__ = ["EmbeddingCache", "Locations"]
-
 _KEYS, _VECTORS, _DESCRIPTION = ".keys.npy", ".vectors.npy", "embeddings.json"
 _REMEDY = "delete it and its .keys.npy, and the texts are embedded again"
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 
-__all__ = ["SEARCHES", "Nearest", "ShardIndex", "choose_search", "merge", "pair_scores"]
-
 SEARCHES = ("auto", "faiss", "torch")
 # More candidates than asked for, so that rounding seldom leaves it open which they are.
 _SPARE = 32

@@ -35,13 +35,10 @@ from training.data.manifest import Source
 from training.data.mining.index import choose_search
 from training.data.mining.rows import SIDES, SourceRows, positives, read_rows, write_mined
 from training.data.mining.rules import MiningOptions
-from training.data.mining.tasks import MiningTasks
+from training.data.mining.tasks import Miner, MiningTasks
 from training.data.mining.text_ids import distinct, form_ids
 from training.data.mining.translations import Translations, find_translations
 from training.data.storage import identity
-from training.models.miner import Miner
-
-__all__ = ["MANIFEST", "REPORT", "Resources", "mine"]
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,6 @@ from training.data.mining.text_store import TextStore
 from training.data.parquet import rows_table, write_parquet
 from training.data.published import PublishedFile
 
-__all__ = ["SIDES", "SourceRows", "positives", "read_rows", "write_mined"]
-
 SIDES = ("query", "passage")
 _BATCH_ROWS = 8192
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from training.common.errors import UserError
 from training.data.mining.index import Nearest
 
-__all__ = ["RULES", "MiningOptions", "Relations", "choose_negatives"]
-
 # A candidate that several rules refuse counts for the first.
 RULES = ("positive", "same_text", "translation", "score", "relative", "repeated")
 

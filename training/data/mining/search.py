@@ -12,8 +12,6 @@ from tqdm.auto import tqdm
 from training.data.mining.index import Nearest, ShardIndex, merge, pair_scores
 from training.data.mining.rules import MiningOptions, Relations, choose_negatives
 
-__all__ = ["BlockSearch"]
-
 # Queries between two movements of the progress bar.
 _STEP = 1024
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,25 @@ from training.data.mining.rows import SIDES
 from training.data.mining.rules import RULES, MiningOptions
 from training.data.mining.search import BlockSearch
 from training.data.mining.text_store import CHUNK_TEXTS, TextStore
-from training.models.miner import Miner
-
-__all__ = ["BLOCK_QUERIES", "MiningTasks"]
 
 # Queries whose candidates are in memory together.
 BLOCK_QUERIES = 16_384
+
+
+class Miner(Protocol):
+    """A pinned embedding model, as :class:`training.models.miner.Miner`; ``model`` is a folder or a Hub name."""
+
+    model: str
+    revision: str
+
+    def made_by(self) -> dict[str, Any]:
+        """What embeddings depend on, for the key of their cache."""
+
+    def embed_queries(self, texts: Sequence[str], instruction: str | None) -> NDArray[np.float32]:
+        """``(len(texts), dimensions)`` of unit length."""
+
+    def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(len(texts), dimensions)`` of unit length."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["ID", "Ids", "distinct", "find", "form_ids", "text_ids"]
-
 # Bytes of a fixed length sort and compare in numpy; that it ignores zeros at the end changes nothing at equal lengths.
 ID = np.dtype("S16")
 Ids = NDArray[np.bytes_]

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from training.common.checksums import check_file, write_checksums
 
-__all__ = ["CHUNK_TEXTS", "TextStore"]
-
 # Texts that are written, embedded and cached together: what a killed run loses at most.
 CHUNK_TEXTS = 8192
 _SCHEMA = pa.schema([("text", pa.large_string())])

@@ -13,8 +13,6 @@ from training.data.manifest import Source
 from training.data.mining.text_ids import ID, Ids, find, form_ids
 from training.data.published import PublishedFile
 
-__all__ = ["Translations", "bitext_sources", "find_translations"]
-
 
 class Translations:
     """Groups of texts that say the same, in whatever spelling.

@@ -15,8 +15,6 @@ from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.quarantine import join_quarantines
 from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
-__all__ = ["FORMAT", "assemble"]
-
 # Raise it when the same source would be prepared to other bytes than before.
 FORMAT = 4
 _COPY_BYTES = 16 << 20

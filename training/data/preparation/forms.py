@@ -8,8 +8,6 @@ from training.data.manifest import Source
 from training.data.options import PreparationOptions
 from training.data.preparation.plan import DOCUMENT_INSTRUCTION
 
-__all__ = ["TextForms"]
-
 
 class TextForms:
     """Puts queries, and a share of the documents of symmetric sources, under the instruction.

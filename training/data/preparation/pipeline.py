@@ -1,7 +1,4 @@
-"""From the published format to prepared sources: every distinct text tokenised once, rows turned into integers.
-
-python training/data/preparation/pipeline.py --manifest data/manifest.yaml --tokenizer Qwen/Qwen3-0.6B --output data/prepared
-"""
+"""From the published format to prepared sources: every distinct text tokenised once, rows turned into integers."""
 
 from __future__ import annotations
 
@@ -9,17 +6,12 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
-
-if __name__ == "__main__":
-    # Run as a script from a checkout: the recipe is not an installed package.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -50,8 +42,6 @@ from training.data.prepared import (
     PreparedSource,
 )
 from training.data.storage import identity
-
-__all__ = ["prepare", "prepare_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -251,9 +241,3 @@ def _run(plan: PreparationPlan, executor: Executor | None) -> None:
         Phase("place", partial(place_shard, plan), len(plan.shards)),
     ]
     run_phases(phases, plan.folder / "tasks", executor)
-
-
-if __name__ == "__main__":
-    from training.data.prepare import main
-
-    raise SystemExit(main())

@@ -11,8 +11,6 @@ from training.data.preparation.reading import MISSING
 from training.data.preparation.runs import partition_of
 from training.data.prepared import SPLITS
 
-__all__ = ["place_shard"]
-
 # Cells placed at a time: one pass over all partitions serves them.
 _BLOCK_CELLS = 4_000_000
 

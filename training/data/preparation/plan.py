@@ -19,8 +19,6 @@ from training.data.options import PreparationOptions, required_negatives
 from training.data.prepared import SPLITS
 from training.data.published import PublishedFile
 
-__all__ = ["PreparationPlan", "Shard", "cap_draws", "make_plan"]
-
 # What a draw is for: the first key after the seed, so that draws for different ends are independent.
 CAP, SPLIT, DOCUMENT_INSTRUCTION = 1, 2, 3
 # Rows of a shard at least, where row groups allow: a task's memory follows its batches and partitions, not its rows.

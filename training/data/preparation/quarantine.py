@@ -10,8 +10,6 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["QuarantineWriter", "join_quarantines"]
-
 
 class QuarantineWriter:
     """A parquet file that is there only if a row was written to it."""

@@ -23,8 +23,6 @@ from training.data.preparation.splitting import query_draws
 from training.data.published import PublishedFile
 from training.data.row_checks import Fault, bad_row, find_faults, query_is_passage, text_column
 
-__all__ = ["MISSING", "read_shard"]
-
 # The hash of a negative that is not there; that of no text.
 MISSING = np.uint64(np.iinfo(np.uint64).max)
 _BATCH_ROWS = 2048

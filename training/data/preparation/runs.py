@@ -9,8 +9,6 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["RunWriter", "partition_of", "read_partition"]
-
 _SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 # Characters held before they go to disk, and hashes remembered so that a text goes there once.
 _RUN_CHARACTERS = 24_000_000

@@ -16,8 +16,6 @@ from training.data.instructions import without_instruction
 from training.data.preparation.plan import SPLIT, PreparationPlan
 from training.data.row_checks import text_column
 
-__all__ = ["choose_validation", "query_draws"]
-
 # Rows whose draws are looked at, at least: of a source that has no more, all are.
 _LEAST_ROWS = 1 << 20
 # What may be missing from the share of a larger source before further draws are looked at.

@@ -14,8 +14,6 @@ from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.runs import read_partition
 
-__all__ = ["tokenise_partition"]
-
 _TEXTS_PER_CALL = 1024
 
 

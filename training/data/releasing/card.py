@@ -9,12 +9,10 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from hub_cards.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metadata
 from hub_cards.metadata import header
 from training.common.languages import language_name
 from training.data.releasing.files import ReleasedSource
-from training.publishing.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metadata
-
-__all__ = ["card_facts", "card_metadata", "size_category"]
 
 _TASK_CATEGORIES = {
     "retrieval": "text-retrieval",

@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 
 from training.common.errors import UserError
 from training.common.file_names import languages_in_name
+from training.common.languages import SEVERAL
 from training.data.manifest import Source
 from training.data.parquet import ROW_GROUP_ROWS
 from training.data.published import PublishedFile
 from training.data.row_checks import find_faults, text_column
-from training.data.survey import SEVERAL
-
-__all__ = ["MAX_FILE_BYTES", "ReleasedSource", "copy_source"]
 
 # A file is begun after another of this size: small enough to be fetched again when a download breaks off.
 MAX_FILE_BYTES = 500_000_000

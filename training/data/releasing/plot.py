@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.common.errors import UserError
-from training.common.languages import language_name
-from training.data.survey import SEVERAL
-
-__all__ = ["PLOTS", "plot_languages"]
+from training.common.languages import SEVERAL, language_name
 
 PLOTS = ("languages.svg", "languages.png")
 _SHOWN = 40

@@ -10,8 +10,6 @@ from typing import Any
 from training.common.errors import UserError
 from training.data.releasing.files import ReleasedSource
 
-__all__ = ["contamination_facts", "provenance_rows", "read_contamination", "read_records"]
-
 _RECORDS = ("build.json", "mining.json")
 _COUNTS = ("rows", "exact_duplicates", "near_duplicates", "removed")
 

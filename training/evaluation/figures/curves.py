@@ -11,8 +11,6 @@ from training.common.errors import UserError
 from training.common.run_folder import numbered_checkpoints
 from training.evaluation.figures.style import LINES, new_figure, save, short_labels
 
-__all__ = ["curves_figure", "draw_curves", "find_log", "load_curves"]
-
 _MOST_SOURCES, _MOST_COLUMNS, _MOST_MARKERS = 60, 5, 12
 # Inches, and letters of a title that fit in an inch.
 _MOST_WIDTH, _LETTERS = 11.2, 12

@@ -11,8 +11,6 @@ from training.evaluation.records import PRECISIONS, Evaluation, bytes_per_vector
 from training.evaluation.selection import by_task, task_mean
 from training.evaluation.sweeps import finished_models
 
-__all__ = ["dimension_points", "dimensions_figure", "draw_dimensions"]
-
 _MOST_MODELS = 6
 
 Points = dict[str, list[tuple[int, float]]]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["FONT_SIZE", "Place", "draw_labels", "find_places"]
-
 FONT_SIZE = 8
 # Points, of 1/72 inch. From the second distance on, a thin line leads to the label.
 _DISTANCES = (6.0, 16.0, 28.0, 42.0)

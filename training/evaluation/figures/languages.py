@@ -10,8 +10,6 @@ from typing import Any
 from training.evaluation.figures.style import new_figure, save, shortened
 from training.evaluation.summary import GroupScore, Summary
 
-__all__ = ["draw_languages", "languages_figure", "lay_out"]
-
 _COLUMNS = 16
 # All in inches; the title and the scale have room beside the grid, whose cells are of one size however few they are.
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42

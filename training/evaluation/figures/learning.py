@@ -12,8 +12,6 @@ from training.evaluation.records import Evaluation, Score
 from training.evaluation.selection import shared_scores, task_mean
 from training.evaluation.sweeps import Sweep, find_sweeps
 
-__all__ = ["LearningCurve", "draw_learning", "learning_figure", "learning_points"]
-
 # So many tasks have a line each; more are drawn by their type.
 _FEW_TASKS = 4
 _MOST_MODELS = 6

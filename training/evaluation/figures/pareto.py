@@ -15,8 +15,6 @@ from training.evaluation.records import Evaluation, ModelRecord
 from training.evaluation.selection import shared_scores, task_mean
 from training.evaluation.sweeps import finished_models
 
-__all__ = ["draw_pareto", "pareto_figure", "pareto_front"]
-
 # By attribute of a model: what the axis says, and whether more of it is better.
 _COSTS = {"parameters": ("parameters", False), "texts_per_second": ("texts encoded per second", True)}
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from training.common.errors import UserError
 
-__all__ = ["LINES", "new_figure", "save", "short_labels", "shortened"]
-
 # Line style, marker and grey; neighbours differ in all three.
 LINES: Sequence[dict[str, Any]] = (
     {"linestyle": "-", "marker": "o", "color": "0.0"},

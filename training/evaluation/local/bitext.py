@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from training.common.keyed import text_key
 from training.evaluation.local.pair_file import PairRows
 
-__all__ = ["LEAST_SHARED", "Bitext", "any_to_any", "with_passages"]
-
 # Fewer pairs would be found by chance.
 LEAST_SHARED = 10
 

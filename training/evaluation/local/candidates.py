@@ -11,8 +11,6 @@ from datasets import Dataset
 from training.common.keyed import text_key
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["Corpus"]
-
 
 class Corpus:
     """Distinct texts that can be found.

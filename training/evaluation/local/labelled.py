@@ -12,8 +12,6 @@ from mteb.abstasks.abstask import AbsTask
 from training.common.keyed import text_key
 from training.evaluation.local.task_classes import SPLIT, UnfitError, make_task
 
-__all__ = ["classification", "clustering", "labels_of"]
-
 
 def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """The label of each distinct text, in an order drawn by key; texts of several labels are left out.

@@ -11,8 +11,6 @@ from training.common.errors import UserError
 from training.common.languages import iso639_3, usual_script
 from training.data.published import PublishedFile
 
-__all__ = ["PairRows", "language_code", "read_pairs"]
-
 
 @dataclass(frozen=True)
 class PairRows:

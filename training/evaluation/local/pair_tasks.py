@@ -15,8 +15,6 @@ from training.evaluation.local.pair_file import PairRows, read_pairs
 from training.evaluation.local.task_classes import SPLIT, Languages, make_task
 from training.evaluation.text_file import read_texts
 
-__all__ = ["pair_tasks"]
-
 
 def pair_tasks(
     path: Path, name: str, candidates: Path | None = None, passage_language: str | None = None

@@ -15,8 +15,6 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from training.common.errors import UserError
 
-__all__ = ["SPLIT", "Languages", "UnfitError", "camel_case", "make_task"]
-
 SPLIT = "test"
 
 # Of a task without subsets, or by subset; empty where they are not known.

@@ -18,8 +18,6 @@ from training.evaluation.local.labelled import classification, labels_of
 from training.evaluation.local.pair_file import language_code
 from training.evaluation.local.task_classes import SPLIT, UnfitError, camel_case, make_task
 
-__all__ = ["validation_tasks"]
-
 logger = logging.getLogger("training")
 
 

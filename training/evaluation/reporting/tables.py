@@ -10,8 +10,6 @@ from training.evaluation.compare import Comparison
 from training.evaluation.records import PRECISIONS, Evaluation, Score, bytes_per_vector
 from training.evaluation.summary import GroupScore, Summary, TaskScore
 
-__all__ = ["Cell", "Table", "comparison_table", "evaluation_tables", "summary_tables"]
-
 Cell = str | int | float | None
 
 

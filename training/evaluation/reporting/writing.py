@@ -8,8 +8,6 @@ from pathlib import Path
 
 from training.evaluation.reporting.tables import Cell, Table
 
-__all__ = ["as_html", "as_markdown", "as_text"]
-
 _STYLE = """
 body { font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin-bottom: 2em }

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["angle", "slerp", "weighted_mean"]
-
 # Numbers of a tensor that are held in fp64 at a time.
 _CHUNK = 1 << 20
 # Below this angle, in radians, slerp and the straight line differ by less than fp32 rounds.

@@ -14,8 +14,6 @@ from training.models.merging.parents import Parent
 from training.models.merging.record import MERGED_FROM
 from training.models.shapes import wrong_weight
 
-__all__ = ["check_compatible"]
-
 # Keys of config.json that shape no embedding: what wrote the file, and how the model is loaded.
 _NO_SHAPE = frozenset({MERGED_FROM, "_name_or_path", "auto_map", "dtype", "transformers_version", "use_cache"})
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")

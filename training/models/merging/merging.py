@@ -19,8 +19,6 @@ from training.models.merging.parents import Parent
 from training.models.merging.record import MERGE, MERGED_FROM
 from training.models.merging.streaming import MAX_SHARD_SIZE, common_dtype, write_average
 
-__all__ = ["merge"]
-
 logger = logging.getLogger("training")
 
 # What is taken from the first parent as it is; besides, the folders of its modules. Not what tells of its training.

@@ -11,8 +11,6 @@ from torch import Tensor
 from training.common.errors import UserError
 from training.models.merging.averaging import slerp, weighted_mean
 
-__all__ = ["Method", "mean_of", "slerp_of"]
-
 
 @dataclass(frozen=True)
 class Method:

@@ -13,13 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError, in_one_line
-from training.config.recipe import FINAL_MODEL
-from training.evaluation.places import find_model, run_of
+from training.common.run_folder import FINAL_MODEL, public_name, run_of
 from training.models.merging.record import MERGED_FROM
+from training.models.reference import find_model
 from training.models.weight_files import ADAPTER, WeightFiles
-from training.publishing.cleaning import public_name
-
-__all__ = ["Parent", "find_parent"]
 
 # What of a repository is fetched: no other formats of the same weights, no evaluation.
 _FETCHED = ["*.json", "*.safetensors", "*.py", "*.txt", "*.jinja", "LICENSE*"]

@@ -10,8 +10,6 @@ from typing import Any
 from training.common.errors import UserError, in_one_line
 from training.models.weight_files import WeightFiles
 
-__all__ = ["MERGE", "MERGED_FROM", "find_beside", "read_merge"]
-
 # File in a merged folder, and key of its config.json. The file alone has the digests of the parents' weights.
 MERGE, MERGED_FROM = "merge.json", "merged_from"
 

@@ -15,8 +15,6 @@ from training.common.errors import UserError
 from training.models.merging.method import Method
 from training.models.merging.parents import Parent
 
-__all__ = ["MAX_SHARD_SIZE", "common_dtype", "write_average"]
-
 MAX_SHARD_SIZE = "5GB"
 
 

@@ -18,8 +18,6 @@ from training.publishing.checks.weights import DTYPE_NAMES, header, some
 from training.publishing.record import RECORD, AdapterRecord
 from training.publishing.weights import weights_digest
 
-__all__ = ["check_adapter_configuration", "check_adapter_tensors", "check_base", "check_code"]
-
 _REPACK = "pack the run again"
 _BASE_CHECKS = "names and shapes of the weights, the tokenizer's ids, the embeddings"
 

@@ -12,11 +12,6 @@ from hub_cards.snippets import snippets
 from training.common.errors import in_one_line
 from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Finding, PackedFolder, UnreadableError
 
-__all__ = [
-    *("SNIPPETS", "check_facts", "check_links", "check_metadata", "check_results", "check_snippets"),
-    *("examples_of", "foreign_examples", "loaded_names"),
-]
-
 # The examples that are run, by the names that the card gives them; the last one where there is remote code.
 SNIPPETS = ("sentence-transformers", "transformers", "remote-code")
 _RENDER = "render the card again"

@@ -14,8 +14,6 @@ from training.publishing.checks.packed import (
 )
 from training.publishing.record import RECORD
 
-__all__ = ["check_configuration", "check_lengths", "check_matryoshka", "check_release", "check_validity"]
-
 _REPACK = "pack the run again"
 
 

@@ -9,8 +9,6 @@ from training.common.content import Content
 from training.publishing.checks.packed import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Finding, PackedFolder
 from training.publishing.record import RECORD
 
-__all__ = ["check_foreign", "check_listed", "check_needed"]
-
 NEEDED = (
     *("README.md", "LICENSE", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"),
     *("1_Pooling/config.json", "config_sentence_transformers.json", "training_arguments.json", RECORD),

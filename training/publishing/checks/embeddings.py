@@ -23,8 +23,6 @@ from training.common.outputs import temporary_folder
 from training.publishing.checks.card import examples_of, loaded_names
 from training.publishing.checks.packed import ADAPTER_CONFIG, CARD, CONFIG, Finding, PackedFolder, UnreadableError
 
-__all__ = ["check_embeddings"]
-
 _WORKER = Path(__file__).with_name("embeddings_worker.py")
 _SECONDS = 3600
 # Least cosine of two embeddings of a text.

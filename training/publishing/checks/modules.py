@@ -8,8 +8,6 @@ from typing import Any
 from training.publishing.checks.packed import MODULES, SENTENCE_TRANSFORMERS, Finding, PackedFolder
 from training.publishing.record import RECORD
 
-__all__ = ["check_modules", "check_pooling", "check_prompts"]
-
 _KINDS = ["Transformer", "Pooling", "Normalize"]
 _REPACK = "pack the run again"
 

@@ -13,8 +13,6 @@ from training.common.errors import UserError, in_one_line
 from training.publishing.adapter_base import BaseModel, base_at_hand, read_base
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["Finding", "PackedFolder", "UnreadableError"]
-
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

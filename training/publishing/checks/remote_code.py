@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from training.models.remote_code import foreign_files
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 
-__all__ = ["check_auto_map", "check_imports", "check_version", "foreign_code"]
-
 # transformers itself is built on huggingface_hub.
 _ALLOWED = {"torch", "transformers", "huggingface_hub"}
 _CLASSES = {"AutoConfig": "F2LLMConfig", "AutoModel": "F2LLMModel"}

@@ -34,8 +34,6 @@ from training.publishing.checks.packed import (
     PackedFolder,
 )
 
-__all__ = ["check_llama_cpp", "check_rotary", "check_sentence_transformers_files", "check_text_embeddings_inference"]
-
 _REPACK = "pack the run again"
 _INTEGERS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

@@ -23,8 +23,6 @@ from training.publishing.checks.packed import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["check_auto_tokenizer", "check_eos", "check_special_tokens", "check_vocabulary"]
-
 _APPEND = "let append_eos of modeling_f2llm set its post-processor and save it again"
 _TEXTS = ("a", "Where do pandas live?", "大熊猫生活在四川的山林里。", "تعيش الباندا في الغابات", "")
 # Longer than what either tokenizer truncates to here.

@@ -13,11 +13,6 @@ from training.common.errors import in_one_line
 from training.publishing.checks.packed import CONFIG, Finding, PackedFolder, UnreadableError
 from training.publishing.record import RECORD
 
-__all__ = [
-    *("DTYPE_NAMES", "check_dtype", "check_finite", "check_index", "check_pickles", "check_shards", "check_tensors"),
-    *("header", "some"),
-]
-
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".joblib")
 _SHARD_BYTES = 5 * 1000**3

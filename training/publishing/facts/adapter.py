@@ -9,8 +9,6 @@ from hub_cards.markdown import Markdown, code, link
 from training.publishing.facts.references import reference_text
 from training.publishing.record import AdapterRecord, ModelRelease
 
-__all__ = ["adapter_facts"]
-
 _UNITS = ("bytes", "kB", "MB", "GB")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -9,8 +9,6 @@ from hub_cards.markdown import Markdown, link, plain
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.publishing.record import ModelRelease
 
-__all__ = ["family_rows", "parameters"]
-
 _SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 

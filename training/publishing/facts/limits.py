@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from hub_cards.hub_terms import SPECIAL_LANGUAGES
 from hub_cards.markdown import code
 from training.evaluation.finished_stage import TASK
 from training.evaluation.records import Evaluation
 from training.evaluation.selection import model_scores
 from training.evaluation.summary import languages_of
-from training.publishing.hub_terms import SPECIAL_LANGUAGES
 from training.publishing.record import ModelRelease
-
-__all__ = ["limits_facts"]
 
 # Of fewer examples, one more or less that is found changes a score by more than three points.
 _FEW = 30

@@ -9,8 +9,6 @@ from hub_cards.markdown import Markdown, code, link, setting
 from training.publishing.facts.references import reference_text
 from training.publishing.record import ModelRelease, SourceRecord, StageRecord
 
-__all__ = ["lineage_facts"]
-
 _KINDS = {
     **{"training": "training", "pruning": "pruning", "merging": "merging", "quantization": "quantization"},
     "unknown": "not recorded",

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hub_cards.hub_terms import hub_languages, licence_metadata
 from hub_cards.markdown import one_line
 from hub_cards.metadata import header
 from training.evaluation.records import Evaluation, Score
 from training.evaluation.selection import by_task, model_scores, task_mean
 from training.publishing.facts.references import base_models, base_relation
-from training.publishing.hub_terms import hub_languages, licence_metadata
 from training.publishing.record import ModelRelease
-
-__all__ = ["LIBRARY", "PIPELINE", "evaluation_results", "model_metadata", "shared_tags"]
 
 LIBRARY, PIPELINE = "sentence-transformers", "sentence-similarity"
 

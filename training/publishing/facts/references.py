@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from hub_cards.markdown import Markdown, code, link
 from training.publishing.record import ModelRelease, Reference, StageRecord
 
-__all__ = ["base_links", "base_models", "base_relation", "origins", "reference_text"]
-
 _WITHOUT_NAME = {"scratch": "random weights", "unknown": "what is not recorded"}
 # The Hub's relation to the base model, by the kind of the last stage.
 _RELATIONS = {"training": "finetune", "pruning": "finetune", "merging": "merge", "quantization": "quantized"}

@@ -16,8 +16,6 @@ from training.evaluation.summary import GroupScore, Summary, TaskScore, language
 from training.evaluation.sweeps import finished_models
 from training.publishing.record import ModelRelease
 
-__all__ = ["own_label", "results_facts", "truncation_facts"]
-
 # A class by its share of the training rows.
 _CLASS_NAMES = {
     "high": f"{100 * SHARES['high']:g} % of the training rows or more",

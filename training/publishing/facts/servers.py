@@ -5,8 +5,6 @@ from __future__ import annotations
 from hub_cards.markdown import shell_json, shell_word
 from training.publishing.record import ModelRelease
 
-__all__ = ["server_facts"]
-
 _TEXT = "Where do giant pandas live?"
 
 

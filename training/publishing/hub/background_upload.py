@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.common.errors import UserError, in_one_line
-from training.publishing.hub.hub import Hub, HubUnavailableError, Patience
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.retries import HubUnavailableError, Patience
 from training.publishing.hub.upload_queue import UploadQueue
-
-__all__ = ["BackgroundUpload"]
 
 logger = logging.getLogger(__name__)
 

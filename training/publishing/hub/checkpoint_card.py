@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hub_cards.hub_terms import hub_languages, licence_metadata
 from hub_cards.markdown import code
 from hub_cards.metadata import header
 from hub_cards.render import render_checkpoint_card
 from training.publishing.facts.metadata import LIBRARY, PIPELINE, shared_tags
 from training.publishing.facts.references import reference_text
-from training.publishing.hub_terms import hub_languages, licence_metadata
 from training.publishing.record import Reference
-
-__all__ = ["CheckpointFacts", "checkpoint_card"]
 
 
 @dataclass(frozen=True)

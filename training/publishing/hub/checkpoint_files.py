@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from training.common.hub_names import check_revision
+from training.common.run_folder import RECIPE
 from training.common.yaml_file import load_yaml
 from training.publishing.cleaning import check_nothing_private, clean_arguments, private_texts
 from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card
@@ -21,9 +22,6 @@ from training.publishing.record import Reference
 from training.publishing.states import ModelState, read_json
 from training.publishing.training_data import sources_of
 from training.publishing.weights import Weights, read_weights
-from training.stages.setup import RECIPE
-
-__all__ = ["TRAINING_STATE", "CheckpointedRun", "Revision"]
 
 TRAINING_STATE = "training_state.json"
 _INDEX = "model.safetensors.index.json"

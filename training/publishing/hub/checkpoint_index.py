@@ -9,15 +9,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hub_cards.hub_terms import hub_languages
 from hub_cards.metadata import header
 from hub_cards.render import render_checkpoints_card
 from training.common.errors import UserError
 from training.publishing.facts.metadata import LIBRARY, PIPELINE, shared_tags
 from training.publishing.hub.checkpoint_files import Revision
-from training.publishing.hub_terms import hub_languages
 from training.publishing.record import RECORD
-
-__all__ = ["INDEX", "CheckpointIndex"]
 
 INDEX = "checkpoints.json"
 _LOSSES = ("loss", "eval_loss")

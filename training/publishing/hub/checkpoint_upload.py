@@ -7,14 +7,14 @@ from pathlib import Path
 
 from training.common.content import ATTRIBUTES, Content
 from training.common.errors import UserError
+from training.common.hub_names import SCRATCH
 from training.common.outputs import temporary_folder
 from training.publishing.hub.checkpoint_files import TRAINING_STATE, CheckpointedRun, Revision
 from training.publishing.hub.checkpoint_index import INDEX, CheckpointIndex, held_by_release
 from training.publishing.hub.destination import INCIDENTAL
-from training.publishing.hub.hub import SCRATCH, Hub, WrittenMeanwhileError
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.revision import WrittenMeanwhileError
 from training.publishing.record import RECORD
-
-__all__ = ["CheckpointUpload"]
 
 # Tries to list a revision, each from what another run has listed meanwhile.
 _LISTINGS = 5

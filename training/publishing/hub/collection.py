@@ -11,8 +11,6 @@ from huggingface_hub import Collection
 from training.common.errors import UserError
 from training.publishing.hub.hub import Hub
 
-__all__ = ["HubCollection"]
-
 T = TypeVar("T")
 
 

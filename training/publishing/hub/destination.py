@@ -12,16 +12,6 @@ from training.common.errors import UserError
 from training.common.hub_names import check_repository, check_revision
 from training.publishing.hub.hub import Hub
 
-__all__ = [
-    "INCIDENTAL",
-    "Destination",
-    "add_destination_arguments",
-    "check_replacement",
-    "destination",
-    "recorded_files",
-    "upload",
-]
-
 # What a repository may hold and still count as empty: the Hub makes them for a repository that is made on its site.
 INCIDENTAL = {ATTRIBUTES, "README.md", "LICENSE"}
 

@@ -17,8 +17,6 @@ from training.publishing.hub.hub import Hub
 from training.publishing.hub.push import other_model, packed_contents, packed_files, push_model
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["Family", "FamilyReport", "load_family", "push_family"]
-
 logger = logging.getLogger("training")
 
 
@@ -60,7 +58,7 @@ class Family:
         )
 
     def files(self, repository: str, collection: str | None, check: bool) -> dict[str, Content]:
-        """The files of a member as they are uploaded, as :func:`~training.publishing.hub.push.packed_files` has them."""
+        """The files of a member as they are uploaded, as :func:`~.push.packed_files` has them."""
         folder, contents = self.folders[repository], self.contents(repository)
         # The folder is examined before its card is written.
         packed_files(folder, repository, check=check, contents=contents)

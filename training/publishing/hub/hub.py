@@ -13,10 +13,8 @@ from huggingface_hub import HfApi
 from training.common.content import Content, RemoteFile
 from training.common.errors import UserError
 from training.publishing.hub.hub_repository import HubRepository
-from training.publishing.hub.retries import HubUnavailableError, Patience
-from training.publishing.hub.revision import SCRATCH, WrittenMeanwhileError, write_revision
-
-__all__ = ["SCRATCH", "Hub", "HubUnavailableError", "Login", "Patience", "RemoteFile", "WrittenMeanwhileError"]
+from training.publishing.hub.retries import Patience
+from training.publishing.hub.revision import write_revision
 
 logger = logging.getLogger("training")
 

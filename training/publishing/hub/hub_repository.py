@@ -21,8 +21,6 @@ from training.common.errors import UserError
 from training.common.outputs import temporary_folder
 from training.publishing.hub.retries import Patience
 
-__all__ = ["HubRepository"]
-
 T = TypeVar("T")
 
 

@@ -12,11 +12,6 @@ from training.common.content import Content
 from training.common.run_folder import write_whole
 from training.publishing.hub.destination import Destination
 
-__all__ = [
-    *("CHECKED", "UNCHECKED", "amount", "card_licence", "file_list", "summary", "text_of", "upload_rows"),
-    *("visibility", "write_card"),
-]
-
 CARD = "README.md"
 # The checks of a packed folder, as a summary tells them.
 CHECKED = "no fault; embeddings were not computed (`publish.py verify` does)"

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.common.run_folder import last_checkpoint
-from training.config.recipe import FINAL_MODEL
+from training.common.run_folder import FINAL_MODEL, last_checkpoint
 from training.models.adapter_folder import MERGED_ADAPTER
 from training.publishing.states import ModelState, read_json
-
-__all__ = ["STATE", "TIMING", "Progress", "progress_of"]
 
 STATE = "trainer_state.json"
 # Ends of keys: what an evaluation took says nothing of the model.

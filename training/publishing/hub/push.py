@@ -12,8 +12,6 @@ from training.publishing.hub.destination import Destination, Objection, recorded
 from training.publishing.hub.hub import Hub
 from training.publishing.record import RECORD, ModelRelease, load_release
 
-__all__ = ["CARD", "other_model", "packed_contents", "packed_files", "push_model"]
-
 CARD = "README.md"
 
 

@@ -14,11 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from training.common.errors import UserError
 from training.publishing.hub.background_upload import BackgroundUpload
-from training.publishing.hub.hub import Hub, HubUnavailableError, Patience
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.retries import HubUnavailableError, Patience
 from training.publishing.hub.upload_queue import QueueFullError, UploadQueue
 from training.trainer.interruption import Interruption
-
-__all__ = ["PushCheckpoints", "push_callback", "push_what_waits"]
 
 logger = logging.getLogger(__name__)
 

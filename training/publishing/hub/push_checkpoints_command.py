@@ -12,15 +12,12 @@ from training.common.content import Content
 from training.common.errors import UserError
 from training.common.hub_names import check_repository
 from training.common.outputs import temporary_folder
-from training.common.run_folder import checkpoints
+from training.common.run_folder import RECIPE, checkpoints
 from training.publishing.hub.checkpoint_files import CheckpointedRun
 from training.publishing.hub.checkpoint_upload import CheckpointUpload
 from training.publishing.hub.hub import Hub
 from training.publishing.hub.preview import amount, card_licence, file_list, summary, text_of, visibility, write_card
 from training.publishing.hub.upload_queue import UploadQueue
-from training.stages.setup import RECIPE
-
-__all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger("training")
 

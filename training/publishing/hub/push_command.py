@@ -11,8 +11,6 @@ from training.publishing.hub.hub import Hub
 from training.publishing.hub.preview import CHECKED, UNCHECKED, file_list, summary, text_of, upload_rows, write_card
 from training.publishing.hub.push import packed_files, push_model
 
-__all__ = ["add_arguments", "add_data_argument", "data_sets", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""

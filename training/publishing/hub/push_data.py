@@ -13,8 +13,6 @@ from training.common.errors import UserError
 from training.publishing.hub.destination import Destination, recorded_files, upload
 from training.publishing.hub.hub import Hub
 
-__all__ = ["data_files", "push_data"]
-
 CARD, RECORD = "README.md", "release.json"
 _EXAMPLE = re.compile(r'load_dataset\("([^"]*)"')
 

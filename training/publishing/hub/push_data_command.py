@@ -10,8 +10,6 @@ from training.publishing.hub.hub import Hub
 from training.publishing.hub.preview import file_list, summary, text_of, upload_rows, write_card
 from training.publishing.hub.push_data import RECORD, data_files, push_data
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""

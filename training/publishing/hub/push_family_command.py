@@ -17,8 +17,6 @@ from training.publishing.hub.preview import CHECKED, UNCHECKED, file_list, summa
 from training.publishing.hub.push import CARD
 from training.publishing.hub.push_command import add_data_argument, data_sets
 
-__all__ = ["add_arguments", "run"]
-
 _TITLE = "F2LLM-v2"
 # Characters of a title that the Hub takes.
 _LONGEST_TITLE = 60

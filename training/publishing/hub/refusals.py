@@ -6,8 +6,6 @@ import re
 
 from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["explain_status"]
-
 _LOGIN = (
     "the Hub refuses the login (status 401): its token is wrong or has expired; run `hf auth login --force`, or set "
     "HF_TOKEN to a valid one"

@@ -26,8 +26,6 @@ from huggingface_hub.errors import (
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.publishing.hub.refusals import explain_status
 
-__all__ = ["HubUnavailableError", "Patience", "explain", "passes"]
-
 logger = logging.getLogger("training")
 
 T = TypeVar("T")

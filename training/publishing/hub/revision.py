@@ -9,14 +9,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from training.common.content import ATTRIBUTES, LARGE_BYTES, Content, RemoteFile, same_files
 from training.common.errors import UserError
+from training.common.hub_names import SCRATCH
 from training.publishing.hub.hub_repository import HubRepository
 
-__all__ = ["SCRATCH", "WrittenMeanwhileError", "write_revision"]
-
 logger = logging.getLogger("training")
-
-# Ending of the branch on which a new revision is made.
-SCRATCH = ".partial"
 
 
 class WrittenMeanwhileError(UserError):
@@ -26,7 +22,7 @@ class WrittenMeanwhileError(UserError):
 def write_revision(
     repository: HubRepository, wanted: Mapping[str, Content], revision: str, message: str, parent: str | None = None
 ) -> str:
-    """Makes a revision hold exactly these files; see :meth:`~training.publishing.hub.hub.Hub.publish`."""
+    """Makes a revision hold exactly these files; see :meth:`~training.common.run_folder.publish`."""
     refs = repository.refs()
     if refs is None:
         raise UserError(f"{repository.name}: there is no such {repository.kind}, or the login may not see it")

@@ -10,8 +10,6 @@ from training.common.errors import UserError
 from training.common.run_folder import holds_model, numbered_checkpoints
 from training.publishing.hub.progress import STATE
 
-__all__ = ["QUEUE", "QueueFullError", "UploadQueue"]
-
 # In the run's folder.
 QUEUE = ".upload_queue"
 _PARTIAL, _GONE = ".partial", ".discarded"

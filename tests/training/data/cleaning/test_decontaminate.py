@@ -16,8 +16,8 @@ from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifes
 from training.common.executor import Executor
 from training.data.cleaning.deduplication import DeduplicationOptions
 from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
-from training.data.decontaminate import decontaminate, main
 from training.data.manifest import load_manifest
+from training.decontaminate import decontaminate, main
 
 Refuses = Callable[..., AbstractContextManager[None]]
 ALL = DeduplicationOptions(exact=True, near=True, across=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from training.merge import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def test_checkpoints_of_a_run_are_souped(uninterrupted, tmp_path, capsys):

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from training.models.exporting import LEAST_COSINE, reference_embeddings
 from training.models.older_readers import write_for_older_readers
 
-_EXPORT = Path(__file__).parents[3] / "training/models/export.py"
+_EXPORT = Path(__file__).parents[4] / "training/models/export.py"
 
 
 @pytest.mark.slow

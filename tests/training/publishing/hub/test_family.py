@@ -21,8 +21,10 @@ from tests.training.publishing.packed import spoil, write_packed
 from tests.training.publishing.releases import make_release
 from training import publish
 from training.publish import main
+from training.publishing.hub import push_family_command
 from training.publishing.hub.family import Family
-from training.publishing.hub.hub import Hub, Patience, push_family_command
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.retries import Patience
 from training.publishing.pack import PackOptions, pack
 
 NAMES = ("small", "middle", "large")

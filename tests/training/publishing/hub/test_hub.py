@@ -14,7 +14,8 @@ from tests.hub_server.client import connected
 from tests.hub_server.server import READ_TOKEN, HubServer
 from tests.hub_server.store import Repository
 from training.common.errors import UserError
-from training.publishing.hub.hub import Hub, HubUnavailableError, Patience
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.retries import HubUnavailableError, Patience
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

@@ -11,7 +11,8 @@ from tests.hub_server.server import TOKEN, HubServer
 from training.common.errors import StoppedError, UserError
 from training.publishing.hub.collection import HubCollection
 from training.publishing.hub.family import _check_writer
-from training.publishing.hub.hub import Hub, HubUnavailableError, Patience
+from training.publishing.hub.hub import Hub
+from training.publishing.hub.retries import HubUnavailableError, Patience
 
 REPO = "org/model"
 FILES = {"README.md": b"# A model\n", "model.safetensors": bytes(range(256)) * 8192}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from training.data.building.formats.duplicates import DUPLICATE_GROUPS, DUPLICATES
-from training.data.building.formats.format import Format, Key, Row
+from training.data.building.formats.format import Format
 from training.data.building.formats.labelled import LABELLED
 from training.data.building.formats.nli import NLI
 from training.data.building.formats.pairs import PAIRS
 from training.data.building.formats.sts import STS
 from training.data.building.formats.summaries import SUMMARIES
 from training.data.building.formats.two_way import TWO_WAY
-
-__all__ = ["FORMATS", "Format", "Key", "Row"]
 
 # By the name that a build file gives them.
 FORMATS: dict[str, Format] = {

@@ -10,8 +10,6 @@ from training.data.building.formats.format import BOTH_DIRECTIONS, Format, Key, 
 from training.data.building.formats.labels import is_label, label_text
 from training.data.building.raw import RawRows, is_text
 
-__all__ = ["DUPLICATES", "DUPLICATE_GROUPS", "duplicate_groups", "duplicates"]
-
 
 def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> Iterator[Row]:
     """Yields every pair of duplicates as a row of retrieval.

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from training.data.building.raw import RawRows
 
-__all__ = ["BOTH_DIRECTIONS", "NUM_NEGATIVES", "REQUIRED", "Format", "Key", "Row", "directed"]
-
 # The default of a key that has none.
 REQUIRED: Any = object()
 

@@ -14,8 +14,6 @@ from training.data.building.formats.labels import is_label, label_text
 from training.data.building.raw import RawRows
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["LABELLED", "distinct_below", "labelled"]
-
 _Integers = NDArray[np.int64]
 # Rows drawn for at a time: bounds the memory of a draw to some megabytes.
 _CHUNK_ROWS = 10_000

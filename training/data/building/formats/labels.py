@@ -8,8 +8,6 @@ from typing import Any
 
 from training.data.building.raw import RawRows
 
-__all__ = ["is_label", "label_text", "meaning"]
-
 _TRUTHS = {"true": "1", "false": "0"}
 
 

@@ -11,8 +11,6 @@ from training.data.building.formats.labels import meaning
 from training.data.building.raw import RawRows
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["NLI", "nli"]
-
 _ENTAILMENT = "entailment"
 # Negatives in this order: what is contradicted is surely wrong.
 _NEGATIVES = ("contradiction", "neutral")

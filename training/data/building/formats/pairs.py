@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from training.data.building.formats.format import BOTH_DIRECTIONS, Format, Row, directed
 from training.data.building.raw import RawRows
 
-__all__ = ["PAIRS", "pairs"]
-
 
 def pairs(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
     """Yields every pair as a row of retrieval.

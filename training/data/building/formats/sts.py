@@ -9,8 +9,6 @@ from typing import Any
 from training.data.building.formats.format import Format, Key, Row, directed
 from training.data.building.raw import RawRows
 
-__all__ = ["STS", "sts"]
-
 _HIGHEST = 5.0
 # A score of single precision may miss the threshold it was written to meet: 0.8 of 1 is 4 of 5.
 _TOLERANCE = 1e-6

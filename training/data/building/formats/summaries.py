@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from training.data.building.formats.format import Format, Row, directed
 from training.data.building.raw import RawRows
 
-__all__ = ["SUMMARIES", "summaries"]
-
 
 def summaries(raw: RawRows) -> Iterator[Row]:
     """Yields every summary with its article as a row of retrieval.

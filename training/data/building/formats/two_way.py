@@ -10,8 +10,6 @@ from training.data.building.formats.labels import meaning
 from training.data.building.raw import RawRows
 from training.data.cleaning.normalise import normalise
 
-__all__ = ["TWO_WAY", "two_way"]
-
 
 def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[Row]:
     """Yields every text as a row of classification.

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from training.data.building.formats import FORMATS, Row
+from training.data.building.formats import FORMATS
+from training.data.building.formats.format import Row
 from training.data.building.raw import RawRows
 
 Built = tuple[list[Row], dict[str, int]]

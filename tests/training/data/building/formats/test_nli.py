@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.data.building.formats import Row
+from training.data.building.formats.format import Row
 from training.data.building.formats.nli import NLI
 
 Refuses = Callable[..., AbstractContextManager[None]]

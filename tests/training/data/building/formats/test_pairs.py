@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from babel import Locale
 
-from training.data.building.formats import Row
+from training.data.building.formats.format import Row
 
 Refuses = Callable[..., AbstractContextManager[None]]
 

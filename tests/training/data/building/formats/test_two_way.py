@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from babel import Locale
 
-from training.data.building.formats import Row
+from training.data.building.formats.format import Row
 from training.data.building.formats.two_way import TWO_WAY
 
 Refuses = Callable[..., AbstractContextManager[None]]

@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from training.common.languages import iso639_1
-from training.data.survey import SEVERAL
-
-__all__ = ["SPECIAL_LANGUAGES", "hub_language", "hub_languages", "hub_licence", "licence_metadata"]
+from training.common.languages import SEVERAL, iso639_1
 
 # https://huggingface.co/docs/hub/repositories-licenses, as far as data is published under them.
 _HUB_LICENCES = frozenset(

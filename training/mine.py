@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers.utils.logging import disable_progress_bar
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
@@ -21,14 +21,13 @@ from training.common.executor import Executor, read_executor
 from training.common.outputs import check_output, locked
 from training.common.run_folder import write_whole
 from training.data.cleaning.decontamination import Contamination, find_contamination
-from training.data.cleaning.deduplication import DeduplicationOptions, NearOptions, Repeats, find_duplicates
+from training.data.cleaning.deduplication import DeduplicationOptions, Repeats, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet, evaluation_file, evaluation_tasks
+from training.data.cleaning.near_duplicates import NearOptions
 from training.data.cleaning.removal import MANIFEST, write_clean
 from training.data.cleaning.report import Findings, contamination_report, contamination_table
 from training.data.manifest import Source, load_manifest, require_local
 from training.data.published import PublishedFile
-
-__all__ = ["decontaminate", "main"]
 
 REPORT, TABLE = "contamination.json", "contamination.md"
 _WORK = ".work"

@@ -15,15 +15,14 @@ from training.common.command import run_command
 from training.common.errors import OutputError, UserError
 from training.common.executor import read_executor
 from training.common.outputs import check_output
-from training.data.manifest import TASK_TYPES, load_manifest, select_sources
+from training.data.manifest import load_manifest, select_sources
+from training.data.manifest_file import TASK_TYPES
 from training.data.options import ON_BAD_ROW, PreparationOptions
 from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource, put_aside
 from training.data.survey import survey
 from training.data.survey_report import report
 from training.models.tokenizer import load_tokenizer
-
-__all__ = ["main"]
 
 
 def main(words: Sequence[str] | None = None) -> int:
