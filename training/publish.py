@@ -17,10 +17,10 @@ from training.common.command import run_command
 _COMMANDS = {
     "pack": ("turn a finished run into a folder that can be uploaded as it is", "pack_command"),
     "verify": ("check a packed folder; exits with 1 and a list of what is wrong", "verify_command"),
-    "push": ("upload a packed folder", "push_command"),
-    "push-data": ("upload a dataset release", "push_data_command"),
-    "push-checkpoints": ("upload every checkpoint of a run as a revision of its own", "push_checkpoints_command"),
-    "push-family": ("upload several models, with a collection and links between them", "push_family_command"),
+    "push": ("upload a packed folder", "hub.push_command"),
+    "push-data": ("upload a dataset release", "hub.push_data_command"),
+    "push-checkpoints": ("upload every checkpoint of a run as a revision of its own", "hub.push_checkpoints_command"),
+    "push-family": ("upload several models, with a collection and links between them", "hub.push_family_command"),
 }
 
 

@@ -15,10 +15,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from tests.training.data.mining.mining_helpers import random_vectors, read_output, save_vectors, write_pairs
+from training import mine as command
 from training.data.cldr.build import build_cldr
 from training.data.manifest import Source, load_manifest
 from training.data.mining.mining import Resources, mine
-from training.data.mining.mining import mine as command
 from training.data.mining.rules import MiningOptions
 from training.data.mining.text_ids import form_ids
 from training.data.mining.translations import find_translations

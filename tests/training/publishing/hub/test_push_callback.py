@@ -24,9 +24,8 @@ from training.common.errors import StoppedError, UserError
 from training.common.run_folder import last_checkpoint
 from training.config.recipe import load_recipe
 from training.publish import main as publish
-from training.publishing.hub import background_upload
+from training.publishing.hub import background_upload, push_callback
 from training.publishing.hub.background_upload import BackgroundUpload
-from training.publishing.hub.push_callback import push_callback
 from training.publishing.hub.retries import HubUnavailableError
 from training.publishing.hub.upload_queue import QUEUE, UploadQueue
 from training.run_stage import main
