@@ -158,7 +158,7 @@ def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [
         sys.executable,
-        "training/data/preparation/pipeline.py",
+        "training/prepare.py",
         "--manifest",
         str(manifest),
         "--output",
