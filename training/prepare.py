@@ -9,6 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from training.common.command import run_command
@@ -162,3 +165,7 @@ def _summary(prepared: Sequence[PreparedSource]) -> str:
 def _line(name: str, numbers: Sequence[int]) -> str:
     widths = (12, 12, 12, 16, 8)
     return f"{name:<32}" + "".join(f"{number:>{width},}" for number, width in zip(numbers, widths, strict=True))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

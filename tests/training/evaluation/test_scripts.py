@@ -13,7 +13,7 @@ import training.evaluation
 FOLDER = Path(training.evaluation.__file__).parent
 
 
-@pytest.mark.parametrize("script", ["claims", "report", "run"])
+@pytest.mark.parametrize("script", ["report", "run"])
 def test_a_command_starts_as_a_script(script: str) -> None:
     ended = subprocess.run(
         [sys.executable, FOLDER / f"{script}.py", "--help"], capture_output=True, text=True, timeout=120
