@@ -1,9 +1,13 @@
-"""What the README tells a newcomer to run, run."""
+"""What the READMEs tell a reader to run: commands parse, Python runs, links lead somewhere."""
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+from collections.abc import Iterator
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +19,87 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, build_sentence_transformer
 from tests.hub_cards.library_calls import expected_calls, library_calls
+from training.config.recipe import command_line_overrides, load_recipe
+from training.data.manifest import load_manifest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("modeling_f2llm", "training", "hub_cards", "tests", ".")
+READMES = sorted(
+    {
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
+    }
+    - {"hub_cards/examples/README.md"}
+)
+README, MODELING = ROOT / "README.md", ROOT / "modeling_f2llm" / "README.md"
+# A command of this project in a line of a shell, whatever starts it: python, another environment's, a launcher.
+COMMAND = re.compile(r"(?:training|tests)/[\w/]+\.py")
 
 
-def _snippets(language: str) -> list[str]:
-    text = README.read_text(encoding="utf-8")
-    # What a comment marks as another library's needs that library.
+def _snippets(language: str, path: Path = README) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    # A comment marks code that needs another library, or is not run.
     return re.findall(rf"(?<!-->\n)```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def _lines(name: str) -> Iterator[str]:
+    """Commands of a file's shell blocks, without comments."""
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from filter(None, (part.strip() for part in re.sub(r"\s#.*", "", line).split("&&")))
+
+
+def _own_commands() -> Iterator[tuple[str, str]]:
+    for name in READMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        inline = re.findall(r"`(python (?:training|tests)/[^`]+)`", text)
+        yield from ((name, line) for line in [*_lines(name), *inline] if COMMAND.search(line))
+
+
+def _parse(line: str) -> None:
+    words = shlex.split(line)
+    script = next(word for word in words if COMMAND.fullmatch(word))
+    assert (ROOT / script).is_file(), script
+    given = [word for word in words[words.index(script) + 1 :] if word != "…"]
+    parser: argparse.ArgumentParser = import_module(script[:-3].replace("/", ".")).make_parser()
+    if script == "training/run_stage.py":
+        # Keys of a recipe follow the options of the command.
+        _, keys = parser.parse_known_args([word for word in given if not word.endswith(".yaml")])
+        command_line_overrides(keys)
+    else:
+        parser.parse_args([word.strip("[]") for word in given])
+
+
+@pytest.mark.parametrize(("name", "line"), list(_own_commands()))
+def test_commands_are_those_that_the_parsers_know(name: str, line: str) -> None:
+    try:
+        _parse(line)
+    except SystemExit as error:
+        # --help ends with 0.
+        assert error.code == 0, f"{name}: {line}"
+
+
+def test_all_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    named = {line.split()[1] for name in READMES for line in _lines(name) if line.startswith("make ")}
+    assert named and named <= targets
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_to_files(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (ROOT / name).parent.joinpath(link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
 
 
 def test_other_libraries_are_given_the_query_prompt() -> None:
     expected = expected_calls("f2llm-v2-330m", DEFAULT_PROMPTS["query"], DEFAULT_PROMPTS["document"])
-    assert library_calls(README.read_text(encoding="utf-8")) == expected
+    assert library_calls(MODELING.read_text(encoding="utf-8")) == expected
 
 
 def test_python_snippets_run(
@@ -46,8 +118,14 @@ def test_python_snippets_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     namespace: dict = {}
-    for snippet in _snippets("python"):
+    # The package's README goes on with the model of the first one.
+    for snippet in [*_snippets("python"), *_snippets("python", MODELING)]:
         exec(snippet, namespace)
+    others = [ROOT / name for name in READMES if ROOT / name not in (README, MODELING)]
+    for path in others:
+        own: dict = {}
+        for snippet in _snippets("python", path):
+            exec(snippet, own)
     assert namespace["queries"].shape == (1, 256)
     # Compared by the inner product.
     assert np.linalg.norm(namespace["full"], axis=1) == pytest.approx(np.ones(3))
@@ -66,38 +144,27 @@ def test_the_search_runs_on_a_model_narrower_than_its_shortlist_takes(
     tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture
 ) -> None:
     pytest.importorskip("faiss")
-    (snippet,) = [text for text in _snippets("python") if "IndexBinaryFlat" in text]
+    (snippet,) = [text for text in _snippets("python", MODELING) if "IndexBinaryFlat" in text]
     exec(snippet, {"model": build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer))})
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_script_for_adapters_is_short() -> None:
-    (script,) = [text for text in _snippets("python") if "add_adapter" in text]
+    (script,) = [text for text in _snippets("python", MODELING) if "add_adapter" in text]
     assert len(script.splitlines()) < 40
 
 
 def test_the_manifest_of_the_readme_is_valid(tmp_path: Path) -> None:
-    from training.data.manifest import load_manifest
-
     (tmp_path / "manifest.yaml").write_text(next(text for text in _snippets("yaml") if "sources:" in text))
     (tmp_path / "webfaq_kor.parquet").touch()
     assert load_manifest(tmp_path / "manifest.yaml")[0].languages == ["kor"]
 
 
-def test_the_evaluation_of_the_readme_is_valid() -> None:
-    import yaml
-
-    from training.config.arguments import StageArguments
-
-    keys = yaml.safe_load(next(text for text in _snippets("yaml") if "evaluation_sample:" in text))
-    arguments = StageArguments(output_dir="runs/mine", model="some/model", use_cpu=True, **keys)
-    assert arguments.chooses_by_pairs and arguments.greater_is_better
-
-
-def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {line.split()[1] for text in _snippets("bash") for line in text.splitlines() if line.startswith("make ")}
-    assert named and named <= targets
+def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "my_recipe.yaml"
+    path.write_text(next(text for text in _snippets("yaml") if "stages:" in text))
+    (stage,) = load_recipe(path, {"use_cpu": True}).stages
+    assert (stage.name, stage.arguments.output_dir) == ("finetune", "runs/mine/finetune")
 
 
 def test_family_table_has_the_published_shapes() -> None:
