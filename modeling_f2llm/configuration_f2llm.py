@@ -71,7 +71,7 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
 class F2LLMConfig(Qwen3Config):
     """A Qwen3 configuration with the fields that embedding servers read.
 
-    ``model_type`` stays ``"qwen3"``, so whatever loads Qwen3 loads these models too. The ids of the special tokens are
+    ``model_type`` stays ``"qwen3"``, so every library that loads Qwen3 loads them. The ids of the special tokens are
     None unless given, as in stock Qwen3: they depend on the tokenizer.
 
     Args:

@@ -104,7 +104,7 @@ def _before_attention(
     """Query, key and value, ``(1, heads, T, head_dim)`` each, in one dtype."""
     # True while torch compiles this function, and so in all that it compiled.
     if not torch.compiler.is_compiling():
-        layer.halves.tell_uncompiled()
+        layer.halves.warn_uncompiled()
     attention = layer.self_attn
     hidden_states = layer.input_layernorm(hidden_states)
     query, key, value = (
@@ -124,12 +124,12 @@ def _after_attention(layer: nn.Module, hidden_states: Tensor, attended: Tensor) 
 
 
 class CompiledHalves:
-    """What a model's layers do before and after attention, compiled once for all of them when it first runs.
+    """The functions before and after attention, compiled once for all layers of a model when it first runs.
 
-    A copied or pickled model has halves of its own, compiled when they run.
+    A copied or pickled model compiles its own functions when it first runs.
     """
 
-    _told = False
+    _warned = False
 
     @cached_property
     def before(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -141,10 +141,10 @@ class CompiledHalves:
         """:func:`_after_attention`, compiled."""
         return _compiled(_after_attention)
 
-    def tell_uncompiled(self) -> None:
-        """Logs, once for a model, that its layers run without having been compiled."""
-        if not self._told:
-            self._told = True
+    def warn_uncompiled(self) -> None:
+        """Warn, once per model, that its layers run uncompiled."""
+        if not self._warned:
+            self._warned = True
             logger.warning(
                 "compile=True, but layers run uncompiled (slower, with the same numbers): torch has compiled them as "
                 f"often as torch._dynamo.config.recompile_limit ({torch._dynamo.config.recompile_limit}) allows, once "
@@ -157,7 +157,7 @@ class CompiledHalves:
 
 def _compiled(half: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled half of a layer, with an error that says what is missing."""
-    # torch keeps and counts what it compiled by code object: with one of its own, no model uses up another's share.
+    # torch caches compiled code per code object and limits its number: a copy per model keeps their limits apart.
     compiled = torch.compile(FunctionType(half.__code__.replace(), half.__globals__, half.__name__), dynamic=True)
     from torch._dynamo.exc import BackendCompilerFailed
 

@@ -126,7 +126,7 @@ def in_batch_loss(
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
         labels: ``(n,)`` row of ``positive`` that belongs to each query; row ``i`` to query ``i`` by default.
-        exclude: ``(n, m)`` boolean, true where a positive of another row is no negative for this query.
+        exclude: ``(n, m)`` boolean, true where a positive of another row is not a negative of this query.
 
     Returns:
         Scalar loss, averaged over the queries.

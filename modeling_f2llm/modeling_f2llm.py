@@ -67,8 +67,8 @@ class F2LLMModel(Qwen3Model):
 
     def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
         super().__init__(config)
-        # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would keep
-        # that token's embedding as it is.
+        # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would never
+        # update that token's embedding.
         self.embed_tokens.padding_idx = None
         adopt_layers(self, compile)
 
@@ -218,13 +218,13 @@ class F2LLMModel(Qwen3Model):
         """Runs the layers over one flat sequence of ``T`` tokens."""
         device = position_ids.device
         implementation = self.config._attn_implementation
-        # A dict reaches the layers as it is. Backends that read no boundaries get None instead: transformers then
+        # A dict as attention_mask reaches the layers untouched. Backends without boundaries get None: transformers then
         # builds the block-diagonal mask from positions that start again.
         reads_boundaries = implementation in PACKED_ATTENTION.values() or implementation.startswith("flash_attention")
         mask = dict.fromkeys(self.config.layer_types) if reads_boundaries else None
         boundaries = boundary_kwargs(lengths, device) if reads_boundaries else {}
         if not reads_boundaries:
-            # Rotary embeddings are relative: where a text starts to count does not matter, but each must start anew.
+            # Rotary embeddings are relative: a text may start at any position, but all must start at one.
             position_ids = position_ids - _first_positions(position_ids, lengths)
         others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
         return super().forward(
@@ -239,7 +239,7 @@ class F2LLMModel(Qwen3Model):
 
 
 def _records_graph() -> bool:
-    """Whether operations are recorded, to be replayed on other texts: nothing may then depend on lengths."""
+    """Whether the graph is being traced or compiled: then nothing may depend on the lengths of these texts."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
@@ -271,7 +271,7 @@ def _packed_lengths(inputs: Tensor, kwargs: dict[str, Any]) -> list[int] | None:
 
 
 def _padded_layout(inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> PaddedLayout | None:
-    """Where the texts lie in the rows of a batch; None if that is no matter of padding."""
+    """Where the texts lie in the rows of a batch; None for masks that are not about padding."""
     batch, width = inputs.shape[:2]
     if attention_mask is not None:
         return PaddedLayout.from_mask(attention_mask) if attention_mask.shape == (batch, width) else None

@@ -169,8 +169,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     if len(outputs) == 1:
-        # Texts of one length are not copied, which would make them slower than a padded batch, unless attention left
-        # them in an order of its own: what follows is compiled for one order.
+        # Texts of one length are not copied, which would make them slower than a padded batch, unless attention
+        # returned another memory layout: the next function is compiled for contiguous input.
         return outputs[0].contiguous()
     return torch.cat(outputs) if outputs else torch.empty_like(query)
 

@@ -1,4 +1,4 @@
-"""The one thing F2LLM asks of a tokenizer: that it ends every text with the same token by itself."""
+"""Tokenizers that end every text with the same token, as last-token pooling needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["append_eos", "end_token_id"]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the token that a tokenizer puts after every text; None if it puts none there.
+    """Return the id of the token that a tokenizer appends to every text, or None if it appends none.
 
     It need not be the EOS token: Qwen3-Embedding's tokenizer has ``<|im_end|>`` as EOS and appends ``<|endoftext|>``,
     its padding token. The embedding is read at the token that is appended.
@@ -19,7 +19,7 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Makes a fast tokenizer end every text with a token, and keep it when it truncates.
+    """Make a fast tokenizer end every text with a token, and keep it when it truncates.
 
     Last-token pooling reads the embedding at that token. A tokenizer that appends one keeps it, because the model was
     trained with it; any other gets its EOS token. transformers 5 ignores ``add_eos_token``, so the token comes from the
