@@ -62,6 +62,9 @@ def _parse(line: str) -> None:
     script = next(word for word in words if COMMAND.fullmatch(word))
     assert (ROOT / script).is_file(), script
     given = [word for word in words[words.index(script) + 1 :] if word != "…"]
+    if not given:
+        # The name of a command alone, as in a table.
+        return
     parser: argparse.ArgumentParser = import_module(script[:-3].replace("/", ".")).make_parser()
     if script == "training/run_stage.py":
         # Keys of a recipe follow the options of the command.
