@@ -68,7 +68,7 @@ def _parse(line: str) -> None:
     parser: argparse.ArgumentParser = import_module(script[:-3].replace("/", ".")).make_parser()
     if script == "training/run_stage.py":
         # Keys of a recipe follow the options of the command.
-        _, keys = parser.parse_known_args([word for word in given if not word.endswith(".yaml")])
+        _, keys = parser.parse_known_args(given)
         command_line_overrides(keys)
     else:
         parser.parse_args([word.strip("[]") for word in given])
@@ -124,6 +124,8 @@ def test_python_snippets_run(
     # The package's README goes on with the model of the first one.
     for snippet in [*_snippets("python"), *_snippets("python", MODELING)]:
         exec(snippet, namespace)
+    # Files of the checkout are named from its root.
+    (tmp_path / "training").symlink_to(ROOT / "training")
     others = [ROOT / name for name in READMES if ROOT / name not in (README, MODELING)]
     for path in others:
         own: dict = {}
