@@ -1,4 +1,4 @@
-"""Languages and licences as the metadata of the Hub names them."""
+"""Identifiers of languages and licences in the metadata of the Hub."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _HUB_LICENCES = frozenset(
     wtfpl zlib
     """.split()
 )
-# SPDX writes these otherwise.
+# Identifiers that differ from SPDX.
 _SPDX = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}
-# Codes that name no one language.
+# Codes that do not name one language.
 SPECIAL_LANGUAGES = {SEVERAL: "multilingual", "zxx": "code"}
 
 
 def hub_language(code: str) -> str:
-    """The code that the Hub takes for a language: ISO 639-1 where there is one, else ISO 639-3 as it is."""
+    """Return the Hub's code of a language: ISO 639-1 if there is one, else ISO 639-3."""
     return SPECIAL_LANGUAGES.get(code) or iso639_1(code) or code
 
 
 def hub_languages(codes: Iterable[str]) -> list[str]:
-    """The codes that the Hub takes for languages, in order; names that are no codes are left out."""
+    """Return the Hub's codes of languages, sorted; other names are left out."""
     found = {hub_language(code) for code in codes}
     return sorted(code for code in found if re.fullmatch(r"[a-z]{2,3}", code) or code in SPECIAL_LANGUAGES.values())
 
 
 def hub_licence(licence: str | None) -> str | None:
-    """The Hub's identifier of a licence, ``unknown`` for none; None if the Hub has no identifier for it."""
+    """Return the Hub's identifier of a licence, ``unknown`` for None; None if the Hub has none for it."""
     if licence is None:
         return "unknown"
     written = re.sub(r"-(only|or-later)$", "", licence.strip().lower())
@@ -46,7 +46,7 @@ def hub_licence(licence: str | None) -> str | None:
 
 
 def licence_metadata(licences: Iterable[str | None]) -> dict[str, Any]:
-    """The metadata of one or several licences: ``license`` and, where the Hub does not know one, ``license_name``."""
+    """Return the metadata of licences: ``license`` and, if the Hub does not know one, ``license_name``."""
     licences = list(licences)
     known = sorted({found for found in map(hub_licence, licences) if found})
     others = sorted({licence for licence in licences if licence and hub_licence(licence) is None})

@@ -1,7 +1,7 @@
-"""Text from data inside Markdown: shown as it is, and never markup.
+"""Escape text from data in Markdown, Python and shell, so that it is shown unchanged and is never markup.
 
-Names, instructions, licences and languages come from manifests and file names. A card that holds them
-has the same tables, links and code whatever they are.
+Names, instructions, licences and languages come from manifests and file names; none of them may change the structure of
+a card.
 """
 
 from __future__ import annotations
@@ -11,40 +11,27 @@ import re
 import shlex
 import unicodedata
 
-__all__ = [
-    "Markdown",
-    "cell",
-    "code",
-    "link",
-    "one_line",
-    "plain",
-    "python_string",
-    "setting",
-    "shell_json",
-    "shell_word",
-]
-
-# Marks that turn the direction of what follows, byte order marks, and tags that no reader sees.
+# Marks of direction, byte order marks, and invisible tags.
 _INVISIBLE = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
-# An underscore inside a word begins no emphasis.
+# An underscore inside a word does not begin emphasis.
 _MARKUP = re.compile(r"[`*~|$\[\]]|(?<![^\W_])_|_(?![^\W_])")
 _REPOSITORY = re.compile(r"[^\W_][\w.-]*/[^\W_][\w.-]*", re.ASCII)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", "\\": "&#92;"}
 
 
 class Markdown(str):
-    """Text that is Markdown already: tables and paragraphs take it as it is."""
+    """Text that is Markdown already and is not escaped again."""
 
 
 def one_line(text: object) -> str:
-    """A text on one line, without control characters and marks of direction."""
+    """Return a text on one line, without control characters and marks of direction."""
     visible = _INVISIBLE.sub("", str(text))
     line = " ".join(visible.split())
     return "".join("\ufffd" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in line)
 
 
 def plain(text: object) -> Markdown:
-    r"""A text as Markdown that shows just that text.
+    r"""Return Markdown that shows a text.
 
     Example:
         >>> plain("a | <b>b</b>")
@@ -52,23 +39,23 @@ def plain(text: object) -> Markdown:
     """
     if isinstance(text, Markdown):
         return text
-    # A backslash is an entity, for two of them before a parenthesis begin a formula on the Hub.
+    # Two backslashes before a parenthesis begin a formula on the Hub, so each becomes an entity.
     escaped = "".join(_ENTITIES.get(sign, sign) for sign in one_line(text))
     return Markdown(_MARKUP.sub(lambda found: "\\" + found[0], escaped))
 
 
 def code(text: object) -> Markdown:
-    """A text as inline code, in a paragraph or a cell of a table."""
+    """Return a text as inline code, for a paragraph or a table cell."""
     line = one_line(text)
     if line and not set(line) & set("`|"):
         return Markdown(f"`{line}`")
-    # Inside the element all ASCII punctuation is written as numbers: no parser sees a sign of its own in it.
+    # Inside the element all ASCII punctuation is written as numbers, so that no parser finds markup in it.
     numbered = re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", line)
     return Markdown(f"<code>{numbered or ' '}</code>")
 
 
 def link(repository: str, kind: str = "") -> Markdown:
-    """A repository of the Hub as a link; as code what cannot be the name of one.
+    """Return a link to a repository of the Hub; inline code if the text cannot be the name of one.
 
     Args:
         repository: ``ORGANISATION/NAME``.
@@ -80,7 +67,7 @@ def link(repository: str, kind: str = "") -> Markdown:
 
 
 def cell(value: object) -> str:
-    """A value as a cell of a table: a dash for None, whole numbers with separators, other text as it is."""
+    """Return a value as a table cell: a dash for None, integers with separators, other text escaped."""
     if value is None:
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -89,7 +76,7 @@ def cell(value: object) -> str:
 
 
 def setting(value: object) -> str:
-    """A value of a setting as a recipe writes it: ``true``, ``none``, ``1e-05``, ``{"min_lr": 1e-07}``."""
+    """Return the value of a setting as a recipe writes it: ``true``, ``none``, ``1e-05``, ``{"min_lr": 1e-07}``."""
     if value is None:
         return "none"
     if isinstance(value, str):
@@ -98,7 +85,7 @@ def setting(value: object) -> str:
 
 
 def python_string(text: str) -> str:
-    r"""A literal of Python that is the text; what cannot be seen is written as an escape.
+    r"""Return a Python literal of a text, with escapes for invisible characters.
 
     Example:
         >>> python_string("Instruct: Find it.\nQuery: ")
@@ -114,12 +101,12 @@ def _escaped(sign: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """A text as one word of a command line."""
+    """Return a text as one word of a command line."""
     return shlex.quote(one_line(text))
 
 
 def shell_json(value: object) -> str:
-    """A value as JSON in single quotes, for a command line."""
+    """Return a value as JSON in single quotes, for a command line."""
     written = json.dumps(value, ensure_ascii=False).replace("'", "\\u0027")
     return "'" + "".join(sign if sign.isprintable() else _json_escape(sign) for sign in written) + "'"
 

@@ -1,4 +1,4 @@
-"""The YAML that heads a card, as every parser reads it."""
+"""The YAML header of a card, with the same content in YAML 1.1 and 1.2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from huggingface_hub import CardData
 
 from hub_cards.markdown import one_line
 
-__all__ = ["header"]
-
-# What YAML 1.2, which the Hub's own parser reads, takes for a number, and YAML 1.1 for a text: 1e3, 0o17.
+# Numbers in YAML 1.2, which the Hub's own parser reads, that are texts in YAML 1.1: 1e3, 0o17.
 _NUMBER = re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?|0o[0-7]+|0x[0-9a-fA-F]+")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than a text."""
+    """Quotes texts that either version of YAML would read as another type."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -27,7 +25,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_NUMBE
 
 
 def header(metadata: CardData) -> str:
-    """The metadata as YAML without the lines of dashes; each text of it is on one line."""
+    """Return metadata as YAML without the lines of dashes; each text is on one line."""
     content = _cleaned(metadata.to_dict())
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 

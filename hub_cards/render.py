@@ -1,7 +1,8 @@
 """Cards of models, datasets and checkpoints for the Hub, rendered from templates and plain data.
 
-The templates escape what comes from data by the filters of :mod:`hub_cards.markdown`: ``plain`` for text, ``code`` for
-inline code, ``cell`` for cells of tables, ``string`` for literals in Python code.
+A template names the facts that it needs as plain data, ``metadata`` being the YAML of the header; a missing fact is a
+``jinja2.UndefinedError``. The templates escape what comes from data by the filters of :mod:`hub_cards.markdown`:
+``plain`` for text, ``code`` for inline code, ``cell`` for cells of tables, ``string`` for literals in Python code.
 """
 
 from __future__ import annotations
@@ -13,57 +14,26 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hub_cards.markdown import cell, code, link, plain, python_string
-
-__all__ = ["render_checkpoint_card", "render_checkpoints_card", "render_dataset_card", "render_model_card"]
+from hub_cards.markdown import cell, code, link, plain, python_string, setting
 
 
 def render_model_card(facts: Mapping[str, Any]) -> str:
-    """Renders the card of a model.
-
-    Args:
-        facts: What ``model_card.md.jinja`` and the files that it includes name, as plain data; ``metadata`` is the YAML
-            of the header.
-
-    Raises:
-        jinja2.UndefinedError: If a fact is missing.
-    """
+    """Render the card of a model."""
     return _render("model_card.md.jinja", facts)
 
 
 def render_checkpoint_card(facts: Mapping[str, Any]) -> str:
-    """Renders the card of an intermediate checkpoint.
-
-    Args:
-        facts: What ``checkpoint_card.md.jinja`` names, as plain data; ``metadata`` is the YAML of the header.
-
-    Raises:
-        jinja2.UndefinedError: If a fact is missing.
-    """
+    """Render the card of an intermediate checkpoint."""
     return _render("checkpoint_card.md.jinja", facts)
 
 
 def render_checkpoints_card(facts: Mapping[str, Any]) -> str:
-    """Renders the list of a repository's checkpoints.
-
-    Args:
-        facts: What ``checkpoints_card.md.jinja`` names, as plain data; ``metadata`` is the YAML of the header.
-
-    Raises:
-        jinja2.UndefinedError: If a fact is missing.
-    """
+    """Render the list of a repository's checkpoints."""
     return _render("checkpoints_card.md.jinja", facts)
 
 
 def render_dataset_card(facts: Mapping[str, Any]) -> str:
-    """Renders the card of a dataset.
-
-    Args:
-        facts: What ``dataset_card.md.jinja`` names, as plain data; ``metadata`` is the YAML of the header.
-
-    Raises:
-        jinja2.UndefinedError: If a fact is missing.
-    """
+    """Render the card of a dataset."""
     return _render("dataset_card.md.jinja", facts)
 
 
@@ -86,9 +56,11 @@ def _environment() -> Environment:
     environment.filters |= {
         "cell": cell,
         "code": code,
+        "line": lambda text: " ".join(text.split()),
         "link": link,
         "number": "{:,}".format,
         "plain": plain,
+        "setting": setting,
         "string": python_string,
     }
     return environment

@@ -1,17 +1,15 @@
-"""The code of a page that a program can run: fenced blocks of Python under a comment that names them."""
+"""Blocks of Python in Markdown that are marked with a name, to be run by a program."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["snippets"]
-
-# A fence of code ends at the first line that is nothing but the fence.
+# A block ends at the first line that is just the fence.
 _BLOCK = r"^<!-- {mark}: (?P<name>[a-z-]+) -->\n```python\n(?P<code>.*?)^```$"
 
 
 def snippets(page: str, mark: str = "verify") -> dict[str, str]:
-    """The marked blocks of a page by name, in order.
+    """Return the marked blocks of a page by name, in order.
 
     A model's card has ``sentence-transformers``, ``transformers`` and ``remote-code``. Each loads the model by the name
     that the card was made with and leaves ``query_embeddings`` and ``document_embeddings``, arrays or tensors of

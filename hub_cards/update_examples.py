@@ -1,4 +1,4 @@
-"""Renews the examples of cards from a packed model: ``python hub_cards/update_examples.py PACKED``."""
+"""Render the example cards again from a packed model: ``python hub_cards/update_examples.py PACKED``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ if __name__ == "__main__":
     require("jinja2", "publish")
 
 from training.common.errors import UserError
-from training.common.outputs import check_output, new_folder
-from training.common.run_folder import write_whole
+from training.common.outputs import check_output, new_folder, write_whole
 from training.publishing.card import CARD, model_card
-from training.publishing.figures import FIGURES
+from training.publishing.evaluation import FIGURES
 from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card
 from training.publishing.record import ModelRelease, load_release
-
-__all__ = ["CHECKPOINT", "EXAMPLES", "main", "update_examples"]
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 CHECKPOINT = "checkpoint.md"
@@ -31,7 +28,7 @@ _ORGANISATION = "example-org"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="update_examples.py", description=__doc__)
     parser.add_argument("packed", type=Path, help="folder that publish.py pack wrote")
     arguments = parser.parse_args(words)
@@ -39,11 +36,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def update_examples(packed: Path, output: Path) -> None:
-    """Writes the card of a packed model with its figures, and that of the checkpoint of its last step.
-
-    Raises:
-        UserError: If the folder is no packed model, or its steps are not known.
-    """
+    """Write the card of a packed model with its figures, and the card of the checkpoint of its last step."""
     release = load_release(packed)
     repository = f"{_ORGANISATION}/{release.name}"
     card, checkpoint = model_card(packed, repository), checkpoint_card(_last_checkpoint(release, repository))

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, append_eos
-from tests.hub_server.fixtures import client_waits, hub_server
+from tests.hub_server.client import client_waits, hub_server
 
 # Fixtures of a Hub on the loopback, for all rooms.
 __all__ = ["client_waits", "hub_server"]

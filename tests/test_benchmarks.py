@@ -7,9 +7,8 @@ from importlib.util import find_spec
 import pytest
 
 from tests.benchmarks import run
-from tests.benchmarks.hardware import describe_hardware
-from tests.benchmarks.suite import Suite
-from tests.benchmarks.timing import Contestant, add_ratio, measure
+from tests.benchmarks.machine import describe_hardware
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 
 
 @pytest.fixture(scope="module")

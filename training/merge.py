@@ -1,4 +1,9 @@
-"""Averages models of one architecture, such as the last checkpoints of a run, into one."""
+"""Average models of one architecture, such as the last checkpoints of a run, or merge an adapter into its base.
+
+python training/merge.py runs/mine/checkpoint-900 runs/mine/checkpoint-1000 runs/mine --output runs/mine-soup
+python training/merge.py runs/one runs/other --slerp 0.5 --output merged
+python training/merge.py runs/lora/model --output runs/lora/merged
+"""
 
 from __future__ import annotations
 
@@ -7,54 +12,61 @@ import sys
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.common.command import run_command
-from training.models.merging.merging import merge
-from training.models.merging.method import mean_of, slerp_of
-from training.models.merging.parents import find_parent
-from training.models.merging.streaming import MAX_SHARD_SIZE
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from training.models.adapter_merging import merge_named
+from training.models.merging import MAX_SHARD_SIZE
 
 
-def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
-    arguments = _arguments(words)
-    return run_command(lambda: _run(arguments))
-
-
-def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="merge.py", description=__doc__, allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    summary, _, example = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="merge.py",
+        description=summary,
+        epilog=f"examples:\n{example.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a folder, a run, a checkpoint of it, or ORG/NAME[@REVISION]"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a folder, a run, a checkpoint of it, or ORG/NAME[@REVISION]; or one adapter",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the merged model")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--weights", type=float, nargs="+", help="what each model counts (default: all alike)")
+    average = parser.add_argument_group("to average models")
+    how = average.add_mutually_exclusive_group()
+    how.add_argument("--weights", type=float, nargs="+", help="weight of each model (default: equal weights)")
     how.add_argument(
         "--slerp",
         type=float,
         nargs="?",
         const=0.5,
         metavar="T",
-        help="go from the first of two models to the second on a great circle, so far (0.5)",
+        help="spherical interpolation between two models, at T from 0 to 1 (%(const)s)",
     )
-    parser.add_argument("--dtype", choices=sorted(_DTYPES), help="of the weights written (default: the models' own)")
-    parser.add_argument("--max-shard-size", default=MAX_SHARD_SIZE, help="of a file of weights at most (%(default)s)")
-    return parser.parse_args(words)
+    average.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights written (default: the models' own)"
+    )
+    average.add_argument("--max-shard-size", help=f"maximum size of a file of weights ({MAX_SHARD_SIZE})")
+    adapter = parser.add_argument_group("to merge an adapter into its base, in fp32")
+    adapter.add_argument("--base", help="where its base is now, if not where the adapter says")
+    adapter.add_argument(
+        "--accept-other-base", action="store_true", help="merge although the base may have other weights than recorded"
+    )
+    return parser
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    number = len(arguments.models)
-    method = mean_of(number, arguments.weights) if arguments.slerp is None else slerp_of(number, arguments.slerp)
-    parents = [find_parent(word) for word in arguments.models]
-    dtype = arguments.dtype and _DTYPES[arguments.dtype]
-    record = merge(parents, method, arguments.output, dtype, arguments.max_shard_size)
-    counted = ", ".join(f"{each['weight']:.4g} {each['name']}" for each in record["parents"])
-    sys.stdout.write(f"{arguments.output}: {record['method']} of {counted}, in {record['dtype']}\n")
+def main(words: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = vars(make_parser().parse_args(words))
+
+    def work() -> None:
+        sys.stdout.write(f"{merge_named(**arguments)}\n")
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

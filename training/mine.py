@@ -1,4 +1,7 @@
-"""Mines hard negatives for the sources of a manifest."""
+"""Mine hard negatives for the sources of a manifest.
+
+python training/mine.py --manifest data/manifest.yaml --model codefuse-ai/F2LLM-v2-0.6B --output data/mined
+"""
 
 from __future__ import annotations
 
@@ -14,51 +17,51 @@ from transformers.utils.logging import disable_progress_bar
 from training.common.command import run_command
 from training.common.executor import Executor, read_executor
 from training.data.manifest import load_manifest, require_local, select_sources
-from training.data.mining.index import SEARCHES
 from training.data.mining.mining import Resources, mine
-from training.data.mining.rules import MiningOptions
-from training.data.mining.translations import bitext_sources
-from training.models.miner import find_miner
+from training.data.mining.search import SEARCHES, MiningOptions, bitext_sources
+from training.models.encoders import find_miner
 
 
-def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
-    arguments = _arguments(words)
-    disable_progress_bar()
-    return run_command(lambda: _run(arguments))
-
-
-def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mine.py", description=__doc__, allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    description, example = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="mine.py",
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     default, resources = MiningOptions(), Resources()
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
-    parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a name on the Hub")
+    parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a Hub name")
     parser.add_argument("--output", type=Path, required=True, help="folder of the mined sources")
-    parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's own")
-    parser.add_argument(
-        "--sources", nargs="+", help="mine these (`*` as in file names; default: all retrieval sources)"
-    )
+    parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's")
+    parser.add_argument("--sources", nargs="+", help="mine these (`*` as in file names; default: retrieval sources)")
 
-    group = parser.add_argument_group("thresholds (by default the published ones)")
-    group.add_argument("--top", type=int, default=default.top, help="candidates a query (%(default)s)")
-    group.add_argument("--skip", type=int, default=default.skip, help="candidates passed over (%(default)s)")
-    group.add_argument("--max-score", type=float, default=default.max_score, help="a negative's is lower (%(default)s)")
+    group = parser.add_argument_group("thresholds (defaults: the published ones)")
+    group.add_argument("--top", type=int, default=default.top, help="candidates per query (%(default)s)")
+    group.add_argument("--skip", type=int, default=default.skip, help="nearest candidates skipped (%(default)s)")
+    group.add_argument("--max-score", type=float, default=default.max_score, help="negatives score less (%(default)s)")
     group.add_argument(
-        "--relative", type=float, default=default.relative, help="share of the positive's score (%(default)s)"
+        "--relative",
+        type=float,
+        default=default.relative,
+        help="negatives score less than this share of the positive's score (%(default)s)",
     )
-    group.add_argument("--negatives", type=int, default=default.negatives, help="negatives a row (%(default)s)")
+    group.add_argument("--negatives", type=int, default=default.negatives, help="negatives per row (%(default)s)")
     group.add_argument("--keep-short", action="store_true", help="keep rows with fewer negatives")
-    group.add_argument("--replace", action="store_true", help="leave out the negatives that rows have already")
+    group.add_argument("--replace", action="store_true", help="drop the negatives that rows already have")
 
-    group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is no negative")
+    group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
     group.add_argument(
         "--bitext", nargs="+", help="sources whose pairs are translations (default: all symmetric retrieval sources)"
     )
-    group.add_argument("--no-guard", action="store_true", help="take no pairs for translations")
+    group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--no-instruction", action="store_true", help="embed queries under the model's own prompt")
-    group.add_argument("--max-length", type=int, help="tokens of a text at most")
+    group.add_argument("--no-instruction", action="store_true", help="embed queries with the model's own prompt")
+    group.add_argument("--max-length", type=int, help="maximum tokens per text")
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
     group.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
@@ -68,7 +71,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
         help="run code that comes with the model; it can do and read all that you can, your Hub token included",
     )
 
-    group = parser.add_argument_group("where and how it runs")
+    group = parser.add_argument_group("resources")
     group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")
     group.add_argument("--half-cache", action="store_true", help="cache embeddings in 16 bits")
     group.add_argument(
@@ -80,36 +83,30 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--search", choices=SEARCHES, default=resources.search, help="(%(default)s)")
     group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
-    return parser.parse_args(words)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = make_parser().parse_args(words)
+    disable_progress_bar()
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     sources = load_manifest(arguments.manifest, arguments.data_dir)
     require_local(sources)
-    # Clustering and classification have negatives of other classes, which no score can tell from those of their own.
+    # The negatives of clustering and classification are texts of other classes, which scores do not tell.
     chosen = select_sources(sources, arguments.sources, None if arguments.sources else ["retrieval"])
     bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
+    model = ("max_length", "truncate_dim", "dtype", "batch_size", "trust_remote_code")
+    thresholds = ("top", "skip", "max_score", "relative", "negatives", "keep_short", "replace")
+    given = vars(arguments)
     mine(
         chosen,
-        find_miner(
-            arguments.model,
-            max_length=arguments.max_length,
-            truncate_dim=arguments.truncate_dim,
-            dtype=arguments.dtype,
-            batch_size=arguments.batch_size,
-            trust_remote_code=arguments.trust_remote_code,
-        ),
+        find_miner(arguments.model, **{key: given[key] for key in model}),
         arguments.output,
-        MiningOptions(
-            top=arguments.top,
-            skip=arguments.skip,
-            max_score=arguments.max_score,
-            relative=arguments.relative,
-            negatives=arguments.negatives,
-            keep_short=arguments.keep_short,
-            replace=arguments.replace,
-            instructions=not arguments.no_instruction,
-        ),
+        MiningOptions(**{key: given[key] for key in thresholds}, instructions=not arguments.no_instruction),
         bitext=[] if arguments.no_guard else bitext,
         others=[source for source in sources if source not in chosen],
         half=arguments.half_cache,

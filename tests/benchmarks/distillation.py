@@ -15,18 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling_f2llm import F2LLMModel, matryoshka_dims
-from tests.benchmarks.batch_rows import choose_rows
+from modeling_f2llm import F2LLMModel
+from tests.benchmarks.machine import PRECISIONS, Settings, device
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import PRECISIONS, Settings, device
-from tests.benchmarks.step import embed
-from tests.benchmarks.suite import Suite
+from tests.benchmarks.step import choose_rows, embed, stepper
 from tests.benchmarks.texts import batches, row_lengths
-from tests.benchmarks.timing import Contestant, add_ratio, measure
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 from training.distillation.teacher_cache import TeacherCache
-from training.trainer.objective import Objective
-
-__all__ = ["run"]
 
 _TEACHER = "f2llm-v2-0.6b"
 # As many texts are in the cache beside those of the batch: reads are spread over a file, as in training.
@@ -34,7 +29,7 @@ _OTHER_TEXTS = 20_000
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times the three steps in every precision."""
+    """Time the three steps in every precision."""
     rows, why = choose_rows(settings)
     suite.notes.append(why)
     batch, _ = batches(row_lengths(settings, rows))
@@ -51,7 +46,7 @@ def run(settings: Settings, suite: Suite) -> None:
                 "online": online,
             }
             contestants = {
-                name: Contestant(_stepper(build_models(student_config)[0]["ours"], batch, targets, dtype))
+                name: Contestant(stepper(build_models(student_config)[0]["ours"], batch, embed, dtype, targets))
                 for name, targets in sources.items()
             }
             facts = {"rows": rows, "real_tokens": batch["input_ids"].numel(), "texts": len(batch["sequence_lengths"])}
@@ -89,7 +84,7 @@ def _asked(teacher: nn.Module, batch: dict[str, Any], width: int, dtype: torch.d
 
 
 def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], Tensor]:
-    """Reads of the batch's texts from a cache that holds others, too."""
+    """Read the batch's texts from a cache that holds others, too."""
     texts, width = embeddings.shape
     source = SimpleNamespace(name="benchmark", description={"fingerprint": "", "texts": texts + _OTHER_TEXTS})
     places = np.sort(np.random.default_rng(0).permutation(texts + _OTHER_TEXTS)[:texts])
@@ -98,25 +93,6 @@ def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], 
     cache = TeacherCache(folder, [source], {}, teacher_width)
     cache.fill(lambda _, positions: whole[positions])
     return lambda: torch.from_numpy(cache.read("benchmark", places, width)).to(device()).float()
-
-
-def _stepper(
-    model: nn.Module, batch: dict[str, Any], targets: Callable[[], Tensor | None], dtype: torch.dtype
-) -> Callable[[], dict[str, float]]:
-    """A function that takes one step and returns the terms of its loss."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
-
-    def step() -> dict[str, float]:
-        with torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            terms = objective.terms(embed(model, batch), batch, targets())
-        sum(terms.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return {name: term.item() for name, term in terms.items()}
-
-    return step
 
 
 def _check(losses: dict[str, dict[str, float]]) -> None:

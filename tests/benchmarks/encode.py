@@ -11,26 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from modeling_f2llm import build_sentence_transformer
+from tests.benchmarks.machine import PRECISIONS, Settings
 from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.openvino_backend import OpenVINO
-from tests.benchmarks.settings import PRECISIONS, Settings
-from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, add_ratio, measure
-
-__all__ = ["run"]
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times encoding by every model in every precision."""
+    """Time encoding by every model in every precision."""
     count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
     suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
-    try:
-        encoders = _sentence_transformers(settings, suite)
-    except ImportError as error:
-        suite.skip("encode", f"{type(error).__name__}: {error}")
-        return
+    encoders = _sentence_transformers(settings, suite)
     with OpenVINO(settings.openvino_python, encoders[f"stock_{settings.precisions[0]}"]) as openvino:
         if openvino.why_absent:
             suite.skip("OpenVINO backend of sentence-transformers", openvino.why_absent)
@@ -58,9 +52,7 @@ def run(settings: Settings, suite: Suite) -> None:
 
 
 def _sentence_transformers(settings: Settings, suite: Suite) -> dict[str, Any]:
-    """SentenceTransformers by model and precision: ``stock_fp32`` and so on."""
-    from modeling_f2llm import build_sentence_transformer
-
+    """Return SentenceTransformers by model and precision: ``stock_fp32`` and so on."""
     encoders = {}
     for precision in settings.precisions:
         models, missing = build_models(configuration(settings), PRECISIONS[precision], settings.compile)

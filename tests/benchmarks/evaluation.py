@@ -13,27 +13,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mteb.models import ModelMeta
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims
+from tests.benchmarks.machine import Settings
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import Settings
-from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, add_ratio, measure
-
-__all__ = ["run"]
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.models import EvaluatedModel
+from training.evaluation.pair_tasks import pair_tasks
+from training.evaluation.records import Evaluation, ModelRecord
+from training.evaluation.scoring import evaluate_model
+from training.evaluation.views import Prompts
 
 _LANGUAGES = ("deu", "fra", "rus", "jpn", "hin", "arb", "tha", "kor")
 _PRECISIONS = ("float32", "int8", "binary")
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times all views beside the one of full width in float32."""
-    try:
-        import mteb  # noqa: F401
-    except ImportError as error:
-        suite.skip("evaluation", f"{type(error).__name__}: {error}")
-        return
+    """Time all views beside the one of full width in float32."""
     pairs = settings.pick(quick=16, cpu=400, cuda=4000)
     model = build_models(configuration(settings))[0]["ours"].eval()
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
@@ -71,14 +70,6 @@ def _write_pairs(folder: Path, pairs: int) -> Path:
 
 def _evaluation(encoder: Any, path: Path, dims: Sequence[int], precisions: Sequence[str]) -> Callable[[], Any]:
     """An evaluation from nothing: texts are encoded, and nothing is found in a cache."""
-    from mteb.models import ModelMeta
-
-    from training.evaluation.local.pair_tasks import pair_tasks
-    from training.evaluation.models import EvaluatedModel, Prompts
-    from training.evaluation.records import Evaluation, ModelRecord
-    from training.evaluation.scoring import evaluate_model
-    from training.evaluation.store import EmbeddingStore
-
     tasks = pair_tasks(path, "Pairs")
 
     def evaluate() -> Evaluation:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw"]
-
 # Grey and hatch of the bars: neighbours differ in both.
 _STYLES = [("0.85", ""), ("0.55", "//"), ("0.25", ""), ("0.7", "xx"), ("0.95", "..")]
 _AXES = {
@@ -18,7 +16,7 @@ _AXES = {
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes ``results.svg`` and ``results.png``; nothing if there is nothing to draw.
+    """Write ``results.svg`` and ``results.png``; nothing if there is nothing to draw.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -61,17 +59,17 @@ def _rows(suites: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _speeds(suites: dict[str, Any]) -> dict[str, Any]:
-    """Steps: groups are what we are compared with and in which precision."""
+    """Return a panel of steps: groups are what we are compared with and in which precision."""
     groups: dict[str, dict[str, Any]] = {}
     for suite, against in (("step", "stock padded"), ("trainer", "ST trainer")):
         for measurement in suites.get(suite, {}).get("measurements", []):
             label = f"{against}\n{measurement['precision']}"
             groups[label] = {ratio["contestant"]: ratio for ratio in measurement["ratios"]}
-    return {"title": "Training step", "ylabel": "times as fast", "line": 1.0, "groups": groups}
+    return {"title": "Training step", "ylabel": "times as fast", "groups": groups}
 
 
 def _encode_speeds(suites: dict[str, Any]) -> dict[str, Any]:
-    """Encoding: groups are distributions, bars are the compiled model, or else ours, against each baseline."""
+    """Return a panel of encoding: groups are distributions, bars the compiled model or ours against each baseline."""
     groups: dict[str, dict[str, Any]] = {}
     for measurement in suites.get("encode", {}).get("measurements", []):
         ratios = measurement["ratios"]
@@ -87,7 +85,6 @@ def _encode_speeds(suites: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": "Encoding, compiled model where there is one (baseline at the same precision unless named)",
         "ylabel": "times as fast",
-        "line": 1.0,
         "groups": groups,
     }
 
@@ -100,38 +97,27 @@ def _fractions(suites: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": "Fraction of the matrix-product rate",
         "ylabel": "fraction of torch.mm's operations per second",
-        "line": 1.0,
         "groups": groups,
     }
 
 
 def _draw_bars(axes: Any, panel: dict[str, Any]) -> None:
-    """Bars of medians with whiskers from smallest to largest and the median written above."""
+    """Draw bars of medians, with the median written above."""
     groups = panel["groups"]
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(series)
     for number, name in enumerate(series):
-        places, ratios = _present(list(groups.values()), name)
-        places = [place + (number - (len(series) - 1) / 2) * width for place in places]
-        medians = [ratio["median"] for ratio in ratios]
-        whiskers = [
-            [ratio["median"] - ratio["min"] for ratio in ratios],
-            [ratio["max"] - ratio["median"] for ratio in ratios],
-        ]
+        found = {place: group[name] for place, group in enumerate(groups.values()) if name in group}
+        places = [place + (number - (len(series) - 1) / 2) * width for place in found]
+        ratios = list(found.values())
         grey, hatch = _STYLES[number % len(_STYLES)]
-        label = name.replace("_", " ")
-        axes.bar(places, medians, width, color=grey, hatch=hatch, edgecolor="black", label=label)
-        axes.errorbar(places, medians, whiskers, fmt="none", ecolor="black", capsize=3, linewidth=1)
+        style = {"color": grey, "hatch": hatch, "edgecolor": "black", "label": name.replace("_", " ")}
+        axes.bar(places, [ratio["median"] for ratio in ratios], width, **style)
+        _draw_ranges(axes, places, ratios, fmt="none", ecolor="black", linewidth=1)
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         for place, ratio in zip(places, ratios, strict=True):
-            axes.annotate(
-                f"{ratio['median']:.2g}",
-                (place, ratio["max"]),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-    axes.axhline(panel["line"], color="black", linestyle="--", linewidth=1)
+            axes.annotate(f"{ratio['median']:.2g}", (place, ratio["max"]), **above)
+    axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
     axes.set_xticks(range(len(groups)), list(groups), fontsize=9)
     axes.set_ylabel(panel["ylabel"])
     axes.set_title(panel["title"], fontsize=11)
@@ -140,27 +126,27 @@ def _draw_bars(axes: Any, panel: dict[str, Any]) -> None:
     axes.legend(fontsize=8, ncols=2, loc="upper center")
 
 
-def _present(groups: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[dict[str, Any]]]:
-    """Places of the groups that have this series, and its ratios there."""
-    found = [(float(place), group[name]) for place, group in enumerate(groups) if name in group]
-    return [place for place, _ in found], [ratio for _, ratio in found]
+def _draw_ranges(axes: Any, places: Sequence[float], values: Sequence[dict[str, float]], **style: Any) -> Any:
+    """Draw medians with whiskers from smallest to largest."""
+    medians = [value["median"] for value in values]
+    whiskers = [
+        [value["median"] - value["min"] for value in values],
+        [value["max"] - value["median"] for value in values],
+    ]
+    return axes.errorbar(places, medians, whiskers, capsize=3, **style)
 
 
 def _draw_growth(axes: Any, panel: dict[str, Any]) -> None:
-    """Seconds on the left scale, solid with circles; memory on the right, dashed with squares.
+    """Draw seconds on the left scale, solid with circles, and memory on the right, dashed with squares.
 
-    Where work grows with the axis both scales are logarithmic, and growth in proportion is a straight line of the slope
-    that the dotted line has. Along the length the number of tokens stays: growth in proportion is level.
+    Along the length, the number of tokens stays the same, so proportional growth is level. Otherwise both scales are
+    logarithmic, and the dotted line shows proportional growth.
     """
     axis, points = panel["axis"], panel["points"]
     values = [point["value"] for point in points]
-    medians = [point["seconds"]["median"] for point in points]
-    whiskers = [
-        [point["seconds"]["median"] - point["seconds"]["min"] for point in points],
-        [point["seconds"]["max"] - point["seconds"]["median"] for point in points],
-    ]
+    seconds = [point["seconds"] for point in points]
     memory = [(point["peak_mib"] - point["before_mib"]) / 1024 for point in points]
-    handles = [axes.errorbar(values, medians, whiskers, fmt="-o", color="black", capsize=3, label="time")]
+    handles = [_draw_ranges(axes, values, seconds, fmt="-o", color="black", label="time")]
     right = axes.twinx()
     handles += right.plot(values, memory, "--s", color="0.5", label="peak memory")
     axes.set_xscale("log", base=10 if axis == "corpus" else 2)
@@ -168,7 +154,7 @@ def _draw_growth(axes: Any, panel: dict[str, Any]) -> None:
         for scale in (axes, right):
             scale.set_ylim(0, scale.get_ylim()[1] * 1.25)
     else:
-        in_proportion = [medians[-1] * value / values[-1] for value in values]
+        in_proportion = [seconds[-1]["median"] * value / values[-1] for value in values]
         handles += axes.plot(values, in_proportion, ":", color="black", label="time in proportion")
         axes.set_yscale("log")
         right.set_yscale("log")

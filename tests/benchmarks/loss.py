@@ -12,21 +12,18 @@ from collections.abc import Callable
 import torch
 
 from modeling_f2llm import FAMILY, matryoshka_dims
+from tests.benchmarks.machine import PRECISIONS, Settings, device
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import PRECISIONS, Settings, device
 from tests.benchmarks.step import embed
-from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import NEGATIVES, batches, row_lengths
-from tests.benchmarks.timing import Contestant, measure, spread
+from tests.benchmarks.timing import Contestant, Suite, measure, spread
 from training.trainer.objective import Objective
-
-__all__ = ["run"]
 
 _FAMILY_NAME = "f2llm-v2-0.6b"
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times losses and one layer in every precision."""
+    """Time losses and one layer in every precision."""
     rows = settings.pick(quick=16, cpu=512, cuda=512)
     width = settings.pick(quick=32, cpu=FAMILY[_FAMILY_NAME][0], cuda=FAMILY[_FAMILY_NAME][0])
     layers = FAMILY[_FAMILY_NAME][2]

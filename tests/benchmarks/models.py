@@ -10,9 +10,7 @@ from torch import nn
 from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from tests.benchmarks.settings import Settings, device
-
-__all__ = ["VOCAB_SIZE", "build_models", "configuration", "random_model"]
+from tests.benchmarks.machine import Settings, device
 
 # The published vocabulary would make the table of embeddings, which all models share, most of the memory.
 VOCAB_SIZE = 8192
@@ -27,7 +25,7 @@ _TINY = {
 
 
 def configuration(settings: Settings, name: str | None = None, **overrides: int) -> F2LLMConfig:
-    """A published shape, by default the one that the settings choose, with a small vocabulary."""
+    """Return a published shape, by default the one that the settings choose, with a small vocabulary."""
     special = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     tiny = _TINY if settings.quick else {}
     return F2LLMConfig.from_family(name or settings.family_name, **{**special, **tiny, **overrides})

@@ -1,4 +1,4 @@
-"""sentence-transformers' OpenVINO backend as a contestant, in a process and an environment of its own.
+"""sentence-transformers' OpenVINO backend as a contestant, in another process and environment.
 
 ``optimum-intel`` holds transformers back, so it cannot share an environment with what is measured against it. The other
 process waits while the others are timed, and times itself when it is its turn.
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.timing import Contestant
-
-__all__ = ["OpenVINO"]
 
 _CHILD = Path(__file__).with_name("openvino_child.py")
 

@@ -1,6 +1,6 @@
 """Preparation at scale: tokens per second beside a loop over strings, and time and memory as the rows grow.
 
-Each size is prepared in a process of its own, whose memory, that of its worker processes included, is watched.
+Each size is prepared in its own process, whose memory is watched, with that of its worker processes.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from tests.benchmarks.corpus import MadeUpCorpus
-from tests.benchmarks.settings import Settings
-from tests.benchmarks.suite import Suite
-from tests.benchmarks.timing import Contestant, add_ratio, measure, spread
-
-__all__ = ["run"]
+from tests.benchmarks.machine import Settings
+from tests.benchmarks.texts import NEGATIVES
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure, spread
+from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
 
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times both ways to tokenise, then prepares larger and larger sources."""
-    from training.models.tokenizer import train_tokenizer
+    """Time both ways to tokenise, then prepares larger and larger sources."""
+    from training.models.loading import train_tokenizer
 
     sizes = settings.pick(quick=[200], cpu=[200_000, 1_000_000, 2_000_000], cuda=[200_000, 1_000_000, 2_000_000])
     suite.notes += [
@@ -51,7 +51,7 @@ def run(settings: Settings, suite: Suite) -> None:
 
 
 def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list[str], folder: Path) -> dict[str, Any]:
-    """Tokens of the same texts, string by string, in calls of many, and by preparation from parquet to disk."""
+    """Measure tokens of the same texts, string by string, in calls of many, and by preparation from parquet to disk."""
     corpus = MadeUpCorpus(len(passages))
     file = corpus.write(folder / "rate.parquet")
     tokens = sum(map(len, tokenizer(passages)["input_ids"]))
@@ -79,15 +79,15 @@ def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list
 
 
 def _prepare(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], tuple[int, int]]:
-    """Prepares a file from scratch, reading and writing included.
+    """Prepare a file from scratch, reading and writing included.
 
     Returns the tokens of its distinct texts, and those of all texts of its rows, which a loop over rows would tokenise.
     """
     import shutil
 
     from training.data.manifest import Source
-    from training.data.options import PreparationOptions
     from training.data.preparation.pipeline import prepare
+    from training.data.preparation.plan import PreparationOptions
 
     def run() -> tuple[int, int]:
         shutil.rmtree(folder / "rate", ignore_errors=True)
@@ -119,7 +119,7 @@ def _point(rows: int, folder: Path) -> dict[str, Any]:
 
 
 def _watch(arguments: list[str]) -> tuple[float, dict[str, Any]]:
-    """Peak MiB of a process and its children, and what it wrote."""
+    """Return the peak MiB of a process and its children, and what it wrote."""
     command = [sys.executable, "-m", "tests.benchmarks.preparation_point", *arguments]
     peak = 0
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -134,7 +134,7 @@ def _watch(arguments: list[str]) -> tuple[float, dict[str, Any]]:
 
 
 def _resident(process: psutil.Process) -> int:
-    """Bytes of a tree of processes; pages that several share, such as those of libraries, count once."""
+    """Return the bytes of a tree of processes; pages that several share, such as those of libraries, count once."""
     total = 0
     try:
         for each in (process, *process.children(recursive=True)):
@@ -143,3 +143,49 @@ def _resident(process: psutil.Process) -> int:
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         pass
     return total
+
+
+class MadeUpCorpus:
+    """A large made-up source, never held in memory. Its negatives are passages of other rows, as mined ones are."""
+
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        self.rows = rows
+        generator = np.random.default_rng(seed)
+        letters = generator.choice(list("etaoinshrdlucmfwypvbgkjqxz"), (50_000, 9), p=_frequencies(26))
+        words = [" ".join("".join(word)[: 2 + i % 8] for i, word in enumerate(letters)).split()]
+        # Zipf's law: a few words are most of a text, as in every language.
+        drawn = generator.zipf(1.3, 400_000) % len(words[0])
+        self._text = " ".join(words[0][i] for i in drawn)
+        self._query_lengths = generator.lognormal(np.log(60), 0.4, rows).clip(10, 400).astype(int)
+        self._lengths = generator.lognormal(np.log(200), 0.6, rows).clip(20, 4000).astype(int)
+        self._starts = generator.integers(0, len(self._text) - 4000, (2, rows))
+        self._generator = generator
+
+    def passage(self, row: int) -> str:
+        """The passage of a row, unlike every other by its number."""
+        start = int(self._starts[0, row])
+        return f"{row} {self._text[start : start + int(self._lengths[row])]}"
+
+    def _query(self, row: int) -> str:
+        start = int(self._starts[1, row])
+        return f"{self._text[start : start + int(self._query_lengths[row])]} {row}"
+
+    def write(self, path: Path) -> Path:
+        """Write the rows to a parquet file."""
+        write_parquet(path, self._tables())
+        return path
+
+    def _tables(self) -> Iterator[pa.Table]:
+        for start in range(0, self.rows, ROW_GROUP_ROWS):
+            rows = np.arange(start, min(start + ROW_GROUP_ROWS, self.rows))
+            others = (rows + self._generator.integers(1, self.rows, (NEGATIVES, len(rows)))) % self.rows
+            yield rows_table(
+                [self._query(row) for row in rows],
+                [self.passage(row) for row in rows],
+                [[self.passage(row) for row in column] for column in others],
+            )
+
+
+def _frequencies(letters: int) -> np.ndarray:
+    weights = 1 / (1 + np.arange(letters))
+    return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""Prepares or opens one made-up source: ``preparation_point.py prepare|open FOLDER ROWS``; writes JSON."""
+"""Prepare or opens one made-up source: ``preparation_point.py prepare|open FOLDER ROWS``; writes JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks.memory import process_memory
-
-__all__ = ["main"]
+from tests.benchmarks.machine import process_memory
 
 _GLOBAL_BATCH = 512
 
@@ -21,7 +19,7 @@ def main(action: str, folder: str, rows: str) -> None:
 
 
 def _open(folder: Path, rows: str) -> dict[str, float]:
-    """Opens a prepared source, then collates its first batch.
+    """Open a prepared source, then collates its first batch.
 
     The memory is that of opening: the batch maps pages of the files, which stay the system's.
     """
@@ -33,9 +31,8 @@ def _open(folder: Path, rows: str) -> dict[str, float]:
     sources = [PreparedSource(place)]
     seconds, peak = time.perf_counter() - start, process_memory("VmHWM")
 
-    from training.data.options import PreparationOptions
-    from training.trainer.collator import PackedCollator, PreparedRows
-    from training.trainer.sampler import GlobalBatchSampler
+    from training.data.preparation.plan import PreparationOptions
+    from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 
     start = time.perf_counter()
     dataset = PreparedRows(sources, "train")
@@ -47,11 +44,11 @@ def _open(folder: Path, rows: str) -> dict[str, float]:
 
 
 def _prepare(folder: Path, rows: str) -> dict[str, float]:
-    """Prepares a file from scratch."""
+    """Prepare a file from scratch."""
     from training.data.manifest import Source
-    from training.data.options import PreparationOptions
     from training.data.preparation.pipeline import prepare
-    from training.models.tokenizer import load_tokenizer
+    from training.data.preparation.plan import PreparationOptions
+    from training.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     source = Source(rows, [folder / f"{rows}.parquet"], "retrieval", "Retrieve.")

@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from modeling_f2llm import F2LLMConfig
-from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.machine import PRECISIONS, Settings, device
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import PRECISIONS, Settings, device
-from tests.benchmarks.step import embed, stepper
-from tests.benchmarks.suite import Suite
+from tests.benchmarks.step import choose_rows, embed, stepper
 from tests.benchmarks.texts import batches, row_lengths
-from tests.benchmarks.timing import Contestant, add_ratio, measure
-
-__all__ = ["attention_operations", "linear_shapes", "run"]
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 
 
 def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
@@ -39,12 +35,12 @@ def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
 
 
 def attention_operations(config: F2LLMConfig, lengths: list[int]) -> int:
-    """Operations of the two products of causal attention in one layer."""
+    """Return the operations of the two products of causal attention in one layer."""
     return sum(2 * length * (length + 1) for length in lengths) * config.num_attention_heads * config.head_dim
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times products, forward pass and step in every precision."""
+    """Time products, forward pass and step in every precision."""
     rows, why = choose_rows(settings)
     packed, _ = batches(row_lengths(settings, rows))
     config = configuration(settings)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-__all__ = ["markdown"]
 
 _TITLES = {
     "step": "Training step against stock padded Qwen3",
@@ -21,7 +19,7 @@ _TITLES = {
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Hardware, versions, and a section for each suite, in the order in which they ran."""
+    """Return hardware, versions, and a section for each suite, in the order in which they ran."""
     parts = ["# Benchmarks", _hardware(results)]
     if results["settings"]["quick"]:
         parts.append("**A quick run: everything is tiny, and no figure here means anything.**")
@@ -36,7 +34,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Return three significant digits, without an exponent."""
     if not value:
         return "0"
     if abs(value) >= 100:
@@ -62,8 +60,7 @@ def _hardware(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rows = list(rows)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     lines = [header, ["---"] * len(header), *rows]
@@ -78,62 +75,40 @@ def _range(values: dict[str, float], decimals: int | None = None) -> str:
 
 
 def _ratios(suite: dict[str, Any]) -> str:
-    return _table(
-        ["case", "precision", "contestant", "against", "figure", "value"],
-        (
-            [
-                measurement["case"],
-                measurement["precision"] or "as named",
-                ratio["contestant"],
-                ratio["baseline"],
-                ratio["label"],
-                # A share may be far below a hundredth, a speed never is.
-                _range(ratio, None if ratio["label"].startswith("share") else 2),
-            ]
-            for measurement in suite["measurements"]
-            for ratio in measurement["ratios"]
-        ),
-    )
+    rows = []
+    for measurement in suite["measurements"]:
+        for ratio in measurement["ratios"]:
+            # A share may be far below a hundredth, a speed never is.
+            value = _range(ratio, None if ratio["label"].startswith("share") else 2)
+            case = [measurement["case"], measurement["precision"] or "as named"]
+            rows.append([*case, ratio["contestant"], ratio["baseline"], ratio["label"], value])
+    return _table(["case", "precision", "contestant", "against", "figure", "value"], rows)
 
 
 def _seconds(suite: dict[str, Any]) -> str:
-    return _table(
-        ["case", "precision", "contestant", "seconds", "warm-up, extra seconds"],
-        (
-            [
-                measurement["case"],
-                measurement["precision"] or "as named",
-                name,
-                _range(contestant),
-                number(contestant["warm_up_extra"]) if "warm_up_extra" in contestant else "",
-            ]
-            for measurement in suite["measurements"]
-            for name, contestant in measurement["contestants"].items()
-        ),
-    )
+    rows = []
+    for measurement in suite["measurements"]:
+        for name, contestant in measurement["contestants"].items():
+            extra = number(contestant["warm_up_extra"]) if "warm_up_extra" in contestant else ""
+            case = [measurement["case"], measurement["precision"] or "as named"]
+            rows.append([*case, name, _range(contestant), extra])
+    return _table(["case", "precision", "contestant", "seconds", "warm-up, extra seconds"], rows)
 
 
 def _growth(suite: dict[str, Any]) -> str:
-    return _table(
-        ["axis", "value", "tokens", "seconds", "peak memory, MiB", "to open: s", "to open: MiB", "first batch: s"],
-        (
-            [
-                point["axis"],
-                f"{point['value']:,}",
-                f"{point['tokens']:,}" if "tokens" in point else "",
-                _range(point["seconds"]),
-                number(point["peak_mib"] - point["before_mib"]),
-                number(point["opening_seconds"]) if "opening_seconds" in point else "",
-                number(point["opening_peak_mib"]) if "opening_peak_mib" in point else "",
-                number(point["first_batch_seconds"]) if "first_batch_seconds" in point else "",
-            ]
-            for point in suite["points"]
-        ),
-    )
+    rows = []
+    for point in suite["points"]:
+        tokens = f"{point['tokens']:,}" if "tokens" in point else ""
+        opening = ("opening_seconds", "opening_peak_mib", "first_batch_seconds")
+        memory = number(point["peak_mib"] - point["before_mib"])
+        known = [number(point[key]) if key in point else "" for key in opening]
+        rows.append([point["axis"], f"{point['value']:,}", tokens, _range(point["seconds"]), memory, *known])
+    header = ["axis", "value", "tokens", "seconds", "peak memory, MiB"]
+    return _table([*header, "to open: s", "to open: MiB", "first batch: s"], rows)
 
 
 def _facts(suite: dict[str, Any]) -> str:
-    """What was measured on, one line a case."""
+    """Return what was measured on, one line per case."""
     lines = []
     for measurement in suite["measurements"]:
         facts = ", ".join(f"{name.replace('_', ' ')} {_fact(value)}" for name, value in measurement["facts"].items())

@@ -28,12 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from tests.benchmarks.figure import draw
-from tests.benchmarks.hardware import describe_hardware, versions
+from tests.benchmarks.machine import PRECISIONS, Settings, describe_hardware, versions
 from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
 from tests.benchmarks.report import markdown
-from tests.benchmarks.settings import PRECISIONS, Settings
-from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import DISTRIBUTIONS
+from tests.benchmarks.timing import Suite
 from training.common.outputs import check_output
 
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
@@ -43,8 +42,8 @@ SUITES = (
 )
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:
-    """The settings, the suites to run and where the results go."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="suites to run")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each comparison")
@@ -59,23 +58,21 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], 
     parser.add_argument("--openvino-python", metavar="PATH", help="interpreter with sentence-transformers[openvino]")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    chosen = parser.parse_args(arguments)
-    settings = Settings(
-        repeats=chosen.repeats,
-        precisions=tuple(name for name in PRECISIONS if name in chosen.precisions),
-        compile=chosen.compile,
-        size=chosen.size,
-        rows=chosen.rows,
-        step_layers=chosen.step_layers,
-        quick=chosen.quick,
-        openvino_python=chosen.openvino_python,
-        distributions=tuple(chosen.distributions or ()),
-    )
-    return settings, chosen.only, chosen.output
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:
+    """Return the settings, the suites to run and where the results go."""
+    chosen = vars(make_parser().parse_args(arguments))
+    suites, output = chosen.pop("only"), chosen.pop("output")
+    # In the order of the tables, whatever the order on the command line.
+    chosen["precisions"] = tuple(name for name in PRECISIONS if name in chosen["precisions"])
+    chosen["distributions"] = tuple(chosen["distributions"] or ())
+    return Settings(**chosen), suites, output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suites that the command line names; 1 if one of them failed."""
+    """Run the suites that the command line names; 1 if one of them failed."""
     settings, suites, output = parse(arguments)
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -100,6 +97,9 @@ def _run(settings: Settings, suites: Sequence[str], output: Path) -> int:
         results["suites"][name] = suite.results()
         try:
             import_module(f"tests.benchmarks.{name}").run(settings, suite)
+        except ImportError as error:
+            # An optional package is missing.
+            suite.skip(name, f"{type(error).__name__}: {error}")
         except Exception as error:
             # One suite that fails must not cost the results of the others.
             failed = True
@@ -128,7 +128,7 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], output: Path) -> None:
-    """Writes all files anew after each result, so that a run that is cut short leaves what it has."""
+    """Write all files anew after each result, so that a run that is cut short leaves what it has."""
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (output / "results.md").write_text(markdown(results))
     try:

@@ -6,58 +6,121 @@ them as the released training code gives them: in one batch, padded to one lengt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modeling_f2llm import matryoshka_dims
-from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.machine import PRECISIONS, Settings, available_memory, device
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import PRECISIONS, Settings, device
-from tests.benchmarks.suite import Suite
 from tests.benchmarks.texts import batches, row_lengths
-from tests.benchmarks.timing import Contestant, add_ratio, measure
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure, time_call
 from training.models.encoding import embed_chunk
 from training.trainer.objective import Objective
 
-__all__ = ["embed", "embed_padded", "run", "stepper"]
+PUBLISHED_ROWS = 16
+_MOST_SECONDS = 120.0
+# What is kept for the backward pass is not all that a step needs, and the machine is not ours alone.
+_MEMORY_SHARE = 0.75
+
+
+@lru_cache
+def choose_rows(settings: Settings) -> tuple[int, str]:
+    """Return the rows of the batch, and a sentence that says why.
+
+    They are the published 16 if the command line gives none, or the largest of 8, 4, 2 and 1 whose step on stock Qwen3
+    stays under two minutes in fp32 and fits into memory, both extrapolated from one row by padded tokens.
+    """
+    if settings.rows is not None:
+        return settings.rows, f"Rows: {settings.rows}, as asked for (published: {PUBLISHED_ROWS} per device)."
+    if settings.quick:
+        return 2, "Rows: 2, a quick run."
+    padded = {rows: batches(row_lengths(settings, rows))[1] for rows in (16, 8, 4, 2, 1)}
+    tokens = {rows: batch["input_ids"].numel() for rows, batch in padded.items()}
+    seconds, kept = _probe(settings, padded[1])
+    limit = _MEMORY_SHARE * (available_memory() or math.inf)
+    for rows in padded:
+        scale = tokens[rows] / tokens[1]
+        if (seconds * scale <= _MOST_SECONDS and kept * scale <= limit) or rows == 1:
+            break
+    scale = tokens[PUBLISHED_ROWS] / tokens[1]
+    why = (
+        f"Rows: {rows} (published: {PUBLISHED_ROWS} per device). A stock fp32 step on {PUBLISHED_ROWS} would take "
+        f"about {seconds * scale:.0f} s and keep about {kept * scale / 2**30:.1f} GiB for its backward pass; limits: "
+        f"{_MOST_SECONDS:.0f} s and {limit / 2**30:.1f} GiB."
+    )
+    return rows, why
+
+
+def _probe(settings: Settings, batch: dict[str, Any]) -> tuple[float, int]:
+    """Return the seconds of a step of stock Qwen3 on one row, and the bytes that it keeps for the backward pass."""
+    model = build_models(configuration(settings, **settings.step_shape))[0]["stock"].train()
+    kept: dict[int, int] = {}
+    # What is kept includes the weights, which are there anyway.
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in weights:
+            kept[pointer] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _forward_backward(model, batch)
+    seconds, _ = time_call(lambda: _forward_backward(model, batch))
+    return seconds, sum(kept.values())
+
+
+def _forward_backward(model: nn.Module, batch: dict[str, Any]) -> None:
+    hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    hidden.square().mean().backward()
+    model.zero_grad()
 
 
 def embed(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Embeddings of a packed batch."""
+    """Return the embeddings of a packed batch."""
     return embed_chunk(model, batch["input_ids"], batch["sequence_lengths"])
 
 
 def embed_padded(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Embeddings of a padded batch: the last real token of each row."""
+    """Return the embeddings of a padded batch: the last real token of each row."""
     hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     last = batch["attention_mask"].sum(1) - 1
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 def stepper(
-    model: nn.Module, batch: dict[str, Any], embedder: Callable[..., Tensor], dtype: torch.dtype
-) -> Callable[[], float]:
-    """A function that takes one step and returns its loss; fp32 weights, bf16 by autocast."""
+    model: nn.Module,
+    batch: dict[str, Any],
+    embedder: Callable[..., Tensor],
+    dtype: torch.dtype,
+    targets: Callable[[], Tensor | None] = lambda: None,
+) -> Callable[[], dict[str, float]]:
+    """Return a function that takes one step and returns the terms of its loss; fp32 weights, bf16 by autocast.
+
+    ``targets`` returns a teacher's embeddings, or None without distillation.
+    """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    def step() -> float:
+    def step() -> dict[str, float]:
         with torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = sum(objective.terms(embedder(model, batch), batch).values())
-        loss.backward()
+            terms = objective.terms(embedder(model, batch), batch, targets())
+        sum(terms.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return {name: term.item() for name, term in terms.items()}
 
     return step
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times the step of every model in every precision."""
+    """Time the step of every model in every precision."""
     rows, why = choose_rows(settings)
     suite.notes.append(why)
     lengths = row_lengths(settings, rows)
@@ -92,10 +155,11 @@ def run(settings: Settings, suite: Suite) -> None:
         suite.add(measurement)
 
 
-def _check(precision: str) -> Callable[[dict[str, float]], None]:
+def _check(precision: str) -> Callable[[dict[str, dict[str, float]]], None]:
     tolerance = 1e-3 if precision == "fp32" else 2e-2
 
-    def check(losses: dict[str, float]) -> None:
+    def check(terms: dict[str, dict[str, float]]) -> None:
+        losses = {name: sum(each.values()) for name, each in terms.items()}
         worst = max(abs(loss - losses["stock"]) for loss in losses.values())
         assert worst <= tolerance * abs(losses["stock"]), f"the first losses differ: {losses}"
 

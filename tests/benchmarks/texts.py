@@ -12,10 +12,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from tests.benchmarks.machine import Settings, device
 from tests.benchmarks.models import VOCAB_SIZE
-from tests.benchmarks.settings import Settings, device
-
-__all__ = ["DISTRIBUTIONS", "LONGEST", "NEGATIVES", "batches", "row_lengths", "word_tokenizer", "write_texts"]
 
 NEGATIVES, LONGEST = 7, 1024
 
@@ -29,7 +27,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_texts(lengths: np.ndarray, seed: int = 0) -> list[str]:
-    """Texts of random words that have these lengths once the tokenizer has appended EOS."""
+    """Return texts of random words that have these lengths once the tokenizer has appended EOS."""
     generator = np.random.default_rng(seed)
     return [" ".join(f"w{i}" for i in generator.integers(2, VOCAB_SIZE, length - 1)) for length in lengths]
 

@@ -1,16 +1,14 @@
-"""Timing contestants side by side: every repeat runs all of them, so that all see the same disturbances."""
+"""Time contestants side by side, so that all see the same disturbances, and collects the results of a suite."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
-__all__ = ["Contestant", "add_ratio", "measure", "spread", "time_call"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,7 @@ class Contestant:
     Attributes:
         run: Does it once.
         warm_ups: Calls before the first that counts.
-        reports_seconds: Whether ``run`` returns the seconds it took by a clock of its own, for work of which only a
-            part counts or that another process does.
+        reports_seconds: Whether ``run`` returns the seconds itself: only a part counts, or another process works.
         optional: Whether the others go on without it if its first call fails.
     """
 
@@ -32,12 +29,12 @@ class Contestant:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
+    """Return median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, the device's work included, and what it returned."""
+    """Return the seconds of a call, including the device's work, and its result."""
     _synchronise()
     start = time.perf_counter()
     result = run()
@@ -54,7 +51,7 @@ def measure(
     check: Callable[[dict[str, Any]], None] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Warms all contestants up, checks that they agree, then times them in turn.
+    """Warm all contestants up, check that they agree, then time them in turn.
 
     Args:
         case: What is measured.
@@ -93,7 +90,7 @@ def measure(
 def add_ratio(
     measurement: dict[str, Any], baseline: str, contestant: str, label: str = "times as fast", scale: float = 1.0
 ) -> None:
-    """Adds the spread of ``scale * baseline seconds / contestant seconds``, repeat by repeat, if both took part."""
+    """Add the spread of ``scale * baseline seconds / contestant seconds`` by repeat, if both took part."""
     present = measurement["contestants"]
     if baseline in present and contestant in present:
         pairs = zip(present[baseline]["samples"], present[contestant]["samples"], strict=True)
@@ -102,10 +99,8 @@ def add_ratio(
 
 
 def _warm_up(contestants: Mapping[str, Contestant]) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-    """Seconds of all warm-up calls and first results by name, and who was left out and why."""
-    seconds: dict[str, float] = {}
-    results: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
+    """Return seconds of all warm-up calls and first results by name, and who was left out and why."""
+    seconds, results, left_out = {}, {}, {}
     for name, contestant in contestants.items():
         try:
             calls = [time_call(contestant.run) for _ in range(contestant.warm_ups)]
@@ -119,7 +114,7 @@ def _warm_up(contestants: Mapping[str, Contestant]) -> tuple[dict[str, float], d
 
 
 def _warm_up_cost(contestant: Contestant, values: Sequence[float], warm_up: float) -> dict[str, float]:
-    """What the warm-up calls took above the same number of timed ones: compilation, mostly."""
+    """Return what the warm-up calls took above the same number of timed ones: mostly compilation."""
     if contestant.reports_seconds:
         return {}
     return {"warm_up_extra": max(0.0, warm_up - contestant.warm_ups * statistics.median(values))}
@@ -128,3 +123,43 @@ def _warm_up_cost(contestant: Contestant, values: Sequence[float], warm_up: floa
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@dataclass
+class Suite:
+    """Results of one suite; ``on_result`` is called after each, so that a run that is cut short keeps them.
+
+    Attributes:
+        measurements: What :func:`measure` returned.
+        points: Points of growth, each with its axis and value.
+        notes: What a reader must know to read the figures.
+        skipped: What was left out and why.
+    """
+
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    on_result: Callable[[], None] = lambda: None
+
+    def skip(self, what: str, why: str) -> None:
+        """Record once that something could not be measured."""
+        entry = {"what": what, "why": why}
+        if entry not in self.skipped:
+            self.skipped.append(entry)
+
+    def add(self, measurement: dict[str, Any]) -> None:
+        """Record a measurement and the contestants that were left out."""
+        self.measurements.append(measurement)
+        for name, why in measurement["left_out"].items():
+            self.skip(f"{name}, {measurement['case']}, {measurement['precision']}", why)
+        self.on_result()
+
+    def add_point(self, point: dict[str, Any]) -> None:
+        """Record a point of growth."""
+        self.points.append(point)
+        self.on_result()
+
+    def results(self) -> dict[str, Any]:
+        """Return what the JSON file holds; its lists grow with the suite."""
+        return {name: getattr(self, name) for name in ("measurements", "points", "notes", "skipped")}

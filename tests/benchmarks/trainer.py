@@ -14,20 +14,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
-from modeling_f2llm import matryoshka_dims, matryoshka_weights
+from modeling_f2llm import build_sentence_transformer, matryoshka_dims, matryoshka_weights
 from modeling_f2llm.losses import TEMPERATURE
-from tests.benchmarks.batch_rows import choose_rows
+from tests.benchmarks.machine import Settings, device
 from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.settings import Settings, device
-from tests.benchmarks.suite import Suite
+from tests.benchmarks.step import choose_rows
 from tests.benchmarks.texts import LONGEST, NEGATIVES, row_lengths, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, add_ratio, measure
-
-__all__ = ["run"]
+from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from training.config.arguments import StageArguments
+from training.data.manifest import Source
+from training.data.preparation.pipeline import prepare
+from training.data.preparation.plan import PreparationOptions
+from training.trainer.trainer import F2LLMTrainer
 
 _COLUMNS = ("query", "passage", *(f"negative_{k}" for k in range(1, NEGATIVES + 1)))
 _STEPS = 2
@@ -47,14 +54,7 @@ class _Clock(TrainerCallback):
 
 
 def run(settings: Settings, suite: Suite) -> None:
-    """Times steps of both trainers in every precision."""
-    try:
-        import datasets  # noqa: F401
-        import pyarrow  # noqa: F401
-        from sentence_transformers import SentenceTransformerTrainer  # noqa: F401
-    except ImportError as error:
-        suite.skip("trainer", f"{type(error).__name__}: {error}")
-        return
+    """Time steps of both trainers in every precision."""
     rows, why = choose_rows(settings)
     lengths = row_lengths(settings, rows)
     suite.notes += [
@@ -96,7 +96,7 @@ def _measure(
 
 
 def _timed(trainer: Any) -> Callable[[], float]:
-    """Trains and returns the seconds from the end of the first step to the end of the last, per step."""
+    """Train and return the seconds from the end of the first step to the end of the last, per step."""
     clock = _Clock()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
@@ -111,8 +111,6 @@ def _timed(trainer: Any) -> Callable[[], float]:
 
 def _check_embeddings(models: dict[str, nn.Module], texts: list[str]) -> None:
     """The losses cannot agree, so the models must."""
-    from modeling_f2llm import build_sentence_transformer
-
     embeddings = {
         name: build_sentence_transformer(model, word_tokenizer(), prompts={}).encode(texts, show_progress_bar=False)
         for name, model in models.items()
@@ -136,15 +134,6 @@ def _shared_arguments(precision: str, folder: Path) -> dict[str, Any]:
 
 
 def _sentence_transformer_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
-
-    from modeling_f2llm import build_sentence_transformer
-
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = matryoshka_dims(model.config.hidden_size)
     loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, mini_batch_size=_MINI_BATCH)
@@ -159,15 +148,6 @@ def _sentence_transformer_trainer(model: nn.Module, columns: dict[str, list[str]
 
 
 def _our_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from training.config.arguments import StageArguments
-    from training.data.manifest import Source
-    from training.data.options import PreparationOptions
-    from training.data.preparation.pipeline import prepare
-    from training.trainer.trainer import F2LLMTrainer
-
     folder.mkdir()
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     source = Source("benchmark", [folder / "rows.parquet"], "retrieval", "Retrieve.")

@@ -13,7 +13,7 @@ from hub_cards.update_examples import CHECKPOINT, EXAMPLES, update_examples
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.training.publishing.releases import evaluate, make_release, write_release
 from training.common.errors import UserError
-from training.publishing.figures import draw_figures
+from training.publishing.evaluation import draw_figures
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How a client finds a loopback Hub: the environment of a subprocess, or this process's own client, pointed at it."""
+"""How a client finds a loopback Hub: fixtures for this process, and the environment of a subprocess."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ from huggingface_hub import constants
 
 from tests.hub_server.server import TOKEN, HubServer
 
-__all__ = ["connected", "environment"]
-
 _ROOT = Path(__file__).resolve().parents[2]
 _FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
 
 
+@pytest.fixture
+def hub_server() -> Iterator[HubServer]:
+    """An empty Hub."""
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture
+def client_waits(hub_server: HubServer, tmp_path: Path) -> Iterator[list[float]]:
+    """This process's client is logged in to ``hub_server``; the seconds it would have slept between tries."""
+    with connected(hub_server, tmp_path / "hf-home") as waits:
+        yield waits
+
+
 def environment(hub: HubServer, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-    """The environment of a subprocess that knows this Hub alone, with a home (cache, login) of its own."""
+    """Return the environment of a subprocess that knows only this Hub, with its cache and login in ``home``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     return {
         **inherited,
@@ -41,24 +53,22 @@ def environment(hub: HubServer, home: Path, token: str | None = TOKEN) -> dict[s
 
 @contextmanager
 def connected(hub: HubServer, home: Path, token: str | None = TOKEN) -> Iterator[list[float]]:
-    """This process's client speaks to the Hub, with a home of its own; the other tests' is offline.
+    """Point this process's client, which is offline in other tests, at the Hub. It does not sleep between tries.
 
-    The client's constants come from the environment when it is imported, so they are what is changed. It does not
-    sleep between its tries.
+    The client reads its environment when it is imported, so its constants are changed.
 
     Yields:
         The seconds that the client would have slept, in order.
     """
     waits: list[float] = []
+    address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.address)
-        patch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        for name, value in {
+            **{"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.address},
+            **{"HUGGINGFACE_CO_URL_TEMPLATE": address, "HF_HUB_CACHE": str(home / "hub")},
+            "HF_TOKEN_PATH": str(home / "token"),
+        }.items():
+            patch.setattr(constants, name, value)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.delenv(name, raising=False)
         if token is not None:

@@ -6,25 +6,23 @@ import re
 import threading
 from dataclasses import dataclass, field
 
-__all__ = ["Fault", "Faults"]
-
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` requests of a ``method`` whose path and query contain the pattern ``path``.
+    """What happens to the next ``times`` requests of a ``method`` whose path and query match the pattern ``path``.
 
     Attributes:
-        method: ``GET``, ``POST``, … or empty for all.
+        method: ``GET``, ``POST``, …; empty for all.
         path: Regular expression.
         times: Number of requests; None for all from now on.
-        skip: Requests that match and are let through before.
-        status: The answer, without the request having been looked at.
-        body: Content of that answer; its status is 200 unless told.
+        skip: Matching requests that are let through before.
+        status: The answer; the request is not looked at.
+        body: Content of that answer, whose status is 200 by default.
         retry_after: Seconds that the answer tells the client to wait.
         cut_after: Bytes of the request's body after which the connection is cut.
-        cut_answer_after: Bytes of the answer's body after which the connection is cut.
         delay: Seconds before the request is looked at.
         lose_answer: The request is carried out, but the connection is cut instead of an answer.
+        met: Requests that met it.
     """
 
     method: str
@@ -35,23 +33,17 @@ class Fault:
     body: bytes | None = None
     retry_after: int | None = None
     cut_after: int | None = None
-    cut_answer_after: int | None = None
     delay: float = 0.0
     lose_answer: bool = False
     met: int = 0
 
-    def matches(self, method: str, target: str) -> bool:
-        return self.method in ("", method) and re.search(self.path, target) is not None
-
 
 @dataclass
 class Faults:
-    """The script; the first fault that matches a request is the one that it meets."""
+    """The script; a request meets the first fault that matches it."""
 
     script: list[Fault] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, method: str, path: str, **what: object) -> Fault:
         fault = Fault(method, path, **what)  # type: ignore[arg-type]
@@ -64,10 +56,10 @@ class Faults:
             self.script.clear()
 
     def meet(self, method: str, target: str) -> Fault | None:
-        """The fault of a request, which is used up by it."""
+        """Return the fault of a request, which is used up by it."""
         with self._lock:
             for fault in self.script:
-                if not fault.matches(method, target):
+                if fault.method not in ("", method) or not re.search(fault.path, target):
                     continue
                 if fault.skip:
                     fault.skip -= 1

@@ -1,23 +1,23 @@
-"""A Hub on the loopback: the HTTP API that the real client, ``hf`` and the libraries above them speak.
+"""A Hub on the loopback: the HTTP API that huggingface_hub, ``hf`` and the libraries above them use.
 
-No Xet (``HF_HUB_DISABLE_XET=1``), no pull requests, no storage service apart.
+No Xet (``HF_HUB_DISABLE_XET=1``), no pull requests, no separate storage service.
 """
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
+import time
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_server.connection import LoopbackServer
-from tests.hub_server.faults import Faults
-from tests.hub_server.messages import Answer, Call, Logged, Router, json_answer, token_of
-from tests.hub_server.repositories import add_repository_routes
-from tests.hub_server.shelves import Shelves
-from tests.hub_server.store import Account, Missing, Refused, Repository, Store
-from tests.hub_server.uploads import add_content_routes
-
-__all__ = ["ORGANISATION", "READ_TOKEN", "TOKEN", "HubServer"]
+from tests.hub_server import api, contents  # noqa: F401  (their routes)
+from tests.hub_server.faults import Fault, Faults
+from tests.hub_server.routes import Answer, Call, find_route, json_answer
+from tests.hub_server.store import Account, Refused, Repository, Store
 
 # The account of TOKEN may write to its own name and to ORGANISATION; READ_TOKEN may not write.
 TOKEN, READ_TOKEN, ORGANISATION = "hf_" + "loopbackWriteToken", "hf_" + "loopbackReadToken", "org"
@@ -27,29 +27,34 @@ _ACCOUNTS = {
 }
 
 
+class Logged(NamedTuple):
+    """A request, and the status of its answer (None if the connection was cut)."""
+
+    method: str
+    path: str
+    token: str | None
+    status: int | None
+
+
 @dataclass
 class HubServer:
     """A Hub that serves until it is closed; a context manager.
 
     Attributes:
-        store: Accounts and repositories.
+        store: Accounts, repositories and collections.
         faults: What goes wrong next.
         log: All requests, in the order of their ends.
         page_size: Entries of a tree in one answer.
     """
 
-    store: Store = field(default_factory=lambda: Store(_ACCOUNTS))
+    store: Store = field(default_factory=lambda: Store(dict(_ACCOUNTS)))
     faults: Faults = field(default_factory=Faults)
-    shelves: Shelves = field(default_factory=Shelves)
     log: list[Logged] = field(default_factory=list)
     page_size: int = 1000
 
     def __enter__(self) -> HubServer:
-        self.router = Router()
-        self.shelves.add_routes(self.router)
-        add_content_routes(self.router)
-        add_repository_routes(self.router, self.page_size)
-        self._http = LoopbackServer(self.answer, self.faults, self.log)
+        self._http = _Server(("127.0.0.1", 0), _Connection)
+        self._http.hub = self
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
@@ -67,33 +72,113 @@ class HubServer:
         return self.store.repository(name, kind)
 
     def requests(self, method: str, part: str = "") -> list[Logged]:
-        """The requests of a method so far whose path holds a part."""
+        """Return the requests of a method whose path holds a part."""
         return [each for each in self.log if each.method == method and part in each.path]
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Carries a request out."""
-        parts = urlsplit(target)
-        token = token_of(headers)
-        account = self.store.accounts.get(token) if token else None
-        if token and account is None:
-            return _error(401, "Invalid credentials in Authorization header")
-        found = self.router.find(method, parts.path)
-        if found is None:
-            return _error(404, f"Sorry, there is nothing at {method} {parts.path}")
-        route, names = found
-        call = Call(self.store, self.address, method, parts.path, parse_qs(parts.query), headers, body, account)
-        call.parts = {name: unquote(part) for name, part in names.items()}
+        """Carry out a request; names of headers are in lower case."""
+        parts, token = urlsplit(target), _token(headers)
+        account, found = self.store.accounts.get(token or ""), find_route(method, parts.path)
         try:
-            return route(call)
-        except Missing as missing:
-            # A repository that is not there and a private one look the same to a stranger.
-            status = 401 if missing.code == "RepoNotFound" and account is None else 404
-            return _error(status, str(missing), missing.code)
+            if token and account is None:
+                raise Refused(401, "Invalid credentials in Authorization header")
+            if found is None:
+                raise Refused(404, f"Sorry, there is nothing at {method} {parts.path}")
+            function, names = found
+            known = {name: unquote(part) for name, part in names.items()}
+            query = parse_qs(parts.query)
+            return function(
+                Call(self.store, self.address, self.page_size, parts.path, query, headers, body, account, known)
+            )
         except Refused as refused:
-            return _error(refused.status, str(refused))
+            code = {"X-Error-Code": refused.code} if refused.code else {}
+            return json_answer({"error": str(refused)}, refused.status, **{"X-Error-Message": str(refused)}, **code)
 
 
-def _error(status: int, message: str, code: str | None = None) -> Answer:
-    return json_answer(
-        {"error": message}, status, **{"X-Error-Message": message}, **({"X-Error-Code": code} if code else {})
-    )
+def _token(headers: dict[str, str]) -> str | None:
+    return headers.get("authorization", "").removeprefix("Bearer ") or None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: HubServer
+
+
+class _Connection(BaseHTTPRequestHandler):
+    """Reads requests, writes answers, and lets faults happen in between."""
+
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    # An answer is sent at once; otherwise the client waits 40 ms for its second half.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def _serve(self) -> None:
+        hub, headers = self.server.hub, {name.lower(): value for name, value in self.headers.items()}
+        fault = hub.faults.meet(self.command, self.path) or Fault("", "")
+        time.sleep(fault.delay)
+        if fault.cut_after is not None:
+            self.rfile.read(min(fault.cut_after, int(headers.get("content-length", 0))))
+            self._cut(headers)
+            return
+        body = self._body(headers)
+        if fault.status is not None or fault.body is not None:
+            self._send(_bad_answer(fault), headers)
+            return
+        answer = hub.answer(self.command, self.path, headers, body)
+        if fault.lose_answer:
+            self._cut(headers)
+        else:
+            self._send(answer, headers)
+
+    def _body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            chunks = []
+            while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+        size = int(headers.get("content-length", 0))
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionError("the client went away in mid-request")
+        return body
+
+    def _send(self, answer: Answer, headers: dict[str, str]) -> None:
+        self._log(headers, answer.status)
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+            self.wfile.flush()
+
+    def _cut(self, headers: dict[str, str]) -> None:
+        """Reset the connection."""
+        self._log(headers, None)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
+    def _log(self, headers: dict[str, str], status: int | None) -> None:
+        self.server.hub.log.append(Logged(self.command, self.path, _token(headers), status))
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing: requests are in the log."""
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+
+
+def _bad_answer(fault: Fault) -> Answer:
+    if fault.body is not None:
+        kind = "text/html" if fault.body.startswith(b"<") else "application/json"
+        return Answer(fault.status or 200, fault.body, {"Content-Type": kind})
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    return json_answer({"error": "an injected fault"}, fault.status or 500, **headers)

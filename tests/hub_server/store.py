@@ -1,42 +1,33 @@
-"""What a Hub keeps: accounts, and repositories of commits, branches and tags, in memory."""
+"""What a Hub keeps in memory: accounts, repositories with commits, branches and tags, and collections."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-
-__all__ = ["Account", "Commit", "Entry", "Missing", "Refused", "Repository", "Store", "git_blob"]
+from typing import Any
 
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
-class Missing(Exception):
-    """Something that was asked for is not there; ``code`` is the client's name of it: ``RepoNotFound``, …"""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class Refused(Exception):
-    """A request that the Hub answers with ``status``."""
+    """A request that the Hub answers with a status, and a ``code`` such as ``RepoNotFound``."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.code = status, code
 
 
 def git_blob(content: bytes) -> str:
-    """The id that git gives a file."""
+    """Return the id that git gives a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to."""
+    """The owner of a token."""
 
     name: str
     organisations: tuple[str, ...] = ()
@@ -48,15 +39,11 @@ class Account:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit; a large one is known by the SHA-256 of its content, too."""
+    """A file of a commit; a large one also has the SHA-256 of its content."""
 
     blob: str
     size: int
     sha256: str | None = None
-
-    @property
-    def oid(self) -> str:
-        return self.sha256 or self.blob
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,6 @@ class Repository:
     kind: str
     name: str
     private: bool = False
-    gated: str | bool = False
     blobs: dict[str, bytes] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -92,7 +78,7 @@ class Repository:
         return Entry(blob, len(content))
 
     def large_entry(self, sha256: str) -> Entry:
-        """The entry of a large file, which must have been uploaded."""
+        """Return the entry of a large file, which must have been uploaded."""
         if sha256 not in self.large:
             raise Refused(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
         size = len(self.large[sha256])
@@ -103,32 +89,31 @@ class Repository:
         return self.blobs[entry.blob] if entry.sha256 is None else self.large[entry.sha256]
 
     def find(self, revision: str) -> Commit:
-        """The commit of a branch, a tag or an id."""
+        """Return the commit of a branch, a tag or an id."""
         commit = self.branches.get(revision) or self.tags.get(revision) or revision
         if commit not in self.commits:
-            raise Missing("RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[commit]
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """The content of all files of a revision by path, without those that the Hub adds."""
+        """Return the content of all files of a revision by path, except those that the Hub adds."""
         tree = self.find(revision).tree
         return {path: self.content(entry) for path, entry in tree.items() if path != ".gitattributes"}
 
     def commit(
-        self, branch: str, title: str, added: Mapping[str, Entry], deleted: list[str], expected: str | None = None
+        self, branch: str, title: str, added: Mapping[str, Entry], deleted: Iterable[str], expected: str | None = None
     ) -> Commit:
-        """Commits to a branch, whose head must be ``expected`` if that is given."""
+        """Commit to a branch, whose head must be ``expected`` if that is given."""
         with self._lock:
             if self.commits and branch not in self.branches:
-                raise Missing("RevisionNotFound", f"Invalid rev id: {branch}")
+                raise Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
             parent = self.branches.get(branch)
-            if expected is not None and expected != parent:
+            if expected not in (None, parent):
                 raise Refused(412, "A commit has happened since. Please refresh and try again.")
             tree = dict(self.commits[parent].tree) if parent else {}
             for path in deleted:
-                if path not in tree:
-                    raise Missing("EntryNotFound", f"A file with this name doesn't exist: {path}")
-                del tree[path]
+                if tree.pop(path, None) is None:
+                    raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
             tree |= added
             lines = [f"{path} {entry.blob}" for path, entry in sorted(tree.items())]
             text = json.dumps([self.kind, self.name, lines, parent, title, len(self.commits)])
@@ -142,36 +127,35 @@ class Repository:
         self.moves.append((branch, commit))
 
     def history(self, revision: str) -> list[Commit]:
-        """The commits of a revision, newest first."""
-        commit: Commit | None = self.find(revision)
-        commits = []
-        while commit is not None:
-            commits.append(commit)
-            commit = self.commits[commit.parent] if commit.parent else None
+        """Return the commits of a revision, newest first."""
+        commits = [self.find(revision)]
+        while commits[-1].parent:
+            commits.append(self.commits[commits[-1].parent])
         return commits
 
 
+@dataclass
 class Store:
-    """All accounts by token, and all repositories by kind (``model``, ``dataset``, ``space``) and name."""
+    """Accounts by token, repositories by kind (``model``, ``dataset``) and name, and collections by slug."""
 
-    def __init__(self, accounts: Mapping[str, Account]) -> None:
-        self.accounts = dict(accounts)
-        self.repositories: dict[tuple[str, str], Repository] = {}
+    accounts: dict[str, Account]
+    repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
+    collections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def create(self, kind: str, name: str, private: bool = False) -> Repository:
-        repository = Repository(kind, name, private)
-        self.repositories[kind, name] = repository
-        return repository
+        return self.repositories.setdefault((kind, name), Repository(kind, name, private))
 
     def repository(self, name: str, kind: str = "model") -> Repository:
         if (kind, name) not in self.repositories:
-            raise Missing("RepoNotFound", "Repository not found")
+            raise Refused(404, "Repository not found", "RepoNotFound")
         return self.repositories[kind, name]
 
     def readable(self, kind: str, name: str, account: Account | None) -> Repository:
-        repository = self.repository(name, kind)
-        if repository.private and not (account and account.owns(name.split("/")[0])):
-            raise Missing("RepoNotFound", "Repository not found")
+        repository = self.repositories.get((kind, name))
+        hidden = repository and repository.private and not (account and account.owns(name.split("/")[0]))
+        if repository is None or hidden:
+            # To a stranger, a missing repository and a private one look the same.
+            raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
         return repository
 
     def writable(self, kind: str, name: str, account: Account | None) -> Repository:

@@ -109,11 +109,6 @@ def test_the_compiler_changes_no_number(tiny_model: F2LLMModel, compiled: F2LLMM
     assert graphs() == HALVES
 
 
-def test_nothing_is_compiled_unless_asked_for(tiny_model: F2LLMModel, graphs: Callable[[], int]):
-    tiny_model(**packed([3, 5]))
-    assert graphs() == 0
-
-
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_each_mode_compiles_once(tiny_model: F2LLMModel, compiled: F2LLMModel, graphs: Callable[[], int]):
     def assert_compiled(times: int, tolerance: float = 1e-5) -> None:
@@ -258,28 +253,16 @@ def test_a_machine_without_a_compiler_is_told_what_to_do(compiled: F2LLMModel, m
 # -- loading and saving ------------------------------------------------------------------------------------------------
 
 
-def test_the_layer_that_must_not_be_split_is_in_the_tree(tiny_model: F2LLMModel):
-    assert set(tiny_model._no_split_modules) == {type(layer).__name__ for layer in tiny_model.layers}
-
-
-def test_a_compiled_model_is_copied_and_pickled(compiled: F2LLMModel):
-    compiled(**packed([3, 5]))
-    for copy in (deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
-        assert all(layer.compiled for layer in copy.layers)
-
-
-def test_a_saved_folder_does_not_remember_compilation(saved_folder: Path, tmp_path: Path):
+def test_compilation_is_off_by_default_and_not_saved(saved_folder: Path, tiny_config: F2LLMConfig, tmp_path: Path):
+    assert all(layer.compiled for layer in F2LLMModel(deepcopy(tiny_config), compile=True).layers)
     model = F2LLMModel.from_pretrained(saved_folder, compile=True)
     assert all(type(layer) is F2LLMDecoderLayer and layer.compiled for layer in model.layers)
     model.save_pretrained(tmp_path)
     assert "compile" not in json.loads((tmp_path / "config.json").read_text())
     assert not any(layer.compiled for layer in F2LLMModel.from_pretrained(tmp_path).layers)
     assert type(AutoModel.from_pretrained(tmp_path)) is Qwen3Model
-
-
-def test_the_configuration_takes_no_compile(tiny_config: F2LLMConfig):
-    assert all(layer.compiled for layer in F2LLMModel(deepcopy(tiny_config), compile=True).layers)
-    assert not any(layer.compiled for layer in F2LLMModel(deepcopy(tiny_config)).layers)
+    # The layer that must not be split is in the tree.
+    assert set(model._no_split_modules) == {type(layer).__name__ for layer in model.layers}
 
 
 def test_remote_code_compiles_too(released_folder: Path, sentences: list[str], graphs: Callable[[], int]):

@@ -47,15 +47,11 @@ def test_a_packed_batch_equals_stock_text_by_text(
         assert_same(states, stock_model(input_ids=ids[None]).last_hidden_state[0])
 
 
-def test_packed_inputs_embeds_equal_packed_ids(tiny_model: F2LLMModel, flat_ids: Tensor, marks: dict):
-    embeds = tiny_model.embed_tokens(flat_ids)
-    expected = tiny_model(input_ids=flat_ids, **marks).last_hidden_state
-    assert torch.equal(tiny_model(inputs_embeds=embeds, **marks).last_hidden_state, expected)
-
-
 def test_packed_hidden_states_and_tuples_stay_packed(tiny_model: F2LLMModel, flat_ids: Tensor, marks: dict):
     last, states = tiny_model(input_ids=flat_ids, output_hidden_states=True, return_dict=False, **marks)
     assert [layer.shape for layer in states] == [last.shape] * 3
+    embeds = tiny_model.embed_tokens(flat_ids)
+    assert torch.equal(tiny_model(inputs_embeds=embeds, **marks).last_hidden_state, last)
     assert torch.equal(states[-1], last)
     assert torch.equal(last, tiny_model(input_ids=flat_ids, **marks).last_hidden_state)
 
@@ -82,49 +78,33 @@ def test_empty_texts_take_no_room_in_a_packed_batch(tiny_model: F2LLMModel, flat
     )
 
 
-@pytest.mark.parametrize("position_ids", [[4, 5, 6, 7, 8], [3, 4, 0, 1, 2]])
+@pytest.mark.parametrize("position_ids", [[4, 5, 6, 7, 8], [3, 4, 0, 1, 2], [0, 1, 0, 1, 2]])
 def test_positions_of_a_single_row_equal_stock(
     tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch], position_ids: list[int]
 ):
     inputs = {"input_ids": random_batch([5])["input_ids"], "position_ids": torch.tensor([position_ids])}
     assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
-
-
-def test_a_masked_single_row_is_one_text_whatever_its_positions(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
-    inputs = {**random_batch([5]), "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
+    # With a mask the row is one text, at any positions.
+    inputs["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
     assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
 
 
 @pytest.mark.parametrize(
-    "boundaries",
+    ("rows", "boundaries", "message"),
     [
-        {"sequence_lengths": [2, 4]},
-        {"sequence_lengths": [2, 2]},
-        {"sequence_lengths": []},
-        {"cu_seq_lens_q": torch.tensor([0, 2, 6])},
-        {"cu_seq_lens_q": torch.tensor([0, 2, 4])},
+        (1, {"sequence_lengths": [2, 4]}, r"must divide its \(1, 5\) tokens"),
+        (1, {"sequence_lengths": [2, 2]}, r"must divide its \(1, 5\) tokens"),
+        (1, {"sequence_lengths": []}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([0, 2, 6])}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([0, 2, 4])}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([1, 3, 6])}, "a packed batch"),
+        (1, {"sequence_lengths": [4, -2, 3]}, "a packed batch"),
+        (2, {"sequence_lengths": [5, 5]}, r"shape \(2, 5\)"),
     ],
 )
-def test_boundaries_that_do_not_add_up_are_refused(tiny_model: F2LLMModel, boundaries: dict):
-    with pytest.raises(ValueError, match=r"must divide its \(1, 5\) tokens"):
-        tiny_model(input_ids=torch.ones(1, 5, dtype=torch.long), **boundaries)
-
-
-def test_boundaries_of_more_than_one_row_are_refused(tiny_model: F2LLMModel):
-    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
-        tiny_model(input_ids=torch.ones(2, 5, dtype=torch.long), sequence_lengths=[5, 5])
-
-
-@pytest.mark.parametrize(
-    "boundaries",
-    [{"cu_seq_lens_q": torch.tensor([1, 3, 6])}, {"sequence_lengths": [4, -2, 3]}],
-    ids=["not-from-zero", "negative"],
-)
-def test_boundaries_outside_the_batch_are_refused(tiny_model: F2LLMModel, boundaries: dict):
-    with pytest.raises(ValueError, match="a packed batch"):
-        tiny_model(input_ids=torch.ones(1, 5, dtype=torch.long), **boundaries)
+def test_faulty_boundaries_are_refused(tiny_model: F2LLMModel, rows: int, boundaries: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(input_ids=torch.ones(rows, 5, dtype=torch.long), **boundaries)
 
 
 def test_a_batch_that_is_all_padding_comes_out_as_from_qwen3(tiny_model: F2LLMModel):

@@ -58,11 +58,7 @@ def test_packing_keeps_every_text_whole_shortest_first(layout: PaddedLayout, mas
     expected = sorted(texts_of(values, mask), key=len)
     assert layout.lengths == [len(text) for text in expected]
     assert [text.tolist() for text in packed[0].split(layout.lengths)] == expected
-
-
-def test_positions_start_again_with_every_text(layout: PaddedLayout):
-    expected = [position for length in layout.lengths for position in range(length)]
-    assert layout.position_ids.tolist() == [expected]
+    assert layout.position_ids.tolist() == [[position for length in layout.lengths for position in range(length)]]
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
@@ -70,10 +66,7 @@ def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout: PaddedLayo
     values = torch.randn(*mask.shape, *shape)
     expected = values * mask.view(*mask.shape, *[1] * len(shape))
     assert torch.equal(layout.unpack(layout.pack(values)), expected)
-
-
-def test_packing_undoes_unpacking(layout: PaddedLayout, mask: Tensor):
-    packed = torch.randn(1, int(mask.sum()), 6)
+    packed = torch.randn(1, int(mask.sum()), *shape)
     assert torch.equal(layout.pack(layout.unpack(packed)), packed)
 
 
@@ -104,7 +97,7 @@ def test_a_full_mask_needs_no_index():
     assert torch.equal(layout.position_ids, other.position_ids)
 
 
-@pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [0, 2, 0, 3]])
+@pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [0, 2, 0, 3], []])
 def test_boundaries_are_those_of_the_flash_kernels(lengths: list[int]):
     boundaries = boundary_kwargs(lengths, CPU)
     assert set(boundaries) == set(BOUNDARY_NAMES)
@@ -113,12 +106,7 @@ def test_boundaries_are_those_of_the_flash_kernels(lengths: list[int]):
         assert boundaries[name].dtype == torch.int32
         assert boundaries[name][0] == 0
         assert boundaries[name].diff().tolist() == lengths
-    assert boundaries["max_length_q"] == boundaries["max_length_k"] == max(lengths)
-
-
-def test_no_texts_have_boundaries_too():
-    assert boundary_kwargs([], CPU)["cu_seq_lens_q"].tolist() == [0]
-    assert boundary_kwargs([], CPU)["max_length_q"] == 0
+    assert boundaries["max_length_q"] == boundaries["max_length_k"] == max(lengths, default=0)
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [7, 7]])
@@ -126,10 +114,7 @@ def test_lengths_are_read_back_from_positions(lengths: list[int]):
     positions = packed_position_ids(lengths)
     assert positions.tolist() == [[position for length in lengths for position in range(length)]]
     assert sequence_lengths_of(positions) == lengths
-
-
-def test_positions_that_begin_anywhere_mark_texts_too():
-    assert sequence_lengths_of(torch.tensor([[5, 6, 7]])) == [3]
+    # Positions may begin anywhere.
     assert sequence_lengths_of(torch.tensor([[5, 6, 2, 3, 4, 9]])) == [2, 3, 1]
 
 
@@ -163,9 +148,6 @@ def test_texts_of_equal_length_share_an_attention_call(tiny_model: F2LLMModel, r
     with attention_calls(tiny_model) as sequences:
         tiny_model(**random_batch([5, 3, 5, 3, 2, 5], side))
     assert sequences == [1, 2, 3]
-
-
-def test_an_unpadded_batch_is_one_attention_call(tiny_model: F2LLMModel, random_batch):
     with attention_calls(tiny_model) as sequences:
         tiny_model(input_ids=random_batch([4, 4, 4])["input_ids"])
     assert sequences == [3]

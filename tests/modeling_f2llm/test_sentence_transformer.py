@@ -57,6 +57,10 @@ def test_documents_are_the_normalised_last_token(
     assert_same(built.encode_document(sentences), expected)
     assert_same(built.encode(sentences), expected)
     assert_same(np.linalg.norm(expected, axis=1), np.ones(len(sentences)))
+    assert [type(module) for module in built] == [Transformer, Pooling, Normalize]
+    # The model is shared, not copied.
+    assert built[0].auto_model is tiny_model and built.get_embedding_dimension() == 32
+    assert_same(built.similarity(expected, expected[:2]).numpy(), expected @ expected[:2].T)
 
 
 def test_queries_carry_the_published_prompt(
@@ -67,35 +71,9 @@ def test_queries_carry_the_published_prompt(
     assert_same(built.encode_query(sentences), expected)
     assert_same(built.encode(sentences, prompt_name="query"), expected)
     assert built.prompts == DEFAULT_PROMPTS
-
-
-def test_own_prompts_replace_the_published_ones(
-    tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
-):
-    prompts = {"query": "Q: ", "document": "D: "}
-    built = build_sentence_transformer(tiny_model, tokenizer, prompts)
-    assert_same(built.encode_query(sentences), by_hand(tiny_model, tokenizer, ["Q: " + text for text in sentences]))
-    assert_same(built.encode_document(sentences), by_hand(tiny_model, tokenizer, ["D: " + text for text in sentences]))
-
-
-def test_similarity_is_the_cosine(built: SentenceTransformer, sentences: list[str]):
-    assert built.similarity_fn_name == "cosine"
-    queries, documents = built.encode_query(sentences), built.encode_document(sentences)
-    assert_same(built.similarity(queries, documents).numpy(), queries @ documents.T)
-
-
-def test_modules_are_sentence_transformers_own(built: SentenceTransformer):
-    assert [type(module) for module in built] == [Transformer, Pooling, Normalize]
-    assert built[1].pooling_mode == "lasttoken"
-    assert built.get_embedding_dimension() == 32
-
-
-def test_the_model_is_shared_not_copied(
-    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase
-):
-    assert built[0].auto_model is tiny_model
-    assert {id(parameter) for parameter in built.parameters()} == {id(p) for p in tiny_model.parameters()}
-    assert tokenizer("text").input_ids == built.tokenizer("text").input_ids
+    own = build_sentence_transformer(tiny_model, tokenizer, {"query": "Q: ", "document": "D: "})
+    assert_same(own.encode_query(sentences), by_hand(tiny_model, tokenizer, ["Q: " + text for text in sentences]))
+    assert_same(own.encode_document(sentences), by_hand(tiny_model, tokenizer, ["D: " + text for text in sentences]))
 
 
 def test_a_longer_text_is_cut_before_eos(
@@ -133,12 +111,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_config: F2L
     build_sentence_transformer(fitting, deepcopy(tiny_tokenizer))
     with pytest.raises(ValueError, match=f"the tokenizer has {tokens} tokens but the model only {tokens - 1}"):
         build_sentence_transformer(small, deepcopy(tiny_tokenizer))
-
-
-def test_a_tokenizer_without_eos_is_refused(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase):
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token"):
-        build_sentence_transformer(tiny_model, tokenizer)
 
 
 # -- the released folder -----------------------------------------------------------------------------------------------

@@ -40,9 +40,21 @@ def blank() -> PreTrainedTokenizerBase:
 def test_eos_follows_the_text_and_nothing_else_changes(blank: PreTrainedTokenizerBase):
     texts = ["some text", "", *MULTILINGUAL]
     before = blank(texts).input_ids
-    assert append_eos(blank) is blank
+    blank.padding_side = blank.truncation_side = "left"
+    assert end_token_id(blank) is None
+    assert append_eos(append_eos(blank)) is blank and end_token_id(blank) == blank.eos_token_id
+    assert (blank.padding_side, blank.truncation_side) == ("right", "right")
     assert blank(texts).input_ids == [[*ids, blank.eos_token_id] for ids in before]
     assert blank("some text", add_special_tokens=False).input_ids == before[0]
+    assert blank("some", "text").input_ids == blank("some").input_ids + blank("text").input_ids
+    batch = blank(texts, padding=True)
+    for ids, mask, text in zip(batch.input_ids, batch.attention_mask, before, strict=True):
+        assert ids == [*text, blank.eos_token_id, *[blank.pad_token_id] * (len(ids) - sum(mask))]
+    blank.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        append_eos(blank)
+    with pytest.raises(ValueError, match="not a fast tokenizer"):
+        append_eos(ByT5Tokenizer())
 
 
 @pytest.mark.parametrize("post_processor", [None, ByteLevel(trim_offsets=False)], ids=["none", "byte-level"])
@@ -64,30 +76,6 @@ def test_eos_is_kept_on_truncation(tokenizer: PreTrainedTokenizerBase, max_lengt
     assert short == [*whole[: max_length - 1], tokenizer.eos_token_id]
 
 
-def test_padding_goes_to_the_right_of_eos(tokenizer: PreTrainedTokenizerBase, sentences: list[str]):
-    batch = tokenizer(sentences, padding=True, return_tensors="pt")
-    last = batch.attention_mask.sum(dim=1) - 1
-    assert (batch.input_ids.gather(1, last[:, None]) == tokenizer.eos_token_id).all()
-    assert (batch.input_ids[batch.attention_mask == 0] == tokenizer.pad_token_id).all()
-
-
-def test_both_texts_of_a_pair_end_with_eos(tokenizer: PreTrainedTokenizerBase):
-    first, second = tokenizer("some").input_ids, tokenizer("text").input_ids
-    assert tokenizer("some", "text").input_ids == first + second
-
-
-def test_appending_twice_appends_once(tokenizer: PreTrainedTokenizerBase):
-    before = tokenizer("some text").input_ids
-    append_eos(append_eos(tokenizer))
-    assert tokenizer("some text").input_ids == before
-
-
-def test_sides_are_set(blank: PreTrainedTokenizerBase):
-    blank.padding_side = blank.truncation_side = "left"
-    append_eos(blank)
-    assert (blank.padding_side, blank.truncation_side) == ("right", "right")
-
-
 def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerBase):
     pad, eos = "<|endoftext|>", "<|im_end|>"
     blank.backend_tokenizer.post_processor = TemplateProcessing(
@@ -99,7 +87,7 @@ def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerB
 
 @pytest.mark.parametrize("appended", ["<|endoftext|>", "<|im_start|>"])
 def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, appended: str):
-    """As Qwen3-Embedding's: EOS is <|im_end|>, but its padding token follows every text."""
+    """Qwen3-Embedding's EOS is <|im_end|>, but its padding token follows every text."""
     blank.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     token = blank.convert_tokens_to_ids(appended)
     template = TemplateProcessing(single=f"$A {appended}:0", special_tokens=[(appended, token)])
@@ -110,11 +98,6 @@ def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, 
     for text in ("", *MULTILINGUAL):
         assert blank(text).input_ids == [*blank(text, add_special_tokens=False).input_ids, token]
     assert blank(MULTILINGUAL[0], truncation=True, max_length=4).input_ids[-1] == token
-
-
-def test_end_token_is_what_follows_a_text(blank: PreTrainedTokenizerBase):
-    assert end_token_id(blank) is None
-    assert end_token_id(append_eos(blank)) == blank.eos_token_id
 
 
 def test_a_token_before_texts_does_not_end_them(blank: PreTrainedTokenizerBase):
@@ -148,12 +131,6 @@ def test_saved_tokenizer_appends_eos_in_stock_libraries(
     assert [encoding.ids for encoding in bare.encode_batch(sentences)] == expected
 
 
-def test_no_eos_token_is_refused(blank: PreTrainedTokenizerBase):
-    blank.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token"):
-        append_eos(blank)
-
-
 @pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
 def test_eos_may_be_the_padding_and_is_where_there_is_none(blank: PreTrainedTokenizerBase, pad_token: str | None):
     blank.pad_token = pad_token
@@ -167,7 +144,7 @@ def test_eos_may_be_the_padding_and_is_where_there_is_none(blank: PreTrainedToke
 @pytest.mark.parametrize("byte_level", [True, False])
 @pytest.mark.parametrize("first", [["<s>"], ["<s>", "<t>"]])
 def test_what_goes_before_a_text_stays(first: list[str], byte_level: bool, tmp_path: Path):
-    """As Llama's: BOS before every text, nothing after it."""
+    """Llama's tokenizer puts BOS before every text and nothing after it."""
     blank = Qwen2Tokenizer(eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<s>", "<t>"])
     blank = blank.train_new_from_iterator(["some text"], vocab_size=270, show_progress=False)
     ids = blank.convert_tokens_to_ids(first)
@@ -193,8 +170,3 @@ def test_a_class_that_writes_its_own_template_keeps_both_ends(tmp_path: Path):
     assert tokenizer("ab").input_ids == [1, 3, 4, 5, 2]
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("ab").input_ids == [1, 3, 4, 5, 2]
-
-
-def test_a_tokenizer_in_python_is_refused():
-    with pytest.raises(ValueError, match="not a fast tokenizer"):
-        append_eos(ByT5Tokenizer())

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
 
 from tests.training.recipes import write_single_stage
 from training.common.errors import UserError
 from training.data.manifest import Source
-from training.data.options import PreparationOptions
 from training.data.preparation.pipeline import prepare
-from training.data.prepared import PreparedSource
-from training.models.tokenizer import train_tokenizer
+from training.data.preparation.plan import PreparationOptions
+from training.models.loading import train_tokenizer
 from training.run_stage import main
 
 NUM_HARD_NEGATIVES = {"retrieval": 2, "clustering": 3, "classification": 1}
 _WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet".split()
 
 
-def _text(kind: str, number: int, words: int = 4) -> str:
+def _text(kind, number, words=4):
     chosen = [_WORDS[(number * 5 + i * (number % 7 + 1)) % len(_WORDS)] for i in range(words)]
     return f"{kind} {number} {' '.join(chosen)}"
 
 
-def _columns(name: str, rows: range, negatives: int) -> dict[str, list[str]]:
+def _columns(name, rows, negatives):
     """Queries are distinct, passages and negatives repeat, every tenth passage is long."""
     return {
         "query": [_text(f"{name} question", row) for row in rows],
@@ -44,9 +39,7 @@ def _columns(name: str, rows: range, negatives: int) -> dict[str, list[str]]:
     }
 
 
-def _write_source(
-    folder: Path, name: str = "source", rows: int = 100, negatives: int | Sequence[int] = 4, **fields: Any
-) -> Source:
+def _write_source(folder, name="source", rows=100, negatives=4, **fields):
     """A source of as many files as there are counts of ``negatives``, between which the rows are divided."""
     counts = [negatives] if isinstance(negatives, int) else negatives
     files = []
@@ -58,29 +51,27 @@ def _write_source(
 
 
 @pytest.fixture(scope="session")
-def small_tokenizer() -> PreTrainedTokenizerBase:
+def small_tokenizer():
     """Byte-level BPE with Qwen's pre-tokenization; its merges span the end of a prompt and the text that follows."""
     texts = [_text(kind, number) for number in range(100) for kind in ("question", "Query: answer", "negative")]
     return train_tokenizer(iter(texts), vocab_size=400)
 
 
 @pytest.fixture
-def write_source(tmp_path: Path) -> Callable[..., Source]:
-    def write(name: str = "source", **kwargs: Any) -> Source:
+def write_source(tmp_path):
+    def write(name="source", **kwargs):
         return _write_source(tmp_path, name, **kwargs)
 
     return write
 
 
 @pytest.fixture(scope="session")
-def options() -> PreparationOptions:
+def options():
     return PreparationOptions(max_length=48, num_hard_negatives=tuple(NUM_HARD_NEGATIVES.items()))
 
 
 @pytest.fixture(scope="session")
-def prepared_sources(
-    tmp_path_factory: pytest.TempPathFactory, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
-) -> list[PreparedSource]:
+def prepared_sources(tmp_path_factory, small_tokenizer, options):
     """One prepared source of each task type; the files of the first have 2 and 5 negatives."""
     folder = tmp_path_factory.mktemp("sources")
     sources = [
@@ -92,16 +83,16 @@ def prepared_sources(
 
 
 @pytest.fixture(scope="session")
-def num_hard_negatives() -> dict[str, int]:
+def num_hard_negatives():
     return dict(NUM_HARD_NEGATIVES)
 
 
 @pytest.fixture(scope="session")
-def refuses() -> Callable[..., AbstractContextManager[None]]:
+def refuses():
     """A block that must end in a :class:`UserError` of one line that names all the parts given."""
 
     @contextmanager
-    def refuse(*parts: object) -> Iterator[None]:
+    def refuse(*parts):
         with pytest.raises(UserError) as caught:
             yield
         message = str(caught.value)
@@ -113,7 +104,7 @@ def refuses() -> Callable[..., AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory):
     """A folder in which the single tiny stage ran to its end without interruption."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert main([str(write_single_stage(folder))]) == 0
@@ -121,13 +112,24 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def check_same_weights(uninterrupted: Path) -> Callable[..., None]:
+def check_same_weights(uninterrupted):
     """``check_same_weights(run)``: the finished model of a run has bit for bit the weights of the uninterrupted one."""
 
-    def check(run: Path, expected: Path = uninterrupted) -> None:
+    def check(run, expected=uninterrupted):
         weights = load_file(expected / "model/model.safetensors")
         resumed = load_file(run / "model/model.safetensors")
         assert resumed.keys() == weights.keys()
         assert not [name for name, tensor in weights.items() if not torch.equal(resumed[name], tensor)]
+
+    return check
+
+
+@pytest.fixture
+def resumes_exactly(tmp_path, check_same_weights):
+    """``resumes_exactly(recipe)``: the run below the test's folder goes on to the weights of the uninterrupted one."""
+
+    def check(recipe, *words):
+        assert main([str(recipe), "--resume", *words]) == 0
+        check_same_weights(tmp_path / "run")
 
     return check

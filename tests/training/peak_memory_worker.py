@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.losses import matryoshka_dims
-from training.models.layout import lay_out
+from training.models.encoding import lay_out
 from training.trainer.gradient_cache import CachedStep
 from training.trainer.objective import Objective
 

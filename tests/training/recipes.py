@@ -13,17 +13,8 @@ import yaml
 
 from training.config.arguments import StageArguments
 from training.config.recipe import Recipe
+from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
-
-__all__ = [
-    "ONE_STAGE",
-    "grow_loss",
-    "only_stage",
-    "recipe_writer",
-    "write_recipe",
-    "write_single_stage",
-    "write_sources",
-]
 
 # The least that a recipe must say.
 ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
@@ -140,6 +131,42 @@ def recipe_writer(folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class KilledError(BaseException):
+    """Ends a training the way a killed process ends it: nothing cleans up."""
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Let trainings call ``action`` as a step begins."""
+    training_step = F2LLMTrainer.training_step
+
+    def acting(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            action()
+        return training_step(self, *args, **kwargs)
+
+    patch.setattr(F2LLMTrainer, "training_step", acting)
+
+
+def killed(recipe: Path, step: int, *words: str) -> None:
+    """Train until a step begins, as if the process was killed then."""
+
+    def die() -> None:
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        at_step(patch, step, die)
+        main([str(recipe), *words])
+
+
+def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2) -> str:
+    """Return the last line of a run that ends with this status, without a traceback."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == status
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
 
 
 def grow_loss(patch: pytest.MonkeyPatch) -> None:

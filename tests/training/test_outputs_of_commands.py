@@ -6,37 +6,33 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.training.distributed_recipe import save_model
 from tests.training.recipes import write_single_stage, write_sources
+from training.build import main as build
 from training.common.outputs import locked
-from training.data.build import main as build
-from training.data.release import main as release
 from training.decontaminate import main as decontaminate
+from training.evaluate import main as evaluate
 from training.evaluation.records import Evaluation
-from training.evaluation.report import main as report
-from training.evaluation.run import main as evaluate
 from training.examples.adaptation import main as adaptation
 from training.examples.claims import RECIPE as CLAIMS
 from training.examples.claims import main as claims
+from training.export import main as export
 from training.merge import main as merge
 from training.mine import main as mine
-from training.models.export import main as export
-from training.models.export_gguf import main as export_gguf
-from training.models.merge_adapter import main as merge_adapter
 from training.prepare import main as prepare
 from training.publish import main as publish
+from training.release import main as release
 from training.run_stage import main as run_stage
 
 Main = Callable[[list[str]], int]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer) -> Path:
+def places(tmp_path_factory, tiny_config, tiny_tokenizer):
     """A folder of a model, an adapter, data, raw data, a run, an evaluation, recipes and a thesis."""
     folder = tmp_path_factory.mktemp("places")
     for name in ("model", "run/model"):
@@ -63,7 +59,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def trained(places: Path) -> Path:
+def trained(places):
     """A trained adapter."""
     keys = {"lora": True, "max_steps": 1, "save_strategy": "no", "output_dir": str(places / "lora"), "lora_rank": 2}
     assert run_stage([str(places / "single.yaml"), *(f"--{key}={value}" for key, value in keys.items())]) == 0
@@ -96,17 +92,17 @@ READ, LIES, FOREIGN = "which is read", "which is read", "which this command did 
         (merge, "{model} {model} --output {model}", "is read"),
         (merge, "{model} {model} --output {model}/soup", LIES),
         (merge, "{model} {model} --output {other}", "holds something else"),
-        (merge_adapter, "{adapter} --output {model}", "is read"),
-        (merge_adapter, "{adapter} --output {adapter}/merged", LIES),
+        (merge, "{adapter} --output {model}", "is read"),
+        (merge, "{adapter} --output {adapter}/merged", LIES),
         (export, "{model} --backend onnx --output {model}/onnx", LIES),
         (export, "{model} --backend onnx --output {other}", "holds something else"),
-        (export_gguf, "{model} --output {model}/model.safetensors", LIES),
-        (export_gguf, "{model} --output {model}", "is read"),
-        (export_gguf, "{model} --output {other}/thesis.tex", "no GGUF file"),
+        (export, "{model} --backend gguf --output {model}/model.safetensors", LIES),
+        (export, "{model} --backend gguf --output {model}", "is read"),
+        (export, "{model} --backend gguf --output {other}/thesis.tex", "not a GGUF file"),
         (evaluate, "{model} --local {data}/pairs.parquet --output {data}", READ),
         (evaluate, "{model} --local {data}/pairs.parquet --output {model}/evaluation", LIES),
         (evaluate, "{model} --local {data}/pairs.parquet --output {other}", FOREIGN),
-        (report, "{evaluation} --output {other}", FOREIGN),
+        (evaluate, "--report {evaluation} --output {other}", FOREIGN),
         (publish, "pack {run} --name tiny --licence-file {other}/thesis.tex --output {run}/model/packed", LIES),
         (publish, "pack {run} --name tiny --output {other}", "is no packed model"),
         (run_stage, TRAIN + "--output_dir {model}", "is read; give another output_dir"),
@@ -125,9 +121,7 @@ READ, LIES, FOREIGN = "which is read", "which is read", "which this command did 
         (adaptation, "--data {gettext}/data --model {model} --output {other}", FOREIGN),
     ],
 )
-def test_an_output_over_an_input_or_something_foreign_is_refused(
-    places: Path, capsys: pytest.CaptureFixture[str], main: Main, words: str, part: str
-) -> None:
+def test_an_output_over_an_input_or_something_foreign_is_refused(places, capsys, main, words, part):
     before = {path: path.read_bytes() for path in places.rglob("*") if path.is_file()}
     named = {path.name: str(path) for path in places.iterdir()}
     assert main(words.format(places=places, **named).split()) == 2
@@ -140,14 +134,12 @@ def test_an_output_over_an_input_or_something_foreign_is_refused(
     ("main", "words"),
     [
         (merge, "{model} {model} --output {output}"),
-        (merge_adapter, "{trained} --output {output}"),
-        (export_gguf, "{model} --output {output}"),
+        (merge, "{trained} --output {output}"),
+        (export, "{model} --backend gguf --output {output}"),
     ],
 )
-def test_two_commands_never_write_the_same_output(
-    places: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, main: Main, words: str
-) -> None:
-    if main is export_gguf:
+def test_two_commands_never_write_the_same_output(places, trained, tmp_path, caplog, main, words):
+    if main is export:
         pytest.importorskip("gguf")
     caplog.set_level("INFO", logger="training")
     output = tmp_path / "output"

@@ -1,4 +1,4 @@
-"""What all commands share: their log, and how they end."""
+"""What all commands share: logging, exit status and the one line that reports an error."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from collections.abc import Callable
 from training.common.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
-# Names of variables that hold what nobody else may read, and what has the form of a secret: a token of the Hub, the
-# login in an address (as in those of proxies), the signature of one.
+# Environment variables that hold secrets, and text that looks like one: a Hub token, the login in a URL (as in proxy
+# addresses), the signature of a URL.
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
 _SHORTEST_SECRET = 6
 
 
 def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
-    """Does the work of a command and returns its exit status, with one line for whatever ended it.
+    """Run a command and return its exit status; an error is reported in one line.
 
-    0; 1 if the work stopped (a full disk, a failed task, work handed over to a cluster) or the program is at fault,
-    whose traceback goes to a file; 2 for faulty input; 128 and the signal's number if a signal ended it, 130 for
-    Ctrl-C. What is done is kept in all cases. Processes other than the first name themselves.
+    The status is 0 for success; 1 if the work stopped (a full disk, a failed task, work submitted to a cluster) or the
+    program has a bug, whose traceback goes to a file; 2 for faulty input; 128 plus the number of the signal that ended
+    it (130 for Ctrl-C). Finished work is kept in all cases. Ranks other than 0 name themselves.
 
     Args:
         work: Does everything, or raises; a result is the exit status.
-        resumes: Whether the command goes on with ``--resume``, as what it raises says where the work stopped.
+        resumes: Whether the command continues with ``--resume`` and its errors say where it stopped.
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
@@ -38,9 +38,7 @@ def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return work() or 0
-    except BaseException as error:
-        if not isinstance(error, Exception | KeyboardInterrupt):
-            raise
+    except (Exception, KeyboardInterrupt) as error:
         kind, message, status = _ending(error, resumes)
         process = f"[process {rank}] " if rank else ""
         sys.stderr.write(f"{process}{kind}: {message}\n")
@@ -48,10 +46,10 @@ def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
 
 
 def require(package: str, extra: str) -> None:
-    """Ends a script whose imports would fail for want of an optional package, with one line.
+    """End a script with one line if an optional package that its imports need is missing.
 
     Args:
-        package: What is imported.
+        package: The package to import.
         extra: The extra of this project that installs it.
     """
     try:
@@ -62,36 +60,35 @@ def require(package: str, extra: str) -> None:
 
 
 def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, str, int]:
-    """What is said of an error, and the exit status."""
-    go_on = f"To go on, run the same command {'with --resume' if resumes else 'again'}"
+    """Return the kind, the message and the exit status of an error."""
+    again = f"To go on, run the same command {'with --resume' if resumes else 'again'}"
     if isinstance(error, UserError):
         return "error", str(error), 2
     if isinstance(error, StoppedError) and resumes:
         return "stopped", str(error), 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
-    # Nothing is lost by a full disk or a folder that cannot be written.
+    # A full disk or a folder that cannot be written loses no work. The remedy in a StoppedError is about training.
     if isinstance(error, StoppedError | OSError):
-        # The remedy of a training is to resume, which all other commands do by themselves.
-        return "stopped", f"{error.what if isinstance(error, StoppedError) else error}. {go_on}", 1
+        return "stopped", f"{error.what if isinstance(error, StoppedError) else error}. {again}", 1
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(*error.args or [signal.SIGINT])
-        return "stopped", f"{f'{number.name}: ended at once' if resumes else 'interrupted'}. {go_on}", 128 + number
-    # How pathlib tells of links in a circle.
+        return "stopped", f"{f'{number.name}: ended at once' if resumes else 'interrupted'}. {again}", 128 + number
+    # How pathlib reports links in a circle.
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return "error", f"{in_one_line(error)}; correct the link, or give another path", 2
-    # torch's own is known by its name: not every command has torch.
+    # torch's error is recognised by name: not every command loads torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         what = f"out of memory ({in_one_line(error) or type(error).__name__})"
-        return "stopped", f"{what}; free some, or give the command less at once. {go_on}", 1
-    # Without torch, no process can have lost another.
+        return "stopped", f"{what}; free some, or give the command less at once. {again}", 1
+    # Without torch, there are no other ranks to lose.
     if "torch" in sys.modules and lost_contact(error):
         what = "lost contact with another process: look above for what ended that one"
-        return "stopped", f"{what} ({in_one_line(error)}). {go_on}", 1
+        return "stopped", f"{what} ({in_one_line(error)}). {again}", 1
     what = _without_secrets(f"{type(error).__name__}: {in_one_line(error)}")
     return "error", f"unexpected {what}; please report it, with its traceback: {_saved_traceback(error)}", 1
 
 
 def _saved_traceback(error: Exception) -> str:
-    """The file that holds the traceback, which nobody but the user can read."""
+    """Return the path of a new file with the traceback, readable by the user only."""
     text = _without_secrets("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(

@@ -1,13 +1,13 @@
-"""Errors that the command line reports in one line."""
+"""Errors that a command reports in one line."""
 
 from __future__ import annotations
 
 
 class _AdvisingError(Exception):
-    """What happened, and what to do about it where that depends on the command: another one puts its own in the place.
+    """An error with a remedy that another command can replace by its own.
 
     Args:
-        what: What happened and where; also what to do, where that is the same in every command.
+        what: What happened and where; also what to do, if that is the same in every command.
         remedy: What to do in the command that usually does this work.
     """
 
@@ -25,7 +25,7 @@ class _AdvisingError(Exception):
         return str(self.args[0])
 
     def advising(self, remedy: str) -> _AdvisingError:
-        """The same error with the remedy of another command, if it has one that depends on the command."""
+        """Return the same error with another command's remedy, if its remedy depends on the command."""
         if len(self.args) < 2:
             return self
         other = type(self)(self.what, remedy)
@@ -38,11 +38,11 @@ class UserError(_AdvisingError, ValueError):
 
 
 class OutputError(UserError):
-    """The output folder of a training holds something else, or cannot be written."""
+    """The output folder of a training run holds something else, or cannot be written."""
 
 
 class StoppedError(_AdvisingError, RuntimeError):
-    """Training had to stop; the message says why, where the last good checkpoint is and how to go on."""
+    """Training had to stop; the message says why, where the last good checkpoint is and how to continue."""
 
     _between = ". "
 
@@ -60,17 +60,17 @@ class InterruptedTrainingError(StoppedError):
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of a library's error, short enough to be part of one of ours."""
+    """Return the message of a library's error, short enough to be part of another message."""
     text = str(error).strip()
-    # A loader worker hands its traceback on: what happened is in the last line.
+    # A loader worker passes its whole traceback on; the cause is in the last line.
     if "in DataLoader worker" in text:
         text = text.splitlines()[-1]
     return " ".join(text.split())[:300]
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
-    # Data work imports this file too, in processes that have no use for torch.
+    """Return whether an error says that another process of the training is gone."""
+    # Data commands do not load torch.
     from torch.distributed import DistError
 
     return isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error))

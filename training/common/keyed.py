@@ -1,7 +1,7 @@
-"""Random draws that depend on nothing but their key.
+"""Stateless random numbers, keyed by (seed, purpose, index).
 
-A draw is a function of (seed, what it is for, where it is), not of what was drawn before. A resumed run, another number
-of processes or of loader workers therefore makes the same draws.
+A draw is a function of its key, not of earlier draws. A resumed run, or one with another number of processes or loader
+workers, therefore makes the same draws.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
-    """Returns 64 random bits per key, as ``uint64`` of the shape that the keys broadcast to.
-
-    Args:
-        *keys: Integers or integer arrays. The order of the keys counts.
-    """
+    """Return 64 random bits per key, as ``uint64`` of the shape that the keys broadcast to; their order counts."""
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -36,10 +32,10 @@ def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def keyed_uniform(*keys: int | np.ndarray) -> np.ndarray:
-    """Returns one ``float64`` in [0, 1) per key."""
+    """Return one ``float64`` in [0, 1) per key."""
     return (keyed_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
 
 def text_key(text: str) -> int:
-    """A stable 64-bit key for a text (Python's own ``hash`` differs from run to run)."""
+    """Return a stable 64-bit key of a text (Python's own ``hash`` differs from run to run)."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,18 +1,21 @@
-"""Language codes: ISO 639-3 codes and ISO 15924 scripts for BCP 47 tags, by way of ``langcodes``."""
+"""Language codes: ISO 639-1, ISO 639-3, ISO 15924 scripts and BCP 47 tags, by way of ``langcodes`` and CLDR."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 
 import langcodes
 from babel import Locale
 
+# The ISO 639-3 code of rows in several languages.
+SEVERAL = "mul"
 _LOCALE = re.compile(
     r"(?P<language>[a-z]{2,3})(?:[_-](?P<script>[A-Z][a-z]{3}))?(?:[_-](?P<region>[A-Z]{2}|[0-9]{3}))?"
     r"(?:\.[\w-]+)?(?:@(?P<modifier>\w+))?"
 )
-# Modifiers that name a script; the others ("@valencia", "@euro", "@ijekavian") leave the usual one.
+# Modifiers that name a script; others ("@valencia", "@euro", "@ijekavian") keep the usual one.
 _MODIFIER_SCRIPTS = {
     "latin": "Latn",
     "ijekavianlatin": "Latn",
@@ -22,21 +25,15 @@ _MODIFIER_SCRIPTS = {
     "arabic": "Arab",
     "shaw": "Shaw",
 }
-# Languages whose catalogs are in another script than most of their speakers' texts.
+# Languages whose catalogs are in another script than most texts of their speakers.
 _CATALOG_SCRIPTS = {"crh": "Latn"}
 
 
 def locale_tag(name: str) -> str:
-    """Returns the language tag of a POSIX locale, as folders of message catalogs are named.
-
-    Args:
-        name: ``language[_Script][_REGION][.charset][@modifier]``, such as ``"pt_BR"`` or ``"sr@latin"``.
-
-    Returns:
-        A BCP 47 tag: ``"pt-BR"``, ``"sr-Latn"``; ``"ca"`` for ``"ca@valencia"``.
+    """Return the BCP 47 tag of a POSIX locale: ``"pt-BR"`` for ``"pt_BR"``, ``"sr-Latn"`` for ``"sr@latin"``.
 
     Raises:
-        ValueError: The name has another form, as ``"C"`` has.
+        ValueError: The name is not a locale's, such as ``"C"``.
     """
     match = _LOCALE.fullmatch(name)
     if match is None:
@@ -47,13 +44,7 @@ def locale_tag(name: str) -> str:
 
 
 def iso639_3(tag: str) -> str:
-    """Returns the ISO 639-3 code of a language tag.
-
-    Args:
-        tag: A BCP 47 tag or a CLDR locale identifier (``"de"``, ``"zh_Hant"``).
-
-    Returns:
-        Three lower-case letters: ``"deu"`` for ``"de"``, ``"zho"`` for ``"zh_Hant"``.
+    """Return the ISO 639-3 code of a BCP 47 tag or CLDR locale: ``"deu"`` for ``"de"``, ``"zho"`` for ``"zh_Hant"``.
 
     Raises:
         ValueError: The tag is malformed, or its language has no ISO 639-3 code.
@@ -64,14 +55,24 @@ def iso639_3(tag: str) -> str:
         raise ValueError(f"no ISO 639-3 code for language tag {tag!r} ({error}); use a tag such as 'de'") from error
 
 
+def iso639_3_as_written(tag: str) -> str | None:
+    """Return the ISO 639-3 code of a tag, not that of a preferred tag (``"tgl"`` for ``"tl"``), or None."""
+    if not langcodes.tag_is_valid(tag):
+        return None
+    try:
+        return langcodes.Language.get(tag, normalize=False).to_alpha3()
+    except LookupError:
+        return None
+
+
+def iso639_1(code: str) -> str | None:
+    """Return the ISO 639-1 code of an ISO 639-3 code, without replacing it (``"tl"``, not ``"fil"``), or None."""
+    # Serbo-Croatian was withdrawn in 2000, though CLDR still names it.
+    return None if code == "hbs" else _two_letters().get(code)
+
+
 def script_of(tag: str) -> str:
-    """Returns the script a language is usually written in.
-
-    Args:
-        tag: A BCP 47 tag or a CLDR locale identifier; a script named in it wins over the usual one.
-
-    Returns:
-        The ISO 15924 code: ``"Cyrl"`` for ``"sr"``, ``"Latn"`` for ``"sr_Latn"``.
+    """Return the ISO 15924 code of a language's usual script, or of the script in the tag.
 
     Raises:
         ValueError: The tag is malformed, or no script is known for its language.
@@ -86,29 +87,19 @@ def script_of(tag: str) -> str:
 
 
 def usual_script(tag: str) -> str:
-    """Returns what :func:`script_of` does, and ``"Zyyy"``, the code of an undetermined script, where none is known.
-
-    Args:
-        tag: A BCP 47 tag, or any other name of a language.
-    """
+    """Return :func:`script_of`, or ``"Zyyy"`` (undetermined) for any text without a known script."""
     try:
-        # Of the undetermined language, langcodes takes the most common script.
+        # For the undetermined language, langcodes returns the most common script.
         return "Zyyy" if tag == "und" else script_of(tag)
     except ValueError:
         return "Zyyy"
 
 
 def macrolanguage(tag: str) -> str:
-    """Returns the language that a tag stands for at its coarsest, without script, region or deprecated spelling.
+    """Return the macrolanguage of a tag, without script, region or deprecated spelling.
 
-    Two tags that meet here can name one and the same speech: ``"mo"`` and ``"ro"``, ``"tl"`` and ``"fil"``,
+    Tags with the same macrolanguage may name the same speech: ``"mo"`` and ``"ro"``, ``"tl"`` and ``"fil"``,
     ``"fa_AF"`` and ``"prs"``.
-
-    Args:
-        tag: A BCP 47 tag or a CLDR locale identifier.
-
-    Returns:
-        A language subtag, two or three lower-case letters.
 
     Raises:
         ValueError: The tag is malformed.
@@ -120,35 +111,45 @@ def macrolanguage(tag: str) -> str:
     return standard.split("-")[0]
 
 
-def iso639_1(code: str) -> str | None:
-    """Returns the two letters of ISO 639-1 for a code of ISO 639-3, as it is written: ``"tl"``, not ``"fil"``.
-
-    Args:
-        code: Three lower-case letters.
-
-    Returns:
-        Two letters, or None where ISO 639-1 has none.
-    """
-    # Withdrawn in 2000, though CLDR still names it: Serbo-Croatian.
-    return None if code == "hbs" else _two_letters().get(code)
-
-
 def language_name(code: str) -> str:
-    """Returns the English name of a language, or the code if CLDR has no name for it.
-
-    Args:
-        code: An ISO 639-3 code.
-    """
+    """Return the English name of an ISO 639-3 code, or the code if CLDR has no name for it."""
     names = Locale("en").languages
     return names.get(_two_letters().get(code, code), code)
 
 
 @cache
 def _two_letters() -> dict[str, str]:
-    # CLDR names every language of ISO 639-1, each under one code.
+    """Return ISO 639-1 codes by ISO 639-3 code: CLDR names every language of ISO 639-1, each under one code."""
     codes = [code for code in Locale("en").languages if len(code) == 2]
     return {langcodes.Language.get(code, normalize=False).to_alpha3(): code for code in codes}
 
 
-# Of rows whose languages are not told apart; ISO 639-3 for several languages.
-SEVERAL = "mul"
+def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
+    """Return the ISO 639-3 codes of the language or language pair at the end of a file's name, if there is one.
+
+    Examples are ``webfaq_kor``, ``mqa_ko``, ``mrtidy_korean`` and ``unpc_ar2en``.
+
+    Args:
+        stem: The name without its suffix.
+        among: The languages to consider. If it is empty or contains ``mul`` (several languages), all are, but only in
+            the last part of the name.
+    """
+    free = not among or SEVERAL in among
+    pieces = re.sub(r"_part\d+$", "", stem).split("_")[1:]
+    for piece in pieces[:-2:-1] if free else reversed(pieces):
+        codes = [_code_of_word(part) for part in re.split("[-2]", piece)]
+        found = list(dict.fromkeys(code for code in codes if code))
+        if all(codes) and len(codes) < 3 and (free or set(found) <= set(among)):
+            return found
+    return []
+
+
+def _code_of_word(word: str) -> str | None:
+    """Return the ISO 639-3 code of a two- or three-letter code or an English name."""
+    tag = word if re.fullmatch("[a-z]{2,3}", word) else _english_names().get(word.lower())
+    return iso639_3_as_written(tag) if tag else None
+
+
+@cache
+def _english_names() -> dict[str, str]:
+    return {name.lower(): tag for tag, name in Locale("en").languages.items()}

@@ -1,4 +1,4 @@
-"""Writing outputs: one command at a time, whole or absent, and never over what is read."""
+"""Output files and folders: complete or absent, written by one command at a time, with checksums beside large files."""
 
 from __future__ import annotations
 
@@ -9,67 +9,100 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from random import SystemRandom
 from tempfile import gettempdir
 from uuid import uuid4
 
+import numpy as np
 from filelock import FileLock, Timeout
+from xxhash import xxh3_64_intdigest
 
 from training.common.errors import OutputError, UserError
-from training.common.run_folder import publish
 
 logger = logging.getLogger("training")
 
-# What temporary folders are named.
-_TEMPORARY = "f2llm-scratch-"
-# The lock of a folder beside which nothing can be written.
+# Suffix of the checksums file of a large file: the XXH3 of every block, as little-endian uint64.
+CHECKSUMS = ".xxh3"
+_BLOCK_BYTES = 1 << 20
+# Blocks read of a file when it is opened, at most.
+_MOST_BLOCKS = 64
+# Suffix of a folder that is being deleted.
+DISCARDED = ".discarded"
+_TEMPORARY_PREFIX = "f2llm-scratch-"
+# The lock inside a folder whose parent cannot be written.
 _LOCK = ".lock"
 
 
+# Files
+
+
 @contextmanager
-def locked(output: Path, busy: str | None = None) -> Iterator[None]:
-    """Makes other commands that write the same output wait until the block ends, or its process does.
-
-    Look for a finished output before, since its disk may be read-only, and again inside the block: another command may
-    just have made it.
-
-    Args:
-        output: The file or folder to be written. The lock is a hidden file beside it, or in it where nothing beside it
-            can be written.
-        busy: What to say of the output if another command is writing it; None waits for that one to end.
-
-    Raises:
-        UserError: If nothing can be written there, or another command is writing it and ``busy`` is given.
-    """
-    # Two spellings of a path are one output.
-    place = output.resolve()
-    beside = place.with_name(f".{place.name}.lock")
-    # A folder may be all of a disk that can be written.
-    lock = FileLock(place / _LOCK if place.is_dir() and not os.access(place.parent, os.W_OK) else beside)
+def whole_file(path: Path, checksums: bool = False) -> Iterator[Path]:
+    """Give a partial path that becomes ``path`` when the block ends, with checksums on request, unless it fails."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if busy is not None:
-                raise UserError(f"{output}: {busy}") from None
-            logger.info("%s: another command is writing it; waiting for that one to end", output)
-            lock.acquire()
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error})", "name another place") from None
-    try:
-        yield
+        yield partial
+        if checksums:
+            write_checksums(path, partial)
+        partial.replace(path)
     finally:
-        # Removed while it is held: who waits for it notices and takes a new one.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file and sync it to disk; interrupted half way, it leaves the old file."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksums_of(path: Path) -> Path:
+    """Return the path of a file's checksums."""
+    return path.with_name(path.name + CHECKSUMS)
+
+
+def write_checksums(path: Path, content: Path | None = None) -> None:
+    """Write the checksums of a file beside it; ``content`` is the file to read if ``path`` does not exist yet."""
+    with (content or path).open("rb") as file:
+        sums = [xxh3_64_intdigest(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b"")]
+    checksums_of(path).write_bytes(np.array(sums, dtype="<u8").tobytes())
+
+
+def check_file(path: Path, remedy: str, most_blocks: int = _MOST_BLOCKS) -> None:
+    """Refuse a file that differs from its checksums; ``remedy`` is what the user has to do then.
+
+    Of a file with more than ``most_blocks`` blocks of 1 MiB, each call reads another random sample.
+    """
+    try:
+        sums, size = np.fromfile(checksums_of(path), dtype="<u8"), path.stat().st_size
+        blocks = -(-size // _BLOCK_BYTES)
+        same = len(sums) == blocks
+        # Not keyed: the draw decides only where a fault is looked for.
+        drawn = sorted(SystemRandom().sample(range(blocks), min(blocks, most_blocks)))
+        with path.open("rb") as file:
+            for block in drawn if same else ():
+                file.seek(block * _BLOCK_BYTES)
+                same &= xxh3_64_intdigest(file.read(_BLOCK_BYTES)) == int(sums[block])
+    except OSError as error:
+        raise UserError(f"{path}: cannot be checked ({error.strerror}: {error.filename}); {remedy}") from None
+    if not same:
+        raise UserError(f"{path}: is damaged, its bytes are not those that were written; {remedy}")
+
+
+# Folders
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Gives an empty folder that takes the place of ``output`` when the block ends, or vanishes if it fails.
-
-    Use it under :func:`locked`. What a killed command left here is cleared.
-    """
+    """Give an empty folder that replaces ``output`` when the block ends, unless it fails; use it in :func:`locked`."""
     with scratch_folder(output) as partial:
         yield partial
         publish(partial, output.resolve())
@@ -77,11 +110,8 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """Gives an empty hidden folder beside ``output`` that vanishes when the block ends.
-
-    Use it under :func:`locked`. What a killed command left here is cleared.
-    """
-    # Beside what a link leads to, which may be on another disk.
+    """Give an empty hidden folder beside ``output`` for the time of the block; use it in :func:`locked`."""
+    # Beside the target of a link, which may be on another disk.
     output = output.resolve()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -94,16 +124,13 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """Gives the path of an empty folder of the system's temporary ones, as ``tempfile.TemporaryDirectory`` does.
-
-    It is cleared when the block ends or, if its command was killed, when the next one of ours asks for one.
-    """
-    place = Path(gettempdir())
-    for left in place.glob(f"{_TEMPORARY}*"):
-        # Another user's cannot be locked or removed.
+    """Give an empty temporary folder for the time of the block; those of killed commands are removed."""
+    parent = Path(gettempdir())
+    for left in parent.glob(f"{_TEMPORARY_PREFIX}*"):
+        # Folders of other users can neither be locked nor removed.
         with suppress(UserError), locked(left, busy="is in use"):
             shutil.rmtree(left, ignore_errors=True)
-    folder = place / f"{_TEMPORARY}{uuid4().hex}"
+    folder = parent / f"{_TEMPORARY_PREFIX}{uuid4().hex}"
     with locked(folder):
         folder.mkdir(mode=0o700)
         try:
@@ -112,12 +139,33 @@ def temporary_folder() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_partials(folder: Path) -> None:
-    """Removes the unfinished files and folders that killed commands left in a folder, but none that is being written.
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished folder to its final name and sync it, so that a power failure loses nothing."""
+    # Some libraries write files that only their owner may read; the folder has the mode of the umask.
+    readers = partial.stat().st_mode & 0o666
+    for path in (*partial.rglob("*"), partial):
+        if path.is_file() and not path.is_symlink():
+            # Not every file system has modes.
+            with suppress(OSError):
+                path.chmod(readers)
+        _sync(path)
+    # A folder of that name is incomplete, or it would have been used: replace it.
+    if final.exists():
+        discard(final)
+    partial.rename(final)
+    _sync(final.parent)
 
-    One whose output is :func:`locked` stays. Those of outputs that are written without a lock of their own go: call it
-    under the lock of the folder that holds them.
-    """
+
+def discard(folder: Path) -> None:
+    """Delete a folder; interrupted half way, it leaves none under the old name."""
+    doomed = folder.with_name(f".{folder.name}{DISCARDED}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove the partial files and folders that killed commands left in a folder, if their output is not locked."""
     for partial in folder.glob(".*.partial"):
         output = folder / partial.name.removeprefix(".").removesuffix(".partial")
         with suppress(UserError), locked(output, busy="is being written"):
@@ -127,35 +175,65 @@ def clear_partials(folder: Path) -> None:
                 partial.unlink(missing_ok=True)
 
 
+# One writer at a time, and never over an input
+
+
+@contextmanager
+def locked(output: Path, busy: str | None = None) -> Iterator[None]:
+    """Keep other commands from writing the same output until the block ends or this process dies.
+
+    Check for a finished output before, since its disk may be read-only, and again in the block, since another command
+    may have made it meanwhile. With ``busy``, the error is raised instead of waiting for that command.
+    """
+    # Two spellings of a path are one output.
+    path = output.resolve()
+    # A folder may be the only part of its disk that can be written.
+    inside = path.is_dir() and not os.access(path.parent, os.W_OK)
+    lock = FileLock(path / _LOCK if inside else path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if busy is not None:
+                raise UserError(f"{output}: {busy}") from None
+            logger.info("%s: another command is writing it; waiting for that one to end", output)
+            lock.acquire()
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error})", "give another path") from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever waits for it notices and takes a new one.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def check_output(
     output: Path, reads: Iterable[Path] = (), ours: Collection[str] | None = None, option: str = "--output"
 ) -> None:
-    """Refuses an output in whose place something would be lost.
+    """Refuse an output that is, contains or lies in an input, or that holds files of other programs.
 
     Args:
-        output: The file or folder to be written.
-        reads: Files and folders that are read. What is not there, such as a name on the Hub, is passed over.
-        ours: Names that may already stand in an output folder (``*`` as in file names); anything else there is
-            foreign. None: not looked at.
-        option: What the user has to change, such as ``--output``.
-
-    Raises:
-        UserError: If the output is, holds or lies in something that is read, or holds something foreign.
+        output: The file or folder to write.
+        reads: The inputs; those that do not exist, such as Hub names, are ignored.
+        ours: Names that the folder may hold already (``*`` as in file names); None allows any.
+        option: The option to change.
     """
-    place = output.resolve()
-    for path in reads:
-        read = path.resolve()
-        if not read.exists() or not (read.is_relative_to(place) or place.is_relative_to(read)):
+    path = output.resolve()
+    for each in reads:
+        read = each.resolve()
+        if not read.exists() or not (read.is_relative_to(path) or path.is_relative_to(read)):
             continue
-        what = "is read" if read == place else f"holds {path.name}, which is read"
-        if place != read and place.is_relative_to(read):
-            what = f"lies in {path}, which is read"
+        what = "is read" if read == path else f"holds {each.name}, which is read"
+        if path != read and path.is_relative_to(read):
+            what = f"lies in {each}, which is read"
         raise OutputError(f"{output}: {what}", f"give another {option}")
     if ours is None or not output.exists():
         return
     if not output.is_dir():
         raise OutputError(f"{output}: is a file, so that a folder cannot be written there", f"give another {option}")
-    ours = (*ours, _LOCK)
-    foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in ours))
+    known = (*ours, _LOCK)
+    foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in known))
     if foreign:
         raise OutputError(f"{output}: holds {foreign[0]}, which this command did not write", f"give another {option}")

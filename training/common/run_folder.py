@@ -1,4 +1,4 @@
-"""Names and contents of a run folder; checkpoints are written beside it, synced and renamed, so each is complete."""
+"""Names and contents of a run folder: recipe, checkpoints, finished model, and the paths in its recipe."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import os
 import platform
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from training.common.paths import place_of
-from training.common.yaml_file import load_yaml
+from training.common.outputs import DISCARDED, discard
+from training.common.yaml_file import PATH_KEYS, load_yaml
 
-# What pruning measured: which layers and channels matter.
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+# Importances of layers and channels, measured by pruning.
 IMPORTANCE_FILE = "importance.safetensors"
-# The stage's keys, written to its folder when everything is ready to train.
+# The stage's keys, written when everything is ready to train.
 RECIPE = "recipe.yaml"
 # What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
 DATA = "data.json"
-# Name of the folder, below a stage's output, that holds its finished model.
+# The folder of a stage's finished model, below its output folder.
 FINAL_MODEL = "model"
-# A checkpoint in the making, and old ones on their way out: neither is ever resumed from.
+# The folder in which a checkpoint is written; never resumed from.
 STAGING = ".checkpoint.partial"
-_DISCARDED = ".discarded"
-# Without one of these, training cannot go on as if nothing had happened: the file that is missed, and what else may be
-# there in its place, where weights and optimizer are sharded.
+# Files without which training cannot resume exactly, and what may replace them where weights and optimizer are sharded.
 _NEEDED = {
     "trainer_state.json": (),
     "scheduler.pt": (),
@@ -34,32 +36,45 @@ _NEEDED = {
     "model.safetensors": ("*.safetensors", "pytorch_model*"),
     "rng_state.pth": ("rng_state_*.pth",),
 }
-# Which file of large weights holds which.
 _INDEX = "model.safetensors.index.json"
-# What a folder has that holds a model, or an adapter of one.
-_OF_A_MODEL = ("config.json", "adapter_config.json")
+_MODEL_CONFIGS = ("config.json", "adapter_config.json")
+# What a recipe sets for a parameter group. Other entries of a group may be states of the optimizer.
+_OPTIONS = ("betas", "eps", "weight_decay")
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder holds a model or an adapter."""
-    return any((folder / name).is_file() for name in _OF_A_MODEL)
+    """Return whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in _MODEL_CONFIGS)
+
+
+# Checkpoints
 
 
 def numbered_checkpoints(output_dir: Path) -> list[Path]:
-    """All folders named as checkpoints, oldest first."""
+    """Return all folders named as checkpoints, oldest first."""
     folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(folders, key=step_of)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run that can be resumed from, oldest first."""
+    """Return the checkpoints of a run that can be resumed from, oldest first."""
     return [path for path in numbered_checkpoints(output_dir) if missing_part(path) is None]
 
 
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest checkpoint that can be resumed from."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def missing_part(checkpoint: Path) -> str | None:
-    """The name of a file without which a checkpoint cannot be resumed from; None if it has all of them."""
+    """Return the name of a file that a checkpoint lacks to be resumed from, or None."""
     if not holds_model(checkpoint):
-        return _OF_A_MODEL[0]
+        return _MODEL_CONFIGS[0]
     for name, others in _NEEDED.items():
         if not (checkpoint / name).is_file() and not any(any(checkpoint.glob(other)) for other in others):
             return name
@@ -67,105 +82,85 @@ def missing_part(checkpoint: Path) -> str | None:
 
 
 def _shards(checkpoint: Path) -> list[str]:
-    """The files of weights that an index names; none if there is no index, or a damaged one, which loading it says."""
+    """Return the weight files that an index names; loading reports a damaged index."""
     try:
         return sorted({*json.loads((checkpoint / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
 
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that can be resumed from."""
-    return next(reversed(checkpoints(output_dir)), None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint is of, by its name."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def publish(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name, at once and for good: a power failure after it loses nothing.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be renamed; then only the partial folder is there.
-    """
-    # Some libraries write files that only their owner may read; the folder has the mode that the umask gives.
-    readers = partial.stat().st_mode & 0o666
-    for path in (*partial.rglob("*"), partial):
-        if path.is_file() and not path.is_symlink():
-            # Not every file system has modes to set.
-            with suppress(OSError):
-                path.chmod(readers)
-        _sync(path)
-    # A folder of that name lacks a file that is needed (it could be loaded otherwise): this one replaces it.
-    if final.exists():
-        discard(final)
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file; interrupted half way, it leaves the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def rotate(output_dir: Path, limit: int | None, best: Path | None = None) -> None:
-    """Deletes the oldest checkpoints over ``limit``, but never the newest nor the best one."""
+    """Delete the oldest checkpoints above ``limit``, but never the newest or the best one."""
     if not limit:
         return
     whole = checkpoints(output_dir)
     spared = {path.resolve() for path in (*whole[-1:], *([best] if best else []))}
-    surplus = len(whole) - limit
-    for checkpoint in [path for path in whole if path.resolve() not in spared][: max(surplus, 0)]:
+    surplus = max(len(whole) - limit, 0)
+    for checkpoint in [path for path in whole if path.resolve() not in spared][:surplus]:
         discard(checkpoint)
 
 
-def discard(folder: Path) -> None:
-    """Deletes a folder; interrupted half way, it leaves none under the old name."""
-    doomed = folder.with_name(f".{folder.name}{_DISCARDED}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def remove_leftovers(output_dir: Path) -> None:
-    """Removes what an interrupted save or rotation left behind."""
-    for path in (output_dir / STAGING, *output_dir.glob(f".*{_DISCARDED}")):
+    """Remove the remains of an interrupted save or rotation."""
+    for path in (output_dir / STAGING, *output_dir.glob(f".*{DISCARDED}")):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return learning rate, betas, epsilon and weight decay of each parameter group of a new optimizer."""
+    return [{key: group[key] for key in ("lr", *_OPTIONS) if key in group} for group in optimizer.param_groups]
+
+
+def apply_options(optimizer: Optimizer, options: Sequence[dict[str, Any]]) -> None:
+    """Set the recipe's options in an optimizer from a checkpoint, except the learning rate, which the schedule sets."""
+    for group, own in zip(optimizer.param_groups, options, strict=False):
+        group.update({key: own[key] for key in _OPTIONS if key in own and key in group})
+
+
+# Runs and paths in their recipes
+
+
 def run_of(name: str) -> Path | None:
-    """The folder of the run that a folder is, or is the model or a checkpoint of; None if there is none."""
+    """Return the run folder of a run, or of its model or checkpoint; None if there is none."""
     folder = Path(name)
-    return next((place for place in (folder, folder.parent) if (place / RECIPE).is_file()), None)
+    return next((path for path in (folder, folder.parent) if (path / RECIPE).is_file()), None)
 
 
 def manifest_of(run: Path) -> Path | None:
-    """The manifest of the data that a run was trained on; None if it is no longer there."""
+    """Return the manifest of a run's training data; None if it no longer exists."""
     keys = load_yaml(run / RECIPE)
     manifest = place_of(run, keys, str(keys["manifest"])) if keys.get("manifest") else None
     return manifest if manifest is not None and manifest.is_file() else None
 
 
-def public_name(place: str) -> str:
-    """The last part of a path; nothing if it names this machine or its user.
+def from_run(key: str, keys: Mapping[str, Any]) -> Any:
+    """Return a recipe value that does not depend on the working directory: a path becomes relative to the run."""
+    value, output_dir = keys.get(key), keys.get("output_dir")
+    if key not in PATH_KEYS or not isinstance(value, str) or output_dir is None:
+        return value
+    if "://" in value or os.path.isabs(value) != os.path.isabs(str(output_dir)):
+        return value
+    return os.path.relpath(value, str(output_dir))
 
-    Args:
-        place: A folder or file.
+
+def place_of(run: Path, keys: Mapping[str, Any], written: str) -> Path:
+    """Resolve a path that is ``written`` in a run's recipe.
+
+    It is relative to the working directory of the training, which is not known later. Relative to the run folder it
+    still holds, even if run and data were moved together.
     """
-    name = Path(place).name
+    output_dir = str(keys.get("output_dir", ""))
+    if os.path.isabs(written) == os.path.isabs(output_dir):
+        # Not resolved: `..` of a run that is a link leads to the folder of the link, as it did in training.
+        beside = Path(os.path.normpath(run.absolute() / os.path.relpath(written, output_dir)))
+        if beside.exists():
+            return beside
+    return Path(written)
+
+
+def public_name(path: str) -> str:
+    """Return the last part of a path, or nothing if it contains the name of this machine or user."""
+    name = Path(path).name
     words = re.split(r"[^a-z0-9]+", name.lower())
     return "" if set(words) & {each.lower() for each in _own_names()} else name
 
@@ -175,7 +170,7 @@ def _own_names() -> set[str]:
     names = {host, host.split(".")[0], Path.home().name}
     try:
         names.add(getpass.getuser())
-    # A container's user need have no name.
+    # The user of a container may have no name.
     except (KeyError, OSError):
         pass
     return names - {""}

@@ -1,43 +1,61 @@
-"""YAML files that people write: read strictly, with errors that name the file."""
+"""YAML files that people write: read strictly, with errors that name the file, and with relative paths resolved.
+
+What a recipe reads is relative to the folder of the file that names it. What it writes is relative to the working
+directory: ``output_dir``, ``prepared_dir``, ``teacher_cache_dir``, the manifest of a ``builder``, and everything below
+these. A model that does not lie beside the recipe was written by a run, or is on the Hub. On the command line all paths
+are relative to the working directory.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from training.common.errors import UserError
-from training.common.paths import RULE
 
-# A manifest of the largest collection has some ten thousand.
+RULE = (
+    "a relative path starts at the folder of the file in which it stands, on the command line at the working directory"
+)
+_WRITTEN = ("output_dir", "prepared_dir", "teacher_cache_dir")
+_READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed")
+_MODELS = ("model", "teacher", "tokenizer", "importance")
+PATH_KEYS = (*_WRITTEN, *_READ, *_MODELS)
+
+# A manifest of the largest collection has some ten thousand values.
 _MOST_VALUES = 1_000_000
 _MOST_LEVELS = 100
-# Letters of a short key, and the share of them that it has in common with the right one if it is misspelt.
+# Length of a short key, and the similarity from which it counts as a misspelling of another.
 _SHORT, _NEAR = 3, 0.75
 _TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 }
 
 
+# Reading
+
+
 # libyaml reads a manifest of thousands of lines ten times as fast; not every build of PyYAML has it.
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML 1.2 in two points where 1.1 loses what was written: `1e-5` is a number, and no key may stand twice."""
+    """YAML 1.1, except where it loses what was written: `1e-5` is a number, a date is text, keys must be unique."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         written: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in written:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
+                if key.value in written:
+                    raise _fault(key, f"key {key.value!r} stands twice")
                 written.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-# A date is text, as YAML 1.2 has it.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
@@ -48,23 +66,15 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(path: Path, named_in_file: bool = False) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Args:
-        path: The file.
-        named_in_file: Whether its path may stand in another file, so that an error has to tell where it starts.
-
-    Raises:
-        UserError: If the file is missing, is no YAML, gives a key twice or holds something other than a mapping.
-    """
-    told = f" ({RULE})" if named_in_file else ""
+    """Read a YAML mapping; if it may be ``named_in_file``, errors explain relative paths."""
+    rule = f" ({RULE})" if named_in_file else ""
     try:
         content = _construct(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path{told}") from None
+        raise UserError(f"{path}: no such file; check the path{rule}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
-    # Numbers and dates under a tag of their own come out of PyYAML as errors of Python.
+    # Values that do not fit their explicit tag raise errors of Python.
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: not valid YAML ({problem}); correct that line") from None
@@ -80,19 +90,15 @@ def _construct(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        # Before anything is made of it: a few lines of aliases may stand for more than a machine can hold.
-        _check(node)
+        # Before values are built: a few lines of aliases may stand for more than a machine can hold.
+        _count_values(node, {}, set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
 def _check_depth(text: str) -> None:
-    """Refuses what is nested so deep that libyaml would crash.
-
-    Raises:
-        yaml.YAMLError: If it is, or is not YAML.
-    """
+    """Refuse nesting so deep that libyaml would crash."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -100,46 +106,31 @@ def _check_depth(text: str) -> None:
             raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {_MOST_LEVELS} levels deep")
 
 
-def _check(root: yaml.Node) -> None:
-    """Refuses what no file that people write holds.
+def _count_values(node: yaml.Node, counts: dict[int, int], open_nodes: set[int]) -> int:
+    """Return how many values a node stands for, aliases expanded; refuse tags, NUL and values that hold themselves.
 
-    Raises:
-        yaml.YAMLError: If a text holds NUL, a value holds itself, or aliases stand for too many values.
+    An alias names an earlier node, which is counted or open: the recursion is no deeper than the text is nested.
     """
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting[-1]
-        if id(node) in sizes:
-            waiting.pop()
-            continue
-        children = _children(node)
-        if id(node) in open_nodes:
-            # All children are counted.
-            waiting.pop()
-            open_nodes.remove(id(node))
-            sizes[id(node)] = 1 + sum(sizes[id(child)] for child in children)
-            if sizes[id(node)] > _MOST_VALUES:
-                raise _fault(node, f"aliases stand for more than {_MOST_VALUES:,} values; write fewer")
-            continue
-        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-            raise _fault(node, "the character NUL stands in no name, path or text; take it out")
-        if node.tag not in _TAGS:
-            raise _fault(
-                node, f"values of the tag {node.tag!r} mean nothing here; write text, a number or true or false"
-            )
-        open_nodes.add(id(node))
-        for child in children:
-            if id(child) in open_nodes:
-                raise _fault(child, "the value holds itself; take out one alias")
-            waiting.append(child)
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
+    if id(node) in open_nodes:
+        raise _fault(node, "the value holds itself; take out one alias")
+    if id(node) in counts:
+        return counts[id(node)]
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        raise _fault(node, "the character NUL stands in no name, path or text; take it out")
+    if node.tag not in _TAGS:
+        raise _fault(node, f"values of the tag {node.tag!r} mean nothing here; write text, a number or true or false")
+    children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        return [each for pair in node.value for each in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+        children = [each for pair in node.value for each in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    open_nodes.add(id(node))
+    count = 1 + sum(_count_values(child, counts, open_nodes) for child in children)
+    open_nodes.remove(id(node))
+    if count > _MOST_VALUES:
+        raise _fault(node, f"aliases stand for more than {_MOST_VALUES:,} values; write fewer")
+    counts[id(node)] = count
+    return count
 
 
 def _fault(node: yaml.Node, what: str) -> yaml.YAMLError:
@@ -147,20 +138,81 @@ def _fault(node: yaml.Node, what: str) -> yaml.YAMLError:
 
 
 def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, str] | None = None) -> UserError:
-    """The error for a key that nobody reads, with the known one that is meant.
+    """Return the error for an unknown key, with the known one that was probably meant.
 
-    Args:
-        where: What the error names.
-        key: The key.
-        known: All keys that are read.
-        meant: Known keys by what other programs call them.
+    ``meant`` has known keys by their names in other programs.
     """
     other = (meant or {}).get(str(key).lower())
     near = [other] if other in known else difflib.get_close_matches(str(key), known, n=1)
-    # Of short words, half the letters are the same by chance: "lr" is near "lora".
+    # Half the letters of short words are equal by chance: "lr" is near "lora".
     if len(str(key)) <= _SHORT and other not in known:
         near = difflib.get_close_matches(str(key), known, n=1, cutoff=_NEAR)
         near += [name for name in known if name.startswith(str(key))][: not near]
     listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
     remedy = f"did you mean {near[0]!r}?" if near else listed
     return UserError(f"{where}: unknown key {key!r}; {remedy}")
+
+
+# Relative paths
+
+
+class _InFile(str):
+    """A path in a file, with the folder of that file."""
+
+    __slots__ = ("folder",)
+    folder: Path
+
+
+def in_file(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a recipe file with paths that remember the file's folder."""
+    result = dict(keys)
+    for key in (*_READ, *_MODELS):
+        # Some keys take JSON instead of a path.
+        if isinstance(keys.get(key), str) and not keys[key].lstrip().startswith("{"):
+            result[key] = _InFile(keys[key])
+            result[key].folder = file.parent
+    options = keys.get("builder_options")
+    if isinstance(options, str):
+        # Text that is not JSON is refused where the key is read.
+        with suppress(ValueError):
+            options = json.loads(options)
+    if isinstance(options, dict) and isinstance(options.get("locale_dirs"), list):
+        folders = [_from_file(file.parent, each) if isinstance(each, str) else each for each in options["locale_dirs"]]
+        result["builder_options"] = {**options, "locale_dirs": folders}
+    return result
+
+
+def placed(keys: Mapping[str, Any], output_dir: str | None = None) -> dict[str, Any]:
+    """Resolve the paths of a stage's merged keys, which :func:`in_file` marked, to the working directory.
+
+    ``output_dir`` is that of the recipe, which the command line may have replaced in ``keys``.
+    """
+    folders = [str(each) for each in (output_dir, keys.get("output_dir")) if each is not None]
+    # Every relative path lies below the working directory: it says nothing about a path.
+    written = [folder for folder in folders if os.path.normpath(folder) != "."]
+    if keys.get("builder") is not None and keys.get("manifest") is not None:
+        written.append(os.path.dirname(str(keys["manifest"])))
+    return {key: _placed(key, value, written) if isinstance(value, _InFile) else value for key, value in keys.items()}
+
+
+def _placed(key: str, value: _InFile, written: list[str]) -> str:
+    text = str(value)
+    if "://" in text or any(_is_below(text, folder) for folder in written):
+        return text
+    if key in _MODELS and ((key, text) == ("tokenizer", "train") or not os.path.exists(value.folder / text)):
+        return text
+    return _from_file(value.folder, text)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+def _from_file(folder: Path, path: str) -> str:
+    """Return a path in a file of a folder, seen from the working directory."""
+    if os.path.isabs(path):
+        return path
+    there = os.path.join(folder, path)
+    short = os.path.relpath(there)
+    # Behind a link, `..` leads somewhere else.
+    return short if os.path.realpath(short) == os.path.realpath(there) else os.path.join(os.path.abspath(folder), path)

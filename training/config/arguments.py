@@ -1,171 +1,176 @@
-"""What a stage of a recipe may say."""
+"""The keys of a recipe's stage: default, help, role and range of each, and what they mean together."""
 
+# ruff: noqa: RUF009 (the helpers return fields)
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import TrainingArguments
-from transformers.utils import is_liger_kernel_available
+from transformers.integrations import is_tensorboard_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
 from training.common.errors import UserError
-from training.common.yaml_file import unknown_key
-from training.config.evaluation_arguments import EvaluationArguments
-from training.config.lora_arguments import LoraArguments
-from training.config.number_ranges import check_finite, check_ranges
-from training.config.planning_arguments import PlanningArguments
-from training.config.pruning_arguments import PruningArguments
-from training.config.publishing_arguments import PublishingArguments
-from training.config.teacher_arguments import TeacherArguments
-from training.config.transformers_arguments import TransformersArguments
+from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_finite, check_keys_together, check_ranges
+from training.data.instructions import TextFormat
 
-# Optimizers that read the keys of Adam, and no options of their own.
-_WITHOUT_OPTIONS = ("adamw_torch", "adafactor")
+# The linear layers of attention and MLP.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# How the hidden channels and the layers that stay are chosen; see training/pruning/pruning.py.
+HIDDEN_METHODS = ("activation_norm", "leading", "reordered")
+LAYER_METHODS = ("first", "change")
+# Metrics of these kinds are better the greater they are; all others are losses.
+_SCORES = ("accuracy", "ndcg", "recall", "mrr")
+# Packed texts have no padding.
+_TOKENS_SEEN = {"true": "all", "all": "all", "non_padding": "all", "false": "no", "no": "no"}
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def _key(role: str, default: Any, help_text: str, **rules: Any) -> Any:
+    """Return a field whose metadata says all that must be known of a key.
+
+    ``rules`` are ``least`` and ``most`` (inclusive), ``choices``, and ``resume`` where the role does not say whether
+    the key may change in a resumed run (see :mod:`training.config.stage_keys`).
+    """
+    return field(default=default, metadata={"help": help_text, "rules": {"role": role, **rules}})
+
+
+# A key's role decides whether a card lists it and a resumed run may change it: see training/config/stage_keys.py.
+learnt, running, path, machine = (partial(_key, role) for role in ("learnt", "running", "path", "machine"))
 
 
 @dataclass
-class StageArguments(
-    TeacherArguments,
-    PruningArguments,
-    LoraArguments,
-    EvaluationArguments,
-    PublishingArguments,
-    PlanningArguments,
-    TransformersArguments,
-    TrainingArguments,
-):
+class LoraArguments:
+    """The keys of a stage that trains an adapter. If ``model`` is an adapter, missing keys are taken from it."""
+
+    lora: bool = learnt(False, "Train a low-rank adapter of 'model' only; the result names its base.", resume="never")
+    lora_rank: int | None = learnt(None, "Rank of the adapter; 16 if left out.", least=1, resume="never")
+    lora_alpha: int | None = learnt(None, "Updates are scaled by alpha / rank; 2 * rank if left out.", least=1)
+    lora_dropout: float | None = learnt(None, "Dropout on the adapter's inputs; none if left out.")
+    lora_target_modules: list[str] | None = learnt(
+        None, "Names of the linear layers to adapt; all of attention and MLP if left out.", resume="never"
+    )
+    lora_dora: bool = learnt(False, "DoRA: learn the length of each weight vector, too.", resume="never")
+    lora_rslora: bool = learnt(False, "Scale by the square root of the rank, which large ranks need.")
+
+
+@dataclass
+class StageArguments(LoraArguments, TrainingArguments):
     """The keys of a training stage: those of transformers' ``TrainingArguments`` and these.
 
-    A recipe names the global batch; how it is split over devices is not its business. What each key does, and which of
-    transformers' keys a recipe must not give, is in :mod:`training.config.stage_keys`.
+    A recipe names the global batch; how it is split over devices changes no result.
     """
 
     # Data
-    manifest: str | None = field(default=None, metadata={"help": "Manifest (YAML) of the sources."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder or hf:// address of the manifest's files, instead of its own."}
+    manifest: str | None = path(None, "Manifest (YAML) of the sources.")
+    data_dir: str | None = path(None, "Folder or hf:// address of the manifest's files, instead of its own.")
+    manifest_stage: str | None = learnt(None, "Use the sources of this stage of the manifest, with its caps.")
+    builder: str | None = learnt(None, "Builder of the manifest and its files if they are missing: cldr, gettext.")
+    builder_options: str | None = learnt(None, "Options of the builder, as JSON.")
+    sources: list[str] | None = learnt(None, "Names of the sources to train on, with * as in file names; default: all.")
+    task_types: list[str] | None = learnt(None, "Task types: retrieval, clustering, classification; default: all.")
+    cap: int | None = learnt(None, "Maximum rows per source (deterministic sample).", least=1)
+    source_caps: str | None = learnt(None, "Maximum rows of single sources, as JSON: name (with *) to number.")
+    validation_share: float = learnt(0.01, "Share of the rows kept for validation.", least=0, most=1)
+    prepared_dir: str | None = path(
+        None, "Folder of the tokenised sources, or an earlier stage with the same; OUTPUT_DIR/prepared if left out."
     )
-    manifest_stage: str | None = field(
-        default=None, metadata={"help": "Take the sources that the manifest gives this stage, under its caps."}
+    executor: str | None = path(
+        None, "Where data is prepared: local, ray, slurm or jobs; or JSON of name, workers and own arguments."
     )
-    builder: str | None = field(
-        default=None,
-        metadata={"help": "Builder that makes the manifest and its files if they are missing (cldr, gettext)."},
-    )
-    builder_options: str | None = field(
-        default=None, metadata={"help": "Options of the builder as JSON: name to value; its defaults if left out."}
-    )
-    sources: list[str] | None = field(
-        default=None, metadata={"help": "Names of the sources to train on, * as in file names; all if left out."}
-    )
-    task_types: list[str] | None = field(
-        default=None,
-        metadata={"help": "Task types to train on: retrieval, clustering, classification; all if left out."},
-    )
-    cap: int | None = field(default=None, metadata={"help": "Rows per source at most, drawn by key."})
-    source_caps: str | None = field(
-        default=None, metadata={"help": "Rows at most of single sources as JSON: name (* as in file names) to number."}
-    )
-    validation_share: float = field(default=0.01, metadata={"help": "Share of the rows kept for validation."})
-    prepared_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where tokenised sources are kept, or an earlier stage that has the same; OUTPUT_DIR/prepared if "
-            "left out."
-        },
-    )
-
-    executor: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where data is prepared: local, ray, slurm or jobs; or JSON of name, workers and datatrove's own "
-            "arguments."
-        },
-    )
-    on_bad_row: str = field(
-        default="error", metadata={"help": "Bad rows of the data: error stops, quarantine puts them aside."}
-    )
+    on_bad_row: str = learnt("error", "Bad rows of the data: error stops, quarantine sets them aside.")
 
     # Text
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Name or folder of a tokenizer, or 'train'; the model's own if left out."},
-    )
-    tokenizer_vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
-    max_length: int = field(default=1024, metadata={"help": "Tokens of a text at most, EOS included."})
-    instructions: bool = field(
-        default=True, metadata={"help": "Put the source's instruction before queries (stage 2), or train on raw text."}
-    )
-    document_instruction_share: float = field(
-        default=0.3, metadata={"help": "Share of the documents of symmetric sources that carry the instruction too."}
-    )
-    query_instruction: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instruction of the saved model's query prompt, empty for no prompt. If left out: the one that all "
-            "sources share, else that of the start model, else the published one. With --resume it is given to a "
-            "finished model, too."
-        },
+    tokenizer: str | None = path(None, "Name or folder of a tokenizer, or 'train'; the model's own if left out.")
+    # A byte-level tokenizer has 256 bytes and three special tokens.
+    tokenizer_vocab_size: int = learnt(8192, "Size of a tokenizer that is trained.", least=259, resume="never")
+    max_length: int = learnt(1024, "Maximum tokens of a text, EOS included.", least=1)
+    instructions: bool = learnt(True, "Put the source's instruction before queries (stage 2), or train on raw text.")
+    document_instruction_share: float = learnt(0.3, "Share of symmetric documents with instruction.", least=0, most=1)
+    query_instruction: str | None = learnt(
+        None, "Instruction of the saved query prompt, empty for none; the sources' own if left out.", resume="sample"
     )
 
     # Model
-    model: str | None = field(
-        default=None, metadata={"help": "Folder, Hub name or earlier stage of the recipe to start from."}
+    model: str | None = path(None, "Folder, Hub name or earlier stage of the recipe to start from.")
+    model_config: str | None = learnt(None, "A new model: F2LLMConfig fields, or 'family', as JSON.", resume="never")
+    model_family: str | None = running(
+        None, "Published shape of 'model', such as f2llm-v2-0.6b, for --dry-run; another shape is refused."
     )
-    model_config: str | None = field(
-        default=None,
-        metadata={"help": "A new model instead: F2LLMConfig fields as JSON, with 'family' to start from a known size."},
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention backend; chosen by device and precision if left out."}
-    )
-
-    compile: bool = field(
-        default=False,
-        metadata={
-            "help": "Compile the layers: faster steps after a warm-up of minutes; needs a C++ compiler on a CPU."
-        },
-    )
+    attn_implementation: str | None = machine(None, "Attention backend; chosen by device and precision if left out.")
+    compile: bool = running(False, "Compile the layers; needs minutes of warm-up, and a C++ compiler on a CPU.")
 
     # Batches
-    global_batch_size: int = field(default=512, metadata={"help": "Rows of a batch over all processes, at most."})
-    max_tokens_per_forward: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that a process encodes at once, at most; memory follows it, the result does not depend on "
-            "it unless dropout is drawn. A process's whole share of a batch if left out."
-        },
+    global_batch_size: int = learnt(512, "Maximum rows of a batch over all processes.", least=1)
+    max_tokens_per_forward: int | None = running(
+        None, "Maximum tokens that a process encodes at once: it sets the memory, not the result.", resume="chunks"
     )
-    num_hard_negatives_retrieval: int = field(default=7, metadata={"help": "Hard negatives per retrieval row."})
-    num_hard_negatives_clustering: int = field(default=9, metadata={"help": "Hard negatives per clustering row."})
-    num_hard_negatives_classification: int = field(
-        default=1, metadata={"help": "Hard negatives per classification row."}
-    )
+    num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
+    num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
+    num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
 
     # Objective
-    temperature: float = field(default=0.05, metadata={"help": "Divisor of the cosines."})
-    matryoshka: bool = field(default=True, metadata={"help": "Train nested widths."})
-    matryoshka_min_dim: int = field(default=8, metadata={"help": "Narrowest width trained, a power of two."})
-    matryoshka_dimensions: list[int] | None = field(
-        default=None, metadata={"help": "Widths trained; powers of two from matryoshka_min_dim if left out."}
-    )
-    mask_duplicates: bool = field(
-        default=False,
-        metadata={"help": "Leave rows with the same query or positive text out of each other's in-batch negatives."},
-    )
+    temperature: float = learnt(0.05, "Divisor of the cosines.")
+    matryoshka: bool = learnt(True, "Train nested widths.")
+    matryoshka_min_dim: int = learnt(8, "Narrowest width trained, a power of two.", least=1)
+    matryoshka_dimensions: list[int] | None = learnt(None, "Widths trained; powers of two if left out.")
+    mask_duplicates: bool = learnt(False, "Exclude rows of the same query or positive from in-batch negatives.")
+    gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
 
-    gather_gradients: bool = field(
-        default=True,
-        metadata={"help": "Let positives learn from the in-batch term; false: as published on several GPUs."},
+    # Distillation
+    teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
+    distillation_weight: float = learnt(1.0, "Factor of the distillation term.")
+    teacher_query_template: str | None = learnt(
+        None, "How a teacher with another tokenizer reads texts with an instruction: {text}, {instruction}."
     )
+    teacher_document_template: str | None = learnt(None, "How it reads {text} without; unchanged if left out.")
+    teacher_cache_dir: str | None = machine(
+        None, "Folder that keeps the teacher's embeddings for all epochs and students; none if left out."
+    )
+    teacher_projection: bool = learnt(False, "Learn a map to a narrower teacher; kept with the run.", resume="never")
+
+    # Pruning
+    prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
+    prune_hidden: str = learnt(
+        "activation_norm", "Channels: activation_norm, leading, reordered.", choices=HIDDEN_METHODS
+    )
+    prune_layers: str = learnt("first", "Layers that stay: first, or those of most change.", choices=LAYER_METHODS)
+    calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
+    importance: str | None = path(None, "Earlier measurement: importance.safetensors, its folder, or an earlier stage.")
+    trim_vocabulary: bool = learnt(False, "Keep only the tokens that the sources use, all bytes and special tokens.")
+
+    # Evaluation
+    evaluation_pairs: str | None = path(
+        None, "File (.parquet, .csv, .jsonl) of query and passage, perhaps lang and script.", resume="evaluation"
+    )
+    evaluation_candidates: str | None = path(None, "File of more passages to find them among.", resume="evaluation")
+    evaluation_sample: int = running(0, "Pairs scored at each evaluation in training, too.", least=0, resume="sample")
+    evaluation_sample_candidates: int = running(2000, "Maximum candidates of these pairs.", least=1, resume="sample")
+    early_stopping_patience: int | None = running(None, "Stop after so many evaluations without improvement.", least=1)
+    early_stopping_threshold: float = running(0.0, "What a change must exceed to be an improvement.", least=0)
+
+    # Hub and planning
+    push_checkpoints: str | None = machine(None, "Hub repository, ORG/NAME, that gets every checkpoint as a revision.")
+    planned_text_tokens: int = machine(128, "Mean tokens of a text that --dry-run assumes for remote data.", least=1)
+
+    # Keys of transformers with another default, or of a type that HfArgumentParser reads only in part.
+    logging_steps: float = running(50, "Log every so many steps.", least=0)
+    logging_first_step: bool = machine(True, "Log the first step.")
+    report_to: list[str] | None = machine(None, "Trackers, 'all' or 'none'; default: TensorBoard if it is installed.")
+    include_num_input_tokens_seen: str = machine("no", "Count the tokens trained on: 'all', 'non_padding' or 'no'.")
+    optim_target_modules: list[str] | None = learnt(None, "Modules that GaLore or APOLLO adapt.", resume="never")
+    # Releases of transformers before 5.23 have these under their older names only.
+    activation_checkpointing: bool | None = running(None, "Compute layers again in the backward pass, to save memory.")
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = running(
+        None, "Options of torch.utils.checkpoint as JSON, such as use_reentrant."
+    )
+    liger_kernel_config: str | None = learnt(None, "Which Liger kernels are used, as JSON: name to true or false.")
+    # All weights are used in every step and no buffer changes: DDP's work for either would cost time for nothing.
+    ddp_find_unused_parameters: bool | None = machine(False, "See DDP.")
+    ddp_broadcast_buffers: bool | None = machine(False, "See DDP.")
 
     def __post_init__(self) -> None:
         # Before transformers rounds them; again for those in mappings, which it reads.
@@ -175,115 +180,120 @@ class StageArguments(
         super().__post_init__()
         check_finite(self)
         check_ranges(self)
-        self._check_computation()
-        self._check_mappings()
-        self._check_teacher()
-        self._check_pruning()
-        self._check_lora()
-        if self.prunes and self.teacher is not None:
-            raise UserError(
-                "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"
-            )
-        self._check_evaluation()
-        self._check_planning()
-        self._check_publishing()
-        if self.tokenizer == "train" and self.model is not None:
-            raise UserError("key 'tokenizer': a model that is trained already needs its own; leave the key out")
-        if (self.model is None) == (self.model_config is None):
-            raise UserError(
-                "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
-            )
+        check_keys_together(self)
 
-    def _check_computation(self) -> None:
-        if self.max_tokens_per_forward is not None and self.max_tokens_per_forward < self.max_length:
-            raise UserError(
-                f"key 'max_tokens_per_forward' ({self.max_tokens_per_forward}) must hold the longest text; give at "
-                f"least 'max_length' ({self.max_length})"
-            )
-        if self.fp16 and self.device.type == "cpu":
-            raise UserError("key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out")
-        if self.use_liger_kernel and not is_liger_kernel_available():
-            raise UserError(
-                "key 'use_liger_kernel' needs the package liger-kernel; install it with 'pip install liger-kernel', or "
-                "take the key out"
-            )
-        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
-            raise UserError(
-                "key 'dataloader_persistent_workers' needs workers; give 'dataloader_num_workers: 2', or take it out"
-            )
-        if self.optim_args is not None and self.optim.value.startswith(_WITHOUT_OPTIONS):
-            raise UserError(
-                f"key 'optim_args' has no effect on 'optim: {self.optim.value}'; give 'adam_beta1', 'adam_epsilon' and "
-                "'weight_decay', or take it out"
-            )
-        if self.fsdp_config and not self.fsdp:
-            raise UserError("key 'fsdp_config' has no effect without 'fsdp: true'; add that, or take it out")
+    def _settle(self) -> None:
+        """Give the keys the values that transformers reads."""
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            newer = getattr(self, f"activation_{name}")
+            setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}") if newer is None else newer)
+        self.activation_checkpointing_kwargs = self.mapping("activation_checkpointing_kwargs") or None
+        self.gradient_checkpointing = self.activation_checkpointing
+        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
+        counted = str(self.include_num_input_tokens_seen).lower()
+        self.include_num_input_tokens_seen = _TOKENS_SEEN.get(counted, counted)
+        if str(self.fsdp).lower() in ("true", "false"):
+            # Documented as a truth value, but declared as a text.
+            self.fsdp = str(self.fsdp).lower() == "true"
+        # Transformers accepts any text here, and fails in the training.
+        self.mapping("lr_scheduler_kwargs")
+        if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
+            # A text alone is a pattern or 'all-linear'.
+            (self.optim_target_modules,) = self.optim_target_modules
+        if self.trackio_static_space_id == "false":
+            self.trackio_static_space_id = False
+        if self.use_liger_kernel or self.liger_kernel_config is not None:
+            # Liger's default replaces the forward pass of a language model by one that computes its loss.
+            self.liger_kernel_config = {"fused_linear_cross_entropy": False, **self.mapping("liger_kernel_config")}
+
+    def _settle_direction(self) -> None:
+        """Derive the direction of the followed metric from what it measures; refuse the other one."""
+        follows = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) in FOLLOWING_SCHEDULERS
+        metric = self.metric_for_best_model or ("loss" if follows or self.load_best_model_at_end else None)
+        if metric is None:
+            return
+        greater = greater_is_better(metric)
+        what = f"of {metric!r} the {'greater' if greater else 'lower'} value is better"
+        if self.greater_is_better not in (None, greater):
+            line = f"greater_is_better: {str(greater).lower()}"
+            raise UserError(f"key 'greater_is_better': {what}; give '{line}' or take the key out")
+        self.greater_is_better = greater
+        if follows:
+            options, mode = self.mapping("lr_scheduler_kwargs"), "max" if greater else "min"
+            if options.setdefault("mode", mode) != mode:
+                raise UserError(f"key 'lr_scheduler_kwargs': {what}; give 'mode: {mode}' or take 'mode' out")
+            self.lr_scheduler_kwargs = options
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return a copy of the value of a key that holds a mapping, which a recipe gives as JSON."""
+        value = getattr(self, name) or "{}"
+        try:
+            value = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else {**value}
+        except ValueError as error:
+            raise UserError(f"key {name!r} is not valid JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise UserError(f"key {name!r} must map names to values, got {value!r}")
+        return value
 
     @property
     def num_hard_negatives(self) -> dict[str, int]:
         """Hard negatives drawn per row, by task type."""
-        return {
-            "retrieval": self.num_hard_negatives_retrieval,
-            "clustering": self.num_hard_negatives_clustering,
-            "classification": self.num_hard_negatives_classification,
-        }
+        kinds = ("retrieval", "clustering", "classification")
+        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in kinds}
 
     @property
     def prepared_folder(self) -> Path:
-        """Where this stage's prepared sources lie."""
+        """Folder of this stage's prepared sources."""
         return Path(self.prepared_dir or Path(self.output_dir) / "prepared")
 
+    @property
+    def prunes(self) -> bool:
+        """Whether the stage cuts a model instead of training one."""
+        return self.prune_to is not None or self.trim_vocabulary
+
+    @property
+    def draws_dropout(self) -> bool:
+        """Whether the stage asks for dropout; a model that it starts from may ask for it, too."""
+        return bool(self.lora_dropout or self.mapping("model_config").get("attention_dropout"))
+
+    @property
+    def lora_keys(self) -> list[str]:
+        """The keys of the adapter that were given, other than ``lora``; False says as little as a missing key."""
+        names = [each.name for each in fields(LoraArguments) if each.name != "lora"]
+        return [name for name in names if getattr(self, name) not in (None, False)]
+
+    @property
+    def chooses_by_pairs(self) -> bool:
+        """Whether the evaluation pairs decide which model is the best."""
+        return (self.metric_for_best_model or "").removeprefix("eval_").startswith("pairs_")
+
+    @property
+    def text_format(self) -> TextFormat:
+        """The templates of a teacher with another tokenizer."""
+        given = {name: getattr(self, f"teacher_{name}") for name in ("query_template", "document_template")}
+        return TextFormat(**{name: template for name, template in given.items() if template is not None})
+
     def model_config_fields(self) -> dict[str, Any]:
-        """The fields of ``model_config``."""
-        return self._mapping("model_config")
+        """Return the fields of ``model_config``."""
+        return self.mapping("model_config")
 
     def builder_fields(self) -> dict[str, Any]:
-        """The options of ``builder_options``."""
-        return self._mapping("builder_options")
+        """Return the options of ``builder_options``."""
+        return self.mapping("builder_options")
 
     def prune_to_fields(self) -> dict[str, Any]:
-        """The shape of ``prune_to``."""
-        return self._mapping("prune_to")
+        """Return the shape of ``prune_to``."""
+        return self.mapping("prune_to")
 
     def cap_of(self, source: str) -> int | None:
-        """Rows of a source that this stage uses at most: the smallest cap that fits its name, None for all."""
-        fitting = [int(cap) for pattern, cap in self._mapping("source_caps").items() if fnmatch(source, pattern)]
+        """Return the maximum rows of a source: the smallest cap that fits its name; None for all."""
+        fitting = [int(cap) for pattern, cap in self.mapping("source_caps").items() if fnmatch(source, pattern)]
         return min([*fitting, *([self.cap] if self.cap is not None else [])], default=None)
 
-    def _check_mappings(self) -> None:
-        known = [*(field.name for field in fields(F2LLMConfig)), "family"]
-        for key in self._mapping("model_config"):
-            if key not in known:
-                raise unknown_key("key 'model_config' (fields of F2LLMConfig)", key, known)
-        if self.builder_fields() and self.builder is None:
-            raise UserError("key 'builder_options' has no effect without 'builder'; name the builder or take it out")
-        for pattern, cap in self._mapping("source_caps").items():
-            # 1e4 is a number with a fraction to YAML and JSON.
-            whole = isinstance(cap, float) and cap.is_integer()
-            if not (isinstance(cap, int) or whole) or isinstance(cap, bool) or cap < 1:
-                raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
-
-    def _mapping(self, key: str) -> dict[str, Any]:
-        """The value of a key that holds a mapping, a copy; a recipe gives it as JSON.
-
-        Raises:
-            UserError: If it is no JSON object.
-        """
-        value = getattr(self, key) or "{}"
-        try:
-            mapping = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else {**value}
-        except ValueError as error:
-            raise UserError(f"key {key!r} is not valid JSON ({error})") from None
-        if not isinstance(mapping, dict):
-            raise UserError(f"key {key!r} must map names to values, got {mapping!r}")
-        return mapping
-
     def train_dims(self, hidden_size: int) -> list[int] | None:
-        """Widths to train a model of this width at, widest first; None for the full width only.
-
-        Raises:
-            UserError: If a width does not fit the model.
-        """
+        """Return the widths to train a model of this width at, widest first; None for the full width only."""
         if not self.matryoshka:
             return None
         if self.matryoshka_dimensions is None:
@@ -299,3 +309,31 @@ class StageArguments(
             )
         # The full width is what the model is used at when nobody truncates.
         return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)
+
+    def check_family(self, config: F2LLMConfig) -> None:
+        """Refuse a model whose shape is not that of ``model_family``."""
+        if self.model_family is None:
+            return
+        published = F2LLMConfig.from_family(self.model_family)
+        for name in SHAPE:
+            has, wants = getattr(config, name), getattr(published, name)
+            if has != wants:
+                raise UserError(
+                    f"model {self.model!r} is not {self.model_family}: its {name} is {has}, not {wants}; give another "
+                    "'model', or correct 'model_family' or take it out"
+                )
+
+
+def greater_is_better(metric: str) -> bool:
+    """Return whether greater values of an evaluation metric are better.
+
+    Args:
+        metric: Its name, with or without ``eval_``: ``loss``, ``retrieval``, ``source/NAME``, ``pairs_accuracy_dim64``.
+    """
+    name = metric.removeprefix("eval_")
+    # A source's loss, even if the source is named after a score.
+    return not name.startswith("source/") and any(score in name for score in _SCORES)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

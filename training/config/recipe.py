@@ -5,10 +5,10 @@ A recipe is a mapping of the keys of :class:`~training.config.arguments.StageArg
 - ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
 - ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
-  ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may extend a recipe of one stage, too: it takes all keys
+  ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may also extend a recipe of one stage: it takes all keys
   of it but ``output_dir``, which says where that recipe writes when it runs by itself.
 
-Where its relative paths start is told in :mod:`training.common.paths`.
+:mod:`training.common.paths` says where relative paths start.
 """
 
 from __future__ import annotations
@@ -16,52 +16,61 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
 from training.common.errors import UserError
-from training.common.paths import in_file, placed
 from training.common.run_folder import FINAL_MODEL
-from training.common.yaml_file import load_yaml, unknown_key
+from training.common.yaml_file import in_file, load_yaml, placed, unknown_key
 from training.config.arguments import StageArguments
 from training.config.stage_keys import check_given
 
 # Keys that may name an earlier stage, and what of its folder they then mean.
 _MADE_BY_STAGES = {
-    **{"model": FINAL_MODEL, "teacher": FINAL_MODEL, "tokenizer": FINAL_MODEL},
+    **dict.fromkeys(("model", "teacher", "tokenizer"), FINAL_MODEL),
     **{"importance": "", "prepared_dir": "prepared"},
 }
-# Types of integers, and how else an integer may be written.
-_INTEGER = re.compile(r"\bint\b")
+# An integer written as a float.
 _AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
-_STAGE_KEYS = {field.name: str(field.type) for field in fields(StageArguments) if field.init}
-# Declared as texts, but true as well.
+_STAGE_KEYS = {each.name: str(each.type) for each in fields(StageArguments) if each.init}
+# Declared as texts, but may be true.
 _MAY_BE_TRUE = ("fsdp", "include_num_input_tokens_seen")
-# What other programs call keys.
+# What other programs call the keys.
 _MEANT = {
-    **dict.fromkeys(("lr", "base_lr"), "learning_rate"),
-    **dict.fromkeys(("batch_size", "bs", "train_batch_size", "per_device_batch_size"), "global_batch_size"),
-    **dict.fromkeys(("epochs", "num_epochs", "train_epochs"), "num_train_epochs"),
-    **dict.fromkeys(("steps", "num_steps"), "max_steps"),
-    **dict.fromkeys(("output", "out", "out_dir"), "output_dir"),
-    **dict.fromkeys(("data", "dataset", "train_file"), "manifest"),
-    **dict.fromkeys(("base_model", "model_name", "model_name_or_path"), "model"),
-    **dict.fromkeys(("max_len", "max_seq_length", "max_seq_len", "seq_length"), "max_length"),
-    **dict.fromkeys(("negatives", "num_negatives", "num_hard_negatives"), "num_hard_negatives_retrieval"),
-    **dict.fromkeys(("rank", "lora_r"), "lora_rank"),
-    **{"wd": "weight_decay", "warmup": "warmup_steps", "scheduler": "lr_scheduler_type", "optimizer": "optim"},
-    **{"clip": "max_grad_norm", "tau": "temperature", "dims": "matryoshka_dimensions", "prompt": "query_instruction"},
+    alias: key
+    for key, aliases in {
+        "learning_rate": "lr base_lr",
+        "global_batch_size": "batch_size bs train_batch_size per_device_batch_size",
+        "num_train_epochs": "epochs num_epochs train_epochs",
+        "max_steps": "steps num_steps",
+        "output_dir": "output out out_dir",
+        "manifest": "data dataset train_file",
+        "model": "base_model model_name model_name_or_path",
+        "max_length": "max_len max_seq_length max_seq_len seq_length",
+        "num_hard_negatives_retrieval": "negatives num_negatives num_hard_negatives",
+        "lora_rank": "rank lora_r",
+        "weight_decay": "wd",
+        "warmup_steps": "warmup",
+        "lr_scheduler_type": "scheduler",
+        "optim": "optimizer",
+        "max_grad_norm": "clip",
+        "temperature": "tau",
+        "matryoshka_dimensions": "dims",
+        "query_instruction": "prompt",
+    }.items()
+    for alias in aliases.split()
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name, what it was told (``keys``) and what that means (``arguments``)."""
+    """One stage: its name, the keys that it was given, and the arguments that follow from them."""
 
     name: str
     keys: dict[str, Any]
@@ -70,7 +79,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order in which they run, the folder below which all of them write, and what replaced their keys."""
+    """Stages in the order in which they run, the folder that all of them write to, and what replaced their keys."""
 
     path: Path
     stages: list[Stage]
@@ -79,61 +88,64 @@ class Recipe:
 
 
 def made_by(stage: Stage) -> str:
-    """The folder of the model that a stage makes, as later stages name it."""
+    """Return the folder of the model that a stage makes, as later stages name it."""
     return str(Path(stage.arguments.output_dir) / FINAL_MODEL)
 
 
 class _Parser(HfArgumentParser):
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Add an argument without the part of a field's metadata that argparse does not know."""
+        options.pop("rules", None)
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
+@cache
+def _parser() -> _Parser:
+    return _Parser(StageArguments, prog="run_stage.py", add_help=False, allow_abbrev=False)
+
+
 def recipe_help() -> str:
-    """Describes every key of a recipe."""
-    parser = _Parser(StageArguments, prog="run_stage.py", add_help=False, allow_abbrev=False)
-    return parser.format_help()
+    """Describe every key of a recipe."""
+    return _parser().format_help()
 
 
 def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe and checks all of it before anything runs.
-
-    Args:
-        path: The YAML file.
-        overrides: Keys that replace those of the recipe, in every stage.
-
-    Raises:
-        UserError: If the file or a file that it extends is missing or faulty, or a key is unknown or has a wrong value.
-    """
+    """Read a recipe and check all of it before anything runs; ``overrides`` replace keys in every stage."""
     path, overrides = Path(path), overrides or {}
     output_dir, stages = read_stages(path, overrides)
     return Recipe(path, [_stage(path, name, keys) for name, keys in stages.items()], output_dir, overrides)
 
 
 def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The folder below which a recipe writes, and what each stage was told, by name; values are not checked yet.
-
-    Raises:
-        UserError: If the file or a file that it extends is missing or faulty, or a key is unknown.
-    """
+    """Return the folder that a recipe writes to and the keys of each stage, whose values are not checked yet."""
     keys = _read(path)
     stages = keys.pop("stages", None)
     if stages is None:
         only = placed({**keys, **overrides}, keys.get("output_dir"))
-        return Path(str(only.get("output_dir") or _missing(path, "output_dir"))), {path.stem: only}
+        return _output_dir(path, only), {path.stem: only}
     _check_stages(path, stages)
     shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
     for key in ("output_dir", *_MADE_BY_STAGES):
-        if isinstance(shared.get(key), list) or isinstance(overrides.get(key), list):
-            raise UserError(f"{path}: key {key!r} takes one value, got {overrides.get(key, shared.get(key))!r}")
-    output_dir = Path(str(shared.get("output_dir") or _missing(path, "output_dir")))
+        if isinstance(value := overrides.get(key, shared.get(key)), list):
+            raise UserError(f"{path}: key {key!r} takes one value, got {value!r}")
+    output_dir = _output_dir(path, shared)
     result: dict[str, dict[str, Any]] = {}
     for name, own in stages.items():
         stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
         stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
         for key, part in _MADE_BY_STAGES.items():
-            # `tokenizer: train` trains one, whatever the stages are called.
-            if stage_keys.get(key) in stages and (key, stage_keys[key]) != ("tokenizer", "train"):
-                stage_keys[key] = str(_folder_of(path, name, key, stage_keys[key], result) / part)
+            value = stage_keys.get(key)
+            # `tokenizer: train` trains one, even if a stage is called so.
+            if value not in stages or (key, value) == ("tokenizer", "train"):
+                continue
+            if value not in result:
+                raise UserError(
+                    f"{path}: stage {name!r}: {key} {value!r} comes from a stage that has not run; put it before"
+                )
+            stage_keys[key] = str(Path(str(result[value]["output_dir"])) / part)
         result[name] = placed(stage_keys, keys.get("output_dir"))
     return output_dir, result
 
@@ -149,26 +161,21 @@ def _check_stages(path: Path, stages: Any) -> None:
                 raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one")
 
 
-def _folder_of(path: Path, stage: str, key: str, name: str, earlier: dict[str, dict[str, Any]]) -> Path:
-    """The folder that an earlier stage writes to."""
-    if name not in earlier:
-        raise UserError(f"{path}: stage {stage!r}: {key} {name!r} comes from a stage that has not run; put it before")
-    return Path(str(earlier[name]["output_dir"]))
-
-
-def _missing(path: Path, key: str) -> NoReturn:
-    raise UserError(f"{path}: key {key!r} is missing; add it")
+def _output_dir(path: Path, keys: dict[str, Any]) -> Path:
+    if not keys.get("output_dir"):
+        raise UserError(f"{path}: key 'output_dir' is missing; add it")
+    return Path(str(keys["output_dir"]))
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads a recipe file with what it and its stages extend."""
+    """Read a recipe file with what it and its stages extend."""
     # Of links in a circle it is the path itself, whose error follows.
     real = Path(os.path.realpath(path))
     if real in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
     seen = (*seen, real)
     keys = load_yaml(path, named_in_file=len(seen) > 1)
-    _check_known(path, keys, [*_STAGE_KEYS, "stages", "extends"])
+    _check_known(path, keys, "stages", "extends")
     if isinstance(stages := keys.get("stages"), dict):
         # Here, not where stages are made: the paths are relative to the file in which they stand.
         keys["stages"] = {name: _read_stage(path, name, own, seen) for name, own in stages.items()}
@@ -177,10 +184,10 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any:
-    """A stage's keys after those of the recipe that it extends, if they are keys at all."""
+    """Return a stage's keys after those of the recipe that it extends, if they are keys at all."""
     if not isinstance(keys, dict):
         return keys
-    _check_known(path, keys, [*_STAGE_KEYS, "extends"])
+    _check_known(path, keys, "extends")
     extended, keys = keys.get("extends"), in_file(path, {key: own for key, own in keys.items() if key != "extends"})
     if extended is None:
         return keys
@@ -194,60 +201,56 @@ def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any
     return {**base, **keys}
 
 
-def _check_known(path: Path, keys: dict[str, Any], known: list[str]) -> None:
+def _check_known(path: Path, keys: dict[str, Any], *more: str) -> None:
     for key in keys:
-        if key not in known:
-            raise unknown_key(str(path), key, known, _MEANT)
+        if key not in _STAGE_KEYS and key not in more:
+            raise unknown_key(str(path), key, [*_STAGE_KEYS, *more], _MEANT)
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
-    where = f"{path}: stage {name!r}"
     keys = {key: value for key, value in keys.items() if value is not None}
-    if "output_dir" not in keys:
-        _missing(path, "output_dir")
-    parser = _Parser(StageArguments, allow_abbrev=False)
+    _output_dir(path, keys)
     try:
         check_given(keys)
-        (arguments,) = parser.parse_args_into_dataclasses(_as_command_line(keys), look_for_args_file=False)
+        (arguments,) = _parser().parse_args_into_dataclasses(_as_words(keys), look_for_args_file=False)
+        return Stage(name, keys, arguments)
     # A configuration that is a file may be missing.
     except (UserError, ValueError, TypeError, ImportError, OSError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    return Stage(name, keys, arguments)
+        raise UserError(f"{path}: stage {name!r}: {' '.join(str(error).split())}") from None
 
 
-def _as_command_line(keys: dict[str, Any]) -> list[str]:
-    """Values as words: argparse then converts and checks those of a file and of a command line in the same way."""
+def read_values(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of every key, given or not, in one spelling: `2e-5` is `0.00002`, JSON the mapping it means."""
+    values = vars(_parser().parse_args(_as_words(keys)))
+    texts = {key: value for key, value in values.items() if isinstance(value, str) and value.startswith("{")}
+    return {**values, **{key: json.loads(text) for key, text in texts.items()}}
+
+
+def _as_words(keys: Mapping[str, Any]) -> list[str]:
+    """Return keys as words: argparse then converts those of a file and of a command line in the same way."""
     words = []
     for key, value in keys.items():
+        value = "none" if (key, value) == ("report_to", []) else value
         if isinstance(value, list) and "list" not in _STAGE_KEYS[key]:
             raise UserError(f"key {key!r} takes one value, got {value!r}")
-        if key == "report_to" and value == []:
-            value = "none"
-        if isinstance(value, list):
-            words += [f"--{key}", *(_word(key, item) for item in value)]
-        else:
-            words.append(f"--{key}={_word(key, value)}")
+        values = [_word(key, item) for item in value] if isinstance(value, list) else None
+        words += [f"--{key}={_word(key, value)}"] if values is None else [f"--{key}", *values]
     return words
 
 
 def _word(key: str, value: Any) -> str:
-    """One value as argparse takes it for a key."""
     # YAML reads `no` and `off` as false.
     if value is False and "Strategy" in _STAGE_KEYS[key]:
         return "no"
     word = json.dumps(value) if isinstance(value, dict | bool) else str(value)
     # `1e3` is a number with a fraction to YAML, and so it is to Python.
-    if _INTEGER.search(_STAGE_KEYS[key]) and _AS_FLOAT.fullmatch(word) and float(word).is_integer():
+    if re.search(r"\bint\b", _STAGE_KEYS[key]) and _AS_FLOAT.fullmatch(word) and float(word).is_integer():
         return str(int(float(word)))
     return word
 
 
 def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Reads ``--key value …`` and ``--key=value`` words; a key of a truth value means true without one.
-
-    Raises:
-        UserError: If a word belongs to no key, or a key is unknown or lacks its value.
-    """
+    """Read ``--key value …`` and ``--key=value`` words; a key of a truth value means true without one."""
     overrides: dict[str, Any] = {}
     values: list[str] = []
     for word in words:
@@ -256,18 +259,13 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
             key = key.replace("-", "_")
             if key not in _STAGE_KEYS:
                 raise unknown_key("command line", key, sorted(_STAGE_KEYS), _MEANT)
-            values = [value] if equals else []
-            overrides[key] = values
+            overrides[key] = values = [value] if equals else []
         elif not overrides:
             raise UserError(f"command line: {word!r} belongs to no key; write --key value")
         else:
             values.append(word)
-    return {key: _single(key, values) for key, values in overrides.items()}
-
-
-def _single(key: str, values: list[str]) -> Any:
-    if values:
-        return values[0] if len(values) == 1 else values
-    if "bool" not in _STAGE_KEYS[key] and key not in _MAY_BE_TRUE:
-        raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
-    return True
+    for key, values in overrides.items():
+        if not values and "bool" not in _STAGE_KEYS[key] and key not in _MAY_BE_TRUE:
+            raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
+        overrides[key] = (values[0] if len(values) == 1 else values) if values else True
+    return overrides

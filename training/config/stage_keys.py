@@ -1,4 +1,16 @@
-"""What each key of a stage does: one table for recipes, for continued runs and for what is published."""
+"""Roles of a stage's keys, the keys of transformers that are refused, and secrets that no recipe may hold.
+
+A role decides whether a model card lists the key and whether it may change in a resumed run:
+
+========  ==============  ===================================================================
+role      on model cards  in a resumed run
+========  ==============  ===================================================================
+learnt    yes             must stay: it changes what is learnt, or how that is judged
+running   yes             may change: how the same is computed, watched or ended
+path      no              must stay: a path, or how many machines share the work
+machine   no              may change: an account, a machine or a log
+========  ==============  ===================================================================
+"""
 
 from __future__ import annotations
 
@@ -6,123 +18,89 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from training.common.errors import UserError
+from training.config.arguments import StageArguments
 
 logger = logging.getLogger(__name__)
 
-# Keys that change what is learnt, or how it is judged. A model card lists them; a continued run must have the same.
-LEARNT = frozenset(
-    {
-        # Data
-        *("manifest_stage", "builder", "builder_options", "sources", "task_types", "cap", "source_caps"),
-        *("validation_share", "on_bad_row"),
-        # Text
-        *("tokenizer_vocab_size", "max_length", "instructions", "document_instruction_share", "query_instruction"),
-        # Model
-        *("model_config", "prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary"),
-        *("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_dora", "lora_rslora"),
-        # Batches
-        *("global_batch_size", "num_hard_negatives_retrieval"),
-        *("num_hard_negatives_clustering", "num_hard_negatives_classification"),
-        # Objective
-        *("temperature", "matryoshka", "matryoshka_min_dim", "matryoshka_dimensions", "mask_duplicates"),
-        *("gather_gradients", "distillation_weight", "teacher_projection"),
-        *("teacher_query_template", "teacher_document_template"),
-        # Optimizer and schedule
-        *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
-        *("warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay"),
-        *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        # Numbers
-        *("bf16", "fp16", "tf32", "use_liger_kernel", "liger_kernel_config", "seed", "full_determinism"),
-        # Evaluation and the choice of the model
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"),
-        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    }
+# Keys that only transformers declares; the others have their role in the metadata of their field.
+_OF_TRANSFORMERS = {
+    "learnt": "num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
+    "optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 use_liger_kernel seed "
+    "full_determinism eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps "
+    "load_best_model_at_end metric_for_best_model greater_is_better",
+    "running": "gradient_checkpointing gradient_checkpointing_kwargs",
+    "path": "fsdp fsdp_config deepspeed",
+    "machine": "output_dir use_cpu save_total_limit save_on_each_node debug skip_memory_metrics run_name project "
+    "trackio_space_id trackio_bucket_id trackio_static_space_id disable_tqdm logging_strategy log_on_each_node "
+    "log_level log_level_replica dataloader_num_workers dataloader_prefetch_factor dataloader_persistent_workers "
+    "dataloader_pin_memory ddp_timeout ddp_backend ddp_bucket_cap_mb ddp_static_graph",
+}
+# Checkpoints hold the state of these: an optimizer of a kind, the scale of gradients.
+_NEVER = ("optim", "optim_args", "fp16")
+
+
+def _keys_by(rule: str, value: str) -> frozenset[str]:
+    return frozenset(each.name for each in fields(StageArguments) if each.metadata.get("rules", {}).get(rule) == value)
+
+
+LEARNT, RUNNING, PLACES, MACHINE = (
+    _keys_by("role", role) | {*names.split()} for role, names in _OF_TRANSFORMERS.items()
 )
-# Keys of how the same is computed, watched or ended. A model card lists them; they may change in a continued run.
-RUNNING = frozenset(
-    {
-        *("model_family", "compile", "max_tokens_per_forward", "logging_steps"),
-        *("activation_checkpointing", "activation_checkpointing_kwargs"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-        # These two decide what is learnt where the best model is chosen by pairs: see training/stages/continuation.py.
-        *("evaluation_sample", "evaluation_sample_candidates"),
-        *("early_stopping_patience", "early_stopping_threshold"),
-    }
-)
-# Keys that name a place, or how many machines share the work. No card lists them; a continued run must have the same.
-PLACES = frozenset(
-    {
-        *("manifest", "data_dir", "prepared_dir", "executor", "tokenizer", "model", "teacher", "importance"),
-        *("evaluation_pairs", "evaluation_candidates", "fsdp", "fsdp_config", "deepspeed"),
-    }
-)
-# Keys of an account, a machine or a log. No card lists them; they may change in a continued run.
-MACHINE = frozenset(
-    {
-        *("output_dir", "teacher_cache_dir", "push_checkpoints", "planned_text_tokens", "use_cpu"),
-        *("attn_implementation", "save_total_limit", "save_on_each_node", "debug", "skip_memory_metrics"),
-        *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
-        *("disable_tqdm", "logging_strategy", "logging_first_step", "log_on_each_node", "log_level"),
-        *("log_level_replica", "include_num_input_tokens_seen"),
-        *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
-        *("dataloader_pin_memory", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "ddp_static_graph"),
-        *("ddp_find_unused_parameters", "ddp_broadcast_buffers"),
-    }
-)
+# Keys that cannot change in a resumed run, because its checkpoints hold what follows from them.
+NEVER = _keys_by("resume", "never") | {*_NEVER}
+# Keys that may change unless evaluation pairs choose the best model: scores before and after would not compare.
+SAMPLE = _keys_by("resume", "sample")
+# Keys that may change unless dropout is drawn: it depends on how the texts are divided.
+CHUNKS = _keys_by("resume", "chunks")
+# Keys of the finished model's evaluation, which may change afterwards.
+EVALUATION = _keys_by("resume", "evaluation")
 
 _TAKE_OUT = "take it out"
 _BATCHES = (
     "a batch is that of all processes: give 'global_batch_size' for its rows and 'max_tokens_per_forward' for what is "
     "encoded at once"
 )
-_EVALUATION = f"validation and pairs are evaluated in global batches of packed texts; {_TAKE_OUT}"
-_HUB = "give 'push_checkpoints: ORG/NAME' to publish checkpoints, and publish the finished model by training/publish.py"
-_COMPILE = "it compiles what packed batches never run; give 'compile: true'"
-_TASKS = f"a stage always trains, and evaluates as 'eval_strategy' says; {_TAKE_OUT}"
-_SEED = "every draw follows 'seed'; give that"
-_ORDER = f"the order of the batches follows 'seed' on any number of processes and workers; {_TAKE_OUT}"
-_PRECISION = f"validation is computed in the precision of the training, which 'bf16' sets; {_TAKE_OUT}"
-_RESUMED = f"--resume goes on exactly where a run stopped; {_TAKE_OUT}"
-# Keys of transformers that this trainer does not read, or that would harm: what to do instead.
-REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"), _BATCHES),
-    **dict.fromkeys(("per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only"), _EVALUATION),
-    **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics"), _EVALUATION),
-    **dict.fromkeys(("include_for_metrics", "label_names"), _EVALUATION),
-    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _PRECISION),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), _HUB),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
+# Keys of transformers that this trainer does not read, or that would do harm, with what to do instead.
+_REFUSED = {
+    "per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size": _BATCHES,
+    "per_device_eval_batch_size eval_accumulation_steps prediction_loss_only eval_do_concat_batches "
+    "eval_use_gather_object batch_eval_metrics include_for_metrics label_names": "validation and pairs are evaluated "
+    f"in global batches of packed texts; {_TAKE_OUT}",
+    "bf16_full_eval fp16_full_eval": "validation is computed in the precision of the training, which 'bf16' sets; "
+    f"{_TAKE_OUT}",
+    "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": "give 'push_checkpoints: "
+    "ORG/NAME' to publish checkpoints, and publish the finished model by training/publish.py",
     "hub_token": "a token in a recipe would be copied to the run's folder; set the variable HF_TOKEN or run 'hf auth "
     "login'",
-    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILE),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _TASKS),
+    "torch_compile torch_compile_backend torch_compile_mode": "it compiles what packed batches never run; give "
+    "'compile: true'",
+    "do_train do_eval do_predict": f"a stage always trains, and evaluates as 'eval_strategy' says; {_TAKE_OUT}",
     "resume_from_checkpoint": "add --resume to the command to go on from the last checkpoint of 'output_dir', or give "
     "'model: FOLDER' to start from the weights of another",
-    "data_seed": _SEED,
-    **dict.fromkeys(("dataloader_drop_last", "train_sampling_strategy", "length_column_name"), _ORDER),
-    **dict.fromkeys(("dataloader_in_order", "remove_unused_columns"), _ORDER),
+    "data_seed": "every draw follows 'seed'; give that",
+    "dataloader_drop_last train_sampling_strategy length_column_name dataloader_in_order remove_unused_columns": "the "
+    f"order of the batches follows 'seed' on any number of processes and workers; {_TAKE_OUT}",
     "dataloader_multiprocessing_context": f"workers start as Python's default on this system; {_TAKE_OUT}",
     "accelerator_config": f"nothing of it is read, for batches are divided over processes here; {_TAKE_OUT}",
     "parallelism_config": "give 'fsdp' or 'deepspeed', or start with 'accelerate launch --config_file'",
     "average_tokens_across_devices": f"the loss is that of the whole batch on every process; {_TAKE_OUT}",
-    **dict.fromkeys(
-        ("label_smoothing_factor", "neftune_noise_alpha"),
-        f"the contrastive objective of packed texts has no such term; {_TAKE_OUT}",
-    ),
+    "label_smoothing_factor neftune_noise_alpha": "the contrastive objective of packed texts has no such term; "
+    f"{_TAKE_OUT}",
     "torch_empty_cache_steps": "give 'max_tokens_per_forward' to bound memory",
     "logging_nan_inf_filter": f"a loss that is not finite ends the training; {_TAKE_OUT}",
     "use_cache": f"an embedding model generates nothing; {_TAKE_OUT}",
     "save_only_model": "it leaves checkpoints that cannot be resumed from; give 'save_strategy: no' to save the "
     "finished model alone",
     "enable_jit_checkpoint": f"SIGTERM and SIGINT write a checkpoint already; {_TAKE_OUT}",
-    "ignore_data_skip": _RESUMED,
-    "restore_callback_states_from_checkpoint": _RESUMED,
-    "local_rank": f"the launcher tells it by the variable LOCAL_RANK; {_TAKE_OUT}",
+    "ignore_data_skip restore_callback_states_from_checkpoint": "--resume goes on exactly where a run stopped; "
+    f"{_TAKE_OUT}",
+    "local_rank": f"the launcher sets it by the variable LOCAL_RANK; {_TAKE_OUT}",
 }
-_KNOWN = frozenset({*LEARNT, *RUNNING, *PLACES, *MACHINE, *REFUSED})
+REFUSED: Mapping[str, str] = {name: reason for names, reason in _REFUSED.items() for name in names.split()}
 
 _SECRET_NAME = re.compile(
     r"(^|_)(api|access|auth|hub|hf|bearer|secret)_?(token|key)$|(^|_)(token|password|passwd|secret|credentials?)$",
@@ -133,48 +111,33 @@ _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")
 
 
 def check_given(keys: Mapping[str, Any]) -> None:
-    """Refuses keys that would have no effect, whatever their value, and values that hold a secret.
+    """Refuse keys that would have no effect with any value, and values that hold a secret.
 
     Args:
-        keys: What a stage was told, by recipe and command line; keys without a value left out.
-
-    Raises:
-        UserError: If there is such a key; the message says what to do instead.
+        keys: What a stage was given by recipe and command line, without keys that have no value.
     """
     for key, value in keys.items():
         if key in REFUSED:
             raise UserError(f"key {key!r} has no effect: {REFUSED[key]}")
-        if key not in _KNOWN:
+        if key not in LEARNT | RUNNING | PLACES | MACHINE:
             logger.warning("key %r is new in this version of transformers: it may have no effect here", key)
-        check_no_secret(key, value)
+        if _holds_secret(value):
+            raise UserError(
+                f"key {key!r} holds a secret, which would be copied to the run's folder; take it out and set it as a "
+                "variable of the environment, such as HF_TOKEN"
+            )
 
 
-def check_no_secret(key: str, value: Any) -> None:
-    """Refuses a value that holds a secret: what a stage was told is copied to its folder.
-
-    Raises:
-        UserError: If it does; the message does not repeat it.
-    """
+def _holds_secret(value: Any) -> bool:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        # A mapping as the command line gives it; one that is no JSON is refused where it is read.
+        # A mapping as the command line gives it; invalid JSON is refused where it is read.
         try:
             value = json.loads(value)
         except ValueError:
             pass
     if isinstance(value, Mapping):
-        for name, each in value.items():
-            if isinstance(each, str) and each and _SECRET_NAME.search(str(name)):
-                raise _secret(key)
-            check_no_secret(key, each)
-    elif isinstance(value, list):
-        for each in value:
-            check_no_secret(key, each)
-    elif isinstance(value, str) and _SECRET_VALUE.search(value):
-        raise _secret(key)
-
-
-def _secret(key: str) -> UserError:
-    return UserError(
-        f"key {key!r} holds a secret, which would be copied to the run's folder; take it out and set it as a variable "
-        "of the environment, such as HF_TOKEN"
-    )
+        named = any(isinstance(each, str) and each and _SECRET_NAME.search(str(name)) for name, each in value.items())
+        return named or any(map(_holds_secret, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_secret, value))
+    return isinstance(value, str) and bool(_SECRET_VALUE.search(value))

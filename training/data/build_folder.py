@@ -1,4 +1,4 @@
-"""Folders that a builder makes once: whole or absent, and never in place of anything else."""
+"""Folders of data that a builder makes once: complete or absent, and never in place of something else."""
 
 from __future__ import annotations
 
@@ -17,54 +17,47 @@ _BUILD = "build.json"
 
 
 def build_folder(output_dir: Path, kind: str, options: dict[str, Any], write: Callable[[Path], dict[str, Any]]) -> Path:
-    """Makes a folder that appears whole or not at all, unless it holds the same build already.
+    """Make a folder that appears complete or not at all, unless it already contains the same build.
 
     Args:
         output_dir: The folder.
-        kind: What error messages call the build, such as ``"CLDR"``.
-        options: What the build depends on, as JSON knows it; ``build.json`` records it.
-        write: Writes the files into an empty folder and returns what else ``build.json`` is to say.
+        kind: The name of the build in error messages, such as ``"CLDR"``.
+        options: What the build depends on, as JSON values; ``build.json`` records it.
+        write: Writes the files into an empty folder and returns further values for ``build.json``.
 
     Returns:
         ``output_dir``.
-
-    Raises:
-        UserError: The folder holds anything but the same build; nothing in it is touched.
     """
     if _is_built(output_dir, kind, options):
         logger.info("%s already holds this build", output_dir)
         return output_dir
     with locked(output_dir):
-        # Another command may have built it meanwhile.
+        # Another command may have built it in the meantime.
         if _is_built(output_dir, kind, options):
             return output_dir
         with new_folder(output_dir) as built:
             more = write(built)
-            # Last, and alone in saying which folder holds a finished build.
+            # Last, because it marks the build as finished.
             record = {"options": options, "files": sorted(path.name for path in built.iterdir()), **more}
             (built / _BUILD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return output_dir
 
 
 def _is_built(output_dir: Path, kind: str, options: dict[str, Any]) -> bool:
-    """Whether the folder holds the build with these options; a folder that is missing or empty does not.
-
-    Raises:
-        UserError: It holds anything else.
-    """
+    """Return whether the folder contains this build, or is missing or empty; refuse anything else in it."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return False
     try:
         record = json.loads((output_dir / _BUILD).read_text(encoding="utf-8"))
-        found, files = dict(record["options"]), [output_dir / name for name in record["files"]]
+        found = dict(record["options"])
+        missing = [name for name in record["files"] if not (output_dir / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{output_dir} exists and is no finished {kind} build; remove it or name another") from None
+        raise UserError(f"{output_dir} exists and is not a finished {kind} build; remove it or name another") from None
     if found != options:
         differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
         raise UserError(
             f"{output_dir} holds a {kind} build with other {', '.join(differing)}; remove it or name another folder"
         )
-    missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{output_dir} lacks {', '.join(missing)} of its {kind} build; remove it to build it again")
     return True

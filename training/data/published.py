@@ -1,69 +1,127 @@
-"""Reading the published format: one parquet file per source with `query`, `passage`, `negative_1` … `negative_n`."""
+"""The published format: parquet with the text columns ``query``, ``passage`` and ``negative_1`` … ``negative_n``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.common.errors import UserError
+from training.data.cleaning.normalise import form_keys, same_form
 from training.data.instructions import without_instruction
-from training.data.row_checks import bad_row, find_faults, text_column
 from training.data.storage import RemoteFile, SourceFile, as_file, opened
 
-# Of each column, at a time: a remote read is a request, a local one is cheap.
+# No text of the published data is nearly as long: longer ones are broken dumps rather than documents.
+MOST_CHARACTERS = 1_000_000
+# Some megabytes, so that readers of a few rows need not fetch the whole file.
+ROW_GROUP_ROWS = 10_000
+# Per column: a remote read is a request, a local one is cheap.
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 4 << 20
-# A batch holds no more than either, as far as the file's sizes tell: the texts of a row may be short or whole books.
+# Limits of a batch: the texts of a row may be short or whole books.
 _BATCH_ROWS, _BATCH_BYTES = 8192, 32 << 20
-# Read to learn the size of a row; of a remote file that would be fetched twice.
+# Rows read to measure the size of a row. Of a remote file they would be fetched twice: its batches are small instead.
 _PROBE_ROWS, _REMOTE_BATCH_ROWS = 64, 1024
 
-_VIEWS = ((pa.types.is_string_view, pa.large_string()), (pa.types.is_binary_view, pa.large_binary()))
+
+class Fault(NamedTuple):
+    """What is wrong with one row."""
+
+    row: int  # within the batch
+    column: str
+    reason: str  # such as "is null"
+
+
+def bad_row(path: object, first_row: int, fault: Fault, remedy: str = "correct or drop the row") -> UserError:
+    """Return the error for a bad row of a batch that starts at a row of a file."""
+    return UserError(f"{path}: row {first_row + fault.row}, column {fault.column!r} {fault.reason}", remedy)
+
+
+def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return a text column as ``large_string``."""
+    column = batch.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_string())
+
+
+def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negatives: int) -> list[Fault]:
+    """Return every fault of every row of a batch, sorted by row; negatives may be null as long as enough are left."""
+    faults: list[Fault] = []
+    count = np.zeros(len(batch), dtype=np.int64)
+    passage = keys = None
+    for name in ("query", "passage", *negatives):
+        column, undecodable = _decoded(text_column(batch, name))
+        missing = np.asarray(pc.is_null(column)) & ~undecodable
+        found = {"is not UTF-8": undecodable}
+        if name in negatives:
+            count += ~missing
+            equal = _true(pc.equal(column, passage))
+            found["equals column 'passage'"] = equal
+            found["is column 'passage' in another spelling"] = same_form(column, passage, keys) & ~equal
+        else:
+            found["is null"] = missing
+        found["is empty"] = _true(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
+        found[f"has more than {MOST_CHARACTERS:,} characters"] = _true(
+            pc.greater(pc.utf8_length(column), MOST_CHARACTERS)
+        )
+        if name == "passage":
+            passage, keys = column, form_keys(column) if negatives else None
+        faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
+    short = np.flatnonzero(count < required_negatives).tolist()
+    faults += [Fault(row, "negative_*", f"has fewer than {required_negatives} texts") for row in short]
+    return sorted(faults, key=lambda fault: fault.row)
+
+
+def query_is_passage(batch: pa.RecordBatch) -> np.ndarray:
+    """Return ``(n,)`` whether the query of a good row is its passage in any spelling: it teaches next to nothing."""
+    raw = [without_instruction(text) for text in text_column(batch, "query").to_pylist()]
+    return same_form(pa.array(raw, type=pa.large_string()), text_column(batch, "passage"))
+
+
+def _true(mask: pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(mask, False))
+
+
+def _decoded(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The column with nulls instead of invalid UTF-8, and a mask of these rows."""
+    undecodable = np.zeros(len(column), dtype=bool)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(column.view(pa.large_binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError:
+                undecodable[row] = True
+        column = pc.if_else(pa.array(undecodable), pa.scalar(None, column.type), column)
+    return column, undecodable
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Some rows of a file, column by column.
+    """Some rows of a file."""
 
-    Attributes:
-        first_row: Number of the first row within the file, from 0.
-        columns: ``query``, ``passage`` and negatives in order; a missing negative is None.
-    """
-
-    first_row: int
-    columns: dict[str, list[str | None]]
+    first_row: int  # within the file, from 0
+    columns: dict[str, list[str | None]]  # query, passage and the negatives in order; a missing negative is None
 
     def __len__(self) -> int:
         return len(self.columns["query"])
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    # A column of nothing but nulls has a type of its own.
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(is_kind(kind) for is_kind in kinds)
-
-
-def _without_view(field: pa.Field) -> pa.Field:
-    """A column as it is read: of views Arrow can neither filter nor take rows."""
-    for is_view, plain in _VIEWS:
-        if is_view(field.type):
-            return field.with_type(plain)
-    return field
-
-
 class PublishedFile:
-    """One parquet file of a source, read in batches and checked row by row.
+    """One parquet file of a source, read in batches and checked row by row. It is open only while it is read.
 
     Args:
-        path: The file: a path, or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
-        required_negatives: Negatives that every row must have.
-
-    Raises:
-        UserError: If the file is missing, out of reach, empty, no parquet, or lacks a column.
+        path: A path or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
+        required_negatives: Number of negatives that every row must have.
     """
 
     def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
@@ -71,44 +129,36 @@ class PublishedFile:
         self.required_negatives = required_negatives
         with self._open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-        self.negatives = sorted(
-            (name for name in schema.names if re.fullmatch(r"negative_\d+", name)),
-            key=lambda name: int(name.removeprefix("negative_")),
-        )
-        self._check_columns(schema)
+        negatives = [name for name in schema.names if re.fullmatch(r"negative_\d+", name)]
+        self.negatives = sorted(negatives, key=lambda name: int(name.removeprefix("negative_")))
+        for name in ("query", "passage"):
+            if name not in schema.names:
+                raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
+        self.require(required_negatives, "retrieval")
+        for name in ("query", "passage", *self.negatives):
+            self._check_text(schema, name)
         self.schema = pa.schema([_without_view(field) for field in schema], metadata=schema.metadata)
         self.num_rows = metadata.num_rows
-        self.row_group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; build it again or leave it out")
-        size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-        self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // max(size, 1)))
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        self.row_group_rows = [group.num_rows for group in groups]
+        size = max(sum(group.total_byte_size for group in groups), 1)
+        self.batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * self.num_rows // size))
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
         buffer = _REMOTE_BUFFER_BYTES if isinstance(self.path, RemoteFile) else _BUFFER_BYTES
         with (
             opened(self.path) as handle,
-            # Buffered, a column comes page by page; otherwise all columns of a row group are fetched at its start, and
-            # the published files have one row group each.
+            # Buffered, a column is read page by page; otherwise whole row groups are fetched first, and each published
+            # file is a single one.
             pq.ParquetFile(handle, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True) as parquet,
         ):
             yield parquet
 
-    def _check_columns(self, schema: pa.Schema) -> None:
-        for name in ("query", "passage"):
-            if name not in schema.names:
-                raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
-        self.require(self.required_negatives, "retrieval")
-        for name in ("query", "passage", *self.negatives):
-            self._check_text(schema, name)
-
     def require(self, negatives: int, task_type: str) -> None:
-        """Refuses a file that has too few negative columns for a source of a task type.
-
-        Raises:
-            UserError: If it has.
-        """
+        """Refuse a file that has too few negative columns for a source of a task type."""
         there = len(self.negatives)
         if there >= negatives:
             return
@@ -124,21 +174,18 @@ class PublishedFile:
         if schema.names.count(name) > 1:
             raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them")
         kind = schema.field(name).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not _is_text(kind):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        # A column that holds only nulls has the type null.
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
-        """Yields the rows in order, ``batch_rows`` at a time; by default as many as some megabytes hold.
+        """Yield the rows in order and stop at the first bad row.
 
         Args:
-            batch_rows: Rows of a batch at most.
-            raw: Take off the instructions that queries bring along: what is compared is the text alone.
-            skip_bad: Leave bad rows out.
-
-        Raises:
-            UserError: At the first bad row, unless they are left out.
+            batch_rows: Maximum rows of a batch; by default as many as fit into some megabytes.
+            raw: Whether to remove the instructions that queries contain.
+            skip_bad: Whether to leave out bad rows instead.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
@@ -148,33 +195,27 @@ class PublishedFile:
             if faults:
                 bad = {fault.row for fault in faults}
                 batch = batch.take(pa.array([number for number in range(rows) if number not in bad], type=pa.int64()))
-            columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+            columns = batch.to_pydict()
             if raw:
                 columns["query"] = [without_instruction(text) for text in columns["query"]]
             yield TextBatch(row, columns)
             row += rows
 
     def record_batches(
-        self,
-        batch_rows: int | None = None,
-        row_groups: tuple[int, int] | None = None,
-        all_columns: bool = False,
+        self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yields query, passage and negatives as they are in the file, bad rows and all.
+        """Yield query, passage and negatives unchecked, bad rows included.
 
         Args:
-            batch_rows: Rows of a batch at most; by default as many as some megabytes hold.
+            batch_rows: Maximum rows of a batch; by default as many as fit into some megabytes.
             row_groups: First row group to read and the one after the last; all if None.
-            all_columns: Whether to yield every column of the file, in its order.
-
-        Raises:
-            UserError: If the file cannot be read to the end.
+            all_columns: Whether to yield every column of the file.
         """
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
             rows = min(batch_rows or _BATCH_ROWS, self.batch_rows)
-            # The sizes in the file tell nothing of texts that repeat, which it holds once and a batch many times.
+            # The file stores a repeated text once and a batch every time: the sizes in its footer can be too small.
             if isinstance(self.path, RemoteFile):
                 rows = min(rows, _REMOTE_BATCH_ROWS)
             else:
@@ -184,16 +225,55 @@ class PublishedFile:
                 yield batch.cast(pa.schema([self.schema.field(name) for name in batch.schema.names]))
 
     def further_columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yields other columns of texts than query, passage and negatives, as ``large_string``, in order.
-
-        Args:
-            names: Columns that the file has.
-
-        Raises:
-            UserError: If a column holds no text or cannot be read.
-        """
+        """Yield other text columns of the file as ``large_string``."""
         for name in names:
             self._check_text(self.schema, name)
         with self._open() as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(names)):
                 yield pa.record_batch({name: text_column(batch, name) for name in names})
+
+
+def _without_view(field: pa.Field) -> pa.Field:
+    # Arrow cannot filter views.
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return field.with_type(plain.get(field.type, field.type))
+
+
+def rows_table(
+    queries: Sequence[str],
+    passages: Sequence[str],
+    negatives: Sequence[Sequence[str | None]] = (),
+    **more: Sequence[str | None],
+) -> pa.Table:
+    """Return rows in the published format; negatives are columns, the hardest first."""
+    columns = {"query": queries, "passage": passages}
+    columns |= {f"negative_{number}": column for number, column in enumerate(negatives, start=1)}
+    return pa.table({name: pa.array(values, type=pa.string()) for name, values in (columns | more).items()})
+
+
+def columns_of(table: pa.Table) -> dict[str, list[Any]]:
+    """Return the values of a table by column; values that ``datasets`` stored as JSON are decoded."""
+    if "extension<arrow.json>" not in str(table.schema):
+        return table.to_pydict()
+    # Loaded only where needed: the import takes a second.
+    from datasets import Dataset
+
+    return Dataset(table)[:]
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows."""
+    partial = path.with_name(f".{path.name}.partial")
+    writer, rows = None, 0
+    try:
+        for table in tables:
+            writer = writer or pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True)
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            rows += len(table)
+        if writer is None:
+            raise ValueError(f"{path}: there are no rows to write")
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows

@@ -1,55 +1,49 @@
-"""Where source files lie: in a folder, or on the Hub or another store that fsspec reaches; listed once, streamed."""
+"""Source files in a local folder, on the Hub, or in another store that fsspec can read; listed once and streamed."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from glob import glob
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from training.common.errors import UserError, in_one_line
-from training.common.outputs import locked
-from training.common.paths import RULE
-from training.common.run_folder import write_whole
+from training.common.outputs import locked, write_whole
+from training.common.yaml_file import RULE
 
-# Read at a time to hash a file.
 _HASHED_BYTES = 1 << 22
-# Nanoseconds: the coarsest times of a file system, with room.
+# Nanoseconds: more than the coarsest time resolution of a file system.
 _RECENT = 3 * 10**9
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a store that is not this machine's.
+    """One file of a remote store."""
 
-    Attributes:
-        url: Its address, such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
-        size: Bytes; None if the file was not listed.
-        version: What the store calls this content, so that a changed file shows; empty if it does not say.
-    """
-
-    url: str
-    size: int | None = None
-    version: str = ""
+    url: str  # such as hf://datasets/OWNER/NAME@REVISION/a.parquet
+    size: int | None = None  # bytes; None if the file was not listed
+    version: str = ""  # the store's identifier of this content, if it has one
 
     @property
     def name(self) -> str:
         """The last part of the address."""
-        return self.url.rsplit("/", 1)[-1]
+        return PurePosixPath(self.url).name
 
     @property
     def stem(self) -> str:
         """The name without its suffix."""
-        return Path(self.name).stem
+        return PurePosixPath(self.url).stem
 
     def __str__(self) -> str:
         return self.url
@@ -59,22 +53,19 @@ SourceFile = Path | RemoteFile
 
 
 def as_file(path: str | SourceFile) -> SourceFile:
-    """The file at a path or, with ``://`` in it, at an address."""
+    """Return the file at a path or, with ``://`` in it, at an address."""
     if isinstance(path, str):
         return RemoteFile(path) if "://" in path else Path(path)
     return path
 
 
 def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | None, str]:
-    """Name, bytes and content of a file: equal as long as its content is the same, whatever its time.
+    """Return name, bytes and version of a file: equal as long as its content is the same.
 
     Args:
-        file: The file. Of a remote one, the store says which content it is.
-        memory: A folder in which the hashes of local files are remembered by path, size and times, so that a large file
-            is hashed once. One that cannot be written is only read.
-
-    Raises:
-        UserError: If the file is missing or cannot be reached.
+        file: The file.
+        memory: A folder that stores the hashes of local files by path, size and times, so that a large file is hashed
+            once. It may be read-only.
     """
     if isinstance(file, RemoteFile):
         if file.size is not None:
@@ -83,23 +74,22 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
             info = _store(file.url)[0].info(file.url)
         return file.name, info["size"], _version(info)
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
+        raise _missing(file)
     stat, where = file.stat(), str(file.resolve())
-    # The second time cannot be set back, as the first can after a write.
-    told = [where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     if memory is None:
         return file.name, stat.st_size, _content(file)
+    # A program can set the modification time back after a write, but not the change time.
+    state = [where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = memory / f"{xxh3_64_hexdigest(where.encode())}.json"
     with suppress(OSError, ValueError, TypeError):
         *known, content = json.loads(note.read_text(encoding="utf-8"))
-        if known == told:
+        if known == state:
             return file.name, stat.st_size, content
     content = _content(file)
-    # A file that was written just now may be written again without other times: it is hashed the next time, too.
+    # A file that was just written may be written again within the same time stamp: it is hashed again next time.
     if time.time_ns() - stat.st_ctime_ns > _RECENT:
-        # Data on a read-only disk is as good.
         with suppress(OSError, UserError), locked(note):
-            write_whole(note, json.dumps([*told, content]) + "\n")
+            write_whole(note, json.dumps([*state, content]) + "\n")
     return file.name, stat.st_size, content
 
 
@@ -116,19 +106,14 @@ def _content(file: Path) -> str:
 
 @contextmanager
 def opened(file: SourceFile) -> Iterator[Any]:
-    """Opens a file for reading from anywhere in it; what goes wrong in the block with the file is a ``UserError``.
-
-    Raises:
-        UserError: If the file is missing, empty, not readable as parquet or cannot be reached.
-    """
+    """Open a parquet file for random access; errors of the file inside the block become ``UserError``."""
     if isinstance(file, RemoteFile):
-        with _reaching(file):
-            # Parquet knows the ranges it wants: a cache that reads ahead would fetch those between the columns too.
-            with _store(file.url)[0].open(file.url, "rb", cache_type="none") as handle:
-                yield handle
+        # Parquet knows the ranges that it needs: a read-ahead cache would also fetch the bytes between the columns.
+        with _reaching(file), _store(file.url)[0].open(file.url, "rb", cache_type="none") as handle:
+            yield handle
         return
     if not file.exists():
-        raise UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
+        raise _missing(file)
     if not file.stat().st_size:
         raise UserError(f"{file}: the file is empty; download or build it again")
     try:
@@ -139,11 +124,7 @@ def opened(file: SourceFile) -> Iterator[Any]:
 
 
 class DataFolder:
-    """The folder that the files of a manifest are looked for in.
-
-    Args:
-        root: A local folder, or the address of one, such as ``hf://datasets/OWNER/NAME@REVISION``.
-    """
+    """The folder of a manifest's files: a local one, or an address such as ``hf://datasets/OWNER/NAME@REVISION``."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = root.rstrip("/") if isinstance(root, str) and "://" in root else Path(root)
@@ -152,15 +133,11 @@ class DataFolder:
         return str(self.root)
 
     def path(self, pattern: str) -> str:
-        """How an error names a file or a pattern of this folder."""
+        """Return the path or address of a file or pattern in this folder, for messages."""
         return str(self.root / pattern) if isinstance(self.root, Path) else f"{self.root}/{pattern}"
 
     def find(self, pattern: str) -> list[SourceFile]:
-        """Files that fit a pattern (``*`` within a folder, ``**`` across folders), by name.
-
-        Raises:
-            UserError: If the folder is remote and cannot be listed.
-        """
+        """Return the files that match a pattern (``*`` within a folder, ``**`` across folders), sorted by name."""
         if isinstance(self.root, Path):
             matches = sorted(glob(pattern, root_dir=self.root, recursive=True))
             return [self.root / match for match in matches if (self.root / match).is_file()]
@@ -168,29 +145,25 @@ class DataFolder:
 
     @cached_property
     def _listing(self) -> dict[str, SourceFile]:
-        """All files of a remote folder by their path within it; one request however many sources there are."""
+        """All files of a remote folder by their path within it, listed once for all sources."""
         with _reaching(self.root):
             store, root = _store(str(self.root))
-            # Unlike find(), this fails if there is no such folder.
-            found = {name: each for name, each in _walk(store, root) if name.startswith(f"{root}/")}
-        return {
-            name.removeprefix(f"{root}/"): RemoteFile(
-                f"{self.root}/{name.removeprefix(f'{root}/')}", info["size"], _version(info)
-            )
-            for name, info in found.items()
-        }
+            infos = [info for info in _walk(store, root) if info["name"].startswith(f"{root}/")]
+        found = {info["name"].removeprefix(f"{root}/"): info for info in infos}
+        return {name: RemoteFile(f"{self.root}/{name}", info["size"], _version(info)) for name, info in found.items()}
 
 
-def _walk(store: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(store: Any, folder: str) -> Iterator[dict[str, Any]]:
+    # Unlike the store's own find(), this fails if the folder does not exist.
     for info in store.ls(folder, detail=True):
         if info["type"] == "directory":
             yield from _walk(store, info["name"])
         else:
-            yield info["name"], info
+            yield info
 
 
 def _fits(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a path fits a pattern, both split at ``/``, with glob's meaning of ``*`` and ``**``."""
+    """Whether a path matches a pattern, both split at ``/``, with the meaning of ``*`` and ``**`` in ``glob``."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -199,7 +172,7 @@ def _fits(parts: list[str], pattern: list[str]) -> bool:
 
 
 def _store(url: str) -> tuple[Any, str]:
-    """The file system of an address, and the path within it."""
+    # Loaded only for remote files.
     from fsspec.core import url_to_fs
 
     return url_to_fs(url)
@@ -211,7 +184,7 @@ def _version(info: dict[str, Any]) -> str:
 
 @contextmanager
 def _reaching(where: object) -> Iterator[None]:
-    """Turns what a store's client raises into a ``UserError``; the errors of HTTP clients share no class of ours."""
+    """Turn the errors of a store's client into ``UserError``; HTTP clients share no base class of errors."""
     try:
         yield
     except UserError:
@@ -222,7 +195,7 @@ def _reaching(where: object) -> Iterator[None]:
             "check the address, and log in with `hf auth login` if it is private or gated"
         ) from None
     except Exception as error:
-        # Arrow's own errors say that the content is wrong, those of a client that it did not come.
+        # Arrow's own errors mean that the content is wrong, those of a client that it did not arrive.
         if isinstance(error, pa.ArrowException) or type(error) is OSError:
             raise _damaged(where, error) from None
         raise UserError(
@@ -231,6 +204,22 @@ def _reaching(where: object) -> Iterator[None]:
         ) from None
 
 
+def _missing(file: Path) -> UserError:
+    return UserError(f"{file}: no such file; download or build it, or correct the path ({RULE})")
+
+
 def _damaged(where: object, error: Exception) -> UserError:
     reason = in_one_line(error)[:200]
     return UserError(f"{where}: not a readable parquet file ({reason}); download or build it again")
+
+
+def stage_folder(work: Path, stage: str, files: Sequence[Path], options: Any) -> Path:
+    """Return the folder of a stage's intermediate results, and delete those of other files or (JSON) options."""
+    described = [[str(path.resolve()), *identity(path, work / ".hashes")] for path in files]
+    digest = blake2b(json.dumps([described, options]).encode(), digest_size=8).hexdigest()
+    folder = work / f"{stage}-{digest}"
+    for other in work.glob(f"{stage}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

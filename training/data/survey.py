@@ -1,9 +1,9 @@
-"""What a manifest would read: files, rows and missing data, from the files' metadata alone."""
+"""Survey of a manifest: files, rows and missing data, from the metadata of the files, and tables of it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,63 +11,52 @@ from tqdm.auto import tqdm
 
 from training.common.errors import UserError
 from training.common.languages import SEVERAL
-from training.data.manifest import file_languages, find_entry_files
-from training.data.manifest_file import Entry, Manifest, PublishedShares, read_manifest
+from training.data.manifest import Entry, Manifest, file_languages, find_entry_files, read_manifest
 from training.data.published import PublishedFile
 from training.data.storage import SourceFile
 
 
 @dataclass(frozen=True)
 class FileSurvey:
-    """One file that is there.
+    """One file that was found."""
 
-    Attributes:
-        name: Its path or address.
-        rows: Its rows.
-        negatives: Its negative columns.
-        languages: ISO 639-3 codes; two are the two sides of a bitext.
-        tells_language: Whether it has a column ``lang``, the language of each row.
-    """
-
-    name: str
+    name: str  # path or address
     rows: int
-    negatives: int
-    languages: list[str]
-    tells_language: bool = False
+    negatives: int  # number of negative columns
+    languages: list[str]  # ISO 639-3 codes; two are the two sides of a bitext
+    tells_language: bool  # whether it has a column "lang"
 
 
 @dataclass(frozen=True)
 class SourceSurvey:
-    """One source: an entry, or one file of a collection.
-
-    Attributes:
-        files: Its files that are there.
-        kept: Their rows under the cap.
-        languages: ISO 639-3 codes.
-    """
+    """One source: an entry, or one file of a collection."""
 
     files: list[FileSurvey]
-    kept: int
+    kept: int  # rows under the cap
     languages: list[str]
 
 
 @dataclass(frozen=True)
 class CollectionSurvey:
-    """One entry of the manifest: what it says, and what is there of it.
-
-    Attributes:
-        entry: As the manifest has it.
-        cap: Rows used at most of each of its sources.
-        files: The files that were found and can be read.
-        missing: Patterns, or a number of files, that were not found.
-        faults: Why files that were found cannot be read.
-    """
+    """One entry of the manifest."""
 
     entry: Entry
-    cap: int | None
-    files: list[FileSurvey]
-    missing: list[str]
-    faults: list[str]
+    cap: int | None  # maximum rows of each of its sources
+    files: list[FileSurvey]  # those that were found and can be read
+    missing: list[str]  # patterns, or a number of files, that were not found
+    faults: list[str]  # why some of the files found cannot be read
+
+    @property
+    def sources(self) -> list[SourceSurvey]:
+        """Its sources: each file of a collection, or all files together."""
+        each = [([file], file.languages) for file in self.files]
+        if not self.entry.each_file:
+            each = [(self.files, self.entry.languages)]
+        return [SourceSurvey(files, self._kept(files), languages) for files, languages in each]
+
+    def _kept(self, files: Sequence[FileSurvey]) -> int:
+        rows = sum(file.rows for file in files)
+        return rows if self.cap is None else min(rows, self.cap)
 
     @property
     def rows(self) -> int:
@@ -76,52 +65,18 @@ class CollectionSurvey:
 
     @property
     def kept(self) -> int:
-        """Rows found, each source under the cap."""
+        """Rows found, with each source under the cap."""
         return sum(source.kept for source in self.sources)
 
     @property
     def published_kept(self) -> int:
-        """Rows under the cap as published: at most, since the sizes of a collection's files are not."""
+        """Published rows under the cap: an upper bound, because the sizes of a collection's files are unknown."""
         rows, count = self.entry.published_rows or 0, self.entry.published_files or 1
         return rows if self.cap is None else min(rows, self.cap * (count if self.entry.each_file else 1))
 
-    def rows_by_language(self, capped: bool = False) -> Counter[str]:
-        """Rows found by language; a pair of languages takes half each."""
-        counts: Counter[str] = Counter()
-        if capped:
-            pairs = [(source.kept, source.languages) for source in self.sources]
-        else:
-            pairs = [(file.rows, file.languages) for file in self.files]
-        for rows, languages in pairs:
-            counts += divided(rows, languages, pair=self.entry.each_file)
-        return counts
-
-    def published_by_language(self) -> Counter[str]:
-        """Published rows by language, as far as the manifest tells."""
-        return divided(self.entry.published_rows or 0, self.entry.languages, pair=False)
-
-    @property
-    def sources(self) -> list[SourceSurvey]:
-        """Its sources: each file of a collection, else all files together."""
-        if self.entry.each_file:
-            each = [([file], file.languages) for file in self.files]
-        else:
-            each = [(self.files, self.entry.languages)]
-        return [SourceSurvey(files, self._capped(files), languages) for files, languages in each]
-
-    def _capped(self, files: Sequence[FileSurvey]) -> int:
-        rows = sum(file.rows for file in files)
-        return rows if self.cap is None else min(rows, self.cap)
-
 
 def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
-    """Rows by language, without looking at them.
-
-    Args:
-        rows: The rows.
-        languages: Their languages.
-        pair: Whether two languages are the two sides of a bitext, which take half each.
-    """
+    """Divide rows among languages without reading them; ``pair``: two languages are the sides of a bitext."""
     if len(languages) == 1 and rows:
         return Counter({languages[0]: rows})
     if len(languages) == 2 and pair:
@@ -131,25 +86,14 @@ def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a manifest would read.
-
-    Attributes:
-        manifest: Path of the manifest.
-        folder: Where the files were looked for.
-        stage: The stage asked for; None for all data.
-        collections: Its entries in order.
-        unclaimed: Parquet files in the folder that no entry names.
-        unreachable: Why the folder could not be looked into; None if it could.
-        published_shares: What the data's paper counts, if the manifest says so.
-    """
+    """What a manifest would read."""
 
     manifest: str
     folder: str
-    stage: str | None
+    stage: str | None  # None for all data
     collections: list[CollectionSurvey]
-    unclaimed: list[str]
-    unreachable: str | None
-    published_shares: PublishedShares | None
+    unclaimed: list[str]  # parquet files in the folder that no entry names
+    unreachable: str | None  # why the folder cannot be listed
 
     @property
     def rows(self) -> int:
@@ -168,48 +112,37 @@ class Survey:
 
     @property
     def missing(self) -> list[CollectionSurvey]:
-        """The entries of which something is missing or cannot be read."""
+        """The entries with files that are missing or cannot be read."""
         return [each for each in self.collections if each.missing or each.faults]
 
 
 def survey(
     manifest_path: Path | str, data_dir: Path | str | None = None, stage: str | None = None, reach: bool = True
 ) -> Survey:
-    """Looks what of a manifest's data is there, reading no more than the footer of each file, one file at a time.
+    """Find out which data of a manifest is there, reading no more than the footer of each file.
+
+    Missing, unreadable and unreachable files are part of the result, not errors.
 
     Args:
         manifest_path: The manifest.
-        data_dir: Folder or address to look in, instead of the manifest's ``root`` or own folder.
-        stage: Survey the sources of this stage, under its cap.
-        reach: Look for the files at all; without it, the survey shows what the manifest says.
-
-    Raises:
-        UserError: If the manifest is faulty or no source names the stage. Missing, unreadable and unreachable files
-            are what the survey reports.
+        data_dir: Folder or address to look in, instead of the manifest's ``root`` or folder.
+        stage: Survey only the sources of this stage, under its caps.
+        reach: Look for the files; without it, the survey shows what the manifest says.
     """
     manifest = read_manifest(manifest_path, data_dir)
     entries = manifest.of_stage(stage)
-    unreachable, found, claimed = None, {}, set()
+    unreachable, found, unclaimed = None, {}, []
     if reach:
         try:
-            # The entries of other stages claim their files, too.
-            every = {entry.name: find_entry_files(manifest, entry) for entry in manifest.entries}
-            found = {entry.name: every[entry.name] for entry in entries}
-            claimed = {str(file) for files in every.values() for each in files.values() for file in each}
+            # Files of the other stages' entries are claimed, too.
+            found = {entry.name: find_entry_files(manifest, entry) for entry in manifest.entries}
+            claimed = {str(file) for files in found.values() for each in files.values() for file in each}
+            unclaimed = [str(file) for file in manifest.folder.find("**/*.parquet") if str(file) not in claimed]
         except UserError as error:
             unreachable = str(error)
-    looked = reach and unreachable is None
-    there = manifest.folder.find("**/*.parquet") if looked else []
     bar = tqdm(entries, desc="survey", unit="source", disable=None if found else True)
-    return Survey(
-        manifest=str(manifest.path),
-        folder=str(manifest.folder),
-        stage=stage,
-        collections=[_collection(manifest, entry, stage, found.get(entry.name)) for entry in bar],
-        unclaimed=[str(file) for file in there if str(file) not in claimed],
-        unreachable=unreachable,
-        published_shares=manifest.published_shares,
-    )
+    collections = [_collection(manifest, entry, stage, found.get(entry.name)) for entry in bar]
+    return Survey(str(manifest.path), str(manifest.folder), stage, collections, unclaimed, unreachable)
 
 
 def _collection(
@@ -222,19 +155,124 @@ def _collection(
     missing = [pattern for pattern, files in found.items() if not files]
     if not missing and entry.published_files is not None and len(each) < entry.published_files:
         missing = [f"{entry.published_files - len(each)} of {entry.published_files} files"]
-    files, faults = _read_footers(entry, each)
-    return CollectionSurvey(entry, cap, files, missing, faults)
-
-
-def _read_footers(entry: Entry, files: Iterable[SourceFile]) -> tuple[list[FileSurvey], list[str]]:
     readable, faults = [], []
-    for file in files:
+    for file in each:
         try:
             published = PublishedFile(file)
         except UserError as error:
             faults.append(str(error))
             continue
         languages = file_languages(entry, file) if entry.each_file else entry.languages
-        tells = "lang" in published.schema.names
-        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages, tells))
-    return readable, faults
+        has_lang = "lang" in published.schema.names
+        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages, has_lang))
+    return CollectionSurvey(entry, cap, readable, missing, faults)
+
+
+def report(survey: Survey, languages: int = 20) -> str:
+    """Lay out a survey as text: sources, tasks, the ``languages`` with most rows, missing and unclaimed files."""
+    stage = f", stage {survey.stage}" if survey.stage else ""
+    head = [
+        f"{survey.manifest}{stage}: {len(survey.collections)} sources and collections, "
+        f"{survey.published_rows:,} rows as published",
+        f"{survey.folder}: {sum(len(each.files) for each in survey.collections)} files found, {survey.rows:,} rows, "
+        f"{survey.kept:,} under the caps",
+        *([f"not looked into: {survey.unreachable}"] if survey.unreachable else []),
+    ]
+    parts = [
+        "\n".join(head),
+        _sources(survey),
+        _counts("task", survey, _by_task),
+        _counts("language", survey, _by_language, languages),
+        _missing(survey),
+    ]
+    if survey.unclaimed:
+        parts.append(_indented(f"{len(survey.unclaimed)} files that no source claims:", survey.unclaimed))
+    return "\n\n".join(parts) + "\n"
+
+
+def _sources(survey: Survey) -> str:
+    rows: list[list[str | int | None]] = []
+    for each in survey.collections:
+        entry, negatives = each.entry, sorted({file.negatives for file in each.files})
+        rows.append(
+            [
+                entry.name,
+                entry.task_type,
+                entry.category,
+                ", ".join(entry.languages) if len(entry.languages) < 3 else len(entry.languages),
+                f"{len(each.files)}/{entry.published_files}" if entry.published_files else len(each.files),
+                "–".join(str(count) for count in dict.fromkeys((negatives[0], negatives[-1]))) if negatives else None,
+                each.rows if each.files else "missing",
+                each.kept if each.files else None,
+                entry.published_rows,
+                each.published_kept if entry.published_rows else None,
+            ]
+        )
+    files = sum(len(each.files) for each in survey.collections)
+    most = sum(each.published_kept for each in survey.collections)
+    rows.append(["total", None, None, None, files, None, survey.rows, survey.kept, survey.published_rows, most])
+    # The last column is a bound: the caps are of a collection's files, whose published sizes are unknown.
+    head = ["source", "task", "category", "lang", "files", "neg", "rows", "capped", "published", "capped ≤"]
+    width = 10 if any(each.cap is not None for each in survey.collections) else 9
+    return _table(head[:width], [row[:width] for row in rows], left=4)
+
+
+def _by_task(each: CollectionSurvey) -> list[Counter[str]]:
+    task = each.entry.category or each.entry.task_type
+    return [Counter({task: rows}) for rows in (each.rows, each.kept, each.entry.published_rows or 0)]
+
+
+def _by_language(each: CollectionSurvey) -> list[Counter[str]]:
+    found, kept = Counter(), Counter()
+    for source in each.sources:
+        pair = each.entry.each_file
+        found += divided(sum(file.rows for file in source.files), source.languages, pair)
+        kept += divided(source.kept, source.languages, pair)
+    return [found, kept, divided(each.entry.published_rows or 0, each.entry.languages, pair=False)]
+
+
+def _counts(
+    kind: str, survey: Survey, divide: Callable[[CollectionSurvey], list[Counter[str]]], shown: int | None = None
+) -> str:
+    """Return a table of rows found, under the caps and published, with the largest kinds first."""
+    found, kept, published = Counter(), Counter(), Counter()
+    for each in survey.collections:
+        for total, counts in zip((found, kept, published), divide(each), strict=True):
+            total.update(counts)
+    names = sorted({*found, *published}, key=lambda name: (-found[name], -published[name], name))
+    rows = [
+        ["several" if name == SEVERAL else name, found[name], kept[name], published[name]] for name in names[:shown]
+    ]
+    more = len(names) - len(rows)
+    return _table([kind, "rows", "capped", "published"], rows) + f"\n… and {more} more {kind}s" * (more > 0)
+
+
+def _missing(survey: Survey) -> str:
+    if not any(each.files or each.faults for each in survey.collections):
+        return f"none of the {len(survey.collections)} sources was found: download them, or give another data folder"
+    lines = []
+    for each in survey.missing:
+        if each.missing:
+            show_rows = each.entry.published_rows and not each.files
+            rows = f" ({each.entry.published_rows:,} rows as published)" if show_rows else ""
+            lines.append(f"{each.entry.name}: {', '.join(each.missing)}{rows}")
+        lines += [f"{each.entry.name}: {fault}" for fault in each.faults]
+    if not lines:
+        return "nothing is missing"
+    return _indented(f"missing or unreadable, {len(survey.missing)} of {len(survey.collections)} sources:", lines)
+
+
+def _indented(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | int | None]], left: int = 1) -> str:
+    """Lay out the columns that are not empty: the first ``left`` are text, the others numbers."""
+    cells = [["" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row] for row in (head, *rows)]
+    columns = []
+    for number, column in enumerate(zip(*cells, strict=True)):
+        if any(column[1:]):
+            width = max(map(len, column))
+            aligned = [cell.ljust(width) if number < left else cell.rjust(width) for cell in column]
+            columns.append([aligned[0], "─" * width, *aligned[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

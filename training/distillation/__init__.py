@@ -1,1 +1,1 @@
-from __future__ import annotations
+"""Teachers, their cache, and what a student learns from them."""

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.projection import Projection
-from training.distillation.teacher import Teacher, load_teacher, reads_tokens_of
+from training.distillation.teacher import Teacher, TextTeacher, load_teacher, load_text_teacher, reads_tokens_of
 from training.distillation.teacher_cache import TeacherCache
-from training.distillation.text_teacher import TextTeacher, load_text_teacher
-from training.models.adapter_folder import base_of
-from training.models.model_identity import model_revision
-from training.models.reference import find_model
+from training.models.model_folder import user_error
+from training.models.model_ref import base_of, find_model, model_revision
 
 logger = logging.getLogger("training")
 
@@ -33,7 +31,7 @@ class TeacherChoice:
     Attributes:
         place: Its folder or Hub name.
         width: Its dimensions ``D``.
-        by_text: It, loaded, if it is given texts; None if it is given the student's token ids.
+        by_text: The loaded teacher, if it is given texts; None if it is given the student's token ids.
     """
 
     place: str
@@ -42,14 +40,10 @@ class TeacherChoice:
 
 
 def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
-    """Finds out how the stage's teacher reads, and whether its width fits.
+    """Find out how the stage's teacher reads, and whether its width fits the student's.
 
-    A Qwen3 model to which ids mean the same tokens is given the student's ids; any other SentenceTransformer, and one
-    that is to get texts in a format of its own, is given the texts.
-
-    Raises:
-        UserError: If the teacher cannot be used, is narrower than the student without ``teacher_projection``, or covers
-            it with.
+    A Qwen3 model to which ids mean the same tokens is given the student's ids. Any other SentenceTransformer, and one
+    with its own text format, is given the texts.
     """
     place = find_model(args.teacher, None, "key 'teacher'")[0]
     own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
@@ -73,18 +67,15 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     if choice.width >= student_width and args.teacher_projection:
         raise UserError(
             f"key 'teacher_projection': the teacher's {choice.width} dimensions cover the student's {student_width}, "
-            "which learns them as they are; take the key out"
+            "which learns them without a projection; take the key out"
         )
     return choice
 
 
 def _width_in_config(name: str, max_length: int) -> int:
-    try:
+    with user_error(f"key 'teacher': {name!r} cannot be used"):
         config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=False)
         width, positions = config.hidden_size, config.max_position_embeddings
-    # Damaged folders come out of the library as anything.
-    except Exception as error:
-        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
     if max_length > positions:
         raise UserError(
             f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {name}, which reads "
@@ -94,17 +85,11 @@ def _width_in_config(name: str, max_length: int) -> int:
 
 
 class Distillation:
-    """A teacher at work.
-
-    Args:
-        student_width: The student's width ``d``.
-        teacher: Embeds texts where the cache does not.
-        cache: Embeddings on disk; read by the collator, which puts them into the batch.
-        projection: From the student's width to a narrower teacher's.
-        identity: Changes with the teacher's weights and how it is given texts; a run that goes on must have the same.
+    """A teacher for texts that are not in the cache, the cache, and what the student learns from them.
 
     Attributes:
-        width: Leading dimensions of the teacher that are learned: ``d``, or all of a narrower teacher.
+        identity: Changes with the teacher's weights and how it is given texts; a resumed run must have the same.
+        width: Leading dimensions of the teacher that are learned: the student's width, or all of a narrower teacher.
     """
 
     def __init__(
@@ -122,16 +107,7 @@ class Distillation:
         self.width = student_width if projection is None else len(projection.weight)
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
-        """Embeds what the cache misses, each process its share; the teacher's weights are then no longer needed.
-
-        Args:
-            device: Where to embed.
-            rank: This process among those that share the work.
-            world_size: Their number.
-
-        Raises:
-            UserError: If an embedding does not fit the cache.
-        """
+        """Embed what the cache misses, each process its share, and free the teacher's weights."""
         if self.cache is None or self.teacher is None:
             return
         self.teacher.to(device)
@@ -152,41 +128,25 @@ def make_distillation(
     student_width: int,
     model_options: dict[str, Any],
 ) -> Distillation:
-    """Loads the teacher, unless a cache holds all that it would say.
-
-    Args:
-        choice: What :func:`choose_teacher` found.
-        args: The stage.
-        sources: The prepared sources.
-        student_width: The student's width.
-        model_options: How models run, as given to ``F2LLMModel.from_pretrained``.
-
-    Raises:
-        UserError: If the teacher cannot be loaded or the cache is damaged.
-    """
-    cache, made_by = None, _made_by(choice, args)
+    """Load the teacher, unless a cache holds all its embeddings."""
+    identity = choice.by_text.identity if choice.by_text else model_revision(choice.place, "key 'teacher'")
+    cache = None
     if args.teacher_cache_dir is not None:
+        made_by = {
+            "teacher": identity,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "reads": "texts" if choice.by_text else "tokens",
+        }
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
         cache.check()
     teacher: Teacher | TextTeacher | None = None
     if cache is None or not cache.whole:
-        teacher = choice.by_text or _token_teacher(choice.place, made_by["teacher"], args, model_options)
         if choice.by_text is not None:
-            choice.by_text.use(sources)
+            teacher = choice.by_text
+            teacher.use(sources)
+        else:
+            # The commit in the cache's name, for the Hub may have another by now.
+            commit = {} if Path(choice.place).is_dir() else {"revision": identity}
+            teacher = Teacher(load_teacher(choice.place, **commit, **model_options), args.max_tokens_per_forward)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
-    return Distillation(student_width, teacher, cache, projection, made_by["teacher"])
-
-
-def _token_teacher(place: str, revision: str, args: StageArguments, model_options: dict[str, Any]) -> Teacher:
-    # The very commit that the cache is named after, should the Hub have another by now.
-    commit = {} if Path(place).is_dir() else {"revision": revision}
-    return Teacher(load_teacher(place, **commit, **model_options), args.max_tokens_per_forward)
-
-
-def _made_by(choice: TeacherChoice, args: StageArguments) -> dict[str, Any]:
-    """What a teacher's embedding of a text depends on."""
-    return {
-        "teacher": choice.by_text.identity if choice.by_text else model_revision(choice.place, "key 'teacher'"),
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "reads": "texts" if choice.by_text else "tokens",
-    }
+    return Distillation(student_width, teacher, cache, projection, identity)

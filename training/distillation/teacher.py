@@ -1,25 +1,36 @@
-"""A teacher that reads the student's own tokens: embeds the texts of each batch as the student meets them."""
+"""Frozen teachers: one that reads the student's own tokens, and any SentenceTransformer, which reads texts."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
+from training.data.instructions import TextFormat
 from training.data.prepared import PreparedSource
-from training.models.encoding import embed_batch, embed_chunk
+from training.models.encoders import load_encoder
+from training.models.encoding import embed_batch, embed_chunk, gather_texts, packed_texts
 from training.models.loading import load_whole_model
-from training.models.packed_texts import packed_texts
-from training.models.settings import is_plain, model_type, why_not_last_token
+from training.models.model_folder import user_error
+from training.models.model_ref import ModelRef, is_plain, model_type, reads_as_ours, resolve, why_not_last_token
 
 _TOKENS_AT_ONCE = 16_384
 # Texts that differ in script, length and merges, to tell tokenizers apart.
 _PROBES = ("", "a", "Where do giant pandas live?\nQuery: 大熊猫", " größer  שלום 12345 🙂")
+_AS_KEPT = TextFormat()
+# Of different lengths, which a tokenizer that cannot pad fails on.
+_SAMPLE = ("a", "a longer text, with an instruction or without")
 
 
 class Teacher:
@@ -27,7 +38,7 @@ class Teacher:
 
     Args:
         model: The teacher; it must know the student's tokens.
-        max_tokens: Tokens of a forward pass over texts of a source, at most.
+        max_tokens: Maximum tokens of a forward pass over texts of a source.
 
     Attributes:
         width: Its dimensions ``D``.
@@ -39,16 +50,11 @@ class Teacher:
         self._max_tokens = max_tokens or _TOKENS_AT_ONCE
 
     def to(self, device: torch.device) -> None:
-        """Moves the model to a device."""
+        """Move the model to a device."""
         self.model.to(device)
 
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
-        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process.
-
-        Args:
-            batch: This process's part of the batch.
-            width: Leading dimensions wanted; all ``D`` if None.
-        """
+        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
         self.to(batch["input_ids"].device)
         return embed_batch(self.model, batch, width)
 
@@ -63,23 +69,20 @@ class Teacher:
 
 
 def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a teacher can be given the student's token ids and read at its last token, as it is meant to be.
+    """Return whether a teacher can be given the student's token ids and be read at its last token.
 
-    So it can if it is a Qwen3 model of last-token pooling and nothing after it but normalisation, and its tokenizer
-    turns texts into the very ids of the student's, their end included. Every other teacher is to be given texts.
-
-    Args:
-        name: Folder or Hub name.
-        tokenizer: The student's tokenizer.
+    It must be a Qwen3 model with last-token pooling and nothing after it but normalisation, whose tokenizer turns texts
+    into the ids of the student's, their end included.
     """
     try:
-        if model_type(name) != "qwen3" or why_not_last_token(name) is not None:
+        teacher = ModelRef(name, name)
+        if model_type(teacher) != "qwen3" or why_not_last_token(teacher) is not None:
             return False
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        if is_plain(name):
-            # A plain model says nothing of how texts end.
+        if is_plain(teacher):
+            # A plain model does not say how texts end.
             append_eos(theirs)
-    # Damaged folders come out of the libraries as anything; loading the model says what is wrong.
+    # from_pretrained can raise any exception on a corrupt folder; loading the model reports it.
     except Exception:
         return False
     same = theirs.get_vocab() == tokenizer.get_vocab()
@@ -87,17 +90,111 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:
-    """Loads a teacher that :func:`reads_tokens_of` the student.
+    """Load a teacher that :func:`reads_tokens_of` the student."""
+    with user_error(f"key 'teacher': {name!r} cannot be used"):
+        return load_whole_model(name, **model_options)
+
+
+class TextTeacher:
+    """A frozen SentenceTransformer over the texts that were kept beside the student's tokens.
 
     Args:
-        name: Folder or Hub name.
-        **model_options: Those of ``F2LLMModel.from_pretrained``.
+        model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
+        text_format: How it wants its texts.
+        revision: What the model is now (:func:`~training.models.model_ref.model_revision`), part of ``identity``.
+        batch_size: Texts at once.
 
-    Raises:
-        UserError: If it cannot be loaded.
+    Attributes:
+        width: Dimensions of its embeddings.
+        identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "tea": 1}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu")
+        >>> TextTeacher(model).encode(["tea", "more tea"]).shape
+        torch.Size([2, 8])
     """
-    try:
-        return load_whole_model(name, **model_options)
-    # Damaged folders come out of the libraries as anything.
-    except Exception as error:
-        raise UserError(f"key 'teacher': {name!r} cannot be used: {in_one_line(error)}") from None
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        text_format: TextFormat = _AS_KEPT,
+        revision: str = "",
+        batch_size: int = 32,
+    ) -> None:
+        names = [name for name, _ in model.named_children()]
+        while len(names) > 1 and isinstance(model.get_submodule(names[-1]), Normalize):
+            delattr(model, names.pop())
+        self.model = model.float().eval().requires_grad_(False)
+        self.text_format = text_format
+        self.batch_size = batch_size
+        self.identity = text_teacher_identity(revision, text_format, model.max_seq_length)
+        self.width = self._embed(_SAMPLE).shape[1]
+        self._sources: dict[str, PreparedSource] = {}
+
+    def use(self, sources: Sequence[PreparedSource]) -> None:
+        """Set the sources of the batches; each has kept its texts."""
+        self._sources = {source.name: source for source in sources}
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to a device."""
+        self.model.to(device)
+
+    def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
+        """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
+        self.to(batch["input_ids"].device)
+        own = self.embed_texts(self._sources[batch["source"]], np.asarray(batch["own_texts"]))
+        return gather_texts(own[:, :width], batch)
+
+    def embed_texts(self, source: PreparedSource, positions: np.ndarray) -> Tensor:
+        """``(n, width)`` embeddings of the kept texts at ``(n,)`` positions of a source; see :meth:`encode`."""
+        return self.encode(source.texts(positions))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """``(n, width)`` unnormalised fp32 embeddings of texts as the student reads them, on the model's device.
+
+        Those with an instruction are put in the query template, the others in the document template.
+        """
+        if not len(texts):
+            return torch.zeros(0, self.width, device=self.model.device)
+        embeddings = self._embed([self.text_format.apply(text) for text in texts])
+        finite = embeddings.isfinite().all(dim=1)
+        if not finite.all():
+            text = texts[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"key 'teacher': its embedding of the text {text[:50]!r} is not finite; choose another teacher"
+            )
+        return embeddings
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        # The templates are the prompt: the model's default prompt is left out.
+        found = self.model.encode(
+            list(texts), prompt="", batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
+        )
+        # A tensor made in inference mode cannot be part of a loss that has a gradient; its copy can.
+        return found.float().clone()
+
+
+def text_teacher_identity(revision: str, text_format: TextFormat, max_length: int | None) -> str:
+    """Return a digest of everything that a text teacher's embeddings depend on."""
+    described = {"revision": revision, "format": asdict(text_format), "max_length": max_length}
+    return blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def load_text_teacher(
+    name: str, text_format: TextFormat = _AS_KEPT, *, device: str | torch.device | None = None
+) -> TextTeacher:
+    """Load a teacher that reads texts."""
+    key = "key 'teacher'"
+    found = resolve(name, key)
+    model = load_encoder(
+        found, key, device=None if device is None else str(device), model_kwargs={"dtype": torch.float32}
+    )
+    # A plain Qwen3 was once pooled by mean: embeddings from then must not be found.
+    identity = f"{found.identity} lasttoken" if reads_as_ours(found) else found.identity
+    # A model that cannot pad or embed can raise anything.
+    with user_error(f"{key}: {name!r} cannot be used"):
+        return TextTeacher(model, text_format, identity)

@@ -1,10 +1,10 @@
 """A teacher's embeddings of every text of the prepared sources: computed once, for all epochs and all students.
 
-Each source has a folder of its own, named after everything that the embeddings depend on: the teacher, the texts, how
-they were put to it and the precision. Embeddings of another teacher or of other data are therefore never found. In it
-lie shards: raw float16 matrices of the teacher's full width, for texts of neighbouring positions, each whole or absent.
-A pass that was killed goes on with those that are missing, and any number of processes may share the work: of two that
-need the same shard, one waits for the other.
+Each source has a folder, named after everything that the embeddings depend on: the teacher, the texts, how it was given
+them and the precision. Embeddings of another teacher or of other data are therefore never found. It holds shards: raw
+float16 matrices of the teacher's full width, for texts of neighbouring positions, each whole or absent. A pass that was
+killed continues with the missing ones, and any number of processes may share the work: of two that need the same shard,
+one waits for the other.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from training.common.checksums import check_file, write_checksums
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
-from training.common.outputs import locked
-from training.common.run_folder import write_whole
+from training.common.formatting import operations, size
+from training.common.outputs import check_file, locked, write_checksums, write_whole
+from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
+from training.models.model_folder import forward_flops
 
 # Texts of a shard: what a killed pass loses of each process.
 _SHARD_TEXTS = 32_768
 _DESCRIPTION = "cache.json"
 # Blocks of 1 MiB that are read of a source's shards when they are checked, but one of each at least.
 _CHECKED_BLOCKS = 64
-# Maps that stay open in a process.
+# Memory maps that stay open in a process.
 _MOST_MAPS = 256
 
 # (n,) positions of texts of a source -> (n, D) embeddings.
@@ -56,13 +58,10 @@ class TeacherCache:
         folder: The folder of all caches; several teachers and sources may share it.
         sources: The prepared sources.
         made_by: What an embedding depends on besides its text: identity of the teacher, precision, format of the text.
-        width: The teacher's width; None takes it from what is there.
+        width: The teacher's width; None takes it from the cache.
 
     Attributes:
-        width: The teacher's width ``D``; None if it was not given and nothing is there yet.
-
-    Raises:
-        UserError: If the folder cannot be written or holds a cache that says something else than its name.
+        width: The teacher's width ``D``; None if it was not given and the cache is empty.
     """
 
     def __init__(
@@ -74,9 +73,23 @@ class TeacherCache:
     ) -> None:
         self.folder = Path(folder)
         self._sources = {source.name: source for source in sources}
-        self._described = {source.name: _describe(source, made_by) for source in sources}
+        self._described = {
+            source.name: {
+                **made_by,
+                "source": source.name,
+                "fingerprint": source.description["fingerprint"],
+                "texts": source.description["texts"],
+            }
+            for source in sources
+        }
+        self._folders = {
+            name: self.folder
+            / f"{name}-{blake2b(json.dumps(each, sort_keys=True).encode(), digest_size=8).hexdigest()}"
+            for name, each in self._described.items()
+        }
         self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
-        known = self._known_width()
+        widths = {self._stored_width(name) for name in self._sources} - {None}
+        known = widths.pop() if len(widths) == 1 else None
         if None not in (width, known) and width != known:
             raise UserError(
                 f"{folder}: holds embeddings of {known} dimensions, not {width}; delete them or give another"
@@ -87,35 +100,24 @@ class TeacherCache:
         # A pickled memory map holds the whole array: a loader worker opens the files instead.
         return {**self.__dict__, "_maps": OrderedDict()}
 
-    def _home(self, source: str) -> Path:
-        digest = blake2b(self._described[source].encode(), digest_size=8).hexdigest()
-        return self.folder / f"{source}-{digest}"
-
-    def _known_width(self) -> int | None:
-        widths = {self._read_description(name).get("width") for name in self._sources} - {None}
-        return widths.pop() if len(widths) == 1 else None
-
-    def _read_description(self, source: str) -> dict[str, Any]:
-        path = self._home(source) / _DESCRIPTION
+    def _stored_width(self, source: str) -> int | None:
+        path = self._folders[source] / _DESCRIPTION
         if not path.exists():
-            return {}
+            return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             width = found.pop("width")
-            if found != json.loads(self._described[source]) or not isinstance(width, int):
+            if found != json.loads(json.dumps(self._described[source])) or not isinstance(width, int):
                 raise ValueError("it describes other embeddings")
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: is damaged ({error}); delete the folder, and it is computed again") from None
-        return {**found, "width": width}
-
-    def _shard_path(self, source: str, number: int) -> Path:
-        return self._home(source) / f"{number:05d}.float16"
+        return width
 
     def _shards(self) -> Iterator[_Shard]:
         for name, source in self._sources.items():
-            texts = source.description["texts"]
+            folder, texts = self._folders[name], source.description["texts"]
             for number, start in enumerate(range(0, texts, _SHARD_TEXTS)):
-                yield _Shard(source, self._shard_path(name, number), start, min(start + _SHARD_TEXTS, texts))
+                yield _Shard(source, folder / f"{number:05d}.float16", start, min(start + _SHARD_TEXTS, texts))
 
     def _is_whole(self, shard: _Shard) -> bool:
         if self.width is None or not shard.path.exists():
@@ -132,13 +134,15 @@ class TeacherCache:
         """Whether every text of every source is there."""
         return self.width is not None and all(self._is_whole(shard) for shard in self._shards())
 
+    @property
+    def missing_texts(self) -> int:
+        """Number of texts that are not embedded yet."""
+        return sum(shard.end - shard.start for shard in self._shards() if not self._is_whole(shard))
+
     def check(self) -> None:
-        """Compares the shards that are there with what was written, in bounded time.
+        """Compare the shards with their checksums, in bounded time.
 
-        Of a source 64 MiB are read at most, or 1 MiB of each shard if there are more than 64.
-
-        Raises:
-            UserError: If one is damaged.
+        Of a source at most 64 MiB are read, or 1 MiB of each shard if there are more than 64.
         """
         for shard in self._shards():
             if self._is_whole(shard):
@@ -146,21 +150,10 @@ class TeacherCache:
                 remedy = "delete it, and it is computed again"
                 check_file(shard.path, remedy, most_blocks=max(1, _CHECKED_BLOCKS // of_source))
 
-    @property
-    def missing_texts(self) -> int:
-        """Texts that are still to be embedded."""
-        return sum(shard.end - shard.start for shard in self._shards() if not self._is_whole(shard))
-
     def fill(self, embed: Embed, rank: int = 0, world_size: int = 1) -> None:
-        """Embeds what is missing of this process's share; all processes of a machine or shared disk call it.
-
-        Args:
-            embed: Gives ``(n, D)`` embeddings of ``(n,)`` positions of a source.
-            rank: This process.
-            world_size: Processes that share the work.
+        """Embed what is missing of this process's share; all processes of a machine or shared disk call it.
 
         Raises:
-            UserError: If an embedding is NaN, infinite or too large for float16.
             OSError: If the disk is full or the folder cannot be written; whole shards stay.
         """
         mine = [shard for number, shard in enumerate(self._shards()) if number % world_size == rank]
@@ -171,8 +164,7 @@ class TeacherCache:
                 with locked(shard.path):
                     # Another run that shares the folder may have made it by now.
                     if not self._is_whole(shard):
-                        embeddings = embed(shard.source, np.arange(shard.start, shard.end))
-                        self._write(shard, embeddings)
+                        self._write(shard, embed(shard.source, np.arange(shard.start, shard.end)))
                 bar.update(shard.end - shard.start)
 
     def _write(self, shard: _Shard, embeddings: Tensor) -> None:
@@ -184,9 +176,9 @@ class TeacherCache:
                 "leave out 'teacher_cache_dir', or check the teacher"
             )
         shard.path.parent.mkdir(parents=True, exist_ok=True)
-        described = {**json.loads(self._described[shard.source.name]), "width": embeddings.shape[1]}
         description = shard.path.parent / _DESCRIPTION
         if not description.exists():
+            described = {**self._described[shard.source.name], "width": embeddings.shape[1]}
             with locked(description):
                 write_whole(description, json.dumps(described, indent=2, sort_keys=True) + "\n")
         partial = shard.path.with_name(f".{shard.path.name}.partial")
@@ -203,13 +195,7 @@ class TeacherCache:
             partial.unlink(missing_ok=True)
 
     def read(self, source: str, positions: np.ndarray, width: int) -> np.ndarray:
-        """``(n, width)`` float16: the leading dimensions of the embeddings of some texts.
-
-        Args:
-            source: Name of the source.
-            positions: ``(n,)`` positions of texts; the cache must be whole.
-            width: Leading dimensions, ``D`` at most.
-        """
+        """``(n, width)`` float16: the leading dimensions of the embeddings of some texts."""
         found = np.empty((len(positions), width), dtype=np.float16)
         numbers = positions // _SHARD_TEXTS
         for number in np.unique(numbers).tolist():
@@ -218,11 +204,10 @@ class TeacherCache:
         return found
 
     def _opened(self, source: str, number: int) -> np.ndarray:
-        """A shard, mapped; each map holds a file open, so no more than some stay."""
-        path = self._shard_path(source, number)
+        """Return a mapped shard; each map holds a file open, so a limited number stay."""
+        path = self._folders[source] / f"{number:05d}.float16"
         if path not in self._maps:
-            start = number * _SHARD_TEXTS
-            texts = min(_SHARD_TEXTS, self._sources[source].description["texts"] - start)
+            texts = min(_SHARD_TEXTS, self._sources[source].description["texts"] - number * _SHARD_TEXTS)
             self._maps[path] = np.memmap(path, "<f2", "r", shape=(texts, self.width))
             if len(self._maps) > _MOST_MAPS:
                 self._maps.popitem(last=False)
@@ -230,6 +215,33 @@ class TeacherCache:
         return self._maps[path]
 
 
-def _describe(source: PreparedSource, made_by: Mapping[str, Any]) -> str:
-    of_source = {"source": source.name, "fingerprint": source.description["fingerprint"]}
-    return json.dumps({**made_by, **of_source, "texts": source.description["texts"]}, sort_keys=True)
+class TeacherPass(NamedTuple):
+    """The cost of embedding all texts of a stage once, less what the cache already holds, which is not looked up."""
+
+    texts: int
+    tokens: int
+    # On disk, in float16.
+    bytes: int
+    flops: float
+    # Tokens that the student encodes in as many operations.
+    student_tokens: float
+
+    def described(self) -> str:
+        """Return the cost in words."""
+        return (
+            f"embeds {self.texts:,} texts of {self.tokens:,} tokens once for all students, less what is there already: "
+            f"{operations(self.flops)}, {size(self.bytes)} on disk"
+        )
+
+
+def teacher_pass(
+    args: StageArguments, config: F2LLMConfig, teacher: F2LLMConfig | None, sources: Sequence[PreparedSource] | None
+) -> TeacherPass | None:
+    """Return the cost of filling a stage's cache; None without a cache, a known teacher or prepared sources."""
+    if args.teacher_cache_dir is None or teacher is None or not sources:
+        return None
+    texts, tokens = (sum(source.description[what] for source in sources) for what in ("texts", "tokens"))
+    # As if all texts had the same length: attention is a small part of the cost.
+    squared = tokens**2 / max(texts, 1)
+    flops, own = (forward_flops(each, tokens, squared) for each in (teacher, config))
+    return TeacherPass(texts, tokens, 2 * texts * teacher.hidden_size, flops, tokens * flops / own)

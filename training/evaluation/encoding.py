@@ -1,123 +1,115 @@
-"""Models as mteb sees them: each width and precision a view of the same embeddings."""
+"""Embeddings computed once, and the precisions in which a vector index stores them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Any
 
-import mteb
 import numpy as np
-from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder, get_prompt, get_prompt_name
-from mteb.types import PromptType
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Router
+from sentence_transformers.util.quantization import quantize_embeddings
 
-from training.common.errors import UserError
-from training.evaluation.models import Prompts
-from training.evaluation.quantization import QUANTIZERS, calibrate, quantized, unit_length
-from training.evaluation.records import PRECISIONS
-from training.evaluation.store import EmbeddingStore
+Floats = NDArray[np.float32]
+
+# FAISS's name of a precision for which there are several.
+QUANTIZERS = {"int8": "QT_8bit"}
+# Steps between the smallest and the largest value of a dimension in int8.
+_STEPS = 255
+# From this many texts on, encoding shows a progress bar.
+_LONG_WORK = 10_000
 
 
-class EncoderView(AbsEncoder):
-    """An mteb encoder: leading dimensions of a store's embeddings in a precision.
+def unit_length(embeddings: Floats) -> Floats:
+    """Normalize ``(n, d)`` embeddings; zeros stay zeros."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0)
 
-    Precisions are what is stored: queries stay in float32 beside documents in int8, as FAISS has them, and are binary
-    beside binary ones. What is compared by cosine has unit length before it is stored in int8. int8 is calibrated on
-    each corpus of retrieval, or else once for a task, on the texts that it asks for first, so that training and test
-    texts share a scale. Nothing else has an influence.
 
-    Args:
-        store: The embeddings.
-        meta: What mteb knows of the model, without the view.
-        dimension: Leading dimensions used.
-        precision: One of ``PRECISIONS``.
-        prompts: What to put before texts; nothing if None.
+def calibrate(embeddings: Floats) -> Floats:
+    """Return the ``(2, d)`` smallest and largest values of ``(n, d)`` embeddings by dimension, for int8."""
+    return np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
 
-    Raises:
-        UserError: If the dimension is not one of the model's.
+
+def quantized(embeddings: Floats, precision: str, ranges: Floats | None = None) -> Floats:
+    """Store ``(n, d)`` embeddings in a precision and return them as floats that can be compared by cosine.
+
+    int8 is FAISS's ``ScalarQuantizer`` of type ``QT_8bit``: a code counts the steps from the smallest value of its
+    dimension and stands for the middle of its step. As in FAISS, compare float32 queries with the decoded vectors, not
+    codes with codes: each dimension has its own offset and scale. For unit vectors, cosine then finds what FAISS finds
+    by ``METRIC_L2``; its inner product finds less, because the lengths of decoded vectors differ.
+
+    Values are clipped to ``ranges``, from :func:`calibrate`; default: those of the embeddings.
+    """
+    if precision == "float32":
+        return embeddings
+    if precision == "int8":
+        low, high = calibrate(embeddings) if ranges is None else ranges
+        spread = high - low
+        shares = np.divide(embeddings - low, spread, out=np.zeros_like(embeddings), where=spread > 0)
+        codes = np.trunc(_STEPS * shares.clip(0, 1))
+        return low + spread * ((codes + 0.5) / _STEPS)
+    packed = quantize_embeddings(embeddings, "ubinary")
+    # As signs, their cosine orders vectors as the Hamming distance does.
+    return np.unpackbits(packed, axis=1, count=embeddings.shape[1]).astype(np.float32) * 2 - 1
+
+
+class EmbeddingStore:
+    """Encode each distinct pair of prompt and text once, at full width, for all tasks and views.
+
+    mteb's ``CachedEmbeddingWrapper`` keeps a cache per task, on disk.
     """
 
-    def __init__(
-        self,
-        store: EmbeddingStore,
-        meta: ModelMeta,
-        dimension: int,
-        precision: str = "float32",
-        prompts: Prompts | None = None,
-    ) -> None:
-        if not 1 <= dimension <= store.width:
-            raise UserError(f"dimension {dimension}: {meta.name} has {store.width}; choose from 1 to {store.width}")
-        if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r} is not known; choose from {', '.join(PRECISIONS)}")
-        self.store, self.dimension, self.precision = store, dimension, precision
-        self.prompts = prompts or Prompts()
-        # Where mteb's own methods look for them.
-        self.model, self.model_prompts = store.model, self.prompts.own
-        self.prompts_dict, self.instruction_template = self.prompts.by_task, self.prompts.template
-        self._ranges: dict[str, NDArray[np.float32]] = {}
-        # Part of the address of a result in mteb's cache: views must not share one.
-        experiment = {**(meta.experiment_kwargs or {}), "dimension": dimension, "precision": precision}
-        if precision in QUANTIZERS:
-            experiment["quantizer"] = QUANTIZERS[precision]
-        self._similarity = meta.similarity_fn_name or store.model.similarity_fn_name
-        full = dimension == store.width and precision == "float32"
-        self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
+    def __init__(self, model: SentenceTransformer, batch_size: int = 32) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.encoded, self.seconds = 0, 0.0
+        self.width = int(model.get_embedding_dimension())
+        # Corpora and queries of the current task.
+        self.read: dict[Any, Any] = {}
+        self._routes = any(isinstance(module, Router) for module in model)
+        self._rows: dict[tuple[str | None, str, str], int] = {}
+        self._embeddings = np.empty((0, self.width), np.float32)
+        self._terminal = sys.stderr
 
-    def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
-        """What is put before a text: the instruction for the task or its type, or else the model's prompt."""
-        used = self.prompts
-        if used.template is not None and (not used.own or self._instructs(task_metadata, prompt_type)):
-            if prompt_type == PromptType.document and not used.on_documents:
-                return ""
-            return self.get_task_instruction(task_metadata, prompt_type)
-        own = get_prompt(used.own, task_metadata, prompt_type)
-        return used.default if own is None else own
+    @property
+    def texts_per_second(self) -> float | None:
+        """Encoding rate; None before the first text."""
+        return self.encoded / self.seconds if self.encoded else None
 
-    def _instructs(self, task_metadata: Any, prompt_type: PromptType | None) -> bool:
-        """Whether there is an instruction for one of mteb's own tasks; local ones are what the model was made for."""
-        found = get_prompt_name(self.prompts.by_task, task_metadata, prompt_type)
-        return found is not None and is_of_mteb(task_metadata.name)
+    def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
+        """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
+        side = side if self._routes else None
+        new = [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]
+        if new:
+            self._encode_new(new, prompt, side)
+        return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
 
-    def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
-        **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        """``(n, dimension)`` embeddings of mteb's batches of texts."""
-        texts = [text for batch in inputs for text in batch["text"]]
-        return self.embed(texts, task_metadata, prompt_type)
+    def _encode_new(self, texts: list[str], prompt: str, side: str | None) -> None:
+        started = time.perf_counter()
+        encode = {"query": self.model.encode_query, "document": self.model.encode_document}.get(side, self.model.encode)
+        # The scorer hides mteb's bars.
+        with redirect_stderr(self._terminal):
+            # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
+            bar = len(texts) >= _LONG_WORK
+            found = encode(texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
+        self.seconds += time.perf_counter() - started
+        self.encoded += len(texts)
+        held = len(self._rows)
+        needed = held + len(texts)
+        if needed > len(self._embeddings):
+            grown = np.empty((max(needed, 2 * held), self.width), np.float32)
+            grown[:held] = self._embeddings[:held]
+            self._embeddings = grown
+        self._embeddings[held:needed] = found
+        self._rows.update(((side, prompt, text), held + number) for number, text in enumerate(texts))
 
-    def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
-        """``(n, dimension)`` embeddings of texts of a task."""
-        found = self._leading(texts, task_metadata, prompt_type)
-        if self.precision == "float32" or (self.precision == "int8" and prompt_type == PromptType.query):
-            return found
-        return quantized(found, self.precision, self._ranges_of(task_metadata, lambda: found))
-
-    def _leading(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> NDArray[np.float32]:
-        prompt = self.prompt(task_metadata, prompt_type)
-        found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
-        return unit_length(found) if self.precision == "int8" and self._similarity == "cosine" else found
-
-    def _ranges_of(self, task_metadata: Any, calibration: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The int8 ranges of a task, from the embeddings that are given when it is first asked for."""
-        if task_metadata.name not in self._ranges:
-            self._ranges[task_metadata.name] = calibrate(calibration())
-        return self._ranges[task_metadata.name]
-
-
-@cache
-def is_of_mteb(task: str) -> bool:
-    """Whether mteb itself has a task of that name."""
-    try:
-        mteb.get_task(task)
-    except KeyError:
-        return False
-    return True
+    def forget(self, most_bytes: int = 0) -> None:
+        """Drop the texts that were read, and the embeddings if they take more than ``most_bytes``."""
+        self.read.clear()
+        if self._embeddings.nbytes > most_bytes:
+            self._rows.clear()
+            self._embeddings = np.empty((0, self.width), np.float32)

@@ -1,12 +1,13 @@
-"""Loading a model to be evaluated, with what mteb's registry knows of it: revision, precision, prompts, EOS token."""
+"""Loading a model as mteb's registry describes it: revision, precision, prompts, EOS token."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from mteb.models import ModelMeta
 from mteb.models.model_implementations import MODEL_REGISTRY
 from mteb.models.model_implementations.qwen3_models import instruction_template as qwen3_template
@@ -14,66 +15,35 @@ from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import TEMPLATE
 from modeling_f2llm.tokenizer import append_eos
-from training.common.errors import UserError
-from training.evaluation.records import ModelRecord
-from training.evaluation.store import EmbeddingStore
+from training.common.errors import UserError, in_one_line
+from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
+from training.evaluation.views import Prompts
 from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
-from training.models.reference import ModelRef, resolve
-from training.models.settings import reads_as_ours
+from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
 
 logger = logging.getLogger("training")
 
-DEFAULT_MAX_LENGTH = 8192  # that of the published evaluation
-# Whose prompts for mteb's tasks are meant by the published ones: all sizes have the same.
+# All sizes have the same prompts for mteb's tasks.
 _PUBLISHED = "codefuse-ai/F2LLM-v2-80M"
-# mteb's loaders that load a SentenceTransformer and give it prompts, which is what is done here; and the options that
-# they give it.
+# mteb's loaders that load a SentenceTransformer and add prompts, as is done here, and the options that they add.
 _INSTRUCTS = {"InstructSentenceTransformerModel", "q3e_instruct_loader", "instruct_loader"}
 _LOADERS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("SentenceTransformerEncoderWrapper", "sentence_transformers_loader", *_INSTRUCTS)},
     "q3e_instruct_loader": {"instruction_template": qwen3_template, "apply_instruction_to_passages": False},
 }
-# Options of mteb's registry that are heeded.
-_HANDLED = {
+# Options of mteb's registry that are supported, and those that do not concern texts.
+_SUPPORTED = {
     *("model_kwargs", "tokenizer_kwargs", "processor_kwargs", "config_kwargs", "device", "embed_dim", "include_prompt"),
     *("padding_side", "add_eos_token", "max_seq_length", "trust_remote_code"),
     *("model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
 }
-# Those that concern no texts.
 _OTHER_MEDIA = {"num_frames", "max_frames", "min_frames", "fps", "max_samples", "target_sampling_rate"}
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What is put before the texts of a task.
-
-    Attributes:
-        own: By mteb's names of prompts (task, type of task, ``query``, ``document``), whole prompts.
-        by_task: By the same names, instructions.
-        template: Holds ``{instruction}``; a function of instruction and type of prompt in some entries of the registry.
-        on_documents: Whether documents get the template, too.
-        default: Prompt where no other fits.
-        described: Whose they are, in words.
-    """
-
-    own: dict[str, str] = field(default_factory=dict)
-    by_task: dict[str, Any] | None = None
-    template: Any = None
-    on_documents: bool = False
-    default: str = ""
-    described: str = "none"
-
-
-@dataclass(frozen=True)
 class EvaluatedModel:
-    """A model that is ready to be evaluated.
-
-    Attributes:
-        record: What is noted of it.
-        store: Encodes with it.
-        meta: mteb's entry; its name, revision and experiment are where mteb keeps results.
-        prompts: What it expects before texts.
-    """
+    """A loaded model; mteb keeps results by name, revision and experiment of ``meta``."""
 
     record: ModelRecord
     store: EmbeddingStore
@@ -81,26 +51,28 @@ class EvaluatedModel:
     prompts: Prompts
 
 
+def revisions_of(name: str) -> list[str]:
+    """Return all checkpoints of a run, oldest first, or all branches and tags of a Hub repository."""
+    if Path(name).is_dir():
+        return revisions_in(Path(name))
+    try:
+        refs = HfApi().list_repo_refs(name)
+    # The Hub client's errors differ by network, name and version.
+    except Exception as error:
+        raise UserError(f"{name}: its revisions cannot be listed ({in_one_line(error)}); name them") from None
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
 def load_model(
     name: str, revision: str | None, max_length: int, prompts: str = "auto", trust_remote_code: bool = False
 ) -> EvaluatedModel:
-    """Loads a model as mteb's registry says, where it knows the model.
+    """Load a model (folder, run or Hub name), as mteb's registry describes it if the model is in the registry.
 
-    Args:
-        name: Folder, run or Hub name.
-        revision: Commit, branch, tag, or checkpoint of a run.
-        max_length: Tokens of a text at most.
-        prompts: ``published``: the published prompts of F2LLM-v2 for mteb's tasks; ``model``: those that the model was
-            saved with; ``auto``: the registry's, or the published ones for a model that was trained with such
-            instructions, or else the model's own.
-        trust_remote_code: Run code that comes with the model; this package's own is run in any case.
-
-    Raises:
-        UserError: If there is no such model, it cannot be loaded, or mteb evaluates it by means that are not used here.
+    ``prompts`` are ``published``: F2LLM-v2's for mteb's tasks; ``model``: those saved with the model; or ``auto``: the
+    registry's, or the published ones for a model trained with such instructions, or else the model's own.
     """
     known = None if Path(name).is_dir() else MODEL_REGISTRY.get(name)
     options = registered_options(known) if known is not None else {}
-    # What mteb keeps results by: a folder that was trained on, or a branch that moved, is another model.
     found = resolve(name, "MODEL", revision or (known and known.revision))
     model = _load(found, trust_remote_code, options)
     longest = options.get("max_seq_length") or model.max_seq_length or max_length
@@ -109,12 +81,11 @@ def load_model(
         logger.warning("%s reads %d tokens of a text at most, not --max-length %d", name, longest, max_length)
     used = _prompts(prompts, options, model)
     if not any(used.own.values()) and used.template is None:
-        logger.warning("%s has no prompts: queries and documents are encoded as they are", name)
-    experiment = {key: value for key, value in (("prompts", prompts),) if value != "auto"}
-    # Embeddings of texts that are cut or read in another way are others, too.
+        logger.warning("%s has no prompts: queries and documents are encoded without one", name)
+    # Options that change the embeddings are part of the label and of the key in mteb's cache.
+    experiment = {"prompts": prompts} if prompts != "auto" else {}
     experiment |= {"max_length": max_length} if max_length != DEFAULT_MAX_LENGTH else {}
     experiment |= {"pooling": "lasttoken"} if reads_as_ours(found.place, found.revision) else {}
-    meta = known or _meta(model, found)
     store = EmbeddingStore(model)
     record = ModelRecord(
         name,
@@ -129,20 +100,16 @@ def load_model(
         *(name, "as mteb's registry says" if known else "as it was saved", used.described),
         *(str(model.dtype).removeprefix("torch."), pooling_of(model), model.max_seq_length),
     )
+    # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
-    return EvaluatedModel(record, store, meta.model_copy(update=update), used)
+    return EvaluatedModel(record, store, (known or _meta(model, found)).model_copy(update=update), used)
 
 
 def registered_options(known: ModelMeta) -> dict[str, Any]:
-    """What mteb's registry says of a model, as options that are heeded here.
-
-    Raises:
-        UserError: If mteb has a special loader for it, or gives it an option that is not known here: only mteb then
-            evaluates it as it is meant to be.
-    """
+    """Return the options of a model in mteb's registry; refuse models that only mteb evaluates as intended."""
     loader = getattr(known.loader, "__qualname__", str(known.loader))
     options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
-    unknown = sorted(set(options) - _HANDLED - _OTHER_MEDIA)
+    unknown = sorted(set(options) - _SUPPORTED - _OTHER_MEDIA)
     if loader not in _LOADERS or unknown:
         what = f"loader {loader}" if loader not in _LOADERS else f"option {unknown[0]!r}"
         raise UserError(
@@ -150,14 +117,14 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
             f"mteb run -m {known.name} -t TASK"
         )
     if loader in _INSTRUCTS:
-        # mteb gives these an instruction, in a template or as it is.
+        # Without a template, mteb gives these the plain instruction.
         options.setdefault("instruction_template", "{instruction}")
     return options
 
 
 def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
     model_options = dict(options.get("model_kwargs") or {})
-    # Whether its code is run is the user's choice.
+    # Whether its code runs is the user's choice.
     model_options.pop("trust_remote_code", None)
     if (dtype := model_options.pop("torch_dtype", model_options.get("dtype"))) is not None:
         model_options["dtype"] = getattr(dtype, "value", dtype)
@@ -185,7 +152,7 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> 
 
 
 def _meta(model: SentenceTransformer, found: ModelRef) -> ModelMeta:
-    """An entry for a model that mteb does not know."""
+    """Return mteb's description of a model that is not in its registry."""
     local = found.revision is None
     return ModelMeta.create_empty(
         {
@@ -222,10 +189,7 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
 
 
 def _is_ours(prompts: dict[str, str]) -> bool:
-    """Whether a model was trained with F2LLM's instructions: the whole template before queries, none before documents.
-
-    Other models begin theirs in the same way: that of Qwen3-Embedding ends in ``Query:``, without a space.
-    """
+    # The whole template before queries, none before documents. Qwen3-Embedding's only lacks the last space.
     start, end = TEMPLATE.split("{instruction}")
     query = prompts.get("query", "")
     whole = len(query) >= len(start + end) and query.startswith(start) and query.endswith(end)

@@ -1,34 +1,51 @@
-"""Scores a model on mteb tasks: every view of one encoding, with what each example scored; resumed task by task."""
+"""Scores of a model on mteb tasks: all views of one encoding, with the scores of examples; resumed task by task."""
 
 from __future__ import annotations
 
 import logging
+import os
+import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mteb
+import numpy as np
+import pytrec_eval
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from mteb._evaluators.text import bitext_mining_evaluator
-from mteb._set_seed import _set_seed
+from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.multilabel_classification import AbsTaskMultilabelClassification
 from tqdm import tqdm
+from transformers import set_seed
 
 from training.common.errors import StoppedError, in_one_line
-from training.evaluation.examples import Found, agree, data_of, has_examples, recorded
+from training.evaluation.encoding import Floats
 from training.evaluation.models import EvaluatedModel
 from training.evaluation.records import Evaluation, Score
-from training.evaluation.search import SearchView
+from training.evaluation.views import EncoderView
 
 logger = logging.getLogger("training")
 
-# Embeddings that are held for the next task: local tasks ask for the same texts again.
+# Embeddings kept for the next task: local tasks share texts.
 _HELD_BYTES = 4 << 30
+# trec_eval's names of mteb's metrics; both end in a number of ranks.
+_TREC = {
+    "ndcg_at": "ndcg_cut",
+    "map_at": "map_cut",
+    "recall_at": "recall",
+    "precision_at": "P",
+    "hit_rate_at": "success",
+}
+# If the mean of the examples is further from the score, the task computes its metric in another way.
+_TOLERANCE = 1e-4
+
+# By split and subset, the ``(n,)`` scores of the examples.
+Found = dict[tuple[str, str], Floats]
 
 
 def evaluate_model(
@@ -40,16 +57,13 @@ def evaluate_model(
     dims: Sequence[int] = (),
     precisions: Sequence[str] = ("float32",),
 ) -> None:
-    """Adds the scores of a model to an evaluation, and saves it after each task.
+    """Add the scores of a model to an evaluation, and save it after each task.
 
-    What mteb's cache in ``output`` holds is not run again. A task that fails is noted in ``failures``.
-
-    Raises:
-        UserError: If a dimension is not one of the model's.
+    Results in mteb's cache below ``output`` are not computed again. A task that fails is recorded in ``failures``.
     """
     store, label = model.store, model.record.label
     views = [
-        SearchView(store, model.meta, dim, precision, model.prompts)
+        EncoderView(store, model.meta, dim, precision, model.prompts)
         for precision in precisions
         for dim in (dims or [store.width])
     ]
@@ -61,8 +75,11 @@ def evaluate_model(
         evaluation.failures = {
             key: why for key, why in evaluation.failures.items() if key != prefix and not key.startswith(f"{prefix}, ")
         }
+        loaded_before = task.data_loaded
         with _quietly():
-            evaluation.failures |= _evaluate_task(model, task, views, evaluation, cache)
+            _evaluate_task(model, task, views, evaluation, cache)
+        if task.data_loaded and not loaded_before:
+            task.unload_data()
         store.forget(_HELD_BYTES)
         if store.encoded:
             evaluation.add_model(replace(model.record, texts_per_second=store.texts_per_second))
@@ -72,77 +89,67 @@ def evaluate_model(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hides the bars and the warning that datasets and mteb's bitext mining show for each subset and view."""
-    shown, original = are_progress_bars_disabled() is False, bitext_mining_evaluator.tqdm
+    """Hide the progress bars and the warning that datasets and mteb show for each subset and view."""
+    shown = not are_progress_bars_disabled()
     disable_progress_bars()
-    bitext_mining_evaluator.tqdm = partial(original, disable=True)
+    # Warnings go to the log, which stays on the terminal.
+    logging.captureWarnings(True)
     try:
-        with warnings.catch_warnings():
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
             yield
     finally:
-        bitext_mining_evaluator.tqdm = original
+        logging.captureWarnings(False)
         if shown:
             enable_progress_bars()
 
 
 def _evaluate_task(
-    model: EvaluatedModel,
-    task: AbsTask,
-    views: Sequence[SearchView],
-    evaluation: Evaluation,
-    cache: mteb.ResultCache,
-) -> dict[str, str]:
-    """All views; the data are loaded once, and only if a view is not known already.
-
-    Returns:
-        What failed and why; whatever a task's data or code raises, other results must stay.
-    """
-    prefix, failures = f"{model.record.label}: {task.metadata.name}", {}
-    loaded_before = task.data_loaded
+    model: EvaluatedModel, task: AbsTask, views: Sequence[EncoderView], evaluation: Evaluation, cache: mteb.ResultCache
+) -> None:
+    """Evaluate all views; the data are loaded once, and only if a view is not in the cache."""
+    prefix = f"{model.record.label}: {task.metadata.name}"
     for view in views:
+        key = prefix
         try:
-            done = _cached(task, view, cache)
-            if done is not None and _take(model, view, task, done, {}, evaluation):
+            known = _cached(task, view, cache)
+            if known is not None and _take(model, view, task, known, {}, evaluation):
                 continue
             # An aggregate's data are those of its tasks.
             if not task.data_loaded and not isinstance(task, AbsTaskAggregate):
                 task.load_data()
-        except Exception as error:
-            failures[prefix] = _reason(prefix, error)
-            break
-        try:
-            _run(model, view, task, evaluation, cache)
-        except Exception as error:
             key = f"{prefix}, {view.dimension} dimensions, {view.precision}"
-            failures[key] = _reason(key, error)
-    if task.data_loaded and not loaded_before:
-        task.unload_data()
-    return failures
+            _run(model, view, task, evaluation, cache)
+        # Data and code of a task can raise any exception; the other results must stay.
+        except Exception as error:
+            evaluation.failures[key] = f"{type(error).__name__}: {in_one_line(error)}"
+            logger.error("%s: %s", key, evaluation.failures[key])
+            if key == prefix:
+                return
 
 
-def _reason(what: str, error: Exception) -> str:
-    reason = f"{type(error).__name__}: {in_one_line(error)}"
-    logger.error("%s: %s", what, reason)
-    return reason
+def _cached(task: AbsTask, view: EncoderView, cache: mteb.ResultCache) -> Any:
+    """Return the whole result on these data that mteb's cache holds, or None."""
+    try:
+        known = cache.load_task_result(task.metadata.name, view.mteb_model_meta)
+    # A damaged file.
+    except ValueError:
+        return None
+    current = known is not None and known.dataset_revision == task.metadata.revision
+    return known if current and not known.get_missing_evaluations(task) else None
 
 
 def _run(
-    model: EvaluatedModel, view: SearchView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache
+    model: EvaluatedModel, view: EncoderView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache
 ) -> None:
-    """Lets mteb evaluate a view of a task as a whole, as if nothing had been evaluated before."""
-    # The samples that clustering draws would depend on the views and models before.
+    # Otherwise the samples that clustering draws would depend on earlier views and models.
     for each in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
-        each.rng_state, each.np_rng = _set_seed(each.seed)
+        set_seed(each.seed)
+        each.rng_state, each.np_rng = random.Random(each.seed), np.random.default_rng(each.seed)
     with recorded(task) as found:
-        # With its cache, mteb would write the results of all subsets anew after each of them.
+        # With its cache, mteb would write the results of all subsets again after each of them.
         results = mteb.evaluate(
-            view,
-            task,
-            cache=None,
-            co2_tracker=False,
-            show_progress_bar=False,
-            prediction_folder=cache.cache_path,
+            view, task, cache=None, co2_tracker=False, show_progress_bar=False, prediction_folder=cache.cache_path
         )
     if results.exceptions:
         raise StoppedError(results.exceptions[0].exception)
@@ -151,74 +158,145 @@ def _run(
         _take(model, view, task, result, found, evaluation)
 
 
-def _cached(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> Any:
-    """The whole result that mteb's cache holds, or None."""
-    try:
-        results = mteb.evaluate(
-            view, task, cache=cache, co2_tracker=False, show_progress_bar=False, overwrite_strategy="only-cache"
-        )
-    except ValueError:
-        return None
-    return None if _is_of_other_data(task, view, cache) else results.task_results[0]
-
-
-def _is_of_other_data(task: AbsTask, view: SearchView, cache: mteb.ResultCache) -> bool:
-    """Whether mteb's cache holds a result on other data of the task's name.
-
-    mteb compares revisions only where it adds subsets to a result, and would take a whole one as it is.
-    """
-    known = cache.load_task_result(task.metadata.name, view.mteb_model_meta)
-    return known is not None and known.dataset_revision != task.metadata.revision
-
-
 def _take(
-    model: EvaluatedModel, view: SearchView, task: AbsTask, result: Any, found: Found, evaluation: Evaluation
+    model: EvaluatedModel, view: EncoderView, task: AbsTask, result: Any, found: Found, evaluation: Evaluation
 ) -> bool:
-    """Adds a result's scores with their examples, found now or earlier; False if they lack some that can be found."""
-    scores, examples, whole = [], {}, True
+    """Add a result's scores and examples, found now or earlier; return False if examples must be computed first."""
+    known = {score.key: score.examples for score in evaluation.scores}
+    scores, examples = [], {}
     for split, subsets in result.scores.items():
         for subset in subsets:
-            score = _score(model, view, task, split, subset)
+            score = Score(
+                model=model.record.label,
+                task=task.metadata.name,
+                task_type=task.metadata.type,
+                subset=subset["hf_subset"],
+                languages=tuple(subset["languages"]),
+                dimension=view.dimension,
+                precision=view.precision,
+                metric=task.metadata.main_score,
+                # As mteb's cache rounds, so that a resumed run gives the same.
+                value=round(float(subset["main_score"]), 6),
+                examples=0,
+                split=split,
+                data=task.metadata.revision,
+            )
             values = found.get((split, score.subset), evaluation.examples.get(score.key))
-            count = _count(task, split, score.subset, evaluation, score.key)
-            if values is None:
-                whole = whole and not has_examples(task)
-            else:
-                # None at all says that they were looked for, and that the task makes its score in another way.
+            count = _count(task, split, score.subset) if task.data_loaded and task.dataset else known.get(score.key, 0)
+            if values is not None:
+                # An empty array says that the task computes its score in another way.
                 examples[score.key] = values if agree(values, score.value) else values[:0]
                 count = len(examples[score.key]) or count
-            score = replace(score, examples=count)
-            scores.append(score)
-    if not whole and not found:
-        return False
+            elif not found and has_examples(task):
+                return False
+            scores.append(replace(score, examples=count))
     evaluation.put(scores, examples)
     return True
 
 
-def _score(model: EvaluatedModel, view: SearchView, task: AbsTask, split: str, found: dict[str, Any]) -> Score:
-    return Score(
-        model=model.record.label,
-        task=task.metadata.name,
-        task_type=task.metadata.type,
-        subset=found["hf_subset"],
-        languages=tuple(found["languages"]),
-        dimension=view.dimension,
-        precision=view.precision,
-        metric=task.metadata.main_score,
-        # As mteb's cache rounds, so that a resumed run gives the same.
-        value=round(float(found["main_score"]), 6),
-        examples=0,
-        split=split,
-        data=task.metadata.revision,
-    )
-
-
-def _count(task: AbsTask, split: str, subset: str, evaluation: Evaluation, key: str) -> int:
-    """Queries, pairs or texts of a subset: from the data, or as noted before; 0 if neither is there."""
-    if not task.data_loaded or not task.dataset:
-        return next((score.examples for score in evaluation.scores if score.key == key), 0)
+def _count(task: AbsTask, split: str, subset: str) -> int:
+    """Return the number of queries, pairs or texts; 0 for data in another form."""
     try:
-        data = data_of(task, split, subset)
+        data = _data_of(task, split, subset)
     except (KeyError, TypeError):
         return 0
     return len(data["queries"]) if isinstance(data, dict) else len(data)
+
+
+def _data_of(task: AbsTask, split: str, subset: str) -> Any:
+    return task.dataset.get(subset, task.dataset)[split]
+
+
+def has_examples(task: AbsTask) -> bool:
+    """Whether the task's score is the mean of scores of its examples."""
+    metric = task.metadata.main_score
+    if isinstance(task, AbsTaskRetrieval):
+        return metric.rpartition("_")[0] in (*_TREC, "mrr_at")
+    if isinstance(task, AbsTaskMultilabelClassification):
+        return False
+    if isinstance(task, AbsTaskClassification):
+        return metric == "accuracy" and not task.is_cross_validation
+    return isinstance(task, AbsTaskBitextMining) and metric in ("f1", "accuracy")
+
+
+def agree(examples: Floats, score: float) -> bool:
+    """Whether the mean of the examples is the score."""
+    return len(examples) > 0 and abs(float(examples.mean(dtype=np.float64)) - score) < _TOLERANCE
+
+
+@contextmanager
+def recorded(task: AbsTask) -> Iterator[Found]:
+    """Collect the scores of examples, queries by id, while mteb evaluates the task with a ``prediction_folder``.
+
+    mteb would write all predictions (a thousand documents per query) to files there; here, nothing is written.
+    """
+    found: Found = {}
+
+    def record(predictions: Any, model: Any, prediction_folder: Path, hf_split: str, hf_subset: str) -> None:
+        if not has_examples(task):
+            return
+        try:
+            if hf_subset == "parallel":
+                for pair, of_pair in predictions.items():
+                    found[hf_split, pair] = _bitext(task, of_pair, range(len(of_pair)))
+            else:
+                found[hf_split, hf_subset] = _scores(task, predictions, _data_of(task, hf_split, hf_subset))
+        # The task's score is worth more than those of its examples.
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            logger.warning("%s, %s: no scores of examples (%s)", task.metadata.name, hf_subset, in_one_line(error))
+            found[hf_split, hf_subset] = np.empty(0, np.float32)
+
+    task._save_task_predictions = record
+    try:
+        yield found
+    finally:
+        del task._save_task_predictions
+
+
+def _scores(task: AbsTask, predictions: Any, data: Any) -> Floats:
+    if isinstance(task, AbsTaskRetrieval):
+        return _retrieval(task, predictions, data["relevant_docs"])
+    if isinstance(task, AbsTaskBitextMining):
+        gold = [pair[1] for pair in data["gold"]] if "gold" in data else range(len(data))
+        return _bitext(task, predictions["sentence1-sentence2"], gold)
+    # Classification: the share of mteb's experiments in which each text got its label.
+    labels = np.asarray(list(data[task.label_column_name]))
+    return np.mean(np.asarray(predictions) == labels[None], axis=0).astype(np.float32)
+
+
+def _retrieval(
+    task: AbsTaskRetrieval, results: Mapping[str, Mapping[str, float]], relevant: Mapping[str, Mapping[str, int]]
+) -> Floats:
+    """Return the main metric of each query."""
+    if task.ignore_identical_ids:
+        results = {query: {doc: s for doc, s in docs.items() if doc != query} for query, docs in results.items()}
+    if task.skip_first_result:
+        results = {query: {doc: docs[doc] for doc in _ranked(docs)[1:]} for query, docs in results.items()}
+    name, _, ranks = task.metadata.main_score.rpartition("_")
+    queries = sorted(set(results) & set(relevant))
+    if name == "mrr_at":
+        return np.array([_reciprocal_rank(results[q], relevant[q], int(ranks)) for q in queries], np.float32)
+    measure = f"{_TREC[name]}.{ranks}"
+    evaluator = pytrec_eval.RelevanceEvaluator({q: dict(relevant[q]) for q in queries}, {measure})
+    scored = evaluator.evaluate({q: dict(results[q]) for q in queries})
+    return np.array([scored[q][measure.replace(".", "_")] for q in queries], np.float32)
+
+
+def _ranked(docs: Mapping[str, float]) -> list[str]:
+    return sorted(docs, key=lambda doc: docs[doc], reverse=True)
+
+
+def _reciprocal_rank(docs: Mapping[str, float], relevant: Mapping[str, int], ranks: int) -> float:
+    return next((1 / rank for rank, doc in enumerate(_ranked(docs)[:ranks], 1) if relevant.get(doc, 0) > 0), 0.0)
+
+
+def _bitext(task: AbsTask, neighbours: Sequence[Mapping[str, float]], gold: Sequence[int]) -> Floats:
+    """Return the main metric of each pair; F1 weighted by labels is their mean, as each label has one pair."""
+    found = np.array([each["corpus_id"] for each in neighbours], np.int64)
+    expected = np.asarray(gold, np.int64)
+    hits = (found == expected).astype(np.float32)
+    if task.metadata.main_score == "accuracy":
+        return hits
+    # A label found n times has precision 1/n and recall 1, so F1 is 2 / (1 + n).
+    times = np.bincount(found, minlength=int(max(found.max(), expected.max())) + 1)
+    return (2 * hits / (1 + times[expected])).astype(np.float32)

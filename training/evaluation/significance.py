@@ -1,43 +1,39 @@
-"""How sure a score is, and whether two models differ: bootstrap intervals and paired tests on the examples' scores.
+"""Bootstrap intervals, paired tests, and the comparison of two models by them.
 
-Examples are resampled within their group (one subset of one task), so that a score that is a mean of groups' means, as
-a task's over its subsets, gets the interval of that mean. They count as independent: where one text is asked for
-in many languages, intervals over these languages together are somewhat too narrow.
+Examples are resampled within their group (one subset of one task), so that a mean of group means, such as a task's
+score, gets the interval of that mean. Examples are treated as independent: if one text is a query in many languages,
+intervals over these languages together are somewhat too narrow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from training.common.errors import UserError
-from training.evaluation.records import Evaluation, Score
+from training.evaluation.records import Evaluation, Score, load_evaluation
+from training.evaluation.selection import by_task, labels, model_scores
 
 Floats = NDArray[np.float64]
 
-# Resampled values held at a time: 32 MiB of float64.
+LEVEL = 0.95
+# Resampled values held at once: 32 MiB of float64.
 _BLOCK = 1 << 22
-# Up to so many distinct values, drawing how often each occurs is quicker than drawing every example.
+# Up to this many distinct values, drawing how often each occurs is faster than drawing every example.
 _FEW_VALUES = 32
-# Up to so many differences that are not zero, all their signs are tried.
+# Up to this many differences that are not zero, all their signs are tried.
 _EXACT = 13
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
-
-    Attributes:
-        mean: The mean.
-        low: Lower end.
-        high: Upper end.
-        level: Share of samples whose interval covers the true mean, nominally.
-        examples: Number of examples.
-    """
+    """A mean with its confidence interval."""
 
     mean: float
     low: float
@@ -48,14 +44,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same examples.
-
-    Attributes:
-        first: Mean of the first model.
-        second: Mean of the second model.
-        difference: First less second, with its bootstrap interval.
-        p_value: Of the two-sided sign-flip test that neither is better.
-    """
+    """Means of two models on the same examples, their difference, and the p-value of the two-sided sign-flip test."""
 
     first: float
     second: float
@@ -64,75 +53,48 @@ class PairedTest:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is one at the interval's level, this test alone considered."""
+        """Whether the difference is significant at the interval's level, without correction."""
         return self.p_value <= 1 - self.difference.level
 
 
 def bootstrap_interval(
-    groups: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0
+    groups: Sequence[ArrayLike], level: float = LEVEL, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of groups' means (Efron and Tibshirani, 1993, chapter 13).
-
-    Args:
-        groups: ``(n_g,)`` values of each group; one group for a plain mean.
-        level: Confidence level, between 0 and 1.
-        resamples: Samples drawn with replacement.
-        seed: The same seed draws the same samples.
-
-    Raises:
-        UserError: If there are no examples, one is not finite, or the level or the number of samples is out of range.
-    """
-    arrays = _checked(groups, level, resamples)
+    """Return the percentile bootstrap interval of the mean of group means (Efron and Tibshirani, 1993, chapter 13)."""
+    arrays = _arrays(groups)
     rng = np.random.default_rng(seed)
     means = np.zeros(resamples)
     for values in arrays:
         means += _resampled_means(values, resamples, rng) / len(arrays)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    mean = _mean_of_means(arrays)
-    return Interval(mean, float(low), float(high), level, sum(map(len, arrays)))
+    return Interval(_mean_of_means(arrays), float(low), float(high), level, sum(map(len, arrays)))
 
 
 def _resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """``(resamples,)`` means of samples drawn with replacement."""
+    """Return ``(resamples,)`` means of samples drawn with replacement."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _FEW_VALUES:
         drawn = rng.multinomial(len(values), counts / len(values), size=resamples)
         return drawn @ distinct / len(values)
-    return np.concatenate(
-        [
-            values[rng.integers(len(values), size=(rows, len(values)), dtype=np.int32)].mean(axis=1)
-            for rows in _blocks(resamples, len(values))
-        ]
+    drawn = (
+        values[rng.integers(len(values), size=(rows, len(values)), dtype=np.int32)]
+        for rows in _blocks(resamples, len(values))
     )
+    return np.concatenate([each.mean(axis=1) for each in drawn])
 
 
 def paired_test(
-    first: Sequence[ArrayLike], second: Sequence[ArrayLike], level: float = 0.95, resamples: int = 9999, seed: int = 0
+    first: Sequence[ArrayLike], second: Sequence[ArrayLike], level: float = LEVEL, resamples: int = 9999, seed: int = 0
 ) -> PairedTest:
-    """Tests whether two models differ on the same examples, by flipping the signs of their differences.
+    """Test whether two models differ on the same examples, by flipping the signs of their differences.
 
-    If neither model is better, each example's difference could as well have had the other sign (Fisher's
-    randomization test for pairs). Few differences have all their signs tried, which is exact; of many, ``resamples``
-    random ones, with the p-value of Phipson and Smyth (2010), which is never zero.
-
-    Args:
-        first: ``(n_g,)`` values of the first model by group.
-        second: ``(n_g,)`` values of the second model on the same examples in the same order.
-        level: Confidence level of the difference's interval.
-        resamples: Random signs at most.
-        seed: The same seed draws the same signs and samples.
-
-    Raises:
-        UserError: If the two do not have the same groups of the same sizes, or as :func:`bootstrap_interval`.
+    If neither model is better, each difference could as well have the other sign (Fisher's randomization test for
+    pairs). All signs of a few differences are tried, which is exact; of many, ``resamples`` random ones, with the
+    p-value of Phipson and Smyth (2010), which is never zero. Both have ``(n_g,)`` values by group, in the same order.
     """
-    ours, theirs = _checked(first, level, resamples), _checked(second, level, resamples)
-    if [len(values) for values in ours] != [len(values) for values in theirs]:
-        raise UserError(
-            f"the two models were not scored on the same examples ({_sizes(ours)} against {_sizes(theirs)}); "
-            "evaluate both on the same version of the task"
-        )
+    ours, theirs = _arrays(first), _arrays(second)
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    # What each example adds to the mean of the groups' means.
+    # What each example adds to the mean of the group means.
     shares = np.concatenate([values / (len(values) * len(differences)) for values in differences])
     return PairedTest(
         _mean_of_means(ours),
@@ -146,40 +108,36 @@ def _sign_flip_p_value(shares: Floats, resamples: int, rng: np.random.Generator)
     count = len(shares)
     if not count:
         return 1.0
-    # A sum of the same numbers in another order may come out smaller by a rounding error.
+    # The same sum in another order may be smaller by a rounding error.
     observed = abs(shares.sum()) * (1 - 1e-9)
     if count <= _EXACT:
         flipped = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         return float(np.mean(np.abs((1 - 2 * flipped) @ shares) >= observed))
     extreme = 0
     for rows in _blocks(resamples, count):
-        random = np.frombuffer(rng.bytes(-(-rows * count // 8)), np.uint8)
-        flipped = np.unpackbits(random, count=rows * count).reshape(rows, count)
+        bits = np.frombuffer(rng.bytes(-(-rows * count // 8)), np.uint8)
+        flipped = np.unpackbits(bits, count=rows * count).reshape(rows, count)
         extreme += int((np.abs(shares.sum() - 2 * (flipped.astype(np.float64) @ shares)) >= observed).sum())
     return (extreme + 1) / (resamples + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts the p-values of several tests, so that one false finding among all is as rare as the level says.
-
-    Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
+    """Adjust p-values of several tests (Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
     return adjusted
 
 
 def examples_of(evaluation: Evaluation, scores: Sequence[Score]) -> list[NDArray[np.float32]] | None:
-    """``(n,)`` examples of each score, or None where a score has none, its metric being no mean over examples."""
+    """Return the ``(n,)`` examples of each score; None if a score has none, because its metric is not their mean."""
     found = [evaluation.examples.get(score.key) for score in scores]
     return None if not found or any(values is None or not len(values) for values in found) else found
 
 
 def _blocks(rows: int, columns: int) -> Iterator[int]:
-    """Splits rows into blocks of bounded size."""
     at_once = max(1, _BLOCK // columns)
     for start in range(0, rows, at_once):
         yield min(at_once, rows - start)
@@ -189,19 +147,137 @@ def _mean_of_means(groups: Sequence[Floats]) -> float:
     return math.fsum(float(values.mean()) for values in groups) / len(groups)
 
 
-def _sizes(groups: Sequence[Floats]) -> str:
-    shown = ", ".join(str(len(values)) for values in groups[:5])
-    return f"{shown}, ..." if len(groups) > 5 else shown
-
-
-def _checked(groups: Sequence[ArrayLike], level: float, resamples: int) -> list[Floats]:
-    if not 0 < level < 1:
-        raise UserError(f"the confidence level must lie between 0 and 1, got {level}; use 0.95, say")
-    if resamples < 1:
-        raise UserError(f"the number of resamples must be at least 1, got {resamples}")
+def _arrays(groups: Sequence[ArrayLike]) -> list[Floats]:
     arrays = [np.asarray(values, np.float64) for values in groups]
-    if not arrays or any(values.ndim != 1 or not len(values) for values in arrays):
-        raise UserError("there are no examples to draw from; every group needs one value per example")
     if not all(np.isfinite(values).all() for values in arrays):
         raise UserError("an example's score is not finite; evaluate the model again")
     return arrays
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Means of two models over the subsets of a task that both have, and the test if examples have scores.
+
+    ``p_adjusted`` is the p-value after Holm's correction over the tested tasks.
+    """
+
+    task: str
+    first: float
+    second: float
+    subsets: int
+    test: PairedTest | None
+    p_adjusted: float | None
+    differs: bool | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on all tasks that both have, and the paired test of the mean over the tested tasks."""
+
+    first: str
+    second: str
+    level: float
+    tasks: list[TaskComparison]
+    overall: PairedTest | None
+    left_out: list[str]
+    verdict: str
+
+
+def compare_models(
+    evaluation: Evaluation, first: str, second: str, dimension: int | None = None, precision: str = "float32"
+) -> Comparison:
+    """Compare two models, by label, on the tasks and subsets that both were scored on.
+
+    ``dimension`` is that of both; default: each model's largest.
+    """
+    if first == second:
+        raise UserError(f"cannot compare {first!r} with itself; name two models")
+    ours, theirs = (by_task(model_scores(evaluation, model, dimension, precision)) for model in (first, second))
+    common = {task: pairs for task in ours if (pairs := _common(ours[task], theirs.get(task, [])))}
+    if not common:
+        raise UserError(f"{first!r} and {second!r} have no task in common; evaluate both on the same tasks")
+    examples = {task: found for task, pairs in common.items() if (found := _examples(evaluation, pairs))}
+    tests = {task: paired_test(*found) for task, found in examples.items()}
+    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    tasks = []
+    for task, pairs in common.items():
+        means = [fmean(score.value for score in scores) for scores in zip(*pairs, strict=True)]
+        differs, verdict = None, "not tested: its metric is no mean over examples"
+        if task in tests:
+            differs = adjusted[task] <= 1 - LEVEL
+            verdict = _verdict(differs, means[0] - means[1])
+        tasks.append(TaskComparison(task, *means, len(pairs), tests.get(task), adjusted.get(task), differs, verdict))
+    overall = _overall(list(examples.values()))
+    verdict = "no task could be tested" if overall is None else _verdict(overall.differs, overall.difference.mean)
+    left_out = sorted((ours.keys() | theirs.keys()) - common.keys())
+    return Comparison(first, second, LEVEL, tasks, overall, left_out, verdict)
+
+
+Examples = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
+
+
+def _common(ours: Sequence[Score], theirs: Sequence[Score]) -> list[tuple[Score, Score]]:
+    """Return the scores of both on the subsets that both have."""
+    others = {(score.split, score.subset): score for score in theirs}
+    pairs = [(score, others[key]) for score in ours if (key := (score.split, score.subset)) in others]
+    for score, other in pairs:
+        if score.data != other.data:
+            raise UserError(
+                f"task {score.task!r}, subset {score.subset!r}: the two models were scored on different data; "
+                "evaluate both on the same version of the task"
+            )
+    return pairs
+
+
+def _examples(evaluation: Evaluation, pairs: Sequence[tuple[Score, Score]]) -> Examples | None:
+    first, second = (examples_of(evaluation, scores) for scores in zip(*pairs, strict=True))
+    if first is None or second is None:
+        return None
+    for (score, _), a, b in zip(pairs, first, second, strict=True):
+        if len(a) != len(b):
+            raise UserError(
+                f"task {score.task!r}, subset {score.subset!r}: {len(a)} examples of the first model against {len(b)} "
+                "of the second; evaluate both on the same version of the task"
+            )
+    return first, second
+
+
+def _verdict(differs: bool, difference: float) -> str:
+    if not differs:
+        return "no difference found"
+    return "the first is better" if difference > 0 else "the second is better"
+
+
+def _overall(examples: Sequence[Examples]) -> PairedTest | None:
+    """Test the mean over tasks: an example counts by its share of its subset, the subset by its share of its task."""
+    if not examples:
+        return None
+    # The test weights all groups equally; scaled by (groups / tasks / subsets), their mean is the mean over tasks.
+    groups = sum(len(first) for first, _ in examples)
+    scaled: Examples = ([], [])
+    for task in examples:
+        weight = groups / len(examples) / len(task[0])
+        for side, values in zip(scaled, task, strict=True):
+            side.extend(weight * np.asarray(each, np.float64) for each in values)
+    return paired_test(*scaled)
+
+
+def comparison_of_folders(first: Path, second: Path, models: tuple[str, str] | None = None) -> Comparison:
+    """Compare a model of one evaluation's folder with one of another's; default: the only one of each folder."""
+    merged, chosen = Evaluation(), []
+    for number, folder in enumerate((first, second)):
+        evaluation = load_evaluation(folder)
+        known = labels(evaluation)
+        if models is None and len(known) != 1:
+            raise UserError(f"{folder}: has scores of {len(known)} models ({', '.join(known[:10])}); name one of them")
+        model = models[number] if models else known[0]
+        # The same name may stand for two trainings: the folder tells them apart.
+        label = model if model not in chosen else f"{folder}: {model}"
+        names = {score.key: replace(score, model=label) for score in evaluation.select(model=model)}
+        merged.scores += names.values()
+        merged.examples |= {
+            score.key: evaluation.examples[key] for key, score in names.items() if key in evaluation.examples
+        }
+        chosen.append(label)
+    return compare_models(merged, *chosen)

@@ -1,37 +1,43 @@
-"""One model's scores by task, language, script and resource class.
+"""Scores of one model by task, language, script and class of training data.
 
-A score belongs to its language. That of a bitext with English belongs to the other language, or English would be the
-mean of all; that of any other bitext to both. Scores of more languages, or of none, count in the tasks' table alone.
+A score belongs to its language. A bitext with English belongs to the other language (otherwise English would be the
+mean of all), any other bitext to both. Scores of more languages, or of none, count only by task.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow as pa
+from langcodes import Language
+
+from training.common.errors import UserError
+from training.common.languages import SEVERAL, iso639_3
+from training.data.manifest import read_manifest
+from training.data.published import PublishedFile
+from training.data.survey import SourceSurvey, divided, survey
 from training.evaluation.records import Evaluation, Score
-from training.evaluation.resources import CLASSES, resource_class
 from training.evaluation.selection import by_task, model_scores, task_mean
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 
+logger = logging.getLogger("training")
+
 WORST = 10
+# Minimum share of all training rows. Of the 60 million published rows, 1 % are 600 000 and 0.1 % are 60 000; shares
+# classify a run on little data, too.
+SHARES = {"high": 0.01, "middle": 0.001, "low": 0.0}
+CLASSES = (*SHARES, "none")
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task.
-
-    Attributes:
-        task: Its name.
-        task_type: Its type.
-        metric: Its main metric.
-        value: Mean over its subsets.
-        subsets: Number of subsets.
-        examples: Number of examples.
-        interval: Confidence interval of the value, where examples have scores of their own.
-    """
+    """The score of one task: the mean over its subsets, with its interval if examples have scores."""
 
     task: str
     task_type: str
@@ -44,14 +50,12 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """The scores of one language, script, class or kind of bitext.
+    """The score of one language, script, class or kind of bitext.
 
     Attributes:
-        name: Its name: ``deu-Latn``, ``Latn``, ``high``.
-        macro: A language's mean over its tasks; for other groups the mean over their languages.
-        micro: The mean over scores weighted by their examples.
-        languages: Number of languages.
-        examples: Number of examples.
+        name: ``deu-Latn``, ``Latn``, ``high``, …
+        macro: A language's mean over its tasks; of other groups, the mean over their languages.
+        micro: The mean over scores, weighted by their examples.
     """
 
     name: str
@@ -63,19 +67,13 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one model scored.
+    """The scores of one model; languages and scripts are sorted, the lowest first.
 
     Attributes:
-        model: Its label.
-        dimension: Dimensions of its embeddings.
-        precision: Their precision.
-        tasks: By task.
-        languages: By language, the lowest first.
-        scripts: By script, the lowest first.
-        classes: By resource class; empty without the training rows.
-        bitext: ``English-centred`` against ``any-to-any`` pairs, as far as there are any.
+        classes: By class of training data; empty if the training rows are not known.
+        bitext: ``English-centred`` and ``any-to-any`` pairs.
         macro: Mean over the tasks of their means over subsets.
-        micro: Mean over all scores weighted by their examples.
+        micro: Mean over all scores, weighted by their examples.
         language_macro: Mean over the languages; None if no score has a language.
     """
 
@@ -97,14 +95,9 @@ class Summary:
         return self.languages[:WORST]
 
 
-def languages_of(score: Score) -> tuple[str, ...]:
-    """The languages that a score belongs to; none if it belongs to no language in particular."""
-    if len(score.languages) == 1:
-        return score.languages
-    if len(score.languages) == 2:
-        others = tuple(language for language in score.languages if not _is_english(language))
-        return tuple(dict.fromkeys(others)) or (score.languages[0],)
-    return ()
+def as_dict(summary: Summary) -> dict[str, Any]:
+    """Return a summary as JSON holds it, with the names of its worst languages."""
+    return {**asdict(summary), "worst": [group.name for group in summary.worst]}
 
 
 def summarize(
@@ -114,26 +107,15 @@ def summarize(
     dimension: int | None = None,
     precision: str = "float32",
 ) -> Summary:
-    """Summarizes the scores of one model.
-
-    Args:
-        evaluation: The evaluation.
-        model: Label of the model.
-        rows: Training rows by language, for the resource classes.
-        dimension: Dimensions; the most if None.
-        precision: Precision.
-
-    Raises:
-        UserError: If the model has no such scores.
-    """
+    """Summarize the scores of one model, by label; by class of training data if its rows by language are given."""
     scores = model_scores(evaluation, model, dimension, precision)
-    of_language = _by_language(scores)
-    languages = sorted(
-        (_group(code, found, task_mean(found), 1) for code, found in of_language.items()),
-        key=lambda group: (group.macro, group.name),
-    )
+    of_language: dict[str, list[Score]] = {}
+    for score in scores:
+        for language in languages_of(score):
+            of_language.setdefault(language, []).append(score)
+    languages = _sorted(_group(code, found, task_mean(found), 1) for code, found in of_language.items())
     macro = {group.name: group.macro for group in languages}
-    scripts = _grouped(macro, of_language, {code: _script(code) for code in macro})
+    scripts = {code: code.partition("-")[2] or "unknown" for code in macro}
     classes = _grouped(macro, of_language, {code: resource_class(code, rows) for code in macro}) if rows else []
     return Summary(
         model=model,
@@ -141,7 +123,7 @@ def summarize(
         precision=precision,
         tasks=[_task(evaluation, found) for found in by_task(scores).values()],
         languages=languages,
-        scripts=sorted(scripts, key=lambda group: (group.macro, group.name)),
+        scripts=_sorted(_grouped(macro, of_language, scripts)),
         classes=sorted(classes, key=lambda group: CLASSES.index(group.name)),
         bitext=_bitext(scores),
         macro=task_mean(scores),
@@ -150,18 +132,22 @@ def summarize(
     )
 
 
-def _by_language(scores: Iterable[Score]) -> dict[str, list[Score]]:
-    found: dict[str, list[Score]] = {}
-    for score in scores:
-        for language in languages_of(score):
-            found.setdefault(language, []).append(score)
-    return found
+def languages_of(score: Score) -> tuple[str, ...]:
+    """Return the languages that a score belongs to."""
+    if len(score.languages) == 2:
+        others = tuple(language for language in score.languages if not _is_english(language))
+        return tuple(dict.fromkeys(others)) or score.languages[:1]
+    return score.languages if len(score.languages) == 1 else ()
+
+
+def _sorted(groups: Iterable[GroupScore]) -> list[GroupScore]:
+    return sorted(groups, key=lambda group: (group.macro, group.name))
 
 
 def _grouped(
     macro: Mapping[str, float], of_language: Mapping[str, list[Score]], names: Mapping[str, str]
 ) -> list[GroupScore]:
-    """Gathers languages into groups by the name of each language's group."""
+    """Group languages by the name of each language's group."""
     groups = []
     for name in dict.fromkeys(names.values()):
         members = [code for code in macro if names[code] == name]
@@ -176,11 +162,10 @@ def _group(name: str, scores: Sequence[Score], macro: float, languages: int) -> 
 
 
 def _bitext(scores: Iterable[Score]) -> list[GroupScore]:
-    pairs = [score for score in scores if score.task_type == "BitextMining" and len(score.languages) == 2]
-    kinds = {
-        "English-centred": [score for score in pairs if any(map(_is_english, score.languages))],
-        "any-to-any": [score for score in pairs if not any(map(_is_english, score.languages))],
-    }
+    kinds: dict[str, list[Score]] = {"English-centred": [], "any-to-any": []}
+    for score in scores:
+        if score.task_type == "BitextMining" and len(score.languages) == 2:
+            kinds["English-centred" if any(map(_is_english, score.languages)) else "any-to-any"].append(score)
     return [
         _group(name, found, task_mean(found), len({language for score in found for language in score.languages}))
         for name, found in kinds.items()
@@ -189,16 +174,15 @@ def _bitext(scores: Iterable[Score]) -> list[GroupScore]:
 
 
 def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
-    first = scores[0]
-    examples = examples_of(evaluation, scores)
+    first, examples = scores[0], examples_of(evaluation, scores)
     return TaskScore(
-        task=first.task,
-        task_type=first.task_type,
-        metric=first.metric,
-        value=fmean(score.value for score in scores),
-        subsets=len(scores),
-        examples=sum(score.examples for score in scores),
-        interval=None if examples is None else bootstrap_interval(examples),
+        first.task,
+        first.task_type,
+        first.metric,
+        fmean(score.value for score in scores),
+        len(scores),
+        sum(score.examples for score in scores),
+        None if examples is None else bootstrap_interval(examples),
     )
 
 
@@ -213,11 +197,83 @@ def _is_english(language: str) -> bool:
     return language.split("-")[0] == "eng"
 
 
-def _script(language: str) -> str:
-    _, _, script = language.partition("-")
-    return script or "unknown"
+def resource_class(language: str, rows: Mapping[str, int]) -> str:
+    """Return ``high`` for at least 1 % of all rows, ``middle`` for 0.1 %, ``low`` for fewer, ``none`` without rows.
+
+    A language is an ISO 639-3 code with or without script; rows of a code without script count for each script.
+    """
+    code, _, script = language.partition("-")
+    if script:
+        own = rows.get(language, 0) + rows.get(code, 0)
+    else:
+        own = sum(count for name, count in rows.items() if name.split("-")[0] == code)
+    if own <= 0:
+        return "none"
+    share = own / sum(rows.values())
+    return next(name for name, least in SHARES.items() if share >= least)
 
 
-def as_dict(summary: Summary) -> dict[str, Any]:
-    """A summary as JSON has it, with its worst languages named."""
-    return {**asdict(summary), "worst": [group.name for group in summary.worst]}
+def training_rows(manifest: Path) -> dict[str, int]:
+    """Count the rows of a manifest by language, under its caps; the published rows if its files are not there.
+
+    Languages are ISO 639-3 codes, with script if the files have it: ``deu``, ``srp-Cyrl``. Rows of sources in several
+    languages count for that of their query if the files have a column ``lang`` (and ``script``), otherwise for none.
+    Under a cap each language keeps its share.
+    """
+    found: Counter[str] = Counter()
+    for collection in survey(manifest).collections:
+        for source in collection.sources:
+            found += _rows(source, pair=collection.entry.each_file)
+    rows = {code: count for code, count in found.items() if code != SEVERAL}
+    if not rows:
+        shares = read_manifest(manifest).published_shares
+        rows = dict(shares.language_rows) if shares else {}
+    if not rows:
+        raise UserError(f"{manifest}: has no rows by language; give its 'languages' and have its files in place")
+    return rows
+
+
+def _rows(source: SourceSurvey, pair: bool) -> Counter[str]:
+    if len(source.languages) == 1 or not source.files or not all(file.tells_language for file in source.files):
+        return divided(source.kept, source.languages, pair)
+    counts: Counter[str] = Counter()
+    for file in source.files:
+        counts += _counted(PublishedFile(file.name))
+    # Rounded up: a language with a row is not one without.
+    return Counter({code: -(-count * source.kept // counts.total()) for code, count in counts.items()})
+
+
+def _counted(file: PublishedFile) -> Counter[str]:
+    """Count the rows of a file by language, reading only the columns that name it."""
+    names = [name for name in ("lang", "script") if name in file.schema.names]
+    counts: Counter[tuple[str | None, ...]] = Counter()
+    for batch in file.further_columns(names):
+        grouped = pa.Table.from_batches([batch]).group_by(names).aggregate([([], "count_all")]).to_pydict()
+        for *cells, count in zip(*(grouped[name] for name in (*names, "count_all")), strict=True):
+            counts[tuple(cells)] += count
+    found: Counter[str] = Counter()
+    for cells, count in counts.items():
+        found[_code(file, *cells)] += count
+    return found
+
+
+def _code(file: PublishedFile, tag: str | None, script: str | None = None) -> str:
+    if tag is None:
+        return SEVERAL
+    try:
+        code = iso639_3(tag)
+    except ValueError as error:
+        raise UserError(f"{file.path}: column 'lang' holds {tag!r}: {error}") from None
+    script = script or Language.get(tag).script
+    return f"{code}-{script}" if script else code
+
+
+def known_rows(manifest: Path | None) -> dict[str, int] | None:
+    """Return :func:`training_rows`, or None (with a warning) if the manifest is gone or has none."""
+    if manifest is None:
+        return None
+    try:
+        return training_rows(manifest)
+    except UserError as error:
+        logger.warning("no resource classes: %s", error)
+        return None

@@ -1,10 +1,10 @@
-"""Teaches a model a program that its training held out, by an adapter and whole, and measures both there and elsewhere.
+"""Teach a model a program that its training held out, by an adapter and whole, and measure both there and elsewhere.
 
 python training/run_stage.py training/recipes/gettext/recipe.yaml
 python training/examples/adaptation.py [--program DOMAIN] [--validate]
 
-Each is trained on the program alone and with replayed rows of the source that the model learnt from. Settings are to be
-chosen with ``--validate``, on other English texts than those of the figures reported.
+Each is trained on the program alone and with replayed rows of the source that the model was trained on. Choose settings
+with ``--validate``, on other English texts than those of the reported figures.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from sentence_transformers import SentenceTransformer
 
 from training.common.command import run_command
 from training.common.errors import OutputError, UserError
 from training.common.keyed import keyed_bits, text_key
-from training.common.outputs import check_output
-from training.common.run_folder import write_whole
-from training.config.recipe import Recipe, load_recipe
+from training.common.outputs import check_output, write_whole
+from training.config.recipe import load_recipe
 from training.data.cleaning.normalise import normalise
-from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
+from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest, read_texts
 from training.evaluation.significance import PairedTest, paired_test
-from training.evaluation.text_file import read_texts
 from training.models.encoders import load_encoder
-from training.models.reference import resolve
+from training.models.model_ref import resolve
 from training.stages.stage import run_stage
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext.yaml"
@@ -50,45 +48,37 @@ _COLUMNS = ("query", "passage", "lang", "script")
 
 
 def split_program(held_out: Path, output: Path, program: str | None, replayed: Path) -> str:
-    """Writes the data of an adaptation, and returns the program.
+    """Write the data of an adaptation and return the program.
 
-    The English texts of the program are divided by key; ``program.parquet`` has the messages of some of them, to be
-    found afterwards, and ``train.parquet`` those of the others. The English texts of all other held-out programs are
-    halved by key: ``elsewhere_validation.parquet`` is there to choose settings on, ``elsewhere.parquet`` to report. No
-    English text of one file is in another. The manifest has two stages: ``alone`` trains on the program, ``replay``
-    on rows of ``replayed``, too.
+    The English texts of the program are divided by key: ``program.parquet`` has the messages of some of them, to be
+    found afterwards, ``train.parquet`` those of the others. The English texts of all other held-out programs are halved
+    by key: ``elsewhere_validation.parquet`` to choose settings on, ``elsewhere.parquet`` to report. No English text is
+    in two files. The manifest has two stages: ``alone`` trains on the program, ``replay`` also on ``replayed``.
 
-    Args:
-        held_out: ``held_out.parquet`` of a gettext build.
-        output: The folder to write.
-        program: Domain of the program; the one with most English texts if None.
-        replayed: File of pairs that the model was trained on, or on rows of which.
-
-    Raises:
-        UserError: If there is no such program, or no other one.
+    ``replayed`` is a file of pairs of which the model was trained on rows; the default program is that with the most
+    English texts.
     """
     columns = read_texts(held_out, [*_COLUMNS, "domain"])
+    domains, found = columns["domain"], columns["passage"]
     texts: dict[str, set[str]] = defaultdict(set)
-    for domain, passage in zip(columns["domain"], columns["passage"], strict=True):
+    for domain, passage in zip(domains, found, strict=True):
         texts[domain].add(passage)
     program = program or max(sorted(texts), key=lambda domain: len(texts[domain]))
     if program not in texts or len(texts) < 2:
         raise UserError(f"{held_out}: holds {', '.join(sorted(texts))}; name one of several with --program")
     passages = sorted(texts[program])
-    draws = keyed_bits(_SPLIT, np.array([text_key(text) for text in passages], dtype=np.uint64))
-    order = [passages[place] for place in np.argsort(draws, kind="stable").tolist()]
+    order = [passages[number] for number in np.argsort(_draws(_SPLIT, passages), kind="stable").tolist()]
     tested = set(order[: round(_TEST_SHARE * len(order))])
-    trained = sorted(set(order) - tested)
-    domains, found = columns["domain"], columns["passage"]
     own = [row for row, domain in enumerate(domains) if domain == program]
+    others = [row for row, domain in enumerate(domains) if domain != program and found[row] not in texts[program]]
+    halves = (_draws(_HALF, [found[row] for row in others]) & np.uint64(1)).tolist()
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "program.parquet", columns, [row for row in own if found[row] in tested])
-    others = [row for row, domain in enumerate(domains) if domain != program and found[row] not in texts[program]]
-    halves = keyed_bits(_HALF, np.array([text_key(found[row]) for row in others], dtype=np.uint64)) & np.uint64(1)
     for half, name in enumerate(("elsewhere_validation", "elsewhere")):
-        chosen = [row for row, drawn in zip(others, halves.tolist(), strict=True) if drawn == half]
+        chosen = [row for row, drawn in zip(others, halves, strict=True) if drawn == half]
         _write(output / f"{name}.parquet", columns, chosen)
-    _write(output / "train.parquet", columns, [row for row in own if found[row] not in tested], trained)
+    trained = [row for row in own if found[row] not in tested]
+    _write(output / "train.parquet", columns, trained, sorted(set(order) - tested))
     shared = {"task_type": "retrieval", "symmetric": True, "instruction": "Retrieve the English translation."}
     shared |= {"languages": ["eng"], "licence": "each program's own"}
     sources = [
@@ -99,53 +89,46 @@ def split_program(held_out: Path, output: Path, program: str | None, replayed: P
     return program
 
 
+def _draws(purpose: int, texts: Sequence[str]) -> np.ndarray:
+    return keyed_bits(purpose, np.array([text_key(text) for text in texts], dtype=np.uint64))
+
+
 def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], negatives: Sequence[str] = ()) -> None:
-    """Some rows of the columns; with the texts given, of which some are drawn as negatives of each row."""
+    """Write some rows of the columns, with negatives drawn from the given texts."""
     if not rows:
         raise UserError(f"{path}: no message is left for it; choose a larger program with --program")
     table = {name: [columns[name][row] for row in rows] for name in _COLUMNS}
     for number in range(_NEGATIVES if negatives else 0):
-        places = keyed_bits(_NEGATIVE, number, np.array(rows, dtype=np.uint64)) % np.uint64(len(negatives))
-        drawn = zip(places.tolist(), table["passage"], strict=True)
-        table[f"negative_{number + 1}"] = [_another(negatives, place, passage) for place, passage in drawn]
+        drawn = keyed_bits(_NEGATIVE, number, np.array(rows, dtype=np.uint64)) % np.uint64(len(negatives))
+        pairs = zip(drawn.tolist(), table["passage"], strict=True)
+        table[f"negative_{number + 1}"] = [_another(negatives, start, passage) for start, passage in pairs]
     pq.write_table(pa.table(table), path)
 
 
-def _another(texts: Sequence[str], place: int, passage: str) -> str:
-    """The text at a place, or the nearest before it that is not the passage in whatever spelling."""
-    around = (texts[place - back] for back in range(len(texts)))
-    return next((text for text in around if normalise(text) != normalise(passage)), texts[place - 1])
-
-
-def _hits(model: SentenceTransformer, pairs: Pairs) -> np.ndarray:
-    """``(n,)`` 1 where the nearest candidate is a passage of the query, 0 elsewhere."""
-    encoded = encode_pairs(model, pairs)
-    width = encoded.queries.shape[1]
-    return pairs.hits(nearest(encoded.queries, encoded.candidates, width)).astype(np.float64)
+def _another(texts: Sequence[str], start: int, passage: str) -> str:
+    """Return the text at ``start``, or the nearest before it that is not a spelling of the passage."""
+    around = (texts[start - back] for back in range(len(texts)))
+    return next((text for text in around if normalise(text) != normalise(passage)), texts[start - 1])
 
 
 def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
-    """Tests the difference of two accuracies, taking an English text with all of its translations as one example.
+    """Test the difference of two accuracies, with an English text and all of its translations as one example.
 
     A text's messages in many languages are found or missed together. Each text counts by the linear part of what it
-    adds to the mean over messages, a ratio of two sums (Cochran, Sampling Techniques, 1977, section 6.3).
-
-    Args:
-        after: ``(n,)`` hits of the first model.
-        before: ``(n,)`` hits of the second model.
-        labels: ``(n,)`` number of each message's text.
+    adds to the mean over messages, a ratio of two sums (Cochran, Sampling Techniques, 1977, section 6.3). All arrays
+    are ``(n,)``: hits of both models, and the number of each message's text.
     """
-    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def influences(hits: np.ndarray) -> np.ndarray:
         mean = hits.mean()
-        return mean + np.bincount(place, hits - mean) / counts.mean()
+        return mean + np.bincount(group, hits - mean) / counts.mean()
 
     return paired_test([influences(after)], [influences(before)])
 
 
 def table(program: str, result: Mapping[str, Mapping[str, Any]]) -> str:
-    """The result in Markdown: accuracies, and changes from the first model in points with their 95 % intervals."""
+    """Format the result in Markdown: accuracies, and changes from the first model in points with 95 % intervals."""
     lines = [f"| | {program} | change | elsewhere | change | weights saved |", "| --- " * 6 + "|"]
     for name, row in result.items():
         cells = [cell for where in ("program", "elsewhere") for cell in _cells(row.get(where))]
@@ -162,58 +145,62 @@ def _cells(score: Mapping[str, float] | None) -> tuple[str, str]:
     return f"{score['accuracy']:.3f}", f"{change} ({low} to {high})"
 
 
-def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, default=Path("runs/gettext/data"), help="the gettext build (%(default)s)")
     parser.add_argument("--model", default="runs/gettext/train/model", help="what was trained on it (%(default)s)")
-    parser.add_argument("--program", help="domain of a held-out program; the largest if left out")
+    parser.add_argument("--program", help="domain of a held-out program (default: the largest)")
     parser.add_argument("--output", type=Path, default=Path("runs/adaptation"), help="folder to write (%(default)s)")
     parser.add_argument("--validate", action="store_true", help="measure elsewhere on its validation half, alone")
-    arguments = parser.parse_args(words)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = make_parser().parse_args(words)
     return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    data = arguments.output / "data"
-    stages = (stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages)
-    check_output(arguments.output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
+    data, output = arguments.output / "data", arguments.output
+    keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(output)}
+    stages = [stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages]
+    check_output(output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
     check_output(data, ours=[*_FILES, ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
-    keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(arguments.output)}
-    recipe: Recipe = load_recipe(RECIPE, keys)
     models = {"before": Path(arguments.model)}
     try:
-        models |= {stage.name: run_stage(stage, resume=True) for stage in recipe.stages}
+        models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
     except OutputError as error:
         raise error.advising("mend or undo that, or give another --output") from None
-    files = {"elsewhere": "elsewhere_validation" if arguments.validate else "elsewhere"}
-    if not arguments.validate:
-        files = {"program": "program", **files}
-    pairs = {
-        where: load_pairs(data / f"{name}.parquet", arguments.data / "candidates.parquet")
-        for where, name in files.items()
-    }
+    files = {"program": "program", "elsewhere": "elsewhere"}
+    if arguments.validate:
+        files = {"elsewhere": "elsewhere_validation"}
+    candidates = arguments.data / "candidates.parquet"
+    pairs = {where: load_pairs(data / f"{name}.parquet", candidates) for where, name in files.items()}
     result = _measure(models, pairs)
     counts = {name: len(each.queries) for name, each in pairs.items()}
-    name = "validation.json" if arguments.validate else "adaptation.json"
-    write_whole(arguments.output / name, json.dumps({"program": program, **counts, **result}, indent=2))
+    name = _RESULTS[0 if arguments.validate else 1]
+    write_whole(output / name, json.dumps({"program": program, **counts, **result}, indent=2))
     sys.stdout.write(f"{counts}\n{table(program, result)}\n")
 
 
 def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str, dict[str, Any]]:
-    """Accuracy of each model on each of the pairs, with its change from the first model, and its size."""
+    """Return the size and accuracies of each model, with their changes from the first model."""
     result: dict[str, dict[str, Any]] = {}
     first: dict[str, np.ndarray] = {}
     for name, folder in models.items():
         model = load_encoder(resolve(str(folder), "--model"), "--model")
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
-            hits = _hits(model, each)
+            encoded = encode_pairs(model, each)
+            found = nearest(encoded.queries, encoded.candidates, encoded.queries.shape[1])
+            hits = each.hits(found).astype(np.float64)
             result[name][where] = {"accuracy": float(hits.mean())}
             if where in first:
-                # A message of several English texts counts with the first of them.
+                # A message with several English texts counts with the first of them.
                 texts = np.array([own[0] for own in each.relevant])
                 change = compare_by_text(hits, first[where], texts).difference
                 result[name][where] |= {"change": change.mean, "low": change.low, "high": change.high}

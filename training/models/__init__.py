@@ -1,1 +1,1 @@
-"""Loading models: one path, and its checks, for every command that is given one."""
+"""Models: resolving, loading, encoding, adapters, merging and export."""

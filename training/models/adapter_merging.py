@@ -1,4 +1,7 @@
-"""Merging: an adapter's updates are added to its base's weights, and the sum is saved as a released folder."""
+"""Merge an adapter into its base: one complete model with the same embeddings, which needs no peft.
+
+:func:`merge_named` is the work of ``merge.py``: it averages models, or merges the one adapter that is named.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +11,85 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from huggingface_hub.errors import HFValidationError
 
 from modeling_f2llm.configuration_f2llm import matryoshka_dims
-from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.outputs import check_output, locked, new_folder
-from training.common.run_folder import write_whole
-from training.models.adapter import attach_adapter, merge
-from training.models.adapter_folder import MERGED_ADAPTER, AdapterFolder, base_revision
-from training.models.loading import load_base
-from training.models.model_identity import model_file, model_revision
-from training.models.settings import saved_prompts, why_not_last_token
-from training.models.tokenizer import load_tokenizer
+from training.common.outputs import check_output, locked, new_folder, write_whole
+from training.common.run_folder import FINAL_MODEL
+from training.models.adapters import attach_adapter, merge_into_base
+from training.models.loading import load_base, load_tokenizer
+from training.models.merging import MAX_SHARD_SIZE, find_parent, mean_of, merge, slerp_of
+from training.models.model_folder import read_json
+from training.models.model_ref import (
+    MERGED_ADAPTER,
+    AdapterFolder,
+    base_revision,
+    find_adapter,
+    model_file,
+    model_revision,
+    prompts_of,
+    why_not_last_token,
+)
 
 _ARGUMENTS = "training_arguments.json"
 
 
 def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None, any_base: bool = False) -> None:
-    """Writes the merged model, in fp32, whole or not at all; nothing is done if it is there already.
+    """Write the merged model, in fp32, whole or not at all; do nothing if it is there already.
 
-    Tokenizer and prompts are the adapter's if it has its own, else its base's.
-
-    Args:
-        adapter: The adapter.
-        output: The folder to write.
-        base: Where its base is now; where the adapter says if None.
-        any_base: Whether another model of its base's shape will do.
-
-    Raises:
-        UserError: If adapter and base do not belong together, or the folder holds something else.
-        StoppedError: If the folder cannot be written.
+    Tokenizer and prompts are the adapter's if it has them, else its base's. The base is ``base`` or where the adapter
+    says; with ``any_base`` it may have other weights than the one that the adapter was trained on.
     """
     base = base or adapter.base
     check_output(output, [Path(adapter.name), Path(base)])
-    # Under another name it must be the same weights, and somebody must have noted which.
+    # Under another name it must have the recorded weights.
     if base != adapter.base and adapter.base_revision is None and not any_base:
         raise UserError(
             f"--base {base}: {adapter.name} was trained on {adapter.base}; give that, leave --base out, or add "
             "--accept-other-base if it is the same model under another name"
         )
     record = {
-        "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter")},
+        "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter", adapter.revision)},
         "base": {"name": base, "revision": base_revision(base, "--base")},
     }
     with locked(output):
         if output.exists():
-            if _read(output / MERGED_ADAPTER) == record:
+            if read_json(output / MERGED_ADAPTER) == record:
                 return
             raise UserError(f"{output}: the folder holds something else; give another --output")
-        _merge(adapter, base, any_base, record, output)
+        _write(adapter, base, any_base, record, output)
 
 
-def _merge(adapter: AdapterFolder, base: str, any_base: bool, record: dict[str, Any], output: Path) -> None:
-    spoken = adapter.name if model_file(adapter.name, "modules.json") else base
-    if (other := why_not_last_token(spoken)) is not None:
-        raise UserError(f"{spoken}: {other}; only an adapter of a model that is pooled at the last token is merged")
+def _write(adapter: AdapterFolder, base: str, any_base: bool, record: dict[str, Any], output: Path) -> None:
+    described = adapter.name if model_file(adapter.name, "modules.json") else base
+    if (other := why_not_last_token(described)) is not None:
+        raise UserError(f"{described}: {other}; only an adapter of a model that is pooled at the last token is merged")
     model = load_base(adapter, base, same=not any_base)
     attach_adapter(model, adapter, trainable=False)
-    merge(model)
-    trained = model_file(adapter.name, _ARGUMENTS, adapter.revision)
-    _set_dims(model, trained)
-    _write(model, load_tokenizer(spoken), saved_prompts(spoken) or {}, record, trained, output)
-
-
-def _set_dims(model: F2LLMModel, path: Path | None) -> None:
-    """The widths that the adapter was trained at, where its arguments say so; those of the base otherwise."""
-    width = model.config.hidden_size
-    widths = trained_widths((_read(path) if path else None) or {}, width)
+    merge_into_base(model)
+    arguments = model_file(adapter.name, _ARGUMENTS, adapter.revision)
+    widths = trained_widths(read_json(arguments) if arguments else {}, model.config.hidden_size)
     if widths is not None:
         model.config.is_matryoshka = len(widths) > 1
         model.config.matryoshka_dimensions = widths if len(widths) > 1 else None
+    merged = build_sentence_transformer(model, load_tokenizer(described), prompts_of(described) or {})
+    try:
+        with new_folder(output) as partial:
+            merged.save_pretrained(str(partial), create_model_card=False)
+            write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
+            # With them it can be packed as a state of the adapter's run.
+            if arguments is not None:
+                shutil.copyfile(arguments, partial / _ARGUMENTS)
+    # safetensors reports a full disk with its own exception.
+    except Exception as error:
+        raise StoppedError(f"{output}: the merged model could not be written ({in_one_line(error)})") from error
 
 
 def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None:
-    """The widths that a stage was trained at, the full one first; None if its arguments do not say.
-
-    Args:
-        arguments: Those of the stage.
-        width: The full one.
-    """
+    """Return the embedding widths that a stage was trained at, the full one first; None if its arguments do not say."""
     if "matryoshka" not in arguments:
         return None
     if not arguments["matryoshka"]:
@@ -97,28 +98,46 @@ def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None
     return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(
-    model: F2LLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[str, str],
-    record: dict[str, Any],
-    trained: Path | None,
+def merge_named(
+    models: list[str],
     output: Path,
-) -> None:
+    weights: list[float] | None = None,
+    slerp: float | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    base: str | None = None,
+    accept_other_base: bool = False,
+) -> str:
+    """Average the named models, or merge the one named adapter into its base; return a line about the result."""
+    adapter = _named_adapter(models[0]) if len(models) == 1 else None
+    if adapter is None and (base is not None or accept_other_base):
+        raise UserError(
+            f"--base, --accept-other-base: {models[0]} is no adapter (it lacks adapter_config.json); give the model/ "
+            "folder of a stage with 'lora: true', or a Hub name"
+        )
+    if adapter is not None:
+        averaging = {"--weights": weights, "--slerp": slerp, "--dtype": dtype, "--max-shard-size": max_shard_size}
+        if given := [option for option, value in averaging.items() if value is not None]:
+            raise UserError(
+                f"{given[0]}: {models[0]} is an adapter, which is merged into its base in fp32; leave it out"
+            )
+        merge_adapter(adapter, output, base, accept_other_base)
+        return f"{output} ({MERGED_ADAPTER} records adapter and base)"
+    method = mean_of(len(models), weights) if slerp is None else slerp_of(len(models), slerp)
+    parents = [find_parent(word) for word in models]
+    written = None if dtype is None else getattr(torch, dtype)
+    record = merge(parents, method, output, written, max_shard_size or MAX_SHARD_SIZE)
+    counted = ", ".join(f"{each['weight']:.4g} {each['name']}" for each in record["parents"])
+    return f"{output}: {record['method']} of {counted}, in {record['dtype']}"
+
+
+def _named_adapter(word: str) -> AdapterFolder | None:
+    if Path(word).is_dir():
+        # A folder without a model is reported with the other faulty models.
+        return find_adapter(word) or find_adapter(str(Path(word, FINAL_MODEL)))
+    name, _, revision = word.partition("@")
     try:
-        with new_folder(output) as partial:
-            build_sentence_transformer(model, tokenizer, prompts).save_pretrained(str(partial), create_model_card=False)
-            write_whole(partial / MERGED_ADAPTER, json.dumps(record, indent=2) + "\n")
-            # With them it can be packed as a state of the adapter's run.
-            if trained is not None:
-                shutil.copyfile(trained, partial / _ARGUMENTS)
-    # A full disk comes out of safetensors as an error of its own.
-    except Exception as error:
-        raise StoppedError(f"{output}: the merged model could not be written ({in_one_line(error)})") from error
+        return find_adapter(name, revision or None)
+    # Not a name on the Hub, which is reported the same way.
+    except HFValidationError:
+        return None

@@ -1,33 +1,52 @@
-"""Loading a model that embeds texts: any SentenceTransformer, checked, pooled as it was trained, its code asked for."""
+"""Load any SentenceTransformer to embed texts: checked to be whole, pooled as it was trained, its code run on request.
+
+:func:`load_encoder` serves evaluation, teachers and examples; :class:`Miner` pins a model for mining.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device
+from torch import nn
+from transformers import PreTrainedModel
 
-from modeling_f2llm.prompts import DEFAULT_PROMPTS
+import modeling_f2llm
+from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError, in_one_line
-from training.models.checks import check_finite, check_tokenizer
-from training.models.missing_weights import missing_weight
-from training.models.reference import ModelRef
-from training.models.remote_code import has_code, runs_own_code
-from training.models.settings import described_by, is_plain
+from training.data.instructions import split_instruction, without_instruction
+from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
+from training.models.loading import check_finite, check_tokenizer
+from training.models.model_folder import read_json
+from training.models.model_ref import ModelRef, is_plain, model_file, reads_as_ours, resolve
 
 logger = logging.getLogger("training")
 
-# What the user of a command that has this option can do to have other code run.
+# What the user of a command with this option can do to have other code run.
 TRUST_OPTION = "add --trust-remote-code if you trust it"
+_DTYPES = ("float32", "bfloat16", "float16")
+_PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
+# Modules of this package's models. Code counts as foreign with any other: Dense, for one, calls the activation_function
+# that its settings name.
+_MODULES = (".Transformer", ".Pooling", ".Normalize")
 
 
 def load_encoder(
     model: ModelRef, key: str, *, trust_remote_code: bool = False, trust: str | None = None, **options: Any
 ) -> SentenceTransformer:
-    """Loads a model and checks that it is whole.
+    """Load a model and check that its tokenizer has words and that all weights that matter are there and finite.
 
     A plain Qwen3 model, which has no ``modules.json``, is read as this repository trains one: at the last token, with
     its EOS appended where its tokenizer appends nothing, normalised, and with the published prompts.
@@ -35,67 +54,277 @@ def load_encoder(
     Args:
         model: What to load.
         key: What the user gave it as, such as ``--model`` or ``key 'teacher'``.
-        trust_remote_code: Run code that comes with the model. This package's own is run in any case.
+        trust_remote_code: Run code that comes with the model. A local copy of this package's own always runs.
         trust: What the user can do to have other code run; None if the command runs none.
         **options: Those of ``SentenceTransformer``.
-
-    Raises:
-        UserError: If it cannot be loaded, its tokenizer has no words, a weight that matters is missing, or one is not
-            finite.
     """
     try:
         return _load(model, trust_remote_code, trust, options)
-    # Damaged folders come out of the libraries as anything.
+    # from_pretrained can raise any exception on a corrupt folder.
     except Exception as error:
         reason = in_one_line(error)
         if not isinstance(error, UserError) and "trust_remote_code" in str(error):
-            reason = (
-                f"it needs code that comes with it, which is not run unasked; {trust or 'use a model that needs none'}"
-            )
+            remedy = trust or "use a model that needs none"
+            reason = f"it needs code that comes with it, which does not run by default; {remedy}"
         raise UserError(f"{key}: {model.name!r} cannot be used: {reason}") from None
 
 
 def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: dict[str, Any]) -> SentenceTransformer:
-    local = model.revision is None
-    own = local and not trust_remote_code and runs_own_code(model.place)
-    if local and not own and not trust_remote_code and has_code(model.place):
-        said = f"{model.name}: the code that comes with it is not this package's and is not run"
-        logger.info("; ".join(filter(None, [said, trust])))
-    place, revision = described_by(model.place, model.revision)
-    loaded = SentenceTransformer(place, revision=revision, trust_remote_code=own or trust_remote_code, **options)
-    if place != model.place:
+    if model.revision is None and not trust_remote_code:
+        trust_remote_code = runs_own_code(model)
+        if not trust_remote_code and has_code(model):
+            said = f"{model.name}: the code that comes with it is not this package's and is not run"
+            logger.info("; ".join(filter(None, [said, trust])))
+    described = model.described_by
+    loaded = SentenceTransformer(
+        described.place, revision=described.revision, trust_remote_code=trust_remote_code, **options
+    )
+    if described is not model:
         # An adapter without modules is read as its base is.
         loaded.load_adapter(model.place, adapter_kwargs={"revision": model.revision})
-    if is_plain(model.place, model.revision):
+    if is_plain(model):
         loaded = _with_pooling(loaded, model.name)
     check_tokenizer(loaded.tokenizer)
     check_finite(loaded)
-    random = missing_weight(loaded, model.place, model.revision)
-    if random is not None:
+    if (random := missing_weight(loaded, model)) is not None:
         raise ValueError(f"its weights lack {random}; fetch or save the model again")
     return loaded
 
 
 def _with_pooling(model: SentenceTransformer, name: str) -> SentenceTransformer:
-    """A plain model as it is meant to be read, where that is known; as sentence-transformers reads it otherwise."""
-    config = getattr(model[0], "config", None)
-    if getattr(config, "model_type", None) != "qwen3":
+    """Return a plain Qwen3 model with this repository's pooling; any other model as sentence-transformers reads it."""
+    if getattr(getattr(model[0], "config", None), "model_type", None) != "qwen3":
         logger.info("%s: has no modules.json; sentence-transformers pools it by %s", name, pooling_of(model))
         return model
     append_eos(model.tokenizer)
-    read = SentenceTransformer(
+    logger.info("%s: has no modules.json; read as F2LLM is, at the last token, with its prompts", name)
+    return SentenceTransformer(
         modules=[model[0], Pooling(model[0].get_embedding_dimension(), pooling_mode="lasttoken"), Normalize()],
         prompts=dict(DEFAULT_PROMPTS),
         similarity_fn_name="cosine",
         truncate_dim=model.truncate_dim,
         device=str(model.device),
     )
-    logger.info("%s: has no modules.json; read as F2LLM is, at the last token, with its prompts", name)
-    return read
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    """How a model makes one embedding of many, in words."""
+    """Describe how a model reduces token embeddings to one."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
     flat = [each for mode in modes for each in ([mode] if isinstance(mode, str) else mode)]
     return " and ".join(flat) or type(model[-1]).__name__
+
+
+def missing_weight(model: SentenceTransformer, ref: ModelRef) -> str | None:
+    """Return a weight that transformers filled with random numbers although embeddings depend on it.
+
+    A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
+    matter receive a gradient from the embedding of a text. Of an adapter all weights matter.
+
+    Args:
+        model: The loaded model; all its weights are frozen.
+        ref: What was loaded.
+
+    Returns:
+        Name of the weight; None if all that matter were loaded, or if transformers cannot load the checkpoint.
+    """
+    inner = getattr(model[0], "auto_model", None)
+    if has_adapter(inner) and ADAPTER_NAME in inner.peft_config:
+        path = model_file(ref.place, ADAPTER_WEIGHTS, ref.revision)
+        if path is not None and (lacking := lacking_weight(inner, path)) is not None:
+            return lacking
+    try:
+        missing = dict(_missing_parameters(model, ref))
+    # Another backend or kind of code.
+    except Exception as error:
+        logger.debug("%s: whether it lacks weights is not known (%s)", ref.place, error)
+        return None
+    if not missing:
+        return None
+    for weight in missing.values():
+        weight.requires_grad_()
+    embedding = model(batch_to_device(model.preprocess(["a text"]), model.device))["sentence_embedding"].sum()
+    used = [None] * len(missing)
+    if embedding.requires_grad:
+        used = torch.autograd.grad(embedding, list(missing.values()), allow_unused=True)
+    for weight in missing.values():
+        weight.requires_grad_(False)
+    return next((key for key, gradient in zip(missing, used, strict=True) if gradient is not None), None)
+
+
+def _missing_parameters(model: SentenceTransformer, ref: ModelRef) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the weights that the checkpoint, or that of an adapter's base, lacks, by name."""
+    folders: dict[str, str] = {}
+    if ref.adapter is None and (modules := model_file(ref.place, "modules.json", ref.revision)) is not None:
+        folders = {module["name"]: module["path"] for module in read_json(modules, list)}
+    for number, (child, module) in enumerate(model.named_children()):
+        inner = getattr(module, "auto_model", None)
+        if not isinstance(inner, PreTrainedModel):
+            continue
+        # The meta device reads names alone.
+        _, loaded = type(inner).from_pretrained(
+            ref.base.place,
+            subfolder=folders.get(child, ""),
+            revision=ref.base.revision or "main",
+            device_map="meta",
+            output_loading_info=True,
+        )
+        parameters = dict(inner.named_parameters())
+        for key in sorted(loaded["missing_keys"]):
+            # An adapter's layers have moved what they adapt.
+            name, _, last = key.rpartition(".")
+            moved = f"{name}.base_layer.{last}"
+            yield f"{number}.{key}", parameters[moved if moved in parameters else key]
+
+
+def has_code(model: ModelRef) -> bool:
+    """Return whether a folder, or that of an adapter's base, names code that lies in it or in another repository.
+
+    sentence-transformers saves the names of code that it has not run, without that code.
+    """
+    return any("--" in name or _file_of(name, folder).is_file() for folder, name in _named_code(_folders(model)))
+
+
+def runs_own_code(model: ModelRef) -> bool:
+    """Return whether a local model brings the code that its settings name and all of it is this package's.
+
+    Files are compared byte for byte. Code in another repository or installed package, and what comes from the Hub, is
+    not this package's. For an adapter, which brings no code, its base counts.
+    """
+    folders = _folders(model)
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    named = _named_code(folders)
+    own = all(_is_own(_file_of(name, folder), folder) for folder, name in named)
+    return bool(named) and own and not any(map(foreign_files, folders))
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Return the Python files in a folder that are not, byte for byte, this package's in their place."""
+    files = sorted(folder.rglob("*.py"))
+    return [path.relative_to(folder).as_posix() for path in files if not _is_own(path, folder)]
+
+
+def _folders(model: ModelRef) -> list[Path]:
+    return [Path(place) for place in {model.place, model.base.place}]
+
+
+def _file_of(name: str, folder: Path) -> Path:
+    return folder / f"{name.rpartition('.')[0]}.py"
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    own = _PACKAGE / path.name
+    return path.parent == folder and path.is_file() and own.is_file() and own.read_bytes() == path.read_bytes()
+
+
+def _named_code(folders: list[Path]) -> list[tuple[Path, str]]:
+    """Return the classes outside transformers that the settings in folders name, and modules that could load more."""
+    named = []
+    for folder in folders:
+        # Settings of modules lie in subfolders.
+        maps = [read_json(path).get("auto_map") for path in folder.rglob("*config*.json")]
+        values = [value for each in maps if isinstance(each, dict) for value in each.values()]
+        # A tokenizer has two, a slow and a fast one.
+        classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
+        modules = [each for each in read_json(folder / "modules.json", list) if isinstance(each, dict)]
+        types = [str(module.get("type")) for module in modules]
+        ours = [name for name in types if name.startswith("sentence_transformers.") and name.endswith(_MODULES)]
+        named += [(folder, str(name)) for name in [*filter(None, classes), *(set(types) - set(ours))]]
+    return named
+
+
+@dataclass(frozen=True)
+class Miner:
+    """The model that embeds texts for mining, at a pinned revision.
+
+    Attributes:
+        model: Folder or Hub name.
+        revision: The commit on the Hub, or a digest of the folder's files.
+        max_length: Maximum tokens of a text; the model's own limit if None.
+        truncate_dim: Leading dimensions used; all if None.
+    """
+
+    model: str
+    revision: str
+    max_length: int | None = None
+    truncate_dim: int | None = None
+    dtype: str = "float32"
+    batch_size: int = 32
+    trust_remote_code: bool = False
+
+    @property
+    def _ref(self) -> ModelRef:
+        return ModelRef(self.model, self.model, None if Path(self.model).is_dir() else self.revision, self.revision)
+
+    def made_by(self) -> dict[str, Any]:
+        """Return what embeddings depend on, as the key of their cache."""
+        described = asdict(self)
+        # The batch size changes nothing but the last bits. A folder may move: its revision identifies its files.
+        described.pop("batch_size")
+        if Path(self.model).is_dir():
+            described.pop("model")
+        # Such models were once pooled by mean: cached embeddings from then must not be found.
+        if reads_as_ours(self._ref):
+            described["pooling"] = "lasttoken"
+        return described
+
+    def embed_queries(self, texts: Sequence[str], instruction: str | None) -> NDArray[np.float32]:
+        """``(n, dimensions)`` unit-length embeddings of queries, under an instruction or the model's own prompt."""
+        if instruction is None:
+            # The model's prompt replaces what published files carry in the text.
+            return self._embed("encode_query", [without_instruction(text) for text in texts])
+        # Published files may carry the instruction in the text already.
+        carried = np.array([split_instruction(text)[0] is not None for text in texts], dtype=bool)
+        parts = {}
+        for prompt, rows in ((instruct(instruction), np.flatnonzero(~carried)), ("", np.flatnonzero(carried))):
+            if len(rows):
+                embedded = self._embed("encode_query", [texts[row] for row in rows], prompt=prompt)
+                parts.update(zip(rows.tolist(), embedded, strict=True))
+        return np.stack([parts[row] for row in range(len(texts))])
+
+    def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(n, dimensions)`` unit-length embeddings of passages, under the model's document prompt, if it has one."""
+        return self._embed("encode_document", list(texts))
+
+    def _embed(self, method: str, texts: list[str], **options: Any) -> NDArray[np.float32]:
+        encode = getattr(_load_miner(self), method)
+        vectors = encode(texts, batch_size=self.batch_size, show_progress_bar=False, **options)
+        # Normalised in fp32, in any dtype of the model.
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise UserError("the miner gives embeddings that are not finite; use dtype float32 or another model")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def find_miner(model: str, **options: Any) -> Miner:
+    """Find a model and pin its revision, without loading it."""
+    found = resolve(model, "--model")
+    miner = Miner(found.place, found.identity, **options)
+    for name in ("max_length", "truncate_dim", "batch_size"):
+        value = getattr(miner, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+    if miner.dtype not in _DTYPES:
+        raise UserError(f"unknown dtype {miner.dtype!r}; use one of {', '.join(_DTYPES)}")
+    return miner
+
+
+# A worker embeds for many tasks and loads the model for the first.
+@lru_cache(maxsize=1)
+def _load_miner(miner: Miner) -> SentenceTransformer:
+    model = load_encoder(
+        miner._ref,
+        "--model",
+        trust_remote_code=miner.trust_remote_code,
+        trust=TRUST_OPTION,
+        truncate_dim=miner.truncate_dim,
+        model_kwargs={"dtype": getattr(torch, miner.dtype)},
+    )
+    if miner.max_length is not None:
+        if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
+            raise UserError(
+                f"--max-length {miner.max_length} is more than the {model.max_seq_length} tokens of a text that "
+                f"{miner.model} reads; give --max-length {model.max_seq_length}, or leave it out"
+            )
+        model.max_seq_length = miner.max_length
+    return model

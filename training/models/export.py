@@ -1,30 +1,39 @@
-"""Exports a model for ONNX Runtime or OpenVINO, in fp32 or with 8-bit weights.
+"""Export a model as a graph for ONNX Runtime or OpenVINO, in fp32 or with 8-bit weights.
 
-Runs in an environment of its own, because the optimum libraries hold transformers back; see "Export" in README.md.
+sentence-transformers' backends and the optimum libraries write the graph of stock Qwen3, without remote code. They need
+an older transformers, so this runs in a separate environment: imports of this repository must need no more than torch
+and transformers 4.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from training.common.command import run_command
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.outputs import check_output, locked, new_folder, temporary_folder
-from training.common.run_folder import write_whole
-from training.models.exporting import BACKENDS, LEAST_COSINE, check_same_embeddings, check_whole, write_graph
-from training.models.older_readers import write_for_older_readers
+from training.common.outputs import check_output, locked, new_folder, temporary_folder, write_whole
+from training.models.model_folder import (
+    WeightFiles,
+    check_tokenizer_file,
+    is_finite,
+    read_json,
+    update_digest,
+    user_error,
+    write_for_older_readers,
+    wrong_weight,
+)
 
-# What says which model was exported, and how.
+# Each backend's package.
+BACKENDS = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
+# Least cosine between the embeddings of the graph and of torch, by precision.
+LEAST_COSINE = {"fp32": 0.9999, "int8": 0.99}
+# Says which model was exported, and how.
 _RECORD = "export.json"
 _NEEDED = (
     *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
@@ -34,36 +43,44 @@ _OPTIONAL = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     *("README.md", "LICENSE"),
 )
+# One batch pads these to many lengths.
+_SAMPLE = (
+    "a",
+    "Where do giant pandas live?",
+    "大熊猫生活在四川的山林里。",
+    "تعيش الباندا في غابات الخيزران",
+    "Панды живут в бамбуковых лесах, а едят почти только бамбук. " * 4,
+)
 
 
-def export(folder: Path, output: Path, backend: str, precision: str = "fp32") -> str:
-    """Writes a folder that ``SentenceTransformer(output, backend=…)`` loads; it is there whole or not at all.
+def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp32") -> str:
+    """Write a folder that ``SentenceTransformer(output, backend=…)`` loads; return its ``file_name`` for that.
 
-    Args:
-        folder: Of the model, as a stage or a release leaves it.
-        output: The new folder. If it holds this very export already, nothing is done.
-        backend: ``onnx`` or ``openvino``.
-        precision: ``fp32`` or ``int8``.
-
-    Returns:
-        Path of the graph in the new folder, which sentence-transformers takes as ``file_name``.
+    It is written whole or not at all; nothing is done if it holds this export already. ``int8`` has 8-bit weights; ONNX
+    Runtime then also rounds activations.
 
     Raises:
-        UserError: If the backend, precision or folder is no good, a package is missing, or the output is in use.
+        UserError: If the folder is not a whole model, a package is missing, or the output is in use.
         StoppedError: If the libraries cannot export the model, or its embeddings come out differently.
     """
-    _check_choice("backend", backend, BACKENDS)
-    _check_choice("precision", precision, LEAST_COSINE)
     weights = _weights(folder)
     check_output(output, [folder])
-    record = {"backend": backend, "precision": precision, "weights": _digest(weights)}
+    digest = sha256()
+    for path in weights:
+        update_digest(digest, path)
+    record = {"backend": backend, "precision": precision, "weights": digest.hexdigest()}
     with locked(output):
         if output.exists():
             return _already_there(output, record)
-        _require(backend)
+        # A package in a version that does not fit can fail with any exception.
+        with user_error(
+            f"the {backend} backend cannot be used here",
+            f"it needs its own environment: pip install --group {backend}, with pip 25.1 or newer, in this checkout",
+        ):
+            import_module(BACKENDS[backend])
         with new_folder(output) as partial:
-            _copy_small_files(folder, partial)
-            check_whole(folder, partial)
+            _copy_settings(folder, partial)
+            _check_whole(folder, partial)
             with temporary_folder() as source:
                 shutil.copytree(partial, source, dirs_exist_ok=True)
                 for path in weights:
@@ -76,11 +93,11 @@ def export(folder: Path, output: Path, backend: str, precision: str = "fp32") ->
 
 def _export(source: Path, folder: Path, backend: str, precision: str) -> str:
     try:
-        file_name = write_graph(source, folder, backend, precision)
+        file_name = {"onnx": _write_onnx, "openvino": _write_openvino}[backend](source, folder, precision)
         check_same_embeddings(source, folder, backend, precision, file_name)
     except (StoppedError, OSError):
         raise
-    # Each of the libraries has errors of its own.
+    # Each of the libraries has its own exceptions.
     except Exception as error:
         raise StoppedError(
             f"{backend} export failed ({type(error).__name__}: {in_one_line(error)}); pyproject.toml names the "
@@ -89,54 +106,26 @@ def _export(source: Path, folder: Path, backend: str, precision: str) -> str:
     return file_name
 
 
-def _check_choice(what: str, given: str, known: object) -> None:
-    if given not in known:
-        raise UserError(f"unknown {what} {given!r}; choose one of {', '.join(known)}")
-
-
-def _require(backend: str) -> None:
-    try:
-        import_module(BACKENDS[backend])
-    # A package that is there in a version that does not fit fails in other ways.
-    except Exception as error:
-        raise UserError(
-            f"the {backend} backend cannot be used here ({in_one_line(error)}); it needs an environment of its own: "
-            f"pip install --group {backend}, with pip 25.1 or newer, in this checkout"
-        ) from None
-
-
 def _weights(folder: Path) -> list[Path]:
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    paths = sorted(folder.glob("model*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if missing or not (paths or index.is_file()):
+    paths, index = sorted(folder.glob("model*.safetensors")), folder / "model.safetensors.index.json"
+    paths += [index] if index.is_file() else []
+    if missing or not paths:
         raise UserError(
             f"{folder}: holds no model, it lacks {missing[0] if missing else 'model.safetensors'}; name the folder of "
             "a stage's model or of a release"
         )
-    return [*paths, index] if index.is_file() else paths
+    return paths
 
 
-def _digest(paths: list[Path]) -> str:
-    whole = sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                whole.update(block)
-    return whole.hexdigest()
+def _already_there(output: Path, record: dict[str, Any]) -> str:
+    found = read_json(output / _RECORD)
+    if "file_name" not in found or any(found.get(key) != value for key, value in record.items()):
+        raise UserError(f"{output}: is there already and holds something else; name another --output")
+    return found["file_name"]
 
 
-def _already_there(output: Path, record: dict[str, str]) -> str:
-    try:
-        found = json.loads((output / _RECORD).read_text(encoding="utf-8"))
-        if all(found[key] == value for key, value in record.items()):
-            return found["file_name"]
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    raise UserError(f"{output}: is there already and holds something else; name another --output")
-
-
-def _copy_small_files(folder: Path, target: Path) -> None:
+def _copy_settings(folder: Path, target: Path) -> None:
     try:
         modules = [module["path"] for module in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -144,7 +133,7 @@ def _copy_small_files(folder: Path, target: Path) -> None:
             if (folder / name).is_file():
                 (target / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, target / name)
-        # A module after pooling may have weights; one without any file has no folder on the Hub.
+        # A module after pooling may have weights; one without files has no folder on the Hub.
         for module in modules:
             if module and (folder / module).is_dir():
                 shutil.copytree(folder / module, target / module, dirs_exist_ok=True)
@@ -158,24 +147,115 @@ def _copy_small_files(folder: Path, target: Path) -> None:
         raise UserError(f"{folder}: model_type is {config.get('model_type')!r}; only 'qwen3' is exported")
 
 
-def main(words: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as :func:`~training.common.command.run_command` has it."""
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="folder of the model")
-    parser.add_argument("--output", type=Path, required=True, help="folder to be written")
-    parser.add_argument("--backend", required=True, help="onnx or openvino")
-    parser.add_argument("--precision", default="fp32", help="fp32 or int8 (%(default)s)")
-    arguments = parser.parse_args(words)
+def _check_whole(folder: Path, settings: Path) -> None:
+    """Refuse a damaged tokenizer and missing or non-finite weights, for which the libraries take random ones."""
+    check_tokenizer_file(folder)
+    stored = WeightFiles(folder)
+    # transformers also reads a model that was saved as a language model, with these names.
+    shapes = {name.removeprefix("model."): shape for name, shape in stored.shapes.items() if name != "lm_head.weight"}
+    with user_error(f"{folder}: config.json is damaged", "fetch or save the model again"):
+        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))
+    if wrong is not None:
+        raise UserError(f"{folder}: {wrong}; fetch or save the model again")
+    for name in stored.tensors:
+        if not is_finite(stored.read(name)):
+            raise UserError(f"{folder}: weight {name} is NaN or infinite; take an earlier state of the model")
 
-    def work() -> None:
-        name = export(arguments.folder, arguments.output, arguments.backend, arguments.precision)
-        sys.stdout.write(
-            f"{arguments.output}: SentenceTransformer({str(arguments.output)!r}, backend={arguments.backend!r}, "
-            f'model_kwargs={{"file_name": {name!r}}})\n'
+
+def _write_onnx(source: Path, folder: Path, precision: str) -> str:
+    from optimum.exporters.onnx import main_export
+    from optimum.exporters.onnx.model_configs import Qwen3OnnxConfig
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+    from sentence_transformers.backend import export_dynamic_quantized_onnx_model
+    from transformers import AutoConfig
+
+    class WithoutPositions(Qwen3OnnxConfig):
+        """Positions count from the first token, as padding on the right allows; sentence-transformers gives none."""
+
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {name: axes for name, axes in super().inputs.items() if name != "position_ids"}
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with temporary_folder() as exported:
+        main_export(
+            str(source),
+            exported,
+            task="feature-extraction",
+            library_name="transformers",
+            local_files_only=True,
+            custom_onnx_configs={"model": WithoutPositions(config, task="feature-extraction")},
+        )
+        (folder / "onnx").mkdir()
+        # A model over 2 GB keeps its weights in a second file.
+        for path in Path(exported).glob("model.onnx*"):
+            shutil.move(path, folder / "onnx" / path.name)
+    if precision == "fp32":
+        return "onnx/model.onnx"
+    whole = _load_exported(folder, "onnx", "onnx/model.onnx")
+    # Seven bits of eight: without VNNI, products of eight-bit numbers overflow sixteen bits.
+    quantization = AutoQuantizationConfig.avx2(is_static=False, per_channel=True, reduce_range=True)
+    export_dynamic_quantized_onnx_model(whole, quantization, str(folder), file_suffix="qint8")
+    for path in (folder / "onnx").glob("model.onnx*"):
+        path.unlink()
+    return "onnx/model_qint8.onnx"
+
+
+def _write_openvino(source: Path, folder: Path, precision: str) -> str:
+    from optimum.intel import OVWeightQuantizationConfig
+    from sentence_transformers import SentenceTransformer
+
+    # By default OpenVINO rounds the weights of large models to eight bits.
+    choice: dict[str, Any] = {"load_in_8bit": False}
+    if precision == "int8":
+        choice = {"quantization_config": OVWeightQuantizationConfig(bits=8)}
+    model = SentenceTransformer(
+        str(source), device="cpu", backend="openvino", model_kwargs={"export": True, **choice}, local_files_only=True
+    )
+    name = "openvino_model" if precision == "fp32" else "openvino_model_qint8"
+    with temporary_folder() as exported:
+        model.save_pretrained(exported, create_model_card=False)
+        (folder / "openvino").mkdir()
+        for path in (Path(exported) / "openvino").glob("openvino_model.*"):
+            shutil.move(path, folder / "openvino" / f"{name}{path.suffix}")
+    return f"openvino/{name}.xml"
+
+
+def check_same_embeddings(source: Path, folder: Path, backend: str, precision: str, file_name: str) -> None:
+    """Refuse a graph whose embeddings of a few padded texts are not those of torch."""
+    texts = list(_SAMPLE)
+    expected = reference_embeddings(source, texts)
+    exported = _load_exported(folder, backend, file_name).encode(texts)
+    least = float((expected * exported).sum(axis=1).min())
+    # Written so that NaN fails, too.
+    if not least >= LEAST_COSINE[precision]:
+        raise StoppedError(
+            f"the {backend} model in {precision} is not the model that was exported (cosine {least:.4f}, at least "
+            f"{LEAST_COSINE[precision]} is needed) and was not kept; "
+            + ("export it in fp32" if precision == "int8" else "try the versions that pyproject.toml names")
         )
 
-    return run_command(work)
+
+def reference_embeddings(source: Path, texts: list[str]) -> Any:
+    """``(texts, width)`` embeddings by torch in fp32, as graphs compute them.
+
+    A checkpoint in bf16 or fp16 would otherwise compute in that precision, whose error is larger than the one allowed.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(source), device="cpu", local_files_only=True).float().encode(texts)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _load_exported(folder: Path, backend: str, file_name: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    # By default OpenVINO computes in bfloat16 where the processor has it.
+    precision = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+    choice = {"provider": "CPUExecutionProvider"} if backend == "onnx" else precision
+    return SentenceTransformer(
+        str(folder),
+        device="cpu",
+        backend=backend,
+        model_kwargs={"file_name": file_name, **choice},
+        local_files_only=True,
+    )

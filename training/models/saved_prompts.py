@@ -1,4 +1,4 @@
-"""Which prompts a model is saved with: for queries the one that it was trained with, where its sources share one."""
+"""Choose the prompts that a model is saved with: for queries the one that its sources were trained with, if shared."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
-from training.common.run_folder import write_whole
+from training.common.outputs import write_whole
 from training.config.arguments import StageArguments
 from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
-from training.models.settings import saved_prompts
+from training.models.model_folder import read_json
+from training.models.model_ref import prompts_of
 
 logger = logging.getLogger("training")
 
@@ -35,7 +35,7 @@ class SavedPrompts:
     Attributes:
         prompts: By name; queries have ``query`` and documents ``document``.
         reason: Why the query prompt is what it is.
-        trained: Query prompts that the stage's sources were trained with, as far as a sample of each tells.
+        trained: Query prompts that a sample of the stage's sources was trained with.
     """
 
     prompts: dict[str, str]
@@ -48,11 +48,11 @@ class SavedPrompts:
         return self.prompts["query"] in self.trained
 
     def line(self) -> str:
-        """The choice in one line."""
+        """Return the choice in one line."""
         return f"query prompt of the saved model: {_shown(self.prompts['query'])} ({self.reason})"
 
     def warning(self) -> str:
-        """What to hear where no source was trained with the query prompt, in one line."""
+        """Return the warning for a query prompt that no source was trained with, in one line."""
         shown = ", ".join(map(_shown, self.trained[:_SHOWN]))
         more = f" and {len(self.trained) - _SHOWN} others" if len(self.trained) > _SHOWN else ""
         return (
@@ -66,28 +66,20 @@ def _shown(prompt: str) -> str:
 
 
 def given_prompt(args: StageArguments) -> str | None:
-    """The query prompt that a stage was told to save; None if it was told none.
-
-    An empty ``query_instruction`` stands for no prompt.
-    """
+    """Return the query prompt that ``query_instruction`` asks for (empty: no prompt); None if it is not set."""
     return args.query_instruction and instruct(args.query_instruction)
 
 
 def choose_prompts(
     args: StageArguments, sources: Sequence[PreparedSource], tokenizer: PreTrainedTokenizerBase
 ) -> SavedPrompts:
-    """The prompts of a model that is trained.
+    """Return the prompts of a model that is trained.
 
     The query prompt is ``query_instruction`` if that is given; else the one that all sources are trained with; else
     that of the start model; else the published one. Documents are trained without a prompt and get none. Prompts of
     other names are those of the start model.
-
-    Args:
-        args: The stage.
-        sources: What it trains on.
-        tokenizer: That of the prepared sources.
     """
-    start = {} if args.model is None else saved_prompts(args.model) or {}
+    start = {} if args.model is None else prompts_of(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
     given = given_prompt(args)
     if given is not None:
@@ -105,12 +97,8 @@ def choose_prompts(
 
 
 def kept_prompts(args: StageArguments) -> SavedPrompts:
-    """The prompts of a model that is cut: those of the start model, unless ``query_instruction`` is given.
-
-    Args:
-        args: The stage.
-    """
-    start = saved_prompts(args.model)
+    """Return the prompts of a model that is pruned: the start model's, unless ``query_instruction`` is given."""
+    start = prompts_of(args.model)
     prompts, reason = {"query": "", **(start or {})}, f"that of {args.model}"
     given = given_prompt(args)
     if given is not None:
@@ -121,10 +109,9 @@ def kept_prompts(args: StageArguments) -> SavedPrompts:
 
 
 def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """What goes before the queries of a source, found in a sample of them as the model reads them.
+    """Return what goes before a source's queries in a sample of what the model reads.
 
-    Where a query's tokens show no instruction, because they are cut or the tokenizer changes texts, it is the
-    manifest's.
+    It is the manifest's instruction where a query's tokens show none: they are cut, or the tokenizer changes texts.
     """
     instruction, rows = source.description["instruction"], source.rows["train"]
     if instruction is None:
@@ -139,23 +126,11 @@ def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase)
 
 
 def set_query_prompt(folder: Path, prompt: str) -> bool:
-    """Gives a finished model another query prompt; whether it had another one.
-
-    Args:
-        folder: Of the model.
-        prompt: What is to go before queries.
-    """
-    settings = _read(folder / SETTINGS)
-    if (settings.get("prompts") or {}).get("query") == prompt:
+    """Give a finished model another query prompt; return whether its prompt changed."""
+    settings = read_json(folder / SETTINGS)
+    prompts = settings.get("prompts") or {}
+    if prompts.get("query") == prompt:
         return False
-    settings["prompts"] = {**(settings.get("prompts") or {}), "query": prompt}
+    settings["prompts"] = {**prompts, "query": prompt}
     write_whole(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False))
     return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,136 +1,226 @@
-"""What a stage would do, before it does it: steps, tokens, memory, and time from a short measurement."""
+"""What the stages of a recipe would do: data, steps, tokens, memory, operations and time, before any of them runs."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.common.errors import UserError
-from training.common.units import duration, operations, size
+from training.common.errors import UserError, in_one_line
+from training.common.formatting import duration, operations, size
 from training.config.arguments import StageArguments
-from training.config.inputs import Input
-from training.config.recipe import Stage, made_by
+from training.config.inputs import Input, find_inputs, missing_error
+from training.config.recipe import Recipe, Stage, made_by
+from training.data.manifest import Source
 from training.data.prepared import PreparedSource
-from training.distillation.teacher_pass import TeacherPass, teacher_pass
-from training.models.adapter import adapter_config
-from training.models.model_size import count_parameters
-from training.planning.counting import Batches, count_batches, estimate_batches
-from training.planning.data_sizes import estimated_sizes, why_not_at_hand
-from training.planning.flops import StageFlops, stage_flops
-from training.planning.measure import Measurement, measure_stage
-from training.planning.memory import MemoryEstimate, count_adapter, estimate_memory
-from training.planning.origin import Origin, origin_of, teacher_config
-from training.planning.plan_pruning import PruningStagePlan, plan_pruning
-from training.planning.plan_text import input_lines
-from training.stages.setup import prepare_sources, read_sources
-from training.trainer.contrasts import check_contrasts, warn_of_single_rows
+from training.distillation.teacher_cache import TeacherPass, teacher_pass
+from training.evaluation.stage_pairs import load_stage_pairs
+from training.models.adapters import adapter_config
+from training.models.model_folder import count_parameters, forward_flops
+from training.models.model_ref import base_of
+from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
+from training.planning.costs import (
+    Measurement,
+    MemoryEstimate,
+    StageFlops,
+    count_adapter,
+    estimate_memory,
+    estimate_pruning_memory,
+    measure_stage,
+    stage_flops,
+)
+from training.pruning.shape import pruned_config
+from training.stages.setup import (
+    check_contrasts,
+    check_max_length,
+    make_config,
+    make_tokenizer,
+    prepare_sources,
+    read_sources,
+    warn_of_single_rows,
+)
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
+# Tokens of a calibration pass if the recipe does not limit them.
+_TOKENS_AT_ONCE = 8192
+
+
+def device_overrides() -> dict[str, bool]:
+    """Return keys with which a recipe for GPUs is planned without one, where transformers refuses bf16."""
+    return {} if torch.accelerator.is_available() else {"use_cpu": True}
+
+
+def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
+    """Write the plans of stages to the standard output, each as soon as it is made."""
+    origins: dict[str, Origin] = {}
+    seconds, total = 0.0, 0.0
+    speaks = chosen[0].arguments.process_index == 0
+    for stage in chosen:
+        inputs = find_inputs(recipe, stage)
+        _require_shapes(recipe, stage, inputs, origins)
+        plan = make_plan(stage, origins, measure, inputs)
+        # After the builder, which may make the pairs; a pruning stage may have built nothing.
+        if not stage.arguments.prunes:
+            load_stage_pairs(stage.arguments)
+        origins[made_by(stage)] = plan.origin
+        seconds += plan.seconds or 0.0
+        total += plan.flops.total
+        if speaks:
+            sys.stdout.write("\n".join(plan.lines()) + "\n")
+    if len(chosen) > 1 and speaks:
+        sys.stdout.write(f"all stages: about {operations(total)}\n")
+        if measure:
+            left_out = "data preparation, pruning and evaluation of the result left out"
+            sys.stdout.write(f"all stages: {duration(seconds)}, {left_out}\n")
+
+
+def _require_shapes(recipe: Recipe, stage: Stage, inputs: Sequence[Input], origins: Mapping[str, Origin]) -> None:
+    """Refuse a missing model or teacher of unknown shape."""
+    for each in inputs:
+        family = stage.arguments.model_family
+        if each.key == "teacher":
+            family = each.maker.keys.get("model_family") if each.maker is not None else None
+        if each.key in ("model", "teacher") and each.missing and each.name not in origins and family is None:
+            raise missing_error(recipe, stage, each)
+
+
+# Models
+
+
+class Origin(NamedTuple):
+    """What a plan needs of a model: its shape, and its tokenizer if that is available."""
+
+    config: F2LLMConfig
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None) -> Origin:
+    """Return what a stage starts from; ``sources`` can train a tokenizer, None says that no tokenizer is of use."""
+    tokenizer = _tokenizer(args, earlier, sources)
+    made = earlier.get(str(args.model))
+    if made is None:
+        return Origin(_config(args, tokenizer), tokenizer)
+    args.check_family(made.config)
+    check_max_length(args, made.config, tokenizer)
+    return Origin(made.config, tokenizer)
+
+
+def _tokenizer(
+    args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None
+) -> PreTrainedTokenizerBase | None:
+    made = earlier.get(str(args.tokenizer or args.model))
+    if made is not None:
+        return made.tokenizer
+    if sources is None:
+        return None
+    try:
+        return make_tokenizer(args, list(sources))
+    except UserError:
+        # The tokenizer of a model that is not here, whose shape the family tells.
+        if args.model_family is None or args.tokenizer is not None or Path(args.model).exists():
+            raise
+        return None
+
+
+def _config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
+    """Return the shape of a model that no earlier stage makes; the published one if the model is not here."""
+    if args.model is None or args.model_family is None or Path(args.model).exists():
+        return make_config(args, tokenizer)
+    try:
+        cached = F2LLMConfig.from_pretrained(args.model, local_files_only=True)
+    # Not in the Hub's cache. A damaged file can raise any exception.
+    except Exception:
+        return F2LLMConfig.from_family(args.model_family)
+    args.check_family(cached)
+    return cached
+
+
+def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> F2LLMConfig | None:
+    """Return the shape of a stage's teacher; None without one, or for another architecture, which is not counted."""
+    if args.teacher is None:
+        return None
+    if str(args.teacher) in earlier:
+        return earlier[str(args.teacher)].config
+    maker = next((each.maker for each in inputs if each.key == "teacher"), None)
+    try:
+        # Another recipe makes it, with the shape that it names.
+        if maker is not None and maker.keys.get("model_family") is not None:
+            return F2LLMConfig.from_family(maker.keys["model_family"])
+        teacher = base_of(args.teacher)
+        if AutoConfig.from_pretrained(teacher, trust_remote_code=False).model_type != "qwen3":
+            return None
+        return F2LLMConfig.from_pretrained(teacher)
+    # `from_pretrained` can raise any exception on a corrupt folder.
+    except Exception as error:
+        raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None
+
+
+# Plans
 
 
 @dataclass(frozen=True)
 class Data:
-    """A stage's data: counted, or estimated where it is not at hand.
+    """A stage's data, counted or estimated."""
 
-    Attributes:
-        said: What and where it is, in words.
-        rows: Training rows.
-        sources: Number of sources.
-        training: The batches of an epoch.
-        validation: Those of an evaluation.
-        prepared: The prepared sources; None if all this is estimated.
-    """
-
-    said: str
-    rows: int
+    description: str  # what it is and where it comes from, for the user
+    rows: int  # training rows
     sources: int
     training: Batches
     validation: Batches
-    prepared: list[PreparedSource] | None = None
+    prepared: list[PreparedSource] | None = None  # None if the numbers are estimated
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage would do.
-
-    Attributes:
-        name: The stage's name.
-        inputs: What it reads that other stages may make.
-        output: The folder of the model that it makes.
-        data: What it trains on.
-        parameters: Parameters of the model.
-        adapter: Those of the adapter that is trained in their stead; 0 if the model is.
-        steps: Optimizer steps of the whole stage.
-        evaluations: Evaluations of the whole stage.
-        checkpoints: Checkpoints of the whole stage.
-        may_end_early: Whether all of these are the most that there can be.
-        pairs: Pairs found at each evaluation; not among tokens, operations and time.
-        memory: What a step needs of one device.
-        flops: Operations of the whole stage over all devices.
-        cache: The teacher's pass over all texts, if its embeddings are to be kept; not among the operations.
-        measured: Ten steps, if they were run.
-        origin: What a later stage starts from.
-    """
+    """What a training stage would do."""
 
     name: str
     inputs: Sequence[Input]
-    output: str
+    output: str  # folder of the finished model
     data: Data
     parameters: int
-    adapter: int
+    adapter: int  # parameters of the adapter that is trained instead of the model; 0 without one
     steps: int
     evaluations: int
     checkpoints: int
-    may_end_early: bool
-    pairs: int
-    memory: MemoryEstimate
-    flops: StageFlops
-    cache: TeacherPass | None
+    may_end_early: bool  # the three numbers above are upper bounds
+    pairs: int  # pairs of each evaluation; not among tokens, operations and time
+    memory: MemoryEstimate  # of a step on one device
+    flops: StageFlops  # over all devices
+    cache: TeacherPass | None  # pass that fills the teacher's cache; not among the operations
     measured: Measurement | None
-    origin: Origin
-
-    @property
-    def rows(self) -> int:
-        """Training rows of the stage's sources."""
-        return self.data.rows
-
-    @property
-    def training(self) -> Batches:
-        """The batches of an epoch."""
-        return self.data.training
-
-    @property
-    def validation(self) -> Batches:
-        """The batches of an evaluation."""
-        return self.data.validation
+    origin: Origin  # what a later stage starts from
 
     @property
     def seconds(self) -> float | None:
-        """Time of the whole stage, once it is measured: teacher's pass, steps, evaluations and checkpoints."""
+        """Measured time of the whole stage: teacher's pass, steps, evaluations and checkpoints."""
         if self.measured is None:
             return None
+        encoded = self.evaluations * self.data.validation.count * self.data.validation.tokens
+        encoded += self.cache.student_tokens if self.cache else 0.0
         return (
             self.measured.warm_up
-            + (self.cache.student_tokens * self.measured.seconds_per_token if self.cache else 0.0)
-            + self.steps * self.measured.step_seconds(self.training.tokens)
-            + self.evaluations * self.validation.count * self.validation.tokens * self.measured.seconds_per_token
+            + encoded * self.measured.seconds_per_token
+            + self.steps * self.measured.step_seconds(self.data.training.tokens)
             + (self.checkpoints + 1) * self.measured.checkpoint
         )
 
     def lines(self) -> Iterator[str]:
-        """The plan in words."""
-        batches, memory, flops = self.training, self.memory, self.flops
+        """Yield the lines that the user reads."""
+        batches, memory, flops = self.data.training, self.memory, self.flops
         about = "about " if self.data.prepared is None else ""
         yield (
-            f"stage {self.name}: {about}{self.rows:,} rows of {self.data.sources:,} sources, "
+            f"stage {self.name}: {about}{self.data.rows:,} rows of {self.data.sources:,} sources, "
             f"{self.parameters:,} parameters{f', frozen; {self.adapter:,} of an adapter' if self.adapter else ''}"
         )
-        yield from input_lines(self.inputs, self.data.said, self.output)
+        yield from _input_lines(self.inputs, self.data.description, self.output)
         ends = ", fewer if it is stopped early" if self.may_end_early else ""
         yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch){ends}"
         yield (
@@ -151,50 +241,65 @@ class Plan:
         )
         if self.cache is not None:
             yield f"  cache        the teacher {self.cache.described()}"
-        if self.measured is not None and self.seconds is not None:
+        if self.measured is not None:
             rate = batches.tokens / self.measured.step_seconds(batches.tokens)
             yield f"  measured     {rate:,.0f} tokens a second, {size(self.measured.peak_bytes)} at most in use"
             yield f"  time         {duration(self.seconds)}"
 
 
+def _input_lines(inputs: Sequence[Input], data: str, output: str) -> Iterator[str]:
+    for each in inputs:
+        yield f"  {each.key:<12} {each.described()}"
+    yield f"  {'data':<12} {data}"
+    yield f"  {'output':<12} {output}"
+
+
 def make_plan(
     stage: Stage, earlier: Mapping[str, Origin], measure: bool = False, inputs: Sequence[Input] = ()
 ) -> Plan | PruningStagePlan:
-    """Plans a stage: prepares its data, which the run will use again, and counts; estimates where it is not at hand.
+    """Plan a stage: prepare its data, which the run uses again, and count; or estimate if data or tokenizer are remote.
 
-    Data is at hand if its files are in a local folder, or a builder makes them, and the tokenizer can be loaded.
-    Otherwise rows are those that the manifest says were published, under the caps, and texts are taken to have
-    ``planned_text_tokens`` each; nothing remote is listed or fetched.
+    Nothing remote is listed or fetched. Estimates take the published rows of the manifest, under the caps, and
+    ``planned_text_tokens`` for every text.
 
     Args:
         stage: The stage.
         earlier: What earlier stages of the recipe would make, by folder.
-        measure: Whether to run ten steps for their time and memory; not of a stage that cuts a model.
+        measure: Run ten steps for their time and memory; not for pruning.
         inputs: What the stage reads that other stages may make.
-
-    Raises:
-        UserError: If something the user gave is faulty, or there is nothing to count or estimate from.
     """
     args = stage.arguments
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
         if args.prunes:
             return plan_pruning(stage, earlier, inputs)
-        away = why_not_at_hand(args)
+        away = why_not_local(args)
         all_sources, selected = read_sources(args) if away is None else (None, [])
         check_contrasts(args, selected)
-        origin = origin_of(args, earlier, all_sources)
-        teacher = teacher_config(args, earlier, inputs)
+        origin = _origin_of(args, earlier, all_sources)
+        teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             data = _counted(args, prepare_sources(stage, selected, origin.tokenizer))
         else:
-            data = _estimated(args, away or f"the tokenizer of {args.model} is not at hand")
+            data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")
     if measure and data.prepared is None:
-        raise UserError(f"stage {stage.name!r} cannot be measured: {data.said}; take --measure out")
+        raise UserError(f"stage {stage.name!r} cannot be measured: {data.description}; take --measure out")
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * data.training.count)
     evaluations = _occasions(args.eval_strategy, args.eval_steps, steps, data.training.count)
+    memory = estimate_memory(
+        origin.config,
+        data.training.most_chunk_tokens,
+        data.training.most_texts,
+        args.bf16,
+        args.activation_checkpointing,
+        # A teacher with a cache is gone before the first step.
+        teacher if args.teacher_cache_dir is None else None,
+        args.world_size,
+        sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        adapter=adapter,
+    )
     return Plan(
         name=stage.name,
         inputs=inputs,
@@ -207,10 +312,10 @@ def make_plan(
         checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
         may_end_early=args.early_stopping_patience is not None,
         pairs=args.evaluation_sample,
-        memory=_memory(args, origin.config, teacher, data.training, adapter),
+        memory=memory,
         flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),
-        measured=_measured(stage, origin, data, teacher) if measure else None,
+        measured=measure_stage(stage, origin.config, data.prepared, origin.tokenizer, teacher) if measure else None,
         origin=origin,
     )
 
@@ -219,7 +324,7 @@ def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
     check_contrasts(args, prepared)
     warn_of_single_rows(args, prepared)
     return Data(
-        said=f"{args.manifest}, there",
+        description=f"{args.manifest} (local)",
         rows=sum(len(source.rows["train"]) for source in prepared),
         sources=len(prepared),
         training=count_batches(args, prepared, "train"),
@@ -234,8 +339,8 @@ def _estimated(args: StageArguments, why: str) -> Data:
     known = "published" if any(each.published for each in sizes) else "counted"
     length = min(args.planned_text_tokens, args.max_length)
     return Data(
-        said=f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is distinct "
-        f"and has {length} tokens (planned_text_tokens)",
+        description=f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is "
+        f"distinct and has {length} tokens (planned_text_tokens)",
         rows=round(rows * (1 - args.validation_share)),
         sources=sum(len(each.rows) for each in sizes),
         training=estimate_batches(args, sizes, 1 - args.validation_share),
@@ -243,36 +348,60 @@ def _estimated(args: StageArguments, why: str) -> Data:
     )
 
 
-def _memory(
-    args: StageArguments,
-    config: F2LLMConfig,
-    teacher: F2LLMConfig | None,
-    training: Batches,
-    adapter: LoraConfig | None,
-) -> MemoryEstimate:
-    return estimate_memory(
-        config,
-        training.most_chunk_tokens,
-        training.most_texts,
-        args.bf16,
-        args.activation_checkpointing,
-        # One whose embeddings are kept is gone before the first step.
-        teacher if args.teacher_cache_dir is None else None,
-        args.world_size,
-        sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
-        adapter=adapter,
-    )
-
-
-def _measured(stage: Stage, origin: Origin, data: Data, teacher: F2LLMConfig | None) -> Measurement:
-    return measure_stage(stage, origin.config, data.prepared, origin.tokenizer, teacher)
-
-
 def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) -> int:
-    """How often something happens that is due every so many steps, or at the end of an epoch."""
+    """Return how often something happens that is due every so many steps, or at the end of an epoch."""
     if strategy == "epoch":
         return math.ceil(steps / steps_per_epoch)
     if strategy != "steps":
         return 0
-    # A number below one is a share of all steps; what is due at intervals is done at the last step too.
+    # A number below one is a share of all steps. The last step always counts.
     return math.ceil(steps / (math.ceil(every * steps) if every < 1 else int(every)))
+
+
+# Pruning
+
+
+@dataclass(frozen=True)
+class PruningStagePlan:
+    """What a pruning stage would do; its time is not measured, because pruning is short beside training."""
+
+    text: list[str]
+    flops: StageFlops  # of the calibration
+    origin: Origin  # what a later stage starts from
+    seconds: None = None
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that the user reads."""
+        return iter(self.text)
+
+
+def plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input] = ()) -> PruningStagePlan:
+    """Plan a pruning stage; no data is prepared."""
+    args = stage.arguments
+    needs_data = args.trim_vocabulary or args.importance is None
+    away = why_not_local(args) if needs_data else None
+    all_sources = read_sources(args)[0] if needs_data and away is None else None
+    origin = _origin_of(args, earlier, all_sources if needs_data else [])
+    target = origin.config
+    if args.prune_to is not None:
+        target = pruned_config(origin.config, args.prune_to_fields(), "key 'prune_to'")
+    length = min(args.planned_text_tokens, args.max_length)
+    tokens = args.calibration_texts * length if args.prune_to is not None and args.importance is None else 0
+    data = [away or f"{args.manifest} (local)"] if needs_data else ["none: activations were measured before"]
+    if tokens:
+        data.append(f"about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)")
+    if args.trim_vocabulary:
+        data.append("all texts are read for their tokens")
+    chunk_tokens = min(tokens, args.max_tokens_per_forward or _TOKENS_AT_ONCE)
+    memory = estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
+    flops = StageFlops(evaluations=forward_flops(origin.config, tokens, tokens * length))
+    before, after = count_parameters(origin.config), count_parameters(target)
+    at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
+    text = [
+        f"stage {stage.name}: cuts {before:,} parameters to {after:,} parameters{at_most}",
+        *_input_lines(inputs, "; ".join(data), made_by(stage)),
+        f"  memory       {size(memory.total)} on one device: {size(memory.state)} weights before and after; "
+        f"{size(memory.activations)} activations; {size(memory.program)} the program",
+        f"  FLOPs        about {operations(flops.total)}, the calibration",
+    ]
+    return PruningStagePlan(text, flops, Origin(target, origin.tokenizer))

@@ -1,1 +1,1 @@
-from __future__ import annotations
+"""Cut a model to a smaller shape and vocabulary."""

@@ -1,7 +1,7 @@
-"""How much each part of a model matters: statistics of its activations, or of its weights where there are none.
+"""How much each part of a model matters: statistics of its activations, or of its weights where there are no texts.
 
-The statistics are raw, one row for every place they were taken at: a model that was measured once can be cut to any
-shape by any of the methods in ``plan.py``.
+The statistics are raw, one row for each point of measurement: a model that was measured once can be cut to any shape by
+any of the methods in ``plan.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ class Importance:
     """Statistics of a model of ``L`` layers, width ``h`` and MLP size ``i``, all fp32 on the CPU.
 
     Attributes:
-        norms: ``(2L + 1, h)`` mean square of each channel of what the norms put out, over all tokens. Rows ``2l`` and
+        norms: ``(2L + 1, h)`` mean square of each channel of the norms' outputs, over all tokens. Rows ``2l`` and
             ``2l + 1`` are ``input_layernorm`` and ``post_attention_layernorm`` of layer ``l``, the last is the final
             norm.
         neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
-        change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if it was not measured.
+        change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if not measured.
         tokens: Tokens measured; 0 if the statistics are of weights.
         texts: Texts measured.
-        model: What the caller calls the model, such as a folder or a hash of its weights.
+        model: The caller's name of the model, such as a folder or a hash of its weights.
     """
 
     norms: Tensor
@@ -48,7 +49,7 @@ class Importance:
     model: str = ""
 
     def save(self, path: Path) -> None:
-        """Writes a safetensors file; its metadata say what was measured."""
+        """Write a safetensors file; its metadata record what was measured."""
         metadata = {"tokens": str(self.tokens), "texts": str(self.texts), "model": self.model}
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         partial = path.with_name(f".{path.name}.partial")
@@ -57,16 +58,7 @@ class Importance:
 
     @classmethod
     def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
-        """Reads what :meth:`save` wrote, or ``importance.safetensors`` in a folder.
-
-        Args:
-            path: The file or its folder.
-            config: Shape of the model that is to be cut.
-            model: What the caller calls that model; None does not compare.
-
-        Raises:
-            UserError: If there is no such file, it holds something else, or it was measured on another model.
-        """
+        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder."""
         path = path / IMPORTANCE_FILE if path.is_dir() else path
         try:
             with safe_open(path, framework="pt") as file:
@@ -83,16 +75,12 @@ class Importance:
         return loaded
 
     def check(self, config: F2LLMConfig, where: str = "importance") -> None:
-        """Compares the shapes with those of a model.
-
-        Raises:
-            UserError: If they differ, a statistic is not finite, or a mean square is negative.
-        """
+        """Refuse statistics of another shape than a model's, that are not finite, or negative mean squares."""
         layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
         expected = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
         for name, shape in expected.items():
             tensor = getattr(self, name)
-            if name == "change" and tensor is None:
+            if tensor is None:
                 continue
             if tuple(tensor.shape) != shape:
                 raise UserError(
@@ -101,68 +89,121 @@ class Importance:
                 )
             if not tensor.isfinite().all():
                 raise UserError(f"{where}: {name} holds numbers that are not finite; measure the model again")
-            # What a layer changes may round to less than nothing.
+            # A layer's change may round to less than zero.
             if name != "change" and (tensor < 0).any():
                 raise UserError(f"{where}: {name} holds a negative mean square; measure the model again")
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
 
-        The root mean square over tokens at each norm, summed over the norms of the layers that stay and the final
-        norm: width importance from activations as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2),
-        with L2 over batch and sequence.
+        The root mean square over tokens at each norm, summed over the norms of the kept layers and the final norm:
+        width importance from activations as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2), with L2
+        over batch and sequence.
         """
-        places = [place for layer in layers for place in (2 * layer, 2 * layer + 1)]
-        return self.norms[[*places, len(self.norms) - 1]].sqrt().sum(dim=0)
+        rows = [row for layer in layers for row in (2 * layer, 2 * layer + 1)]
+        return self.norms[[*rows, len(self.norms) - 1]].sqrt().sum(dim=0)
 
 
 def calibrate(
     model: F2LLMModel, batches: Iterable[tuple[Tensor, list[int]]], model_name: str = "", autocast: bool = False
 ) -> Importance:
-    """Measures activations over a small calibration set.
+    """Measure activations over a small calibration set.
 
     With ``x`` the value of a channel at a token and ``T`` tokens in all: mean square ``sum(x ** 2) / T`` of the outputs
     of norms and of the inputs of ``down_proj``, whose roots are the L2 norms that Minitron prunes width by (arXiv
     2407.14679); and ``1 - mean(cos(input, output))`` of each layer, the block influence of ShortGPT (Men et al., arXiv
-    2403.03853). All sums are fp32, whatever the model computes in.
-
-    Args:
-        model: Any dtype, on any device. Unchanged, its mode included.
-        batches: Packed batches: ``(1, T)`` token ids and the lengths of the texts in them.
-        model_name: What the result remembers the model by.
-        autocast: Whether layers compute in bf16.
-
-    Raises:
-        UserError: If there is no token to measure, or an activation is NaN or infinite.
+    2403.03853). All sums are fp32 in any precision of the model, which does not change.
     """
-    meter = _Meter(model)
+    config, layers = model.config, model.config.num_hidden_layers
+    sums = {
+        "norms": torch.zeros(2 * layers + 1, config.hidden_size, device=model.device),
+        "neurons": torch.zeros(layers, config.intermediate_size, device=model.device),
+        "change": torch.zeros(layers, device=model.device),
+    }
     tokens = texts = 0
-    with torch.no_grad(), _observed(model, meter), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+    with torch.no_grad(), _observed(model, sums), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         for number, (input_ids, lengths) in enumerate(batches):
             if not input_ids.numel():
                 continue
             model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
-            meter.check(f"batch {number}")
+            _check_finite(sums, f"batch {number}")
             tokens += input_ids.numel()
             texts += sum(length > 0 for length in lengths)
     if not tokens:
         raise UserError("calibration: the texts hold no token; give texts to measure activations on")
-    norms, neurons, change = (total.cpu() / tokens for total in (meter.norms, meter.neurons, meter.change))
-    return Importance(norms, neurons, change, tokens, texts, model_name)
+    return Importance(
+        **{name: total.cpu() / tokens for name, total in sums.items()}, tokens=tokens, texts=texts, model=model_name
+    )
+
+
+@contextmanager
+def _observed(model: F2LLMModel, sums: dict[str, Tensor]) -> Iterator[None]:
+    """Put the model in eval mode with hooks that add to the sums; restore its state afterwards."""
+
+    def add_output(row: int, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        sums["norms"][row] += _sum_of_squares(output)
+
+    def add_input(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sums["neurons"][layer] += _sum_of_squares(inputs[0])
+
+    def add_change(layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        cosine = torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
+        sums["change"][layer] += (1 - cosine).sum()
+
+    # A compiled half of a layer would not call the hooks inside.
+    compiled = [layer.compiled for layer in model.layers]
+    training = model.training
+    handles = [model.norm.register_forward_hook(partial(add_output, 2 * len(model.layers)))]
+    for number, layer in enumerate(model.layers):
+        layer.compiled = False
+        handles += [
+            layer.input_layernorm.register_forward_hook(partial(add_output, 2 * number)),
+            layer.post_attention_layernorm.register_forward_hook(partial(add_output, 2 * number + 1)),
+            layer.mlp.down_proj.register_forward_pre_hook(partial(add_input, number)),
+            layer.register_forward_hook(partial(add_change, number)),
+        ]
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+        for layer, was_compiled in zip(model.layers, compiled, strict=True):
+            layer.compiled = was_compiled
+
+
+def _check_finite(sums: dict[str, Tensor], where: str) -> None:
+    # A sum that has become NaN or infinite stays so.
+    if all(total.isfinite().all() for total in sums.values()):
+        return
+    # The first in the order of the forward pass is the cause of the others.
+    layers = zip(sums["norms"][:-1].unflatten(0, (-1, 2)), sums["neurons"], sums["change"], strict=True)
+    broken = (number for number, each in enumerate(layers) if not all(part.isfinite().all() for part in each))
+    first = next((f"layer {number}" for number in broken), "the final norm")
+    raise UserError(
+        f"calibration, {where}: activations of {first} are NaN or infinite; check the model's weights, or measure "
+        "it in fp32"
+    )
+
+
+def _sum_of_squares(activations: Tensor) -> Tensor:
+    """``(1, T, n)`` → ``(n,)``, in fp32."""
+    return activations.float().square().flatten(0, -2).sum(dim=0)
 
 
 @torch.no_grad()
 def weight_importance(model: F2LLMModel, model_name: str = "") -> Importance:
-    """Estimates the statistics from weights alone: a stand-in where there is no text to calibrate on.
+    """Estimate the statistics from weights alone, where there is no text to calibrate on; ``change`` stays None.
 
-    What the statistics would be if what enters each matrix had independent components of unit variance:
+    They are those of inputs with independent components of unit variance at every matrix:
 
     * a channel of the residual stream has the mean square of its embeddings, plus the squared norms of the rows of
       ``o_proj`` and ``down_proj`` that write to it; a norm brings the mean over channels to one and applies its weight;
     * a neuron has the squared norms of its rows of ``gate_proj`` and ``up_proj`` (each input scaled by the norm's
       weight) and of its column of ``down_proj``, multiplied.
 
-    It knows nothing of which directions texts use: activations are the published way. There is no ``change`` in it.
+    The directions that texts use do not count: activations are the published way.
     """
     embeddings = model.embed_tokens.weight
     stream = _squared_norm(embeddings, 0) / len(embeddings)
@@ -177,80 +218,6 @@ def weight_importance(model: F2LLMModel, model_name: str = "") -> Importance:
         stream = stream + _squared_norm(layer.mlp.down_proj.weight, 1)
     norms.append(_normed(model.norm, stream))
     return Importance(torch.stack(norms).cpu(), torch.stack(neurons).cpu(), model=model_name)
-
-
-class _Meter:
-    """Running sums over tokens, on the model's device, and the hooks that add to them."""
-
-    def __init__(self, model: F2LLMModel) -> None:
-        config = model.config
-        layers = config.num_hidden_layers
-        self.norms = torch.zeros(2 * layers + 1, config.hidden_size, device=model.device)
-        self.neurons = torch.zeros(layers, config.intermediate_size, device=model.device)
-        self.change = torch.zeros(layers, device=model.device)
-
-    def norm_hook(self, place: int) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.norms[place] += _sum_of_squares(output)
-
-        return add
-
-    def neuron_hook(self, layer: int) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.neurons[layer] += _sum_of_squares(inputs[0])
-
-        return add
-
-    def change_hook(self, layer: int) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            cosine = torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
-            self.change[layer] += (1 - cosine).sum()
-
-        return add
-
-    def check(self, where: str) -> None:
-        """Raises if a sum has become NaN or infinite, which it then stays."""
-        if all(total.isfinite().all() for total in (self.norms, self.neurons, self.change)):
-            return
-        # In the order of the forward pass: the first is the cause of the others.
-        layers = zip(self.norms[:-1].unflatten(0, (-1, 2)), self.neurons, self.change, strict=True)
-        broken = (number for number, sums in enumerate(layers) if not all(each.isfinite().all() for each in sums))
-        first = next((f"layer {number}" for number in broken), "the final norm")
-        raise UserError(
-            f"calibration, {where}: activations of {first} are NaN or infinite; check the model's weights, or measure "
-            "it in fp32"
-        )
-
-
-@contextmanager
-def _observed(model: F2LLMModel, meter: _Meter) -> Iterator[None]:
-    """The model in eval mode with hooks that feed the meter; its former state afterwards."""
-    handles = [model.norm.register_forward_hook(meter.norm_hook(2 * len(model.layers)))]
-    # A compiled half of a layer would not call the hooks of what is in it.
-    compiled = [layer.compiled for layer in model.layers]
-    training = model.training
-    for number, layer in enumerate(model.layers):
-        layer.compiled = False
-        handles += [
-            layer.input_layernorm.register_forward_hook(meter.norm_hook(2 * number)),
-            layer.post_attention_layernorm.register_forward_hook(meter.norm_hook(2 * number + 1)),
-            layer.mlp.down_proj.register_forward_pre_hook(meter.neuron_hook(number)),
-            layer.register_forward_hook(meter.change_hook(number)),
-        ]
-    try:
-        model.eval()
-        yield
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-        for layer, was_compiled in zip(model.layers, compiled, strict=True):
-            layer.compiled = was_compiled
-
-
-def _sum_of_squares(activations: Tensor) -> Tensor:
-    """``(1, T, n)`` → ``(n,)``, in fp32."""
-    return activations.float().square().flatten(0, -2).sum(dim=0)
 
 
 def _squared_norm(weight: Tensor, dim: int) -> Tensor:

@@ -1,21 +1,38 @@
-"""From a model to a smaller one with the same vocabulary and heads: plan, slice, validate."""
+"""Cut a model to a smaller shape with the same vocabulary and heads: plan, slice, validate."""
 
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 
 import torch
+from accelerate import init_empty_weights
+from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
-from training.models.model_size import count_parameters
+from training.models.model_folder import is_finite
 from training.pruning.importance import Importance, weight_importance
 from training.pruning.plan import PruningPlan, make_plan
 from training.pruning.shape import check_shape
-from training.pruning.slicing import slice_model
 
 logger = logging.getLogger(__name__)
+
+# What the dimensions of each weight of a layer are indexed by; None stays whole. The heads do: q_norm and k_norm have
+# one weight per head dimension. A bias has the rows of its weight.
+_CUTS: dict[str, tuple[str | None, ...]] = {
+    "input_layernorm.weight": ("hidden",),
+    "post_attention_layernorm.weight": ("hidden",),
+    **{f"self_attn.{name}_proj.weight": (None, "hidden") for name in "qkv"},
+    **{f"self_attn.{name}_proj.bias": (None,) for name in "qkv"},
+    **{f"self_attn.{name}_norm.weight": (None,) for name in "qk"},
+    "self_attn.o_proj.weight": ("hidden", None),
+    "self_attn.o_proj.bias": ("hidden",),
+    "mlp.gate_proj.weight": ("neurons", "hidden"),
+    "mlp.up_proj.weight": ("neurons", "hidden"),
+    "mlp.down_proj.weight": ("hidden", "neurons"),
+}
 
 
 def prune(
@@ -26,25 +43,14 @@ def prune(
     hidden: str = "activation_norm",
     layers: str = "first",
 ) -> F2LLMModel:
-    """Cuts a model to a shape that fits into its own: width, MLP size and layers (arXiv 2603.19223, section 3.3).
+    """Cut a model to a shape that fits into its own: width, MLP size and layers (arXiv 2603.19223, section 3.3).
 
-    What comes out embeds poorly until it is trained on; the published models are then distilled from the model they
-    were cut from.
-
-    Args:
-        model: The model to cut; unchanged.
-        target_config: The shape wanted; :func:`~training.pruning.shape.pruned_config` makes it.
-        importance: Activations measured by :func:`~training.pruning.importance.calibrate`. None estimates them
-            from the weights, which knows nothing of any text: a stand-in, not the published way.
-        hidden: Which channels stay; see :func:`~training.pruning.plan.make_plan`.
-        layers: Which layers stay: ``first`` or ``change``, which needs activations.
+    The result embeds poorly until it is trained further; the published models are then distilled from the model they
+    were cut from. Without ``importance``, weights decide, which is not the published way; for ``hidden`` and ``layers``
+    see :func:`~training.pruning.plan.make_plan`.
 
     Returns:
         The smaller model, in the dtype and on the device of the larger one; it shares no tensor with it.
-
-    Raises:
-        UserError: If the shape does not fit into the model's, the importance is not this model's, a method is unknown,
-            or the model's weights are not finite.
 
     Example:
         >>> smaller = prune(model, pruned_config(model.config, {"family": "f2llm-v2-80m"}))  # doctest: +SKIP
@@ -56,30 +62,57 @@ def prune(
 
 
 def apply_plan(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan) -> F2LLMModel:
-    """Cuts a model by a plan, made before or by hand, and checks the result.
-
-    Raises:
-        UserError: If the plan fits neither the model nor the shape, or the weights it keeps are not finite.
-    """
+    """Cut a model by a plan, made before or by hand, and check the result."""
     check_shape(model.config, target_config)
     pruned = slice_model(model, target_config, plan)
-    validate(pruned)
+    pruned.config.validate()
+    for name, weight in pruned.named_parameters():
+        if not is_finite(weight.detach()):
+            raise UserError(f"weight {name} of the cut model is NaN or infinite; check the model that was cut")
     logger.info("cut %s parameters to %s", f"{model.num_parameters():,}", f"{pruned.num_parameters():,}")
     return pruned
 
 
-def validate(model: F2LLMModel) -> None:
-    """Checks a model that was put together: as many parameters as its shape has, all of them finite.
+def slice_model(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan) -> F2LLMModel:
+    """Take the weights of a plan out of a model.
 
-    Raises:
-        UserError: If a weight is NaN or infinite; it was so before.
-        RuntimeError: If parameters are too many or too few.
+    The residual stream runs from the embeddings to the final norm, so one set of hidden channels cuts every matrix that
+    reads from it or writes to it. Nothing is rescaled: the norms bring the mean square of the remaining channels to
+    one, as they did with all channels. The result has dtype, device and mode of the larger model, but none of its
+    tensors.
     """
-    model.config.validate()
-    expected = count_parameters(model.config)
-    if model.num_parameters() != expected:
-        raise RuntimeError(f"the cut model has {model.num_parameters():,} parameters, its shape {expected:,}")
-    for name, weight in model.named_parameters():
-        # Both are NaN if one weight is; isfinite itself would need a copy of the table of embeddings.
-        if not torch.stack(weight.detach().aminmax()).isfinite().all():
-            raise UserError(f"weight {name} of the cut model is NaN or infinite; check the model that was cut")
+    plan.check(model.config, target_config)
+    config = deepcopy(target_config)
+    config.layer_types = [model.config.layer_types[layer] for layer in plan.layers]
+    weights = dict(model.named_parameters())
+    hidden = torch.tensor(plan.hidden, device=model.device)
+    cut = {
+        "embed_tokens.weight": _cut(weights["embed_tokens.weight"], None, hidden),
+        "norm.weight": _cut(weights["norm.weight"], hidden),
+    }
+    for number, (layer, kept) in enumerate(zip(plan.layers, plan.neurons, strict=True)):
+        indices = {"hidden": hidden, "neurons": torch.tensor(kept, device=model.device), None: None}
+        for name, dimensions in _CUTS.items():
+            # Only some models have biases.
+            if (weight := weights.get(f"layers.{layer}.{name}")) is not None:
+                cut[f"layers.{number}.{name}"] = _cut(weight, *(indices[each] for each in dimensions))
+    return build_model(model, config, cut)
+
+
+def build_model(model: F2LLMModel, config: F2LLMConfig, weights: dict[str, Tensor]) -> F2LLMModel:
+    """Return a model of another shape that holds exactly the given weights, otherwise like ``model``."""
+    # Buffers that no weights hold (rotary frequencies) are made; weights are not.
+    with init_empty_weights(include_buffers=False):
+        built = F2LLMModel(config)
+    built.load_state_dict(weights, strict=True, assign=True)
+    built.config.dtype = model.dtype
+    return built.to(model.device).train(model.training)
+
+
+def _cut(weight: Tensor, *indices: Tensor | None) -> Tensor:
+    """Return a copy of the rows and columns of these numbers; None takes all."""
+    cut = weight.detach()
+    for dim, index in enumerate(indices):
+        if index is not None:
+            cut = cut.index_select(dim, index)
+    return cut.clone() if all(index is None for index in indices) else cut

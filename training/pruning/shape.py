@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +12,7 @@ from training.common.yaml_file import unknown_key
 
 # The three dimensions that are cut (arXiv 2603.19223, section 3.3).
 PRUNED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers")
-# What the cut weights are computed with stays as it is.
+# Pruning does not change these.
 _KEPT_FIELDS = (
     *("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "attention_bias", "rms_norm_eps", "rope_parameters", "sliding_window"),
@@ -20,7 +20,7 @@ _KEPT_FIELDS = (
 
 
 def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "prune_to") -> F2LLMConfig:
-    """Returns the source's configuration with another width, MLP size or depth.
+    """Return the source's configuration with another width, MLP size or depth.
 
     ``layer_types`` and ``max_window_layers`` are cut to the new depth: loaders refuse a configuration that describes
     more layers than there are. The matryoshka dimensions that still fit stay, and the new width joins them.
@@ -31,20 +31,16 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
             published size, whose fields the others override. What is left out stays as in the source.
         where: What the shape is called in errors.
 
-    Raises:
-        UserError: If a key or name is unknown, a value is no positive whole number, or the source cannot be cut to it.
-
     Example:
         >>> source = F2LLMConfig.from_family("f2llm-v2-0.6b")
         >>> pruned_config(source, {"family": "f2llm-v2-80m"}).matryoshka_dimensions
         [320, 256, 128, 64, 32, 16, 8]
     """
-    fields = {name: getattr(source, name) for name in PRUNED_FIELDS} | _read_shape(source, shape, where)
     target = deepcopy(source)
-    for name, value in fields.items():
+    for name, value in _read_shape(source, shape, where).items():
         setattr(target, name, value)
     depth, width = target.num_hidden_layers, target.hidden_size
-    # Left long where the source has too few: what is wrong is then said in our words, below.
+    # Too short if the source has too few layers, which check_shape reports below.
     target.layer_types = list(source.layer_types[:depth])
     target.max_window_layers = min(source.max_window_layers, depth)
     if source.matryoshka_dimensions is not None:
@@ -54,16 +50,38 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
     return target
 
 
+def _read_shape(source: F2LLMConfig, shape: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return the fields that a shape names, those of a family member included."""
+    for key in shape:
+        if key not in ("family", *PRUNED_FIELDS):
+            raise unknown_key(where, key, ["family", *PRUNED_FIELDS])
+    if not shape:
+        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family")
+    fields: dict[str, Any] = {}
+    if "family" in shape:
+        family = str(shape["family"])
+        if family.lower() not in FAMILY:
+            raise unknown_key(f"{where}, family", family, list(FAMILY))
+        *sizes, heads = FAMILY[family.lower()]
+        if heads != source.num_attention_heads:
+            raise UserError(
+                f"{where}: {family} has {heads} attention heads, the model {source.num_attention_heads}, and pruning "
+                "does not change heads; take another family or give the sizes one by one"
+            )
+        fields = dict(zip(PRUNED_FIELDS, sizes, strict=True))
+    fields |= {name: value for name, value in shape.items() if name != "family"}
+    for name, value in fields.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
+    return fields
+
+
 def check_shape(source: F2LLMConfig, target: F2LLMConfig, where: str = "the target") -> None:
-    """Checks that one shape can be cut out of another.
+    """Refuse a shape that cannot be cut out of another.
 
     A width must be a multiple of the number of attention heads. Qwen3 itself projects every width to heads of
     ``head_dim``, and transformers' ``Qwen3Config`` loads any; but its neighbours (``LlamaConfig``) and loaders that
-    derive ``head_dim`` where they miss it refuse others, and all published widths are such multiples.
-
-    Raises:
-        UserError: If the target is larger than the source in any dimension, not positive, of a width that is no
-            multiple of its heads, or differs in what pruning leaves as it is.
+    derive a missing ``head_dim`` refuse others, and all published widths are such multiples.
     """
     for name in PRUNED_FIELDS:
         has, wants = getattr(source, name), getattr(target, name)
@@ -75,8 +93,8 @@ def check_shape(source: F2LLMConfig, target: F2LLMConfig, where: str = "the targ
         has, wants = getattr(source, name, None), getattr(target, name, None)
         if has != wants:
             raise UserError(
-                f"{where}: {name} is {wants}, but {has} in the model, and pruning does not change it; leave it as it "
-                f"is and change {', '.join(PRUNED_FIELDS)}"
+                f"{where}: {name} is {wants}, but {has} in the model, and pruning does not change it; keep it and "
+                f"change {', '.join(PRUNED_FIELDS)}"
             )
     heads, width = target.num_attention_heads, target.hidden_size
     if width % heads and width != source.hidden_size:
@@ -84,36 +102,5 @@ def check_shape(source: F2LLMConfig, target: F2LLMConfig, where: str = "the targ
         near = [each for each in near if each <= source.hidden_size]
         raise UserError(
             f"{where}: hidden_size {width} is no multiple of the {heads} attention heads, which several loaders of "
-            f"such models demand; take {' or '.join(map(str, near))}"
+            f"such models need; take {' or '.join(map(str, near))}"
         )
-
-
-def _read_shape(source: F2LLMConfig, shape: Mapping[str, Any], where: str) -> dict[str, int]:
-    """The fields that a shape names, those of a family member included."""
-    for key in shape:
-        if key not in ("family", *PRUNED_FIELDS):
-            raise unknown_key(where, key, ["family", *PRUNED_FIELDS])
-    if not shape:
-        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family")
-    fields = _of_family(source, shape["family"], where) if "family" in shape else {}
-    for name in PRUNED_FIELDS:
-        value = shape.get(name, fields.get(name))
-        if value is None and name not in shape:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
-        fields[name] = value
-    return fields
-
-
-def _of_family(source: F2LLMConfig, name: Any, where: str) -> dict[str, int]:
-    shape: Sequence[int] | None = FAMILY.get(str(name).lower())
-    if shape is None:
-        raise unknown_key(f"{where}, family", name, list(FAMILY))
-    *fields, heads = shape
-    if heads != source.num_attention_heads:
-        raise UserError(
-            f"{where}: {name} has {heads} attention heads, the model {source.num_attention_heads}, and pruning leaves "
-            "heads as they are; take another family or give the sizes one by one"
-        )
-    return dict(zip(PRUNED_FIELDS, fields, strict=True))

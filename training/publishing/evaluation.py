@@ -1,4 +1,4 @@
-"""The evaluation of a released model: a run's scores under public names, of the very weights that are released."""
+"""Scores, losses and figures of a packed folder: of exactly the released weights, under public names."""
 
 from __future__ import annotations
 
@@ -7,141 +7,141 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from training.common.errors import UserError
-from training.common.run_folder import write_whole
+from training.common.outputs import write_whole
+from training.evaluation.figures.languages import draw_languages
+from training.evaluation.figures.plots import (
+    Curves,
+    curves_figure,
+    draw_dimensions,
+    draw_learning,
+    draw_pareto,
+    find_log,
+    load_curves,
+)
+from training.evaluation.figures.style import save
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, load_evaluation
-from training.models.model_identity import model_revision
-from training.models.reference import find_model
+from training.evaluation.selection import labels
+from training.evaluation.summary import summarize
+from training.models.model_ref import find_model, model_revision
+from training.publishing.record import load_release
 from training.publishing.states import COMMIT, ModelState
 
 logger = logging.getLogger("training")
 
 # Names in a packed folder.
-EVALUATION, RESULTS = "evaluation", "results.json"
-# Name of the folder that a recipe's report is written to.
+EVALUATION, RESULTS, FIGURES, LOSSES = "evaluation", "results.json", Path("figures"), Path("evaluation/losses.json")
+# Folder of a recipe's report.
 REPORT = "report"
-# What is compared with that is no model.
+# Entries of an evaluation that are not models.
 _BASELINES = ("TF-IDF",)
 _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
+_FIGURES = ("dimensions", "languages", "learning", "pareto")
+_CURVES = "curves-"
 
 
 def write_evaluation(
     state: ModelState, stages: Mapping[str, ModelState], name: str, output: Path, given: Path | None = None
 ) -> None:
-    """Writes ``evaluation/`` of a packed folder, as far as there are scores of this model.
+    """Write ``evaluation/`` of a packed folder, if there are scores of this model.
 
     Args:
         state: The model.
-        stages: The other stages of its lineage, by name.
+        stages: All stages of its lineage, by name.
         name: Of the release.
         output: The packed folder.
-        given: Folder of an evaluation; if None, the first in the run or beside it that is of this model.
-
-    Raises:
-        UserError: If a folder was given that holds no evaluation of this model, or one that is damaged.
+        given: Folder of an evaluation; if None, the first one of this model in the run or beside it.
     """
     identity = model_revision(str(state.folder), "RUN")
-    place = given or _report_of(state, identity)
-    evaluation = Evaluation() if place is None else load_evaluation(place, missing_ok=True)
-    names = _names(evaluation.models, identity, state, stages, name)
+    # A recipe of one stage writes its report into the run, one of several beside it.
+    folders = [state.run, state.run.absolute().parent]
+    source = given or _find_evaluation(folders, identity)
+    evaluation = Evaluation() if source is None else load_evaluation(source, missing_ok=True)
+    names = _public_names(evaluation.models, identity, state, stages, name)
     if name in names.values():
-        renamed(evaluation, names).save(output / EVALUATION)
+        _renamed(evaluation, names).save(output / EVALUATION)
     elif given is not None:
         why = "holds no scores of the model as it is now" if (given / SCORES).is_file() else f"lacks {SCORES}"
         raise UserError(f"{given}: {why}; evaluate {state.folder} and give the output as --evaluation")
     else:
-        # A release without scores is one, too, unless they were asked for.
         logger.warning(
             "no scores are released: neither %s nor the folder that it lies in has an evaluation of the model as it is "
             "now; evaluate %s and give the output as --evaluation",
             *(state.run, state.folder),
         )
-    results = (path for folder in _places(state, given) for path in sorted(folder.glob("evaluation*.json")))
+    folders = folders if given is None else [given]
+    results = (path for folder in folders for path in sorted(folder.glob("evaluation*.json")))
     _write_results(results, identity, name, output)
 
 
-def _places(state: ModelState, given: Path | None = None) -> list[Path]:
-    """Where evaluations lie: a recipe of one stage writes them into the run, one of several beside it."""
-    return [state.run, state.run.absolute().parent] if given is None else [given]
-
-
-def _report_of(state: ModelState, identity: str) -> Path | None:
-    """The folder of an evaluation of this very model, in its run or beside it; None if there is none.
-
-    Raises:
-        UserError: If the report of the run is damaged.
-    """
-    reports = [place / REPORT for place in _places(state)]
-    others = (path.parent for place in _places(state) for path in sorted(place.glob(f"*/{SCORES}")))
-    for place in dict.fromkeys([*reports, *others]):
+def _find_evaluation(folders: Iterable[Path], identity: str) -> Path | None:
+    """The first folder with an evaluation of this model; the report of the run must not be damaged."""
+    reports = [folder / REPORT for folder in folders]
+    others = (path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}")))
+    for folder in dict.fromkeys([*reports, *others]):
         try:
-            evaluation = load_evaluation(place, missing_ok=True)
+            evaluation = load_evaluation(folder, missing_ok=True)
         except UserError as error:
-            if place in reports:
+            if folder in reports:
                 raise
-            logger.warning("%s: left out, %s", place, error)
+            logger.warning("%s: left out, %s", folder, error)
             continue
         if any(record.identity == identity for record in evaluation.models):
-            return place
+            return folder
     return None
 
 
-def _names(
+def _public_names(
     models: Iterable[ModelRecord], identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
 ) -> dict[str, str]:
-    """By label, the public name of each model that has one."""
+    """The public name by label, for the models that have one."""
     names = {}
     of_stages = {each.folder.resolve(): stage for stage, each in stages.items() if each is not state}
     for record in models:
+        public = None
         if record.identity == identity:
-            names[record.label] = name
+            public = name
         elif record.identity is None:
-            if record.name in _BASELINES:
-                names[record.label] = record.name
+            public = record.name if record.name in _BASELINES else None
         elif COMMIT.fullmatch(record.identity):
-            names[record.label] = record.name
-        elif (stage := _stage_of(record, state, of_stages)) is not None:
-            names[record.label] = stage
-        if record.label not in names:
+            public = record.name
+        else:
+            public = _stage_of(record, state, of_stages)
+        if public is None:
             logger.warning("scores of %s are left out: a model of this machine, or another state of it", record.label)
+        else:
+            names[record.label] = public
     return names
 
 
 def _stage_of(record: ModelRecord, state: ModelState, of_stages: Mapping[Path, str]) -> str | None:
-    """The stage of the lineage that a record belongs to, if its model is still what was evaluated."""
+    """The stage whose model was evaluated, if that model is unchanged."""
     try:
-        place, _ = find_model(str(state.place(record.name)), record.revision)
+        folder, _ = find_model(str(state.resolve(record.name)), record.revision)
     except UserError:
         return None
-    stage = of_stages.get(Path(place).resolve())
-    if stage is None or model_revision(place, "RUN") != record.identity:
-        return None
-    return stage
+    stage = of_stages.get(Path(folder).resolve())
+    return stage if stage is not None and model_revision(folder, "RUN") == record.identity else None
 
 
-def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
-    """An evaluation of some of its models, under other names; without failures, whose reasons name places.
-
-    Args:
-        evaluation: The evaluation.
-        names: New names by label. Revisions stay with models of the Hub; options stay.
-    """
-    result, labels = Evaluation(), {}
+def _renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
+    """The models of an evaluation that have new ``names`` by label; without failures, whose reasons name paths."""
+    result, new_labels = Evaluation(), {}
     for record in evaluation.models:
         if record.label not in names:
             continue
-        commit = record.identity is not None and COMMIT.fullmatch(record.identity)
-        known = {"revision": record.revision, "identity": record.identity} if commit else {}
-        public = {"revision": None, "identity": None, **known}
-        # How fast it was says more about a machine, which is not named.
-        named = replace(record, name=names[record.label], texts_per_second=None, **public)
-        labels[record.label] = named.label
-        result.add_model(named)
+        on_hub = record.identity is not None and COMMIT.fullmatch(record.identity)
+        known = {} if on_hub else {"revision": None, "identity": None}
+        # Speed says more about the machine, which is not named.
+        public = replace(record, name=names[record.label], texts_per_second=None, **known)
+        new_labels[record.label] = public.label
+        result.add_model(public)
     taken: set[str] = set()
     for score in evaluation.scores:
-        moved = replace(score, model=labels.get(score.model, ""))
-        # One model may have been evaluated under two names.
+        moved = replace(score, model=new_labels.get(score.model, ""))
+        # A model may have been evaluated under two names.
         if not moved.model or moved.key in taken:
             continue
         taken.add(moved.key)
@@ -151,16 +151,84 @@ def renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
     return result
 
 
-def _write_results(found: Iterable[Path], identity: str, name: str, output: Path) -> None:
-    """Copies the pairs that the finished model was evaluated on, if that was this very model."""
-    for path in found:
+def _write_results(paths: Iterable[Path], identity: str, name: str, output: Path) -> None:
+    """Copy the first result on held-out pairs that is of this model."""
+    for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             logger.warning("%s: left out, it cannot be read (%s)", path, type(error).__name__)
             continue
         if content.get("identity") == identity:
-            told = {key: content[key] for key in _PAIRS_RESULT if key in content}
+            public = {key: content[key] for key in _PAIRS_RESULT if key in content}
             (output / EVALUATION).mkdir(exist_ok=True)
-            write_whole(output / EVALUATION / RESULTS, json.dumps({**told, "model": name}, indent=2) + "\n")
+            write_whole(output / EVALUATION / RESULTS, json.dumps({**public, "model": name}, indent=2) + "\n")
             return
+
+
+def own_label(evaluation: Evaluation, name: str) -> str | None:
+    """Return the label under which a release was scored, preferably without options; None if it was not."""
+    scored = set(labels(evaluation))
+    own = [each for each in evaluation.models if each.name == name and each.revision is None and each.label in scored]
+    own.sort(key=lambda record: bool(record.options))
+    return next((each.label for each in own if evaluation.select(model=each.label, precision="float32")), None)
+
+
+def save_losses(runs: Mapping[str, Path], folder: Path) -> None:
+    """Write the logged losses of stages to a packed folder, as far as there are logs.
+
+    Args:
+        runs: Folders of runs by the names of their stages.
+        folder: The packed folder.
+    """
+    found = {stage: load_curves(run) for stage, run in runs.items() if find_log(run)}
+    curves = {stage: of_stage for stage, of_stage in found.items() if of_stage}
+    if curves:
+        (folder / LOSSES).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / LOSSES, json.dumps(curves, ensure_ascii=False) + "\n")
+
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw the figures of a packed folder as SVG and PNG, and delete those of an earlier state.
+
+    ``dimensions`` (quality by width and precision), ``languages`` (by language and script), ``learning`` (by training
+    step), ``pareto`` (beside other models) and ``curves-N`` (losses of the N-th stage), as far as there are numbers.
+    The same folder gives the same bytes.
+    """
+    release = load_release(folder)
+    evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
+    output, drawn = folder / FIGURES, []
+    label = own_label(evaluation, release.name)
+    if label is not None:
+        models = [model for model in evaluation.models if model.label == label]
+        drawn += draw_dimensions(Evaluation(models, evaluation.select(model=label), evaluation.examples), output)
+        drawn += draw_languages(summarize(evaluation, label), output)
+        drawn += draw_pareto(evaluation, output)
+    drawn += draw_learning(evaluation, output)
+    for number, (stage, curves) in enumerate(_load_losses(folder).items()):
+        drawn += save(curves_figure(curves, stage), output, f"{_CURVES}{number}")
+    for path in {*output.glob("*.svg"), *output.glob("*.png")} - {*drawn}:
+        path.unlink()
+    return drawn
+
+
+def drawn_figures(folder: Path) -> dict[str, Any]:
+    """Return the path of each figure by name, None if there is none, and stage and path of each under ``curves``."""
+    stages = [(stage, _path(folder, f"{_CURVES}{number}")) for number, stage in enumerate(_load_losses(folder))]
+    curves = [{"stage": stage, "path": path} for stage, path in stages if path]
+    return {**{name: _path(folder, name) for name in _FIGURES}, "curves": curves}
+
+
+def _path(folder: Path, name: str) -> str | None:
+    path = FIGURES / f"{name}.png"
+    return path.as_posix() if (folder / path).is_file() else None
+
+
+def _load_losses(folder: Path) -> dict[str, Curves]:
+    path = folder / LOSSES
+    if not path.is_file():
+        return {}
+    try:
+        return {str(stage): dict(curves) for stage, curves in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: holds no losses ({type(error).__name__}); pack the run again") from None

@@ -1,49 +1,62 @@
-"""How a model came about: from its run back to what it started from and learnt from, as far as that is at hand."""
+"""Training lineage of a model: the stages behind it and their data, from the files of the runs."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import DATA, FINAL_MODEL, public_name, step_of
-from training.config.arguments import StageArguments
-from training.config.lora_arguments import LoraArguments
-from training.data.text_format import TextFormat
-from training.distillation.text_teacher import text_teacher_identity
-from training.models.adapter_folder import MERGED_ADAPTER
-from training.models.model_identity import model_revision
-from training.publishing.adapter_model import ADAPTER_CONFIG, adapter_parameters
-from training.publishing.cleaning import clean_arguments
-from training.publishing.folder_model import base_named
+from training.common.run_folder import DATA, FINAL_MODEL, step_of
+from training.config.arguments import LoraArguments, StageArguments
+from training.data.instructions import TextFormat
+from training.data.manifest import Entry, Manifest, find_entry_files, read_manifest
+from training.data.prepared import DESCRIPTION, find_prepared
+from training.distillation.teacher import text_teacher_identity
+from training.evaluation.summary import known_rows
+from training.models.merging import find_beside, read_merge
+from training.models.model_ref import MERGED_ADAPTER, model_revision
+from training.publishing.adapter import adapter_weights, local_reference
 from training.publishing.hub.progress import progress_of
-from training.publishing.merged import MergedParent, merge_arguments, merged_parents, newest_of_runs
-from training.publishing.model_files import read_model_files
-from training.publishing.record import Reference, StageRecord
-from training.publishing.states import COMMIT, ModelState, read_json, state_of
-from training.publishing.training_data import TEACHER_DATA, sources_of
+from training.publishing.model_files import ADAPTER_CONFIG, base_named, read_model_files
+from training.publishing.record import Reference, SourceRecord, StageRecord
+from training.publishing.states import COMMIT, ModelState, clean_arguments, read_json, state_of
 from training.publishing.weights import read_weights
 from training.stages.continuation import read_changes
 
 logger = logging.getLogger("training")
 
 ARGUMENTS = "training_arguments.json"
-# What of a stage says how it cuts, and on what texts; the rest of the keys are about training.
-_CUT = ("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary")
-_TEXTS = (
+# Entries of a run's data.json that are not sources.
+_TEACHER, _BASE = "the teacher", "the base"
+_HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
+# Keys of pruning, and of the data that it reads; all other keys are about training.
+_PRUNING = ("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary")
+_PRUNING_DATA = (
     *("manifest_stage", "builder", "builder_options", "sources", "task_types", "cap", "source_caps"),
     *("validation_share", "on_bad_row", "max_length", "instructions", "document_instruction_share", "seed"),
 )
-# Without effect in a stage that lacks the key they belong to.
+# Keys without effect unless the key on the left is given.
 _DEPENDENT = {
     "teacher": ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template"),
     "lora": tuple(each.name for each in fields(LoraArguments)),
     "evaluation_sample": ("evaluation_sample", "evaluation_sample_candidates"),
     "early_stopping_patience": ("early_stopping_patience", "early_stopping_threshold"),
 }
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """A model that was merged: what may be published of it, its state if it is here, its folder or Hub name."""
+
+    reference: Reference
+    state: ModelState | None
+    path: str
 
 
 class Lineage:
@@ -53,43 +66,40 @@ class Lineage:
         state: The model.
 
     Attributes:
-        states: By the stage's name, what the stage made; the oldest first, the model itself last. A stage stands behind
-            what it started from and what it learnt from.
+        states: The model that each stage made, by name; predecessors and teachers come before their stage, and the
+            model itself is last.
     """
 
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
         self._references: dict[Path, Reference] = {}
-        self._parents: dict[Path, list[MergedParent]] = {}
+        self._parents: dict[Path, list[_Parent]] = {}
+        # Comparing a teacher with the one that taught reads its weights.
+        self._predecessors: dict[tuple[Path, str], ModelState | None] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
-        """The stages, as a release tells them."""
+        """Return the records of the stages."""
         return tuple(self._record(name, state) for name, state in self.states.items())
 
     def origins(self) -> tuple[Reference, Reference | None]:
-        """What the model itself started from, and what it learnt from; None without a teacher."""
+        """Return what the model itself started from, and its teacher if it has one."""
         *_, state = self.states.values()
         return self._reference(state, "model"), self._teacher(state)
 
     def outside(self) -> list[tuple[str, str]]:
-        """What the stages started or learnt from, or were merged of, and is no stage: its public name and its place."""
+        """Return public name and path of each model that a stage used and that is not a stage itself."""
         found = []
         for state in self.states.values():
-            if state.merges:
-                parents = [parent for parent in self._parents[state.folder.resolve()] if parent.state is None]
-                found += [(parent.reference.name, parent.place) for parent in parents]
+            parents = self._parents.get(state.folder.resolve(), ())
+            found += [(parent.reference.name, parent.path) for parent in parents if parent.state is None]
             for key in ("model", "teacher"):
-                written = state.keys.get(key)
-                if written is not None and self._state(state, key) is None:
-                    found.append((self._reference(state, key).name, str(state.place(str(written)))))
+                if state.keys.get(key) is not None and self._predecessor(state, key) is None:
+                    found.append((self._reference(state, key).name, str(state.resolve(str(state.keys[key])))))
         return list(dict.fromkeys(found))
 
-    def _teacher(self, state: ModelState) -> Reference | None:
-        return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
-
     def _visit(self, state: ModelState, above: tuple[Path, ...]) -> Reference:
-        """Takes a stage in behind those before it; ``above`` are the folders that led to it."""
+        """Add a stage after its predecessors; ``above`` are the folders that led to it."""
         folder = state.folder.resolve()
         if folder in above:
             raise UserError(
@@ -99,82 +109,78 @@ class Lineage:
             if state.merges:
                 self._visit_merged(state, (*above, folder))
             else:
-                for before in filter(None, (self._state(state, key) for key in ("teacher", "model"))):
+                for before in filter(None, (self._predecessor(state, key) for key in ("teacher", "model"))):
                     self._visit(before, (*above, folder))
-            name = _unused(state.name, self.states)
+            name, number = state.name, 1
+            while name in self.states:
+                number += 1
+                name = f"{state.name}-{number}"
             self.states[name] = state
             self._references[folder] = Reference("stage", name)
         return self._references[folder]
 
     def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> None:
-        """Takes in what a model was merged from; several states of one run are one stage."""
-        parents = merged_parents(state)
-        at_hand = [parent.state for parent in parents if parent.state is not None]
-        of_runs = {run: self._visit(newest, above) for run, newest in newest_of_runs(at_hand).items()}
-        for before in at_hand:
+        """Add what a model was merged from; several states of one run are one stage."""
+        parents = [_parent(state.folder, noted) for noted in read_merge(state.folder)["parents"]]
+        states = [parent.state for parent in parents if parent.state is not None]
+        of_runs = {run: self._visit(newest, above) for run, newest in _newest_of_runs(states).items()}
+        for before in states:
             self._references.setdefault(before.folder.resolve(), of_runs[before.run.resolve()])
         self._parents[state.folder.resolve()] = parents
 
-    @staticmethod
-    def _state(state: ModelState, key: str) -> ModelState | None:
-        """The model behind a key, if a run made it, and it is at hand as it was then."""
-        written = state.keys.get(key)
-        before = state_of(state.place(str(written))) if written is not None else None
-        return before if before is None or key != "teacher" or _taught(before, state) else None
+    def _predecessor(self, state: ModelState, key: str) -> ModelState | None:
+        """The model that ``model`` or ``teacher`` names, if a run made it and it is still the same."""
+        place = state.folder, key
+        if place not in self._predecessors:
+            path = state.keys.get(key)
+            before = state_of(state.resolve(str(path))) if path is not None else None
+            changed = before is not None and key == "teacher" and not _taught(before, state)
+            self._predecessors[place] = None if changed else before
+        return self._predecessors[place]
 
     def _reference(self, state: ModelState, key: str) -> Reference:
-        """What a stage started from, or learnt from."""
         if state.is_unknown:
             base = base_named(state.folder)
             return Reference("hub", base) if base else Reference("unknown")
-        written = state.keys.get(key)
-        if written is None:
+        if state.keys.get(key) is None:
             return Reference("scratch")
-        before = self._state(state, key)
+        before, path = self._predecessor(state, key), str(state.keys[key])
         if before is not None:
             return self._references[before.folder.resolve()]
-        if state.is_hub_name(str(written)):
-            return Reference("hub", str(written), _commit(state) if key == "teacher" else None)
-        place = Path(str(written))
-        if state.place(str(written)).exists():
+        if state.is_hub_name(path):
+            noted = _noted_teacher(state) if key == "teacher" else None
+            return Reference("hub", path, noted if noted and COMMIT.fullmatch(noted) else None)
+        if state.resolve(path).exists():
             logger.warning(
-                "%s: %s %s was made by no run, or changed since; its stages are not told", state.name, key, place
+                "%s: %s %s was not made by a run, or changed since; its stages are left out", state.name, key, path
             )
-        # `runs/big/model` says more as `big`.
-        named = place.parent if place.name == "model" else place
-        return Reference("local", public_name(str(named)))
+        return local_reference(path)
 
-    def _merging(self, name: str, state: ModelState) -> StageRecord:
-        references = (
-            self._references[parent.state.folder.resolve()] if parent.state else parent.reference
-            for parent in self._parents[state.folder.resolve()]
-        )
-        parents = tuple(dict.fromkeys(references))
-        return StageRecord(
-            name=name,
-            kind="merging",
-            start=parents[0],
-            parameters=_parameters(state.folder),
-            written=merge_arguments(state),
-            arguments=merge_arguments(state),
-            parents=parents,
-        )
+    def _teacher(self, state: ModelState) -> Reference | None:
+        return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
 
     def _record(self, name: str, state: ModelState) -> StageRecord:
+        known = {"parameters": _parameters(state.folder), "arguments": stage_arguments(state)}
         if state.merges:
-            return self._merging(name, state)
+            references = (
+                self._references[parent.state.folder.resolve()] if parent.state else parent.reference
+                for parent in self._parents[state.folder.resolve()]
+            )
+            parents = tuple(dict.fromkeys(references))
+            return StageRecord(name, "merging", parents[0], given=(*known["arguments"],), parents=parents, **known)
+        start = self._reference(state, "model")
         if state.is_unknown:
-            start, told = self._reference(state, "model"), stage_arguments(state)
-            return StageRecord(name, "unknown", start, parameters=_parameters(state.folder), arguments=told)
-        progress = progress_of(state)
+            return StageRecord(name, "unknown", start, **known)
+        progress, given = progress_of(state), _in_effect(state, clean_arguments(state.keys))
+        # The run's list wins where a recipe was edited since.
+        known["arguments"] = {**known["arguments"], **given, **known["arguments"]}
         return StageRecord(
             name=name,
             kind=_kind(state),
-            start=self._reference(state, "model"),
+            start=start,
             teacher=self._teacher(state),
-            parameters=_parameters(state.folder),
-            written=_in_effect(state, clean_arguments(state.keys)),
-            arguments=stage_arguments(state),
+            **known,
+            given=tuple(given),
             sources=sources_of(state),
             steps=progress.steps,
             epochs=progress.epochs,
@@ -183,14 +189,26 @@ class Lineage:
         )
 
 
-def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
-    """Keys that were changed while a state was trained, without those that name places."""
-    told = []
-    for note in read_changes(state.run):
-        before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
-        if after and (state.folder.name == FINAL_MODEL or note["step"] < step_of(state.folder)):
-            told.append({"step": note["step"], "keys": {key: [before[key], after[key]] for key in after}})
-    return tuple(told)
+def _parent(folder: Path, noted: Mapping[str, Any]) -> _Parent:
+    is_on_hub = "revision" in noted
+    reference = Reference("hub" if is_on_hub else "local", noted["name"], noted.get("revision"))
+    found = find_beside(folder, noted)
+    return _Parent(reference, found and state_of(found), str(found or (noted["name"] if is_on_hub else "")))
+
+
+def _newest_of_runs(states: Iterable[ModelState]) -> dict[Path, ModelState]:
+    """The last state of each run: its training includes that of the others."""
+    newest: dict[Path, ModelState] = {}
+    for state in states:
+        run = state.run.resolve()
+        newest[run] = max(newest.get(run, state), state, key=_age)
+    return newest
+
+
+def _age(state: ModelState) -> float:
+    """Steps of a checkpoint; a finished model is newer than any."""
+    is_final = state.folder.name == FINAL_MODEL or state.merges
+    return float("inf") if is_final else float(state.folder.name.rpartition("-")[2])
 
 
 def _kind(state: ModelState) -> str:
@@ -201,12 +219,22 @@ def _kind(state: ModelState) -> str:
     return "merged_adapter" if (state.folder / MERGED_ADAPTER).is_file() else "training"
 
 
+def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
+    """Public keys that were changed before a state was reached."""
+    public = []
+    for note in read_changes(state.run):
+        before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
+        if after and (state.folder.name == FINAL_MODEL or note["step"] < step_of(state.folder)):
+            public.append({"step": note["step"], "keys": {key: [before[key], after[key]] for key in after}})
+    return tuple(public)
+
+
 def _taught(teacher: ModelState, student: ModelState) -> bool:
-    """Whether a model is still the one whose identity a run noted as that of its teacher."""
+    """Whether a model is still the teacher whose identity the student's run noted."""
     noted, revision = _noted_teacher(student), model_revision(str(teacher.folder), "key 'teacher'")
     if noted in (None, revision):
         return True
-    # A teacher that was given texts is known by how it was given them, too.
+    # The identity of a teacher that reads texts includes how it was given them.
     templates = {name: student.keys.get(f"teacher_{name}") for name in ("query_template", "document_template")}
     text_format = TextFormat(**{name: template for name, template in templates.items() if template is not None})
     try:
@@ -217,54 +245,118 @@ def _taught(teacher: ModelState, student: ModelState) -> bool:
 
 
 def _noted_teacher(state: ModelState) -> str | None:
-    """What a run noted of its teacher among its data: the commit on the Hub, or a digest."""
-    return read_json(state.run / DATA).get(TEACHER_DATA)
-
-
-def _commit(state: ModelState) -> str | None:
-    """The commit of a teacher on the Hub; None if the run noted no commit."""
-    noted = _noted_teacher(state)
-    return noted if noted is not None and COMMIT.fullmatch(noted) else None
-
-
-def _unused(name: str, taken: Any) -> str:
-    """The name, with a number if another stage has it."""
-    numbered, number = name, 2
-    while numbered in taken:
-        numbered, number = f"{name}-{number}", number + 1
-    return numbered
+    """The teacher's identity that a run noted: a commit on the Hub, or a digest."""
+    return read_json(state.run / DATA).get(_TEACHER)
 
 
 def _parameters(folder: Path) -> int | None:
-    """Parameters of a stage's model; None if its weights are no longer whole."""
+    """Parameters of a stage's model; None if its weights are damaged or gone."""
     try:
         if (folder / ADAPTER_CONFIG).is_file():
-            return adapter_parameters(folder)
+            return adapter_weights(folder).parameters
         return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
-    # A damaged configuration comes out of the library as anything; the model that is packed was looked at before.
+    # `from_pretrained` can raise any exception on a corrupt folder; the packed model itself was checked before.
     except Exception as error:
-        logger.warning("%s: its parameters are not told (%s)", folder, in_one_line(error))
+        logger.warning("%s: its parameters are left out (%s)", folder, in_one_line(error))
         return None
 
 
 def stage_arguments(state: ModelState) -> dict[str, Any]:
-    """Every hyper-parameter that was in effect when a state was made."""
+    """Return all hyper-parameters in effect when a model was made."""
     if state.merges:
-        return merge_arguments(state)
+        record = read_merge(state.folder)
+        names, weights = ([parent[key] for parent in record["parents"]] for key in ("name", "weight"))
+        return {"method": record["method"], "models": names, "weights": weights}
     if state.is_unknown:
         # A copy of a run's model still has them.
         return clean_arguments(read_json(state.folder / ARGUMENTS)) if (state.folder / ARGUMENTS).is_file() else {}
     if not state.prunes:
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
-    # A cut model comes without a list of them.
+    # Pruning saves no list of arguments.
+    given = clean_arguments(state.keys)
     defaults = {each.name: each.default for each in fields(StageArguments)}
-    written = clean_arguments(state.keys)
-    return {key: written.get(key, defaults[key]) for key in (*_CUT, *_TEXTS)}
+    return {key: given.get(key, defaults[key]) for key in (*_PRUNING, *_PRUNING_DATA)}
 
 
 def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments without those that a stage of its kind does not read."""
+    """The arguments that a stage of this kind reads."""
     if state.prunes:
-        return {key: value for key, value in arguments.items() if key in (*_CUT, *_TEXTS)}
+        return {key: value for key, value in arguments.items() if key in (*_PRUNING, *_PRUNING_DATA)}
     unread = {each for key, dependent in _DEPENDENT.items() if not state.keys.get(key) for each in dependent}
-    return {key: value for key, value in arguments.items() if key not in unread.union(_CUT)}
+    return {key: value for key, value in arguments.items() if key not in unread.union(_PRUNING)}
+
+
+def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
+    """Return the sources that a run read, in its order.
+
+    A source whose prepared data is gone or was prepared again has what the manifest says of it, without row counts.
+    """
+    folder = (
+        state.resolve(str(state.keys["prepared_dir"])) if state.keys.get("prepared_dir") else state.run / "prepared"
+    )
+    # Pruning in earlier versions did not write the file.
+    noted = {} if state.prunes and not (state.run / DATA).exists() else read_json(state.run / DATA)
+    fingerprints = {name: each for name, each in noted.items() if name not in (_TEACHER, _BASE)}
+    prepared = [read_json(path / DESCRIPTION) for path in find_prepared(folder, fingerprints)]
+    found = {name: {} for name in fingerprints} | {each["name"]: each for each in prepared}
+    manifest = _manifest(state)
+    on_hub = _HUB_DATASET.match(str(manifest.folder)) if manifest is not None else None
+    records = [_source(name, each, _entry_of(name, manifest), on_hub and on_hub[1]) for name, each in found.items()]
+    unknown = [record.name for record in records if record.rows is None]
+    if unknown:
+        logger.warning("%s: the prepared data is gone, rows are left out (%s)", state.name, ", ".join(unknown))
+    return tuple(records)
+
+
+def _source(name: str, prepared: Mapping[str, Any], entry: Entry | None, dataset: str | None) -> SourceRecord:
+    licence = entry.licence if entry else None
+    if not prepared:
+        task_type, languages = (entry.task_type, tuple(entry.languages)) if entry else (None, ())
+        return SourceRecord(name, task_type, languages, None, None, None, licence, dataset)
+    task_type, languages, rows = prepared["task_type"], tuple(prepared["languages"]), prepared["rows"]
+    instruction = prepared["instruction"]
+    return SourceRecord(name, task_type, languages, rows["train"], rows["validation"], instruction, licence, dataset)
+
+
+def _manifest(state: ModelState) -> Manifest | None:
+    """The run's manifest; None if it is gone."""
+    path = state.resolve(str(state.keys["manifest"])) if state.keys.get("manifest") else None
+    if path is None or not path.is_file():
+        return None
+    data_dir = state.keys.get("data_dir")
+    if data_dir is not None and "://" not in str(data_dir):
+        data_dir = state.resolve(str(data_dir))
+    try:
+        return read_manifest(path, data_dir)
+    except UserError as error:
+        logger.warning("licences of %s are left out: %s", state.name, error)
+        return None
+
+
+def language_rows_of(state: ModelState) -> dict[str, int]:
+    """Return the training rows by language, from the files of the manifest; empty if these are not local."""
+    manifest = _manifest(state)
+    if manifest is None or not isinstance(manifest.folder.root, Path):
+        return {}
+    return known_rows(manifest.path) or {}
+
+
+def _entry_of(name: str, manifest: Manifest | None) -> Entry | None:
+    """The manifest's entry of a source, or of the collection that holds its file; None if that is uncertain."""
+    if manifest is None:
+        return None
+    for entry in manifest.entries:
+        if entry.name == name and not entry.each_file:
+            return entry
+    matching = [
+        entry
+        for entry in manifest.entries
+        if entry.each_file and any(fnmatch(name, Path(file).stem) for file in entry.files)
+    ]
+    if isinstance(manifest.folder.root, Path):
+        # The name may match the pattern of another folder, too: the files decide, as far as they are there.
+        stems = [
+            {file.stem for files in find_entry_files(manifest, each).values() for file in files} for each in matching
+        ]
+        matching = [each for each, there in zip(matching, stems, strict=True) if name in there or not there]
+    return matching[0] if len(matching) == 1 else None

@@ -1,33 +1,36 @@
-"""The files of a run's model that are released beside its weights: configurations, tokenizer, modules, remote code."""
+"""The files of a model that are released beside its weights: configurations, tokenizer, modules, remote code."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_f2llm
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from modeling_f2llm.tokenizer import end_token_id
 from training.common.errors import UserError, in_one_line
-from training.config.planning_arguments import SHAPE
-from training.models.checks import check_tokenizer_file
-from training.models.older_readers import write_for_older_readers
-from training.publishing.cleaning import VOCABULARIES, clean_config
-from training.publishing.states import read_json
+from training.common.outputs import temporary_folder
+from training.config.checks import SHAPE
+from training.models.model_folder import check_tokenizer_file, write_for_older_readers
+from training.models.model_ref import MERGED_ADAPTER, why_not_last_token
+from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, read_json, write_json
+from training.publishing.weights import Weights, copy_weights
 
+CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE = "config_sentence_transformers.json", "sentence_bert_config.json"
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
-_CONFIG, _MODULES, _SENTENCES = "config.json", "modules.json", "config_sentence_transformers.json"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-# These are there with some tokenizers and versions only.
+# Files that only some tokenizers and versions write.
 _TOKENIZER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", *VOCABULARIES[1:])
-_MODULE_FILES = ("config.json", "sentence_bert_config.json")
-# What is told of a shape, by the configuration's names.
+# Fields of the configuration in the record.
 _SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings"),
@@ -36,23 +39,14 @@ _SHAPE = (
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a model's folder says of the model.
-
-    Attributes:
-        folder: The folder.
-        config: Its shape.
-        sentences: Its ``config_sentence_transformers.json``.
-        code: Files of remote code.
-        modules: Folders of the sentence-transformers modules that are not the folder itself.
-        max_length: Tokens of a text at most.
-    """
+    """What a model's folder says of the model."""
 
     folder: Path
     config: F2LLMConfig
-    sentences: Mapping[str, Any]
-    code: tuple[Path, ...]
-    modules: tuple[str, ...]
-    max_length: int
+    sentences: Mapping[str, Any]  # config_sentence_transformers.json
+    code: tuple[Path, ...]  # files of remote code
+    modules: tuple[str, ...]  # subfolders of sentence-transformers modules
+    max_length: int  # maximum tokens of a text
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -61,7 +55,7 @@ class ModelFiles:
 
     @property
     def dimensions(self) -> tuple[int, ...]:
-        """Widths that were trained, the full one first."""
+        """Trained widths, the full one first."""
         width = self.config.hidden_size
         return (width, *(each for each in self.config.matryoshka_dimensions or () if each != width))
 
@@ -76,44 +70,51 @@ class ModelFiles:
         return dict(self.sentences.get("__version__") or {})
 
 
-def read_model_files(folder: Path) -> ModelFiles:
-    """Looks at a model's folder.
+@dataclass(frozen=True)
+class ModelToPack:
+    """A model or an adapter that is to be packed."""
 
-    Raises:
-        UserError: If it holds no model that can be packed, or a file is missing or damaged.
-    """
-    if (folder / "adapter_config.json").is_file():
+    weights: Weights
+    fields: dict[str, Any]  # of the release's record
+    copy_files: Callable[[Path, str], None]  # copies all but the weights to a folder, for weights of a dtype
+
+    def copy_weights(self, folder: Path, dtype: str, max_shard_size: str) -> None:
+        """Write the weights as ``dtype``, in files of at most a size."""
+        copy_weights(self.weights, folder, dtype, max_shard_size)
+
+
+def shape_of(config: F2LLMConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that make the shape."""
+    return {name: getattr(config, name) for name in _SHAPE}
+
+
+def family_of(config: F2LLMConfig) -> str | None:
+    """Return the name of the published model of the same shape, if there is one."""
+    published = {name: F2LLMConfig.from_family(name) for name in FAMILY}
+    same = (n for n, each in published.items() if all(getattr(config, f) == getattr(each, f) for f in SHAPE))
+    return next(same, None)
+
+
+def read_model_files(folder: Path) -> ModelFiles:
+    """Look at the folder of a whole model."""
+    if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
-    _require(folder, _CONFIG)
+    _require(folder, CONFIG)
     sentences, modules = read_sentence_files(folder)
-    try:
-        config = F2LLMConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # Damaged files come out of the libraries as anything.
-    except Exception as error:
-        raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); pack another state of the run") from None
+    tokenizer, config = _load(folder, "pack another state of the run")
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return ModelFiles(folder, config, sentences, _code(folder), modules, length)
 
 
 def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What sentence-transformers reads of a model's or an adapter's folder: its settings and folders of modules.
-
-    Raises:
-        UserError: If a file is missing or damaged.
-    """
-    for name in (_MODULES, _SENTENCES, *_TOKENIZER):
+    """Return the sentence-transformers settings of a model or adapter, and the subfolders of its modules."""
+    for name in (MODULES, SENTENCE_TRANSFORMERS, TOKENIZER, TOKENIZER_CONFIG):
         _require(folder, name)
     check_tokenizer_file(folder)
-    modules = tuple(module["path"] for module in read_json(folder / _MODULES) if module["path"])
+    modules = tuple(module["path"] for module in read_json(folder / MODULES) if module["path"])
     for module in modules:
-        _require(folder, f"{module}/{_CONFIG}")
-    return read_json(folder / _SENTENCES), modules
-
-
-def shape_of(config: F2LLMConfig) -> dict[str, Any]:
-    """The fields of a configuration that make the shape."""
-    return {name: getattr(config, name) for name in _SHAPE}
+        _require(folder, f"{module}/{CONFIG}")
+    return read_json(folder / SENTENCE_TRANSFORMERS), modules
 
 
 def _require(folder: Path, name: str) -> None:
@@ -121,63 +122,143 @@ def _require(folder: Path, name: str) -> None:
         raise UserError(f"{folder}: the model is damaged, it lacks {name}; pack another state of the run")
 
 
-def _code(folder: Path) -> tuple[Path, ...]:
-    """The files of remote code that ``auto_map`` names, and those that they import from beside them.
+def _load(folder: Path, remedy: str) -> tuple[PreTrainedTokenizerBase, F2LLMConfig]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer, F2LLMConfig.from_pretrained(folder)
+    # `from_pretrained` can raise any exception on a corrupt folder.
+    except Exception as error:
+        raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); {remedy}") from None
 
-    They are taken from this checkout: a run keeps the code of its day, a release is to have the one that is tested.
+
+def _code(folder: Path) -> tuple[Path, ...]:
+    """The files that ``auto_map`` names, and those that they import.
+
+    They come from this checkout, not from the run: a release gets the code that is tested.
     """
     found = set()
-    for target in read_json(folder / _CONFIG).get("auto_map", {}).values():
+    for target in read_json(folder / CONFIG).get("auto_map", {}).values():
         path = _PACKAGE / f"{target.rpartition('.')[0]}.py"
         if not path.is_file():
-            raise UserError(f"{folder / _CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
+            raise UserError(f"{folder / CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
         found |= {path, *map(Path, get_relative_import_files(path))}
     return tuple(sorted(found))
 
 
-def family_of(config: F2LLMConfig) -> str | None:
-    """The published model of the same shape; None if there is none."""
-    for name in FAMILY:
-        published = F2LLMConfig.from_family(name)
-        if all(getattr(config, field) == getattr(published, field) for field in SHAPE):
-            return name
-    return None
-
-
 def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
-    """Copies all that is released of a model's folder but its weights, in a form that older readers know, too.
-
-    Args:
-        files: The model's files.
-        folder: Where they go.
-        dtype: Of the weights that go there, too.
-    """
-    source = files.folder
-    _write_json(folder / _CONFIG, clean_config({**read_json(source / _CONFIG), "dtype": dtype}))
+    """Copy everything except the weights, which will be ``dtype``, to a folder, readable for older versions, too."""
+    write_json(folder / CONFIG, clean_config({**read_json(files.folder / CONFIG), "dtype": dtype}))
     for path in files.code:
         shutil.copyfile(path, folder / path.name)
-    copy_sentence_files(source, files.modules, folder)
+    copy_sentence_files(files.folder, files.modules, folder)
 
 
 def copy_sentence_files(source: Path, modules: Iterable[str], folder: Path) -> None:
-    """Copies tokenizer, modules and their settings, in a form that older readers know, too.
-
-    Args:
-        source: Where they are.
-        modules: Folders of modules there.
-        folder: Where they go.
-    """
-    _write_json(folder / "tokenizer_config.json", clean_config(read_json(source / "tokenizer_config.json")))
-    for name in (_MODULES, _SENTENCES, "sentence_bert_config.json", "tokenizer.json", *_TOKENIZER_OPTIONAL):
+    """Copy tokenizer, modules and their settings from ``source`` to ``folder``, readable for older versions, too."""
+    write_json(folder / TOKENIZER_CONFIG, clean_config(read_json(source / TOKENIZER_CONFIG)))
+    for name in (MODULES, SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE, TOKENIZER, *_TOKENIZER_OPTIONAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     for module in modules:
         (folder / module).mkdir(parents=True)
-        for name in _MODULE_FILES:
+        for name in (CONFIG, TRANSFORMER_MODULE):
             if (source / module / name).is_file():
-                _write_json(folder / module / name, clean_config(read_json(source / module / name)))
+                write_json(folder / module / name, clean_config(read_json(source / module / name)))
     write_for_older_readers(folder)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+@contextmanager
+def standard_settings(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder with settings and tokenizer of a model without a run, as a run would save them.
+
+    Args:
+        folder: Folder of a Qwen3 model of sentence-transformers with last-token pooling and normalisation.
+    """
+    _check_kind(folder)
+    tokenizer, config = _load(folder, "save the model again")
+    if not read_json(folder / CONFIG).get("is_matryoshka"):
+        # F2LLMConfig assumes by default that a model was trained at several widths.
+        config.is_matryoshka, config.matryoshka_dimensions = False, None
+    if end_token_id(tokenizer) is None:
+        raise UserError(
+            f"{folder}: its tokenizer puts no token after a text, of which the embedding could be read; fine-tune it "
+            "here (key 'model'), or save it with a post-processor that appends one"
+        )
+    sentences, transformer = (_read_optional(folder / name) for name in (SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE))
+    if transformer.get("do_lower_case"):
+        raise UserError(
+            f"{folder / TRANSFORMER_MODULE}: do_lower_case changes texts, which servers do not; it is not packed"
+        )
+    if sentences.get("default_prompt_name") is not None:
+        raise UserError(
+            f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name puts a prompt before documents, too; set it to null"
+        )
+    lengths = (tokenizer.model_max_length, config.max_position_embeddings, transformer.get("max_seq_length"))
+    with temporary_folder() as temporary:
+        output = Path(temporary)
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        tokenizer.model_max_length = int(min(length for length in lengths if length))
+        tokenizer.save_pretrained(output)
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+        config.save_pretrained(output)
+        # The code of this repository computes any Qwen3.
+        code = {"AutoConfig": "configuration_f2llm.F2LLMConfig", "AutoModel": "modeling_f2llm.F2LLMModel"}
+        write_json(output / CONFIG, {**read_json(output / CONFIG), "auto_map": code})
+        _write_modules(output, config.hidden_size)
+        prompts = {"query": "", "document": "", **(sentences.get("prompts") or {})}
+        settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+        write_json(output / SENTENCE_TRANSFORMERS, {**sentences, **settings})
+        # `write_for_older_readers` adds the lengths.
+        write_json(output / TRANSFORMER_MODULE, {})
+        yield output
+
+
+def _check_kind(folder: Path) -> None:
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind != "qwen3":
+        raise UserError(f"{folder}: is a {kind}; only models of the Qwen3 architecture are packed")
+    if (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
+        raise UserError(f"{folder}: holds an adapter, or a model that one was merged into; pack the adapter's run")
+    check_tokenizer_file(folder)
+    wrong = why_not_last_token(str(folder))
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in read_json(folder / MODULES)]
+    if wrong or "Normalize" not in kinds:
+        raise UserError(
+            f"{folder}: {wrong or 'does not normalise its embeddings'}; only models with last-token pooling and "
+            "normalisation are packed"
+        )
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _write_modules(folder: Path, width: int) -> None:
+    paths = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(paths.items())
+    ]
+    write_json(folder / MODULES, modules)
+    pooling = {"embedding_dimension": width, "pooling_mode": "lasttoken", "include_prompt": True}
+    for path, settings in {"1_Pooling": pooling, "2_Normalize": {}}.items():
+        (folder / path).mkdir()
+        write_json(folder / path / CONFIG, settings)
+
+
+def base_named(folder: Path) -> str | None:
+    """Return the Hub repository that a model's card or configuration names as its base, if any."""
+    named: list[Any] = [card_field(folder / "README.md", "base_model"), read_json(folder / CONFIG).get("_name_or_path")]
+    flat = [name for each in named for name in (each if isinstance(each, list) else [each])]
+    return next((name for name in flat if isinstance(name, str) and is_hub_name(name)), None)
+
+
+def card_field(path: Path, name: str) -> Any:
+    """Return a field of a card's header; None if the card is missing or damaged, or lacks the field."""
+    if not path.is_file():
+        return None
+    try:
+        return getattr(ModelCard.load(path, ignore_metadata_errors=True).data, name)
+    # Errors of YAML and of huggingface_hub share no class.
+    except Exception:
+        return None

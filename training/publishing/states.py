@@ -1,112 +1,121 @@
-"""States of a run's model: the finished one and those of its checkpoints, and where the paths of a recipe lead."""
+"""A model that a run made: its states, where the paths of its recipe lead, and what of it may be published."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
+from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError
-from training.common.paths import place_of
-from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints
+from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints, place_of
 from training.common.yaml_file import load_yaml
-from training.models.merging.record import MERGE
+from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
+from training.models.merging import MERGE
 
-# What a model on the Hub is known by; the digest of a folder is shorter.
+# The identity of a model on the Hub; the digest of a folder is shorter.
 COMMIT = re.compile("[0-9a-f]{40}")
+PUBLIC_KEYS = LEARNT | RUNNING
+# Every other key: it names a path, an account or a machine, or has no effect here.
+WITHHELD_KEYS = PLACES | MACHINE | frozenset(REFUSED)
+# Vocabulary files of a tokenizer.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
+# Keys whose value is a mapping, which a command line gives as JSON.
+_MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to")
+# Keys of configurations that say where a model was loaded from.
+_ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "cache_dir", "_commit_hash")
+_SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
+# Shorter texts occur in files by chance.
+_SHORTEST = 8
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model that a run made, or that was merged of such models; or one of which no run is known.
+    """A model made by a run or a merge, or one without a known run."""
 
-    Attributes:
-        run: The run's folder; for a merged model, and one without a run, its own.
-        folder: The model's: ``RUN/model`` or ``RUN/checkpoint-N``.
-        keys: What the run was told, as its ``recipe.yaml`` has it; nothing for a merged model, and one without a run.
-    """
-
-    run: Path
-    folder: Path
-    keys: Mapping[str, Any]
+    run: Path  # folder of the run; of a merged model, or one without a run, its own
+    folder: Path  # folder of the model: RUN/model or RUN/checkpoint-N
+    keys: Mapping[str, Any]  # the run's recipe.yaml; empty without a run
 
     @property
     def name(self) -> str:
-        """The stage's name, with that of the checkpoint if it is one: ``stage2@checkpoint-500``."""
+        """The stage's name, followed by the checkpoint if it is one: ``stage2@checkpoint-500``."""
         stage = self.run.resolve().name
         return stage if self.folder.name == FINAL_MODEL or self.run == self.folder else f"{stage}@{self.folder.name}"
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nothing is known of how the model was made."""
+        """Whether nothing says how the model was made."""
         return not self.keys and not self.merges
 
     @property
     def prunes(self) -> bool:
-        """Whether the run cut a model instead of training one."""
+        """Whether the run pruned a model instead of training one."""
         return self.keys.get("prune_to") is not None or bool(self.keys.get("trim_vocabulary"))
 
     @property
     def merges(self) -> bool:
-        """Whether the model was merged of others."""
+        """Whether the model was merged from others."""
         return (self.folder / MERGE).is_file()
 
-    def place(self, written: str) -> Path:
-        """Where a path of the recipe leads now."""
-        return place_of(self.run, self.keys, written)
+    def resolve(self, path: str) -> Path:
+        """Return where a path of the recipe leads now."""
+        return place_of(self.run, self.keys, path)
 
-    def is_hub_name(self, written: str) -> bool:
-        """Whether a name in the recipe is one on the Hub: formed like one, and like no folder of this run's machine."""
-        parts = Path(written).parts
-        if os.path.isabs(written) or len(parts) != 2 or self.place(written).exists():
+    def is_hub_name(self, name: str) -> bool:
+        """Whether a name in the recipe is a Hub repository rather than a folder of the machine that trained."""
+        parts = Path(name).parts
+        if os.path.isabs(name) or self.resolve(name).exists() or not is_repository(name):
             return False
-        try:
-            validate_repo_id(written)
-        except HFValidationError:
-            return False
-        # `runs/old` that is no longer there is formed like a name on the Hub, too.
+        # `runs/old` that was deleted since looks like a Hub repository, too.
         folders = {Path(str(self.keys[key])).parts[0] for key in ("output_dir", "manifest") if self.keys.get(key)}
         return parts[0] not in folders and parts[1] != FINAL_MODEL and not parts[1].startswith("checkpoint-")
 
 
-def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
-    """The finished model of a run, or one of its checkpoints; or a merged model, or one of which no run is known.
+def is_repository(name: str) -> bool:
+    """Whether a text has the form ``ORG/NAME`` of a Hub repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 and len(Path(name).parts) == 2
 
-    Raises:
-        UserError: If the folder is no run and no model, the run is not finished, or it has no such checkpoint.
-    """
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name is one on the Hub, and not that of a folder here."""
+    return is_repository(name) and not Path(name).is_dir()
+
+
+def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
+    """Return the finished model of a run, one of its checkpoints, a merged model, or a model without a run."""
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a run")
-    if (run / MERGE).is_file() and checkpoint is None:
+    is_run = (run / RECIPE).is_file()
+    if checkpoint is None and ((run / MERGE).is_file() or (not is_run and _is_alone(run))):
         return ModelState(run, run, {})
-    if not (run / RECIPE).is_file() and checkpoint is None and _is_alone(run):
-        return ModelState(run, run, {})
-    if not (run / RECIPE).is_file():
+    if not is_run:
         raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
     known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
     if checkpoint is not None and not holds_model(run / checkpoint):
         raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
     if checkpoint is None and not (run / FINAL_MODEL).is_dir():
         raise UserError(
-            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it by run_stage.py --resume, or name one "
-            f"of its checkpoints with --checkpoint ({known})"
+            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with run_stage.py --resume, or name "
+            f"one of its checkpoints with --checkpoint ({known})"
         )
     return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
 
 
 def _is_alone(folder: Path) -> bool:
-    """Whether a folder holds a SentenceTransformer that is neither a run's nor packed.
-
-    Raises:
-        UserError: If it is packed.
-    """
+    """Whether a folder holds a SentenceTransformer that is neither part of a run nor packed."""
     if not all((folder / name).is_file() for name in ("config.json", "modules.json")):
         return False
     if (folder / "release.json").is_file():
@@ -122,10 +131,7 @@ def _hint(folder: Path) -> str:
 
 
 def state_of(folder: Path) -> ModelState | None:
-    """The state that a folder holds: of a run, its model or one of its checkpoints, or a merged model.
-
-    None if neither a run made it nor a merge.
-    """
+    """Return the state in the folder of a run, model, checkpoint or merged model; None for any other model."""
     if (folder / MERGE).is_file():
         return ModelState(folder, folder, {})
     if (folder / RECIPE).is_file() and (folder / FINAL_MODEL).is_dir():
@@ -137,12 +143,89 @@ def state_of(folder: Path) -> ModelState | None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
+    """Return the content of a JSON file of a run."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); the run is damaged") from None
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file as packed folders have them."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def clean_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a stage that may be published, of a recipe or a ``training_arguments.json``."""
+    public = {}
+    for key, value in arguments.items():
+        if key not in PUBLIC_KEYS:
+            continue
+        if key in _MAPPINGS and isinstance(value, str):
+            value = json.loads(value)
+        if key == "builder_options" and isinstance(value, Mapping):
+            # Texts among a builder's options may be folders.
+            value = {name: option for name, option in value.items() if isinstance(option, int | float | None)}
+        public[key] = value
+    return public
+
+
+def clean_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a model or tokenizer without the fields that say where it was loaded from."""
+    return {key: value for key, value in config.items() if key not in _ORIGINS}
+
+
+def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
+    """Return texts that no packed file may hold, each with a description that does not repeat it.
+
+    These are the folders of the runs, the paths in their recipes, the home folder, and secrets of the environment and
+    of the Hub's client.
+    """
+    texts = _folders(Path.home(), "the home folder") | _folders(Path.cwd(), "the working folder")
+    for state in states:
+        for run in (state.run.absolute(), state.run.resolve()):
+            texts |= _folders(run, f"the place of run {state.name}")
+        for key in (WITHHELD_KEYS | {"builder_options"}) & state.keys.keys():
+            for text in _texts(state.keys[key]):
+                if "/" in text and not state.is_hub_name(text):
+                    texts[text] = f"what key {key!r} of {state.name} says"
+    texts |= {value: f"the variable {name}" for name, value in os.environ.items() if _SECRET.search(name)}
+    texts |= {token: "the Hub's token" for token in [get_token()] if token}
+    return {text: what for text, what in texts.items() if len(text) >= _SHORTEST}
+
+
+def _folders(folder: Path, what: str) -> dict[str, str]:
+    """A folder and its parents, except those that exist on any machine: ``/home``, ``/workspace``."""
+    return {str(each): what for each in (folder, *folder.parents) if len(each.parts) > 2}
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a value of a recipe; a mapping may be written as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = json.loads(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def check_nothing_private(folder: Path, texts: Mapping[str, str]) -> None:
+    """Refuse a folder in which a file holds one of the ``texts`` of :func:`private_texts`."""
+    wanted = {written.encode(): what for text, what in texts.items() for written in (text, json.dumps(text)[1:-1])}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        # Weights are numbers under checked names, and a vocabulary may well hold `/usr/local`.
+        if path.suffix == ".safetensors" or path.name in VOCABULARIES:
+            continue
+        content = _uncompressed(path)
+        for text, what in wanted.items():
+            if text in content:
+                raise UserError(f"{path.name} would tell {what}; take it out of the run's files and pack again")
+
+
+def _uncompressed(path: Path) -> bytes:
+    """The bytes of a file; of an archive those of its members and their names."""
+    if not is_zipfile(path):
+        return path.read_bytes()
+    with ZipFile(path) as archive:
+        return b"\0".join(each for name in archive.namelist() for each in (name.encode(), archive.read(name)))

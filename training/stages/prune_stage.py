@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,27 +19,28 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.keyed import keyed_bits, text_key
-from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE, publish, write_whole
+from training.common.outputs import new_folder, write_whole
+from training.common.run_folder import (
+    DATA,
+    FINAL_MODEL,
+    IMPORTANCE_FILE,
+    RECIPE,
+)
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.prepared import PreparedSource
-from training.models.packed_texts import packed_texts
+from training.models.encoding import packed_texts
 from training.models.saved_prompts import kept_prompts
 from training.pruning.importance import Importance, calibrate
 from training.pruning.plan import make_plan
 from training.pruning.pruning import apply_plan
 from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
-from training.stages.setup import (
-    make_model,
-    make_tokenizer,
-    prepare_sources,
-    read_sources,
-)
+from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources
 
 logger = logging.getLogger(__name__)
 
-# What a pruning leaves beside the model: what matters, what stayed of it, and what trimming the vocabulary saved.
+# What a pruning leaves beside the model: what was measured, what of the model stayed, what trimming saved.
 _PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
 PRUNING_FILES = (IMPORTANCE_FILE, _PLAN, _VOCABULARY)
 _CALIBRATION = 41
@@ -49,14 +48,10 @@ _TOKENS_AT_ONCE = 8192
 
 
 def prune_stage(stage: Stage) -> None:
-    """Cuts the stage's model and writes the result to the stage's folder.
+    """Cut the stage's model and write the result to the stage's folder.
 
-    Beside the model lie its recipe, ``importance.safetensors`` (what was measured, for other cuts of the same model),
+    Beside the model lie its recipe, ``importance.safetensors`` (the measurement, for other cuts of the same model),
     ``pruning.yaml`` (what of the model stayed) and, if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
-
-    Raises:
-        UserError: If something the user gave is faulty, or the model cannot be cut to that shape.
-        StoppedError: If the result cannot be written.
     """
     args = stage.arguments
     needs_data = args.trim_vocabulary or (args.prune_to is not None and args.importance is None)
@@ -67,7 +62,7 @@ def prune_stage(stage: Stage) -> None:
     target = None if args.prune_to is None else pruned_config(model.config, args.prune_to_fields(), "key 'prune_to'")
     sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
     output_dir, before = Path(args.output_dir), model.num_parameters()
-    with _writing(output_dir):
+    try:
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         data = {source.name: source.description["fingerprint"] for source in sources}
         write_whole(output_dir / DATA, json.dumps(data, indent=2))
@@ -75,43 +70,49 @@ def prune_stage(stage: Stage) -> None:
             model = _cut(model, target, sources, args)
         if args.trim_vocabulary:
             model, tokenizer = _trim(model, tokenizer, sources, output_dir)
-        _save(model, tokenizer, output_dir / FINAL_MODEL, args)
+        prompts = kept_prompts(args)
+        with new_folder(output_dir / FINAL_MODEL) as partial:
+            saved = build_sentence_transformer(model, tokenizer, prompts.prompts)
+            saved.save_pretrained(str(partial), create_model_card=False)
+    except UserError:
+        raise
+    # safetensors and tokenizers raise other errors than OSError for a full disk.
+    except Exception as error:
+        if not isinstance(error, OSError) and "os error" not in str(error).lower():
+            raise
+        raise StoppedError(
+            f"{output_dir}: the cut model could not be written ({in_one_line(error)})",
+            "Mend that and run the same command again",
+        ) from error
+    logger.info("%s", prompts.line())
     logger.info("%s: cut from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
 
 
 def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments) -> F2LLMModel:
-    name = _weights_digest(model)
-    if args.importance is None:
-        batches = calibration_batches(sources, args.calibration_texts, args.seed, args.max_tokens_per_forward)
-        importance = calibrate(model.to(args.device), batches, name, autocast=args.bf16)
-        model.cpu()
-        importance.save(Path(args.output_dir) / IMPORTANCE_FILE)
-    else:
-        importance = Importance.load(Path(args.importance), model.config, name)
-    plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
-    plan.save(Path(args.output_dir) / _PLAN)
-    return apply_plan(model, target, plan)
-
-
-def _weights_digest(model: F2LLMModel) -> str:
-    """Tells a model by its weights, wherever they lie."""
+    output_dir = Path(args.output_dir)
+    # Names the model by its weights, wherever they lie.
     digest = xxh3_128()
     for name, weight in model.named_parameters():
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().numpy().data)
-    return digest.hexdigest()
+    if args.importance is None:
+        batches = calibration_batches(sources, args.calibration_texts, args.seed, args.max_tokens_per_forward)
+        importance = calibrate(model.to(args.device), batches, digest.hexdigest(), autocast=args.bf16)
+        model.cpu()
+        importance.save(output_dir / IMPORTANCE_FILE)
+    else:
+        importance = Importance.load(Path(args.importance), model.config, digest.hexdigest())
+    plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
+    plan.save(output_dir / _PLAN)
+    return apply_plan(model, target, plan)
 
 
 def calibration_batches(
     sources: Sequence[PreparedSource], texts: int, seed: int, max_tokens: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Packs about as many texts of every source, drawn by key.
+    """Pack the same number of texts of every source, drawn by key, into batches of token ids and lengths.
 
-    Args:
-        sources: The sources; one that has fewer texts gives all of them.
-        texts: Texts over all sources, rounded up to a whole number for each.
-        seed: Seed of the draw.
-        max_tokens: Tokens of a batch at most.
+    ``texts`` is their number over all sources, rounded up for each; a source that has fewer gives all of them.
     """
     each = -(-texts // len(sources))
     for source in sources:
@@ -132,30 +133,3 @@ def _trim(
     write_whole(output_dir / _VOCABULARY, json.dumps(asdict(report), indent=2) + "\n")
     logger.info("vocabulary: %s", report)
     return model, tokenizer
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """What cannot be written stops in one line; faults of the user's stay what they are."""
-    try:
-        yield
-    except UserError:
-        raise
-    # A full disk comes out of safetensors and tokenizers as errors of their own.
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error).lower():
-            raise
-        raise StoppedError(
-            f"{folder}: the cut model could not be written ({in_one_line(error)})",
-            "Mend that and run the same command again",
-        ) from error
-
-
-def _save(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, final: Path, args: StageArguments) -> None:
-    partial = final.with_name(f".{FINAL_MODEL}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    prompts = kept_prompts(args)
-    build_sentence_transformer(model, tokenizer, prompts.prompts).save_pretrained(str(partial), create_model_card=False)
-    publish(partial, final)
-    logger.info("%s", prompts.line())

@@ -21,14 +21,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.common.keyed import keyed_bits
-from training.models.adapter import adapter_draws_dropout
+from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import _chunks, _gather, embed_chunk
 
 _DROPOUT = 31
 
 
 def draws_dropout(model: Any) -> bool:
-    """Whether a model, not wrapped, draws dropout in training, in its attention or in an adapter."""
+    """Return whether an unwrapped model draws dropout in training, in its attention or in an adapter."""
     return bool(model.config.attention_dropout) or adapter_draws_dropout(model)
 
 
@@ -48,10 +48,10 @@ class CachedStep(NamedTuple):
     key: tuple[int, ...] = ()
 
     def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Accumulates the gradient of the loss in the model's parameters.
+        """Accumulate the gradient of the loss in the model's parameters.
 
         Args:
-            batch: This process's part of the batch, from :class:`~training.trainer.collator.PackedCollator`.
+            batch: This process's part of the batch, from :class:`~training.trainer.batches.PackedCollator`.
             loss_of: Scalar loss of the ``(n, d)`` embeddings of the whole batch; it may raise to stop the step.
 
         Returns:
@@ -88,7 +88,7 @@ class CachedStep(NamedTuple):
         return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
-        """This process's part of the gathered gradient; times the processes, over which the reduction averages."""
+        """Return this process's part of the gathered gradient, times the processes, as the reduction averages."""
         processes = self.accelerator.num_processes
         if processes == 1:
             return gradient
@@ -108,7 +108,7 @@ class CachedStep(NamedTuple):
 
 @contextmanager
 def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Draws inside are those of the key; draws outside are not disturbed."""
+    """Let draws inside be those of the key, without a change to draws outside."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(keyed_bits(_DROPOUT, *key)))
         yield

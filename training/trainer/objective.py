@@ -1,4 +1,4 @@
-"""What a batch is trained on: embeddings of its texts → the terms of the loss."""
+"""F2LLM's objective: embeddings of a batch's texts → the terms of the loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Objective:
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
         mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the text of
-            this row's positive or query, or the rows share their query, in whatever spelling and with or without
+            this row's positive or query, or the rows share their query, in any spelling and with or without
             instruction. The published training keeps it in.
         gather_gradients: Whether positives learn from the in-batch term too. In the published training on several GPUs
             they do not: it gathers them without gradient.
@@ -43,11 +43,11 @@ class Objective:
         teacher: Tensor | None = None,
         projected: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the terms of the loss by name; the loss is their sum.
+        """Return the terms of the loss by name; the loss is their sum.
 
         Args:
             embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
-            batch: What :class:`~training.trainer.collator.PackedCollator` built.
+            batch: What :class:`~training.trainer.batches.PackedCollator` built.
             teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher.
             projected: ``(n, d')``, ``d' <= D``: what is compared with the teacher's leading dimensions; the embeddings
                 themselves if None.
@@ -73,7 +73,7 @@ class Objective:
 
 
 def _duplicates(batch: Mapping[str, Any]) -> Tensor:
-    """``(b, b)`` booleans: other rows whose positive is no negative for this row's query."""
+    """Return ``(b, b)`` booleans: other rows whose positive must not be a negative of this row's query."""
     query, positive = batch["query"], batch["positive"]
     if "forms" in batch:
         query, positive = batch["forms"][query], batch["forms"][positive]

@@ -1,9 +1,8 @@
-"""What a Trainer of F2LLM leaves on disk: SentenceTransformer folders, complete or of an adapter, whole or absent."""
+"""What a Trainer writes to disk: complete SentenceTransformer folders, or adapters; each is whole or absent."""
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,44 @@ from transformers import PreTrainedModel, Trainer
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
-from training.common.optimizers import apply_options, options_of
-from training.common.run_folder import STAGING, last_checkpoint, publish, remove_leftovers, rotate
+from training.common.outputs import publish
+from training.common.run_folder import (
+    STAGING,
+    apply_options,
+    last_checkpoint,
+    options_of,
+    remove_leftovers,
+    rotate,
+)
 from training.config.arguments import StageArguments
 from training.distillation.projection import Projection
-from training.models.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
-from training.models.adapter_folder import note_base
+from training.models.adapters import (
+    ADAPTER_NAME,
+    ADAPTER_WEIGHTS,
+    add_adapter,
+    has_adapter,
+    mend_saved,
+    read_adapter,
+)
+from training.models.model_ref import note_base
 from training.models.saved_prompts import SavedPrompts
-from training.trainer.checkpoint_check import reading_best, reading_checkpoint
-from training.trainer.resumption import apply_schedule, check_loaded, follow_arguments
+from training.trainer.resumption import (
+    apply_schedule,
+    check_loaded,
+    follow_arguments,
+    reading_checkpoint,
+)
 
 
 class SavingTrainer(Trainer):
     """A Trainer whose checkpoints and models are SentenceTransformer folders.
 
-    A checkpoint is written aside and renamed when it is whole, by all processes together. Where an adapter is trained,
-    folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
-
-    Args:
-        prompts: Prompts of the saved model by name.
-        **kwargs: Those of :class:`~transformers.Trainer`.
+    A checkpoint is written to a hidden folder and renamed when it is whole, by all processes together. Where an adapter
+    is trained, folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
 
     Attributes:
-        base_revision: What the base of a trained adapter is; None where the whole model is trained.
-        saved_prompts: Why the prompts are what they are; None if nobody said.
+        base_revision: Revision of the base of a trained adapter; None where the whole model is trained.
+        saved_prompts: Where the prompts come from.
     """
 
     args: StageArguments
@@ -54,19 +67,15 @@ class SavingTrainer(Trainer):
         super().__init__(**kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where Trainer writes: the folder aside while a checkpoint is in the making."""
+        """Return the folder that Trainer writes to: a hidden one while a checkpoint is written."""
         output_dir = super()._get_output_dir(trial)
         return str(Path(output_dir) / STAGING) if self._staged else output_dir
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the checkpoint aside and gives it its name when it is whole.
-
-        Raises:
-            StoppedError: If it cannot be written; earlier checkpoints are untouched.
-        """
+        """Write the checkpoint to the hidden folder and rename it; if that fails, earlier ones are untouched."""
         output_dir = Path(super()._get_output_dir(trial))
         final = output_dir / f"checkpoint-{self.state.global_step}"
-        # The end of an epoch may ask again. Every process must answer alike, so none looks at a shared disk for it.
+        # The end of an epoch may ask again. Every process must decide the same, so none looks at a shared disk for it.
         if self._saved_step == self.state.global_step:
             return
         if self.args.should_save:
@@ -84,7 +93,7 @@ class SavingTrainer(Trainer):
                 self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self._publish(output_dir / STAGING / final.name, final)
-        # A full disk comes out of torch and safetensors as errors of their own.
+        # torch and safetensors raise other errors than OSError for a full disk.
         except Exception as error:
             if isinstance(error, NonFiniteError) or lost_contact(error):
                 raise
@@ -100,14 +109,14 @@ class SavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether an evaluation is the best so far; one that is to be loaded at the end is saved, due or not."""
+        """Return whether an evaluation is the best so far; one that is to be loaded at the end is always saved."""
         best = super()._determine_best_metric(metrics, trial)
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
 
     def _publish(self, partial: Path, final: Path) -> None:
-        # Trainer wrote down the folder aside as that of the best model.
+        # Trainer wrote down the hidden folder as that of the best model.
         self.state.save_to_json(str(partial / "trainer_state.json"))
         publish(partial, final)
         remove_leftovers(final.parent)
@@ -115,23 +124,19 @@ class SavingTrainer(Trainer):
         rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Writes the state of what is trained beside the model, too."""
+        """Write the state of what is trained beside the model, too."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.projection is not None and self.args.should_save:
             self.projection.save(Path(output_dir))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Makes the optimizer and remembers what the stage says of it."""
+        """Create the optimizer and remember the options that the stage gives it."""
         optimizer = super().create_optimizer(*args, **kwargs)
         self._options = self._options or options_of(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """Makes the schedule and makes sure that it can be computed to its end.
-
-        Raises:
-            UserError: If not.
-        """
+        """Create the schedule, and refuse one that cannot be computed to its end."""
         scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
         try:
             for function in getattr(scheduler, "lr_lambdas", ()):
@@ -146,11 +151,11 @@ class SavingTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
-            place = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        with reading_checkpoint(checkpoint):
+            start = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
             if checkpoint:
                 follow_arguments(self.state, self.args, Path(checkpoint))
-        return place
+        return start
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -161,25 +166,29 @@ class SavingTrainer(Trainer):
                 check_loaded(self.optimizer)
             if self.projection is not None:
                 self.projection.load(Path(checkpoint))
-        # What the checkpoint says of learning rate, decay and schedule is what the stage said then.
+        # Learning rate, decay and schedule of the checkpoint are those of the stage as it was then.
         apply_options(self.optimizer, self._options)
         apply_schedule(self.lr_scheduler, self.optimizer, self._options)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+        with reading_checkpoint(checkpoint):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading_checkpoint(checkpoint) if checkpoint else nullcontext():
+        with reading_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with reading_checkpoint(resume_from_checkpoint):
-            # Trainer knows adapters as models of peft's own class only.
-            if has_adapter(self.model) and not self.is_fsdp_enabled:
-                read_adapter(self.model, Path(resume_from_checkpoint, ADAPTER_WEIGHTS))
-            else:
+            if not self._read_adapter(Path(resume_from_checkpoint)):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _read_adapter(self, checkpoint: Path) -> bool:
+        """Read an adapter, which Trainer knows only as models of peft's own class; return whether there is one."""
+        there = has_adapter(self.model) and not self.is_fsdp_enabled
+        if there:
+            read_adapter(self.model, checkpoint / ADAPTER_WEIGHTS)
+        return there
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Trainer would go on with what the model had before.
@@ -189,10 +198,8 @@ class SavingTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        with reading_best(best):
-            if has_adapter(self.model) and not self.is_fsdp_enabled:
-                read_adapter(self.model, best / ADAPTER_WEIGHTS)
-            else:
+        with reading_checkpoint(best, best=True):
+            if not self._read_adapter(best):
                 super()._load_best_model()
             if self.projection is not None:
                 self.projection.load(best)
@@ -207,14 +214,14 @@ class SavingTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes a complete SentenceTransformer folder; sharded weights are brought together first."""
+        """Write a complete SentenceTransformer folder; sharded weights are gathered first."""
         if self.is_fsdp_enabled:
             self._save(output_dir, self.accelerator.get_state_dict(self.model))
         else:
             super().save_model(output_dir, _internal_call=_internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes a complete SentenceTransformer folder with the stage's arguments."""
+        """Write a complete SentenceTransformer folder with the stage's arguments."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -238,7 +245,7 @@ class SavingTrainer(Trainer):
 
 
 def _with_weights(model: PreTrainedModel, state_dict: dict[str, Tensor]) -> F2LLMModel:
-    """The model outside of its wrapping, holding the given weights themselves."""
+    """Return the model, unwrapped, with the given weights."""
     # Buffers that no state holds (rotary frequencies) are made; weights are not.
     with init_empty_weights(include_buffers=False):
         whole = F2LLMModel(model.config)

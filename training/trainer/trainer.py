@@ -7,35 +7,36 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
-from training.common.agreement import as_first_process
 from training.common.errors import NonFiniteError
+from training.common.executor import as_first_process
 from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
-from training.models.adapter import has_adapter
+from training.models.adapters import has_adapter
 from training.models.encoding import embed_batch
-from training.trainer.collator import PackedCollator, PreparedRows
+from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
+from training.trainer.console import Console
 from training.trainer.gradient_cache import CachedStep, draws_dropout
-from training.trainer.interruption import Interruption, outlive_signals
 from training.trainer.objective import Objective
-from training.trainer.sampler import GlobalBatchSampler
 from training.trainer.saving import SavingTrainer
+from training.trainer.stopping import Interruption, outlive_signals
 from training.trainer.watch import StepWatch
 
 logger = logging.getLogger(__name__)
 
 
 class _EpochLoader(DataLoader):
-    """A loader that passes the epoch on to its batch sampler, where Trainer looks for the method."""
+    """Passes the epoch on to the batch sampler; Trainer looks for the method at the loader."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
@@ -45,7 +46,7 @@ class F2LLMTrainer(SavingTrainer):
     """Trains an F2LLMModel on prepared sources.
 
     Each step is one global batch of one source, encoded by all processes in chunks of ``max_tokens_per_forward``. The
-    log shows the mean of every loss term and of every source's loss since the last line. Checkpoints are folders that
+    log has the mean of every loss term and of every source's loss since the last line. Checkpoints are folders that
     SentenceTransformer loads, with the optimizer's state beside; each is whole or absent.
 
     Args:
@@ -56,13 +57,8 @@ class F2LLMTrainer(SavingTrainer):
         prompts: Prompts of the saved model by name.
         distillation: The teacher to learn from, if there is one.
 
-    Attributes:
-        interruption: Says whether a signal ended the training.
-        last_batch: This process's part of the batch that was trained on last.
-
     Raises:
-        NonFiniteError: In training, when the loss, the gradient or a weight becomes NaN or infinite.
-        StoppedError: In training, when a checkpoint cannot be written.
+        StoppedError: In training: the loss, the gradient or a weight is not finite, or a checkpoint cannot be written.
     """
 
     args: StageArguments
@@ -88,16 +84,19 @@ class F2LLMTrainer(SavingTrainer):
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
+        # Sum and number of each term and each source's loss.
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
+        # Validation learns nothing from a teacher.
+        self._collators = {"train": self._collator(args, distillation), "validation": self._collator(args, None)}
         super().__init__(
             prompts,
             model=model,
             args=args,
             train_dataset=PreparedRows(self.sources, "train"),
             eval_dataset=PreparedRows(self.sources, "validation"),
-            data_collator=self._collator(args, distillation),
+            data_collator=self._collators["train"],
             processing_class=tokenizer,
             **kwargs,
         )
@@ -106,8 +105,11 @@ class F2LLMTrainer(SavingTrainer):
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
         self.add_callback(self.interruption)
-        # Validation learns nothing from a teacher.
-        self._collators = {"train": self.data_collator, "validation": self._collator(args, None)}
+        retrieves = any(source.task_type == "retrieval" for source in self.sources)
+        self.console = Console(["in_batch"] * retrieves + ["hard"] + ["distillation"] * (distillation is not None))
+        for unread in (PrinterCallback, ProgressCallback):
+            self.remove_callback(unread)
+        self.add_callback(self.console)
         self.projection = None if distillation is None else distillation.projection
         if self.projection is not None:
             self.projection.attach(self)
@@ -125,23 +127,19 @@ class F2LLMTrainer(SavingTrainer):
         )
 
     def fill_teacher_cache(self) -> None:
-        """Embeds with the teacher what its cache misses, on all processes together, before the training.
-
-        Raises:
-            UserError: If the embeddings do not fit the cache.
-        """
+        """Embed with the teacher what its cache misses, on all processes together, before the training."""
         if self.distillation is None:
             return
         rank, world_size = self.args.process_index, self.args.world_size
         if self.args.save_on_each_node:
-            # Every node fills a cache of its own.
+            # Every node has its own cache.
             rank, world_size = self.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         with self.accelerator.autocast():
             self.distillation.fill_cache(self.args.device, rank, world_size)
         self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Loads this process's share of each global batch; nothing is sharded again by accelerate."""
+        """Load this process's share of each global batch; accelerate shards nothing again."""
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
@@ -158,21 +156,21 @@ class F2LLMTrainer(SavingTrainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains to the end, or until a signal asks to stop: see :attr:`interruption`."""
+        """Train to the end, or until a signal asks to stop: see :attr:`interruption`."""
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         if draws_dropout(self.accelerator.unwrap_model(self.model)):
             logger.warning(
-                "dropout is drawn for a chunk at once: another max_tokens_per_forward or number of processes draws "
-                "others, so that weights are then not the same"
+                "dropout is drawn per chunk: another max_tokens_per_forward or number of processes changes the draws, "
+                "and so the weights"
             )
-        with self.interruption:
+        with self.interruption, self.console:
             result = super().train(*args, **kwargs)
-        self.watch.tell_idle_steps()
+        self.watch.warn_of_idle_steps()
         return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that had ended is continued only to save its model.
+        # A run that had ended is resumed only to save its model.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         if not self.control.should_training_stop:
@@ -181,7 +179,7 @@ class F2LLMTrainer(SavingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Accumulates the gradient of one global batch and returns its loss; keeps each term for the log."""
+        """Accumulate the gradient of one global batch and return its loss; keep each term for the log."""
         model.train()
         # Optimizers without a schedule average weights in between.
         if callable(getattr(self.optimizer, "train", None)):
@@ -191,14 +189,11 @@ class F2LLMTrainer(SavingTrainer):
         if self.distillation is not None:
             with self.accelerator.autocast():
                 teacher = self.distillation.targets(batch)
-        step = CachedStep(
-            self.accelerator,
-            model,
-            self.accelerator.autocast,
-            (self.args.seed, self.state.global_step),
-        )
+        key = (self.args.seed, self.state.global_step)
+        step = CachedStep(self.accelerator, model, self.accelerator.autocast, key)
         loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
         self.last_batch, self._gradients = batch, gradients
+        self.console.count(batch["tokens"])
         self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradients)
         return loss
 
@@ -208,7 +203,7 @@ class F2LLMTrainer(SavingTrainer):
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
-            self.watch.note("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
+            self.watch.record("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
             raise NonFiniteError(self._non_finite_message(f"the loss became {loss.item()}", batch["source"]))
         for name, term in {**terms, f"source/{batch['source']}": loss}.items():
             total, count = self._since_last_log.get(f"loss_{name}", (0.0, 0))
@@ -216,16 +211,13 @@ class F2LLMTrainer(SavingTrainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
-        """The norm of the gradient that the optimizer is about to apply.
-
-        Raises:
-            NonFiniteError: If it is NaN or infinite. In fp16 that only means that the loss was scaled too far.
-        """
+        """Return the norm of the gradient that the optimizer is about to apply, if it is finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         value, batch = float(norm), self.last_batch
+        # With the scaler of fp16, infinity only means that the loss was scaled too far.
         if not math.isfinite(value) and self.accelerator.scaler is None:
             step = self.state.global_step + 1
-            self.watch.note("non-finite gradient", step, batch, self._gradients, norm=value)
+            self.watch.record("non-finite gradient", step, batch, self._gradients, norm=value)
             raise NonFiniteError(self._non_finite_message(f"the gradient became {value}", batch["source"]))
         return norm
 
@@ -239,19 +231,14 @@ class F2LLMTrainer(SavingTrainer):
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Operations of this process's part of a step: six for each token and weight, attention left out.
-
-        Under an adapter four: frozen weights have no gradient.
-        """
+        """Return the operations of this process's part of a step: six per token and weight, without attention."""
         model = self.accelerator.unwrap_model(self.model)
-        return (
-            (4 if has_adapter(model) else 6)
-            * inputs["input_ids"].numel()
-            * model.num_parameters(exclude_embeddings=True)
-        )
+        # Under an adapter, frozen weights have no gradient.
+        factor = 4 if has_adapter(model) else 6
+        return factor * inputs["input_ids"].numel() * model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of every term and source since the last training line."""
+        """Add the mean of every term and source since the last log step."""
         if "loss" in logs:
             for name, (total, count) in sorted(self._since_last_log.items()):
                 logs[name] = float(total) / count
@@ -262,9 +249,9 @@ class F2LLMTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss on the validation rows: per source, per task type (mean of its sources) and overall.
+        """Return the mean loss on the validation rows: per source, per task type (mean of its sources) and overall.
 
-        Callbacks add to it (:class:`~training.evaluation.callback.PairsCallback`). The metrics are those of the first
+        Callbacks add to it (:class:`~.stage_pairs.PairsCallback`). The metrics are those of the first
         process.
         """
         self.model.eval()
@@ -282,9 +269,7 @@ class F2LLMTrainer(SavingTrainer):
             name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
             for name, batches in losses.items()
         }
-        metrics = {f"{metric_key_prefix}_source/{name}": loss for name, loss in by_source.items()}
-        metrics |= self._task_type_means(by_source, metric_key_prefix)
-        metrics = as_first_process(self.accelerator, metrics)
+        metrics = as_first_process(self.accelerator, self._metrics(by_source, metric_key_prefix))
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
@@ -292,12 +277,14 @@ class F2LLMTrainer(SavingTrainer):
 
     @property
     def metric_names(self) -> list[str]:
-        """What an evaluation reports, by callbacks too."""
-        measured = [source for source in self.sources if len(source.rows["validation"])]
-        names = [f"eval_source/{source.name}" for source in measured]
-        names += dict.fromkeys(f"eval_{source.task_type}" for source in measured)
-        names += ["eval_loss"] if measured else []
-        return names + [name for each in self.callback_handler.callbacks for name in getattr(each, "metric_names", [])]
+        """Names of what an evaluation reports, by callbacks too."""
+        measured = {source.name: 0.0 for source in self.sources if len(source.rows["validation"])}
+        of_callbacks = (getattr(each, "metric_names", []) for each in self.callback_handler.callbacks)
+        return [*self._metrics(measured, "eval"), *chain.from_iterable(of_callbacks)]
+
+    def _metrics(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+        of_sources = {f"{prefix}_source/{name}": loss for name, loss in by_source.items()}
+        return {**of_sources, **self._task_type_means(by_source, prefix)}
 
     def _task_type_means(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
         groups: dict[str, list[float]] = defaultdict(list)

@@ -1,10 +1,11 @@
-"""Notes the steps that went wrong: loss spikes, losses of 0, and non-finite losses or gradients, with their rows."""
+"""Records anomalies of steps with their rows: loss spikes, losses of 0, and non-finite losses or gradients."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,26 +20,19 @@ from training.data.prepared import PreparedSource
 logger = logging.getLogger(__name__)
 
 NOTES = "spikes.jsonl"
-# A loss is compared with the last of its source: this many, and not before there are so many.
+# A loss is compared with this many losses of its source before it, and only once there are the fewest.
 _WINDOW, _FEWEST = 100, 20
-# Losses that hardly differ, in parts of their mean: what lies above them by a rounding is no spike.
+# Losses that hardly differ, as a part of their mean: a rounding above them is not a spike.
 _LEAST_DEVIATION = 0.01
 _ROWS, _CHARACTERS = 5, 300
 
 
 class StepWatch:
-    """Writes a line to ``spikes.jsonl`` in the run's folder for every step out of the ordinary.
+    """Writes a line to ``spikes.jsonl`` in the run's folder for every step with an anomaly.
 
-    A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source,
-    and clearly above it.
-    The rows are ranked by the gradient that their query, positive and negatives received.
-
-    Args:
-        folder: The run's folder.
-        sources: Prepared sources, to read the rows' texts from.
-        tokenizer: Turns them back into words.
-        factor: Standard deviations.
-        writes: Whether this process writes; every process watches.
+    A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source.
+    The rows are ranked by the gradient that their query, positive and negatives received. Every process watches, but
+    only one that ``writes`` does so.
     """
 
     def __init__(
@@ -60,54 +54,43 @@ class StepWatch:
         self._idle: Counter[str] = Counter()
 
     def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradients: Tensor) -> None:
-        """Looks at the loss of a step; ``gradients`` are the ``(n,)`` lengths of those of the batch's embeddings."""
+        """Look at the loss of a step; ``gradients`` are the ``(n,)`` norms of those of the batch's embeddings."""
         self._steps[batch["source"]] += 1
         self._idle[batch["source"]] += loss == 0
         before = self._losses[batch["source"]]
         if len(before) >= _FEWEST:
-            mean = sum(before) / len(before)
-            deviation = math.sqrt(sum((value - mean) ** 2 for value in before) / len(before))
+            mean, deviation = statistics.fmean(before), statistics.pstdev(before)
             if loss > mean + self.factor * max(deviation, _LEAST_DEVIATION * abs(mean)):
-                usual = {"loss": loss, "mean": mean, "deviation": deviation}
-                self.note("loss spike", step, batch, gradients, **usual)
+                self.record("loss spike", step, batch, gradients, loss=loss, mean=mean, deviation=deviation)
         before.append(loss)
 
-    def tell_idle_steps(self) -> None:
-        """Warns of sources some of whose steps taught nothing."""
+    def warn_of_idle_steps(self) -> None:
+        """Warn of sources some of whose steps taught nothing."""
         for source, idle in sorted(self._idle.items()):
             if idle and self._writes:
                 logger.warning(
-                    "source %r: %d of %d steps had a loss of 0 and taught nothing: their rows have nothing to be told "
-                    "from (one row in a batch, or rows that are all each other's duplicates), or are told perfectly",
-                    source,
-                    idle,
-                    self._steps[source],
+                    "source %r: %d of %d steps had a loss of 0 and taught nothing: their rows have no negatives (one "
+                    "row in a batch, or rows that are all each other's duplicates), or are told apart perfectly",
+                    *(source, idle, self._steps[source]),
                 )
 
-    def note(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:
-        """Writes down a step, its rows, and the texts of those with the highest ``(n,)`` scores of their texts."""
+    def record(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:
+        """Write down a step, its rows, and the texts of those with the highest ``(n,)`` scores of their texts."""
         if not self._writes:
             return
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         logger.warning(
-            "%s at step %d in source %r (%s); its rows are in %s",
-            kind,
-            step,
-            batch["source"],
-            ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
-            self.path,
+            "%s at step %d in source %r (%s); its rows are in %s", kind, step, batch["source"], shown, self.path
         )
         entry = {
-            "kind": kind,
-            "step": step,
-            "source": batch["source"],
+            **{"kind": kind, "step": step, "source": batch["source"]},
             **{name: value if math.isfinite(value) else str(value) for name, value in numbers.items()},
-            "rows": batch["rows"],
-            "worst": self._worst(batch, scores),
+            **{"rows": batch["rows"], "worst": self._worst(batch, scores)},
         }
         try:
             with self.path.open("a", encoding="utf-8") as notes:
                 notes.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        # A note that cannot be written must not be what ends the training.
+        # A note that cannot be written must not end the training.
         except OSError as error:
             logger.warning("%s: could not be written (%s)", self.path, error)
 
@@ -118,15 +101,10 @@ class StepWatch:
         source = self._sources[batch["source"]]
         worst = []
         for index in of_row.argsort(descending=True, stable=True)[:_ROWS].tolist():
-            query, passage = source.rows["train"][batch["rows"][index]][:2]
-            worst.append(
-                {
-                    "row": batch["rows"][index],
-                    "score": float(of_row[index]) if math.isfinite(of_row[index]) else "not finite",
-                    "query": self._text(source, int(query)),
-                    "passage": self._text(source, int(passage)),
-                }
-            )
+            row, score = batch["rows"][index], float(of_row[index])
+            query, passage = (self._text(source, int(text)) for text in source.rows["train"][row][:2])
+            score = score if math.isfinite(score) else "not finite"
+            worst.append({"row": row, "score": score, "query": query, "passage": passage})
         return worst
 
     def _text(self, source: PreparedSource, text: int) -> str:

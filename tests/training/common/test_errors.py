@@ -15,7 +15,7 @@ from tests.training.recipes import write_recipe, write_single_stage
 from training import prepare as prepare_command
 from training.common.command import run_command
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError
-from training.data.row_checks import Fault, bad_row
+from training.data.published import Fault, bad_row
 from training.examples import claims
 from training.run_stage import main
 

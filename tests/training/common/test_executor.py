@@ -1,20 +1,24 @@
-"""Tasks: each runs once, on whatever executor, and what one of them says of a fault arrives whole."""
+"""Tasks run once on every executor, their errors arrive unchanged, and killed worker processes are noticed."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
-from training.common import executor
 from training.common.errors import StoppedError, UserError
-from training.common.executor import Executor, Phase, read_executor, run_phases
+from training.common.executor import Executor, Phase, SubmittedError, read_executor, run_in_workers, run_phases
 
+ROOT = Path(__file__).resolve().parents[3]
 Refuses = Callable[..., AbstractContextManager[None]]
 
 
@@ -132,8 +136,63 @@ def test_slurm_is_told_the_whole_chain_and_asks_to_come_back(tmp_path: Path, mon
 
     monkeypatch.setattr(datatrove.executor, "SlurmPipelineExecutor", Recorder)
     phases = [Phase("first", partial(note, tmp_path), 2), Phase("second", partial(note, tmp_path), 1)]
-    with pytest.raises(executor.SubmittedError, match="run the same command again"):
+    with pytest.raises(SubmittedError, match="run the same command again"):
         run_phases(phases, tmp_path / "tasks", Executor("slurm", options={"partition": "cpu", "time": "1:00:00"}))
     first, second = submitted
     assert first.keywords["depends"] is None and second.keywords["depends"] is first
     assert first.keywords["partition"] == "cpu" and second.keywords["tasks"] == 1
+
+
+# Worker processes
+
+
+def divide(numerator: int, denominator: int) -> float:
+    return numerator / denominator
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note_and_wait(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def test_every_call_comes_back_with_its_arguments() -> None:
+    found = dict(run_in_workers(divide, [(6, 2), (6, 3), (6, 4)], workers=2))
+    assert found == {(6, 2): 3, (6, 3): 2, (6, 4): 1.5}
+
+
+def test_what_a_call_raises_arrives_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(run_in_workers(divide, [(1, 0)], workers=1))
+
+
+def test_a_killed_process_is_noticed() -> None:
+    with pytest.raises(StoppedError, match="killed a worker process"):
+        list(run_in_workers(kill_this_process, [()], workers=1))
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_processes_end_with_the_command_that_was_killed(tmp_path: Path, start_method: str) -> None:
+    script = (
+        "from tests.training.common.test_executor import note_and_wait\n"
+        "from training.common.executor import run_in_workers\n"
+        f"list(run_in_workers(note_and_wait, [({str(tmp_path)!r},)], 1, {start_method!r}))\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        _wait_until(lambda: any(tmp_path.iterdir()))
+    finally:
+        command.kill()
+        command.wait()
+    worker = int(next(tmp_path.iterdir()).name)
+    _wait_until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Keyed draws: the published generator, even, broadcast, and no relation between neighbouring keys."""
+"""Keyed draws: the published generator, even, broadcast, and without relation between neighbouring keys."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ def chi_square(values: np.ndarray, bins: int) -> float:
 
 
 def differing_bits(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean number of the 64 bits in which the two differ; 32 if they have nothing to do with one another."""
+    """Mean number of the 64 bits in which the two differ; 32 if they are unrelated."""
     differing = np.atleast_1d(a ^ b)
     return float(np.unpackbits(differing.view(np.uint8)).sum() / differing.size)
 
 
-def test_one_key_is_the_first_output_of_splitmix64() -> None:
-    # The reference implementation, seeded with the key.
+def test_values_are_pinned() -> None:
+    # The first output of the reference implementation of SplitMix64, seeded with the key.
     assert int(keyed_bits(0)) == 0xE220A8397B1DCDAF
     assert int(keyed_bits(1234567)) == 6457827717110365317
-
-
-def test_values_are_pinned() -> None:
     assert int(keyed_bits(1, 2, 3)) == 15020427595393229491
     assert int(keyed_bits(-1)) == 16490336266968443936
     assert float(keyed_uniform(0)) == 0.8833108082136426
@@ -43,15 +40,10 @@ def test_every_byte_is_even(shift: int) -> None:
     assert chi_square((draws >> np.uint64(shift)) & np.uint64(255), 256) < 255 + 5 * np.sqrt(2 * 255)
 
 
-def test_uniform_is_even_and_below_one() -> None:
+def test_uniform_is_even_below_one_and_uncorrelated() -> None:
     draws = keyed_uniform(3, np.arange(300)[:, None], np.arange(300))
-    assert draws.dtype == np.float64
-    assert draws.min() >= 0
-    assert draws.max() < 1
+    assert draws.dtype == np.float64 and draws.min() >= 0 and draws.max() < 1
     assert chi_square(np.floor(draws.ravel() * 100), 100) < 99 + 5 * np.sqrt(2 * 99)
-
-
-def test_neighbouring_draws_are_uncorrelated() -> None:
     draws = keyed_uniform(0, np.arange(2**15))
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 5 / np.sqrt(len(draws))
 
@@ -62,7 +54,7 @@ def test_each_key_and_its_place_count(other: tuple[int, ...]) -> None:
     assert 31 < differing_bits(keyed_bits(0, 7, positions), keyed_bits(*other, positions)) < 33
 
 
-def test_keys_that_change_places_draw_anew() -> None:
+def test_the_order_of_keys_counts() -> None:
     rows, columns = np.arange(100)[:, None], np.arange(100)
     draws = keyed_bits(0, rows, columns)
     same = draws == draws.T
@@ -73,13 +65,13 @@ def test_keys_that_change_places_draw_anew() -> None:
 def test_grid_of_keys_has_no_collision() -> None:
     draws = keyed_bits(np.arange(64)[:, None, None], np.arange(64)[:, None], np.arange(64))
     assert len(np.unique(draws)) == 64**3
+    assert len({text_key(text) for text in ["", " ", "a", "A", "ä", "a\u0308", *map(str, range(1000))]}) == 1006
 
 
 def test_arrays_broadcast_and_equal_single_draws() -> None:
     rows, columns = np.array([[5], [-6], [2**62]]), np.array([1, 2, 3, 4], dtype=np.int32)
     draws = keyed_bits(9, rows, columns)
-    assert draws.dtype == np.uint64
-    assert draws.shape == (3, 4)
+    assert draws.dtype == np.uint64 and draws.shape == (3, 4)
     singly = [[keyed_bits(9, int(row), int(column)) for column in columns] for row in rows[:, 0]]
     assert draws.tolist() == np.array(singly).tolist()
 
@@ -90,14 +82,3 @@ def test_large_and_negative_keys_draw_without_a_warning() -> None:
         draws = [int(keyed_bits(key)) for key in (2**64 - 1, 2**63, 2**63 - 1, 0)]
         assert int(keyed_bits(-1)) == draws[0]  # two's complement
     assert len(set(draws)) == 4
-
-
-def test_draw_does_not_depend_on_draws_before_it() -> None:
-    alone = keyed_bits(4, 5)
-    keyed_bits(np.arange(10))
-    np.random.default_rng(0).random(3)
-    assert keyed_bits(4, 5) == alone
-
-
-def test_text_keys_differ() -> None:
-    assert len({text_key(text) for text in ["", " ", "a", "A", "ä", "a\u0308", *map(str, range(1000))]}) == 1006

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.training.recipes import ONE_STAGE, recipe_writer, write_recipe
-from training.common.paths import RULE, from_run
+from training.common.run_folder import from_run
+from training.common.yaml_file import RULE
 from training.config.recipe import Stage, load_recipe, read_stages
 from training.run_stage import main
 from training.stages.continuation import check_keys

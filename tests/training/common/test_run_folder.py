@@ -5,16 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.common.run_folder import (
-    STAGING,
-    checkpoints,
-    discard,
-    last_checkpoint,
-    publish,
-    remove_leftovers,
-    rotate,
-    write_whole,
-)
+from training.common.outputs import discard, publish
+from training.common.run_folder import STAGING, checkpoints, last_checkpoint, remove_leftovers, rotate
 
 NEEDED = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
 
@@ -32,12 +24,8 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_folder_without_checkpoints_has_no_last_one(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
-    assert last_checkpoint(tmp_path / "missing") is None
-
-
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "missing") is None
     expected = [_checkpoint(tmp_path, f"checkpoint-{step}") for step in (2, 9, 10, 100)]
     assert checkpoints(tmp_path) == expected
     assert last_checkpoint(tmp_path) == expected[-1]
@@ -53,22 +41,17 @@ def test_a_checkpoint_that_lacks_a_file_is_not_resumed_from(tmp_path: Path, lack
 @pytest.mark.parametrize(
     "name",
     [
-        f"{STAGING}/checkpoint-9",
-        ".checkpoint-9.discarded",
-        "checkpoint-abc",
-        "checkpoint-",
-        "checkpoint-²",
-        "my-checkpoint-9",
-        "checkpoint-9-old",
+        *(f"{STAGING}/checkpoint-9", ".checkpoint-9.discarded", "checkpoint-abc", "checkpoint-", "checkpoint-²"),
+        *("my-checkpoint-9", "checkpoint-9-old"),
     ],
 )
-def test_what_is_not_named_as_a_checkpoint_is_none(tmp_path: Path, name: str) -> None:
+def test_folders_with_other_names_are_not_checkpoints(tmp_path: Path, name: str) -> None:
     _checkpoint(tmp_path, name)
     whole = _checkpoint(tmp_path, "checkpoint-4")
     assert checkpoints(tmp_path) == [whole]
 
 
-def test_publishing_is_one_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_is_one_rename_of_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = _checkpoint(tmp_path, f"{STAGING}/checkpoint-3")
     (partial / "1_Pooling").mkdir()
     (partial / "1_Pooling/config.json").write_text("{}")
@@ -106,15 +89,9 @@ def test_a_failed_publication_leaves_the_partial_folder_only(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("limit", "best", "left"),
     [
-        (None, None, [1, 2, 3, 10]),
-        (0, None, [1, 2, 3, 10]),
-        (4, None, [1, 2, 3, 10]),
-        (2, None, [3, 10]),
-        (1, None, [10]),
-        (1, 2, [2, 10]),
-        (2, 2, [2, 10]),
-        (3, 1, [1, 3, 10]),
-        (1, 10, [10]),
+        *((limit, None, [1, 2, 3, 10]) for limit in (None, 0, 4)),
+        *((2, None, [3, 10]), (1, None, [10]), (1, 10, [10])),
+        *((1, 2, [2, 10]), (2, 2, [2, 10]), (3, 1, [1, 3, 10])),
     ],
 )
 def test_rotation_spares_the_newest_and_the_best(
@@ -126,7 +103,7 @@ def test_rotation_spares_the_newest_and_the_best(
     assert _names(tmp_path) == {f"checkpoint-{step}" for step in left}
 
 
-def test_rotation_neither_counts_nor_touches_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_rotation_neither_counts_nor_touches_other_folders(tmp_path: Path) -> None:
     others = [
         _checkpoint(tmp_path, "checkpoint-1", without="scheduler.pt"),
         _checkpoint(tmp_path, "checkpoint-99", without="trainer_state.json"),
@@ -162,25 +139,9 @@ def test_a_deletion_interrupted_half_way_leaves_nothing_under_the_old_name(
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    _checkpoint(tmp_path, f"{STAGING}/checkpoint-9")
-    _checkpoint(tmp_path, ".checkpoint-3.discarded")
-    _checkpoint(tmp_path, "checkpoint-6")
-    _checkpoint(tmp_path, "prepared/.source.partial")
+    for name in (f"{STAGING}/checkpoint-9", ".checkpoint-3.discarded", "checkpoint-6", "prepared/.source.partial"):
+        _checkpoint(tmp_path, name)
     remove_leftovers(tmp_path)
     assert _names(tmp_path) == {"checkpoint-6", "prepared"}
     assert (tmp_path / "prepared/.source.partial").exists()
     remove_leftovers(tmp_path / "missing")
-
-
-def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "recipe.yaml"
-    write_whole(path, "größer")
-    assert path.read_text(encoding="utf-8") == "größer"
-
-    def no_room(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", no_room)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
-    assert path.read_text(encoding="utf-8") == "größer"

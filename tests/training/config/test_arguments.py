@@ -1,192 +1,51 @@
-"""The keys of a stage: their defaults, their ranges, and what follows from them."""
+"""What the values of a stage's keys mean: defaults, mappings, caps, widths and the direction of a metric."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from training.config.arguments import StageArguments
+from tests.training.evaluation.watched_recipe import write_watched
+from tests.training.recipes import only_stage, recipe_writer
+from training.config.arguments import LORA_TARGETS, StageArguments, greater_is_better
+from training.config.recipe import load_recipe
+from training.models.adapters import adapter_config
+from training.run_stage import main
+from training.stages.setup import set_up
 
-Refuses = Callable[..., AbstractContextManager[None]]
+LOSSES = ["loss", "eval_loss", "retrieval", "clustering", "classification", "source/qa", "eval_source/accuracy_qa"]
+SCORES = ["pairs_accuracy", "eval_pairs_accuracy_dim64", "pairs_ndcg_at_10", "pairs_recall_at_10", "pairs_mrr"]
 
 
-def stage(**keys: Any) -> StageArguments:
+def stage(**keys):
     return StageArguments(**{"output_dir": "runs/x", "use_cpu": True, "model": "some/model", **keys})
 
 
-def test_published_numbers_are_the_defaults() -> None:
-    arguments = stage()
+def evaluated(**keys):
+    return stage(**{"eval_strategy": "epoch", "evaluation_pairs": "pairs.parquet", "evaluation_sample": 5, **keys})
+
+
+def test_published_numbers_are_the_defaults():
+    arguments = stage(evaluation_pairs="pairs.parquet")
     assert (arguments.global_batch_size, arguments.max_length, arguments.temperature) == (512, 1024, 0.05)
     assert arguments.num_hard_negatives == {"retrieval": 7, "clustering": 9, "classification": 1}
     assert (arguments.document_instruction_share, arguments.validation_share) == (0.3, 0.01)
     assert (arguments.matryoshka, arguments.matryoshka_min_dim, arguments.mask_duplicates) == (True, 8, False)
-
-
-def test_hard_negatives_by_task_type() -> None:
-    arguments = stage(
-        num_hard_negatives_retrieval=0, num_hard_negatives_clustering=3, num_hard_negatives_classification=2
-    )
-    assert arguments.num_hard_negatives == {"retrieval": 0, "clustering": 3, "classification": 2}
-
-
-def test_a_teacher_is_not_ignored_by_a_stage_that_prunes(refuses: Refuses) -> None:
-    with refuses("'teacher' has no effect in a stage that cuts a model"):
-        stage(prune_to='{"num_hidden_layers": 1}', teacher="some/teacher")
-
-
-def test_prepared_folder() -> None:
+    assert (arguments.evaluation_sample, arguments.early_stopping_patience) == (0, None)
     assert stage().prepared_folder == Path("runs/x/prepared")
     assert stage(prepared_dir="shared").prepared_folder == Path("shared")
+    counts = {"retrieval": 0, "clustering": 3, "classification": 2}
+    assert stage(**{f"num_hard_negatives_{kind}": n for kind, n in counts.items()}).num_hard_negatives == counts
 
 
-@pytest.mark.parametrize(("report_to", "expected"), [("none", []), (["none"], []), (["tensorboard"], ["tensorboard"])])
-def test_trackers(report_to: Any, expected: list[str]) -> None:
-    assert stage(report_to=report_to).report_to == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("validation_share", -0.1),
-        ("validation_share", 1.1),
-        ("validation_share", float("nan")),
-        ("document_instruction_share", -0.1),
-        ("document_instruction_share", 30),
-        ("max_length", 0),
-        ("tokenizer_vocab_size", 0),
-        ("tokenizer_vocab_size", 258),
-        ("matryoshka_min_dim", 0),
-        ("cap", 0),
-        ("cap", -1),
-        ("global_batch_size", 0),
-        ("num_hard_negatives_retrieval", -1),
-        ("num_hard_negatives_clustering", -1),
-        ("num_hard_negatives_classification", -1),
-        ("temperature", 0.0),
-        ("temperature", -1.0),
-        ("temperature", float("nan")),
-        ("num_train_epochs", 0.0),
-        ("num_train_epochs", -1.0),
-        ("num_train_epochs", 1e30),
-        ("max_steps", 0),
-        ("max_steps", -2),
-        ("save_steps", 0),
-        ("save_total_limit", 0),
-        ("eval_steps", -5),
-        ("logging_steps", -5),
-        ("learning_rate", -1e-3),
-        ("max_grad_norm", -1.0),
-        ("dataloader_num_workers", -1),
-        ("seed", -1),
-        ("seed", 2**32),
-        ("seed", 2**70),
-    ],
-)
-def test_value_out_of_range(refuses: Refuses, key: str, value: float) -> None:
-    with refuses(repr(key), value):
-        stage(**{key: value})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("key", ["num_train_epochs", "learning_rate", "eval_steps", "logging_steps", "adam_beta1"])
-def test_number_that_is_not_finite(refuses: Refuses, key: str, value: float) -> None:
-    with refuses(repr(key), "finite number", value):
-        stage(**{key: value, "eval_strategy": "steps"})
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity"])
-def test_number_in_a_mapping_that_is_not_finite(refuses: Refuses, number: str) -> None:
-    with refuses("'lr_scheduler_kwargs'", f"{number} is no number"):
-        stage(lr_scheduler_kwargs=f'{{"min_lr": {number}}}', lr_scheduler_type="cosine_with_min_lr")
-    with refuses("'lr_scheduler_kwargs'", "finite number"):
-        stage(lr_scheduler_kwargs={"min_lr": float(number)})
-    with refuses("'model_config'", f"{number} is no number"):
-        stage(model=None, model_config=f'{{"rope_theta": {number}}}')
-
-
-@pytest.mark.parametrize("key", ["max_steps", "cap", "max_length", "global_batch_size", "tokenizer_vocab_size"])
-def test_integer_of_more_than_64_bits(refuses: Refuses, key: str) -> None:
-    with refuses(repr(key), "64 bits"):
-        stage(**{key: 2**64})
-    with refuses("'matryoshka_dimensions'", "64 bits"):
-        stage(matryoshka_dimensions=[8, 2**64])
-
-
-def test_gradients_may_be_measured_without_being_clipped() -> None:
-    assert stage(max_grad_norm=float("inf")).max_grad_norm == float("inf")
-
-
-def test_half_precision_that_a_cpu_does_not_compute_in(refuses: Refuses) -> None:
-    with refuses("'fp16'", "no effect on a CPU", "'bf16: true'"):
-        stage(fp16=True)
-
-
-def test_kernels_whose_package_is_missing(refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.config.arguments.is_liger_kernel_available", lambda: False)
-    with refuses("'use_liger_kernel'", "pip install liger-kernel"):
-        stage(use_liger_kernel=True)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("validation_share", 0.0),
-        ("max_steps", 1),
-        ("seed", 2**32 - 1),
-        ("num_train_epochs", 0.01),
-        ("document_instruction_share", 1.0),
-        ("max_length", 1),
-        ("tokenizer_vocab_size", 259),  # every byte and three special tokens
-        ("cap", 1),
-        ("global_batch_size", 1),
-        ("num_hard_negatives_retrieval", 0),
-    ],
-)
-def test_value_at_the_end_of_its_range(key: str, value: float) -> None:
-    assert getattr(stage(**{key: value}), key) == value
-
-
-@pytest.mark.parametrize(("model", "config"), [(None, None), ("some/model", "{}")])
-def test_model_and_model_config_are_alternatives(refuses: Refuses, model: str | None, config: str | None) -> None:
-    with refuses("'model'", "'model_config'", "exactly one"):
-        stage(model=model, model_config=config)
-
-
-def test_model_config_fields() -> None:
-    assert stage().model_config_fields() == {}
-    told = stage(model=None, model_config='{"hidden_size": 64, "family": "f2llm-v2-80m", "layer_types": null}')
-    assert told.model_config_fields() == {"hidden_size": 64, "family": "f2llm-v2-80m", "layer_types": None}
-
-
-@pytest.mark.parametrize("config", ["{", "hidden_size: 64", "[64]", "64", '"x"'])
-def test_model_config_that_is_no_mapping(refuses: Refuses, config: str) -> None:
-    with refuses("'model_config'"):
-        stage(model=None, model_config=config)
-
-
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [("hiddensize", "'hidden_size'"), ("num_layers", "'num_hidden_layers'"), ("fam", "'family'")],
-)
-def test_field_that_a_model_does_not_have(refuses: Refuses, name: str, remedy: str) -> None:
-    with refuses("'model_config'", f"unknown key {name!r}", f"did you mean {remedy}?"):
-        stage(model=None, model_config=f'{{"hidden_size": 64, "{name}": 2}}')
-
-
-def test_builder_options() -> None:
-    assert stage().builder_fields() == {}
-    told = stage(builder="gettext", builder_options='{"locale_dirs": ["here"]}')
-    assert told.builder_fields() == {"locale_dirs": ["here"]}
-
-
-@pytest.mark.parametrize(("builder", "options"), [("gettext", "{"), ("gettext", "[1]"), (None, '{"num_negatives": 1}')])
-def test_builder_options_that_are_none(refuses: Refuses, builder: str | None, options: str) -> None:
-    with refuses("'builder_options'"):
-        stage(builder=builder, builder_options=options)
+def test_mappings():
+    assert stage().model_config_fields() == stage().builder_fields() == stage().prune_to_fields() == {}
+    fields = {"hidden_size": 64, "family": "f2llm-v2-80m", "layer_types": None}
+    assert stage(model=None, model_config=json.dumps(fields)).model_config_fields() == fields
+    options = {"locale_dirs": ["here"]}
+    assert stage(builder="gettext", builder_options=json.dumps(options)).builder_fields() == options
 
 
 @pytest.mark.parametrize(
@@ -200,24 +59,9 @@ def test_builder_options_that_are_none(refuses: Refuses, builder: str | None, op
         (None, '{"web_*": 1e4}', {"web_kor": 10_000, "sts": None}),
     ],
 )
-def test_smallest_cap_that_fits_a_source(cap: int | None, source_caps: str | None, expected: dict[str, Any]) -> None:
+def test_smallest_cap_that_fits_a_source(cap, source_caps, expected):
     arguments = stage(cap=cap, source_caps=source_caps)
     assert {name: arguments.cap_of(name) for name in expected} == expected
-
-
-@pytest.mark.parametrize("cap", ["0", "-1", "1.5", "1e-4", '"80k"', "null", "true", "[5]"])
-def test_cap_of_a_source_that_is_no_count(refuses: Refuses, cap: str) -> None:
-    with refuses("'source_caps'", "'web_*'", "positive integer"):
-        stage(source_caps=f'{{"sts": 5, "web_*": {cap}}}')
-
-
-@pytest.mark.parametrize("caps", ["{", "[64]", "64"])
-def test_source_caps_that_are_no_mapping(refuses: Refuses, caps: str) -> None:
-    with refuses("'source_caps'"):
-        stage(source_caps=caps)
-
-
-# Matryoshka widths
 
 
 @pytest.mark.parametrize(
@@ -226,32 +70,91 @@ def test_source_caps_that_are_no_mapping(refuses: Refuses, caps: str) -> None:
         ({}, 320, [320, 256, 128, 64, 32, 16, 8]),
         ({"matryoshka_min_dim": 64}, 320, [320, 256, 128, 64]),
         ({"matryoshka_min_dim": 32}, 32, [32]),
-        ({"matryoshka": False}, 320, None),
         ({"matryoshka": False, "matryoshka_dimensions": [999]}, 320, None),
         ({"matryoshka_dimensions": [64, 100, 64]}, 320, [320, 100, 64]),
         ({"matryoshka_dimensions": [1, 320]}, 320, [320, 1]),
     ],
 )
-def test_trained_widths(keys: dict[str, Any], hidden_size: int, expected: list[int] | None) -> None:
+def test_trained_widths(keys, hidden_size, expected):
     assert stage(**keys).train_dims(hidden_size) == expected
 
 
 @pytest.mark.parametrize(
-    ("keys", "wrong"),
-    [({"max_tokens_per_forward": 100}, "max_tokens_per_forward"), ({"distillation_weight": -1.0}, "distillation")],
+    ("keys", "parts"),
+    [
+        ({"matryoshka_dimensions": [64, 512]}, ["'matryoshka_dimensions'", [512], 320]),
+        ({"matryoshka_dimensions": [-8, 0, 8, 321]}, ["'matryoshka_dimensions'", [-8, 0, 321], 320]),
+        ({"matryoshka_min_dim": 512}, ["'matryoshka_min_dim'", 512]),
+        ({"matryoshka_min_dim": 24}, ["'matryoshka_min_dim'", 24]),
+    ],
 )
-def test_numbers_out_of_range(refuses: Refuses, keys: dict[str, Any], wrong: str) -> None:
-    with refuses(wrong):
-        stage(**keys)
+def test_width_that_does_not_fit_the_model(refuses, keys, parts):
+    with refuses(*parts):
+        stage(**keys).train_dims(320)
 
 
-@pytest.mark.parametrize(("dims", "wrong"), [([64, 512], [512]), ([0], [0]), ([-8, 8, 321], [-8, 321])])
-def test_width_that_does_not_fit_the_model(refuses: Refuses, dims: list[int], wrong: list[int]) -> None:
-    with refuses("'matryoshka_dimensions'", wrong, 320):
-        stage(matryoshka_dimensions=dims).train_dims(320)
+# The direction of metrics
 
 
-@pytest.mark.parametrize("min_dim", [512, 24])
-def test_narrowest_width_that_does_not_fit_the_rule(refuses: Refuses, min_dim: int) -> None:
-    with refuses("'matryoshka_min_dim'", min_dim):
-        stage(matryoshka_min_dim=min_dim).train_dims(320)
+@pytest.mark.parametrize(("metric", "greater"), [*((m, False) for m in LOSSES), *((m, True) for m in SCORES)])
+def test_direction_follows_the_metric(refuses, metric, greater):
+    assert greater_is_better(metric) is greater
+    assert evaluated(metric_for_best_model=metric).chooses_by_pairs == ("pairs_" in metric)
+    assert evaluated(metric_for_best_model=metric).greater_is_better is greater
+    assert evaluated(metric_for_best_model=metric, greater_is_better=greater).greater_is_better is greater
+    with refuses("'greater_is_better'", repr(metric), f"'greater_is_better: {str(greater).lower()}'"):
+        evaluated(metric_for_best_model=metric, greater_is_better=not greater)
+
+
+def test_direction_where_no_metric_is_named(refuses):
+    assert evaluated().greater_is_better is None
+    assert evaluated(load_best_model_at_end=True, save_strategy="epoch").greater_is_better is False
+    with refuses("'greater_is_better'", "'loss'"):
+        evaluated(load_best_model_at_end=True, save_strategy="epoch", greater_is_better=True)
+
+
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(("metric", "mode"), [(None, "min"), ("retrieval", "min"), ("pairs_accuracy", "max")])
+def test_a_learning_rate_that_follows_a_metric_follows_it_in_its_direction(refuses, scheduler, metric, mode):
+    told = {"lr_scheduler_type": scheduler, "metric_for_best_model": metric}
+    assert evaluated(**told).lr_scheduler_kwargs == {"mode": mode}
+    kept = evaluated(**told, lr_scheduler_kwargs='{"patience": 3}').lr_scheduler_kwargs
+    assert kept == {"patience": 3, "mode": mode}
+    with refuses("'lr_scheduler_kwargs'", f"'mode: {mode}'"):
+        evaluated(**told, lr_scheduler_kwargs={"mode": {"min": "max", "max": "min"}[mode]})
+
+
+@pytest.mark.parametrize("metric", ["retrieval", "source/tiny_retrieval"])
+def test_the_stage_ends_in_the_checkpoint_of_the_lowest_loss(tmp_path, metric):
+    recipe = write_watched(tmp_path, metric_for_best_model=metric, load_best_model_at_end=True)
+    assert main([str(recipe)]) == 0
+    run = tmp_path / "run"
+    state = json.loads((run / "checkpoint-10/trainer_state.json").read_text())
+    found = {line["step"]: line[f"eval_{metric}"] for line in state["log_history"] if "eval_loss" in line}
+    lowest = min(found, key=lambda step: found[step])
+    assert state["best_model_checkpoint"] == str(run / f"checkpoint-{lowest}")
+    assert state["best_metric"] == found[lowest] < max(found.values())
+
+
+def test_every_metric_that_is_measured_has_the_direction_of_its_kind(tmp_path):
+    (only,) = load_recipe(write_watched(tmp_path)).stages
+    Path(only.arguments.output_dir).mkdir(parents=True)
+    names = set_up(only).metric_names
+    scores = {name for name in names if "pairs_" in name}
+    assert scores and set(names) - scores
+    assert {name for name in names if greater_is_better(name)} == scores
+
+
+# Adapters
+
+
+def test_defaults_of_an_adapter(tmp_path):
+    write = recipe_writer(tmp_path)
+    assert adapter_config(only_stage(load_recipe(write({})))) is None
+    config = adapter_config(only_stage(load_recipe(write({"lora": True}))))
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_dora) == (16, 32, 0.0, False)
+    assert set(config.target_modules) == set(LORA_TARGETS)
+    words = {"lora": True, "lora_rank": "8", "lora_target_modules": ["q_proj", "v_proj"], "lora_rslora": True}
+    config = adapter_config(only_stage(load_recipe(write({}), words)))
+    assert (config.r, config.lora_alpha, config.use_rslora) == (8, 16, True)
+    assert set(config.target_modules) == {"q_proj", "v_proj"}

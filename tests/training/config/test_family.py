@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training.recipes import write_recipe
+from tests.training.recipes import error_of, write_recipe
 from training.config.inputs import find_inputs
-from training.config.recipe import Recipe, load_recipe
+from training.config.recipe import load_recipe
+from training.data.manifest import read_manifest
 from training.run_stage import main
 
 ROOT = Path(__file__).parents[3]
@@ -31,19 +32,19 @@ SMALL = ("80m", "160m", "330m")
 
 
 @pytest.fixture(autouse=True)
-def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_checkout(monkeypatch):
     """The recipes name the manifest relative to the checkout."""
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="module")
-def family() -> Recipe:
+def family():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return load_recipe(FAMILY, {"use_cpu": True})
 
 
-def test_every_input_is_made_by_an_earlier_stage_or_lies_on_the_hub(family: Recipe) -> None:
+def test_every_input_is_made_by_an_earlier_stage_or_lies_on_the_hub(family):
     made: list[str] = []
     for stage in family.stages:
         for each in find_inputs(family, stage):
@@ -56,7 +57,7 @@ def test_every_input_is_made_by_an_earlier_stage_or_lies_on_the_hub(family: Reci
     assert {name for name in made if name.startswith("stage2-")} == {f"stage2-{size}" for size in PUBLISHED}
 
 
-def test_every_stage_has_its_published_numbers(family: Recipe) -> None:
+def test_every_stage_has_its_published_numbers(family):
     for stage in family.stages:
         kind, size = stage.name.split("-")
         args = stage.arguments
@@ -72,7 +73,26 @@ def test_every_stage_has_its_published_numbers(family: Recipe) -> None:
         assert (args.instructions, args.manifest_stage) == (kind == "stage2", kind)
 
 
-def test_a_stage_of_the_family_is_the_recipe_beside_it(family: Recipe) -> None:
+@pytest.mark.parametrize("path", sorted(FAMILY.parent.glob("stage?-*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_a_stage_is_complete(path):
+    # The recipes compute in bf16 on a GPU; their keys must hold on any machine.
+    arguments = load_recipe(path, {"bf16": False, "use_cpu": True}).stages[0].arguments
+    assert arguments.global_batch_size == 512 and arguments.warmup_steps == 500
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.98, 0.01)
+    assert arguments.num_hard_negatives == {"retrieval": 7, "clustering": 9, "classification": 1}
+    assert arguments.lr_scheduler_kwargs == {"min_lr": 1e-7}
+    published = yaml.safe_load((path.parent / "published.yaml").read_text())
+    # A blank text among 60 million rows does not end a run.
+    assert published["bf16"] is True and published["on_bad_row"] == "quarantine"
+    manifest = read_manifest(ROOT / arguments.manifest)
+    entries = manifest.of_stage(arguments.manifest_stage)
+    if path.stem.startswith("stage1"):
+        assert not arguments.instructions and arguments.cap is None and len(entries) == 7
+    else:
+        assert arguments.instructions and arguments.cap == 80000 and len(entries) == len(manifest.entries)
+
+
+def test_a_stage_of_the_family_is_the_recipe_beside_it(family):
     # Whichever way a stage is run, it reads and writes the same folders.
     alone = {path.stem for path in FAMILY.parent.glob("*-*.yaml")}
     assert {stage.name for stage in family.stages} == alone
@@ -81,7 +101,7 @@ def test_a_stage_of_the_family_is_the_recipe_beside_it(family: Recipe) -> None:
         assert single.keys == stage.keys
 
 
-def test_another_output_folder_moves_the_whole_family() -> None:
+def test_another_output_folder_moves_the_whole_family():
     moved = load_recipe(FAMILY, {"use_cpu": True, "output_dir": "elsewhere"})
     for stage in moved.stages:
         args = stage.arguments
@@ -89,10 +109,8 @@ def test_another_output_folder_moves_the_whole_family() -> None:
         assert all(path.startswith("elsewhere/") for path in read if path is not None)
 
 
-def test_the_family_is_planned_without_network(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
-    def refuse(*args: object) -> None:
+def test_the_family_is_planned_without_network(monkeypatch, capsys, tmp_path):
+    def refuse(*args):
         raise AssertionError("the plan reaches for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -125,17 +143,16 @@ def test_the_family_is_planned_without_network(
     assert total == pytest.approx(sum(operations), rel=0.01)
 
 
-def test_a_single_recipe_is_planned_though_nothing_is_there(capsys: pytest.CaptureFixture) -> None:
+def test_a_single_recipe_is_planned_though_nothing_is_there(capsys):
     assert main([str(FAMILY.with_name("stage2-80m.yaml")), "--dry-run", "--planned_text_tokens", "64"]) == 0
     text = capsys.readouterr().out
     assert "80,084,288 parameters" in text and "has 64 tokens" in text
     assert "teacher      runs/f2llm-v2/stage2-0.6b/model" in text and "GiB teacher" in text
 
 
-def test_a_stage_without_its_model_names_the_stage_that_makes_it(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_stage_without_its_model_names_the_stage_that_makes_it(capsys, tmp_path):
     words = [str(FAMILY), "--stage", "stage2-80m", "--use_cpu", "--output_dir", str(tmp_path)]
-    assert main(words) == 2
-    *_, error = capsys.readouterr().err.splitlines()
+    error = error_of(words, capsys)
     assert error.startswith("error: ") and f"model '{tmp_path}/pruned-80m/model' is missing" in error
     command = f"python training/run_stage.py {FAMILY} --stage pruned-80m --use_cpu True --output_dir {tmp_path}"
     assert error.endswith(f"stage 'pruned-80m' makes it: {command}")
@@ -150,20 +167,19 @@ def test_a_stage_without_its_model_names_the_stage_that_makes_it(capsys: pytest.
     ],
 )
 def test_a_single_recipe_without_its_model_names_the_recipe_that_makes_it(
-    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, missing: str, maker: str
-) -> None:
+    capsys, tmp_path, monkeypatch, name, missing, maker
+):
     # Where the checkout has no runs.
     (tmp_path / "training").symlink_to(ROOT / "training")
     monkeypatch.chdir(tmp_path)
     path = FAMILY.with_name(f"{name}.yaml")
-    assert main([str(path), "--use_cpu"]) == 2
-    *_, error = capsys.readouterr().err.splitlines()
+    error = error_of([path, "--use_cpu"], capsys)
     assert f"stage {name!r}: {missing} is missing; stage {maker!r} makes it" in error
     assert error.endswith(f"python training/run_stage.py {FAMILY.with_name(maker)}.yaml")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_of_another_shape_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_refused(capsys, tmp_path):
     recipe = write_recipe(tmp_path)
     content = yaml.safe_load(recipe.read_text())
     assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
@@ -171,7 +187,6 @@ def test_a_model_of_another_shape_is_refused(capsys: pytest.CaptureFixture, tmp_
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], ["--dry-run", "--output_dir", "x"]):
         words = [str(tmp_path / "new") if word == "x" else word for word in words]
-        assert main([str(recipe), *words]) == 2
-        *_, error = capsys.readouterr().err.splitlines()
-        assert error.startswith("error: model ") and "is no f2llm-v2-80m: its vocab_size is 348, not 151936" in error
+        error = error_of([recipe, *words], capsys)
+        assert error.startswith("error: model ") and "is not f2llm-v2-80m: its vocab_size is 348, not 151936" in error
     assert not (tmp_path / "run/stage2/model").exists()

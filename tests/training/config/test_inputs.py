@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from training.config.inputs import find_inputs, require_inputs
-from training.config.recipe import Recipe, load_recipe
+from training.config.recipe import load_recipe
 
 Refuses = Callable[..., AbstractContextManager[None]]
 SHAPE = {"hidden_size": 8}
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Callable[..., Recipe]:
+def recipe(tmp_path):
     """Writes a recipe of some stages and loads it."""
 
-    def write(name: str = "recipe.yaml", **stages: dict[str, Any]) -> Recipe:
+    def write(name="recipe.yaml", **stages):
         path = tmp_path / name
         path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "stages": stages}))
         return load_recipe(path)
@@ -29,9 +27,7 @@ def recipe(tmp_path: Path) -> Callable[..., Recipe]:
     return write
 
 
-def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(
-    recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp_path):
     (tmp_path / "there").mkdir()
     made = recipe(
         a={"model": str(tmp_path / "there"), "teacher": "some/model"},
@@ -50,9 +46,7 @@ def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(
 
 
 @pytest.mark.parametrize("key", ["model", "teacher", "tokenizer"])
-def test_a_missing_input_names_stage_and_command(
-    recipe: Callable[..., Recipe], refuses: Refuses, key: str, tmp_path: Path
-) -> None:
+def test_a_missing_input_names_stage_and_command(recipe, refuses, key, tmp_path):
     made = recipe(a={"model": "some/model"}, b={"model": "some/model", key: "a"})
     require_inputs(made, made.stages)
     command = f"python training/run_stage.py {made.path} --stage a"
@@ -63,9 +57,7 @@ def test_a_missing_input_names_stage_and_command(
     require_inputs(made, made.stages[1:])
 
 
-def test_a_missing_measurement_names_the_stage_that_measures(
-    recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path
-) -> None:
+def test_a_missing_measurement_names_the_stage_that_measures(recipe, refuses, tmp_path):
     made = recipe(
         a={"model": "some/model", "prune_to": SHAPE},
         b={"model": "some/model", "prune_to": SHAPE, "importance": "a"},
@@ -78,7 +70,7 @@ def test_a_missing_measurement_names_the_stage_that_measures(
     require_inputs(made, made.stages[1:])
 
 
-def test_recipes_beside_it_are_looked_through(recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path) -> None:
+def test_recipes_beside_it_are_looked_through(recipe, refuses, tmp_path):
     recipe("all.yaml", first={"model": "some/model"}, second={"model": "first"})
     (tmp_path / "broken.yaml").write_text("sed: 1\n")
     (tmp_path / "notes.yaml").write_text("- a list\n")
@@ -91,7 +83,7 @@ def test_recipes_beside_it_are_looked_through(recipe: Callable[..., Recipe], ref
         require_inputs(made, made.stages)
 
 
-def test_what_nothing_makes_is_said(recipe: Callable[..., Recipe], refuses: Refuses, tmp_path: Path) -> None:
+def test_what_nothing_makes_is_said(recipe, refuses, tmp_path):
     made = recipe(a={"model": str(tmp_path / "away")})
     with refuses(made.path, "stage 'a'", f"model '{tmp_path}/away' is missing, and no stage", "check the path"):
         require_inputs(made, made.stages)

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -22,26 +20,24 @@ ROLES = {"learnt": LEARNT, "running": RUNNING, "places": PLACES, "machine": MACH
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
+def write(tmp_path):
     return recipe_writer(tmp_path)
 
 
-def test_every_key_has_one_role() -> None:
+def test_every_key_has_one_role():
     roles = {key: [name for name, of in ROLES.items() if key in of] for key in frozenset().union(*ROLES.values())}
     # A new key: try what it does in this trainer, and whether a card may list it.
     assert {each.name for each in fields(StageArguments)} - roles.keys() == set()
     assert {key: of for key, of in roles.items() if len(of) > 1} == {}
 
 
-def test_no_key_of_this_project_is_refused() -> None:
+def test_no_key_of_this_project_is_refused():
     own = {each.name for each in fields(StageArguments)} - {each.name for each in fields(TrainingArguments)}
     assert not own & REFUSED.keys()
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
-def test_key_without_effect_is_refused_whatever_its_value(
-    write: Callable[..., Path], refuses: Refuses, key: str
-) -> None:
+def test_key_without_effect_is_refused_whatever_its_value(write, refuses, key):
     default = {each.name: each for each in fields(TrainingArguments)}[key].default
     # Even the default: whoever writes it takes it for what happens.
     for value in (default if isinstance(default, str | int | float) else "x", False, 3):
@@ -72,12 +68,12 @@ def test_key_without_effect_is_refused_whatever_its_value(
         ("enable_jit_checkpoint", True, "SIGTERM"),
     ],
 )
-def test_what_to_give_instead(write: Callable[..., Path], refuses: Refuses, key: str, value: Any, instead: str) -> None:
+def test_what_to_give_instead(write, refuses, key, value, instead):
     with refuses(repr(key), instead):
         load_recipe(write({"stages": {"first": {key: value}}}))
 
 
-def test_key_of_another_version_of_transformers(caplog: pytest.LogCaptureFixture) -> None:
+def test_key_of_another_version_of_transformers(caplog):
     with caplog.at_level(logging.WARNING):
         check_given({"learning_rate": 1e-3, "brand_new": 1})
     assert "'brand_new'" in caplog.text and "learning_rate" not in caplog.text
@@ -98,9 +94,7 @@ SECRET = "hf_" + "aB3" * 12
         ("run_name", f"try with {SECRET}"),
     ],
 )
-def test_no_secret_gets_into_the_folder_of_a_run(
-    write: Callable[..., Path], refuses: Refuses, key: str, value: Any
-) -> None:
+def test_no_secret_gets_into_the_folder_of_a_run(write, refuses, key, value):
     with pytest.raises(ValueError, match=key) as caught:
         load_recipe(write({key: value}))
     message = str(caught.value)
@@ -117,5 +111,5 @@ def test_no_secret_gets_into_the_folder_of_a_run(
         ("model_config", {"pad_token_id": 0, "eos_token_id": 1}),
     ],
 )
-def test_what_only_looks_like_a_secret(key: str, value: Any) -> None:
+def test_what_only_looks_like_a_secret(key, value):
     check_given({key: value})

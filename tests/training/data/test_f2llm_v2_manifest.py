@@ -8,8 +8,7 @@ from pathlib import Path
 import langcodes
 import pytest
 
-from training.data.manifest import file_languages, load_manifest
-from training.data.manifest_file import Manifest, read_manifest
+from training.data.manifest import Manifest, file_languages, load_manifest, read_manifest
 from training.data.survey import survey
 
 PATH = Path(__file__).parents[3] / "training" / "data" / "manifests" / "f2llm-v2.yaml"

@@ -1,32 +1,33 @@
-"""Manifests: what they may say, which files they find, and what they refuse."""
+"""Manifests: what they may say, which files they find, what they refuse, and how they are written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 
-from training.data.manifest import Source, load_manifest, select_sources
-from training.data.manifest_file import read_manifest
+from tests.training.data.prepared_rows import Refuses
+from training.data.manifest import Source, load_manifest, read_manifest, select_sources, write_manifest
 
 ENTRY = {"name": "faq", "files": "a.parquet", "task_type": "retrieval", "instruction": "Find the answer."}
-Refuses = Callable[..., AbstractContextManager[None]]
+Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
+def write(tmp_path: Path) -> Write:
     """Writes a manifest of entries beside a few (empty) data files."""
     for name in ("a.parquet", "b_10.parquet", "b_2.parquet", "deep/c.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    def write(*entries: Any) -> Path:
+    def write(*entries: Any, **top: Any) -> Path:
         path = tmp_path / "manifest.yaml"
-        path.write_text(yaml.safe_dump({"sources": list(entries)}))
+        path.write_text(yaml.safe_dump({**top, "sources": list(entries)}))
         return path
 
     return write
@@ -37,19 +38,143 @@ def found(path: Path) -> list[str]:
     return [file.relative_to(path.parent).as_posix() for file in source.files]
 
 
-def test_all_keys_arrive(write: Callable[..., Path], tmp_path: Path) -> None:
-    told = {"symmetric": True, "languages": ["kor", "eng"], "cap": 80_000, "licence": "CC-BY-4.0"}
-    (source,) = load_manifest(write({**ENTRY, **told, "task_type": "clustering"}))
+# Keys
+
+
+def test_all_keys_arrive(write: Write, tmp_path: Path) -> None:
+    given = {"symmetric": True, "languages": ["kor", "eng"], "cap": 80_000, "licence": "CC-BY-4.0", "category": "QA"}
+    reported = {"stages": ["one"], "published_rows": 5, "published_files": 1, "instruction_from": "v1"}
+    path = write({**ENTRY, **given, **reported, "task_type": "clustering"})
+    (source,) = load_manifest(path)
     assert source == Source(
-        "faq", [tmp_path / "a.parquet"], "clustering", "Find the answer.", True, ["kor", "eng"], 80_000, "CC-BY-4.0"
+        "faq",
+        [tmp_path / "a.parquet"],
+        "clustering",
+        "Find the answer.",
+        True,
+        ["kor", "eng"],
+        80_000,
+        "CC-BY-4.0",
+        "QA",
     )
+    (entry,) = read_manifest(path).entries
+    assert {key: getattr(entry, key) for key in reported} == reported
 
 
-def test_optional_keys_have_defaults(write: Callable[..., Path], tmp_path: Path) -> None:
-    sources = load_manifest(str(write(ENTRY, {**ENTRY, "name": "other", "cap": None, "licence": None})))
+def test_optional_keys_have_defaults_and_may_be_null(write: Write) -> None:
+    nulls = dict.fromkeys(("cap", "licence", "category", "published_rows", "published_files", "instruction_from"))
+    path = write(ENTRY, {**ENTRY, **nulls, "name": "other"}, root=None, stage_caps=None)
+    sources = load_manifest(str(path))
     assert [source.name for source in sources] == ["faq", "other"]
     for source in sources:
         assert (source.symmetric, source.languages, source.cap, source.licence) == (False, [], None, None)
+
+
+WRONG_TYPES = {
+    "name": [5],
+    "files": [5, {"a": "b"}, [1], [""]],
+    "task_type": [["retrieval"]],
+    "instruction": [["Find."]],
+    "symmetric": ["yes", None, 1],
+    "languages": ["kor", None, [False], [3]],  # YAML reads the language code `no` as false
+    "cap": ["80k", 1.5, True],
+    "licence": [4.0],
+    "published_rows": ["60M", True],
+    "published_files": [1.5],
+    "category": [3],
+    "stages": ["stage1", [1], None],
+    "instruction_from": [["v1"]],
+    "each_file": ["yes", None],
+    "name_tells_language": [1],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_TYPES.items() for value in values])
+def test_wrong_type(write: Write, refuses: Refuses, key: str, value: Any) -> None:
+    path = write({**ENTRY, key: value})
+    with refuses(path, "source", repr(key), repr(value)):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        *((key, value, ["at least 1"]) for key in ("cap", "published_rows", "published_files") for value in (0, -1)),
+        *(("name", name, [repr(name), "folder"]) for name in ("a/b", "..", ".hidden", "/root")),
+        ("task_type", "reranking", ["'reranking'", "retrieval, clustering, classification"]),
+        ("instruction_from", "v2", ["'v2'", "v1, mteb, written"]),
+        ("file", "x", ["did you mean 'files'?"]),
+        ("task-type", "x", ["did you mean 'task_type'?"]),
+        ("zzz", "x", ["known keys are cap, "]),
+        *((key, "x", ["unknown key", repr(key)]) for key in (1, True, None)),
+    ],
+)
+def test_wrong_key_or_value(write: Write, refuses: Refuses, key: Any, value: Any, parts: list[str]) -> None:
+    path = write({**ENTRY, key: value})
+    with refuses(path, "source", key if key != "name" else value, *parts):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("key", ["name", "files", "task_type", "instruction"])
+def test_missing_key(write: Write, refuses: Refuses, key: str) -> None:
+    for entry in ({name: value for name, value in ENTRY.items() if name != key}, {**ENTRY, key: None}):
+        path = write(entry)
+        with refuses(path, "source 1" if key == "name" else "'faq'", repr(key), "missing"):
+            load_manifest(path)
+
+
+def test_faulty_entries(write: Write, refuses: Refuses) -> None:
+    with refuses("manifest.yaml", "source 2", "str"):
+        load_manifest(write(ENTRY, "b.parquet"))
+    with refuses("manifest.yaml", "'faq'", "rename"):
+        load_manifest(write(ENTRY, {**ENTRY, "files": "b_2.parquet"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["no such file"]),
+        ("sources: [\n", ["not valid YAML"]),
+        ("source: []\n", ["'source'", "did you mean 'sources'?"]),
+        *((content, ["'sources'", "at least one"]) for content in ("sources: []", "sources:", "sources: {a: b}", "{}")),
+    ],
+)
+def test_faulty_file(tmp_path: Path, refuses: Refuses, content: str | None, parts: list[str]) -> None:
+    path = tmp_path / "manifest.yaml"
+    if content is not None:
+        path.write_text(content)
+    with refuses(path, *parts):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("root", 5, "5"),
+        ("root", "", "''"),
+        ("root", ["data"], "['data']"),
+        ("stage_caps", {"stageX": 5}, "'stageX'"),
+        ("stage_caps", {"one": 0}, "'one'"),
+        ("stage_caps", {"one": "80k"}, "'80k'"),
+        ("stage_caps", [5], "[5]"),
+        ("stage_rows", {"two": 5}, "'two'"),
+        ("published_shares", 5, "5"),
+        ("published_shares", {}, "'total_rows'"),
+        ("published_shares", {"total_rows": 0}, "'total_rows'"),
+        ("published_shares", {"total_rows": 1, "language_shares": {}}, "'language_shares'"),
+        ("published_shares", {"total_rows": 1, "language_rows": ["eng"]}, "'language_rows'"),
+        ("published_shares", {"total_rows": 1, "language_rows": {"eng": "many"}}, "'many'"),
+        ("published_shares", {"total_rows": 1, "language_rows": {False: 5}}, "False"),
+        ("published_shares", {"total_rows": 1, "category_percent": {"QA": -1}}, "'QA'"),
+    ],
+)
+def test_faulty_key_beside_sources(write: Write, refuses: Refuses, key: str, value: Any, named: str) -> None:
+    path = write({**ENTRY, "stages": ["one"]}, **{key: value})
+    with refuses(path, repr(key), named):
+        read_manifest(path)
+
+
+# Files
 
 
 @pytest.mark.parametrize(
@@ -61,38 +186,19 @@ def test_optional_keys_have_defaults(write: Callable[..., Path], tmp_path: Path)
         ("**/*.parquet", ["a.parquet", "b_10.parquet", "b_2.parquet", "deep/c.parquet"]),
         (["deep/c.parquet", "a.parquet"], ["deep/c.parquet", "a.parquet"]),
         (["b_*.parquet", "a.parquet"], ["b_10.parquet", "b_2.parquet", "a.parquet"]),
+        # A file that two patterns match is read once; folders are left out.
+        (["*.parquet", "a.parquet"], ["a.parquet", "b_10.parquet", "b_2.parquet"]),
+        (["b_2.parquet", "*"], ["b_2.parquet", "a.parquet", "b_10.parquet", "manifest.yaml"]),
+        ("{}/a.parquet", ["a.parquet"]),
+        ("{}/b_?.parquet", ["b_2.parquet"]),
+        ("{}/d*/c.parquet", ["deep/c.parquet"]),
     ],
 )
 def test_files_are_found_in_reading_order(
-    write: Callable[..., Path], files: str | list[str], expected: list[str]
+    write: Write, tmp_path: Path, files: str | list[str], expected: list[str]
 ) -> None:
+    files = files.format(tmp_path) if isinstance(files, str) else files
     assert found(write({**ENTRY, "files": files})) == expected
-
-
-def test_files_may_be_absolute(write: Callable[..., Path], tmp_path: Path) -> None:
-    assert found(write({**ENTRY, "files": str(tmp_path / "a.parquet")})) == ["a.parquet"]
-    assert found(write({**ENTRY, "files": str(tmp_path / "b_?.parquet")})) == ["b_2.parquet"]
-
-
-def test_absolute_pattern_may_have_a_star_in_a_folder(write: Callable[..., Path], tmp_path: Path) -> None:
-    assert found(write({**ENTRY, "files": str(tmp_path / "d*" / "c.parquet")})) == ["deep/c.parquet"]
-
-
-def test_file_that_two_patterns_match_is_read_once(write: Callable[..., Path]) -> None:
-    assert found(write({**ENTRY, "files": ["*.parquet", "a.parquet"]})) == ["a.parquet", "b_10.parquet", "b_2.parquet"]
-    assert found(write({**ENTRY, "files": ["b_2.parquet", "*.parquet"]})) == [
-        "b_2.parquet",
-        "a.parquet",
-        "b_10.parquet",
-    ]
-
-
-def test_folder_is_no_file(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write({**ENTRY, "files": ["*"]})
-    assert path.parent / "deep" not in load_manifest(path)[0].files
-    path = write({**ENTRY, "files": "deep"})
-    with refuses(path, "'faq'", path.parent / "deep", "'files'"):
-        load_manifest(path)
 
 
 @pytest.mark.parametrize("name", ["data [v2]", "what?", "*"])
@@ -105,191 +211,97 @@ def test_folder_of_the_manifest_is_no_pattern(tmp_path: Path, name: str) -> None
     assert found(path) == ["a.parquet"]
 
 
-def test_missing_manifest(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses(tmp_path / "none.yaml", "no such file"):
-        load_manifest(tmp_path / "none.yaml")
-
-
-def test_manifest_that_is_no_yaml(tmp_path: Path, refuses: Refuses) -> None:
-    path = tmp_path / "manifest.yaml"
-    path.write_text("sources: [\n")
-    with refuses(path, "not valid YAML"):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("content", ["sources: []\n", "sources:\n", "sources: {a: b}\n", "{}\n"])
-def test_no_source(tmp_path: Path, refuses: Refuses, content: str) -> None:
-    path = tmp_path / "manifest.yaml"
-    path.write_text(content)
-    with refuses(path, "'sources'", "at least one"):
-        load_manifest(path)
-
-
-def test_unknown_key_beside_sources(tmp_path: Path, refuses: Refuses) -> None:
-    path = tmp_path / "manifest.yaml"
-    path.write_text("source: []\n")
-    with refuses(path, "'source'", "did you mean 'sources'?"):
-        load_manifest(path)
-
-
-def test_entry_is_no_mapping(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write(ENTRY, "b.parquet")
-    with refuses(path, "source 2", "str"):
-        load_manifest(path)
-
-
 @pytest.mark.parametrize(
-    ("key", "remedy"),
+    ("files", "missing"),
     [
-        ("file", "did you mean 'files'?"),
-        ("task-type", "did you mean 'task_type'?"),
-        ("zzz", "known keys are cap, "),
+        ("none.parquet", "none.parquet"),
+        ("none_*.parquet", "none_*.parquet"),
+        (["a.parquet", "none.parquet"], "none.parquet"),
+        ("deep", "deep"),
     ],
 )
-def test_unknown_key(write: Callable[..., Path], refuses: Refuses, key: str, remedy: str) -> None:
-    path = write({**ENTRY, key: "x"})
-    with refuses(path, "'faq'", repr(key), remedy):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("key", [1, True, None])
-def test_key_that_is_no_text(write: Callable[..., Path], refuses: Refuses, key: Any) -> None:
-    path = write({**ENTRY, key: "x"})
-    with refuses(path, "'faq'", "unknown key", repr(key)):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("key", ["name", "files", "task_type", "instruction"])
-def test_missing_key(write: Callable[..., Path], refuses: Refuses, key: str) -> None:
-    path = write({name: value for name, value in ENTRY.items() if name != key})
-    with refuses(path, "source 1" if key == "name" else "'faq'", repr(key), "missing"):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("key", ["name", "files", "task_type", "instruction"])
-def test_key_without_a_value(write: Callable[..., Path], refuses: Refuses, key: str) -> None:
-    path = write({**ENTRY, key: None})
-    with refuses(path, repr(key), "missing"):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("name", 5),
-        ("files", 5),
-        ("files", {"a": "b"}),
-        ("task_type", ["retrieval"]),
-        ("instruction", ["Find."]),
-        ("symmetric", "yes"),
-        ("symmetric", None),
-        ("symmetric", 1),
-        ("languages", "kor"),
-        ("languages", None),
-        ("cap", "80k"),
-        ("cap", 1.5),
-        ("cap", True),
-        ("licence", 4.0),
-    ],
-)
-def test_wrong_type(write: Callable[..., Path], refuses: Refuses, key: str, value: Any) -> None:
-    path = write({**ENTRY, key: value})
-    with refuses(path, "source", repr(key), repr(value)):
-        load_manifest(path)
-
-
-# YAML reads the language code `no` as false.
-@pytest.mark.parametrize(
-    ("key", "value"), [("languages", [False]), ("languages", [3]), ("files", [1]), ("files", [""])]
-)
-def test_wrong_type_in_a_list(write: Callable[..., Path], refuses: Refuses, key: str, value: Any) -> None:
-    path = write({**ENTRY, key: value})
-    with refuses(path, "'faq'", repr(key)):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("cap", [0, -1])
-def test_cap_below_one(write: Callable[..., Path], refuses: Refuses, cap: int) -> None:
-    path = write({**ENTRY, "cap": cap})
-    with refuses(path, "'faq'", "cap", "at least 1", cap):
-        load_manifest(path)
-
-
-def test_unknown_task_type(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write({**ENTRY, "task_type": "reranking"})
-    with refuses(path, "'faq'", "'reranking'", "retrieval, clustering, classification"):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "/root"])
-def test_name_that_is_no_folder_name(write: Callable[..., Path], refuses: Refuses, name: str) -> None:
-    path = write({**ENTRY, "name": name})
-    with refuses(path, repr(name), "folder"):
-        load_manifest(path)
-
-
-def test_two_sources_of_one_name(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write(ENTRY, {**ENTRY, "files": "b_2.parquet"})
-    with refuses(path, "'faq'", "rename"):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("files", ["none.parquet", "none_*.parquet", ["a.parquet", "none.parquet"]])
-def test_missing_file(write: Callable[..., Path], refuses: Refuses, files: str | list[str]) -> None:
+def test_missing_file(write: Write, refuses: Refuses, files: str | list[str], missing: str) -> None:
     path = write({**ENTRY, "files": files})
-    with refuses(path, "'faq'", path.parent / "none", "'files'"):
+    with refuses(path, "'faq'", path.parent / missing, "'files'"):
         load_manifest(path)
 
 
-def test_keys_for_reports_are_no_source_keys(write: Callable[..., Path]) -> None:
-    told = {"stages": ["one"], "published_rows": 5, "published_files": 1, "instruction_from": "v1", "category": "QA"}
-    (source,) = load_manifest(write({**ENTRY, **told}))
-    assert source.category == "QA"
-    (entry,) = read_manifest(write({**ENTRY, **told})).entries
-    assert {key: getattr(entry, key) for key in told} == told
+def collection(tmp_path: Path, *names: str, root: str = "data", **keys: Any) -> Path:
+    """A manifest of one collection of the files named."""
+    for name in names:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    path = tmp_path / "manifest.yaml"
+    entry = {**ENTRY, "files": "*.parquet", "each_file": True, **keys}
+    path.write_text(yaml.safe_dump({"root": root, "sources": [entry]}))
+    return path
 
 
-@pytest.mark.parametrize("key", ["published_rows", "published_files", "category", "instruction_from"])
-def test_key_for_reports_may_be_null(write: Callable[..., Path], key: str) -> None:
-    assert getattr(read_manifest(write({**ENTRY, key: None})).entries[0], key) is None
+def test_each_file_of_a_collection_is_a_source(tmp_path: Path) -> None:
+    path = collection(tmp_path, "faq_kor.parquet", "faq_de-en.parquet", "faq_part2.parquet", cap=7, symmetric=True)
+    sources = load_manifest(path)
+    assert [(source.name, source.languages) for source in sources] == [
+        ("faq_de-en", ["deu", "eng"]),
+        ("faq_kor", ["kor"]),
+        ("faq_part2", []),
+    ]
+    for source in sources:
+        assert source.files == [tmp_path / "data" / f"{source.name}.parquet"]
+        assert (source.cap, source.symmetric, source.instruction) == (7, True, ENTRY["instruction"])
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("published_rows", "60M"),
-        ("published_rows", True),
-        ("published_files", 1.5),
-        ("category", 3),
-        ("stages", "stage1"),
-        ("stages", [1]),
-        ("stages", None),
-        ("instruction_from", ["v1"]),
-        ("each_file", "yes"),
-        ("each_file", None),
-        ("name_tells_language", 1),
-    ],
-)
-def test_wrong_type_of_a_key_for_collections(
-    write: Callable[..., Path], refuses: Refuses, key: str, value: Any
-) -> None:
-    path = write({**ENTRY, key: value})
-    with refuses(path, "'faq'", repr(key), repr(value)):
+def test_file_whose_name_has_no_language_gets_those_of_the_collection(tmp_path: Path) -> None:
+    path = collection(tmp_path, "faq_kor.parquet", "faq_x.parquet", "faq_fra.parquet", languages=["kor", "deu"])
+    languages = {source.name: source.languages for source in load_manifest(path)}
+    assert languages == {"faq_kor": ["kor"], "faq_x": ["kor", "deu"], "faq_fra": ["kor", "deu"]}
+    path = collection(tmp_path, languages=["kor", "deu"], name_tells_language=False)
+    assert [source.languages for source in load_manifest(path)] == [["kor", "deu"]] * 3
+
+
+def test_faulty_collections(tmp_path: Path, refuses: Refuses) -> None:
+    # On a store a file may be called anything; its source would be prepared outside the folder.
+    fsspec.filesystem("memory").pipe("/odd/...parquet", b"x")
+    with refuses("'faq'", "'..'", "leading '.'"):
+        load_manifest(collection(tmp_path), "memory://odd")
+    path = collection(tmp_path, "faq_kor.parquet")
+    content = yaml.safe_load(path.read_text())
+    content["sources"].append({**content["sources"][0], "name": "other"})
+    path.write_text(yaml.safe_dump(content))
+    with refuses(path, "'faq_kor'", "'other'", "narrow its 'files'"):
         load_manifest(path)
 
 
-@pytest.mark.parametrize("key", ["published_rows", "published_files"])
-def test_published_size_below_one(write: Callable[..., Path], refuses: Refuses, key: str) -> None:
-    path = write({**ENTRY, key: 0})
-    with refuses(path, "'faq'", key, "at least 1"):
+def test_root_and_the_folder_given_instead(tmp_path: Path) -> None:
+    path = collection(tmp_path, "faq_kor.parquet")
+    assert [str(source.files[0]) for source in load_manifest(path)] == [str(tmp_path / "data" / "faq_kor.parquet")]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "faq_deu.parquet").touch()
+    for folder in (tmp_path / "elsewhere", str(tmp_path / "elsewhere")):
+        assert [source.name for source in load_manifest(path, folder)] == ["faq_deu"]
+    store = fsspec.filesystem("memory")
+    store.pipe("/hub/faq_kor.parquet", b"PAR1")
+    (source,) = load_manifest(collection(tmp_path, root="memory://hub"))
+    assert (source.name, str(source.files[0])) == ("faq_kor", "memory://hub/faq_kor.parquet")
+    store.rm("/hub", recursive=True)
+
+
+def test_stage_takes_its_sources_under_its_cap(write: Write, refuses: Refuses) -> None:
+    entries = [
+        {**ENTRY, "name": "a", "stages": ["one", "two"], "cap": 5},
+        {**ENTRY, "name": "b", "stages": ["two"]},
+        {**ENTRY, "name": "c"},
+        {**ENTRY, "name": "d", "files": "missing.parquet", "stages": ["three"]},
+    ]
+    path = write(*entries, stage_caps={"two": 3})
+    assert [(source.name, source.cap) for source in load_manifest(path, stage="one")] == [("a", 5), ("c", None)]
+    assert [(source.name, source.cap) for source in load_manifest(path, stage="two")] == [("a", 3), ("b", 3), ("c", 3)]
+    with refuses(path, "'d'", "missing.parquet"):
         load_manifest(path)
+    with refuses(path, "'four'", "one, three, two"):
+        load_manifest(path, stage="four")
 
 
-def test_unknown_origin_of_an_instruction(write: Callable[..., Path], refuses: Refuses) -> None:
-    path = write({**ENTRY, "instruction_from": "v2"})
-    with refuses(path, "'faq'", "'v2'", "v1, mteb, written"):
-        load_manifest(path)
-
+# Selection and writing
 
 SOURCES = [
     Source(name, [], task_type, "Find.")
@@ -318,16 +330,27 @@ def test_select_sources(patterns: list[str] | None, task_types: list[str] | None
     assert [source.name for source in select_sources(SOURCES, patterns, task_types)] == expected
 
 
-def test_select_pattern_that_fits_nothing(refuses: Refuses) -> None:
-    with refuses("no source fits 'webb_*'", "web_kor, web_deu, sts, polarity"):
-        select_sources(SOURCES, ["sts", "webb_*"])
+@pytest.mark.parametrize(
+    ("patterns", "task_types", "parts"),
+    [
+        (["sts", "webb_*"], None, ["no source fits 'webb_*'", "web_kor, web_deu, sts, polarity"]),
+        (None, ["retrieval", "sts"], ["unknown task type 'sts'", "retrieval, clustering, classification"]),
+        (["web_*"], ["clustering"], ["no source is left of 4", "task types"]),
+    ],
+)
+def test_selection_that_is_refused(
+    refuses: Refuses, patterns: list[str] | None, task_types: list[str] | None, parts: list[str]
+) -> None:
+    with refuses(*parts):
+        select_sources(SOURCES, patterns, task_types)
 
 
-def test_select_unknown_task_type(refuses: Refuses) -> None:
-    with refuses("unknown task type 'sts'", "retrieval, clustering, classification"):
-        select_sources(SOURCES, None, ["retrieval", "sts"])
-
-
-def test_select_leaves_nothing(refuses: Refuses) -> None:
-    with refuses("no source is left of 4", "task types"):
-        select_sources(SOURCES, ["web_*"], ["clustering"])
+def test_a_written_manifest_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "wh[a]t*.parquet").touch()
+    source = Source("q", [tmp_path / "wh[a]t*.parquet"], "retrieval", "Où?", True, ["fra"], None, "MIT")
+    entry = {**asdict(source), "files": ["wh[a]t*.parquet"], "stages": ["one"]}
+    write_manifest(tmp_path / "manifest.yaml", [entry], stage_caps={"one": 5}, stage_rows={})
+    text = (tmp_path / "manifest.yaml").read_text(encoding="utf-8")
+    assert "Où?" in text and "cap: " not in text.replace("stage_caps: ", "") and "stage_rows" not in text
+    assert load_manifest(tmp_path / "manifest.yaml") == [source]
+    assert read_manifest(tmp_path / "manifest.yaml").stage_caps == {"one": 5}

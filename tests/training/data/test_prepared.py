@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 import pickle
 import tracemalloc
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from training.data.manifest import Source
-from training.data.options import PreparationOptions
-from training.data.preparation.pipeline import prepare
-from training.data.prepared import DESCRIPTION, OFFSETS, SPLITS, TOKENS, PreparedSource
-
-Refuses = Callable[..., AbstractContextManager[None]]
+from tests.training.data.prepared_rows import Refuses, Run, Write
+from training.data.prepared import (
+    DESCRIPTION,
+    OFFSETS,
+    SPLITS,
+    TEXT_OFFSETS,
+    TEXTS,
+    TOKENS,
+    PreparedSource,
+    find_prepared,
+    sources_table,
+)
 
 
 @pytest.fixture
-def prepared(
-    write_source: Callable[..., Source],
-    tmp_path: Path,
-    small_tokenizer: PreTrainedTokenizerBase,
-    options: PreparationOptions,
-) -> PreparedSource:
+def prepared(write_source: Write, run: Run) -> PreparedSource:
     source = write_source("faq", rows=120, negatives=(2, 3), languages=["kor"])
-    return prepare([source], small_tokenizer, tmp_path / "prepared", replace(options, validation_share=0.2))[0]
+    return run(source, validation_share=0.2, keep_texts=True)
 
 
 def test_opens_again_as_it_was(prepared: PreparedSource) -> None:
@@ -42,6 +39,8 @@ def test_opens_again_as_it_was(prepared: PreparedSource) -> None:
     assert sum(again.description["rows"].values()) == 120
     for split, rows in prepared.rows.items():
         assert rows.tolist() == again.rows[split].tolist()
+    texts = again.description["texts"]
+    assert repr(again) == f"PreparedSource('faq', retrieval, rows={again.description['rows']}, texts={texts})"
 
 
 def test_arrays_are_mapped_read_only(prepared: PreparedSource) -> None:
@@ -57,24 +56,13 @@ def test_lengths_are_those_of_the_tokens(prepared: PreparedSource) -> None:
     assert prepared.lengths(texts).tolist() == [len(prepared.tokens(text)) for text in texts]
     assert prepared.lengths(texts[[3, 0, 3]]).tolist() == [len(prepared.tokens(text)) for text in (3, 0, 3)]
     assert prepared.lengths(prepared.rows["train"][:2]).shape == (2, 5)
+    tokens = np.concatenate([prepared.tokens(text) for text in texts])
+    assert np.concatenate(list(prepared.token_blocks(1000))).tolist() == tokens.tolist()
 
 
-def test_repr_says_what_is_in_it(prepared: PreparedSource) -> None:
-    rows = {split: len(rows) for split, rows in prepared.rows.items()}
-    texts = prepared.description["texts"]
-    assert repr(prepared) == f"PreparedSource('faq', retrieval, rows={rows}, texts={texts})"
-
-
-def test_split_without_rows_is_empty(
-    write_source: Callable[..., Source],
-    tmp_path: Path,
-    small_tokenizer: PreTrainedTokenizerBase,
-    options: PreparationOptions,
-) -> None:
-    options = replace(options, validation_share=0.0)
-    (prepared,) = prepare([write_source(rows=5, negatives=2)], small_tokenizer, tmp_path / "prepared", options)
-    assert prepared.rows["validation"].shape == (0, 4)
-    assert prepared.rows["validation"].dtype == np.dtype("<i4")
+def test_split_without_rows_is_empty(write_source: Write, run: Run) -> None:
+    rows = run(write_source(rows=5, negatives=2)).rows["validation"]
+    assert rows.shape == (0, 4) and rows.dtype == np.dtype("<i4")
 
 
 def test_pickle_holds_the_folder_only(prepared: PreparedSource) -> None:
@@ -84,6 +72,7 @@ def test_pickle_holds_the_folder_only(prepared: PreparedSource) -> None:
     again = pickle.loads(pickled)
     assert (again.folder, again.description) == (prepared.folder, prepared.description)
     assert again.tokens(7).tolist() == prepared.tokens(7).tolist()
+    assert again.texts(np.arange(9)) == prepared.texts(np.arange(9))
     for split, rows in prepared.rows.items():
         assert isinstance(again.rows[split], np.memmap)
         assert again.rows[split].tolist() == rows.tolist()
@@ -94,32 +83,25 @@ def test_missing_folder(tmp_path: Path, refuses: Refuses) -> None:
         PreparedSource(tmp_path / "none")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
-def test_description_that_is_no_json(prepared: PreparedSource, refuses: Refuses, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"\xff", b"{}", b"[]", b"3", b'"faq"'),
+        b'{"name": "faq", "task_type": "retrieval", "negatives": 2}',
+    ],
+)
+def test_description_that_is_faulty(prepared: PreparedSource, refuses: Refuses, content: bytes) -> None:
     (prepared.folder / DESCRIPTION).write_bytes(content)
     with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
         PreparedSource(prepared.folder)
 
 
-@pytest.mark.parametrize(
-    "content", ["{}", "[]", "3", '"faq"', '{"name": "faq", "task_type": "retrieval", "negatives": 2}']
-)
-def test_description_of_another_format(prepared: PreparedSource, refuses: Refuses, content: str) -> None:
-    (prepared.folder / DESCRIPTION).write_text(content)
-    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
-        PreparedSource(prepared.folder)
-
-
-@pytest.mark.parametrize("file", [TOKENS, OFFSETS, *SPLITS.values()])
-def test_truncated_array(prepared: PreparedSource, refuses: Refuses, file: str) -> None:
+@pytest.mark.parametrize("file", [TOKENS, OFFSETS, *SPLITS.values(), TEXTS, TEXT_OFFSETS])
+def test_truncated_or_missing_array(prepared: PreparedSource, refuses: Refuses, file: str) -> None:
     content = (prepared.folder / file).read_bytes()
     (prepared.folder / file).write_bytes(content[:-4])
     with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
         PreparedSource(prepared.folder)
-
-
-@pytest.mark.parametrize("file", [TOKENS, OFFSETS, *SPLITS.values()])
-def test_missing_array(prepared: PreparedSource, refuses: Refuses, file: str) -> None:
     (prepared.folder / file).unlink()
     with refuses(prepared.folder, "not a whole prepared source", file, "prepare it again"):
         PreparedSource(prepared.folder)
@@ -128,16 +110,37 @@ def test_missing_array(prepared: PreparedSource, refuses: Refuses, file: str) ->
 @pytest.mark.parametrize("rows", [2_000, 2_000_000])
 def test_opening_costs_the_same_at_any_size(tmp_path: Path, rows: int) -> None:
     description = {"name": "large", "task_type": "retrieval", "negatives": 24, "texts": 2 * rows, "tokens": 100 * rows}
-    description["rows"] = {"train": rows, "validation": 0}
+    description |= {"rows": {"train": rows, "validation": 0}, "text_bytes": 500 * rows}
     sizes = {TOKENS: 400 * rows, OFFSETS: 8 * (2 * rows + 1), SPLITS["train"]: 4 * 26 * rows, SPLITS["validation"]: 0}
-    for name, size in sizes.items():
+    for name, size in {**sizes, TEXTS: 500 * rows, TEXT_OFFSETS: 8 * (2 * rows + 1)}.items():
         with (tmp_path / name).open("wb") as file:
             # Holes take no room on the disk.
             file.truncate(size)
     (tmp_path / DESCRIPTION).write_text(json.dumps(description))
     tracemalloc.start()
     large = PreparedSource(tmp_path)
+    assert large.texts(np.array([rows, 0])) == ["", ""]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(large.rows["train"]) == rows and len(large.tokens(0)) == 0
     assert peak < 100_000
+
+
+def test_the_table_has_aligned_columns_and_a_sum(prepared: PreparedSource, write_source: Write, run: Run) -> None:
+    other = run(write_source("a_longer_name", rows=2000, task_type="clustering"))
+    head, first, second, total = sources_table([prepared, other]).splitlines()
+    assert head.split() == ["source", "task", "rows", "validation", "texts", "tokens", "put", "aside"]
+    texts, tokens = ((prepared.description[key], other.description[key]) for key in ("texts", "tokens"))
+    assert first.split() == ["faq", "retrieval", "96", "24", f"{texts[0]:,}", f"{tokens[0]:,}", "0"]
+    assert second.split()[:4] == ["a_longer_name", "clustering", "2,000", "0"]
+    assert total.split() == ["all", "2,096", "24", f"{sum(texts):,}", f"{sum(tokens):,}", "0"]
+    assert len({len(line) for line in (head, first, second, total)}) == 1
+    assert first.index("retrieval") == second.index("clustering") == head.index("task")
+
+
+def test_folders_are_found_by_their_fingerprints(prepared: PreparedSource, write_source: Write, run: Run) -> None:
+    fingerprints = {"other": "0", "faq": prepared.description["fingerprint"]}
+    run(write_source("faq", rows=7))
+    (prepared.folder.parent / "broken").mkdir()
+    (prepared.folder.parent / "broken" / DESCRIPTION).write_text("{")
+    assert find_prepared(prepared.folder.parent, fingerprints) == [prepared.folder]

@@ -20,13 +20,13 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from hub_cards.hub_terms import hub_language, hub_licence
-from training.data.cldr.build import build_cldr
+from training.data.cldr.sources import build_cldr
 from training.data.manifest import load_manifest
-from training.data.parquet import ROW_GROUP_ROWS
-from training.data.release import main, release
-from training.data.releasing.card import size_category
-from training.data.releasing.plot import plot_languages
+from training.data.published import ROW_GROUP_ROWS
+from training.data.releasing.card import plot_languages, size_category
+from training.data.releasing.release import release
 from training.data.survey import survey
+from training.release import main
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -113,9 +113,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
-def write_leftover(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "README.md").write_text("half a c")
+def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"sources": list(entries)}))
+    return path
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def metadata(folder: Path) -> dict[str, Any]:
 
 def table(folder: Path, head: str) -> dict[str, list[str]]:
     """The rows of one table of the card by their first cell."""
-    lines = (folder / "README.md").read_text().split(f"\n| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
+    lines = card_of(folder).split(f"\n| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
@@ -156,8 +161,7 @@ def test_row_groups_stream(manifest: Path, released: Path) -> None:
 def test_row_groups_of_long_texts_are_small(tmp_path: Path) -> None:
     text = pa.array(["word " * 20_000] * 1000)
     pq.write_table(pa.table({"query": [str(row) for row in range(1000)], "passage": text}), tmp_path / "long.parquet")
-    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [entry("long", "retrieval", ["eng"])]}))
-    release(tmp_path / "manifest.yaml", tmp_path / "out")
+    release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "out")
     with pq.ParquetFile(tmp_path / "out" / "data" / "long.parquet") as file:
         groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     assert sum(groups) == 1000 and max(groups) * 100_000 < 40 << 20
@@ -186,12 +190,8 @@ def test_metadata(released: Path, cldr_release: Path) -> None:
     assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
     assert found["license"] == ["cc-by-4.0", "mit", "unknown", "other"] and found["license_name"] == "my-own"
     assert found["size_categories"] == ["10K<n<100K"]
-    assert found["task_categories"] == [
-        "feature-extraction",
-        "sentence-similarity",
-        "text-classification",
-        "text-retrieval",
-    ]
+    tasks = ["feature-extraction", "sentence-similarity", "text-classification", "text-retrieval"]
+    assert found["task_categories"] == tasks
     names = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
     assert [config["config_name"] for config in found["configs"]] == names
     assert [info["splits"][0]["num_examples"] for info in found["dataset_info"]] == [50, LONG, 21, 70, 7]
@@ -211,9 +211,7 @@ def test_tables_count_the_rows(released: Path, cldr: Path, cldr_release: Path) -
     assert table(released, "task type")["clustering"][:2] == ["1", "70"]
     assert table(released, "category")["QA"][:2] == ["1", f"{LONG:,}"]
     assert table(released, "licence")["MIT"] == ["2", "57"]
-    assert (
-        "leaves out" in (released / "README.md").read_text() and "1 of `code`" in (released / "README.md").read_text()
-    )
+    assert "leaves out" in card_of(released) and "1 of `code`" in card_of(released)
     counts: Counter[str] = Counter()
     for source in load_manifest(cldr / "manifest.yaml"):
         counts.update(pq.read_table(source.files[0])["lang"].to_pylist())
@@ -232,28 +230,28 @@ def test_a_release_is_surveyed_as_its_source_was(manifest: Path, released: Path)
 
 def test_provenance(cldr: Path, cldr_release: Path, manifest: Path, released: Path, tmp_path: Path) -> None:
     dropped = json.loads((cldr / "build.json").read_text())["dropped"]
-    card = (cldr_release / "README.md").read_text().split("## Provenance")[1]
+    card = card_of(cldr_release).split("## Provenance")[1]
     for name, count in dropped.items():
         assert re.search(rf"\| {name} \| built from CLDR \| – \| {count:,} \| babel .*seed 0", card)
-    assert "No record of how" in (released / "README.md").read_text()
+    assert "No record of how" in card_of(released)
     data = tmp_path / "data"
     data.mkdir()
     write(data / "a.parquet", 5, 1)
-    (data / "manifest.yaml").write_text(yaml.safe_dump({"sources": [entry("a", "retrieval", ["eng"])]}))
+    write_manifest(data, entry("a", "retrieval", ["eng"]))
     built = {"read": 9, "rows": 5, "dropped": {"no label": 3, "empty": 1}}
     (data / "build.json").write_text(json.dumps({"sources": {"a": built}}))
     mined = {"rows": 7, "kept": 5, "dropped": 2, "model": "/home/me/miner", "revision": None, "options": {"top": 100}}
     (data / "mining.json").write_text(json.dumps({"sources": {"a": mined}}))
-    card = (release(data / "manifest.yaml", tmp_path / "out") / "README.md").read_text()
+    card = card_of(release(data / "manifest.yaml", tmp_path / "out"))
     assert "| a | built from raw data | 9 | 4 | no label 3, empty 1 |\n" in card
     assert "| a | negatives mined | 7 | 2 | miner: top 100 |\n" in card
 
 
 def test_contamination(manifest: Path, released: Path, tmp_path: Path) -> None:
-    assert "**not checked**" in (released / "README.md").read_text()
+    assert "**not checked**" in card_of(released)
     (tmp_path / "contamination.json").write_text(json.dumps(CONTAMINATION))
     out = release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
-    card = (out / "README.md").read_text()
+    card = card_of(out)
     assert "| polarity | 60 | 4 | – | 2 | 3 | 2 | 10 |\n" in card and "`exam` (42\ntexts)" in card
     assert "Not checked: `faq_kor`, `crawl_ko-en`, `world`, `code`." in card and "**not checked**" not in card
 
@@ -274,7 +272,8 @@ def test_contamination_of_other_data(manifest: Path, tmp_path: Path, refuses: Re
 
 def test_bytes_repeat(manifest: Path, released: Path, tmp_path: Path) -> None:
     # What a killed run leaves behind does not matter.
-    write_leftover(tmp_path / ".set.partial")
+    (tmp_path / ".set.partial").mkdir()
+    (tmp_path / ".set.partial" / "README.md").write_text("half a c")
     again = release(manifest, tmp_path / "set", name="Generated")
     assert contents(again) == contents(released)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -316,20 +315,18 @@ def test_bad_inputs(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
         release(manifest, tmp_path / "thesis.txt")
     for name in ("a: b", "a[0]", "_a"):
         write(tmp_path / "a.parquet", 3, 1)
-        source = entry(name, "retrieval", ["eng"], files="a.parquet")
-        (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+        manifest = write_manifest(tmp_path, entry(name, "retrieval", ["eng"], files="a.parquet"))
         with refuses("cannot be a configuration"):
-            release(tmp_path / "manifest.yaml", tmp_path / "out")
+            release(manifest, tmp_path / "out")
 
 
 def test_files_of_a_source_share_columns(tmp_path: Path, refuses: Refuses) -> None:
     write(tmp_path / "a.parquet", 3, 1)
-    source = entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"])
-    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+    manifest = write_manifest(tmp_path, entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"]))
     for more, said in (({"score": [1, 2, 3], "negative_1": ["n"] * 3}, "score"), ({"negative_1": None}, "negative_1")):
         write(tmp_path / "b.parquet", 3, 0, **{key: value for key, value in more.items() if value})
         with refuses("'both'", said, "each_file"):
-            release(tmp_path / "manifest.yaml", tmp_path / "out")
+            release(manifest, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
@@ -358,14 +355,8 @@ def test_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_identifiers_of_the_hub() -> None:
     hub = {"deu": "de", "ceb": "ceb", "hbs": "hbs", "mul": "multilingual", "zxx": "code"}
     assert {code: hub_language(code) for code in hub} == hub
-    written = ["Apache-2.0", "CC0-1.0", "GPL-3.0-or-later", "ODC-By-1.0", "Unicode-3.0", None]
-    assert [hub_licence(licence) for licence in written] == [
-        "apache-2.0",
-        "cc0-1.0",
-        "gpl-3.0",
-        "odc-by",
-        None,
-        "unknown",
-    ]
+    known = {"Apache-2.0": "apache-2.0", "CC0-1.0": "cc0-1.0", "GPL-3.0-or-later": "gpl-3.0", "ODC-By-1.0": "odc-by"}
+    known |= {"Unicode-3.0": None, None: "unknown"}
+    assert {licence: hub_licence(licence) for licence in known} == known
     sizes = {999: "n<1K", 1000: "1K<n<10K", 60_000_000: "10M<n<100M", 10**12: "n>1T"}
     assert {rows: size_category(rows) for rows in sizes} == sizes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -14,22 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tests.training.data.prepared_rows import Refuses
 from training.data import storage
 from training.data.published import PublishedFile
-from training.data.storage import DataFolder, RemoteFile, as_file, identity
+from training.data.storage import DataFolder, RemoteFile, as_file, identity, stage_folder
 
 NAMES = ["a.parquet", "b_10.parquet", "b_2.parquet", "c#+.parquet", "deep/c.parquet", "deep/er/d.parquet"]
-PATTERNS = [
-    "a.parquet",
-    "b_*.parquet",
-    "*.parquet",
-    "deep/*.parquet",
-    "**/*.parquet",
-    "d*/c.parquet",
-    "b_[13]*",
-    "none",
-]
-Refuses = Callable[..., AbstractContextManager[None]]
+PATTERNS = "a.parquet b_*.parquet *.parquet deep/*.parquet **/*.parquet d*/c.parquet b_[13]* none".split()
 
 
 @pytest.fixture
@@ -75,44 +66,60 @@ def test_remote_file_reads_as_a_local_one(local: Path, remote: str, name: str) -
     assert rows[0] == rows[1] and len(rows[0]) > 1
 
 
+class Handle:
+    """A remote file that counts what is read of it, or whose connection drops."""
+
+    def __init__(self, handle: Any, drops: bool = False) -> None:
+        self.handle, self.drops, self.sizes = handle, drops, []
+
+    def read(self, size: int = -1) -> bytes:
+        if self.drops:
+            raise ConnectionResetError("dropped")
+        data = self.handle.read(size)
+        self.sizes.append(len(data))
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.handle, name)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def handles(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
+    """The handles of remote files that were opened, filled as they are; the third one drops its connection."""
+    opened, opener = [], MemoryFileSystem.open
+
+    def counting(self: MemoryFileSystem, *given: Any, **keys: Any) -> Handle:
+        opened.append(Handle(opener(self, *given, **keys), drops=len(opened) == 2))
+        return opened[-1]
+
+    monkeypatch.setattr(MemoryFileSystem, "open", counting)
+    return opened
+
+
 def test_remote_file_is_fetched_in_ranges_and_closed(
-    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, remote: str, handles: list[Handle], refuses: Refuses
 ) -> None:
     texts = [os.urandom(1000).hex() for _ in range(12_000)]
     columns = {"query": texts, "passage": texts, "negative_1": texts[::-1]}
     pq.write_table(pa.table(columns), tmp_path / "big.parquet", row_group_size=len(texts), compression="none")
     content = (tmp_path / "big.parquet").read_bytes()
     fsspec.filesystem("memory").pipe("/data/big.parquet", content)
-    handles: list[Counting] = []
-
-    class Counting:
-        def __init__(self, handle) -> None:
-            self.handle, self.sizes = handle, []
-            handles.append(self)
-
-        def read(self, size: int = -1) -> bytes:
-            data = self.handle.read(size)
-            self.sizes.append(len(data))
-            return data
-
-        def __getattr__(self, name: str):
-            return getattr(self.handle, name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_) -> None:
-            self.closed = True
-
-    opener = MemoryFileSystem.open
-    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, *args, **kw: Counting(opener(self, *args, **kw)))
+    handles.clear()
     file = PublishedFile(f"{remote}/big.parquet", 1)
     assert sum(handles[0].sizes) < 200_000  # the footer
     batches = file.batches(100)
     assert len(next(batches)) == 100
     assert sum(handles[1].sizes) < len(content) / 4
     batches.close()
-    assert all(handle.closed for handle in handles)
+    with refuses(f"{remote}/big.parquet", "cannot be reached", "ConnectionResetError", "dropped"):
+        list(file.batches())
+    assert len(handles) == 3 and all(handle.closed for handle in handles)
 
 
 def test_identity_changes_with_the_content(local: Path, remote: str) -> None:
@@ -172,13 +179,6 @@ def test_a_file_that_is_still_being_written_is_not_remembered(
         assert identity(path, tmp_path / "memory") == identity(path)
 
 
-def test_identity_of_nothing(local: Path, remote: str, refuses: Refuses) -> None:
-    with refuses(local / "none", "no such file"):
-        identity(local / "none")
-    with refuses(f"{remote}/none", "no such repository, revision or file"):
-        identity(RemoteFile(f"{remote}/none"))
-
-
 def test_address_and_path_are_told_apart() -> None:
     assert as_file("a/b.parquet") == Path("a/b.parquet")
     file = as_file("hf://datasets/owner/name@main/deep/a.b.parquet")
@@ -186,14 +186,16 @@ def test_address_and_path_are_told_apart() -> None:
     assert as_file(file) is file
 
 
-def test_remote_folder_that_is_not_there(refuses: Refuses) -> None:
-    with refuses("memory://nowhere", "no such repository, revision or file", "hf auth login"):
-        DataFolder("memory://nowhere").find("*")
-
-
-def test_remote_file_that_is_not_there(remote: str, refuses: Refuses) -> None:
-    with refuses(f"{remote}/none.parquet", "no such repository, revision or file", "hf auth login"):
+def test_what_is_not_there(local: Path, remote: str, refuses: Refuses) -> None:
+    with refuses(local / "none", "no such file"):
+        identity(local / "none")
+    missing = (f"{remote}/none", "no such repository, revision or file", "hf auth login")
+    with refuses(*missing):
+        identity(RemoteFile(f"{remote}/none"))
+    with refuses(*missing):
         PublishedFile(f"{remote}/none.parquet")
+    with refuses("memory://nowhere", *missing[1:]):
+        DataFolder("memory://nowhere").find("*")
 
 
 @pytest.mark.parametrize("content", [b"", b"no parquet at all", b"PAR1"])
@@ -226,32 +228,24 @@ def test_connection_that_fails(
         DataFolder(remote).find("*")
 
 
-def test_connection_that_fails_in_the_middle(remote: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dropping:
-        def __init__(self, handle) -> None:
-            self.handle = handle
-
-        def read(self, size: int = -1) -> bytes:
-            raise ConnectionResetError("dropped")
-
-        def __getattr__(self, name: str):
-            return getattr(self.handle, name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_) -> None:
-            self.handle.close()
-
-    file = PublishedFile(f"{remote}/a.parquet")
-    opener = MemoryFileSystem.open
-    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, *args, **kw: Dropping(opener(self, *args, **kw)))
-    with refuses(f"{remote}/a.parquet", "cannot be reached", "ConnectionResetError", "dropped"):
-        list(file.batches())
-
-
 def test_fault_in_a_row_is_no_fault_of_the_connection(remote: str, tmp_path: Path, refuses: Refuses) -> None:
     pq.write_table(pa.table({"query": ["a", None], "passage": ["b", "c"]}), tmp_path / "null.parquet")
     fsspec.filesystem("memory").pipe("/data/null.parquet", (tmp_path / "null.parquet").read_bytes())
     with refuses(f"{remote}/null.parquet", "row 1,", "null"):
         list(PublishedFile(f"{remote}/null.parquet").batches())
+
+
+def test_intermediate_results_follow_the_content_and_not_its_time(tmp_path: Path) -> None:
+    path, work = tmp_path / "a.txt", tmp_path / "work"
+
+    def made_of(text: str, time: int, options: object = None) -> Path:
+        path.write_text(text)
+        os.utime(path, (time, time))
+        return stage_folder(work, "exact", [path], options)
+
+    first = made_of("panda", 1)
+    # A copy of the same bytes costs no second run.
+    assert made_of("panda", 2) == first
+    other = made_of("tiger", 1)
+    assert other != first and other.exists() and not first.exists()
+    assert made_of("tiger", 1, {"near": True}) != other

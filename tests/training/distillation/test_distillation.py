@@ -1,4 +1,4 @@
-"""Distillation end to end: cached as online, teachers of any kind, and a projection that stays behind."""
+"""Distillation end to end: cached as online, teachers of any kind, and a projection that the model does not keep."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def models(
             folder / name, tiny_config, tiny_tokenizer, seed=seed, hidden_size=width, matryoshka_dimensions=[width]
         )
     save_foreign_teacher(folder / "foreign", width=40)
-    # One set of files for all runs: prepared from others, texts would be others.
+    # One set of files for all runs: other files have other texts.
     write_sources(folder / "data")
     return folder
 
@@ -70,7 +70,7 @@ def losses(run: Path) -> list[float]:
 
 
 def rewind(run: Path, folder: Path, step: int) -> None:
-    """Copies a finished run as if it had been killed after ``step``."""
+    """Copy a finished run as if it had been killed after ``step``."""
     shutil.copytree(run, folder / "run")
     shutil.rmtree(folder / "run/model")
     for checkpoint in (folder / "run").glob("checkpoint-*"):
@@ -121,11 +121,11 @@ def test_embeddings_of_another_precision_are_others(tmp_path: Path, models: Path
     for (precision, source), embeddings in found.items():
         if precision == "bf16":
             difference = np.abs(embeddings - found["fp32", source]).max()
-            # The pass that fills the cache computes as the steps do: bf16 keeps 8 bits.
+            # The cache is computed in the precision of the steps: bf16 keeps 8 bits.
             assert 1e-3 < difference / np.abs(embeddings).max() < 5e-2
 
 
-def test_a_format_of_its_own_makes_a_teacher_read_texts(
+def test_a_teacher_with_its_own_format_reads_texts(
     tmp_path: Path, models: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     for keys, by_text in (({}, False), ({"teacher_document_template": "passage: {text}"}, True)):
@@ -142,14 +142,20 @@ def test_without_negatives(tmp_path: Path, models: Path, keys: dict[str, Any]) -
     assert all(loss > 0 for loss in losses(train(tmp_path, models, **none, **keys)))
 
 
-def test_a_projection_is_learned_kept_with_the_run_and_left_out_of_the_model(tmp_path: Path, models: Path) -> None:
+def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path: Path, models: Path) -> None:
     run = train(tmp_path, models, teacher="narrow", teacher_projection=True)
     weight = load_file(run / "projection.safetensors")["weight"]
     assert weight.shape == (16, 32)
     assert not torch.allclose(weight, torch.eye(16, 32), atol=1e-3)
-    assert (run / "checkpoint-4/projection.pt").exists()
     assert not list((run / "model").rglob("projection*"))
     assert not [name for name in load_file(run / "model/model.safetensors") if "projection" in name]
+    # Its cost can be measured beforehand.
+    assert (
+        main(
+            [str(write(tmp_path / "dry", models, teacher="narrow", teacher_projection=True)), "--dry-run", "--measure"]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,9 @@ def test_a_resumed_distillation_ends_in_the_same_weights(
 ) -> None:
     keys = {key: str(tmp_path / "cache") if value == "CACHE" else value for key, value in keys.items()}
     whole = train(tmp_path / "whole", models, **keys)
+    if "teacher_cache_dir" in keys:
+        # The cache may move.
+        keys["teacher_cache_dir"] = str(shutil.move(tmp_path / "cache", tmp_path / "elsewhere"))
     # In the middle of the first and of the second epoch.
     for step in (4, 8):
         folder = tmp_path / f"resumed{step}"
@@ -172,7 +181,7 @@ def test_a_resumed_distillation_ends_in_the_same_weights(
                 assert not [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-def test_a_killed_pass_is_taken_up(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_pass_continues(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.distillation.teacher_cache._SHARD_TEXTS", 50)
     cache = tmp_path / "cache"
     whole = losses(train(tmp_path / "whole", models, teacher_cache_dir=str(cache)))
@@ -217,13 +226,6 @@ def test_embeddings_on_a_full_disk_stop_in_one_line(
     assert "No space left on device" in error and "--resume" in error and "Traceback" not in error
 
 
-def test_the_cache_may_move_between_a_run_and_its_continuation(tmp_path: Path, models: Path) -> None:
-    whole = train(tmp_path / "whole", models, teacher_cache_dir=str(tmp_path / "cache"))
-    rewind(whole, tmp_path / "moved", 8)
-    shutil.move(tmp_path / "cache", tmp_path / "elsewhere")
-    train(tmp_path / "moved", models, "--resume", teacher_cache_dir=str(tmp_path / "elsewhere"))
-
-
 def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: Path) -> None:
     # Long enough for whole texts: a teacher that is given texts reads what the student's length cuts off.
     few = {"cap": 8, "validation_share": 0.0, "eval_strategy": "no", "max_length": 200}
@@ -232,7 +234,7 @@ def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: P
     assert main([str(recipe)]) == 0
     before, after = (AutoTokenizer.from_pretrained(each) for each in (models / "wide", trimmed / "run/model"))
     assert len(after) < len(before)
-    # All texts keep their pieces: what the student says is what the teacher says.
+    # All texts keep their pieces: student and teacher embed them the same.
     run = train(tmp_path / "student", models, model=str(trimmed / "run/model"), learning_rate=0.0, **few)
     assert max(losses(run)) < 1e-9
     assert load_recipe(recipe).stages[0].arguments.prunes
@@ -281,11 +283,6 @@ def test_a_damaged_projection_is_refused(
     assert main([str(write(tmp_path / "cut", models, **keys)), "--resume"]) == 2
     error = capsys.readouterr().err
     assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
-
-
-def test_a_projection_is_measured_before_it_is_trained(tmp_path: Path, models: Path) -> None:
-    recipe = str(write(tmp_path, models, teacher="narrow", teacher_projection=True))
-    assert main([recipe, "--dry-run", "--measure"]) == 0
 
 
 def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
@@ -20,8 +19,7 @@ from tests.training.distributed_recipe import save_model
 from training.data.prepared import PreparedSource
 from training.distillation.teacher import Teacher, load_teacher, reads_tokens_of
 from training.models.encoding import embed_batch
-from training.trainer.collator import PackedCollator, PreparedRows
-from training.trainer.sampler import RowKey
+from training.trainer.batches import PackedCollator, PreparedRows, RowKey
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -42,7 +40,9 @@ def test_it_gives_the_leading_dimensions_of_its_embeddings(
     model = save_model(teacher_folder, tiny_config, small_tokenizer, hidden_size=48, vocab_size=400)
     rows = [PreparedRows(prepared_sources)[RowKey(0, 1, row)] for row in range(5)]
     batch = PackedCollator(prepared_sources, num_hard_negatives, max_tokens_per_forward=60)(rows)
-    found = Teacher(load_teacher(str(teacher_folder))).embed(batch, 32)
+    teacher = Teacher(load_teacher(str(teacher_folder)))
+    assert not teacher.model.training and not any(weights.requires_grad for weights in teacher.model.parameters())
+    found = teacher.embed(batch, 32)
     assert found.shape[1] == 32 and not found.requires_grad and found.dtype == torch.float32
     torch.testing.assert_close(found, embed_batch(model.eval(), batch)[:, :32])
 
@@ -59,22 +59,22 @@ def test_texts_of_a_source_are_embedded_in_the_order_asked_for(
     torch.testing.assert_close(found[np.searchsorted(positions, batch["own_texts"])], teacher.embed(batch))
 
 
-def test_it_is_frozen(teacher_folder: Path) -> None:
-    model = Teacher(load_teacher(str(teacher_folder))).model
-    assert not model.training
-    assert not any(weights.requires_grad for weights in model.parameters())
-
-
 def test_it_reads_the_tokens_of_a_student_with_the_same_vocabulary(
-    teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, tiny_tokenizer: PreTrainedTokenizerBase
+    teacher_folder: Path,
+    small_tokenizer: PreTrainedTokenizerBase,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    refuses: Refuses,
 ) -> None:
     assert reads_tokens_of(str(teacher_folder), small_tokenizer)
     assert not reads_tokens_of(str(teacher_folder), tiny_tokenizer)
-    assert not reads_tokens_of(f"{teacher_folder}-elsewhere", small_tokenizer)
+    elsewhere = f"{teacher_folder}-elsewhere"
+    assert not reads_tokens_of(elsewhere, small_tokenizer)
+    with refuses("key 'teacher'", elsewhere):
+        load_teacher(elsewhere)
 
 
 @pytest.mark.parametrize("change", ["eos", "mean pooling", "dense", "plain", "other kind"])
-def test_it_reads_tokens_only_as_it_is_meant_to(
+def test_it_reads_tokens_only_with_last_token_pooling_and_eos(
     teacher_folder: Path, small_tokenizer: PreTrainedTokenizerBase, change: str
 ) -> None:
     def rewrite(file: str, **fields: object) -> None:
@@ -99,24 +99,3 @@ def test_it_reads_tokens_only_as_it_is_meant_to(
     else:
         rewrite("config.json", model_type="llama")
     assert reads_tokens_of(str(teacher_folder), small_tokenizer) == (change == "plain")
-
-
-@pytest.mark.parametrize("damage", ["missing", "no weights", "broken weights"])
-def test_an_unusable_folder_is_refused(teacher_folder: Path, refuses: Refuses, damage: str) -> None:
-    name = str(teacher_folder)
-    if damage == "missing":
-        name += "-elsewhere"
-    elif damage == "no weights":
-        (teacher_folder / "model.safetensors").unlink()
-    else:
-        (teacher_folder / "model.safetensors").write_bytes(b"broken")
-    with refuses("key 'teacher'", name):
-        load_teacher(name)
-
-
-def test_a_teacher_that_lacks_weights_is_refused(teacher_folder: Path, refuses: Refuses) -> None:
-    weights = load_file(teacher_folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.1.")}
-    save_file(kept, teacher_folder / "model.safetensors", metadata={"format": "pt"})
-    with refuses("key 'teacher'", "layers.1."):
-        load_teacher(str(teacher_folder))

@@ -1,4 +1,4 @@
-"""The teacher's cache: float16 of what it would say, whole or absent, never another teacher's or another text's."""
+"""The teacher's cache: its embeddings in float16, whole or absent, never another teacher's or another text's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expected(source: PreparedSource, positions: np.ndarray) -> Tensor:
-    """Numbers that tell source and text."""
+    """Return numbers that identify source and text."""
     first = torch.from_numpy(np.asarray(positions, dtype=np.float32))[:, None]
     return first + torch.arange(WIDTH) / 8 + len(source.name) * 100
 
@@ -42,7 +42,7 @@ def cache(tmp_path: Path, prepared_sources: list[PreparedSource]) -> TeacherCach
     return filled
 
 
-def test_it_gives_what_the_teacher_said(cache: TeacherCache, prepared_sources: list[PreparedSource]) -> None:
+def test_it_gives_the_teachers_embeddings(cache: TeacherCache, prepared_sources: list[PreparedSource]) -> None:
     assert cache.whole and cache.missing_texts == 0
     for source in prepared_sources:
         positions = np.arange(source.description["texts"])[::-3]
@@ -64,24 +64,24 @@ def test_it_is_found_again_without_the_teacher(
 
 
 @pytest.mark.parametrize("changed", [{"teacher": "other"}, {"precision": "bf16"}, {"reads": {"query_template": "q"}}])
-def test_another_teacher_shares_the_folder_but_no_embedding(
-    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], changed: dict
+def test_another_teacher_or_source_shares_the_folder_but_no_embedding(
+    cache: TeacherCache,
+    tmp_path: Path,
+    prepared_sources: list[PreparedSource],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict,
 ) -> None:
     other = TeacherCache(tmp_path, prepared_sources, {**MADE_BY, **changed}, WIDTH)
     assert not other.whole
     other.fill(lambda source, positions: expected(source, positions) + 1)
     assert cache.read("qa", np.arange(1), 1)[0] + 1 == other.read("qa", np.arange(1), 1)[0]
+    monkeypatch.setitem(prepared_sources[0].description, "fingerprint", "of other data")
+    assert not TeacherCache(tmp_path, prepared_sources[:1], MADE_BY, WIDTH).whole
 
 
-def test_other_data_is_embedded_anew(
-    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
+def test_a_killed_pass_continues_with_the_missing_shards(
+    tmp_path: Path, prepared_sources: list[PreparedSource]
 ) -> None:
-    source = prepared_sources[0]
-    monkeypatch.setitem(source.description, "fingerprint", "of other data")
-    assert not TeacherCache(tmp_path, [source], MADE_BY, WIDTH).whole
-
-
-def test_a_killed_pass_goes_on_with_what_is_missing(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
     cache = TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH)
     asked = []
 
@@ -96,21 +96,9 @@ def test_a_killed_pass_goes_on_with_what_is_missing(tmp_path: Path, prepared_sou
     assert not cache.whole and 0 < cache.missing_texts
     cache.fill(embed)
     assert cache.whole
-    # Only the text under way was embedded twice.
+    # Only the interrupted shard was embedded twice.
     assert len(asked) == len(set(asked)) + 1
     assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_processes_share_the_work(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def embed(source: PreparedSource, positions: np.ndarray) -> Tensor:
-        asked.append((source.name, int(positions[0])))
-        return expected(source, positions)
-
-    for rank in range(3):
-        TeacherCache(tmp_path, prepared_sources, MADE_BY, WIDTH).fill(embed, rank, 3)
-    assert len(asked) == len(set(asked)) and TeacherCache(tmp_path, prepared_sources, MADE_BY).whole
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan"), float("inf")])
@@ -150,7 +138,7 @@ def test_flipped_bytes_are_noticed(
     again.check()
 
 
-def test_what_is_read_to_check_a_source_is_bounded(
+def test_a_check_reads_a_bounded_amount(
     cache: TeacherCache, prepared_sources: list[PreparedSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -163,31 +151,19 @@ def test_what_is_read_to_check_a_source_is_bounded(
         assert len(asked) == shards and sum(asked) <= most and min(asked) >= 1
 
 
-@pytest.mark.parametrize("content", ["{", "{}", json.dumps({**MADE_BY, "width": 6})])
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps({**MADE_BY, "width": 6}), "another teacher"])
 def test_a_damaged_description_is_noticed(
     cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, content: str
 ) -> None:
     path = next(tmp_path.glob("qa-*/cache.json"))
-    path.write_text(content)
-    with refuses(path, "is damaged"):
-        TeacherCache(tmp_path, prepared_sources, MADE_BY)
-
-
-@pytest.mark.parametrize("width", [None, WIDTH])
-def test_a_description_of_other_embeddings_is_noticed(
-    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses, width: int | None
-) -> None:
-    path = next(tmp_path.glob("qa-*/cache.json"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "teacher": "another"}))
-    with refuses(path, "is damaged"):
-        TeacherCache(tmp_path, prepared_sources, MADE_BY, width)
-
-
-def test_a_teacher_of_another_width_is_refused(
-    cache: TeacherCache, tmp_path: Path, prepared_sources: list[PreparedSource], refuses: Refuses
-) -> None:
     with refuses(tmp_path, "of 6 dimensions, not 7"):
         TeacherCache(tmp_path, prepared_sources, MADE_BY, 7)
+    if content == "another teacher":
+        content = json.dumps({**json.loads(path.read_text()), "teacher": content})
+    path.write_text(content)
+    for width in (None, WIDTH):
+        with refuses(path, "is damaged"):
+            TeacherCache(tmp_path, prepared_sources, MADE_BY, width)
 
 
 def test_runs_may_fill_one_folder_at_once(tmp_path: Path, prepared_sources: list[PreparedSource]) -> None:
@@ -208,7 +184,7 @@ def test_runs_may_fill_one_folder_at_once(tmp_path: Path, prepared_sources: list
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(fill, range(4)))
         assert TeacherCache(folder, prepared_sources, MADE_BY).whole
-        # The one waits for the other rather than do the same.
+        # One waits for the other instead of repeating its work.
         assert len(asked) == len(set(asked))
         assert not list(folder.rglob("*.partial"))
 

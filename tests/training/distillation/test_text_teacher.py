@@ -1,4 +1,4 @@
-"""A teacher over texts: any SentenceTransformer, before it normalises, with instructions where it wants them."""
+"""A teacher over texts: any SentenceTransformer before its normalisation, with texts in its own format."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from modeling_f2llm.prompts import instruct
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.distributed_recipe import save_model
 from training.config.arguments import StageArguments
+from training.data.instructions import TextFormat
 from training.data.manifest import Source
-from training.data.options import PreparationOptions
 from training.data.preparation.pipeline import prepare
+from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource
-from training.data.text_format import TextFormat
-from training.distillation.text_teacher import TextTeacher, load_text_teacher
-from training.models.encoding import embed_chunk
-from training.models.packed_texts import packed_texts
+from training.distillation.teacher import TextTeacher, load_text_teacher
+from training.models.encoding import embed_chunk, packed_texts
 
 Refuses = Callable[..., AbstractContextManager[None]]
 
@@ -62,7 +61,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The BERT as a SentenceTransformer: mean pooling, unit length, and a prompt of its own by default."""
+    """The BERT as a SentenceTransformer: mean pooling, unit length, and a default prompt."""
     transformer = Transformer(str(bert))
     modules = [transformer, Pooling(24, pooling_mode="mean"), Normalize()]
     model = SentenceTransformer(
@@ -98,18 +97,21 @@ def by_hand(bert: Path, texts: list[str]) -> torch.Tensor:
         return torch.cat([model(**each).last_hidden_state.mean(dim=1) for each in inputs])
 
 
-def test_it_gives_what_its_modules_give_before_they_normalise(bert: Path, saved: Path) -> None:
+def test_it_gives_what_its_modules_give_before_they_normalise(bert: Path, saved: Path, tmp_path: Path) -> None:
     found = load_text_teacher(str(saved)).encode(TEXTS)
     assert found.shape == (4, 24) and found.dtype == torch.float32 and not found.requires_grad
     torch.testing.assert_close(found, by_hand(bert, TEXTS))
     assert (found.norm(dim=1) - 1).abs().min() > 0.1
     assert torch.pdist(found).min() > 0.1, "the example does not tell texts apart"
-
-
-def test_batches_change_nothing(saved: Path) -> None:
-    torch.testing.assert_close(
-        load_text_teacher(str(saved), batch_size=1).encode(TEXTS), load_text_teacher(str(saved)).encode(TEXTS)
-    )
+    # Neither batches, nor half precision on disk, nor the modules that a plain model lacks change it.
+    teacher = load_text_teacher(str(saved))
+    teacher.batch_size = 1
+    torch.testing.assert_close(teacher.encode(TEXTS), found)
+    torch.testing.assert_close(load_text_teacher(str(bert)).encode(TEXTS), found)
+    SentenceTransformer(str(saved), device="cpu").bfloat16().save(str(tmp_path / "half"))
+    half = load_text_teacher(str(tmp_path / "half"))
+    assert {weights.dtype for weights in half.model.parameters()} == {torch.float32}
+    assert half.encode([]).shape == (0, 24)
 
 
 def test_only_the_normalisation_at_the_end_is_dropped(bert: Path) -> None:
@@ -134,31 +136,14 @@ def test_it_is_frozen_and_a_loss_can_use_what_it_gives(saved: Path) -> None:
     assert student.grad.abs().sum() > 0
 
 
-def test_a_plain_model_is_pooled_by_the_mean(bert: Path) -> None:
-    torch.testing.assert_close(load_text_teacher(str(bert)).encode(TEXTS), by_hand(bert, TEXTS))
-
-
-def test_no_texts(saved: Path) -> None:
-    assert load_text_teacher(str(saved)).encode([]).shape == (0, 24)
-
-
-def test_half_precision_on_disk_is_read_in_fp32(saved: Path, tmp_path: Path) -> None:
-    SentenceTransformer(str(saved), device="cpu").bfloat16().save(str(tmp_path / "half"))
-    teacher = load_text_teacher(str(tmp_path / "half"))
-    assert {weights.dtype for weights in teacher.model.parameters()} == {torch.float32}
-
-
-def test_texts_of_a_source_by_position(saved: Path, kept: PreparedSource) -> None:
-    teacher = load_text_teacher(str(saved))
-    positions = np.array([7, 0, 30, 7])
+def test_texts_of_a_source_by_position(
+    saved: Path, kept: PreparedSource, prepared_sources: list[PreparedSource], refuses: Refuses
+) -> None:
+    teacher, positions = load_text_teacher(str(saved)), np.array([7, 0, 30, 7])
     found = teacher.embed_texts(kept, positions)
     torch.testing.assert_close(found, teacher.encode(kept.texts(positions)))
-    torch.testing.assert_close(found[0], found[3])
-
-
-def test_a_source_without_texts(saved: Path, prepared_sources: list[PreparedSource], refuses: Refuses) -> None:
     with refuses(prepared_sources[0].folder, "not kept", "--keep-texts"):
-        load_text_teacher(str(saved)).embed_texts(prepared_sources[0], np.arange(3))
+        teacher.embed_texts(prepared_sources[0], np.arange(3))
 
 
 def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
@@ -183,18 +168,6 @@ def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
 # Templates
 
 
-def test_texts_are_as_they_are_kept_by_default() -> None:
-    for text in [
-        *TEXTS,
-        "{text} {",
-        "Instruct: no query",
-        "",
-        "Instruct: a\nQuery: b\nQuery: c",
-        "Instruct: a\nQuery:b",
-    ]:
-        assert TextFormat().apply(text) == text
-
-
 def test_templates(bert: Path, saved: Path) -> None:
     form = TextFormat("query : {text} . {instruction}", "passage : {text}")
     formed = [
@@ -205,12 +178,18 @@ def test_templates(bert: Path, saved: Path) -> None:
     ]
     assert [form.apply(text) for text in TEXTS] == formed
     torch.testing.assert_close(load_text_teacher(str(saved), form).encode(TEXTS), by_hand(bert, formed))
-
-
-def test_braces_and_instructions_may_be_left_out() -> None:
     form = TextFormat("{{q}} {text}", "{text} {text}")
-    assert form.apply(instruct("Find {x}.", "{y} {text}")) == "{q} {y} {text}"
-    assert form.apply("{y}") == "{y} {y}"
+    assert form.apply(instruct("Find {x}.", "{y} {text}")) == "{q} {y} {text}" and form.apply("{y}") == "{y} {y}"
+    # By default, texts do not change.
+    for text in (
+        *TEXTS,
+        "{text} {",
+        "Instruct: no query",
+        "",
+        "Instruct: a\nQuery: b\nQuery: c",
+        "Instruct: a\nQuery:b",
+    ):
+        assert TextFormat().apply(text) == text
 
 
 _BAD = [
@@ -236,9 +215,6 @@ def test_bad_template(refuses: Refuses, key: str, template: str, part: str) -> N
         TextFormat(**{key: template})
     with refuses(f"key 'teacher_{key}'", part):
         StageArguments(output_dir="x", use_cpu=True, model="m", teacher="t", **{f"teacher_{key}": template})
-
-
-def test_documents_have_no_instruction(refuses: Refuses) -> None:
     with refuses("key 'teacher_document_template'", "{instruction}", "{text} only"):
         TextFormat(document_template="{instruction} {text}")
 
@@ -316,7 +292,7 @@ def test_weights_that_are_missing_are_refused_where_they_matter(
         assert not any(weight.requires_grad for weight in teacher.model.parameters())
 
 
-def test_weights_of_a_module_in_a_folder_of_its_own(folder: Path, refuses: Refuses) -> None:
+def test_a_module_in_a_subfolder(folder: Path, refuses: Refuses) -> None:
     # As sentence-transformers saved models before.
     described = json.loads((folder / "modules.json").read_text())
     described[0]["path"] = "0_Transformer"

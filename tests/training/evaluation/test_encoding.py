@@ -1,28 +1,13 @@
-"""Views of one model for mteb: what is put before texts, and one scale for all of a task's texts."""
+"""Texts are encoded once; stored precisions are compared as a vector index compares them."""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-pytest.importorskip("mteb")
-
-import mteb
-from mteb.models import ModelMeta
-from mteb.models.model_implementations import MODEL_REGISTRY
-from mteb.types import PromptType
+from sentence_transformers.util.quantization import quantize_embeddings
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.common.errors import UserError
-from training.evaluation.encoding import EncoderView
-from training.evaluation.local.pair_tasks import pair_tasks
-from training.evaluation.models import Prompts
-from training.evaluation.quantization import calibrate, quantized, unit_length
-from training.evaluation.store import EmbeddingStore
-
-TEMPLATE = "Instruct: {instruction}\nQuery: "
+from training.evaluation.encoding import EmbeddingStore, calibrate, quantized, unit_length
 
 
 @pytest.fixture
@@ -30,87 +15,71 @@ def store(tiny_model, tiny_tokenizer) -> EmbeddingStore:
     return EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
 
 
-@pytest.fixture
-def view(store):
-    def make(prompts=None, dimension=32, precision="float32"):
-        return EncoderView(store, ModelMeta.create_empty({"name": "a/b"}), dimension, precision, prompts)
-
-    return make
-
-
-@pytest.fixture
-def banking():
-    return mteb.get_task("Banking77Classification").metadata
-
-
-def test_an_instruction_for_the_task_goes_before_the_models_own_prompt(view, banking):
-    prompts = Prompts(
-        {"query": "own: ", "document": ""}, {"Banking77Classification": "Sort."}, TEMPLATE, default="own: "
-    )
-    assert view(prompts).prompt(banking, None) == "Instruct: Sort.\nQuery: "
-    assert view(prompts).prompt(banking, PromptType.document) == ""
-    other = mteb.get_task("STS22.v2").metadata
-    assert view(prompts).prompt(other, None) == "own: "
-    assert view(prompts).prompt(other, PromptType.query) == "own: "
+def test_every_prompt_and_text_is_encoded_once_as_the_model_does(store, sentences):
+    assert store.texts_per_second is None
+    first = store.encode([*sentences, *sentences], "")
+    assert store.encoded == len(sentences) and store.texts_per_second > 0
+    np.testing.assert_array_equal(first[: len(sentences)], first[len(sentences) :])
+    store.encode(sentences, "")
+    assert store.encoded == len(sentences)
+    for texts in (sentences[:1], sentences[3:7], sentences[::-1]):
+        np.testing.assert_allclose(store.encode(texts, "q: "), store.model.encode(texts, prompt="q: "), atol=1e-5)
+    assert store.encoded == 2 * len(sentences)
 
 
-def test_without_prompts_of_its_own_every_task_gets_an_instruction(view, banking):
-    prompts = Prompts(by_task={}, template=TEMPLATE)
-    found = view(prompts).prompt(banking, None)
-    assert found.startswith("Instruct: ") and found.endswith("\nQuery: ") and len(found) > len(TEMPLATE) - 10
-    everywhere = Prompts(by_task={}, template=TEMPLATE, on_documents=True)
-    assert view(everywhere).prompt(banking, PromptType.document) == found
+def test_only_embeddings_over_the_limit_are_forgotten(store, sentences):
+    before = store.encode(sentences, "")
+    store.forget(most_bytes=before.nbytes)
+    np.testing.assert_array_equal(store.encode(sentences, ""), before)
+    assert store.encoded == len(sentences)
+    store.forget(most_bytes=before.nbytes - 1)
+    np.testing.assert_array_equal(store.encode(sentences, ""), before)
+    assert store.encoded == 2 * len(sentences)
 
 
-def test_a_model_with_plain_prompts_gets_them_as_mteb_gives_them(view, banking):
-    prompts = Prompts({"query": "query: ", "document": "passage: ", "STS": "same: "})
-    assert view(prompts).prompt(banking, PromptType.query) == "query: "
-    assert view(prompts).prompt(banking, PromptType.document) == "passage: "
-    assert view(prompts).prompt(banking, None) == ""
-    assert view(prompts).prompt(mteb.get_task("STS22.v2").metadata, None) == "same: "
-    assert view().prompt(banking, PromptType.query) == ""
-    assert view(Prompts({"p": "first: "}, default="first: ")).prompt(banking, None) == "first: "
+def _embeddings(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Unit vectors far from the origin, with dimensions of different scales, as those of a model are."""
+    drawn = np.random.default_rng(seed).normal(size=(rows, width)) / np.arange(1, width + 1)
+    drawn += np.random.default_rng(1).normal(size=width) / 5
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_training_and_test_texts_share_the_scale_of_int8(view, banking, sentences):
-    half, rest = [{"text": sentences[:5]}], [{"text": sentences[5:]}]
-    options = {"task_metadata": banking, "hf_subset": "default"}
-    whole, stored = view(), view(precision="int8")
-    first, second = (unit_length(whole.encode(each, hf_split="test", **options)) for each in (half, rest))
-    np.testing.assert_array_equal(
-        stored.encode(half, hf_split="train", **options), quantized(first, "int8", calibrate(first))
-    )
-    np.testing.assert_array_equal(
-        stored.encode(rest, hf_split="test", **options), quantized(second, "int8", calibrate(first))
-    )
+def _nearest(queries: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    return np.argsort(-queries @ texts.T, axis=1)[:, :10]
 
 
-def test_queries_stay_in_float32_beside_int8_and_results_of_codes_are_not_taken_from_the_cache(view, sentences):
-    bucc = mteb.get_task("BUCC.v2").metadata
-    stored, whole = view(precision="int8"), view()
-    for prompt_type in (PromptType.query, PromptType.document):
-        embeddings = [unit_length(each.embed(sentences, bucc, prompt_type)) for each in (stored, whole)]
-        assert np.allclose(*embeddings, atol=1e-6) == (prompt_type == PromptType.query)
-    name = stored.mteb_model_meta.experiment_name
-    assert "int8" in name and "QT_8bit" in name
+def _recall(found: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)]))
 
 
-def test_tasks_of_mteb_get_the_instruction_for_their_type_and_local_ones_the_models_own(view, tmp_path, sentences):
-    registered = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"].loader_kwargs
-    used = Prompts({"query": "own: ", "document": ""}, registered["prompts_dict"], TEMPLATE, default="own: ")
-    bucc = mteb.get_task("BUCC.v2").metadata
-    assert "BUCC.v2" not in registered["prompts_dict"]
-    instruction = registered["prompts_dict"]["BitextMining"]
-    assert view(used).prompt(bucc, None) == f"Instruct: {instruction}\nQuery: "
-    pq.write_table(pa.table({"query": sentences, "passage": sentences}), tmp_path / "pairs.parquet")
-    for task in pair_tasks(tmp_path / "pairs.parquet", "Names"):
-        assert view(used).prompt(task.metadata, PromptType.query) == "own: "
+def test_int8_is_what_faiss_stores_and_finds():
+    faiss = pytest.importorskip("faiss")
+    texts, queries = _embeddings(2000), _embeddings(100, seed=2)
+    index = faiss.IndexScalarQuantizer(32, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+    index.train(texts[:1500])
+    index.add(texts)
+    stored = quantized(texts, "int8", calibrate(texts[:1500]))
+    np.testing.assert_allclose(stored, index.reconstruct_n(0, len(texts)), atol=1e-6)
+    assert _recall(_nearest(queries, unit_length(stored)), index.search(queries, 10)[1]) > 0.995
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"dimension": 33}, "choose from 1 to 32"), ({"dimension": 0}, "dimension 0"), ({"precision": "int4"}, "'int4'")],
-)
-def test_a_view_that_cannot_be_is_refused(view, options, message):
-    with pytest.raises(UserError, match=message):
-        view(**options)
+def test_int8_finds_nearly_all_that_floats_find_and_its_codes_do_not():
+    texts, queries = _embeddings(2000), _embeddings(100, seed=2)
+    exact = _nearest(queries, texts)
+    assert _recall(_nearest(queries, unit_length(quantized(texts, "int8"))), exact) > 0.98
+    coded = [quantize_embeddings(each, "int8", ranges=calibrate(texts)).astype(np.float32) for each in (queries, texts)]
+    assert _recall(_nearest(*map(unit_length, coded)), exact) < 0.5
+
+
+def test_binary_is_what_sentence_transformers_stores():
+    embeddings = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    packed = np.packbits(quantized(embeddings, "binary") > 0, axis=1)
+    np.testing.assert_array_equal(packed, quantize_embeddings(embeddings, "ubinary"))
+    assert quantized(embeddings, "float32") is embeddings
+
+
+def test_int8_clips_values_out_of_range_and_keeps_constant_dimensions():
+    ranges = np.array([[-1.0], [1.0]], np.float32)
+    inside, outside = (quantized(np.array([[-end], [end]], np.float32), "int8", ranges) for end in (1.0, 5.0))
+    np.testing.assert_array_equal(outside, inside)
+    np.testing.assert_array_equal(quantized(np.ones((3, 8), np.float32), "int8"), np.ones((3, 8)))

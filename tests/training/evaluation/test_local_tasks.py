@@ -1,40 +1,48 @@
-"""Local files as mteb's tasks: scores are those of numpy and scikit-learn, languages are told, faults are named."""
+"""Local data as mteb's tasks: scores are those of numpy and scikit-learn, languages are kept, faults are named."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import f1_score, ndcg_score
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, label_ranking_average_precision_score, ndcg_score, v_measure_score
 
 pytest.importorskip("mteb")
 
+import mteb
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import instruct
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.evaluation.local_runs import column_of, cosines, evaluate, text, without_prompts, write
+from tests.training.evaluation.local_runs import cosines, evaluate, text, write
 from training.common.keyed import text_key
-from training.data.cldr.build import build_cldr
-from training.data.gettext_catalogs.build import build_gettext
+from training.data.cldr.sources import build_cldr
+from training.data.gettext_catalogs.sources import build_gettext
+from training.data.manifest import Source
+from training.data.preparation.pipeline import prepare
+from training.data.prepared import PreparedSource
 from training.evaluation.local_tasks import local_tasks
+from training.evaluation.pair_tasks import PairRows, any_to_any, with_passages
 from training.evaluation.summary import summarize
+from training.evaluation.tasks import classification, clustering, labels_of
 
-Refuses = Callable[..., AbstractContextManager[None]]
-
-# mteb rounds scores of retrieval to five places.
+# mteb rounds scores of retrieval to five decimals.
 ROUNDED = {"abs": 1e-5}
 
 
 @pytest.fixture
 def model(tiny_model, tiny_tokenizer) -> SentenceTransformer:
-    return without_prompts(tiny_model, tiny_tokenizer)
+    return build_sentence_transformer(tiny_model, tiny_tokenizer, prompts={"query": "", "document": ""})
 
 
 def mined(model: SentenceTransformer, one: list[str], other: list[str]) -> float:
@@ -43,13 +51,11 @@ def mined(model: SentenceTransformer, one: list[str], other: list[str]) -> float
     return f1_score(np.arange(len(one)), nearest, average="weighted", zero_division=0)
 
 
-def test_languages_that_share_passages_are_mined_against_one_another(
-    model: SentenceTransformer, tmp_path: Path
-) -> None:
+def test_languages_that_share_passages_are_mined_against_one_another(model, tmp_path):
     # The first three share twelve passages; Icelandic shares nine with them, too few.
     own = {"deu": range(12), "fra": range(12), "rus": range(12), "isl": range(3, 21)}
     rows = [(text(code, number), text("eng", number), code) for code, numbers in own.items() for number in numbers]
-    # A second German text of the first passage is no other translation.
+    # A second German text of the first passage is not another translation.
     rows.append(("zweiter Text", text("eng", 0), "deu"))
     queries, passages, languages = zip(*rows, strict=True)
     path = write(tmp_path / "p.parquet", query=queries, passage=passages, lang=languages, passage_lang=["en"] * 55)
@@ -59,8 +65,7 @@ def test_languages_that_share_passages_are_mined_against_one_another(
     for code, numbers in own.items():
         bitext = scores["PBitextMining", (codes[code], "eng-Latn")]
         sides = ([text(kind, number) for number in numbers] for kind in (code, "eng"))
-        assert bitext.value == pytest.approx(mined(model, *sides))
-        assert bitext.examples == len(numbers)
+        assert bitext.value == pytest.approx(mined(model, *sides)) and bitext.examples == len(numbers)
         assert ("PRetrieval", (codes[code],)) in scores
     pairs = [score.languages for score in found.scores if score.task == "PAnyToAnyBitextMining"]
     order = sorted(set(codes.values()) - {"isl-Latn"}, key=lambda code: text_key(f"any-to-any {code}"))
@@ -68,20 +73,18 @@ def test_languages_that_share_passages_are_mined_against_one_another(
     for pair in pairs:
         sides = ([text(code.split("-")[0], number) for number in range(12)] for code in pair)
         assert scores["PAnyToAnyBitextMining", pair].value == pytest.approx(mined(model, *sides))
-    assert {group.name: group.languages for group in summarize(found, "tiny").bitext} == {
-        "English-centred": 5,
-        "any-to-any": 3,
-    }
+    groups = {group.name: group.languages for group in summarize(found, "tiny").bitext}
+    assert groups == {"English-centred": 5, "any-to-any": 3}
 
 
-def test_a_ring_over_many_languages_has_each_in_two_pairs(tmp_path: Path) -> None:
+def test_a_ring_over_many_languages_has_each_in_two_pairs(tmp_path):
     codes = "deu fra rus isl spa ita por nld swe dan".split()
     rows = [(text(code, number), text("eng", number), code) for code in codes for number in range(15)]
     rings = []
-    for name, ordered in (("a", rows), ("b", rows[::-1])):
+    for ordered in (rows, rows[::-1]):
         queries, passages, languages = zip(*ordered, strict=True)
         columns = {"query": queries, "passage": passages, "lang": languages}
-        known = write(tmp_path / f"{name}.parquet", **columns, passage_lang=["eng"] * 150)
+        known = write(tmp_path / "a.parquet", **columns, passage_lang=["eng"] * 150)
         rings.append(local_tasks(known)[2].metadata.eval_langs)
     assert rings[0] == rings[1]
     assert set(Counter(code for pair in rings[0].values() for code in pair).values()) == {2}
@@ -91,10 +94,22 @@ def test_a_ring_over_many_languages_has_each_in_two_pairs(tmp_path: Path) -> Non
     assert all(len(languages) == 1 for languages in bitext.metadata.eval_langs.values())
 
 
-def test_the_published_format(model: SentenceTransformer, tmp_path: Path) -> None:
+def test_a_bitext_leaves_a_text_one_right_answer():
+    rows = PairRows(["a", "a", "b", "c"], ["1", "2", "2", "3"], [[]] * 4, ["deu-Latn"] * 4, None)
+    # "2" is a passage of "a", too: beside "1" it would be a second answer.
+    assert with_passages(rows) == {"deu-Latn": (("deu-Latn",), {"a": "1", "c": "3"})}
+    german, french, english = ([f"{code}{row}" for row in range(12)] for code in ("de", "fr", "en"))
+    # "de0" has the passage of "fr1", too.
+    queries, passages = [*german, "de0", *french], [*english, "en1", *english]
+    codes = ["deu-Latn"] * 13 + ["fra-Latn"] * 12
+    [(languages, found)] = any_to_any(PairRows(queries, passages, [[]] * 25, codes, ["eng-Latn"] * 25)).values()
+    own, other = (german, french) if languages[0] == "deu-Latn" else (french, german)
+    assert found == dict(zip(own[0:1] + own[2:], other[0:1] + other[2:], strict=True))
+
+
+def test_the_published_format(model, tmp_path):
     numbers = range(20)
-    queries = [text("query", number) for number in numbers]
-    passages = [text("passage", number) for number in numbers]
+    queries, passages = ([text(kind, number) for number in numbers] for kind in ("query", "passage"))
     negatives = {
         "negative_1": [text("negative", number % 7) for number in numbers],
         "negative_2": [None if number % 3 else passages[number - 1] for number in numbers],
@@ -108,23 +123,22 @@ def test_the_published_format(model: SentenceTransformer, tmp_path: Path) -> Non
     distinct, pairs = list(dict.fromkeys(queries)), set(zip(queries, passages, strict=True))
     relevant = np.array([[(query, document) in pairs for document in documents] for query in distinct])
     expected = cosines(model, distinct, documents)
-    # A query is no candidate of its own.
+    # A query does not find itself.
     expected[distinct.index(queries[5]), documents.index(queries[5])] = -1.0
     found = evaluate(model, path)
     (score,) = found.select(task="WebQaRetrieval")
     assert score.value == pytest.approx(ndcg_score(relevant, expected, k=10), **ROUNDED)
-    assert (score.languages, score.examples) == ((), 19)
-    assert not summarize(found, "tiny").languages
+    assert (score.languages, score.examples) == ((), 19) and not summarize(found, "tiny").languages
 
 
-def test_a_text_that_is_its_own_passage_is_found(model: SentenceTransformer, tmp_path: Path) -> None:
+def test_a_text_that_is_its_own_passage_is_found(model, tmp_path):
     path = write(tmp_path / "same.parquet", query=["Togo", "Tschad"], passage=["Togo", "Chad"])
     (score,) = evaluate(model, path).select(task="SameRetrieval")
     expected = ndcg_score(np.eye(2), cosines(model, ["Togo", "Tschad"], ["Togo", "Chad"]))
     assert score.value == pytest.approx(expected, **ROUNDED)
 
 
-def test_other_data_of_the_same_name_are_another_revision(tmp_path: Path) -> None:
+def test_other_data_of_the_same_name_are_another_revision(tmp_path):
     revisions = []
     for negative in ("x", "y", "x"):
         path = write(tmp_path / "p.parquet", query=["a", "b"], passage=["c", "d"], negative_1=[negative, "z"])
@@ -133,22 +147,18 @@ def test_other_data_of_the_same_name_are_another_revision(tmp_path: Path) -> Non
     assert retrieval != other and bitext == same and again == [retrieval, bitext]
 
 
-@pytest.fixture(scope="module")
-def cldr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_cldr(tmp_path_factory.mktemp("cldr") / "build", languages=["da", "ja", "ru", "sw"])
-
-
-def test_a_cldr_build(model: SentenceTransformer, cldr: Path) -> None:
-    found = evaluate(model, cldr)
-    assert {score.task for score in found.scores} == {
-        *("CldrRetrieval", "CldrBitextMining", "CldrAnyToAnyBitextMining"),
-        *("CldrScriptClassification", "CldrScriptClustering", "CldrKindClassification", "CldrKindClustering"),
+def test_a_cldr_build(model, tmp_path):
+    folder = build_cldr(tmp_path / "build", languages=["da", "ja", "ru", "sw"])
+    found = evaluate(model, folder)
+    assert {score.task.removeprefix("Cldr") for score in found.scores} == {
+        *("Retrieval", "BitextMining", "AnyToAnyBitextMining"),
+        *("ScriptClassification", "ScriptClustering", "KindClassification", "KindClustering"),
     }
     codes = {"dan-Latn", "jpn-Jpan", "rus-Cyrl", "swa-Latn"}
     assert {score.languages for score in found.select(task="CldrRetrieval")} == {(code,) for code in codes}
     assert {score.languages for score in found.select(task="CldrBitextMining")} == {(c, "eng-Latn") for c in codes}
-    candidates = column_of(cldr / "candidates.parquet", "passage")
-    rows = [row for row in pq.read_table(cldr / "held_out.parquet").to_pylist() if row["lang"] == "swa"]
+    candidates = pq.read_table(folder / "candidates.parquet")["passage"].to_pylist()
+    rows = [row for row in pq.read_table(folder / "held_out.parquet").to_pylist() if row["lang"] == "swa"]
     relevant = np.array([[row["passage"] == name for name in candidates] for row in rows])
     expected = ndcg_score(relevant, cosines(model, [row["query"] for row in rows], candidates), k=10)
     (swahili,) = found.select(task="CldrRetrieval", languages=("swa-Latn",))
@@ -156,24 +166,21 @@ def test_a_cldr_build(model: SentenceTransformer, cldr: Path) -> None:
     assert {group.name for group in summarize(found, "tiny").bitext} == {"English-centred", "any-to-any"}
 
 
-def test_a_cldr_build_of_one_script_has_no_task_of_scripts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = build_cldr(tmp_path / "build", languages=["da", "sw"])
-    names = [task.metadata.name for task in local_tasks(folder)]
+def test_a_cldr_build_of_one_script_has_no_task_of_scripts(tmp_path, caplog):
+    names = [task.metadata.name for task in local_tasks(build_cldr(tmp_path / "build", languages=["da", "sw"]))]
     assert "CldrKindClustering" in names and "CldrScriptClustering" not in names
     assert "column 'script': fewer than two labels" in caplog.text
 
 
-def test_a_gettext_build(model: SentenceTransformer, tmp_path: Path) -> None:
+def test_a_gettext_build(model, tmp_path):
     catalogs = write_catalogs(tmp_path / "locale", ["de", "ja", "sr", "sr@latin"])
-    folder = build_gettext(tmp_path / "gettext", locale_dirs=[str(catalogs)], held_out_per_language=80)
-    found = evaluate(model, folder)
+    found = evaluate(model, build_gettext(tmp_path / "gettext", locale_dirs=[str(catalogs)], held_out_per_language=80))
     codes = {"deu-Latn", "jpn-Jpan", "srp-Cyrl", "srp-Latn"}
     assert {score.languages for score in found.select(task="GettextBitextMining")} == {(c, "eng-Latn") for c in codes}
     assert {score.languages for score in found.select(task="GettextRetrieval")} == {(code,) for code in codes}
     ring = found.select(task="GettextAnyToAnyBitextMining")
-    assert {code for score in ring for code in score.languages} == codes
+    assert {code for score in ring for code in score.languages} == codes and len({s.task for s in found.scores}) == 3
     assert all(10 <= score.examples <= 80 for score in ring)
-    assert len({score.task for score in found.scores}) == 3
 
 
 @pytest.mark.parametrize(
@@ -182,29 +189,171 @@ def test_a_gettext_build(model: SentenceTransformer, tmp_path: Path) -> None:
         ({"passage": ["b"]}, "column 'query' is missing"),
         ({"query": ["a"], "passage": [None]}, "row 0, column 'passage' is null"),
         ({"query": ["a"], "passage": ["b"], "negative_1": ["b"]}, "column 'negative_1' equals column 'passage'"),
-        ({"query": ["a"], "passage": ["b"], "lang": ["English"]}, "row 0: lang 'English' names no language"),
-        ({"query": ["a"], "passage": ["b"], "lang": ["deu"], "script": ["Latin"]}, "script 'Latin' names no language"),
-        ({"query": ["a", "c"], "passage": ["b", "d"], "lang": ["deu", None]}, "row 1, column 'lang' is no text"),
+        ({"query": ["a"], "passage": ["b"], "lang": ["English"]}, "row 0: lang 'English' is not a language"),
+        ({"query": ["a"], "passage": ["b"], "lang": ["deu"], "script": ["Latin"]}, "script 'Latin' is not a language"),
+        ({"query": ["a", "c"], "passage": ["b", "d"], "lang": ["deu", None]}, "row 1, column 'lang' is not text"),
         ({"query": ["a"], "passage": ["b"], "lang": [7]}, "column 'lang' holds int64, not text"),
-        ({"query": ["a"], "passage": ["b"], "passage_lang": ["de"], "passage_script": [""]}, "is no text"),
+        ({"query": ["a"], "passage": ["b"], "passage_lang": ["de"], "passage_script": [""]}, "is not text"),
     ],
 )
-def test_a_faulty_file_is_refused(columns: dict, message: str, tmp_path: Path, refuses: Refuses) -> None:
+def test_a_faulty_file_is_refused(columns, message, tmp_path, refuses):
     path = write(tmp_path / "p.parquet", **columns)
     with refuses(path, message):
         local_tasks(path)
 
 
-def test_what_is_no_data_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_other_files_and_folders_are_refused(tmp_path, refuses):
     (tmp_path / "notes.txt").write_text("notes")
-    with refuses("notes.txt", "not a readable parquet file"):
-        local_tasks(tmp_path / "notes.txt")
-    # What a stage reads as evaluation_pairs need not be downloaded or built again.
     (tmp_path / "pairs.csv").write_text("query,passage\na,b\n")
-    with refuses("pairs.csv", "--local reads parquet files"):
-        local_tasks(tmp_path / "pairs.csv")
-    with refuses("absent", "no such file or folder"):
-        local_tasks(tmp_path / "absent")
     (tmp_path / "folder").mkdir()
-    with refuses("folder", "held_out.parquet", "candidates.parquet", "source.json"):
-        local_tasks(tmp_path / "folder")
+    for name, parts in {
+        "notes.txt": ["not a readable parquet file"],
+        # A stage reads this as evaluation_pairs.
+        "pairs.csv": ["--local reads parquet files"],
+        "absent": ["no such file or folder"],
+        "folder": ["held_out.parquet", "candidates.parquet", "source.json"],
+    }.items():
+        with refuses(name, *parts):
+            local_tasks(tmp_path / name)
+
+
+def run(model: SentenceTransformer, task: object) -> float:
+    (result,) = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False).task_results
+    return result.scores["test"][0]["main_score"]
+
+
+TEXTS = [text(kind, number) for kind in ("river", "東京", "šum") for number in range(12)]
+LABELS = [kind for kind in "abc" for _ in range(12)]
+
+
+def test_labelled_texts_are_scored_as_scikit_learn_does(model, tmp_path):
+    labels = labels_of("here", TEXTS, LABELS)
+    task = classification("Kinds", tmp_path, ["deu-Latn"], labels)
+    train, test = (task.dataset[split] for split in ("train", "test"))
+    assert set(train["text"]) | set(test["text"]) == set(TEXTS) and len(train) == len(test) == 18
+    # With no more than eight texts of a label, mteb trains on all of them in every experiment.
+    learnt = LogisticRegression(max_iter=100).fit(model.encode(train["text"]), train["label"])
+    assert run(model, task) == pytest.approx(learnt.score(model.encode(test["text"]), test["label"]))
+
+    task = clustering("Kinds", tmp_path, ["deu-Latn"], labels)
+    embeddings, classes = model.encode(task.dataset["test"]["sentences"]), np.array(task.dataset["test"]["labels"])
+    draw, scores = random.Random(task.seed), []
+    for _ in range(10):
+        drawn = draw.choices(range(36), k=task.max_documents_per_cluster)
+        kmeans = MiniBatchKMeans(3, batch_size=512, n_init=1, random_state=task.seed)
+        scores.append(v_measure_score(classes[drawn], kmeans.fit_predict(embeddings[drawn])))
+    assert run(model, task) == pytest.approx(np.mean(scores))
+
+
+def test_the_order_of_rows_has_no_influence(tmp_path):
+    rows, tasks = list(zip(TEXTS, LABELS, strict=True)), []
+    for seed in (0, 1):
+        random.Random(seed).shuffle(rows)
+        texts, labels = zip(*rows, *rows[:5], strict=True)
+        tasks.append(classification("Kinds", tmp_path, [], labels_of("here", texts, labels)))
+    assert tasks[0].metadata.revision == tasks[1].metadata.revision
+    assert tasks[0].dataset["test"].to_dict() == tasks[1].dataset["test"].to_dict()
+
+
+def test_every_label_that_is_asked_for_was_learnt(tmp_path):
+    labels = [f"label {number}" for number in range(8) for _ in range(number)]
+    texts = [text("text", number) for number in range(len(labels))]
+    # A text of two labels belongs to neither.
+    labelled = labels_of("here", [*texts, "both", "both"], [*labels, "label 6", "label 7"])
+    assert "both" not in labelled
+    task = classification("Kinds", tmp_path, [], labelled)
+    train, test = (Counter(task.dataset[split]["label"]) for split in ("train", "test"))
+    # Numbers of the labels that have texts, in the order of their names: label 1 is number 0.
+    assert train == {number: (number + 2) // 2 for number in range(7)}
+    assert test == {number: (number + 1) // 2 for number in range(1, 7)}
+
+
+@pytest.mark.parametrize("labels", [["a"] * 4, ["a", "a", "a", "b"], ["a", "b", "c", "d"]])
+def test_too_few_labels_are_refused(labels, refuses):
+    with refuses("here", "fewer than two labels have two texts"):
+        labels_of("here", ["w", "x", "y", "z"], labels)
+
+
+@pytest.fixture
+def prepare_source(tmp_path, small_tokenizer, options) -> Callable[..., Path]:
+    """Prepares a source with kept texts and returns its folder."""
+
+    def prepare_source(source: Source, **changes: object) -> Path:
+        changed = replace(options, **{"keep_texts": True, "validation_share": 0.3, "max_length": 8, **changes})
+        (prepared,) = prepare([source], small_tokenizer, tmp_path / "prepared", changed)
+        return prepared.folder
+
+    return prepare_source
+
+
+def validation_rows(folder: Path, source: Source) -> list[dict[str, str]]:
+    """The rows of the files that the prepared source keeps for validation."""
+    prepared = PreparedSource(folder)
+    kept = {text.split("\nQuery: ")[-1] for text in prepared.texts(prepared.rows["validation"][:, 0])}
+    rows = [row for path in source.files for row in pq.read_table(path).to_pylist() if row["query"] in kept]
+    assert 3 < len(rows) == len(prepared.rows["validation"])
+    return rows
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_validation_rows_of_retrieval(symmetric, model, write_source, prepare_source):
+    source = write_source("my_qa", rows=60, negatives=(2, 5), symmetric=symmetric, languages=["ru"])
+    folder = prepare_source(source)
+    rows = validation_rows(folder, source)
+    documents = sorted({row[name] for row in rows for name in row if name != "query" and row[name] is not None})
+    relevant = np.array([[row["passage"] == document for document in documents] for row in rows])
+    expected = ndcg_score(relevant, cosines(model, [row["query"] for row in rows], documents), k=10)
+    (score,) = evaluate(model, folder).scores
+    assert (score.task, score.languages, score.examples) == ("MyQaValidationRetrieval", ("rus-Cyrl",), len(rows))
+    assert score.value == pytest.approx(expected, **ROUNDED)
+
+
+def test_validation_rows_of_clustering_and_classification(model, write_source, prepare_source, tmp_path):
+    topics = write_source("topics", rows=40, negatives=6, task_type="clustering", symmetric=True)
+    precisions = []
+    for row in validation_rows(prepare_source(topics), topics):
+        own = [row[name] for name in row if name != "query"]
+        right = np.arange(len(own))[None] == 0
+        precisions.append(label_ranking_average_precision_score(right, cosines(model, [row["query"]], own)))
+    names = ["negative", "positive"]
+    path = write(
+        tmp_path / "polarity.parquet",
+        query=[text("good" if number % 2 else "bad", number) for number in range(60)],
+        passage=names * 30,
+        negative_1=names[::-1] * 30,
+    )
+    polarity = Source("polarity", [path], "classification", "Tell it.", languages=["deu", "fra"])
+    labels = {row["query"]: row["passage"] for row in validation_rows(prepare_source(polarity), polarity)}
+    # Both lie in one folder, beside a source of which no row was drawn.
+    folder = prepare_source(write_source("none", rows=10), validation_share=0.0).parent
+    found = {score.task: score for score in evaluate(model, folder).scores}
+    assert set(found) == {"PolarityValidationClassification", "TopicsValidationReranking"}
+    assert found["TopicsValidationReranking"].value == pytest.approx(np.mean(precisions), **ROUNDED)
+    assert found["PolarityValidationClassification"].languages == ()
+    halves = local_tasks(folder)[0].dataset.values()
+    known = [(each, label) for half in halves for each, label in zip(half["text"], half["label"], strict=True)]
+    assert {each: names[label] for each, label in known} == labels
+
+
+def test_a_source_that_was_prepared_twice_must_be_named(write_source, prepare_source, refuses):
+    source = write_source("qa", rows=60)
+    first, second = prepare_source(source), prepare_source(source, max_length=9)
+    with refuses(first.name, second.name, "one source, prepared with different settings", "by name"):
+        local_tasks(first.parent)
+    assert local_tasks(first) and local_tasks(second)
+
+
+def test_sources_without_texts_or_rows_are_refused(write_source, prepare_source, refuses):
+    folder = prepare_source(write_source("plain", rows=30), keep_texts=False)
+    for path in (folder, folder.parent):
+        with refuses(folder, "the texts were not kept", "prepare it again by prepare.py --keep-texts"):
+            local_tasks(path)
+    folder = prepare_source(write_source("short", rows=30), validation_share=0.0)
+    with refuses(folder, "no validation rows", "validation_share"):
+        local_tasks(folder)
+    source = write_source("alone", rows=30, negatives=0, task_type="clustering")
+    with refuses("no validation row has a negative"):
+        local_tasks(prepare_source(source, num_hard_negatives=(("clustering", 0),)))
+    (folder / "tokens.int32").unlink()
+    with refuses(folder, "not a whole prepared source"):
+        local_tasks(folder)

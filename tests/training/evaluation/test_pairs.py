@@ -1,7 +1,8 @@
-"""Whatever passage of its query is found is right, in the table, in training and in the tasks of local files."""
+"""Texts are read as they are, and any passage of a query is right: in the table, in training and in local tasks."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,81 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from sklearn.metrics import ndcg_score
 
-from training.evaluation.local.bitext import any_to_any, with_passages
-from training.evaluation.local.pair_file import PairRows
-from training.evaluation.local.pair_tasks import pair_tasks
-from training.evaluation.pairs import EncodedPairs, Pairs, evaluate_pairs, load_pairs, nearest, ranking_scores
+from training.evaluation.pairs import (
+    EncodedPairs,
+    Pairs,
+    evaluate_pairs,
+    load_pairs,
+    nearest,
+    passage_ranks,
+    ranking_scores,
+    read_texts,
+)
+
+COLUMNS = {"query": ["NA", "00001", 'a, "b"\nc'], "passage": ["null", "0.50", "大熊猫"]}
+
+
+def _write(path: Path, columns: dict[str, list]) -> Path:
+    rows = list(zip(*columns.values(), strict=True))
+    if path.suffix == ".csv":
+        quoted = [
+            ",".join('"' + cell.replace('"', '""') + '"' if "," in cell else cell for cell in row) for row in rows
+        ]
+        path.write_text("\n".join([",".join(columns), *quoted]) + "\n", encoding="utf-8-sig")
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    else:
+        pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.csv", "pairs.jsonl", "pairs"])
+def test_texts_are_read_as_they_are_and_faults_are_named(tmp_path: Path, name: str, refuses) -> None:
+    with refuses(f"{name}: no such file"):
+        read_texts(tmp_path / name, ["query"])
+    path = _write(tmp_path / name, COLUMNS)
+    assert read_texts(path, ["query"], ["passage", "lang"]) == COLUMNS
+    assert read_texts(path, ["passage"]) == {"passage": COLUMNS["passage"]}
+    with refuses(f"{name}: column 'lang' is missing; it has query, passage"):
+        read_texts(path, ["query", "lang"])
+    with refuses(f"{name}: row 1, column 'query' is not text"):
+        read_texts(_write(path, {"query": ["a", " "], "passage": ["b", "c"]}), ["query"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.parquet", b"no parquet", "not a readable parquet file"),
+        ("a.csv", b"", "not a readable csv file"),
+        ("a.csv", b"query,passage\n", "the file has no rows"),
+        ("a.csv", b"query,passage\na,b\nc\n", "not a readable csv file"),
+        ("a.csv", b"query,passage\na,\xff\n", "not a readable csv file"),
+        ("a.csv", b"query,passage,query\na,b,c\n", "column 'query' is there twice"),
+        ("a.jsonl", b"", "column 'query' is missing; it has none"),
+        ("a.jsonl", b'{"query": "a", "passage": "b"}\n{"query": 42, "passage": "b"}\n', "row 1, column 'query'"),
+        ("a.jsonl", b'{"query": "a", "passage": "b"}\n{"query": "c"}\n', "row 1, column 'passage' is not text"),
+        ("a.jsonl", b'{"query": "a"', "line 1"),
+        ("a.jsonl", b'["a", "b"]\n', "line 1 is not an object"),
+        ("a.jsonl", b'{"query": "\xff"}\n', "not a readable jsonl file"),
+    ],
+)
+def test_a_faulty_file_is_one_line(tmp_path: Path, refuses, name: str, content: bytes, part: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refuses(tmp_path / name, part):
+        read_texts(tmp_path / name, ["query", "passage"])
+
+
+def test_json_in_parquet_is_decoded(tmp_path, refuses) -> None:
+    mixed = Dataset.from_dict({"query": ["大熊猫", "x"], "passage": ["竹", 3]}, on_mixed_types="use_json")
+    mixed.to_parquet(tmp_path / "pairs.parquet")
+    assert read_texts(tmp_path / "pairs.parquet", ["query"]) == {"query": ["大熊猫", "x"]}
+    with refuses("pairs.parquet", "row 1", "'passage'"):
+        read_texts(tmp_path / "pairs.parquet", ["passage"])
+
 
 # "dollar" has two passages, one of them in two spellings; the same text in another language has a third.
 ROWS = {
@@ -26,35 +96,56 @@ ROWS = {
 CANDIDATES = ["Euro", "US Dollar", "us dollar.", "Canadian dollar", "dollar sign", "yen", "US dollar"]
 
 
-def _files(folder: Path, rows: dict[str, list[str]] = ROWS) -> tuple[Path, Path]:
-    pq.write_table(pa.table(rows), folder / "pairs.parquet")
-    pq.write_table(pa.table({"passage": CANDIDATES}), folder / "candidates.parquet")
-    return folder / "pairs.parquet", folder / "candidates.parquet"
+def _files(folder: Path, **changes: list[str] | None) -> tuple[Path, Path]:
+    rows = {name: values for name, values in {**ROWS, **changes}.items() if values}
+    pairs = _write(folder / "pairs.parquet", rows)
+    return pairs, _write(folder / "candidates.parquet", {"passage": CANDIDATES})
 
 
 def test_any_passage_of_a_query_is_a_hit(tmp_path: Path) -> None:
     pairs = load_pairs(*_files(tmp_path))
-    assert list(zip(pairs.queries, pairs.languages, strict=True)) == [
-        ("dollar", "de"),
-        ("dollar", "fr"),
-        ("euro", "de"),
-    ]
+    assert (pairs.queries, pairs.languages) == (["dollar", "dollar", "euro"], ["de", "fr", "de"])
     assert pairs.relevant == [(1, 2, 3, 4, 6), (1, 2, 3, 4, 6), (0,)]
     candidates = torch.eye(len(CANDIDATES))
-    for place, text in enumerate(CANDIDATES):
-        queries = candidates[[place, place, 0]]
+    for position, text in enumerate(CANDIDATES):
+        queries = candidates[[position, position, 0]]
         result = evaluate_pairs(EncodedPairs(pairs, queries, candidates, 1.0), np.zeros(3, bool), [7])
         expected = 1.0 if text not in ("Euro", "yen") else 1 / 3
         assert result["accuracy"]["7"] == pytest.approx(expected, abs=1e-4) and result["pairs"] == 3
         assert ranking_scores(queries, candidates, pairs, 7)[0] == pytest.approx(expected)
 
 
-def test_the_passages_of_one_row_in_two_spellings_are_both_right(tmp_path: Path) -> None:
-    # The smallest case: the nearest candidate is the second passage of the query.
-    pq.write_table(pa.table({"query": ["q", "q"], "passage": ["one", "two"]}), tmp_path / "pairs.parquet")
-    pairs = load_pairs(tmp_path / "pairs.parquet")
+def test_without_languages_and_candidates_all_passages_are_right(tmp_path: Path) -> None:
+    pairs = load_pairs(_write(tmp_path / "pairs.parquet", {"query": ["q", "q"], "passage": ["one", "two"]}))
     assert (pairs.queries, pairs.languages, pairs.scripts) == (["q"], None, None)
     assert pairs.hits(np.array([1])).all() and pairs.hits(np.array([0])).all()
+
+
+def test_a_script_that_is_not_given_is_the_usual_one(tmp_path: Path) -> None:
+    files = _files(tmp_path, lang=["de", "ru", "und", "Klingon!"], script=None)
+    assert load_pairs(*files).scripts == ["Latn", "Cyrl", "Zyyy", "Zyyy"]
+
+
+def test_a_passage_that_is_not_a_candidate_is_refused(tmp_path: Path, refuses) -> None:
+    files = _files(tmp_path, passage=["US dollar", "Canadian dollar", "franc", "Euro"])
+    with refuses("pairs.parquet: row 2, column 'passage' is not among the candidates", "candidates.parquet"):
+        load_pairs(*files)
+
+
+def test_retrieval_over_local_files_has_the_same_answers(tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    from training.evaluation.pair_tasks import pair_tasks
+
+    pairs, candidates = _files(tmp_path)
+    task = pair_tasks(pairs, "Local", candidates)[0]
+    expected = {"dollar": {"US Dollar", "us dollar.", "US dollar", "Canadian dollar", "dollar sign"}, "euro": {"Euro"}}
+    for code, count in (("deu-Latn", 2), ("fra-Latn", 1)):
+        data = task.dataset[code]["test"]
+        texts, queries = (
+            dict(zip(data[each]["id"], data[each]["text"], strict=True)) for each in ("corpus", "queries")
+        )
+        found = {queries[name]: {texts[each] for each in own} for name, own in data["relevant_docs"].items()}
+        assert len(found) == count and found.items() <= expected.items()
 
 
 def test_ndcg_of_several_passages_is_that_of_scikit_learn() -> None:
@@ -68,51 +159,18 @@ def test_ndcg_of_several_passages_is_that_of_scikit_learn() -> None:
         gains = np.array([np.isin(np.arange(30), own) for own in relevant])
         accuracy, ndcg = ranking_scores(queries, candidates, pairs, dim)
         assert ndcg == pytest.approx(ndcg_score(gains, cosines, k=10))
-        assert (
-            accuracy
-            == pairs.hits(nearest(queries, candidates, dim)).mean()
-            == gains[range(40), cosines.argmax(1)].mean()
-        )
+        hits = pairs.hits(nearest(queries, candidates, dim))
+        assert accuracy == hits.mean() == gains[range(40), cosines.argmax(1)].mean()
 
 
-def test_a_script_that_is_not_given_is_the_usual_one(tmp_path: Path) -> None:
-    rows = {**ROWS, "lang": ["de", "ru", "und", "Klingon!"]}
-    del rows["script"]
-    assert load_pairs(*_files(tmp_path, rows)).scripts == ["Latn", "Cyrl", "Zyyy", "Zyyy"]
-
-
-def test_a_passage_that_is_no_candidate_is_refused(tmp_path: Path, refuses) -> None:
-    files = _files(tmp_path, {**ROWS, "passage": ["US dollar", "Canadian dollar", "franc", "Euro"]})
-    with refuses("pairs.parquet: row 2, column 'passage' is not among the candidates", "candidates.parquet"):
-        load_pairs(*files)
-
-
-def test_retrieval_over_local_files_has_the_same_answers(tmp_path: Path) -> None:
-    pairs, candidates = _files(tmp_path)
-    task = pair_tasks(pairs, "Local", candidates)[0]
-    expected = {"dollar": {"US Dollar", "us dollar.", "US dollar", "Canadian dollar", "dollar sign"}, "euro": {"Euro"}}
-    for code, count in (("deu-Latn", 2), ("fra-Latn", 1)):
-        data = task.dataset[code]["test"]
-        texts = dict(zip(data["corpus"]["id"], data["corpus"]["text"], strict=True))
-        queries = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
-        found = {queries[name]: {texts[each] for each in own} for name, own in data["relevant_docs"].items()}
-        assert len(found) == count and found.items() <= expected.items()
-
-
-def test_a_bitext_leaves_a_text_one_right_answer() -> None:
-    rows = PairRows(["a", "a", "b", "c"], ["1", "2", "2", "3"], [[]] * 4, ["deu-Latn"] * 4, None)
-    # "2" is a passage of "a", too: beside "1" it would be a second answer.
-    assert with_passages(rows) == {"deu-Latn": (("deu-Latn",), {"a": "1", "c": "3"})}
-
-
-def test_texts_of_two_languages_have_one_answer_through_every_passage() -> None:
-    count = 12
-    german, french = [f"de{row}" for row in range(count)], [f"fr{row}" for row in range(count)]
-    passages = [f"en{row}" for row in range(count)]
-    # "de0" has the passage of "fr1", too.
-    queries, shared = [*german, "de0", *french], [*passages, "en1", *passages]
-    codes = ["deu-Latn"] * (count + 1) + ["fra-Latn"] * count
-    rows = PairRows(queries, shared, [[]] * len(queries), codes, ["eng-Latn"] * len(queries))
-    [(languages, found)] = any_to_any(rows).values()
-    own, other = (german, french) if languages[0] == "deu-Latn" else (french, german)
-    assert found == dict(zip(own[0:1] + own[2:], other[0:1] + other[2:], strict=True))
+def test_ranks_are_those_of_numpy_and_the_first_of_equals_is_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    candidates[7] = candidates[3]
+    labels = np.arange(50) % 20
+    for dim in (16, 4):
+        near = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+        order = np.argsort(-(queries[:, :dim] @ near.T).numpy(), axis=1, kind="stable")
+        ranks = passage_ranks(queries, candidates, labels, dim, rows_per_block=7)
+        assert (ranks == np.argmax(order == labels[:, None], axis=1) + 1).all()
+        assert ((ranks == 1) == (nearest(queries, candidates, dim) == labels)).all()

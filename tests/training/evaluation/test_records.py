@@ -1,44 +1,29 @@
-"""Records of an evaluation come back as they were written."""
+"""Records of an evaluation are read back as they were written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from training.evaluation.records import Evaluation, ModelRecord, Score, bytes_per_vector, load_evaluation
-
-Refuses = Callable[..., AbstractContextManager[None]]
-
-
-def _score(**fields: object) -> Score:
-    return Score(
-        **{
-            **{"model": "m", "task": "t", "task_type": "Retrieval", "subset": "default", "languages": ("deu-Latn",)},
-            **{"dimension": 64, "precision": "int8", "metric": "ndcg_at_10", "value": 0.5, "examples": 3, **fields},
-        }
-    )
+from tests.training.evaluation.synthetic import score
+from training.evaluation.records import Evaluation, ModelRecord, bytes_per_vector, load_evaluation
 
 
 def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
-    score = _score()
-    models = [ModelRecord("m", None, 100, 64, 10.5)]
-    written = Evaluation(models, [score], {score.key: np.array([0, 1, 0.5], np.float32)}, {"other": "offline"})
+    made, models = score(), [ModelRecord("m", None, 100, 64, 10.5)]
+    written = Evaluation(models, [made], {made.key: np.array([0, 1, 0.5], np.float32)}, {"other": "offline"})
     written.save(tmp_path / "run")
     read = load_evaluation(tmp_path / "run")
     assert (read.models, read.scores, read.failures) == (written.models, written.scores, written.failures)
-    np.testing.assert_array_equal(read.examples[score.key], written.examples[score.key])
+    np.testing.assert_array_equal(read.examples[made.key], written.examples[made.key])
 
 
-def test_int8_scores_of_the_meaning_before_are_left_out_with_a_notice(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    scores = [_score(), _score(precision="float32")]
-    examples = {score.key: np.array([0, 1, 0.5], np.float32) for score in scores}
+def test_int8_scores_of_version_1_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scores = [score(precision="int8"), score()]
+    examples = {each.key: np.array([0, 1, 0.5], np.float32) for each in scores}
     Evaluation([ModelRecord("m")], scores, examples).save(tmp_path)
     assert load_evaluation(tmp_path).scores == scores and not caplog.records
     content = json.loads((tmp_path / "scores.json").read_text())
@@ -50,13 +35,9 @@ def test_int8_scores_of_the_meaning_before_are_left_out_with_a_notice(
 
 
 def test_scores_are_selected_by_their_fields() -> None:
-    evaluation = Evaluation(scores=[_score(), _score(dimension=32), _score(task="u")])
-    assert evaluation.select(task="t", dimension=32) == [_score(dimension=32)]
-    assert evaluation.select(evaluation.scores[:2], precision="int8") == evaluation.scores[:2]
-
-
-def test_a_label_has_the_revision() -> None:
-    assert ModelRecord("a/b").label == "a/b" and ModelRecord("a/b", "step-5").label == "a/b@step-5"
+    evaluation = Evaluation(scores=[score(), score(dimension=32), score(task="u")])
+    assert evaluation.select(task="Names", dimension=32) == [score(dimension=32)]
+    assert evaluation.select(evaluation.scores[:2], precision="float32") == evaluation.scores[:2]
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", 40), ("int8", 10), ("binary", 2)])
@@ -64,7 +45,7 @@ def test_bytes_per_vector(precision: str, expected: int) -> None:
     assert bytes_per_vector(10, precision) == expected
 
 
-def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, refuses) -> None:
     with refuses(tmp_path, "holds no whole evaluation"):
         load_evaluation(tmp_path)
     (tmp_path / "scores.json").write_text("{}")

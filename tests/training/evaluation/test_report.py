@@ -1,4 +1,4 @@
-"""The page holds its tables and figures and nothing from outside, and Markdown and JSON say the same."""
+"""The page holds its tables and figures and loads nothing, and Markdown and JSON have the same content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.evaluation.synthetic import evaluation, many_languages
-from training.evaluation.report import main, write_report
+from training.evaluate import main
+from training.evaluation.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -59,15 +60,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_is_self_contained(written: Path) -> None:
+def test_the_page_has_every_table_and_figure_and_loads_nothing(written: Path) -> None:
     page, text = Page(written / "report.html"), (written / "report.html").read_text(encoding="utf-8")
-    assert page.figures == 4 and not page.fetched
-    assert "url(http" not in text and "@import" not in text
-
-
-def test_every_table_is_there(written: Path) -> None:
-    tables = Page(written / "report.html").tables
-    of_large = "large, 64 dimensions, float32: "
+    assert page.figures == 4 and not page.fetched and "url(http" not in text and "@import" not in text
+    assert "<h1>A &lt;small&gt; &amp; large</h1>" in text
+    tables, of_large = page.tables, "large, 64 dimensions, float32: "
     assert len(tables[f"{of_large}languages"]) > 100
     assert len(tables[f"{of_large}the 10 worst languages"]) == 11
     assert {row[0] for row in tables[f"{of_large}bitexts"][1:]} == {"English-centred", "any-to-any"}
@@ -86,11 +83,10 @@ def test_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:
     named = [score.value for score in made.select(model="small", task="Names", dimension=64, precision="float32")]
     tasks = Page(tmp_path / "report.html").tables["small, 64 dimensions, float32: tasks"]
     (row,) = [row for row in tasks if row[0] == "Names"]
-    assert row[3] == f"{100 * sum(named) / len(named):.1f}"
-    assert float(row[4]) < float(row[3]) < float(row[5])
+    assert row[3] == f"{100 * sum(named) / len(named):.1f}" and float(row[4]) < float(row[3]) < float(row[5])
 
 
-def test_markdown_and_json_say_the_same(written: Path) -> None:
+def test_markdown_and_json_have_the_same_content(written: Path) -> None:
     page, text = Page(written / "report.html"), (written / "report.md").read_text(encoding="utf-8")
     assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == list(page.tables)
     for rows in page.tables.values():
@@ -102,25 +98,32 @@ def test_markdown_and_json_say_the_same(written: Path) -> None:
         assert f"]({image})" in text and (written / image).stat().st_size
 
 
-def test_the_page_shows_the_curves_of_a_run(tmp_path: Path) -> None:
+def test_the_command_writes_it_again_with_a_comparison_and_the_curves_of_a_run(tmp_path: Path, capsys) -> None:
     evaluation().save(tmp_path)
     log = [{"step": step, "loss_source/names": 1 / step, "eval_source/names": 2 / step} for step in range(1, 5)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    assert main([str(tmp_path), "--run", str(tmp_path), "--output", str(tmp_path / "page")]) == 0
+    options = ["--run", str(tmp_path), "--compare", "large", "small", "--output", str(tmp_path / "page")]
+    assert main(["--report", str(tmp_path), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "large (first) against small (second)" in shown and shown.endswith(f"{tmp_path / 'page/report.html'}\n")
     assert Page(tmp_path / "page/report.html").figures == 5
 
 
-def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([".", "--compare", "large", "huge"], "no scores of model 'huge'"),
+        ([".", "--run", "none"], "none"),
+        ([".", "--manifest", "none.yaml"], "none.yaml"),
+        (["nowhere"], "holds no whole evaluation"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path: Path, capsys, monkeypatch) -> None:
     evaluation().save(tmp_path)
-    for words, message in (
-        (["--compare", "large", "huge"], "no scores of model 'huge'"),
-        (["--run", str(tmp_path / "none")], "none"),
-        (["--manifest", str(tmp_path / "none.yaml")], "none.yaml"),
-    ):
-        assert main([str(tmp_path), *words]) == 2
-        error = capsys.readouterr().err
-        assert message in error and len(error.splitlines()) == 1
-    assert main([str(tmp_path / "nowhere")]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["--report", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -132,5 +135,4 @@ def test_a_browser_shows_and_sorts_it(written: Path, tmp_path: Path) -> None:
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "page.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     (tmp_path / "shown.html").write_text(shown)
-    assert 'aria-sort="ascending"' in shown
-    assert Page(tmp_path / "shown.html").figures == 4
+    assert 'aria-sort="ascending"' in shown and Page(tmp_path / "shown.html").figures == 4

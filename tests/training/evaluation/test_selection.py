@@ -1,4 +1,4 @@
-"""Which scores are meant where a model was scored at several widths, or models by different tasks."""
+"""Which scores are meant, and which models are checkpoints of one training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import pytest
 
 from tests.training.evaluation.synthetic import score
 from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.selection import by_task, labels, model_scores, shared_scores, task_mean
+from training.evaluation.selection import (
+    by_task,
+    find_sweeps,
+    finished_models,
+    labels,
+    model_scores,
+    shared_scores,
+    task_mean,
+)
 
 
 def test_labels_are_those_with_scores_in_the_order_of_the_models() -> None:
@@ -15,19 +23,25 @@ def test_labels_are_those_with_scores_in_the_order_of_the_models() -> None:
     assert labels(Evaluation(models, scores)) == ["b", "a@step-1", "unlisted"]
 
 
-def test_the_most_dimensions_of_the_precision_are_meant_if_none_are_named() -> None:
-    made = Evaluation(
-        scores=[score(dimension=16), score(dimension=64), score(dimension=128, precision="binary"), score(model="x")]
-    )
+def test_the_largest_dimension_of_the_precision_is_the_default(refuses) -> None:
+    binary = score(dimension=128, precision="binary")
+    made = Evaluation(scores=[score(dimension=16), score(dimension=64), binary, score(model="x")])
     assert [found.dimension for found in model_scores(made, "small")] == [64]
     assert [found.dimension for found in model_scores(made, "small", precision="binary")] == [128]
     assert [found.dimension for found in model_scores(made, "small", 16)] == [16]
+    for options, parts in (
+        ({"model": "smalls"}, ("'smalls'", "small")),
+        ({"dimension": 65}, ("no float32 scores of 65 dimensions", "64, 16")),
+        ({"precision": "int8"}, ("no scores in int8",)),
+        ({"precision": "int4"}, ("unknown precision 'int4'",)),
+    ):
+        with refuses(*parts):
+            model_scores(made, **{"model": "small", **options})
 
 
-def test_a_task_weighs_the_same_however_many_subsets_it_has() -> None:
+def test_a_task_weighs_the_same_with_any_number_of_subsets() -> None:
     scores = [score(("deu-Latn",), value=0.2), score(("rus-Cyrl",), value=0.4), score(task="Other", value=0.9)]
-    assert task_mean(scores) == pytest.approx((0.3 + 0.9) / 2)
-    assert task_mean(iter(scores)) == task_mean(scores)
+    assert task_mean(iter(scores)) == task_mean(scores) == pytest.approx((0.3 + 0.9) / 2)
 
 
 def test_subsets_are_in_order() -> None:
@@ -40,21 +54,85 @@ def test_subsets_are_in_order() -> None:
 def test_models_are_compared_by_the_tasks_that_all_have() -> None:
     made = Evaluation(
         scores=[
-            *(score(model="a", task=task, value=0.5) for task in ("T1", "T2", "T3")),
-            *(score(model="b", task=task, value=0.6) for task in ("T2", "T3", "T4")),
+            *(score(model="a", task=task) for task in ("T1", "T2", "T3")),
+            *(score(model="b", task=task) for task in ("T2", "T3", "T4")),
             # Neither another width nor another precision adds a task.
             score(model="a", task="T4", dimension=8),
             score(model="binary", task="T9", precision="binary"),
+            score(model="apart", task="T5"),
         ]
     )
-    shared = shared_scores(made, ["a", "b", "binary"])
-    assert {model: {each.task for each in found} for model, found in shared.items()} == {
-        "a": {"T2", "T3"},
-        "b": {"T2", "T3"},
+    found = {
+        model: {each.task for each in scores} for model, scores in shared_scores(made, ["a", "b", "binary"]).items()
     }
+    assert found == {"a": {"T2", "T3"}, "b": {"T2", "T3"}}
     assert {each.task for each in shared_scores(made, ["a"])["a"]} == {"T1", "T2", "T3"}
+    assert shared_scores(made, ["a", "apart"]) == shared_scores(made, []) == {}
 
 
-def test_models_without_a_common_task_share_nothing() -> None:
-    made = Evaluation(scores=[score(model="a", task="T1"), score(model="b", task="T2")])
-    assert shared_scores(made, ["a", "b"]) == shared_scores(made, []) == {}
+def of(*models: tuple[str, str | None]) -> Evaluation:
+    records = [ModelRecord(*model) for model in models]
+    return Evaluation(records, [score(model=record.label) for record in records])
+
+
+@pytest.mark.parametrize(
+    ("revisions", "unit"),
+    [
+        (("step-200", "step-1000"), "step"),
+        (("checkpoint_200", "checkpoint_01000"), "checkpoint"),
+        (("step200", "step1000"), "step"),
+        (("runs/Step/200", "runs/Step/1000"), "Step"),
+        (("global_step200", "global_step1000"), "step"),
+    ],
+)
+def test_a_step_is_the_number_after_a_word(revisions: tuple[str, str], unit: str) -> None:
+    (sweep,) = find_sweeps(of(("m", revisions[1]), ("m", revisions[0])))
+    assert (sweep.unit, sweep.final) == (unit, None)
+    assert sweep.steps == [(200, f"m@{revisions[0]}"), (1000, f"m@{revisions[1]}")]
+
+
+@pytest.mark.parametrize(
+    "revisions",
+    [
+        ("stage1", "stage2"),
+        ("5e1f0aa4c1d20c4d3a7a1b0bbf7a0f6f1d9c1234", "0f6f1d9c12345e1f0aa4c1d20c4d3a7a1b0bb125"),
+        ("abcdef12", "abcdef13"),
+        ("main", None),
+        ("2024-01", "2024-02"),
+        ("v1.0", "v2.0"),
+        ("step-1", "step-01"),
+        ("step-10", None),
+    ],
+)
+def test_other_revisions_are_not_steps(revisions: tuple[str | None, ...]) -> None:
+    made = of(*(("m", revision) for revision in revisions))
+    assert find_sweeps(made) == [] and len(finished_models(made)) == 2
+
+
+def test_each_model_and_each_stage_has_its_own_steps() -> None:
+    stages = [("a", f"stage{stage}-step-{step}") for stage in (1, 2) for step in (5, 10)]
+    sweeps = find_sweeps(of(*stages, ("b", "step-5"), ("b", "step-10"), ("b", None), ("c", "step-5")))
+    found = [(sweep.name, sweep.final) for sweep in sweeps]
+    assert found == [("a@stage1-step", None), ("a@stage2-step", None), ("b", "b")]
+    assert all([step for step, _ in sweep.steps] == [5, 10] for sweep in sweeps)
+
+
+@pytest.mark.parametrize("final", ["runs/mine/stage2/model", "runs/mine/stage2/", None])
+def test_folders_of_a_run_are_steps(final: str | None) -> None:
+    folders = ["runs/mine/stage2/checkpoint-900", "runs/mine/stage2/checkpoint-1000/"]
+    (sweep,) = find_sweeps(of(*((name, None) for name in (*folders, final) if name)))
+    assert sweep.name == "runs/mine/stage2" and sweep.final == final
+    assert sweep.steps == [(900, folders[0]), (1000, folders[1])]
+
+
+def test_models_with_numbers_in_their_names_or_without_scores_are_not_steps() -> None:
+    assert find_sweeps(of(("org/model-1", None), ("org/model-2", None), ("checkpoint-1", None))) == []
+    made = of(("m", "step-1"), ("m", "step-2"))
+    made.scores.pop()
+    assert find_sweeps(made) == []
+
+
+def test_a_finished_model_stands_for_its_steps_and_the_last_step_for_an_unfinished_one() -> None:
+    steps = [(name, f"step-{step}") for name in ("done", "not-done") for step in (1, 3, 2)]
+    made = of(*steps, ("done", None), ("other", "main"))
+    assert finished_models(made) == ["not-done@step-3", "done", "other@main"]

@@ -1,19 +1,22 @@
-"""A summary's means are those of plain loops over the scores."""
+"""A summary's means are those of plain loops over the scores; classes follow the rows of the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.training.evaluation.synthetic import evaluation, many_languages, score
+from training.data.cldr.sources import build_cldr
 from training.evaluation.records import Evaluation
-from training.evaluation.summary import as_dict, languages_of, summarize
+from training.evaluation.summary import as_dict, languages_of, resource_class, summarize, training_rows
 
-Refuses = Callable[..., AbstractContextManager[None]]
-
+PUBLISHED = Path(__file__).parents[3] / "training" / "data" / "manifests"
 HAND = Evaluation(
     scores=[
         score(("deu-Latn",), 10, value=0.2),
@@ -25,15 +28,17 @@ HAND = Evaluation(
 )
 
 
+def macro(groups) -> dict[str, float]:
+    return {group.name: group.macro for group in groups}
+
+
 def test_languages_scripts_and_classes_by_hand() -> None:
     summary = summarize(HAND, "small", {"deu": 999_000, "rus": 500})
     # German: retrieval 0.2, bitexts (0.4 + 0.9) / 2; Russian: 0.6 and 0.9; English: its own texts alone.
-    assert {group.name: group.macro for group in summary.languages} == pytest.approx(
-        {"deu-Latn": (0.2 + 0.65) / 2, "rus-Cyrl": 0.75, "eng-Latn": 1.0}
-    )
-    assert {group.name: group.macro for group in summary.scripts} == pytest.approx(
-        {"Latn": (0.425 + 1.0) / 2, "Cyrl": 0.75}
-    )
+    german = (0.2 + 0.65) / 2
+    assert macro(summary.languages) == pytest.approx({"deu-Latn": german, "rus-Cyrl": 0.75, "eng-Latn": 1.0})
+    assert macro(summary.scripts) == pytest.approx({"Latn": (german + 1.0) / 2, "Cyrl": 0.75})
+    assert macro(summary.bitext) == pytest.approx({"English-centred": 0.4, "any-to-any": 0.9})
     assert [group.name for group in summary.classes] == ["high", "low", "none"]
     latin = next(group for group in summary.scripts if group.name == "Latn")
     assert (latin.languages, latin.examples) == (2, 170)
@@ -44,16 +49,10 @@ def test_macro_and_micro_means_by_hand() -> None:
     summary = summarize(HAND, "small")
     assert summary.macro == pytest.approx(((0.2 + 0.6) / 2 + (0.4 + 0.9 + 1.0) / 3) / 2)
     assert summary.micro == pytest.approx((0.2 * 10 + 0.6 * 30 + 0.4 * 10 + 0.9 * 50 + 100) / 200)
-    assert summary.language_macro == pytest.approx((0.425 + 0.75 + 1.0) / 3)
-    assert summary.classes == []
+    assert summary.language_macro == pytest.approx((0.425 + 0.75 + 1.0) / 3) and summary.classes == []
 
 
-def test_english_centred_bitext_is_told_from_any_to_any() -> None:
-    found = {group.name: group.macro for group in summarize(HAND, "small").bitext}
-    assert found == pytest.approx({"English-centred": 0.4, "any-to-any": 0.9})
-
-
-def test_whose_a_score_is() -> None:
+def test_languages_of_a_score() -> None:
     assert languages_of(score(("eng-Latn", "deu-Latn"))) == ("deu-Latn",)
     assert languages_of(score(("deu-Latn", "rus-Cyrl"))) == ("deu-Latn", "rus-Cyrl")
     assert languages_of(score(("eng-Latn", "eng-Latn"))) == ("eng-Latn",)
@@ -61,8 +60,7 @@ def test_whose_a_score_is() -> None:
 
 
 def test_the_worst_ten_of_many_are_named() -> None:
-    many = evaluation(many_languages(), dimensions=(8,), precisions=("float32",))
-    summary = summarize(many, "large")
+    summary = summarize(evaluation(many_languages(), dimensions=(8,), precisions=("float32",)), "large")
     values = [group.macro for group in summary.languages]
     assert values == sorted(values) and len(values) == 240
     worst = as_dict(summary)["worst"]
@@ -72,23 +70,83 @@ def test_the_worst_ten_of_many_are_named() -> None:
 def test_tasks_have_intervals_where_examples_have_scores() -> None:
     made = evaluation()
     tasks = {task.task: task for task in summarize(made, "large").tasks}
-    assert tasks["Groups"].interval is None and tasks["Names"].interval is not None
-    of_subsets = [
-        made.examples[found.key].mean()
-        for found in made.scores
-        if (found.model, found.task, found.dimension, found.precision) == ("large", "Names", 64, "float32")
-    ]
-    assert tasks["Names"].value == pytest.approx(np.mean(of_subsets)) == tasks["Names"].interval.mean
-    assert tasks["Names"].interval.low < tasks["Names"].value < tasks["Names"].interval.high
+    scores = made.select(model="large", task="Names", dimension=64, precision="float32")
+    mean, names = np.mean([made.examples[found.key].mean() for found in scores]), tasks["Names"]
+    assert tasks["Groups"].interval is None
+    assert names.value == pytest.approx(mean) == names.interval.mean and names.interval.low < mean < names.interval.high
 
 
-def test_scores_that_are_not_there_are_refused(refuses: Refuses) -> None:
-    made = evaluation()
-    with refuses("'smalls'", "small"):
-        summarize(made, "smalls")
-    with refuses("no float32 scores of 65 dimensions", "64, 16"):
-        summarize(made, "small", dimension=65)
-    with refuses("no scores in int8"):
-        summarize(made, "small", precision="int8")
-    with refuses("unknown precision 'int4'"):
-        summarize(made, "small", precision="int4")
+ROWS = {"eng": 9_890, "isl": 50, "fao": 5, "srp-Cyrl": 5, "srp-Latn": 50, "tlh": 0}
+# Rows without script count for each script.
+MIXED = {"deu": 2, "deu-Latn": 98, "srp-Cyrl": 1, "srp": 1, "eng": 99_898}
+
+
+@pytest.mark.parametrize(
+    ("language", "rows", "expected"),
+    [
+        *[("eng-Latn", ROWS, "high"), ("isl", ROWS, "middle"), ("srp-Latn", ROWS, "middle")],
+        *[("fao-Latn", ROWS, "low"), ("srp-Cyrl", ROWS, "low"), ("tlh-Latn", ROWS, "none")],
+        *[("deu-Latn", MIXED, "middle"), ("deu", MIXED, "middle"), ("deu-Runr", MIXED, "low"), ("srp", MIXED, "low")],
+    ],
+)
+def test_classes_are_shares_of_the_rows(language: str, rows: dict[str, int], expected: str) -> None:
+    assert resource_class(language, rows) == expected
+
+
+def _manifest(folder: Path, *sources: dict[str, object]) -> Path:
+    shared = {"task_type": "retrieval", "instruction": "Find it"}
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"sources": [{**shared, **source} for source in sources]}), encoding="utf-8")
+    return path
+
+
+def _source(name: str, *languages: str, files: str = "", **more: object) -> dict[str, object]:
+    return {"name": name, "files": files or f"{name}.parquet", "languages": list(languages), **more}
+
+
+def _write(folder: Path, name: str, *counts: tuple, columns: tuple[str, ...] = ("lang", "script")) -> None:
+    rows = [cells for count, *cells in counts for _ in range(count)]
+    more = {column: [cells[number] for cells in rows] for number, column in enumerate(columns)}
+    pq.write_table(pa.table({"query": ["q"] * len(rows), "passage": ["p"] * len(rows), **more}), folder / name)
+
+
+def test_rows_are_those_of_the_files_under_their_caps(tmp_path: Path) -> None:
+    for name, count in (("a", 30), ("b", 50), ("c", 70)):
+        _write(tmp_path, f"{name}.parquet", (count,), columns=())
+    sources = [_source("a", "deu"), _source("b", "fra", cap=20), _source("c", "deu", "fra", "rus")]
+    assert training_rows(_manifest(tmp_path, *sources)) == {"deu": 30, "fra": 20}
+
+
+def test_the_published_rows_stand_in_for_absent_files() -> None:
+    rows = training_rows(next(PUBLISHED.glob("*.yaml")))
+    assert resource_class("eng-Latn", rows) == "high" and len(rows) > 20
+
+
+def test_files_have_the_languages_of_sources_in_several(tmp_path: Path) -> None:
+    _write(tmp_path, "a_0.parquet", (20, "de", "Latn"), (9_000, "sr", "Cyrl"), (1_000, "sr", "Latn"))
+    _write(tmp_path, "a_1.parquet", (9_979, "fra", "Latn"), (1, "isl", None), (20, None, None))
+    _write(tmp_path, "b.parquet", (3, "zh-Hant"), (4, "pt-BR"), columns=("lang",))
+    _write(tmp_path, "c.parquet", (5, "de"), columns=("lang",))
+    several = _source("a", "deu", "fra", "srp", files="a_*.parquet", cap=1000)
+    # A twentieth of the first source's rows; the manifest's language of a source in one language counts.
+    assert training_rows(_manifest(tmp_path, several, _source("b"), _source("c", "nld"))) == {
+        **{"deu-Latn": 1, "srp-Cyrl": 450, "srp-Latn": 50, "fra-Latn": 499, "isl": 1},
+        **{"zho-Hant": 3, "por": 4, "nld": 5},
+    }
+
+
+def test_the_quickstarts_own_manifest(tmp_path: Path) -> None:
+    folder = build_cldr(tmp_path / "cldr", languages=["de", "no", "sr"])
+    rows = training_rows(folder / "manifest.yaml")
+    names = [source["name"] for source in yaml.safe_load((folder / "manifest.yaml").read_text())["sources"]]
+    columns = (pq.read_table(folder / f"{name}.parquet")["lang"].to_pylist() for name in names)
+    assert rows == Counter(code for column in columns for code in column) and set(rows) == {"deu", "eng", "nor", "srp"}
+    assert resource_class("deu-Latn", rows) == "high" and resource_class("fra-Latn", rows) == "none"
+
+
+def test_missing_and_unknown_languages_are_refused(tmp_path: Path, refuses) -> None:
+    with refuses("has no rows by language"):
+        training_rows(_manifest(tmp_path, _source("a")))
+    _write(tmp_path, "a.parquet", (2, "de"), (1, "English"), columns=("lang",))
+    with refuses(tmp_path / "a.parquet", "column 'lang' holds 'English'"):
+        training_rows(_manifest(tmp_path, _source("a")))

@@ -10,10 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.training.recipes import write_single_stage
-from training.evaluation.pair_sample import sample_pairs
 from training.evaluation.pairs import Pairs, load_pairs
-
-__all__ = ["WATCHED", "history", "sample", "write_pairs", "write_watched"]
+from training.evaluation.stage_pairs import sample_pairs
 
 # Ten steps; every second one is evaluated and saved.
 WATCHED = {
@@ -31,6 +29,12 @@ WATCHED = {
 }
 
 
+def pairs_keys(folder: Path) -> dict[str, str]:
+    """The keys that name the files of :func:`write_pairs`."""
+    names = {"evaluation_pairs": "found", "evaluation_candidates": "candidates"}
+    return {key: str(folder / f"data/{name}.parquet") for key, name in names.items()}
+
+
 def write_pairs(folder: Path) -> Path:
     """Sixty pairs of the kind that is trained on, in two languages by turns of three, and twenty more candidates."""
     columns = pq.read_table(folder / "data/retrieval.parquet", columns=["query", "passage"]).to_pydict()
@@ -44,23 +48,19 @@ def write_pairs(folder: Path) -> Path:
 
 def write_watched(folder: Path, **keys: Any) -> Path:
     """Writes the stage as a recipe; ``keys`` replace those of ``WATCHED``, None takes one out."""
-    files = {
-        "evaluation_pairs": str(folder / "data/found.parquet"),
-        "evaluation_candidates": str(folder / "data/candidates.parquet"),
-    }
-    recipe = write_single_stage(folder, **{**files, **WATCHED, **keys})
+    recipe = write_single_stage(folder, **{**pairs_keys(folder), **WATCHED, **keys})
     write_pairs(folder)
     return recipe
 
 
 def sample(folder: Path) -> Pairs:
     """What the stage evaluates."""
-    pairs = load_pairs(folder / "data/found.parquet", folder / "data/candidates.parquet")
+    pairs = load_pairs(*pairs_keys(folder).values())
     return sample_pairs(pairs, WATCHED["evaluation_sample"], WATCHED["evaluation_sample_candidates"])
 
 
 def history(run: Path) -> dict[int, dict[str, float]]:
-    """The metrics of pairs by step, as the newest checkpoint's state has them."""
+    """The metrics of pairs by step, from the newest checkpoint's state."""
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     lines = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return {

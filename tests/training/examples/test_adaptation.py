@@ -24,62 +24,54 @@ def held_out(tmp_path: Path) -> Path:
     ]
     rows.append(("deu fort", "edit 1", "deu", "Latn", "quit"))
     names = ("query", "passage", "lang", "script", "domain")
-    pq.write_table(
-        pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)}), tmp_path / "held_out.parquet"
-    )
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "held_out.parquet")
     return tmp_path / "held_out.parquet"
+
+
+@pytest.fixture
+def data(tmp_path: Path, held_out: Path) -> Path:
+    assert split_program(held_out, tmp_path / "data", None, held_out) == "edit"
+    return tmp_path / "data"
 
 
 def _passages(path: Path) -> set[str]:
     return set(pq.read_table(path).column("passage").to_pylist())
 
 
-def test_no_text_is_on_two_sides(tmp_path: Path, held_out: Path) -> None:
-    assert split_program(held_out, tmp_path / "data", None, held_out) == "edit"
-    trained, tested, validation, elsewhere = (
-        _passages(tmp_path / "data" / f"{name}.parquet")
-        for name in ("train", "program", "elsewhere_validation", "elsewhere")
-    )
+def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data: Path, held_out: Path, tmp_path: Path) -> None:
+    names = ("train", "program", "elsewhere_validation", "elsewhere")
+    trained, tested, validation, elsewhere = (_passages(data / f"{name}.parquet") for name in names)
     assert trained | tested == {f"edit {n}" for n in range(40)} and len(tested) == 12
     assert not trained & tested and not validation & elsewhere
     assert validation and elsewhere and validation | elsewhere == {f"quit {n}" for n in range(8)}
+    split_program(held_out, tmp_path / "other", "edit", held_out)
+    assert _passages(tmp_path / "other/program.parquet") == tested
 
 
-def test_only_one_stage_of_the_manifest_replays(tmp_path: Path, held_out: Path) -> None:
-    split_program(held_out, tmp_path / "data", "edit", held_out)
-    names = {
-        stage: [source.name for source in load_manifest(tmp_path / "data/manifest.yaml", stage=stage)]
-        for stage in ("alone", "replay")
-    }
-    assert names == {"alone": ["edit"], "replay": ["edit", "replayed"]}
+def test_only_the_stages_of_the_recipe_that_replay_read_the_replayed_source(data: Path) -> None:
+    names = [source.name for source in load_manifest(data / "manifest.yaml", stage="alone")]
+    assert names == ["edit"]
+    for stage in load_recipe(RECIPE, {"manifest": str(data / "manifest.yaml")}).stages:
+        sources = load_manifest(data / "manifest.yaml", stage=stage.arguments.manifest_stage)
+        assert ("replayed" in [source.name for source in sources]) == stage.name.endswith("_replay")
 
 
-def test_negatives_are_other_texts_of_the_training(tmp_path: Path, held_out: Path) -> None:
-    split_program(held_out, tmp_path / "data", "edit", held_out)
-    (source,) = load_manifest(tmp_path / "data/manifest.yaml", stage="alone")
+def test_negatives_are_other_texts_of_the_training(data: Path) -> None:
+    (source,) = load_manifest(data / "manifest.yaml", stage="alone")
     rows = pq.read_table(source.files[0]).to_pylist()
     trained = {row["passage"] for row in rows}
     negatives = [(row["passage"], row[f"negative_{k}"]) for row in rows for k in range(1, 5)]
     assert all(negative in trained and negative != passage for passage, negative in negatives)
-
-
-def test_the_split_is_repeatable(tmp_path: Path, held_out: Path) -> None:
-    for folder in ("one", "other"):
-        split_program(held_out, tmp_path / folder, "edit", held_out)
-    assert _passages(tmp_path / "one/program.parquet") == _passages(tmp_path / "other/program.parquet")
+    # Another spelling of the passage is not a negative.
+    texts = ["File", "FILE", "file.", "Edit"]
+    assert [_another(texts, start, "file") for start in range(4)] == ["Edit"] * 4
+    assert _another(texts, 3, "Quit") == "Edit"
 
 
 def test_an_unknown_program_is_refused(tmp_path: Path, held_out: Path, refuses: Callable) -> None:
     with refuses(held_out, "edit, quit", "--program"):
         split_program(held_out, tmp_path / "data", "emacs", held_out)
-
-
-def test_every_recipe_stage_has_its_sources(tmp_path: Path, held_out: Path) -> None:
-    split_program(held_out, tmp_path / "data", "edit", held_out)
-    manifest = str(tmp_path / "data/manifest.yaml")
-    for stage in load_recipe(RECIPE, {"manifest": manifest}).stages:
-        names = [source.name for source in load_manifest(manifest, stage=stage.arguments.manifest_stage)]
-        assert ("replayed" in names) == stage.name.endswith("_replay")
 
 
 def test_the_change_is_that_over_messages_however_many_a_text_has() -> None:
@@ -103,14 +95,6 @@ def test_the_table_has_both_measures_with_the_change_of_each() -> None:
     written = table("edit", {"before": before, "full": {**before, "program": change}})
     assert "| before | 0.250 |  | 0.500 |  | 17.00 MB |" in written
     assert "| full | 0.375 | +12.5 (+10.0 to +15.0) | 0.500 |" in written
-
-
-def test_validating_does_not_show_the_program() -> None:
-    written = table("edit", {"before": {"elsewhere": {"accuracy": 0.5}, "megabytes": 17.0}})
-    assert "| before | not measured |  | 0.500 |" in written
-
-
-def test_another_spelling_of_the_passage_is_no_negative() -> None:
-    texts = ["File", "FILE", "file.", "Edit"]
-    assert [_another(texts, place, "file") for place in range(4)] == ["Edit"] * 4
-    assert _another(texts, 3, "Quit") == "Edit"
+    # Validating does not show the program.
+    validated = table("edit", {"before": {name: before[name] for name in ("elsewhere", "megabytes")}})
+    assert "| before | not measured |  | 0.500 |" in validated

@@ -20,12 +20,6 @@ from training.examples.claims import CLAIMS, RECIPE, Outcome, compare, main, mix
 from training.models.encoding import embed_chunk
 
 
-def test_every_arm_is_a_stage_of_the_recipe() -> None:
-    stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
-    for claim in CLAIMS:
-        assert {claim.better, claim.worse} <= stages.keys()
-
-
 @pytest.mark.parametrize(
     ("better", "worse", "differs"),
     [
@@ -42,8 +36,9 @@ def test_the_arms_of_a_claim_differ_in_nothing_else(better: str, worse: str, dif
     assert found == differs | {"output_dir"}
 
 
-def test_a_random_start_has_the_shape_of_the_pruned_one() -> None:
+def test_every_arm_is_a_stage_and_a_random_start_has_the_shape_of_the_pruned_one() -> None:
     stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
+    assert all({claim.better, claim.worse} <= stages.keys() for claim in CLAIMS)
     shape, whole = stages["pruned"].prune_to_fields(), stages["stage1"].model_config_fields()
     assert stages["student_random"].model_config_fields() == {**whole, **shape}
 
@@ -52,27 +47,22 @@ def test_mixed_accuracy_is_that_of_a_loop_over_rows(
     prepared_sources: list[PreparedSource], tiny_model: F2LLMModel, tiny_config: object
 ) -> None:
     torch.manual_seed(0)
-    model = tiny_model
-    model.resize_token_embeddings(400)
+    tiny_model.resize_token_embeddings(400)
     by_source = []
     for source in prepared_sources:
         wins = []
         for row in np.asarray(source.rows["validation"]):
             texts = [row[0], *(text for text in row[1:] if text >= 0)]
             with torch.no_grad():
-                vectors = torch.cat(
-                    [
-                        embed_chunk(model, torch.from_numpy(source.tokens(text).astype(np.int64))[None], [length])
-                        for text in texts
-                        for length in [len(source.tokens(text))]
-                    ]
-                )
+                tokens = [torch.from_numpy(source.tokens(text).astype(np.int64))[None] for text in texts]
+                vectors = torch.cat([embed_chunk(tiny_model, each, [each.shape[1]]) for each in tokens])
             cosines = torch.nn.functional.cosine_similarity(vectors[:1], vectors[1:])
             wins.append(bool((cosines[0] > cosines[1:]).all()))
         if wins:
             by_source.append(np.mean(wins))
-    assert by_source
-    assert mixed_accuracy(model, prepared_sources) == pytest.approx(np.mean(by_source))
+    assert by_source and mixed_accuracy(tiny_model, prepared_sources) == pytest.approx(np.mean(by_source))
+    with pytest.raises(UserError, match="raise 'validation_share'"):
+        mixed_accuracy(tiny_model, [])
 
 
 def test_verdicts_by_seed() -> None:
@@ -132,11 +122,6 @@ def test_a_recipe_without_the_arms_is_refused_before_anything_is_trained(
     assert main(["--recipe", str(write_recipe(tmp_path)), "--output", str(output)]) == 2
     assert "lacks the stages stage1_plain, stage2_alone" in capsys.readouterr().err
     assert not output.exists()
-
-
-def test_sources_without_validation_rows_are_refused(tiny_model: F2LLMModel) -> None:
-    with pytest.raises(UserError, match="raise 'validation_share'"):
-        mixed_accuracy(tiny_model, [])
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ from training.examples.two_step_search import compare, main, read_texts
 pytest.importorskip("faiss")
 
 
-def _embeddings(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
+def _embeddings(rows: int, width: int = 32, seed: int = 0, offset: float = 0.0) -> np.ndarray:
     """Unit vectors whose leading dimensions carry most, as in a matryoshka model."""
     drawn = np.random.default_rng(seed).normal(size=(rows, width)) / np.arange(1, width + 1)
+    drawn = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn += offset * np.random.default_rng(1).normal(size=width)
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -23,42 +25,34 @@ def test_ways_to_search_are_measured_by_the_exact_one():
     assert {name: ways[name].index_bytes for name in sizes} == {name: size * 400 for name, size in sizes.items()}
     # A shortlist of all texts, ranked by the full vectors, is exact search.
     assert all(way.recall == 1 for name, way in ways.items() if name.endswith("then full"))
-    assert ways["8 × binary"].recall < ways["8 × float32"].recall < 1
-    assert 0.9 < ways["32 × int8"].recall
+    assert ways["8 × binary"].recall < ways["8 × float32"].recall < 1 and 0.9 < ways["32 × int8"].recall
 
 
 def test_int8_finds_nearly_what_floats_of_its_width_find():
     # Far from the origin, as embeddings are: by the inner product, int8 finds 0.95.
-    offset = np.random.default_rng(1).normal(size=32) / 5
-    texts, queries = (each + offset for each in (_embeddings(2000), _embeddings(100, seed=2)))
-    texts, queries = ((each / np.linalg.norm(each, axis=1)[:, None]).astype(np.float32) for each in (texts, queries))
+    texts, queries = _embeddings(2000, offset=0.2), _embeddings(100, seed=2, offset=0.2)
     ways = {way.name: way.recall for way in compare(texts, queries, short=8, shortlist=100)}
     assert ways["32 × int8"] > 0.975
 
 
 def test_a_longer_shortlist_finds_more():
     texts, queries = _embeddings(400), _embeddings(50, seed=1)
-    found = [
-        {way.name: way.recall for way in compare(texts, queries, 8, length)}["8 × binary, then full"]
-        for length in (10, 40, 160)
-    ]
+    ways = [{way.name: way.recall for way in compare(texts, queries, 8, length)} for length in (10, 40, 160)]
+    found = [each["8 × binary, then full"] for each in ways]
     assert found[0] < found[1] < found[2]
-
-
-def test_texts_and_queries_are_distinct():
-    texts, queries = read_texts(300, 20)
-    assert (len(texts), len(queries), len({*texts, *queries})) == (300, 20, 320)
 
 
 @pytest.mark.parametrize(
     ("short", "shortlist", "part"), [(12, 100, "--short 12"), (64, 100, "--short 64"), (8, 9, "--shortlist 9")]
 )
-def test_what_cannot_be_searched_is_refused(refuses, short, shortlist, part):
+def test_searches_that_are_impossible_are_refused(refuses, short, shortlist, part):
     with refuses(part):
         list(compare(_embeddings(200), _embeddings(5), short, shortlist))
 
 
-def test_too_many_texts_and_a_missing_package_are_told(refuses, monkeypatch):
+def test_texts_are_distinct_and_too_many_or_a_missing_package_are_refused(refuses, monkeypatch):
+    texts, queries = read_texts(300, 20)
+    assert (len(texts), len(queries), len({*texts, *queries})) == (300, 20, 320)
     with refuses("--texts", "1000000"):
         read_texts(1_000_000, 1)
     monkeypatch.setattr("training.examples.two_step_search.find_spec", lambda name: None)
@@ -74,8 +68,8 @@ def test_the_command_prints_a_table(tmp_path, capsys, tiny_model, tiny_tokenizer
     assert lines[0].startswith("| search |") and len(lines) == 2 + 11
     # The model is narrower than the usual short vectors.
     assert any(line.startswith("| 32 × binary, then full |") for line in lines)
-    assert main([str(tmp_path / "model"), *words, "--short", "64"]) == 2
-    assert "--short 64: give a multiple of 8 up to the model's width, 32" in capsys.readouterr().err
     (tmp_path / "nothing").mkdir()
-    assert main([str(tmp_path / "nothing"), *words]) == 2
-    assert "holds no model" in capsys.readouterr().err
+    wide = "--short 64: give a multiple of 8 up to the model's width, 32"
+    for name, more, message in (("model", ["--short", "64"], wide), ("nothing", [], "holds no model")):
+        assert main([str(tmp_path / name), *words, *more]) == 2
+        assert message in capsys.readouterr().err

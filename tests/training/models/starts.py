@@ -15,8 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
 
 from modeling_f2llm import F2LLMConfig
 
-__all__ = ["QWEN3_PROMPTS", "save_like_qwen3_embedding", "save_plain"]
-
 QWEN3_PROMPTS = {"query": "Instruct: Find what answers the question\nQuery:", "document": "about: "}
 
 

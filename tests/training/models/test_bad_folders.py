@@ -20,19 +20,16 @@ from tests.training.recipes import only_stage, write_single_stage
 from training.common.errors import UserError
 from training.config.recipe import load_recipe
 from training.distillation.distillation import choose_teacher
-from training.distillation.teacher import load_teacher
-from training.distillation.text_teacher import load_text_teacher
+from training.distillation.teacher import load_teacher, load_text_teacher
 from training.models import export as onnx_command
-from training.models.adapter_folder import AdapterFolder
-from training.models.export import export as export_onnx
-from training.models.export_gguf import export as export_gguf
+from training.models.encoders import find_miner
+from training.models.export import export_graph as export_onnx
+from training.models.gguf import export_gguf
 from training.models.loading import load_base
-from training.models.merging.merging import merge
-from training.models.merging.method import mean_of
-from training.models.merging.parents import find_parent
-from training.models.miner import find_miner
+from training.models.merging import find_parent, mean_of, merge
+from training.models.model_ref import AdapterFolder
+from training.publishing.pack import read_whole_model
 from training.publishing.states import ModelState
-from training.publishing.whole_model import read_whole_model
 from training.stages.setup import make_model, make_tokenizer
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -87,7 +84,7 @@ def onnx(folder: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "optimum", ModuleType("optimum"))
         patch.setitem(sys.modules, "optimum.onnxruntime", ModuleType("optimum.onnxruntime"))
-        patch.setattr(onnx_command, "write_graph", lambda *_: pytest.fail("a graph was made"))
+        patch.setattr(onnx_command, "_write_onnx", lambda *_: pytest.fail("a graph was made"))
         export_onnx(folder, tmp_path / "out", "onnx")
 
 

@@ -21,13 +21,10 @@ from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
-from training.distillation.text_teacher import load_text_teacher
-from training.models.adapter import ADAPTER_WEIGHTS
-from training.models.encoders import TRUST_OPTION, load_encoder
-from training.models.miner import find_miner
-from training.models.reference import resolve
-from training.models.remote_code import runs_own_code
-from training.models.settings import reads_as_ours, saved_prompts
+from training.distillation.teacher import load_text_teacher
+from training.models.adapters import ADAPTER_WEIGHTS
+from training.models.encoders import TRUST_OPTION, find_miner, load_encoder, runs_own_code
+from training.models.model_ref import ModelRef, prompts_of, reads_as_ours, resolve
 
 Refuses = Callable[..., AbstractContextManager[None]]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a"]
@@ -42,6 +39,10 @@ def plain(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTo
 def whole(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     save_model(tmp_path / "whole", tiny_config, tiny_tokenizer)
     return tmp_path / "whole"
+
+
+def ref(place: Path | str) -> ModelRef:
+    return ModelRef(str(place), str(place))
 
 
 def load(place: Path, **options: object) -> SentenceTransformer:
@@ -66,7 +67,7 @@ def test_a_plain_qwen3_is_read_as_one_is_trained(plain: Path, causal: bool) -> N
     assert reads_as_ours(str(plain))
 
 
-def test_evaluation_mining_and_teacher_read_it_alike(plain: Path) -> None:
+def test_evaluation_mining_and_teacher_read_it_the_same_way(plain: Path, whole: Path) -> None:
     pytest.importorskip("mteb")
     from training.evaluation.models import load_model
 
@@ -83,13 +84,11 @@ def test_evaluation_mining_and_teacher_read_it_alike(plain: Path) -> None:
     np.testing.assert_allclose(
         find_miner(str(plain)).embed_queries(TEXTS, "Find."), expected_of(plain, queries), atol=1e-6
     )
-    taught = load_text_teacher(str(plain), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(torch.nn.functional.normalize(taught).numpy(), expected, atol=1e-6)
-
-
-def test_embeddings_from_before_are_not_found(plain: Path, whole: Path) -> None:
+    # Embeddings from when it was pooled by mean are not found in a cache.
     assert find_miner(str(plain)).made_by()["pooling"] == "lasttoken"
     assert "pooling" not in find_miner(str(whole)).made_by()
+    taught = load_text_teacher(str(plain), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(torch.nn.functional.normalize(taught).numpy(), expected, atol=1e-6)
 
 
 def test_another_plain_model_is_pooled_as_sentence_transformers_does(
@@ -103,14 +102,6 @@ def test_another_plain_model_is_pooled_as_sentence_transformers_does(
     assert str(bert) in line and "by mean" in line
 
 
-def test_a_run_stands_for_its_model(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    shutil.copytree(whole, tmp_path / "run/model")
-    found = resolve(str(tmp_path / "run"), "--model")
-    assert found.place == str(tmp_path / "run/model") and found.identity == resolve(str(whole), "--model").identity
-    assert find_miner(str(tmp_path / "run")).made_by() == find_miner(str(whole)).made_by()
-
-
 def test_pickled_weights_are_loaded_as_transformers_does(whole: Path) -> None:
     before = load(whole).encode(TEXTS)
     torch.save(load_file(whole / "model.safetensors"), whole / "pytorch_model.bin")
@@ -121,16 +112,12 @@ def test_pickled_weights_are_loaded_as_transformers_does(whole: Path) -> None:
 # Code that comes with a model.
 
 
-def test_this_packages_own_code_is_run(whole: Path) -> None:
-    assert runs_own_code(str(whole))
-    assert type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
-
-
-def test_other_code_is_not_run_unasked(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_code_is_not_run_by_default(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert runs_own_code(ref(whole)) and type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
     expected, trace = SentenceTransformer(str(whole), device="cpu").encode(TEXTS), tmp_path / "trace"
     with (whole / "configuration_f2llm.py").open("a") as file:
         file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
-    assert not runs_own_code(str(whole))
+    assert not runs_own_code(ref(whole))
     with caplog.at_level("INFO", logger="training"):
         stock = load(whole, trust=TRUST_OPTION)
     assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
@@ -141,25 +128,15 @@ def test_other_code_is_not_run_unasked(whole: Path, tmp_path: Path, caplog: pyte
         load(whole)
     # Most commands have no such option.
     assert "is not run" in caplog.text and "--trust-remote-code" not in caplog.text
-    assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
+    # Nor does a command run it.
+    pytest.importorskip("mteb")
+    from training.evaluation.models import load_model
 
-
-@pytest.mark.parametrize("command", ["evaluation", "mining", "teacher"])
-def test_no_command_runs_it(whole: Path, tmp_path: Path, command: str) -> None:
-    trace = tmp_path / "trace"
-    for name in ("modeling_f2llm.py", "configuration_f2llm.py"):
-        with (whole / name).open("a") as file:
-            file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
-    if command == "evaluation":
-        pytest.importorskip("mteb")
-        from training.evaluation.models import load_model
-
-        load_model(str(whole), None, 512)
-    elif command == "mining":
-        find_miner(str(whole)).embed_passages(["a"])
-    else:
-        load_text_teacher(str(whole), device="cpu")
+    load_model(str(whole), None, 512)
+    find_miner(str(whole)).embed_passages(["a"])
+    load_text_teacher(str(whole), device="cpu")
     assert not trace.exists()
+    assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
 
 
 def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -> None:
@@ -176,7 +153,7 @@ def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -
 def test_a_model_that_was_saved_without_its_code_is_loaded(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """sentence-transformers, which has not run the code, saves the names of its classes all the same."""
+    """sentence-transformers saves the names of classes whose code it has not run."""
     stock = SentenceTransformer(str(whole), device="cpu")
     stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
     assert "auto_map" in (tmp_path / "tuned/config.json").read_text() and not list((tmp_path / "tuned").glob("*.py"))
@@ -197,13 +174,13 @@ def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
         ("modules.json", lambda modules: [{**modules[0], "type": "elsewhere.Module"}, *modules[1:]]),
     ):
         edit(file, change)
-        assert not runs_own_code(str(whole)), file
+        assert not runs_own_code(ref(whole)), file
         for path, content in before.items():
             path.write_bytes(content)
-    assert runs_own_code(str(whole))
+    assert runs_own_code(ref(whole))
     (whole / "1_Pooling" / "packing.py").write_bytes((whole / "packing.py").read_bytes())
-    assert not runs_own_code(str(whole))
-    assert not runs_own_code("org/name")
+    assert not runs_own_code(ref(whole))
+    assert not runs_own_code(ref("org/name"))
 
 
 def test_what_the_settings_of_a_module_name_is_not_called(
@@ -217,7 +194,7 @@ def test_what_the_settings_of_a_module_name_is_not_called(
     path = folder / "2_Dense/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": "os.abort"}))
     monkeypatch.setattr("os.abort", lambda: pytest.fail("it was called"))
-    assert not runs_own_code(str(folder))
+    assert not runs_own_code(ref(folder))
     # sentence-transformers warns and takes its default, which it was.
     np.testing.assert_array_equal(load(folder).encode(TEXTS), before)
 
@@ -241,11 +218,11 @@ def adapter(whole: Path, tmp_path: Path) -> Path:
 
 
 def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Path, whole: Path) -> None:
-    assert runs_own_code(str(adapter))
+    assert runs_own_code(ref(adapter))
     assert type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
     with (whole / "packing.py").open("a") as file:
         file.write("\n")
-    assert not runs_own_code(str(adapter))
+    assert not runs_own_code(ref(adapter))
 
 
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
@@ -261,7 +238,7 @@ def test_an_adapter_without_modules_is_read_as_its_base(
     adapted = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path / "adapter")
     read, expected = load(tmp_path / "adapter"), SentenceTransformer(str(base), device="cpu")
-    assert read.prompts == QWEN3_PROMPTS == saved_prompts(str(tmp_path / "adapter"))
+    assert read.prompts == QWEN3_PROMPTS == prompts_of(str(tmp_path / "adapter"))
     np.testing.assert_allclose(read.encode_document(TEXTS), expected.encode_document(TEXTS), atol=1e-6)
     assert not reads_as_ours(str(tmp_path / "adapter"))
     # Its weights are there.
@@ -271,18 +248,14 @@ def test_an_adapter_without_modules_is_read_as_its_base(
     assert abs(read.encode_document(TEXTS) - expected.encode_document(TEXTS)).max() > 1e-4
 
 
-def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, refuses: Refuses) -> None:
+@pytest.mark.parametrize("part", ["adapter", "base"])
+def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, whole: Path, refuses: Refuses, part: str) -> None:
     load(adapter)
-    weights = load_file(adapter / ADAPTER_WEIGHTS)
-    weights.pop(next(name for name in weights if "layers.1" in name and "lora_B" in name))
-    save_file(weights, adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    with refuses("MODEL", adapter, "its weights lack layers.1.", "lora_B"):
-        load(adapter)
-
-
-def test_an_adapter_whose_base_lacks_a_weight_is_refused(adapter: Path, whole: Path, refuses: Refuses) -> None:
-    weights = load_file(whole / "model.safetensors")
-    weights.pop("layers.1.self_attn.q_proj.weight")
-    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
-    with refuses("MODEL", adapter, "its weights lack 0.layers.1.self_attn.q_proj.weight"):
+    path, lacking = adapter / ADAPTER_WEIGHTS, "layers.1.self_attn.q_proj.lora_B"
+    if part == "base":
+        path, lacking = whole / "model.safetensors", "0.layers.1.self_attn.q_proj.weight"
+    weights = load_file(path)
+    weights = {name: each for name, each in weights.items() if lacking.removeprefix("0.") not in name}
+    save_file(weights, path, metadata={"format": "pt"})
+    with refuses("MODEL", adapter, f"its weights lack {lacking}"):
         load(adapter)

@@ -1,3 +1,5 @@
+"""Exports are whole or absent, say how they were made, and compute what the model computes."""
+
 from __future__ import annotations
 
 import hashlib
@@ -5,16 +7,23 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import Qwen3Config
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
 from tests.training.models.starts import save_like_qwen3_embedding
 from training.common.errors import StoppedError
-from training.models import export as command
-from training.models.export import export, main
+from training.models import export
+from training.models.export import export_graph
+
+with_optimum = pytest.mark.usefixtures("optimum")
 
 
 @pytest.fixture
@@ -29,10 +38,19 @@ def folder(tmp_path: Path, tiny_model: F2LLMModel, small_tokenizer) -> Path:
 
 
 @pytest.fixture
-def with_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend's packages seem to be there; what is exported is written by the test."""
+def optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's packages seem to be installed; the test writes the graph."""
+
+    def write_graph(source: Path, folder: Path, precision: str) -> str:
+        assert (source / "model.safetensors").stat().st_size > 1000
+        (folder / "onnx").mkdir()
+        (folder / "onnx/model.onnx").write_text("graph")
+        return "onnx/model.onnx"
+
     monkeypatch.setitem(sys.modules, "optimum", ModuleType("optimum"))
     monkeypatch.setitem(sys.modules, "optimum.onnxruntime", ModuleType("optimum.onnxruntime"))
+    monkeypatch.setattr(export, "_write_onnx", write_graph)
+    monkeypatch.setattr(export, "check_same_embeddings", lambda *_: None)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -43,136 +61,118 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _write_graph(source: Path, folder: Path, backend: str, precision: str) -> str:
-    assert (source / "model.safetensors").stat().st_size > 1000
-    (folder / "onnx").mkdir()
-    (folder / "onnx/model.onnx").write_text("graph")
-    return "onnx/model.onnx"
+def _edit(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-def test_unknown_backend(folder: Path, tmp_path: Path, refuses: Callable, capsys: pytest.CaptureFixture) -> None:
-    with refuses("backend 'tensorrt'", "onnx, openvino"):
-        export(folder, tmp_path / "out", "tensorrt")
-    assert main([str(folder), "--output", str(tmp_path / "out"), "--backend", "tensorrt"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown backend")
-
-
-def test_unknown_precision(folder: Path, tmp_path: Path, refuses: Callable) -> None:
-    with refuses("precision 'int4'", "fp32, int8"):
-        export(folder, tmp_path / "out", "onnx", "int4")
-
-
-@pytest.mark.parametrize(("backend", "module"), command.BACKENDS.items())
-def test_missing_packages_name_what_to_install(
-    backend: str, module: str, folder: Path, tmp_path: Path, refuses: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("backend", "module"), export.BACKENDS.items())
+def test_missing_packages_name_what_to_install(backend, module, folder, tmp_path, refuses, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with refuses(f"the {backend} backend", f"pip install --group {backend}"):
-        export(folder, tmp_path / "out", backend)
+        export_graph(folder, tmp_path / "out", backend)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"])
-def test_no_model(name: str, folder: Path, tmp_path: Path, refuses: Callable) -> None:
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"])
+def test_a_folder_without_a_model_is_refused(name: str, folder: Path, tmp_path: Path, refuses: Callable) -> None:
     (folder / name).unlink()
-    with refuses(folder, "holds no model", name):
-        export(folder, tmp_path / "out", "onnx")
-    (folder / "model.safetensors").unlink()
-    with refuses(tmp_path / "nowhere", "holds no model"):
-        export(tmp_path / "nowhere", tmp_path / "out", "onnx")
+    with refuses(folder, "holds no model", f"lacks {name}"):
+        export_graph(folder, tmp_path / "out", "onnx")
 
 
-def test_no_weights(folder: Path, tmp_path: Path, refuses: Callable) -> None:
-    (folder / "model.safetensors").unlink()
-    with refuses(folder, "lacks model.safetensors"):
-        export(folder, tmp_path / "out", "onnx")
-
-
-@pytest.mark.usefixtures("with_optimum")
-@pytest.mark.parametrize("name", ["config.json", "modules.json", "tokenizer_config.json"])
-def test_damaged_settings(name: str, folder: Path, tmp_path: Path, refuses: Callable) -> None:
-    (folder / name).write_text("{")
-    with refuses(folder, "damaged"):
-        export(folder, tmp_path / "out", "onnx")
+@with_optimum
+@pytest.mark.parametrize(
+    ("name", "keys", "part"),
+    [
+        ("config.json", None, "damaged"),
+        ("modules.json", None, "damaged"),
+        ("tokenizer_config.json", None, "damaged"),
+        ("config.json", {"num_hidden_layers": "two"}, "config.json is damaged"),
+        ("config.json", {"num_hidden_layers": 3}, "config.json is damaged"),
+        ("config.json", {"num_attention_heads": 0}, "config.json is damaged"),
+        ("config.json", {"model_type": "bert"}, "model_type is 'bert'; only 'qwen3'"),
+    ],
+)
+def test_faulty_settings_are_refused(name, keys, part, folder: Path, tmp_path: Path, refuses: Callable) -> None:
+    if keys is None:
+        (folder / name).write_text("{")
+    else:
+        _edit(folder / name, **keys)
+    with refuses(folder, part):
+        export_graph(folder, tmp_path / "out", "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.usefixtures("with_optimum")
-@pytest.mark.parametrize(
-    ("key", "value"), [("num_hidden_layers", "two"), ("num_hidden_layers", 3), ("num_attention_heads", 0)]
-)
-def test_a_configuration_that_no_model_has(
-    key: str, value: object, folder: Path, tmp_path: Path, refuses: Callable
-) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with refuses(folder, "config.json is damaged"):
-        export(folder, tmp_path / "out", "onnx")
-
-
-@pytest.mark.usefixtures("with_optimum")
+@with_optimum
 def test_modules_come_with_their_weights(
-    folder: Path, tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer
 ) -> None:
-    monkeypatch.setattr(command, "write_graph", _write_graph)
-    monkeypatch.setattr(command, "check_same_embeddings", lambda *_: 1.0)
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, dense=True)
-    export(start, tmp_path / "out", "onnx")
-    assert (tmp_path / "out/2_Dense/model.safetensors").read_bytes() == (
-        start / "2_Dense/model.safetensors"
-    ).read_bytes()
+    export_graph(start, tmp_path / "out", "onnx")
+    copied, given = (each / "2_Dense/model.safetensors" for each in (tmp_path / "out", start))
+    assert copied.read_bytes() == given.read_bytes()
     # A module without files has no folder in a repository.
     shutil.rmtree(folder / "2_Normalize")
-    export(folder, tmp_path / "other", "onnx")
+    export_graph(folder, tmp_path / "other", "onnx")
 
 
-@pytest.mark.usefixtures("with_optimum")
-def test_another_kind_of_model(folder: Path, tmp_path: Path, refuses: Callable) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with refuses(folder, "'bert'", "'qwen3'"):
-        export(folder, tmp_path / "out", "onnx")
-
-
-@pytest.mark.usefixtures("with_optimum")
-def test_folder_is_whole_or_absent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@with_optimum
+def test_an_export_is_whole_or_absent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses) -> None:
     before, output = _digests(folder), tmp_path / "out"
-    monkeypatch.setattr(command, "write_graph", _write_graph)
-
-    def differs(*_: object) -> float:
-        raise StoppedError("cosine 0.5")
-
-    def fails(*_: object) -> float:
-        raise KeyError("qwen3")
-
-    for wrong in (differs, fails):
-        monkeypatch.setattr(command, "check_same_embeddings", wrong)
-        with pytest.raises(StoppedError):
-            export(folder, output, "onnx")
+    for error in (StoppedError("cosine 0.5"), KeyError("qwen3")):
+        with monkeypatch.context() as patched, pytest.raises(StoppedError):
+            patched.setattr(export, "check_same_embeddings", lambda *_, error=error: (_ for _ in ()).throw(error))
+            export_graph(folder, output, "onnx")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    monkeypatch.setattr(command, "check_same_embeddings", lambda *_: 1.0)
-    assert export(folder, output, "onnx") == "onnx/model.onnx"
+    assert export_graph(folder, output, "onnx") == "onnx/model.onnx"
     assert _digests(folder) == before
-    written = set(_digests(output))
-    assert {"README.md", "export.json", "onnx/model.onnx", "tokenizer.json", "1_Pooling/config.json"} <= written
-    # Neither weights nor code nor what training was told, which may be private.
+    written = _digests(output)
+    assert {"README.md", "export.json", "onnx/model.onnx", "tokenizer.json", "1_Pooling/config.json"} <= set(written)
+    # No weights, no code, and no keys of the training, which may be private.
     assert not [name for name in written if name.endswith((".safetensors", ".py")) or "training" in name]
     assert "auto_map" not in json.loads((output / "config.json").read_text())
-
-    monkeypatch.setattr(command, "write_graph", fails)
-    exported = _digests(output)
-    assert export(folder, output, "onnx") == "onnx/model.onnx"
-    assert _digests(output) == exported
-
-
-@pytest.mark.usefixtures("with_optimum")
-def test_output_in_use(folder: Path, tmp_path: Path, refuses: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "write_graph", _write_graph)
-    monkeypatch.setattr(command, "check_same_embeddings", lambda *_: 1.0)
-    before = _digests(folder)
+    # The same again does nothing; anything else is refused.
+    monkeypatch.setattr(export, "_write_onnx", lambda *_: pytest.fail("written again"))
+    assert export_graph(folder, output, "onnx") == "onnx/model.onnx" and _digests(output) == written
+    with refuses(output, "holds something else"):
+        export_graph(folder, output, "onnx", "int8")
     with refuses(folder, "is read; give another --output"):
-        export(folder, folder, "onnx")
+        export_graph(folder, folder, "onnx")
     assert _digests(folder) == before
-    export(folder, tmp_path / "out", "onnx")
-    with refuses(tmp_path / "out", "holds something else"):
-        export(folder, tmp_path / "out", "onnx", "int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_graph_is_compared_with_fp32(
+    dtype: torch.dtype, tiny_model: F2LLMModel, tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, weights in tiny_model.named_parameters():
+            # Larger than at the start of training, so that precision shows.
+            weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.3)
+    for name, kind in (("half", dtype), ("whole", torch.float32)):
+        model = build_sentence_transformer(tiny_model.to(kind), deepcopy(tiny_tokenizer))
+        model.save_pretrained(str(tmp_path / name), create_model_card=False)
+    assert SentenceTransformer(str(tmp_path / "half"), device="cpu").dtype == dtype
+    # In the place of the graph, which computes in fp32.
+    monkeypatch.setattr(export, "_load_exported", lambda folder, *_: SentenceTransformer(str(folder), device="cpu"))
+    for least in (0.999999, 1.1):
+        monkeypatch.setitem(export.LEAST_COSINE, "fp32", least)
+        if least > 1:
+            with pytest.raises(StoppedError, match="was not kept"):
+                export.check_same_embeddings(tmp_path / "half", tmp_path / "whole", "openvino", "fp32", "graph")
+        else:
+            export.check_same_embeddings(tmp_path / "half", tmp_path / "whole", "openvino", "fp32", "graph")
+
+
+@with_optimum
+def test_a_model_with_the_names_of_a_language_model_is_whole(folder: Path, tmp_path: Path, refuses: Callable) -> None:
+    path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(Qwen3Config.from_dict(config).to_json_string())
+    weights = {f"model.{name}": weight for name, weight in load_file(path).items()}
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, path)
+    export_graph(folder, tmp_path / "out", "onnx")
+    del weights["model.norm.weight"]
+    save_file(weights, path)
+    with refuses("weight norm.weight is absent"):
+        export_graph(folder, tmp_path / "other", "onnx")

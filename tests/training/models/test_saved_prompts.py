@@ -20,8 +20,8 @@ from tests.training.recipes import only_stage, recipe_writer, write_single_stage
 from training.config.arguments import StageArguments
 from training.config.recipe import load_recipe
 from training.data.manifest import Source
-from training.data.options import PreparationOptions
 from training.data.preparation.pipeline import prepare
+from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource
 from training.models.saved_prompts import choose_prompts
 from training.run_stage import main
@@ -68,72 +68,48 @@ def prepared(
     return build
 
 
-def test_the_instruction_that_all_sources_share_is_saved(
-    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_instruction_that_all_sources_share_is_saved(arguments, prepared: Prepare, small_tokenizer) -> None:
     choice = choose_prompts(arguments(), prepared("Find the page.", "Find the page."), small_tokenizer)
     assert choice.prompts == {**THEIRS, "query": instruct("Find the page.")}
     assert choice.is_trained and "as all sources are trained with" in choice.line()
 
 
-def test_where_the_sources_share_none_that_of_the_start_model_stays(
-    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase, start: Path
+def test_where_the_sources_share_none_the_start_models_or_the_published_one_is_saved(
+    arguments, prepared: Prepare, small_tokenizer, start: Path
 ) -> None:
-    choice = choose_prompts(arguments(), prepared("Find the page.", "Find the name."), small_tokenizer)
-    assert choice.prompts == THEIRS
-    assert not choice.is_trained
-    assert str(start) in choice.line()
+    sources = prepared("Find the page.", DEFAULT_INSTRUCTION)
+    choice = choose_prompts(arguments(), sources, small_tokenizer)
+    assert choice.prompts == THEIRS and not choice.is_trained and str(start) in choice.line()
     assert "query_instruction: …" in choice.warning() and repr(instruct("Find the page.")) in choice.warning()
-
-
-def test_without_either_the_published_one_is_saved(
-    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    args = arguments(model=None, model_config={"family": "f2llm-v2-80m"}, tokenizer="train")
-    choice = choose_prompts(args, prepared("Find the page.", DEFAULT_INSTRUCTION), small_tokenizer)
-    assert choice.prompts == {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
+    new = arguments(model=None, model_config={"family": "f2llm-v2-80m"}, tokenizer="train")
+    choice = choose_prompts(new, sources, small_tokenizer)
     # One source is trained with it.
-    assert choice.is_trained
+    assert choice.prompts == {"query": instruct(DEFAULT_INSTRUCTION), "document": ""} and choice.is_trained
 
 
-@pytest.mark.parametrize(("given", "saved"), [("Find it.", instruct("Find it.")), ("", "")])
+@pytest.mark.parametrize(
+    ("given", "saved"),
+    [({}, ""), ({"query_instruction": "Find it."}, instruct("Find it.")), ({"query_instruction": ""}, "")],
+)
 @pytest.mark.parametrize("instructions", [True, False])
-def test_what_is_given_wins(
-    arguments: Callable[..., StageArguments],
-    prepared: Prepare,
-    small_tokenizer: PreTrainedTokenizerBase,
-    given: str,
-    saved: str,
-    instructions: bool,
+def test_a_given_prompt_wins_and_raw_text_has_none(
+    arguments, prepared: Prepare, small_tokenizer, given: dict[str, str], saved: str, instructions: bool
 ) -> None:
     sources = prepared("Find the page.", instructed=instructions)
-    choice = choose_prompts(arguments(query_instruction=given, instructions=instructions), sources, small_tokenizer)
-    assert choice.prompts["query"] == saved
-    assert choice.is_trained is (saved == "" and not instructions)
+    choice = choose_prompts(arguments(instructions=instructions, **given), sources, small_tokenizer)
+    trained = instruct("Find the page.") if instructions else ""
+    assert choice.prompts == {**THEIRS, "query": saved if given else trained}
+    assert choice.is_trained is (choice.prompts["query"] == trained)
 
 
-def test_a_stage_of_raw_text_saves_none(
-    arguments: Callable[..., StageArguments], prepared: Prepare, small_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    sources = prepared("Find the page.", instructed=False)
-    choice = choose_prompts(arguments(instructions=False), sources, small_tokenizer)
-    assert choice.prompts == {**THEIRS, "query": ""} and choice.is_trained
-
-
-def test_the_instruction_that_a_file_brings_counts(
-    arguments: Callable[..., StageArguments],
-    tmp_path: Path,
-    small_tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path: Path, small_tokenizer) -> None:
     queries = [instruct("Name the river.", f"question {row}") for row in range(20)]
-    pq.write_table(
-        pa.table({"query": queries, "passage": [f"answer {row}" for row in range(20)]}), tmp_path / "a.parquet"
-    )
+    table = pa.table({"query": queries, "passage": [f"answer {row}" for row in range(20)]})
+    pq.write_table(table, tmp_path / "a.parquet")
     source = Source("brings", [tmp_path / "a.parquet"], "retrieval", "Find the page.")
     options = PreparationOptions(num_hard_negatives=(("retrieval", 0),))
-    choice = choose_prompts(
-        arguments(), prepare([source], small_tokenizer, tmp_path / "prepared", options), small_tokenizer
-    )
+    sources = prepare([source], small_tokenizer, tmp_path / "prepared", options)
+    choice = choose_prompts(arguments(), sources, small_tokenizer)
     assert choice.prompts["query"] == instruct("Name the river.") and choice.is_trained
 
 

@@ -14,13 +14,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig
-from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
+from tests.training.models.starts import save_like_qwen3_embedding, save_plain
 from tests.training.recipes import only_stage, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
-from training.models.adapter_folder import find_adapter
 from training.models.adapter_merging import merge_adapter
-from training.models.settings import saved_prompts, why_not_last_token
+from training.models.model_ref import find_adapter
 from training.run_stage import main
 from training.stages.setup import make_model
 
@@ -97,7 +96,6 @@ def test_a_start_that_is_read_in_another_way_is_refused(
     stage = only_stage(load_recipe(write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL)))
     with refuses("key 'model'", start, told, "'teacher'"):
         make_model(stage, tiny_tokenizer)
-    assert told in why_not_last_token(str(start))
 
 
 def test_an_adapter_of_a_model_that_is_read_in_another_way_is_not_merged(
@@ -109,8 +107,3 @@ def test_an_adapter_of_a_model_that_is_read_in_another_way_is_not_merged(
     path.write_text(json.dumps({**json.loads(path.read_text()), "pooling_mode": "mean"}))
     with refuses("is pooled by mean", "last token"):
         merge_adapter(find_adapter(str(tmp_path / "run/model")), tmp_path / "merged")
-
-
-def test_its_prompts_can_be_read(start: Path, tmp_path: Path) -> None:
-    assert saved_prompts(str(start)) == QWEN3_PROMPTS
-    assert saved_prompts(str(tmp_path)) is None

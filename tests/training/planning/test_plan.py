@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from tests.training.recipes import write_recipe, write_single_stage
+from tests.training.stages.test_prune_stage import write_pruning
 from training.common.run_folder import RECIPE
 from training.config.recipe import load_recipe, made_by
-from training.planning.counting import count_batches
-from training.planning.measure import Measurement
+from training.planning.batches import count_batches
 from training.planning.plan import make_plan
 from training.run_stage import main
-from training.trainer.collator import PackedCollator, PreparedRows
-from training.trainer.sampler import GlobalBatchSampler
+from training.stages.setup import make_tokenizer, prepare_sources, read_sources
+from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 
 
 def _stage(folder: Path, **keys):
@@ -36,8 +36,6 @@ def test_all_batches_are_counted(tmp_path: Path) -> None:
     stage = _stage(tmp_path, max_tokens_per_forward=150)
     args = stage.arguments
     plan = make_plan(stage, {})
-    from training.stages.setup import make_tokenizer, prepare_sources, read_sources
-
     all_sources, sources = read_sources(args)
     prepared = prepare_sources(stage, sources, make_tokenizer(args, all_sources))
     collator = PackedCollator(prepared, args.num_hard_negatives, args.seed, max_tokens_per_forward=150)
@@ -45,7 +43,7 @@ def test_all_batches_are_counted(tmp_path: Path) -> None:
     sampler = GlobalBatchSampler([len(rows)], args.global_batch_size, args.seed)
     batches = [collator([rows[key] for key in keys]) for keys in sampler]
     counted = count_batches(args, prepared, "train")
-    assert counted == plan.training
+    assert counted == plan.data.training
     assert counted.count == len(batches)
     assert counted.tokens == pytest.approx(sum(batch["input_ids"].numel() for batch in batches) / len(batches))
     assert counted.chunks == pytest.approx(sum(len(batch["chunk_lengths"]) for batch in batches) / len(batches))
@@ -114,20 +112,6 @@ def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "--measure belongs to --dry-run" in capsys.readouterr().err
 
 
-def test_the_time_of_a_step_follows_its_tokens() -> None:
-    def measurement(seconds: list[float], tokens: list[int]) -> Measurement:
-        return Measurement(seconds, tokens, 0.0, 0.0, 0.0, 0)
-
-    line = measurement([0.5 + 0.001 * tokens for tokens in range(1000, 3000, 200)], list(range(1000, 3000, 200)))
-    assert line.step_seconds(5000) == pytest.approx(5.5)
-    # Batches of one size say nothing about another: in proportion.
-    alike = measurement([1.0, 1.1, 0.9], [1000, 1001, 999])
-    assert alike.step_seconds(2000) == pytest.approx(2.0)
-    # Nor does noise in which larger batches seem faster.
-    noisy = measurement([2.0, 1.0], [1000, 2000])
-    assert noisy.step_seconds(1500) == pytest.approx(1.5)
-
-
 def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     content = yaml.safe_load(recipe.read_text())
@@ -145,3 +129,14 @@ def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> N
     second.arguments.teacher_cache_dir = None
     plan = make_plan(second, origins)
     assert plan.cache is None and plan.flops.teacher > 0 and plan.memory.teacher > 0
+
+
+def test_a_stage_that_prunes_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(write_pruning(tmp_path)), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (cut,) = (line for line in lines if line.startswith("stage pruned: cuts "))
+    (before,) = (line for line in lines if line.startswith("stage stage1: "))
+    (student,) = (line for line in lines if line.startswith("stage student: "))
+    parameters = [line.split()[-2] for line in (before, cut, student)]
+    assert cut.split()[3] == parameters[0] != parameters[1] == parameters[2]
+    assert any(line.startswith("all stages: about ") for line in lines)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
-from tests.training.pruning.models import make_model
+from tests.training.pruning.pruned_models import make_model
 from training.pruning.importance import Importance, calibrate
 
 PackedBatch = tuple[Tensor, list[int]]

@@ -1,14 +1,15 @@
-"""What each method keeps, and plans on disk."""
+"""What each method keeps, and plans on disk with ranges that a person can read."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 from training.pruning.importance import Importance, weight_importance
-from training.pruning.plan import PruningPlan, make_plan
+from training.pruning.plan import PruningPlan, as_ranges, from_ranges, make_plan
 from training.pruning.shape import pruned_config
 
 SMALLER = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2}
@@ -36,27 +37,20 @@ def test_the_largest_norms_stay_in_their_own_order(model, target, importance):
     assert plan.methods == {"hidden": "activation_norm", "layers": "first"}
 
 
-def test_leading_channels_stay(model, target, importance):
+def test_leading_channels_or_layers_of_most_change_stay(model, target, importance):
     assert make_plan(model.config, target, importance, hidden="leading").hidden == tuple(range(8))
+    plan = make_plan(model.config, target, _ranked(model, []), layers="change")
+    # Of equal channels the first stay; layers keep their own order.
+    assert (plan.hidden, plan.layers) == (tuple(range(8)), (1, 2))
 
 
 def test_reordered_channels_fill_the_gaps_among_the_leading_ones(model, target):
     importance = _ranked(model, [20, 3, 31, 0, 9, 5, 7, 6])
     plan = make_plan(model.config, target, importance, hidden="reordered")
-    # 0, 3, 5, 6 and 7 stay where they are; 20, 31 and 9 come by falling importance to 1, 2 and 4.
+    # 0, 3, 5, 6 and 7 keep their numbers; 20, 31 and 9 get 1, 2 and 4 in falling importance.
     assert plan.hidden == (0, 20, 31, 3, 9, 5, 6, 7)
     published = make_plan(model.config, target, importance)
     assert published.hidden == tuple(sorted(plan.hidden))
-
-
-def test_layers_of_most_change_stay_in_their_own_order(model, target):
-    plan = make_plan(model.config, target, _ranked(model, []), layers="change")
-    assert plan.layers == (1, 2)
-
-
-def test_of_equals_the_first_stay(model, target):
-    importance = _ranked(model, [])
-    assert make_plan(model.config, target, importance).hidden == tuple(range(8))
 
 
 @pytest.mark.parametrize("hidden", ["activation_norm", "leading", "reordered"])
@@ -72,13 +66,6 @@ def test_a_plan_comes_back_from_its_file(model, target, importance, tmp_path, hi
     plan.save(tmp_path / "plan.yaml")
     assert PruningPlan.load(tmp_path / "plan.yaml") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
-
-
-def test_a_plan_of_a_large_model_is_short_enough_to_read(model, target, importance, tmp_path):
-    plan = make_plan(model.config, pruned_config(model.config, {"num_hidden_layers": 2}), importance)
-    plan.save(tmp_path / "plan.yaml")
-    text = (tmp_path / "plan.yaml").read_text()
-    assert "hidden: 0-31\n" in text and "layers: 0-1\n" in text and "1: 0-47\n" in text
 
 
 def test_methods_and_shapes_are_checked(model, target, importance, refuses):
@@ -131,3 +118,20 @@ def test_a_plan_must_fit_the_model_and_the_shape(model, target, importance, refu
     plan.check(model.config, target)
     with refuses("plan", *parts):
         replace(plan, **changes).check(model.config, target)
+
+
+def test_ranges_keep_any_order():
+    rng = random.Random(0)
+    for size in (0, 1, 2, 9, 200):
+        numbers = rng.sample(range(300), size)
+        for each in (numbers, sorted(numbers)):
+            assert from_ranges(as_ranges(each), "here") == tuple(each)
+    assert as_ranges([0, 1, 2, 3, 5, *range(9, 21), 3, 2]) == "0-3 5 9-20 3 2"
+    # YAML makes an integer of a single number.
+    assert from_ranges(5, "here") == (5,)
+
+
+@pytest.mark.parametrize("text", ["0-3 x", "5-3", "-1", "1.5", "1 - 2", None, [1, 2], True])
+def test_other_texts_than_ranges_are_refused(text, refuses):
+    with refuses("here", "0-3 5 9-20"):
+        from_ranges(text, "here")

@@ -1,4 +1,4 @@
-"""Whole prunings: published shapes, loading by stock classes, checks of the result."""
+"""Published shapes, loading by stock classes, and every kept weight where it belongs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import AutoModel, Qwen3Model
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.processes import ROOT, run_bounded
+from tests.training.pruning.pruned_models import make_model
 from training.common.errors import UserError
-from training.models.model_size import count_parameters
+from training.models.model_folder import count_parameters
 from training.pruning.importance import calibrate, weight_importance
-from training.pruning.plan import make_plan
-from training.pruning.pruning import apply_plan, prune
-from training.pruning.shape import pruned_config
+from training.pruning.plan import PruningPlan, make_plan
+from training.pruning.pruning import apply_plan, prune, slice_model
+from training.pruning.shape import PRUNED_FIELDS, pruned_config
 
 WORKER = ROOT / "tests/training/pruning_worker.py"
 SMALLER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -25,7 +26,7 @@ PUBLISHED = {"f2llm-v2-80m": 80_084_288, "f2llm-v2-160m": 159_185_024, "f2llm-v2
 
 
 @pytest.fixture
-def importance(tiny_model, random_batch):
+def measured(tiny_model, random_batch):
     ids = random_batch([12, 12])["input_ids"].reshape(1, -1)
     return calibrate(tiny_model, [(ids, [12, 12])])
 
@@ -38,19 +39,13 @@ def test_published_shapes_have_the_published_parameters(name, parameters):
 
 @pytest.mark.parametrize("hidden", ["activation_norm", "leading", "reordered"])
 @pytest.mark.parametrize("layers", ["first", "change"])
-def test_every_method_cuts_to_the_shape(tiny_model, importance, random_batch, hidden, layers):
+def test_every_method_cuts_to_the_shape(tiny_model, measured, random_batch, hidden, layers):
     target = pruned_config(tiny_model.config, SMALLER)
-    pruned = prune(tiny_model, target, importance, hidden=hidden, layers=layers)
+    pruned = prune(tiny_model, target, measured, hidden=hidden, layers=layers)
     assert pruned(**random_batch([5, 3])).last_hidden_state.shape == (2, 5, 16)
     assert pruned.num_parameters() == count_parameters(target)
     # The formula of the published counts: V h + L (2 h n d + 2 h k d + 2 d + 3 h i + 2 h) + h.
     assert pruned.num_parameters() == 320 * 16 + (2 * 16 * 32 + 2 * 16 * 16 + 2 * 8 + 3 * 16 * 24 + 2 * 16) + 16
-
-
-def test_pruning_by_nothing_is_the_identity(tiny_model, importance, random_batch):
-    pruned = prune(tiny_model, pruned_config(tiny_model.config, {"hidden_size": 32}), importance)
-    batch = random_batch([5, 3])
-    assert torch.equal(pruned(**batch).last_hidden_state, tiny_model(**batch).last_hidden_state)
 
 
 def test_without_importance_weights_decide(tiny_model, random_batch, refuses):
@@ -63,16 +58,8 @@ def test_without_importance_weights_decide(tiny_model, random_batch, refuses):
         prune(tiny_model, target, layers="change")
 
 
-def test_one_measurement_serves_every_shape(tiny_model, importance):
-    for width in (8, 16, 24):
-        plan = make_plan(
-            tiny_model.config, pruned_config(tiny_model.config, {"hidden_size": width}), importance, "reordered"
-        )
-        assert len(plan.hidden) == width
-
-
-def test_stock_classes_load_what_was_saved(tiny_model, importance, random_batch, tmp_path):
-    pruned = prune(tiny_model, pruned_config(tiny_model.config, SMALLER), importance, hidden="reordered")
+def test_stock_classes_load_what_was_saved(tiny_model, measured, random_batch, tmp_path):
+    pruned = prune(tiny_model, pruned_config(tiny_model.config, SMALLER), measured, hidden="reordered")
     pruned.save_pretrained(tmp_path)
     batch = random_batch([7, 4, 7])
     with torch.no_grad():
@@ -85,24 +72,12 @@ def test_stock_classes_load_what_was_saved(tiny_model, importance, random_batch,
     assert AutoModel.from_pretrained(tmp_path).config.matryoshka_dimensions == [16, 8]
 
 
-def test_the_released_folder_embeds_alike(tiny_model, tiny_tokenizer, importance, sentences, tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    pruned = prune(tiny_model, pruned_config(tiny_model.config, SMALLER), importance)
-    ours = build_sentence_transformer(pruned, tiny_tokenizer)
-    ours.save_pretrained(str(tmp_path), create_model_card=False)
-    stock = SentenceTransformer(str(tmp_path), device="cpu")
-    torch.testing.assert_close(
-        stock.encode(sentences, convert_to_tensor=True), ours.encode(sentences, convert_to_tensor=True)
-    )
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_weight_that_is_not_finite_is_named(tiny_model, importance, refuses, value):
+def test_a_weight_that_is_not_finite_is_named(tiny_model, measured, refuses, value):
     tiny_model.layers[0].mlp.down_proj.weight.data[:, 3] = value
-    importance.neurons[0, 3] = 1e9
+    measured.neurons[0, 3] = 1e9
     with refuses("layers.0.mlp.down_proj.weight", "NaN"):
-        prune(tiny_model, pruned_config(tiny_model.config, SMALLER), importance)
+        prune(tiny_model, pruned_config(tiny_model.config, SMALLER), measured)
 
 
 def test_an_impossible_shape_costs_no_work(tiny_model):
@@ -121,3 +96,118 @@ def test_published_shapes_are_cut_in_minutes_and_8_gb(tmp_path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["parameters"] == PUBLISHED
     assert found["peak_mib"] < 8e9 / 2**20
+
+
+# Where each weight goes.
+
+HIDDEN = (0, 20, 31, 3, 9, 5, 6, 7)
+LAYERS = (0, 2)
+NEURONS = ((1, 4, 7, 40), (0, 2, 3, 47))
+
+
+def _plan(model, hidden=HIDDEN, layers=LAYERS, neurons=NEURONS) -> PruningPlan:
+    return PruningPlan(hidden, layers, neurons, {name: getattr(model.config, name) for name in PRUNED_FIELDS}, {})
+
+
+def _sliced(model, **parts):
+    plan = _plan(model, **parts)
+    shape = {
+        "hidden_size": len(plan.hidden),
+        "intermediate_size": len(plan.neurons[0]),
+        "num_hidden_layers": len(plan.layers),
+    }
+    return slice_model(model, pruned_config(model.config, shape), plan)
+
+
+@pytest.mark.parametrize("fields", [{}, {"attention_bias": True}])
+def test_every_weight_is_where_the_plan_says(fields):
+    model = make_model(**fields)
+    whole, cut = model.state_dict(), dict(_sliced(model).named_parameters())
+    hidden = torch.tensor(HIDDEN)
+    seen = {"embed_tokens.weight", "norm.weight"}
+    assert torch.equal(cut["embed_tokens.weight"], whole["embed_tokens.weight"][:, hidden])
+    assert torch.equal(cut["norm.weight"], whole["norm.weight"][hidden])
+    for new, (old, neurons) in enumerate(zip(LAYERS, map(torch.tensor, NEURONS), strict=True)):
+        for part in ("q", "k", "v", "o"):
+            weight = whole[f"layers.{old}.self_attn.{part}_proj.weight"]
+            expected = weight[hidden] if part == "o" else weight[:, hidden]
+            name = f"layers.{new}.self_attn.{part}_proj.weight"
+            assert torch.equal(cut[name], expected), name
+            seen.add(name)
+            if fields:
+                bias = whole[f"layers.{old}.self_attn.{part}_proj.bias"]
+                name = f"layers.{new}.self_attn.{part}_proj.bias"
+                assert torch.equal(cut[name], bias[hidden] if part == "o" else bias), name
+                seen.add(name)
+        for name in ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm"):
+            weight = whole[f"layers.{old}.{name}.weight"]
+            assert torch.equal(cut[f"layers.{new}.{name}.weight"], weight[hidden] if "layernorm" in name else weight)
+            seen.add(f"layers.{new}.{name}.weight")
+        for part in ("gate", "up", "down"):
+            weight = whole[f"layers.{old}.mlp.{part}_proj.weight"]
+            expected = weight[hidden][:, neurons] if part == "down" else weight[neurons][:, hidden]
+            assert torch.equal(cut[f"layers.{new}.mlp.{part}_proj.weight"], expected), part
+            seen.add(f"layers.{new}.mlp.{part}_proj.weight")
+    assert cut.keys() == seen
+
+
+def test_pruning_by_nothing_is_the_identity(model, importance, embed_packed):
+    plan = make_plan(model.config, model.config, importance)
+    same = slice_model(model, model.config, plan)
+    # The configuration of a new model has no dtype.
+    assert same.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"}
+    state = model.state_dict()
+    assert same.state_dict().keys() == state.keys()
+    for name, weight in same.state_dict().items():
+        assert torch.equal(weight, state[name]), name
+        assert weight.data_ptr() != state[name].data_ptr(), name
+    assert torch.equal(embed_packed(same), embed_packed(model))
+
+
+def test_neurons_without_effect_change_nothing(model, embed_packed):
+    kept = ((1, 4, 7, 40), (0, 2, 3, 47), (5, 6, 46, 45))
+    for layer, neurons in zip(model.layers, kept, strict=True):
+        dropped = [neuron for neuron in range(48) if neuron not in neurons]
+        layer.mlp.down_proj.weight.data[:, dropped] = 0
+    cut = _sliced(model, hidden=tuple(range(32)), layers=(0, 1, 2), neurons=kept)
+    torch.testing.assert_close(embed_packed(cut), embed_packed(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_without_effect_changes_nothing(model, embed_packed):
+    model.layers[1].self_attn.o_proj.weight.data.zero_()
+    model.layers[1].mlp.down_proj.weight.data.zero_()
+    cut = _sliced(model, hidden=tuple(range(32)), neurons=(tuple(range(48)),) * 2)
+    assert torch.equal(embed_packed(cut), embed_packed(model))
+
+
+def test_channels_that_carry_zeros_leave_the_others_as_they_were(model, embed_packed):
+    dropped = [channel for channel in range(32) if channel not in HIDDEN]
+    model.embed_tokens.weight.data[:, dropped] = 0
+    for layer in model.layers:
+        layer.self_attn.o_proj.weight.data[dropped] = 0
+        layer.mlp.down_proj.weight.data[dropped] = 0
+    cut = _sliced(model, layers=(0, 1, 2), neurons=(tuple(range(48)),) * 3)
+    # The mean square over 32 channels, 24 of them zeros, is a quarter of that over the 8 others: a norm over the 8
+    # alone, with epsilon in the same proportion, gives half as much. The norms of heads do not change.
+    for name, module in cut.named_modules():
+        if name == "norm" or name.endswith("layernorm"):
+            module.weight.data *= (32 / 8) ** 0.5
+            module.variance_epsilon *= 32 / 8
+    torch.testing.assert_close(embed_packed(cut), embed_packed(model)[:, list(HIDDEN)], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtype_mode_and_gradients_are_kept(model, dtype):
+    cut = _sliced(model.to(dtype).train())
+    assert {weight.dtype for weight in cut.parameters()} == {dtype} and cut.config.dtype == dtype
+    assert all(weight.requires_grad and weight.is_leaf for weight in cut.parameters())
+    assert cut.training and not _sliced(model.eval()).training
+    # The padding token may end texts and is then trained.
+    assert cut.config.pad_token_id == model.config.pad_token_id == 0 and cut.embed_tokens.padding_idx is None
+    assert cut.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_layers_keep_their_kind_of_attention():
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    model = make_model(use_sliding_window=True, sliding_window=4, layer_types=kinds)
+    assert _sliced(model).config.layer_types == ["full_attention", "sliding_attention"]

@@ -12,11 +12,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.common.content import Content
+from training.common.hub import Content
 from training.publishing.record import RECORD
 from training.publishing.verify import ADAPTER_CHECKS, CHECKS, Examination, examine
 
-# The embeddings take a process of their own and ten seconds: they have tests of their own.
+# The embeddings take a separate process and ten seconds: they have their own tests.
 QUICK = {name: checks for name, checks in CHECKS.items() if name != "embeddings"}
 QUICK_FOR_ADAPTERS = {name: checks for name, checks in ADAPTER_CHECKS.items() if name != "embeddings"}
 

@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from modeling_f2llm import F2LLMConfig
 from modeling_f2llm.prompts import DEFAULT_PROMPTS
 from tests.training.distributed_recipe import save_model
-from tests.training.publishing.adapters import BASE, train_adapter
 from tests.training.publishing.broken import BrokenRelease
+from tests.training.publishing.packed import BASE, train_adapter
 from tests.training.recipes import write_recipe
 from training.publishing.pack import PackOptions, pack
 from training.run_stage import main
@@ -26,7 +26,7 @@ PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
     """Spares the drawing, which takes most of the time, where nothing depends on it."""
-    monkeypatch.setattr("training.publishing.figures.draw_figures", lambda folder: [])
+    monkeypatch.setattr("training.publishing.evaluation.draw_figures", lambda folder: [])
 
 
 @pytest.fixture(scope="session")

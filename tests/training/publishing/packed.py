@@ -1,33 +1,72 @@
-"""A packed folder of a tiny run."""
+"""Packed folders of tiny runs, adapters with their base, and what folders hold."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from tests.training.recipes import write_single_stage
-from training.common.content import Content
+from training.common.hub import Content
 from training.publishing.pack import PackOptions, pack
 from training.publishing.record import RECORD
 from training.run_stage import main
 
-__all__ = ["NAME", "spoil", "write_packed"]
-
 NAME = "tiny-embedder"
+# Name and commit of an adapter's base on the Hub.
+BASE, COMMIT = "org/tiny-base", "0123456789abcdef0123456789abcdef01234567"
 
 
 def write_packed(folder: Path, **keys: Any) -> Path:
-    """Trains for a second, with ``keys`` of a recipe, and packs the run without an evaluation."""
+    """Train for a second, with ``keys`` of a recipe, and pack the run without an evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     assert main([str(write_single_stage(folder, instructions=True, **keys))]) == 0
     return pack(folder / "run", folder / "packed" / NAME, PackOptions(NAME))
 
 
 def spoil(folder: Path) -> None:
-    """Gives a packed folder a fault that its record knows: the pooling of a wider model."""
+    """Give a packed folder a fault that its record knows: the pooling of a wider model."""
     pooling = folder / "1_Pooling/config.json"
     pooling.write_text(pooling.read_text().replace("32", "64"))
     record = json.loads((folder / RECORD).read_text())
     record["sha256"]["1_Pooling/config.json"] = Content(pooling).sha256
     (folder / RECORD).write_text(json.dumps(record))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files in a folder, by path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def train_adapter(folder: Path, base: Path, **keys: Any) -> Path:
+    """Train an adapter of a base for a second; return its run."""
+    new_model = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = write_single_stage(folder, **{"model": str(base), "lora": True, "lora_rank": 4, **new_model, **keys})
+    assert main([str(recipe)]) == 0
+    return folder / "run"
+
+
+def put_in_cache(folder: Path, name: str = BASE, commit: str = COMMIT) -> Path:
+    """Copy a model to where the Hub's client keeps those that it downloaded; return the copy."""
+    place = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    return Path(shutil.copytree(folder, place / "snapshots" / commit))
+
+
+def change_weights(path: Path, change: Callable[[str, Tensor], Tensor | None]) -> None:
+    """Change the tensors of a file; what becomes None is dropped."""
+    changed = {name: change(name, tensor) for name, tensor in load_file(path).items()}
+    save_file({name: each.contiguous() for name, each in changed.items() if each is not None}, path, {"format": "pt"})
+
+
+def rewrite_json(path: Path, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))

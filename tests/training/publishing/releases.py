@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Score
-from training.publishing.figures import LOSSES
+from training.publishing.evaluation import LOSSES
 from training.publishing.record import RECORD, ModelRelease, Reference, SourceRecord, StageRecord
 
 __all__ = ["NAME", "evaluate", "make_release", "write_release"]
@@ -50,8 +50,8 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
             Reference("hub", "org/base", "0123456789abcdef"),
             None,
             90_000,
-            {"learning_rate": 1e-5, "model_config": rename("wide")},
-            {**trained, "instructions": False},
+            ("learning_rate", "model_config"),
+            {**trained, "model_config": rename("wide"), "instructions": False},
             (first,),
             20,
             1.0,
@@ -71,7 +71,7 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
             Reference("stage", rename("pruned")),
             Reference("local", rename("teacher")),
             21_000,
-            {"learning_rate": 1e-5},
+            ("learning_rate",),
             {**trained, "instructions": True, "distillation_weight": 1.0},
             (first, second),
             10,

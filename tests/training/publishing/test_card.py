@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,9 @@ from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from training.evaluation.records import Evaluation
-from training.models import export_gguf
-from training.models.model_size import count_parameters
-from training.publishing.card import model_card
-from training.publishing.facts.family import family_rows, parameters
-from training.publishing.figures import draw_figures
+from training.models.model_folder import count_parameters
+from training.publishing.card import family_parameters, family_rows, model_card
+from training.publishing.evaluation import draw_figures
 from training.publishing.record import AdapterRecord, Reference, StageRecord
 
 
@@ -140,11 +137,6 @@ def test_unmeasured_widths_are_said_to_be_so(tmp_path: Path) -> None:
     assert "No other model was measured on the same tasks." in card
 
 
-def test_scores_under_another_name_are_not_this_models(tmp_path: Path) -> None:
-    card = model_card(write_release(tmp_path, evaluation=evaluate("another"), losses=False))
-    assert "This model was not evaluated." in card and "52.5" not in card
-
-
 def test_rows_that_are_not_known_are_not_summed(tmp_path: Path) -> None:
     release = make_release()
     stage = release.stages[-1]
@@ -224,7 +216,7 @@ def test_links_to_the_family(packed: Path) -> None:
 def test_the_published_shapes_have_the_parameters_of_their_models() -> None:
     for name in FAMILY:
         config = F2LLMConfig.from_family(name)
-        assert parameters(config) == count_parameters(config)
+        assert family_parameters(config) == count_parameters(config)
 
 
 def test_the_models_released_with_it_stand_in_the_family() -> None:
@@ -288,35 +280,6 @@ def test_other_libraries_are_given_the_prompts(tmp_path: Path, query: str, docum
     assert library_calls(card) == expected
 
 
-def test_the_printed_code_gives_the_same_embeddings(
-    tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompt = 'Instruct: Find "it" \\ there\'s\tmore.\nQuery: '
-    folder = tmp_path / "org" / NAME
-    prompts = {"query": prompt, "document": ""}
-    build_sentence_transformer(tiny_model, tiny_tokenizer, prompts).save_pretrained(str(folder))
-    write_release(folder, make_release(prompts=prompts), losses=False)
-    monkeypatch.chdir(tmp_path)
-    found = {}
-    for name, code in snippets(model_card(folder, f"org/{NAME}")).items():
-        names: dict[str, Any] = {"print": lambda *_: None}
-        exec(compile(code, name, "exec"), names)
-        found[name] = [torch.as_tensor(names[f"{side}_embeddings"]) for side in ("query", "document")]
-    assert list(found) == ["sentence-transformers", "transformers", "remote-code"]
-    for sides in found.values():
-        for ours, others in zip(sides, found["sentence-transformers"], strict=True):
-            assert ours.shape == (2, 32)
-            torch.testing.assert_close(ours, others, atol=1e-5, rtol=0)
-            torch.testing.assert_close(ours.norm(dim=-1), torch.ones(2))
-    assert not torch.allclose(*found["transformers"])
-    assert os.path.isdir(f"org/{NAME}")
-
-
-def test_a_damaged_record_is_named(tmp_path: Path, refuses: Any) -> None:
-    with refuses(str(tmp_path / "release.json")):
-        model_card(tmp_path)
-
-
 def test_the_printed_code_that_truncates_ranks_by_cosine(
     tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,14 +298,8 @@ def test_the_printed_code_that_truncates_ranks_by_cosine(
     torch.testing.assert_close(printed[0], expected, atol=1e-5, rtol=0)
 
 
-def test_card_and_readme_say_the_same_of_servers(card: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    for text in (card, readme):
-        plain = " ".join(text.split())
-        assert "No server puts a prompt before a text unless told: the client sends" in plain
-        assert "prompt_name" in plain and "to text-embeddings-inference" in plain
-        assert "convert_hf_to_gguf" not in plain
-    (command,) = re.findall(r"^python training/models/export_gguf.py (.*)$", card, re.MULTILINE)
-    words = command.replace("model --", f"{tmp_path / 'model'} --").split()
+def test_the_export_that_the_card_names_is_a_command(card: str, tmp_path: Path) -> None:
+    export = pytest.importorskip("training.export")
+    (command,) = re.findall(r"^python training/export.py (.*)$", card, re.MULTILINE)
     # The command has these options: what it lacks is the model.
-    assert export_gguf.main(words) == 2 and "lacks model.safetensors" in capsys.readouterr().err
+    assert export.main(command.replace("model --", f"{tmp_path / 'model'} --").split()) == 2

@@ -1,4 +1,4 @@
-"""Published scores are those of the very weights that are released, under public names."""
+"""Scores of a packed folder are those of exactly its weights, under public names; figures come from its numbers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from tests.training.recipes import write_single_stage
 from training.evaluation.records import Evaluation, ModelRecord, Score, load_evaluation
 from training.merge import main as merge
-from training.models.model_identity import model_revision
-from training.publishing.evaluation import write_evaluation
+from training.models.model_ref import model_revision
+from training.publishing.evaluation import (
+    FIGURES,
+    LOSSES,
+    draw_figures,
+    drawn_figures,
+    save_losses,
+    write_evaluation,
+)
 from training.publishing.lineage import Lineage
 from training.publishing.pack import PackOptions, pack
 from training.publishing.states import ModelState, find_state
@@ -77,31 +86,23 @@ def test_the_pairs_result_is_told_without_the_place(runs, output):
     result = json.loads((runs / "evaluation.json").read_text())
     assert told["model"] == "f2llm-v2-tiny" and told["accuracy"] == result["accuracy"]
     assert result.keys() - told.keys() == {"identity"}
-
-
-def test_another_stage_gets_its_own_result(runs, output):
-    (runs / "evaluation-stage2.json").rename(runs / "evaluation.json.aside")
-    state = find_state(runs / "stage2")
-    _write(state, output)
+    # Another stage has another result.
+    shutil.rmtree(output / "evaluation")
+    (runs / "evaluation-stage2.json").unlink()
+    _write(find_state(runs / "stage2"), output)
     assert not (output / "evaluation/results.json").exists()
-    (runs / "evaluation.json.aside").rename(runs / "evaluation-stage2.json")
-    _write(state, output)
-    assert (output / "evaluation/results.json").exists()
 
 
-def test_scores_of_another_state_of_the_model_are_left_out(runs, output, caplog):
+def test_scores_of_another_state_are_left_out_and_refused_if_given(runs, output, caplog, refuses):
+    given = _save(runs.parent / "given", ModelRecord(str(runs / "student"), identity="another"))
+    with refuses(given, "as it is now", runs / "student/model"):
+        _write(_state(runs), output, given)
     weights = runs / "student/model/model.safetensors"
     tensors = load_file(weights)
     tensors["norm.weight"] += 1
     save_file(tensors, weights, {"format": "pt"})
     assert _write(_state(runs), output).scores == []
     assert not (output / "evaluation").exists() and "as it is now" in caplog.text
-
-
-def test_scores_of_another_state_that_were_given_are_refused(runs, output, refuses):
-    given = _save(runs.parent / "given", ModelRecord(str(runs / "student"), identity="another"))
-    with refuses(given, "as it is now", runs / "student/model"):
-        _write(_state(runs), output, given)
 
 
 def test_a_stage_that_changed_since_is_left_out(runs, output, caplog):
@@ -215,3 +216,52 @@ def test_a_card_names_a_result_that_stands_alone(single: Path, tmp_path: Path):
     (run / "evaluation.json").unlink()
     card = (pack(run, tmp_path / "tiny", PackOptions("tiny")) / "README.md").read_text()
     assert "No score of this model came with it" in card
+
+
+NAMES = ("curves-0", "curves-1", "dimensions", "languages", "pareto")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / FIGURES).iterdir())}
+
+
+def test_figures_are_of_what_there_is_and_the_same_each_time(tmp_path: Path, refuses: Any, monkeypatch: Any) -> None:
+    drawn = {}
+    for name in ("one", "two"):
+        folder = write_release(tmp_path / name, evaluation=evaluate())
+        files = draw_figures(folder)
+        drawn[name] = contents(folder)
+        assert sorted(path.name for path in files) == sorted(drawn[name])
+    assert drawn["one"] == drawn["two"]
+    assert list(drawn["one"]) == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert b"<svg" in drawn["one"]["dimensions.svg"] and drawn["one"]["dimensions.png"].startswith(b"\x89PNG")
+    # Dimensions are of this model alone.
+    dimensions = drawn["one"]["dimensions.svg"]
+    assert NAME.encode() in dimensions and b"large" not in dimensions and b"large" in drawn["one"]["pareto.svg"]
+    stages = {"stage1": "figures/curves-0.png", "student": "figures/curves-1.png"}
+    assert drawn_figures(folder)["curves"] == [{"stage": stage, "path": path} for stage, path in stages.items()]
+    with monkeypatch.context() as patch, refuses("pip install matplotlib"):
+        patch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+        draw_figures(folder)
+    (folder / LOSSES).write_text("[")
+    with refuses(str(folder / LOSSES)):
+        draw_figures(folder)
+    # Figures without numbers are deleted.
+    (folder / LOSSES).unlink()
+    (folder / "evaluation/scores.json").unlink()
+    assert draw_figures(folder) == [] and contents(folder) == {}
+    assert not any(drawn_figures(folder).values())
+
+
+def test_losses_are_kept_by_stage(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    save_losses({"stage1": run}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    log = [{"step": 5, "loss": 2.0, "loss_source/names": 2.0}, {"step": 9, "eval_loss": 1.0, "eval_source/names": 1.0}]
+    (run / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    folder = write_release(tmp_path / "packed", make_release(), losses=False)
+    save_losses({"stage1": run, "pruned": tmp_path / "gone"}, folder)
+    curves = {"names": {"training": [[5, 2.0]], "validation": [[9, 1.0]]}}
+    assert json.loads((folder / LOSSES).read_text()) == {"stage1": curves}
+    assert [path.name for path in draw_figures(folder)] == ["curves-0.svg", "curves-0.png"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training.publishing.adapters import put_in_cache
-from training.data.cldr.build import LICENCE as CLDR
-from training.data.gettext_catalogs.build import LICENCE as GETTEXT
+from tests.training.publishing.packed import put_in_cache
+from training.data.cldr.sources import LICENCE as CLDR
+from training.data.gettext_catalogs.sources import LICENCE as GETTEXT
 from training.merge import main as merge
 from training.publish import main
 from training.publishing.licence import PERMISSIVE

@@ -18,7 +18,7 @@ from tests.hub_server.client import environment
 from tests.hub_server.server import HubServer
 from tests.training.publishing.packed import write_packed
 from tests.training.recipes import write_sources
-from training.data.release import release
+from training.data.releasing.release import release
 from training.publish import main
 
 MODEL, DATA = "org/tiny", "org/tiny-data"

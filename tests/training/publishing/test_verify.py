@@ -1,7 +1,12 @@
-"""The examination as a whole: damage is a finding, one fault hides no other, and the command says it."""
+"""The examination as a whole: damage is a finding, one fault hides no other, and nothing harmful runs."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,20 +14,29 @@ import pytest
 from tests.training.publishing.broken import BrokenRelease
 from training.common.errors import UserError
 from training.publish import main
-from training.publishing import verify_command
-from training.publishing.checks.contents import NEEDED
-from training.publishing.verify import CHECKS, Examination, verify
+from training.publishing import verify
+from training.publishing.checks.files import NEEDED
+from training.publishing.verify import CHECKS, Examination, examine
+
+TOKEN = "hf_" + "secretOfThisMachine"
+# Writes down what it can do: here, and in a program that it starts, which no hook of Python's holds back.
+_CODE = """
+import os, subprocess
+_call = "import socket; socket.create_connection(('127.0.0.1', {port}), 5)"
+_called = subprocess.run([{python!r}, "-c", _call], stderr=subprocess.PIPE, text=True)
+open({marker!r}, "w").write(repr((dict(os.environ), _called.returncode, _called.stderr)))
+"""
 
 
 def test_faults_in_several_files_are_all_found(broken: BrokenRelease) -> None:
-    broken.edit("config.json", max_window_layers=28)
+    broken.write("config.json", "{")
     broken.edit("config_sentence_transformers.json", similarity_fn_name="dot")
     broken.write("optimizer.pt", b"x")
+    groups = "configuration, tokenizer, weights, remote code"
     broken.expect(
-        ("config.json", "max_window_layers"),
+        ("config.json", "is not JSON", f"not checked for it, or not in full: {groups}"),
         ("config_sentence_transformers.json", "similarity_fn_name"),
         ("optimizer.pt", "training state"),
-        ("optimizer.pt", "no safetensors"),
     )
 
 
@@ -38,27 +52,10 @@ def test_a_damaged_file_is_a_finding(broken: BrokenRelease, name: str, content: 
     assert all(len(fault.splitlines()) == 1 for fault in faults)
 
 
-def test_what_could_not_be_checked_is_named_once(broken: BrokenRelease) -> None:
-    broken.write("config.json", "{")
-    broken.edit("config_sentence_transformers.json", similarity_fn_name="dot")
-    broken.expect(
-        (
-            "config.json",
-            "is not JSON",
-            "not checked for it, or not in full: configuration, tokenizer, modules, weights",
-        ),
-        ("config_sentence_transformers.json", "similarity_fn_name"),
-    )
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    assert {fault.partition(":")[0] for fault in verify(tmp_path)} >= set(NEEDED)
-
-
-def test_no_folder(tmp_path: Path) -> None:
+def test_no_folder_and_an_empty_one(tmp_path: Path) -> None:
+    assert {finding.file for finding in examine(tmp_path).faults} >= set(NEEDED)
     with pytest.raises(UserError, match="no such folder"):
-        verify(tmp_path / "nowhere")
-    assert main(["verify", str(tmp_path / "nowhere")]) == 2
+        examine(tmp_path / "nowhere")
 
 
 def test_the_command_lists_faults(broken: BrokenRelease, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +70,101 @@ def test_the_command_lists_faults(broken: BrokenRelease, capsys: pytest.CaptureF
 def test_the_command_says_what_was_checked(
     release: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_command, "examine", lambda folder, base, trust: Examination((), (), tuple(CHECKS)))
+    monkeypatch.setattr(verify, "examine", lambda folder, base, trust: Examination((), (), tuple(CHECKS)))
     assert main(["verify", str(release)]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in CHECKS) and "not run" in printed
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        yield server
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def code(listener: socket.socket, marker: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return _CODE.format(port=listener.getsockname()[1], python=sys.executable, marker=str(marker))
+
+
+def add_code(broken: BrokenRelease, code: str, listed: bool = True) -> None:
+    """Add code to the folder's; ``listed``, the record has its hash."""
+    broken.write("packing.py", (broken.folder / "packing.py").read_text() + code, listed)
+
+
+def add_to_card(broken: BrokenRelease, code: str) -> None:
+    """Add code to an example that is run."""
+    broken.replace("README.md", "\nimport torch\n", f"\nimport torch\n{code}")
+
+
+def test_nothing_is_run_of_a_folder_with_a_fault(
+    broken: BrokenRelease, code: str, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_code(broken, code, listed=False)
+    assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
+    printed = capsys.readouterr().out
+    assert "packing.py: has " in printed and "README.md: its examples were not run: the folder has faults" in printed
+    broken.list_sizes()
+    add_to_card(broken, code)
+    broken.write("pytorch_model.bin", b"\x80\x04.")
+    assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("add", "named"), [(add_code, "packing.py"), (add_to_card, "the example transformers")])
+def test_code_that_is_not_this_checkouts_is_not_run_unasked(
+    broken: BrokenRelease, code: str, marker: Path, capsys: pytest.CaptureFixture[str], add, named: str
+) -> None:
+    add(broken, code)
+    assert main(["verify", str(broken.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"README.md: its examples were not run: {named} is not this checkout's" in printed
+    assert "--trust-remote-code" in printed and not printed.rstrip().endswith("embeddings")
+    assert not marker.exists()
+
+
+def test_code_of_a_base_is_not_run_unasked(
+    broken_adapter: BrokenRelease, adapter_base: Path, tmp_path: Path, code: str, marker: Path, capsys
+) -> None:
+    base = Path(shutil.copytree(adapter_base, tmp_path / "base"))
+    (base / "packing.py").write_text((base / "packing.py").read_text() + code)
+    main(["verify", str(broken_adapter.folder), "--base", str(base)])
+    assert "its examples were not run: packing.py is not this checkout's" in capsys.readouterr().out
+    assert not marker.exists()
+
+
+def test_code_that_a_module_or_a_tokenizer_names_is_not_run(broken: BrokenRelease, code: str, marker: Path) -> None:
+    add_code(broken, code)
+    broken.edit("tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": [None, "packing.Own"]})
+    main(["verify", str(broken.folder)])
+    # sentence-transformers runs such a class of a local folder without being told to.
+    broken.edit("modules.json", lambda modules: modules[0].update(type="packing.Own"))
+    assert main(["verify", str(broken.folder)]) == 1
+    assert not marker.exists()
+
+
+def test_what_is_run_has_neither_login_nor_network(
+    broken: BrokenRelease, code: str, marker: Path, listener: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_code(broken, code)
+    assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 0
+    printed = capsys.readouterr().out
+    environment, status, error = eval(marker.read_text())
+    assert TOKEN not in json.dumps(environment) and Path(environment["HOME"]) != Path.home()
+    assert environment.keys() <= {
+        *("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HF_HOME", "HOME", "TOKENIZERS_PARALLELISM"),
+        # Of Python and the libraries themselves.
+        *("LC_CTYPE", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"),
+    }
+    if "without a network namespace" in printed:
+        pytest.skip("this system allows no network namespace, and verify says so")
+    assert status and "unreachable" in error
+    with pytest.raises(BlockingIOError):
+        listener.accept()

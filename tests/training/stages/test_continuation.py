@@ -1,4 +1,4 @@
-"""A continued run: changes that are accepted take effect at once and are told; what cannot take effect is refused."""
+"""A resumed run: accepted changes take effect at once and are recorded; what cannot take effect is refused."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from tests.training.evaluation.watched_recipe import write_watched
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import error_of, killed, write_single_stage
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.publish import main as publish
@@ -26,29 +23,10 @@ from training.stages.continuation import check_keys, note_changes, read_changes
 from training.trainer.trainer import F2LLMTrainer
 
 LAST = 10
-Write = Callable[..., Path]
-
-
-class _KilledError(BaseException):
-    """Ends a training the way a killed process ends it."""
-
-
-def killed(recipe: Path, at_step: int, *words: str) -> None:
-    """Trains until a step begins."""
-    training_step = F2LLMTrainer.training_step
-
-    def dying(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == at_step:
-            raise _KilledError
-        return training_step(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_KilledError):
-        patch.setattr(F2LLMTrainer, "training_step", dying)
-        main([str(recipe), *words])
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(tmp_path_factory):
     """A folder of a run of ten steps that was killed after its fourth, with checkpoints of the second and fourth."""
     folder = tmp_path_factory.mktemp("stopped")
     killed(write_single_stage(folder, save_steps=2), 4)
@@ -56,35 +34,27 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def write(stopped: Path, tmp_path: Path) -> Write:
+def write(stopped, tmp_path):
     """Copies that run and writes its recipe with other keys."""
     shutil.copytree(stopped / "run", tmp_path / "run")
 
-    def write(**keys: Any) -> Path:
+    def write(**keys):
         manifest = str(stopped / "data/manifest.yaml")
         return write_single_stage(tmp_path, **{"save_steps": 2, "manifest": manifest, **keys})
 
     return write
 
 
-def error_of(words: list[str], capsys: pytest.CaptureFixture, status: int = 2) -> str:
-    capsys.readouterr()
-    assert main(words) == status
-    output = capsys.readouterr().err
-    assert "Traceback" not in output
-    return output.splitlines()[-1]
-
-
 class _Step:
     """The weights before and after the first optimizer step that is done, its gradients and averages."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.weights: dict[str, Tensor] = {}
 
-    def watch(self, patch: pytest.MonkeyPatch) -> None:
+    def watch(self, patch):
         norm, log, step = F2LLMTrainer._get_grad_norm, F2LLMTrainer.log, self
 
-        def before(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+        def before(self, *args, **kwargs):
             if not step.weights:
                 named = dict(self.model.named_parameters())
                 step.weights = {name: each.detach().clone() for name, each in named.items()}
@@ -96,7 +66,7 @@ class _Step:
                 }
             return norm(self, *args, **kwargs)
 
-        def after(self: F2LLMTrainer, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        def after(self, logs, *args, **kwargs):
             if "loss" in logs and step.weights and not hasattr(step, "after"):
                 step.after = {name: each.detach().clone() for name, each in self.model.named_parameters()}
                 step.rate = logs["learning_rate"]
@@ -107,7 +77,7 @@ class _Step:
         patch.setattr(F2LLMTrainer, "log", after)
 
 
-def linear(step: int, warmup: int = 2, last: int = LAST) -> float:
+def linear(step, warmup=2, last=LAST):
     return step / warmup if step < warmup else (last - step) / (last - warmup)
 
 
@@ -126,9 +96,7 @@ def linear(step: int, warmup: int = 2, last: int = LAST) -> float:
         ({"num_train_epochs": 3}, linear(4, last=15)),
     ],
 )
-def test_the_next_step_is_that_of_the_changed_keys(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], factor: float
-) -> None:
+def test_the_next_step_is_that_of_the_changed_keys(write, tmp_path, monkeypatch, keys, factor):
     step = _Step()
     step.watch(monkeypatch)
     recipe = write(**keys, logging_steps=1)
@@ -153,7 +121,7 @@ def test_the_next_step_is_that_of_the_changed_keys(
     assert bool(decayed) == bool(told["weight_decay"])
 
 
-def test_recipe_arguments_and_card_tell_what_was_used(write: Write, tmp_path: Path) -> None:
+def test_recipe_arguments_and_card_tell_what_was_used(write, tmp_path):
     keys = {"learning_rate": 5e-4, "weight_decay": 0.1, "adam_beta2": 0.98}
     assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
@@ -178,7 +146,7 @@ def test_recipe_arguments_and_card_tell_what_was_used(write: Write, tmp_path: Pa
     assert "From step 4 on, `weight_decay` was `0.1` instead of the default." in card
 
 
-def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path: Path) -> None:
+def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
     note_changes(tmp_path, {}, None)
     assert read_changes(tmp_path) == [] and not list(tmp_path.iterdir())
     note_changes(tmp_path, {"seed": (1, 2)}, tmp_path / "checkpoint-6")
@@ -204,9 +172,7 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path: Path) -> Non
         ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
     ],
 )
-def test_what_the_checkpoints_hold_cannot_change(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any], name: str
-) -> None:
+def test_what_the_checkpoints_hold_cannot_change(write, tmp_path, capsys, keys, name):
     before = (tmp_path / "run/recipe.yaml").read_text()
     error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
     assert error.startswith("error: ") and f"key '{name}' cannot change" in error
@@ -214,14 +180,10 @@ def test_what_the_checkpoints_hold_cannot_change(
     assert (tmp_path / "run/recipe.yaml").read_text() == before
 
 
-def test_the_default_is_no_change(write: Write) -> None:
-    assert main([str(write(optim="adamw_torch_fused")), "--resume", "--accept-changes"]) == 0
-
-
 @pytest.mark.parametrize(
     ("key", "at"), [("save_steps", [2, 4, 7, 10]), ("eval_steps", [7, 10]), ("logging_steps", [7])]
 )
-def test_other_intervals_hold_from_the_next_step_on(write: Write, tmp_path: Path, key: str, at: list[int]) -> None:
+def test_other_intervals_hold_from_the_next_step_on(write, tmp_path, key, at):
     keys = {"eval_strategy": "steps", "eval_steps": 100, "logging_steps": 100, key: 7}
     assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
@@ -232,7 +194,7 @@ def test_other_intervals_hold_from_the_next_step_on(write: Write, tmp_path: Path
     assert found == at
 
 
-def test_another_metric_is_followed_from_then_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_metric_is_followed_from_then_on(tmp_path, caplog):
     best = {"load_best_model_at_end": True, "early_stopping_patience": 9}
     killed(write_watched(tmp_path, **best, metric_for_best_model="pairs_accuracy"), 5)
     recipe = write_watched(tmp_path, **best, metric_for_best_model="loss")
@@ -244,11 +206,43 @@ def test_another_metric_is_followed_from_then_on(tmp_path: Path, caplog: pytest.
     assert state["best_metric"] == min(losses[step] for step in (6, 8, 10))
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "now", "changes"),
+    [
+        ("learning_rate", 2e-5, "2e-5", False),
+        ("learning_rate", "0.00002", 2e-5, False),
+        ("learning_rate", 2e-5, "2.1e-5", True),
+        ("max_steps", "1e2", 100, False),
+        ("matryoshka_dimensions", [8], "8", False),
+        ("source_caps", {"river": 5}, '{"river":5}', False),
+        ("matryoshka", True, "true", False),
+        ("eval_strategy", False, "no", False),
+        ("seed", None, "42", False),
+        ("seed", None, "43", True),
+        ("lr_scheduler_type", None, "linear", False),
+        ("optim", None, "adamw_torch_fused", False),
+        ("manifest_stage", "1", "01", True),
+        ("teacher_query_template", "Query: {text}", "query: {text}", True),
+        ("sources", ["a"], "A", True),
+    ],
+)
+def test_a_key_changes_with_its_meaning_and_not_with_its_spelling(tmp_path, refuses, key, before, now, changes):
+    keys = {"output_dir": str(tmp_path), "model": "m/n"}
+    given = {} if before is None else {key: before}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**keys, **given}))
+    stage = Stage("x", {**keys, key: now}, StageArguments(**keys, use_cpu=True))
+    if not changes:
+        assert check_keys(tmp_path, stage, accept_changes=False) == {}
+        return
+    with refuses("with other keys", f"{key}: {before!r} → {now!r}"):
+        check_keys(tmp_path, stage, accept_changes=False)
+
+
 # Finished runs
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     assert main([str(write_single_stage(folder))]) == 0
     return folder
@@ -256,75 +250,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", [["--resume"], ["--resume", "--accept-changes"]])
 @pytest.mark.parametrize("keys", [["--max_steps", "20"], ["--num_train_epochs", "5"], ["--learning_rate", "1"]])
-def test_a_finished_run_says_how_to_train_on(
-    finished: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture, words: list[str], keys: list[str]
-) -> None:
+def test_a_finished_run_says_how_to_train_on(finished, capsys, caplog, words, keys):
     error = error_of([str(finished / "single.yaml"), *words, *keys], capsys)
     assert "stage 'single' is finished" in error and keys[0][2:] in error
     assert f"'model: {finished / 'run/model'}'" in error and "--accept-changes" not in error
     assert "going on" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("key", "before", "now"),
-    [
-        ("learning_rate", 2e-5, "2e-5"),
-        ("learning_rate", "0.00002", 2e-5),
-        ("max_steps", "1e2", 100),
-        ("matryoshka_dimensions", [8], "8"),
-        ("source_caps", {"river": 5}, '{"river":5}'),
-        ("matryoshka", True, "true"),
-        ("seed", None, "42"),
-        ("lr_scheduler_type", None, "linear"),
-    ],
-)
-def test_another_spelling_is_no_change(
-    finished: Path, tmp_path: Path, key: str, before: Any, now: Any, capsys: pytest.CaptureFixture
-) -> None:
-    shutil.copytree(finished / "run/model", tmp_path / "model")
-    recipe = finished / "run/recipe.yaml"
-    keys = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name != key}
-    told = {**keys, "output_dir": str(tmp_path), **({} if before is None else {key: before})}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
-    write = write_single_stage(tmp_path / "again", **{**keys, "output_dir": str(tmp_path), key: now})
-    assert main([str(write), "--resume"]) == 0, capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("key", "before", "now"),
-    [
-        ("manifest_stage", "1", "01"),
-        ("teacher_query_template", "Query: {text}", "query: {text}"),
-        ("learning_rate", 2e-5, "2.1e-5"),
-        ("seed", None, "43"),
-        ("sources", ["a"], "A"),
-    ],
-)
-def test_another_value_is_a_change(
-    tmp_path: Path, refuses: Callable[..., Any], key: str, before: Any, now: Any
-) -> None:
-    (tmp_path / "checkpoint-1").mkdir()
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path), "model": "m/n", key: before}))
-    keys = {"output_dir": str(tmp_path), "model": "m/n"}
-    arguments = StageArguments(**keys, use_cpu=True)
-    with refuses("with other keys", key):
-        check_keys(tmp_path, Stage("x", {**keys, key: now}, arguments), accept_changes=False)
-
-
-def test_a_finished_run_trains_on_that_way(finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_trains_on_that_way(finished, tmp_path):
     keys = {"model": str(finished / "run/model"), "model_config": None, "tokenizer": None, "max_steps": 2}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
 
 
-def test_a_finished_run_may_be_evaluated_on_other_pairs(finished: Path) -> None:
+def test_a_finished_run_may_be_evaluated_on_other_pairs(finished):
     pairs = str(finished / "data/pairs.parquet")
     assert main([str(finished / "single.yaml"), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
     assert (finished / "run/evaluation.json").exists()
 
 
-def test_damaged_notes_of_a_finished_run_are_written_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_notes_of_a_finished_run_are_written_again(tmp_path, capsys, caplog):
     recipe, run = write_single_stage(tmp_path, max_steps=1), tmp_path / "run"
     assert main([str(recipe)]) == 0
     (run / "recipe.yaml").write_bytes(b"\x00[")
@@ -341,15 +285,13 @@ def test_damaged_notes_of_a_finished_run_are_written_again(
 # The end
 
 
-def cut_back(run: Path) -> None:
+def cut_back(run):
     shutil.rmtree(run / "model")
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 7}, {"num_train_epochs": 1.5}, {"num_train_epochs": 2}])
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_a_checkpoint_at_its_end_is_only_saved(
-    tmp_path: Path, check_same_weights: Callable[..., None], keys: dict[str, Any], strategy: str
-) -> None:
+def test_a_checkpoint_at_its_end_is_only_saved(tmp_path, check_same_weights, keys, strategy):
     recipe = write_single_stage(tmp_path, **keys, save_strategy=strategy)
     assert main([str(recipe)]) == 0
     run = tmp_path / "run"
@@ -365,9 +307,7 @@ def test_a_checkpoint_at_its_end_is_only_saved(
         cut_back(run)
 
 
-def test_a_run_killed_before_its_last_save_ends_in_the_same_weights(
-    tmp_path: Path, check_same_weights: Callable[..., None]
-) -> None:
+def test_a_run_killed_before_its_last_save_ends_in_the_same_weights(tmp_path, check_same_weights):
     keys = {"max_steps": 7, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3}
     recipe = write_single_stage(tmp_path, **keys)
     assert main([str(recipe)]) == 0
@@ -384,9 +324,7 @@ def test_a_run_killed_before_its_last_save_ends_in_the_same_weights(
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 3}, {"global_batch_size": 1000}])
-def test_a_checkpoint_beyond_the_end_is_refused(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any]
-) -> None:
+def test_a_checkpoint_beyond_the_end_is_refused(write, tmp_path, capsys, keys):
     error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
     assert f"{tmp_path / 'run/checkpoint-4'}: is of step 4, but the stage now ends at step" in error
     assert not (tmp_path / "run/model").exists()
@@ -395,16 +333,23 @@ def test_a_checkpoint_beyond_the_end_is_refused(
 # Dropout
 
 
-def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write, tmp_path, capsys, caplog):
     assert main([str(write(max_tokens_per_forward=100)), "--resume"]) == 0
     assert "dropout" not in caplog.text
     model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
     folder = tmp_path / "dropping"
     recipe = write_single_stage(folder, **model, lora=True, lora_rank=2, lora_dropout=0.5, save_steps=2)
     killed(recipe, 4)
-    assert "dropout is drawn for a chunk at once" in caplog.text
+    assert "dropout is drawn per chunk" in caplog.text
     error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
     assert "max_tokens_per_forward: None → '100'" in error
     assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0
+
+
+def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(tmp_path, capsys):
+    recipe = write_watched(tmp_path)
+    killed(recipe, 5)
+    assert main([str(recipe), "--resume", "--evaluation_sample", "10"]) == 0
+    chosen = write_watched(tmp_path / "chosen", load_best_model_at_end=True, metric_for_best_model="pairs_accuracy")
+    killed(chosen, 5)
+    assert "evaluation_sample: 30 → '10'" in error_of([chosen, "--resume", "--evaluation_sample", "10"], capsys)

@@ -1,10 +1,13 @@
+"""Kills, full disks, lost data, dead workers, two commands at once: a resumed run ends in the same weights."""
+
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,20 +15,25 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from tests.training.forked import SignalAt, start
-from tests.training.recipes import write_single_stage, write_sources
+from tests.training.processes import ROOT, run_bounded, torchrun
+from tests.training.recipes import at_step, error_of, write_single_stage, write_sources
+from training.common.outputs import locked
 from training.common.run_folder import STAGING, last_checkpoint
+from training.config.recipe import load_recipe
+from training.data.prepared import PreparedSource
 from training.run_stage import main
 from training.stages.continuation import read_changes
-from training.trainer.trainer import F2LLMTrainer
+from training.stages.setup import make_tokenizer, read_sources
 
 # Config, tokenizer and random states fit in; weights (109 kB) do not, or the optimizer's state (234 kB) does not.
 NO_ROOM_FOR_WEIGHTS, NO_ROOM_FOR_OPTIMIZER = 50_000, 150_000
 KILL = 9
 
 
-def _assert_whole(checkpoint: Path | None) -> None:
+def _assert_whole(checkpoint):
     assert checkpoint is not None
     assert SentenceTransformer(str(checkpoint), device="cpu").encode("a text").shape == (32,)
     for name in ("optimizer.pt", "scheduler.pt"):
@@ -33,7 +41,7 @@ def _assert_whole(checkpoint: Path | None) -> None:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Path:
+def stopped(tmp_path):
     """The recipe of a run that was killed in its fifth step, with one checkpoint, of its third."""
     recipe = write_single_stage(tmp_path)
     assert start([recipe], tmp_path, [SignalAt("step", 4, KILL)]).wait() == -KILL
@@ -42,7 +50,7 @@ def stopped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_while_a_checkpoint_is_written(tmp_path: Path, check_same_weights, workers: int) -> None:
+def test_killed_while_a_checkpoint_is_written(tmp_path, check_same_weights, workers):
     run = tmp_path / "run"
     words = [write_single_stage(tmp_path), "--dataloader_num_workers", workers]
     training = start(words, tmp_path)
@@ -57,22 +65,21 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path, check_same_weights
 
 
 @pytest.mark.parametrize("place", ["setup", "checkpoint", "finish"])
-def test_killed_at_a_moment_of_its_own(tmp_path: Path, check_same_weights, place: str) -> None:
+def test_killed_at_a_moment_of_its_own(tmp_path, resumes_exactly, place):
     recipe = write_single_stage(tmp_path)
     assert start([recipe], tmp_path, [SignalAt(place, 0, KILL)]).wait() == -KILL
     if place == "finish":
         _assert_whole(last_checkpoint(tmp_path / "run"))
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(tmp_path / "run")
+    resumes_exactly(recipe)
 
 
-def _step(run: Path) -> int:
+def _step(run):
     checkpoint = last_checkpoint(run)
     return int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path: Path, check_same_weights) -> None:
+def test_killed_at_twenty_random_moments(tmp_path, check_same_weights, resumes_exactly):
     recipe, run, draws = write_single_stage(tmp_path, save_steps=1), tmp_path / "run", random.Random(7)
     kills = saving = runs = 0
     while kills < 20:
@@ -93,15 +100,12 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, check_same_weights) -> 
         if (run / "model").exists():
             check_same_weights(run)
             shutil.rmtree(run)
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(run)
+    resumes_exactly(recipe)
     assert saving, "no kill fell into the writing of a checkpoint"
 
 
 @pytest.mark.parametrize("room", [NO_ROOM_FOR_WEIGHTS, NO_ROOM_FOR_OPTIMIZER])
-def test_a_full_disk_stops_with_the_last_checkpoint_whole(
-    tmp_path: Path, stopped: Path, check_same_weights, room: int
-) -> None:
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(tmp_path, stopped, resumes_exactly, room):
     run = tmp_path / "run"
     full = start([stopped, "--resume"], tmp_path, file_size=room)
     assert full.wait() == 1, full.output
@@ -110,11 +114,10 @@ def test_a_full_disk_stops_with_the_last_checkpoint_whole(
     assert f"last good checkpoint: {run / 'checkpoint-3'}. " in line and "--resume" in line
     assert not (run / STAGING).exists() and not (run / "checkpoint-6").exists()
     _assert_whole(last_checkpoint(run))
-    assert main([str(stopped), "--resume"]) == 0
-    check_same_weights(run)
+    resumes_exactly(stopped)
 
 
-def test_a_full_disk_at_the_finished_model_costs_no_step(tmp_path: Path, check_same_weights) -> None:
+def test_a_full_disk_at_the_finished_model_costs_no_step(tmp_path, resumes_exactly):
     run = tmp_path / "run"
     recipe = write_single_stage(tmp_path)
     assert start([recipe], tmp_path, [SignalAt("finish", 0, KILL)]).wait() == -KILL
@@ -123,30 +126,27 @@ def test_a_full_disk_at_the_finished_model_costs_no_step(tmp_path: Path, check_s
     assert full.line().startswith(f"stopped: {run / 'model'}: the finished model could not be written (")
     assert str(run / "checkpoint-10") in full.line()
     assert not (run / "model").exists() and not list(run.glob(".*"))
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(run)
+    resumes_exactly(recipe)
 
 
 @pytest.mark.parametrize("room", [300, 5_000])
-def test_a_full_disk_before_the_first_step_is_one_line(tmp_path: Path, check_same_weights, room: int) -> None:
+def test_a_full_disk_before_the_first_step_is_one_line(tmp_path, resumes_exactly, room):
     recipe = write_single_stage(tmp_path)
     full = start([recipe], tmp_path, file_size=room)
     assert full.wait() == 2, full.output
     assert full.line().startswith(f"error: {tmp_path / 'run/tokenizer'}: cannot be written (")
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(tmp_path / "run")
+    resumes_exactly(recipe)
 
 
-def test_a_full_disk_at_a_resumption_keeps_the_notes_of_the_run(tmp_path: Path, stopped: Path, check_same_weights):
+def test_a_full_disk_at_a_resumption_keeps_the_notes_of_the_run(tmp_path, stopped, resumes_exactly):
     run = tmp_path / "run"
     noted = {name: (run / name).read_text() for name in ("recipe.yaml", "data.json")}
     assert start([stopped, "--resume"], tmp_path, file_size=300).wait() != 0
     assert {name: (run / name).read_text() for name in noted} == noted
-    assert main([str(stopped), "--resume"]) == 0
-    check_same_weights(run)
+    resumes_exactly(stopped)
 
 
-def test_a_full_disk_for_tensorboard_stops_with_a_clear_line(tmp_path: Path) -> None:
+def test_a_full_disk_for_tensorboard_stops_with_a_clear_line(tmp_path):
     pytest.importorskip("tensorboard")
     recipe = write_single_stage(tmp_path, num_train_epochs=20, save_strategy="no", save_steps=None)
     words = [recipe, "--report_to", "tensorboard", "--logging_steps", "1"]
@@ -157,106 +157,75 @@ def test_a_full_disk_for_tensorboard_stops_with_a_clear_line(tmp_path: Path) -> 
     assert last.startswith("stopped: ") and "File too large" in last and "--resume" in last
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main([str(write_single_stage(tmp_path, output_dir=str(tmp_path / "file/run")))]) == 2
-    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    recipe = write_single_stage(tmp_path, output_dir=str(tmp_path / "file/run"))
+    assert "cannot be written" in error_of([recipe], capsys)
 
 
-def test_an_output_folder_that_vanishes_stops_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_output_folder_that_vanishes_stops_the_training(tmp_path, monkeypatch, capsys):
     recipe = write_single_stage(tmp_path)
-    _at_step(monkeypatch, 4, lambda: shutil.rmtree(tmp_path / "run"))
-    assert main([str(recipe)]) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    at_step(monkeypatch, 4, lambda: shutil.rmtree(tmp_path / "run"))
+    line = error_of([recipe], capsys, 1)
     assert line.startswith("stopped: ") and "checkpoint-6: the checkpoint could not be written" in line
     assert "last good checkpoint: none yet" in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_prepared_data_deleted_while_a_training_reads_it_is_not_missed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_same_weights, workers: int
-) -> None:
-    _at_step(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run/prepared"))
+    tmp_path, monkeypatch, check_same_weights, workers
+):
+    at_step(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run/prepared"))
     assert main([str(write_single_stage(tmp_path, dataloader_num_workers=workers))]) == 0
     check_same_weights(tmp_path / "run")
 
 
-def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
-    training_step = F2LLMTrainer.training_step
-
-    def acting(self, *args, **kwargs):
-        if self.state.global_step == step:
-            action()
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(F2LLMTrainer, "training_step", acting)
-
-
-def test_a_loader_worker_that_dies_stops_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_loader_worker_that_dies_stops_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.trainer.trainer.outlive_signals", lambda worker: os._exit(7))
-    assert main([str(write_single_stage(tmp_path, dataloader_num_workers=2))]) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([write_single_stage(tmp_path, dataloader_num_workers=2)], capsys, 1)
     assert line.startswith("stopped: ") and "DataLoader worker" in line and "--resume" in line
 
 
-def test_vanished_data_is_named_and_the_checkpoint_stays(
-    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, check_same_weights
-) -> None:
+def test_vanished_data_is_named_and_the_checkpoint_stays(tmp_path, stopped, capsys, resumes_exactly):
     raw = tmp_path / "data/retrieval.parquet"
     raw.rename(tmp_path / "elsewhere")
-    assert main([str(stopped), "--resume"]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([stopped, "--resume"], capsys)
     assert line.startswith("error: ") and "no file matches" in line and "retrieval.parquet" in line
     _assert_whole(last_checkpoint(tmp_path / "run"))
     (tmp_path / "elsewhere").rename(raw)
-    assert main([str(stopped), "--resume"]) == 0
-    check_same_weights(tmp_path / "run")
+    resumes_exactly(stopped)
 
 
 @pytest.mark.parametrize("file", ["tokens.int32", "train.int32", "source.json"])
-def test_truncated_prepared_data_is_prepared_again(
-    tmp_path: Path, stopped: Path, check_same_weights, file: str
-) -> None:
+def test_truncated_prepared_data_is_prepared_again(tmp_path, stopped, resumes_exactly, file):
     (path,) = tmp_path.glob(f"run/prepared/tiny_retrieval-*/{file}")
     path.write_bytes(path.read_bytes()[:-4])
-    assert main([str(stopped), "--resume"]) == 0
-    check_same_weights(tmp_path / "run")
+    resumes_exactly(stopped)
 
 
-def test_data_of_the_same_content_is_the_same(tmp_path: Path, stopped: Path, check_same_weights) -> None:
+def test_data_of_the_same_content_is_the_same(tmp_path, stopped, resumes_exactly):
     # Copied, or downloaded again.
     write_sources(tmp_path / "data")
     os.utime(tmp_path / "data/retrieval.parquet", ns=(1, 1))
-    assert main([str(stopped), "--resume"]) == 0
-    check_same_weights(tmp_path / "run")
+    resumes_exactly(stopped)
 
 
-def test_flipped_bytes_of_prepared_data_are_noticed(
-    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_flipped_bytes_of_prepared_data_are_noticed(tmp_path, stopped, capsys):
     (path,) = tmp_path.glob("run/prepared/tiny_retrieval-*/tokens.int32")
     content, stat = bytearray(path.read_bytes()), path.stat()
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert main([str(stopped), "--resume"]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([stopped, "--resume"], capsys)
     assert line.startswith(f"error: {path}: is damaged") and f"delete {path.parent}" in line
 
 
-def test_changed_data_is_refused_unless_accepted(
-    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_changed_data_is_refused_unless_accepted(tmp_path, stopped, capsys, caplog):
     source = tmp_path / "data/retrieval.parquet"
     table = pq.read_table(source).to_pydict()
     table["passage"][7] = "another passage"
     pq.write_table(pa.table(table), source)
-    assert main([str(stopped), "--resume"]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([stopped, "--resume"], capsys)
     assert "the data changed since the run started (tiny_retrieval)" in line and "--accept-changes" in line
     _assert_whole(last_checkpoint(tmp_path / "run"))
     assert main([str(stopped), "--resume", "--accept-changes"]) == 0
@@ -265,45 +234,92 @@ def test_changed_data_is_refused_unless_accepted(
     assert [list(each) for each in note["keys"]["data"]] == [["tiny_retrieval"]] * 2
 
 
-def test_a_changed_recipe_is_refused_unless_accepted(
-    tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_changed_recipe_is_refused_unless_accepted(tmp_path, stopped, capsys, caplog):
     recipe = yaml.safe_load(stopped.read_text())
     stopped.write_text(yaml.safe_dump({**recipe, "temperature": 0.1, "logging_steps": 1}))
-    assert main([str(stopped), "--resume"]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([stopped, "--resume"], capsys)
     assert "temperature: None → 0.1" in line and "--accept-changes" in line and "logging_steps" not in line
     assert main([str(stopped), "--resume", "--accept-changes"]) == 0
     assert "temperature: None → 0.1" in caplog.text and "going on regardless" in caplog.text
 
 
 @pytest.mark.parametrize("words", [[], ["--resume"]])
-def test_checkpoints_without_the_optimizer_are_neither_resumed_from_nor_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str]
-) -> None:
+def test_checkpoints_without_the_optimizer_are_neither_resumed_from_nor_replaced(tmp_path, capsys, words):
     recipe = write_single_stage(tmp_path)
     assert start([recipe], tmp_path, [SignalAt("step", 7, KILL)]).wait() == -KILL
     for state in (tmp_path / "run").glob("checkpoint-*/scheduler.pt"):
         state.unlink()
-    assert main([str(recipe), *words]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_of([recipe, *words], capsys)
     assert "none of the checkpoints can be resumed from" in line
     assert f"'model: {tmp_path / 'run/checkpoint-6'}'" in line
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
 
 
-def test_too_little_memory_names_the_key_and_the_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full() -> None:
+def test_too_little_memory_names_the_key_and_the_checkpoint(tmp_path, capsys, monkeypatch):
+    def full():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     recipe = write_single_stage(tmp_path)
     with monkeypatch.context() as patch:
-        _at_step(patch, 4, full)
-        assert main([str(recipe)]) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+        at_step(patch, 4, full)
+        line = error_of([recipe], capsys, 1)
     assert line.startswith("stopped: CUDA out of memory.")
     assert f"last good checkpoint: {tmp_path / 'run/checkpoint-3'}." in line
     assert "Lower 'max_tokens_per_forward', now without limit, and run the same command with --resume" in line
     assert main([str(recipe), "--resume", "--max_tokens_per_forward", "64"]) == 0
+
+
+def test_two_recipes_prepare_into_one_folder_at_once(tmp_path):
+    shared, runs = tmp_path / "prepared", []
+    for number, rate in enumerate((1e-3, 2e-3)):
+        folder = tmp_path / str(number)
+        keys = {"learning_rate": rate, "prepared_dir": str(shared), "manifest": str(tmp_path / "0/data/manifest.yaml")}
+        runs.append((write_single_stage(folder, **keys), folder))
+    started = [start([recipe], folder, []) for recipe, folder in runs]
+    assert [run.wait() for run in started] == [0, 0], [run.output for run in started]
+    (folder,) = shared.glob("[!.]*")
+    source = PreparedSource(folder).check()
+    assert sum(source.description["rows"].values()) == 80 and (source.lengths(source.rows["train"]) > 1).all()
+    noted = [json.loads((folder / "run/data.json").read_text()) for _, folder in runs]
+    assert noted == [{"tiny_retrieval": source.description["fingerprint"]}] * 2
+
+
+def test_a_run_that_is_started_twice_goes_on_alone(tmp_path, check_same_weights):
+    recipe = write_single_stage(tmp_path)
+    first = start([recipe], tmp_path, [])
+    assert first.wait_for((tmp_path / "run/.model.lock").exists)
+    second = start([recipe, "--resume"], tmp_path / "data", [])
+    assert second.wait() == 2
+    assert "another process trains there" in second.line()
+    assert first.wait() == 0
+    check_same_weights(tmp_path / "run")
+
+
+def test_a_trained_tokenizer_is_whole_or_absent(tmp_path, monkeypatch):
+    args = load_recipe(write_single_stage(tmp_path)).stages[0].arguments
+    sources, _ = read_sources(args)
+    save, folder = PreTrainedTokenizerBase.save_pretrained, tmp_path / "run/tokenizer"
+
+    def killed(self, place, **keys):
+        save(self, place, **keys)
+        assert not folder.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", killed)
+        make_tokenizer(args, sources)
+    assert not folder.exists()
+    with ThreadPoolExecutor(2) as pool:
+        vocabularies = list(pool.map(lambda _: make_tokenizer(args, sources).get_vocab(), range(2)))
+    assert vocabularies[0] == vocabularies[1]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_launch_are_refused(tmp_path):
+    recipe = write_single_stage(tmp_path)
+    with locked(tmp_path / "run/model"):
+        ended = run_bounded(torchrun(2, ROOT / "training/run_stage.py", recipe), seconds=120)
+    assert ended.returncode
+    said = [line for line in ended.stdout.splitlines() if "another process trains there" in line]
+    assert sorted(line.split("error")[0] for line in said) == ["", "[process 1] "]

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
-from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
-from tests.training.recipes import only_stage, write_single_stage
+from tests.training.recipes import error_of, only_stage, write_single_stage
 from training.common.errors import UserError
 from training.config.recipe import load_recipe
-from training.models.adapter import ADAPTER_WEIGHTS
-from training.models.adapter_folder import find_adapter
-from training.models.merge_adapter import main as merge
+from training.merge import main as merge
+from training.models.adapters import ADAPTER_WEIGHTS
+from training.models.model_ref import find_adapter
 from training.publish import main as publish
 from training.publishing.record import load_release
 from training.run_stage import main
@@ -30,35 +27,35 @@ NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size":
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer) -> Path:
+def base(tmp_path_factory, tiny_config, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("base") / "model"
     save_model(folder, tiny_config, tiny_tokenizer)
     return folder
 
 
-def write(folder: Path, base: Path, **keys: Any) -> Path:
+def write(folder, base, **keys):
     return write_single_stage(folder, **{"model": str(base), "lora": True, "lora_rank": 4, **NO_NEW_MODEL, **keys})
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+def trained(tmp_path_factory, base):
     """A run that was not interrupted."""
     folder = tmp_path_factory.mktemp("trained")
     assert main([str(write(folder, base))]) == 0
     return folder / "run"
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
+def weights(folder):
     return load_file(folder / ADAPTER_WEIGHTS)
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one, other):
     found, expected = weights(one), weights(other)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_only_the_adapter_is_trained_and_saved(trained: Path, base: Path) -> None:
+def test_only_the_adapter_is_trained_and_saved(trained, base):
     for folder in (trained / "model", *trained.glob("checkpoint-*")):
         assert not list(folder.glob("model*.safetensors")) and not (folder / "config.json").exists()
         assert find_adapter(str(folder)).base == str(base)
@@ -77,7 +74,7 @@ def test_only_the_adapter_is_trained_and_saved(trained: Path, base: Path) -> Non
     ],
     ids=["dropout", "dora"],
 )
-def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys: dict[str, Any]) -> None:
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path, base, keys):
     recipe, run = write(tmp_path, base, **keys), tmp_path / "run"
     assert main([str(recipe)]) == 0
     shutil.copytree(run / "model", tmp_path / "expected")
@@ -89,65 +86,58 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, base: Path, keys
     assert_same(run / "model", tmp_path / "expected")
 
 
-def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path: Path, base: Path, trained: Path) -> None:
+def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path, base, trained):
     recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
     assert main([str(recipe)]) == 0
     found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
 
 
-def test_the_base_teaches_and_autocast_computes(tmp_path: Path, base: Path) -> None:
+def test_the_base_teaches_and_autocast_computes(tmp_path, base):
     words = ["--teacher", base, "--bf16", "--teacher_cache_dir", tmp_path / "cache", "--max_steps", 2]
     assert main([str(write(tmp_path, base)), *map(str, words)]) == 0
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run/model").values())
 
 
-def test_a_run_over_another_base_does_not_go_on(
-    tmp_path: Path, base: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_over_another_base_does_not_go_on(tmp_path, base, tiny_config, tiny_tokenizer, capsys):
     own = shutil.copytree(base, tmp_path / "own")
     recipe = write(tmp_path, own)
     assert main([str(recipe)]) == 0
     shutil.rmtree(tmp_path / "run/model")
     save_model(own, tiny_config, tiny_tokenizer, seed=5)
-    assert main([str(recipe), "--resume"]) == 2
-    assert "the base" in capsys.readouterr().err
+    assert "the base" in error_of([recipe, "--resume"], capsys)
 
 
-def test_the_training_of_an_adapter_goes_on(tmp_path: Path, trained: Path, base: Path) -> None:
+def test_the_training_of_an_adapter_goes_on(tmp_path, trained, base):
     recipe = write(tmp_path, trained / "model", lora_rank=None)
     assert main([str(recipe), "--max_steps", "2", "--learning_rate", "0", "--warmup_steps", "0"]) == 0
     assert_same(tmp_path / "run/model", trained / "model")
     assert find_adapter(str(tmp_path / "run/model")).base == str(base)
 
 
-def test_an_adapter_is_no_start_for_the_training_of_a_whole_model(
-    tmp_path: Path, trained: Path, base: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_adapter_is_no_start_for_the_training_of_a_whole_model(tmp_path, trained, base, capsys):
     recipe = write(tmp_path, trained / "model", lora=None, lora_rank=None)
     assert main([str(recipe)]) == 2
     message = capsys.readouterr().err
-    assert "lora: true" in message and "merge_adapter.py" in message and str(base) in message
+    assert "lora: true" in message and "training/merge.py" in message and str(base) in message
     recipe = write(tmp_path, trained / "model", lora_rank=8)
-    assert main([str(recipe)]) == 2
-    assert "'lora_rank' is 8" in capsys.readouterr().err
+    assert "'lora_rank' is 8" in error_of([recipe], capsys)
 
 
-def test_the_plan_says_what_is_trained(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_plan_says_what_is_trained(tmp_path, base, capsys):
     assert main([str(write(tmp_path, base)), "--dry-run", "--measure"]) == 0
     assert "frozen; " in capsys.readouterr().out
-    assert main([str(write(tmp_path, base, lora_target_modules=["query"])), "--dry-run"]) == 2
-    assert "'query'" in capsys.readouterr().err
+    assert "'query'" in error_of([write(tmp_path, base, lora_target_modules=["query"]), "--dry-run"], capsys)
 
 
-def test_the_recipe_for_adapters_is_valid(base: Path) -> None:
+def test_the_recipe_for_adapters_is_valid(base):
     path = Path(__file__).parents[3] / "training/recipes/finetune/lora.yaml"
     assert only_stage(load_recipe(path, {"model": str(base), "use_cpu": True})).lora
     with pytest.raises(UserError, match="'model'"):
         load_recipe(path, {"use_cpu": True})
 
 
-def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path) -> None:
+def test_merged_is_adapted(tmp_path, trained, sentences, base):
     words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
     assert merge(words) == 0 and merge(words) == 0
     adapted = SentenceTransformer(str(trained / "model"), trust_remote_code=True)
@@ -163,7 +153,7 @@ def test_merged_is_adapted(tmp_path: Path, trained: Path, sentences, base: Path)
     assert main([str(recipe)]) == 0
 
 
-def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: Path, trained: Path, base: Path) -> None:
+def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path, trained, base):
     adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
     for path in tmp_path.glob("*/config_sentence_transformers.json"):
         path.unlink()
@@ -173,7 +163,7 @@ def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path: P
     assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
 
 
-def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, trained: Path) -> None:
+def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path, trained):
     run = shutil.copytree(trained, tmp_path / "run")
     assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
     packed = tmp_path / "packed"
@@ -184,9 +174,7 @@ def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path: Path, traine
     assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()
 
 
-def test_a_merge_into_another_base_is_refused(
-    tmp_path: Path, trained: Path, base: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_config, tiny_tokenizer, capsys):
     moved = shutil.copytree(base, tmp_path / "moved")
     save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
     save_model(tmp_path / "narrow", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
@@ -195,7 +183,7 @@ def test_a_merge_into_another_base_is_refused(
     assert f"was trained on {base}" in (message := capsys.readouterr().err) and "has other weights" in message
     assert merge([*words, "--base", str(tmp_path / "narrow"), "--accept-other-base"]) == 2
     assert "does not fit" in (message := capsys.readouterr().err) and str(base) in message
-    assert merge([str(base), "--output", str(tmp_path / "merged")]) == 2
+    assert merge([str(base), "--output", str(tmp_path / "merged"), "--base", str(base)]) == 2
     assert "no adapter" in capsys.readouterr().err and not (tmp_path / "merged").exists()
     assert merge([str(trained / "model"), "--output", str(moved)]) == 2
     assert "holds something else" in capsys.readouterr().err

@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import STAGES, STEPS, save_model, write_distributed_recipe
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.processes import ROOT, accelerate, free_port, run_bounded, torchrun
@@ -28,9 +23,7 @@ SHARDED = ["mixed", "distillation", "projected", "few_texts", "lora", "dora"]
 
 
 @pytest.fixture(scope="module")
-def models(
-    tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase
-) -> Path:
+def models(tmp_path_factory, tiny_config, tiny_tokenizer):
     """A student and its teachers: a wider, a narrower and a foreign one."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "student", tiny_config, tiny_tokenizer)
@@ -41,7 +34,7 @@ def models(
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+def single(tmp_path_factory, models):
     """All stages, trained by one process that encodes each batch at once."""
     folder = tmp_path_factory.mktemp("single")
     recipe = write_distributed_recipe(folder, models, list(STAGES), max_tokens_per_forward=None)
@@ -49,13 +42,13 @@ def single(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     return folder / "run"
 
 
-def train(command: list[str]) -> None:
+def train(command):
     ended = run_bounded(command)
     assert ended.returncode == 0, ended.stdout[-4000:]
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+def two_processes(tmp_path_factory, models):
     """All stages, trained by two processes in chunks."""
     folder = tmp_path_factory.mktemp("two")
     train(torchrun(2, SCRIPT, write_distributed_recipe(folder, models, list(STAGES))))
@@ -63,7 +56,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Pat
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+def sharded(tmp_path_factory, models):
     """Some stages, trained by two processes under FSDP2."""
     folder = tmp_path_factory.mktemp("sharded")
     recipe = write_distributed_recipe(folder, models, SHARDED, use_cpu=False)
@@ -71,7 +64,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     return folder / "run"
 
 
-def losses(stage: Path) -> list[dict[str, float]]:
+def losses(stage):
     """What was logged of each step and each validation, times left out."""
     state = json.loads((stage / f"checkpoint-{STEPS}/trainer_state.json").read_text())
     return [
@@ -80,19 +73,19 @@ def losses(stage: Path) -> list[dict[str, float]]:
     ]
 
 
-def weights_of(model: Path) -> dict[str, Tensor]:
+def weights_of(model):
     """Those that a finished model or adapter holds."""
     return load_file(next(model.glob("*.safetensors")))
 
 
-def largest_difference(stage: Path, other: Path) -> float:
+def largest_difference(stage, other):
     """Between the weights of two finished models."""
     weights, others = (weights_of(folder / "model") for folder in (stage, other))
     assert weights.keys() == others.keys()
     return max((weights[name] - others[name]).abs().max().item() for name in weights)
 
 
-def assert_same_training(stage: Path, other: Path) -> None:
+def assert_same_training(stage, other):
     history, wanted = losses(stage), losses(other)
     assert len(history) == len(wanted) == STEPS + 2
     for line, wanted_line in zip(history, wanted, strict=True):
@@ -100,7 +93,7 @@ def assert_same_training(stage: Path, other: Path) -> None:
     assert largest_difference(stage, other) <= 1e-4
 
 
-def rewind(run: Path, stage: str, folder: Path, models: Path, step: int = 4, **keys: Any) -> Path:
+def rewind(run, stage, folder, models, step=4, **keys):
     """A copy of a stage's run as if it had ended after ``step``; returns the recipe that goes on with it."""
     copied = shutil.copytree(run / stage, folder / "run" / stage)
     shutil.rmtree(copied / "model")
@@ -111,7 +104,7 @@ def rewind(run: Path, stage: str, folder: Path, models: Path, step: int = 4, **k
     return write_distributed_recipe(folder, models, [stage], **data, **keys)
 
 
-def test_the_stages_train(single: Path, models: Path) -> None:
+def test_the_stages_train(single, models):
     start = weights_of(models / "student")
     for stage in STAGES:
         weights = weights_of(single / stage / "model")
@@ -123,11 +116,11 @@ def test_the_stages_train(single: Path, models: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_as_one(single: Path, two_processes: Path, stage: str) -> None:
+def test_two_processes_train_as_one(single, two_processes, stage):
     assert_same_training(two_processes / stage, single / stage)
 
 
-def test_four_processes_train_as_one(tmp_path: Path, single: Path, models: Path) -> None:
+def test_four_processes_train_as_one(tmp_path, single, models):
     recipe = write_distributed_recipe(tmp_path, models, FOUR)
     train([sys.executable, str(WORKER), f"forks:4:{free_port()}", str(recipe)])
     for stage in FOUR:
@@ -135,11 +128,11 @@ def test_four_processes_train_as_one(tmp_path: Path, single: Path, models: Path)
 
 
 @pytest.mark.parametrize("stage", SHARDED)
-def test_sharded_processes_train_as_one(single: Path, sharded: Path, stage: str) -> None:
+def test_sharded_processes_train_as_one(single, sharded, stage):
     assert_same_training(sharded / stage, single / stage)
 
 
-def test_sharded_checkpoints_are_sentence_transformers(sharded: Path) -> None:
+def test_sharded_checkpoints_are_sentence_transformers(sharded):
     checkpoint = sharded / "mixed/checkpoint-4"
     # It is a sharded state indeed, from which the training goes on, beside the whole model.
     assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
@@ -151,26 +144,24 @@ def test_sharded_checkpoints_are_sentence_transformers(sharded: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["mixed", "dora"])
-def test_a_sharded_run_resumes(tmp_path: Path, sharded: Path, models: Path, stage: str) -> None:
+def test_a_sharded_run_resumes(tmp_path, sharded, models, stage):
     recipe = rewind(sharded, stage, tmp_path, models, use_cpu=False)
     train(accelerate(tmp_path, 2, WORKER, "sharded", recipe, "--resume"))
     assert largest_difference(tmp_path / "run" / stage, sharded / stage) <= 1e-6
 
 
 @pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "dora"])
-def test_one_process_resumes_a_run_of_two(tmp_path: Path, two_processes: Path, models: Path, stage: str) -> None:
+def test_one_process_resumes_a_run_of_two(tmp_path, two_processes, models, stage):
     assert main([str(rewind(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
 
 
-def forked(mode: str, *words: object) -> list[str]:
+def forked(mode, *words):
     """The command that runs two processes of which no launcher takes care."""
     return [sys.executable, str(WORKER), f"{mode}+forks:2:{free_port()}", *map(str, words)]
 
 
-def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(
-    tmp_path: Path, two_processes: Path, models: Path
-) -> None:
+def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(tmp_path, two_processes, models):
     recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
     ended = run_bounded(forked("dies:1:5", recipe), seconds=120)
     assert ended.returncode == 9
@@ -181,7 +172,7 @@ def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(
     assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, two_processes: Path, models: Path) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, two_processes, models):
     recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
     ended = run_bounded(forked("terminated:1:5", recipe), seconds=120)
     assert ended.returncode == 143
@@ -193,14 +184,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, two_
 
 
 @pytest.mark.slow
-def test_a_launcher_reports_the_death_of_a_process(tmp_path: Path, models: Path) -> None:
+def test_a_launcher_reports_the_death_of_a_process(tmp_path, models):
     recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
     ended = run_bounded(torchrun(2, WORKER, "dies:1:5", recipe), seconds=120)
     assert ended.returncode == 1 and "SIGKILL" in ended.stdout
     assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-def test_other_positives_get_no_gradient_as_published(single: Path) -> None:
+def test_other_positives_get_no_gradient_as_published(single):
     # Both runs read the same batches; they part at the first retrieval batch, whose loss is still the same.
     published, gathered = losses(single / "published"), losses(single / "mixed")
     parted = next(step for step, line in enumerate(gathered) if "loss_in_batch" in line)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
-from training.models.encoding import embed_batch, embed_chunk
-from training.models.layout import lay_out
+from modeling_f2llm import F2LLMModel
+from training.models.encoding import embed_batch, embed_chunk, lay_out
 from training.trainer.gradient_cache import CachedStep
 from training.trainer.objective import Objective
 
@@ -31,7 +28,7 @@ OBJECTIVES = {
 }
 
 
-def batch_of(max_tokens: int | None = None, task_type: str = "retrieval", negatives: int = 3) -> dict[str, Any]:
+def batch_of(max_tokens=None, task_type="retrieval", negatives=3):
     """Seven rows over 26 texts; two rows share their positive, two their query, and negatives repeat."""
     rng = np.random.default_rng(0)
     lengths = np.sort(rng.integers(2, 40, TEXTS))
@@ -48,22 +45,22 @@ def batch_of(max_tokens: int | None = None, task_type: str = "retrieval", negati
     }
 
 
-def loss_function(objective: Objective, batch: dict[str, Any], teacher: Tensor | None) -> Callable[[Tensor], Tensor]:
+def loss_function(objective, batch, teacher):
     return lambda embeddings: torch.stack(list(objective.terms(embeddings, batch, teacher).values())).sum()
 
 
-def cached_step(model: F2LLMModel, key: tuple[int, ...] = (), context: Callable = nullcontext) -> CachedStep:
+def cached_step(model, key=(), context=nullcontext):
     return CachedStep(Accelerator(cpu=True), model, context, key)
 
 
-def gradients(model: F2LLMModel) -> dict[str, Tensor]:
+def gradients(model):
     """The gradients of the last step, which are taken away."""
     found = {name: weights.grad.clone() for name, weights in model.named_parameters()}
     model.zero_grad()
     return found
 
 
-def at_once(model: F2LLMModel, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def at_once(model, loss_of):
     """Loss, gradient of the embeddings and of the weights by plain autograd over one forward pass."""
     batch = batch_of()
     embeddings = embed_chunk(model, batch["input_ids"], batch["chunk_lengths"][0])
@@ -73,23 +70,23 @@ def at_once(model: F2LLMModel, loss_of: Callable[[Tensor], Tensor]) -> tuple[Ten
     return loss.detach(), embeddings.grad, gradients(model)
 
 
-def assert_equal(value: Tensor, wanted: Tensor, name: str = "") -> None:
+def assert_equal(value, wanted, name=""):
     assert (value - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max()), name
 
 
 @pytest.fixture
-def dropping_model(tiny_config: F2LLMConfig) -> F2LLMModel:
+def dropping_model(tiny_config):
     torch.manual_seed(0)
     config = deepcopy(tiny_config)
     config.attention_dropout = 0.3
     return F2LLMModel(config).train()
 
 
-def passes_of(model: F2LLMModel) -> list[tuple[tuple[int, ...], Tensor]]:
+def passes_of(model):
     """Ids and states of every forward pass from here on."""
     passes: list[tuple[tuple[int, ...], Tensor]] = []
 
-    def note(module: F2LLMModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def note(module, args, kwargs, output):
         passes.append((tuple(kwargs["input_ids"][0].tolist()), output.last_hidden_state.detach().clone()))
 
     model.register_forward_hook(note, with_kwargs=True)
@@ -99,18 +96,16 @@ def passes_of(model: F2LLMModel) -> list[tuple[tuple[int, ...], Tensor]]:
 @pytest.mark.parametrize("max_tokens", BUDGETS)
 @pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_loss_and_gradients_are_those_of_the_whole_batch(
-    tiny_model: F2LLMModel, objective: str, task_type: str, max_tokens: int | None
-) -> None:
+def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, task_type, max_tokens):
     assert_step_equals_plain_autograd(tiny_model, objective, batch_of(max_tokens, task_type))
 
 
 @pytest.mark.parametrize("objective", ["plain", "distillation"])
-def test_rows_without_negatives(tiny_model: F2LLMModel, objective: str) -> None:
+def test_rows_without_negatives(tiny_model, objective):
     assert_step_equals_plain_autograd(tiny_model, objective, batch_of(60, negatives=0))
 
 
-def assert_step_equals_plain_autograd(tiny_model: F2LLMModel, objective: str, batch: dict[str, Any]) -> None:
+def assert_step_equals_plain_autograd(tiny_model, objective, batch):
     # The teacher is wider than the student.
     wide = torch.randn(TEXTS, 2 * WIDTH, generator=torch.Generator().manual_seed(1))
     loss_of = loss_function(OBJECTIVES[objective], batch, wide if objective == "distillation" else None)
@@ -123,7 +118,7 @@ def assert_step_equals_plain_autograd(tiny_model: F2LLMModel, objective: str, ba
         assert_equal(found[name], weights, name)
 
 
-def test_gradients_add_to_those_that_are_there(tiny_model: F2LLMModel) -> None:
+def test_gradients_add_to_those_that_are_there(tiny_model):
     batch = batch_of(60)
     step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
     step.run(batch, loss_of)
@@ -135,7 +130,7 @@ def test_gradients_add_to_those_that_are_there(tiny_model: F2LLMModel) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_embeddings_without_gradient_are_the_same(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+def test_embeddings_without_gradient_are_the_same(tiny_model, max_tokens):
     whole = batch_of()
     wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
     assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
@@ -143,7 +138,7 @@ def test_embeddings_without_gradient_are_the_same(tiny_model: F2LLMModel, max_to
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_all_chunks_but_the_last_are_encoded_twice(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+def test_all_chunks_but_the_last_are_encoded_twice(tiny_model, max_tokens):
     batch = batch_of(max_tokens)
     assert len(batch["chunk_lengths"]) == {None: 1, 1: TEXTS}.get(max_tokens, len(batch["chunk_lengths"]))
     passes = passes_of(tiny_model)
@@ -151,8 +146,8 @@ def test_all_chunks_but_the_last_are_encoded_twice(tiny_model: F2LLMModel, max_t
     assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
 
 
-def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model: F2LLMModel) -> None:
-    def refuse(embeddings: Tensor) -> Tensor:
+def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):
+    def refuse(embeddings):
         raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
@@ -161,7 +156,7 @@ def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model: F2L
 
 
 @pytest.mark.parametrize("max_tokens", [None, 60])
-def test_bf16_stays_close(tiny_model: F2LLMModel, max_tokens: int | None) -> None:
+def test_bf16_stays_close(tiny_model, max_tokens):
     batch = batch_of(max_tokens)
     loss_of = loss_function(Objective(0.5, [32, 16, 8]), batch, None)
     wanted_loss, _, wanted = at_once(tiny_model, loss_of)
@@ -175,7 +170,7 @@ def test_bf16_stays_close(tiny_model: F2LLMModel, max_tokens: int | None) -> Non
     assert torch.cosine_similarity(found, wanted, dim=0) > 0.995
 
 
-def test_both_passes_of_a_chunk_drop_the_same(dropping_model: F2LLMModel) -> None:
+def test_both_passes_of_a_chunk_drop_the_same(dropping_model):
     batch = batch_of(60)
     passes = passes_of(dropping_model)
     cached_step(dropping_model, (3, 14)).run(batch, loss_function(Objective(), batch, None))
@@ -191,7 +186,7 @@ def test_both_passes_of_a_chunk_drop_the_same(dropping_model: F2LLMModel) -> Non
     assert not torch.allclose(undropped.last_hidden_state, states, atol=1e-3)
 
 
-def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model: F2LLMModel) -> None:
+def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model):
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)
     # The states of each chunk's second pass keep their graph: the loss over them, differentiated in one go.
@@ -215,7 +210,7 @@ def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model: F
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_layers_that_are_computed_again_drop_the_same(dropping_model: F2LLMModel, use_reentrant: bool) -> None:
+def test_layers_that_are_computed_again_drop_the_same(dropping_model, use_reentrant):
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)
     wanted_loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
@@ -227,7 +222,7 @@ def test_layers_that_are_computed_again_drop_the_same(dropping_model: F2LLMModel
         assert_equal(weights, wanted[name], name)
 
 
-def test_dropout_is_drawn_by_the_key_and_disturbs_no_other_draw(dropping_model: F2LLMModel) -> None:
+def test_dropout_is_drawn_by_the_key_and_disturbs_no_other_draw(dropping_model):
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)
     torch.manual_seed(5)

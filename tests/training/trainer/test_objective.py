@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from modeling_f2llm.losses import hard_negative_loss, in_batch_loss
@@ -15,27 +12,25 @@ from training.trainer.objective import Objective
 WIDTH, DIMS = 16, [16, 8, 4]
 
 
-def batch_of(task_type: str = "retrieval", **indices: list[Any]) -> dict[str, Any]:
+def batch_of(task_type="retrieval", **indices):
     """Three rows; text 2 is the negative of two rows, text 5 negative of one and positive of another."""
     default = {"query": [0, 3, 6], "positive": [1, 4, 5], "negatives": [[2, 5], [7, 2], [8, 0]]}
     return {"task_type": task_type, **{name: torch.tensor(index) for name, index in {**default, **indices}.items()}}
 
 
 @pytest.fixture
-def embeddings() -> Tensor:
+def embeddings():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(9, WIDTH, generator=generator, requires_grad=True)
 
 
-def gathered(embeddings: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def gathered(embeddings, batch):
     return tuple(embeddings[batch[name]] for name in ("query", "positive", "negatives"))
 
 
 @pytest.mark.parametrize("dims", [None, DIMS])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_terms_are_the_losses_of_gathered_embeddings(
-    embeddings: Tensor, dims: list[int] | None, temperature: float
-) -> None:
+def test_terms_are_the_losses_of_gathered_embeddings(embeddings, dims, temperature):
     batch = batch_of()
     terms = Objective(temperature, dims).terms(embeddings, batch)
     query, positive, negatives = gathered(embeddings, batch)
@@ -49,7 +44,7 @@ def test_terms_are_the_losses_of_gathered_embeddings(
     torch.testing.assert_close(gradient, wanted)
 
 
-def test_terms_are_cross_entropies_of_cosines(embeddings: Tensor) -> None:
+def test_terms_are_cross_entropies_of_cosines(embeddings):
     # The formulas of the published training, written out at full width.
     batch = batch_of()
     query, positive, negatives = (normalize(part, dim=-1) for part in gathered(embeddings, batch))
@@ -63,14 +58,14 @@ def test_terms_are_cross_entropies_of_cosines(embeddings: Tensor) -> None:
 
 @pytest.mark.parametrize("task_type", ["clustering", "classification"])
 @pytest.mark.parametrize("mask_duplicates", [False, True])
-def test_other_task_types_have_no_in_batch_term(embeddings: Tensor, task_type: str, mask_duplicates: bool) -> None:
+def test_other_task_types_have_no_in_batch_term(embeddings, task_type, mask_duplicates):
     objective = Objective(0.1, DIMS, mask_duplicates)
     terms = objective.terms(embeddings, batch_of(task_type))
     assert list(terms) == ["hard"]
     assert terms["hard"].item() == objective.terms(embeddings, batch_of())["hard"].item()
 
 
-def test_rows_without_negatives_have_no_hard_loss(embeddings: Tensor) -> None:
+def test_rows_without_negatives_have_no_hard_loss(embeddings):
     terms = Objective().terms(embeddings, batch_of(negatives=[[], [], []]) | {"negatives": torch.empty(3, 0).long()})
     assert terms["hard"].item() == 0
     assert terms["in_batch"].item() > 0
@@ -78,7 +73,7 @@ def test_rows_without_negatives_have_no_hard_loss(embeddings: Tensor) -> None:
     assert embeddings.grad.isfinite().all()
 
 
-def test_masking_changes_nothing_without_duplicates(embeddings: Tensor) -> None:
+def test_masking_changes_nothing_without_duplicates(embeddings):
     # Text 5 is a negative of one row and the positive of another: that is no duplicate.
     plain, masked = (Objective(mask_duplicates=mask).terms(embeddings, batch_of()) for mask in (False, True))
     assert {name: term.item() for name, term in plain.items()} == {name: term.item() for name, term in masked.items()}
@@ -96,9 +91,7 @@ def test_masking_changes_nothing_without_duplicates(embeddings: Tensor) -> None:
         ([0, 3, 6], [0, 4, 3], {(1, 2)}),  # the other way round it is a negative; a row's own positive always stays
     ],
 )
-def test_masked_duplicates_are_left_out_of_the_in_batch_negatives(
-    embeddings: Tensor, dims: list[int] | None, query: list[int], positive: list[int], left_out: set[tuple[int, int]]
-) -> None:
+def test_masked_duplicates_are_left_out_of_the_in_batch_negatives(embeddings, dims, query, positive, left_out):
     batch = batch_of(query=query, positive=positive)
     exclude = torch.tensor([[(row, other) in left_out for other in range(3)] for row in range(3)])
     terms = Objective(0.05, dims, mask_duplicates=True).terms(embeddings, batch)
@@ -110,7 +103,7 @@ def test_masked_duplicates_are_left_out_of_the_in_batch_negatives(
         assert terms["in_batch"].item() < plain["in_batch"].item()
 
 
-def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embeddings: Tensor) -> None:
+def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embeddings):
     batch = batch_of(query=[0, 0, 0], positive=[1, 1, 1])
     term = Objective(mask_duplicates=True).terms(embeddings, batch)["in_batch"]
     assert term.item() == 0
@@ -118,19 +111,17 @@ def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embedding
     assert embeddings.grad.isfinite().all()
 
 
-def test_defaults_are_the_published_ones() -> None:
+def test_defaults_are_the_published_ones():
     assert Objective() == Objective(temperature=0.05, dims=None, mask_duplicates=False)
 
 
-def gradients_of(embeddings: Tensor, batch: dict[str, Any], objective: Objective) -> dict[str, Tensor]:
+def gradients_of(embeddings, batch, objective):
     terms = objective.terms(embeddings, batch)
     return {name: torch.autograd.grad(term, embeddings, retain_graph=True)[0] for name, term in terms.items()}
 
 
 @pytest.mark.parametrize("dims", [None, DIMS])
-def test_without_gathered_gradients_positives_learn_from_their_hard_negatives_only(
-    embeddings: Tensor, dims: list[int] | None
-) -> None:
+def test_without_gathered_gradients_positives_learn_from_their_hard_negatives_only(embeddings, dims):
     # No text is query and positive of the same batch here.
     batch = batch_of()
     full = gradients_of(embeddings, batch, Objective(dims=dims))
@@ -141,7 +132,7 @@ def test_without_gathered_gradients_positives_learn_from_their_hard_negatives_on
     assert torch.equal(published["hard"], full["hard"])
 
 
-def test_gathered_gradients_change_no_value(embeddings: Tensor) -> None:
+def test_gathered_gradients_change_no_value(embeddings):
     batch = batch_of()
     full, published = (Objective(gather_gradients=gather).terms(embeddings, batch) for gather in (True, False))
     assert {name: term.item() for name, term in full.items()} == {name: term.item() for name, term in published.items()}
@@ -151,13 +142,13 @@ def test_gathered_gradients_change_no_value(embeddings: Tensor) -> None:
 
 
 @pytest.fixture
-def teacher() -> Tensor:
+def teacher():
     """Twice as wide as the student."""
     return torch.randn(9, 2 * WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
 
 @pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
-def test_distillation_is_the_squared_distance_of_each_role(embeddings: Tensor, teacher: Tensor, task_type: str) -> None:
+def test_distillation_is_the_squared_distance_of_each_role(embeddings, teacher, task_type):
     batch = batch_of(task_type)
     plain = Objective(dims=DIMS).terms(embeddings, batch)
     terms = Objective(dims=DIMS, distillation_weight=0.5).terms(embeddings, batch, teacher)
@@ -167,17 +158,17 @@ def test_distillation_is_the_squared_distance_of_each_role(embeddings: Tensor, t
     assert {name: term.item() for name, term in terms.items()} == {name: term.item() for name, term in plain.items()}
 
 
-def test_nothing_flows_into_the_teacher(embeddings: Tensor, teacher: Tensor) -> None:
+def test_nothing_flows_into_the_teacher(embeddings, teacher):
     sum(Objective().terms(embeddings, batch_of(), teacher).values()).backward()
     assert teacher.grad is None and embeddings.grad.any()
 
 
-def test_a_student_equal_to_its_teacher_has_no_distillation_loss(embeddings: Tensor) -> None:
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(embeddings):
     wide = torch.cat([embeddings.detach(), torch.randn(9, 5)], dim=1)
     assert Objective().terms(embeddings, batch_of(), wide)["distillation"].item() == 0
 
 
-def test_distillation_without_negatives(embeddings: Tensor, teacher: Tensor) -> None:
+def test_distillation_without_negatives(embeddings, teacher):
     batch = batch_of() | {"negatives": torch.empty(3, 0).long()}
     term = Objective().terms(embeddings, batch, teacher)["distillation"]
     distances = (embeddings - teacher[:, :WIDTH]).square()

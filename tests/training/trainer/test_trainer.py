@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from copy import deepcopy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm import F2LLMModel
 from training.config.arguments import StageArguments
-from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
 from training.distillation.teacher import Teacher
 from training.models.encoding import embed_batch
-from training.trainer.collator import PackedCollator, PreparedRows
+from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 from training.trainer.objective import Objective
-from training.trainer.sampler import GlobalBatchSampler
 from training.trainer.trainer import F2LLMTrainer
 
 DIMS = [32, 16, 8]
 
 
-def new_model(config: F2LLMConfig, seed: int, width: int = 32) -> F2LLMModel:
+def new_model(config, seed, width=32):
     config = deepcopy(config)
     config.vocab_size, config.hidden_size = 400, width
     with torch.random.fork_rng(devices=[]):
@@ -35,14 +31,8 @@ def new_model(config: F2LLMConfig, seed: int, width: int = 32) -> F2LLMModel:
 
 @pytest.mark.parametrize(("logging_steps", "max_tokens_per_forward"), [(1, None), (4, 150)])
 def test_logged_terms_are_those_computed_directly(
-    tmp_path: Path,
-    tiny_config: F2LLMConfig,
-    small_tokenizer: PreTrainedTokenizerBase,
-    prepared_sources: list[PreparedSource],
-    num_hard_negatives: dict[str, int],
-    logging_steps: int,
-    max_tokens_per_forward: int | None,
-) -> None:
+    tmp_path, tiny_config, small_tokenizer, prepared_sources, num_hard_negatives, logging_steps, max_tokens_per_forward
+):
     counts = {f"num_hard_negatives_{task_type}": count for task_type, count in num_hard_negatives.items()}
     args = StageArguments(
         output_dir=str(tmp_path),
@@ -90,9 +80,7 @@ def test_logged_terms_are_those_computed_directly(
 
 
 @pytest.mark.parametrize(("each_node", "shared_by"), [(False, (5, 8)), (True, (1, 4))])
-def test_a_cache_is_filled_by_all_processes_or_by_those_of_each_node(
-    monkeypatch: pytest.MonkeyPatch, each_node: bool, shared_by: tuple[int, int]
-) -> None:
+def test_a_cache_is_filled_by_all_processes_or_by_those_of_each_node(monkeypatch, each_node, shared_by):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     calls = []
     place = {"process_index": 5, "world_size": 8, "local_process_index": 1, "device": "cpu"}

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
 
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import error_of, write_single_stage
 from training.common.run_folder import last_checkpoint
-from training.data.prepared import PreparedSource
 from training.run_stage import main
 from training.trainer.objective import Objective
 from training.trainer.trainer import F2LLMTrainer
@@ -20,13 +15,11 @@ from training.trainer.watch import NOTES, StepWatch
 
 
 @pytest.fixture
-def watch(
-    tmp_path: Path, prepared_sources: Sequence[PreparedSource], small_tokenizer: PreTrainedTokenizerBase
-) -> StepWatch:
+def watch(tmp_path, prepared_sources, small_tokenizer):
     return StepWatch(tmp_path, prepared_sources, small_tokenizer)
 
 
-def _batch(source: str = "qa") -> dict[str, Any]:
+def _batch(source="qa"):
     """Rows 4, 7 and 1: texts 0 to 2 are the queries, 3 to 5 the passages, 6 to 8 the negatives."""
     texts = torch.arange(9).reshape(3, 3)
     return {
@@ -38,27 +31,25 @@ def _batch(source: str = "qa") -> dict[str, Any]:
     }
 
 
-def _gradient(*norms: float) -> torch.Tensor:
+def _gradient(*norms):
     return torch.tensor([*norms, *[0.0] * (9 - len(norms))])
 
 
-def _feed(watch: StepWatch, losses: Sequence[float], source: str = "qa") -> None:
+def _feed(watch, losses, source="qa"):
     for step, loss in enumerate(losses):
         watch.loss(step, _batch(source), loss, _gradient())
 
 
-def _notes(folder: Path) -> list[dict[str, Any]]:
+def _notes(folder):
     path = folder / NOTES
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _usual(count: int) -> list[float]:
+def _usual(count):
     return [1.0 + 0.1 * (-1) ** number for number in range(count)]
 
 
-def test_a_spike_is_noted_with_its_source_and_rows(
-    watch: StepWatch, tmp_path: Path, prepared_sources: Sequence[PreparedSource], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_spike_is_noted_with_its_source_and_rows(watch, tmp_path, prepared_sources, caplog):
     _feed(watch, _usual(40))
     assert not (tmp_path / NOTES).exists()
     watch.loss(41, _batch(), 5.0, _gradient(0.5, 3.0, 1.0))
@@ -73,10 +64,8 @@ def test_a_spike_is_noted_with_its_source_and_rows(
     assert "loss spike at step 41 in source 'qa'" in caplog.text
 
 
-def test_the_texts_are_those_of_the_rows(
-    watch: StepWatch, tmp_path: Path, prepared_sources: Sequence[PreparedSource]
-) -> None:
-    watch.note("loss spike", 1, _batch(), torch.zeros(9))
+def test_the_texts_are_those_of_the_rows(watch, tmp_path, prepared_sources):
+    watch.record("loss spike", 1, _batch(), torch.zeros(9))
     queries = {row["row"]: row["query"] for row in _notes(tmp_path)[0]["worst"]}
     source = prepared_sources[0]
     for row, query in queries.items():
@@ -85,15 +74,20 @@ def test_the_texts_are_those_of_the_rows(
     assert len(set(queries.values())) == 3
 
 
+def test_a_falling_loss_is_not_a_spike(watch, tmp_path, uninterrupted):
+    _feed(watch, [5.0 * 0.97**step for step in range(200)])
+    assert not (tmp_path / NOTES).exists() and not (uninterrupted / NOTES).exists()
+
+
 @pytest.mark.parametrize("mean", [1.0, 1e-6, 300.0])
-def test_constant_losses_do_not_spike_by_a_rounding(watch: StepWatch, tmp_path: Path, mean: float) -> None:
+def test_constant_losses_do_not_spike_by_a_rounding(watch, tmp_path, mean):
     _feed(watch, [mean] * 30 + [mean * (1 + 1e-6), mean * 1.05] + [mean] * 5)
     assert not _notes(tmp_path)
     watch.loss(40, _batch(), mean * 1.5, _gradient())
     assert len(_notes(tmp_path)) == 1
 
 
-def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch: StepWatch, tmp_path: Path) -> None:
+def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch, tmp_path):
     _feed(watch, _usual(30), "qa")
     _feed(watch, [9.0] * 19, "topics")
     watch.loss(60, _batch("topics"), 90.0, _gradient())
@@ -102,21 +96,14 @@ def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch
     assert [note["source"] for note in _notes(tmp_path)] == ["qa"]
 
 
-def test_a_falling_loss_is_no_spike(watch: StepWatch, tmp_path: Path) -> None:
-    _feed(watch, [5.0 * 0.97**step for step in range(200)])
-    assert not (tmp_path / NOTES).exists()
-
-
-def test_only_the_first_process_writes(
-    tmp_path: Path, prepared_sources: Sequence[PreparedSource], small_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_only_the_first_process_writes(tmp_path, prepared_sources, small_tokenizer):
     watch = StepWatch(tmp_path, prepared_sources, small_tokenizer, writes=False)
     _feed(watch, [*_usual(40), 50.0])
     assert not (tmp_path / NOTES).exists()
 
 
-def test_what_is_not_finite_is_the_worst_and_stays_json(watch: StepWatch, tmp_path: Path) -> None:
-    watch.note(
+def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
+    watch.record(
         "non-finite gradient", 3, _batch(), torch.tensor([1.0, float("nan"), 2.0, *[0.0] * 6]), norm=float("inf")
     )
     (note,) = _notes(tmp_path)
@@ -124,11 +111,7 @@ def test_what_is_not_finite_is_the_worst_and_stays_json(watch: StepWatch, tmp_pa
     assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "not finite"), (1, 2.0), (4, 1.0)]
 
 
-def test_a_run_in_which_nothing_happens_writes_no_notes(uninterrupted: Path) -> None:
-    assert not (uninterrupted / NOTES).exists()
-
-
-def _poison(monkeypatch: pytest.MonkeyPatch, at_step: int, what: str) -> None:
+def _poison(monkeypatch, at_step, what):
     """Makes the loss of a step NaN, or the gradient alone."""
     terms, calls = Objective.terms, []
 
@@ -148,14 +131,11 @@ def _poison(monkeypatch: pytest.MonkeyPatch, at_step: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_noted_and_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, check_same_weights, what: str
-) -> None:
+def test_a_step_that_is_not_finite_is_noted_and_not_taken(tmp_path, monkeypatch, capsys, resumes_exactly, what):
     recipe, run = write_single_stage(tmp_path), tmp_path / "run"
     with monkeypatch.context() as patch:
         _poison(patch, 5, what)
-        assert main([str(recipe)]) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+        line = error_of([recipe], capsys, 1)
     assert line.startswith(f"stopped: the {what} became nan at step 5, on a batch of source 'tiny_retrieval'; ")
     assert f"last good checkpoint: {run / 'checkpoint-3'}" in line and str(run / NOTES) in line
     (note,) = _notes(run)
@@ -165,13 +145,10 @@ def test_a_step_that_is_not_finite_is_noted_and_not_taken(
     assert last_checkpoint(run) == run / "checkpoint-3"
     weights = load_file(run / "checkpoint-3/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(run)
+    resumes_exactly(recipe)
 
 
-def test_a_scaled_gradient_may_overflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_scaled_gradient_may_overflow(tmp_path, monkeypatch, capsys):
     """The scaler of fp16 skips such a step and scales the next one less."""
     get_grad_norm = F2LLMTrainer._get_grad_norm
 
@@ -187,7 +164,7 @@ def test_a_scaled_gradient_may_overflow(
     assert not (tmp_path / "run" / NOTES).exists()
 
 
-def test_a_spike_in_a_run_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_in_a_run_is_noted(tmp_path, monkeypatch):
     terms, calls = Objective.terms, []
 
     def spiking(self, embeddings, *args, **kwargs):

@@ -1,57 +1,41 @@
-"""The build file: which raw data there are, of which kind, and what becomes of their columns.
+"""The build file, which lists raw data sets with their format and columns, and building a source from each of them.
 
-A build file is a YAML file::
-
-    seed: 0                              # of every draw, optional
-    sources:
-      - name: snli
-        dataset: stanfordnlp/snli        # what datasets.load_dataset takes: a name on the Hub, a folder, or
-                                         # json, csv, parquet, text with `data_files: raw/*.jsonl`
-        config: plain_text               # optional, as are split (train), revision, data_files
-        load_options: {}                 # further arguments of datasets.load_dataset, such as {sep: ;} of csv
-        format: nli                      # one of training.data.building.formats.FORMATS
-        columns: {premise: premise, hypothesis: hypothesis, label: label}
-        labels: {0: entailment, 1: neutral, 2: contradiction}       # a key of this format
-        instruction: Given a premise, retrieve hypotheses that are entailed by the premise.
-        languages: [eng]                 # these and the following go into the manifest; all optional
-        licence: CC-BY-SA-4.0
-        cap: 80000
-        symmetric: false
-        on_bad_row: error                # or quarantine: rows with something else than text where text belongs are
-                                         # left out and counted in build.json, optional
-
-Paths are relative to the build file. A column may be a path into nested ones (``answers.text``; of a list its first
-item) or, for texts, a list of columns to be joined by newlines (``[title, body]``).
-
-The formats, with the columns they read (``lang``, the language of a row, is optional throughout, as is ``passage_lang``
-where there is a query) and the keys of their own (with the defaults):
-
-===================  ==========================  ==============================================
-``pairs``            query, passage              both_directions (false)
-``summaries``        summary, article
-``nli``              premise, hypothesis, label  labels (by their names), num_negatives (24)
-``sts``              query, passage, score       threshold (4), scale ([0, 5])
-``duplicates``       query, passage, [label]     duplicate_label (1), both_directions (false)
-``duplicate_groups`` group                       both_directions (false)
-``labelled``         text, label                 num_negatives (24)
-``two_way``          text, label                 label_texts
-===================  ==========================  ==============================================
+``training/data/building/README.md`` describes its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape, glob
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from training.common.errors import UserError
-from training.common.yaml_file import load_yaml, unknown_key
-from training.data.building.formats import FORMATS
-from training.data.building.formats.format import REQUIRED, Format, Key
-from training.data.options import ON_BAD_ROW
+import datasets
+import pyarrow as pa
 
-# Arguments of load_dataset with a key of their own, or that would change what it returns.
+from training.common.errors import UserError
+from training.common.outputs import check_output, clear_partials, locked, write_whole
+from training.common.yaml_file import load_yaml, unknown_key
+from training.data.building.formats import FORMATS, REQUIRED, Format, Key, Row
+from training.data.building.raw_rows import JsonRows, RawRows, load_raw
+from training.data.manifest import MANIFEST, write_manifest
+from training.data.preparation.plan import ON_BAD_ROW
+from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
+
+logger = logging.getLogger(__name__)
+
+REPORT = "build.json"
+# Replaced sources are written here until all sources are built.
+_ASIDE = ".building"
+# Increase it when the same build file would build other rows than before.
+_FORMAT = 2
+# Arguments of load_dataset that have a key of their own or would change what it returns.
 _NOT_OPTIONS = ("path", "name", "split", "revision", "data_files", "streaming")
 
 
@@ -59,12 +43,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_optional_text(value: Any) -> bool:
-    return value is None or _is_text(value)
-
-
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_some_texts(value: Any) -> bool:
+    return _is_text(value) or (_are_texts(value) and bool(value))
 
 
 def _is_whole(value: Any) -> bool:
@@ -75,53 +59,41 @@ def _are_options(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value)) and not {*_NOT_OPTIONS} & {*value}
 
 
-_OPTIONAL_TEXT = Key("a text", _is_optional_text, None)
+_OPTIONAL_TEXT = Key("a text", lambda value: value is None or _is_text(value), None)
 _KEYS = {
     "name": Key("a text", _is_text),
     "dataset": Key("a name on the Hub, a folder, or json, csv, parquet or text", _is_text),
     "config": _OPTIONAL_TEXT,
     "split": Key("a text", _is_text, "train"),
     "revision": _OPTIONAL_TEXT,
-    "data_files": Key("a path or a list of paths", lambda v: v is None or _is_text(v) or (_are_texts(v) and v), None),
+    "data_files": Key("a path or a list of paths", lambda value: value is None or _are_some_texts(value), None),
     "load_options": Key(f"a mapping without {', '.join(_NOT_OPTIONS)}", _are_options, {}),
     "format": Key(f"one of {', '.join(FORMATS)}", lambda value: isinstance(value, str) and value in FORMATS),
     "columns": Key("a mapping", lambda value: isinstance(value, dict)),
     "instruction": Key("a text", _is_text),
     "languages": Key("a list of codes (quote those that YAML takes for something else, such as 'no')", _are_texts, []),
     "licence": _OPTIONAL_TEXT,
-    "cap": Key("a number of at least 1", lambda v: v is None or (_is_whole(v) and v >= 1), None),
+    "cap": Key("a number of at least 1", lambda value: value is None or (_is_whole(value) and value >= 1), None),
     "symmetric": Key("true or false", lambda value: value is None or isinstance(value, bool), None),
     "on_bad_row": Key(f"one of {', '.join(ON_BAD_ROW)}", lambda value: value in ON_BAD_ROW, "error"),
 }
-# What the manifest says beside the rows: a change of it is none of them.
+# These keys go into the manifest; a change of them does not change the rows.
 _DESCRIPTION = ("instruction", "languages", "licence", "cap", "symmetric")
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """One source to build.
+    """One source to build."""
 
-    Attributes:
-        name: The name of the source and of its file.
-        where: What an error names: the build file and the source.
-        dataset: What to load.
-        load_options: Arguments of ``datasets.load_dataset``.
-        format: The kind of its rows.
-        columns: The column or columns of each role.
-        options: The values of the format's own keys.
-        description: What the manifest says of it, besides name, files and task type.
-        on_bad_row: One of ``ON_BAD_ROW``.
-    """
-
-    name: str
-    where: str
+    name: str  # of the source and of its file
+    where: str  # the build file and the source, for errors
     dataset: str
-    load_options: dict[str, Any]
+    load_options: dict[str, Any]  # arguments of datasets.load_dataset
     format: Format
-    columns: dict[str, str | list[str]]
-    options: dict[str, Any]
-    description: dict[str, Any]
-    on_bad_row: str = "error"
+    columns: dict[str, str | list[str]]  # by role
+    options: dict[str, Any]  # values of the format's keys
+    description: dict[str, Any]  # what the manifest says about it, besides name, files and task type
+    on_bad_row: str  # one of ON_BAD_ROW
 
     @property
     def num_negatives(self) -> int:
@@ -129,33 +101,19 @@ class RawSource:
         return self.options.get("num_negatives", self.format.num_negatives)
 
     @property
+    def entry(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        files = [f"{self.name}.parquet"]
+        return {"name": self.name, "files": files, "task_type": self.format.task_type, **self.description}
+
+    @property
     def lang(self) -> str | None:
-        """The language of rows that name none: that of the source if it has but one."""
+        """The language of rows that name none: that of the source if it has only one."""
         return self.description["languages"][0] if len(self.description["languages"]) == 1 else None
 
 
-@dataclass(frozen=True)
-class BuildFile:
-    """A build file.
-
-    Attributes:
-        path: Where it lies.
-        seed: The seed of every draw.
-        sources: What to build, in order.
-    """
-
-    path: Path
-    seed: int
-    sources: list[RawSource]
-
-
-def load_build_file(path: Path | str) -> BuildFile:
-    """Reads a build file.
-
-    Raises:
-        UserError: If it is missing, or a key is unknown, missing or of the wrong type.
-    """
-    path = Path(path)
+def load_build_file(path: Path) -> tuple[int, list[RawSource]]:
+    """Read a build file; return its seed and its sources in order."""
     content = load_yaml(path)
     for key in content:
         if key not in ("seed", "sources"):
@@ -165,29 +123,38 @@ def load_build_file(path: Path | str) -> BuildFile:
         raise UserError(f"{path}: key 'seed' cannot be {seed!r}; give a whole number from 0")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: key 'sources' must list at least one source")
-    sources = [_read_source(f"{path}: source", number, entry) for number, entry in enumerate(entries, start=1)]
-    seen: set[str] = set()
-    for source in sources:
-        if source.name in seen:
+    sources: dict[str, RawSource] = {}
+    for number, entry in enumerate(entries, start=1):
+        source = _read_source(f"{path}: source", number, entry)
+        if source.name in sources:
             raise UserError(f"{path}: two sources are named {source.name!r}; rename one of them")
-        seen.add(source.name)
-    return BuildFile(path, seed, sources)
+        sources[source.name] = source
+    return seed, list(sources.values())
 
 
 def _read_source(where: str, number: int, entry: Any) -> RawSource:
     if not isinstance(entry, dict):
         raise UserError(f"{where} {number}: expected a mapping of keys to values, got {type(entry).__name__}")
     where = f"{where} {entry['name']!r}" if isinstance(entry.get("name"), str) else f"{where} {number}"
-    _value(where, entry, "format", _KEYS["format"])
-    kind = FORMATS[entry["format"]]
+
+    def value_of(name: str, key: Key) -> Any:
+        value = entry.get(name, key.default)
+        if value is REQUIRED:
+            raise UserError(f"{where}: key {name!r} is missing; give {key.expected}")
+        if not key.fits(value):
+            raise UserError(f"{where}: key {name!r} cannot be {value!r}; give {key.expected}")
+        return value
+
+    kind = FORMATS[value_of("format", _KEYS["format"])]
     for key in entry:
         if key not in _KEYS and key not in kind.keys:
             raise unknown_key(where, key, [*_KEYS, *kind.keys])
-    values = {name: _value(where, entry, name, key) for name, key in _KEYS.items()}
+    values = {name: value_of(name, key) for name, key in _KEYS.items()}
     if "/" in values["name"] or values["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a file; leave out '/' and a leading '.'")
     if values["symmetric"] is None:
         values["symmetric"] = kind.symmetric
+    _check_columns(f"{where}: columns", values["columns"], kind)
     named = {"name": values["config"], **{key: values[key] for key in ("split", "revision", "data_files")}}
     return RawSource(
         name=values["name"],
@@ -195,33 +162,138 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         dataset=values["dataset"],
         load_options={key: value for key, value in named.items() if value is not None} | values["load_options"],
         format=kind,
-        columns=_columns(where, values["columns"], kind),
-        options={name: _value(where, entry, name, key) for name, key in kind.keys.items()},
+        columns=values["columns"],
+        options={name: value_of(name, key) for name, key in kind.keys.items()},
         description={key: values[key] for key in _DESCRIPTION},
         on_bad_row=values["on_bad_row"],
     )
 
 
-def _value(where: str, entry: Mapping[str, Any], name: str, key: Key) -> Any:
-    """The value of a key, or its default."""
-    value = entry.get(name, key.default)
-    if value is REQUIRED:
-        raise UserError(f"{where}: key {name!r} is missing; give {key.expected}")
-    if not key.fits(value):
-        raise UserError(f"{where}: key {name!r} cannot be {value!r}; give {key.expected}")
-    return value
-
-
-def _columns(where: str, columns: Mapping[str, Any], kind: Format) -> dict[str, Any]:
+def _check_columns(where: str, columns: Mapping[str, Any], kind: Format) -> None:
     required = (*kind.texts, *kind.values)
     for role, column in columns.items():
         if role not in (*required, *kind.optional):
-            raise unknown_key(f"{where}: columns", role, [*required, *kind.optional])
-        joined = role in kind.texts and _are_texts(column) and column
-        if not _is_text(column) and not joined:
-            expected = "the name of a column or a list of them" if role in kind.texts else "the name of a column"
-            raise UserError(f"{where}: columns: {role!r} cannot be {column!r}; give {expected}")
+            raise unknown_key(where, role, [*required, *kind.optional])
+        expected = "the name of a column or a list of them" if role in kind.texts else "the name of a column"
+        if not (_are_some_texts if role in kind.texts else _is_text)(column):
+            raise UserError(f"{where}: {role!r} cannot be {column!r}; give {expected}")
     for role in required:
         if role not in columns:
-            raise UserError(f"{where}: columns: {role!r} is missing; give the name of the data's column for it")
-    return dict(columns)
+            raise UserError(f"{where}: {role!r} is missing; give the name of the data's column for it")
+
+
+def build_from_file(path: Path | str, output: Path | str) -> Path:
+    """Build the sources that a build file lists, and return their manifest.
+
+    Each source is one parquet file, complete or absent. A finished, unchanged source is kept; a changed one is replaced
+    when all sources are built. The manifest is written last: if it is there, so are all its sources. ``build.json``
+    counts, by source, the raw rows read, the rows written and the rows dropped for each reason.
+
+    Args:
+        path: The build file.
+        output: The folder to write. After an error its earlier contents stay, and so do the new sources built before.
+    """
+    path, output = Path(path), Path(output)
+    seed, sources = load_build_file(path)
+    check_output(output, [path, *chain.from_iterable(_files(path.parent, source) for source in sources)])
+    with locked(output):
+        report = _start(output)
+        names = {*report, *(source.name for source in sources)}
+        check_output(output, ours=[MANIFEST, REPORT, ".*", *(escape(f"{name}.parquet") for name in names)])
+        clear_partials(output)
+        aside = output / _ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        replaced = {}
+        for source in sources:
+            dataset = load_raw(source.where, source.dataset, path.parent, **source.load_options)
+            fingerprint = _fingerprint(source, seed, dataset)
+            file, built = output / f"{source.name}.parquet", report.get(source.name, {})
+            if built.get("fingerprint") == fingerprint and file.is_file() and file.stat().st_size == built.get("bytes"):
+                logger.info("%s: kept, %d rows", source.name, built["rows"])
+            elif file.exists():
+                aside.mkdir(exist_ok=True)
+                replaced[source.name] = {"fingerprint": fingerprint, **_build(source, seed, dataset, aside / file.name)}
+            else:
+                report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, dataset, file)}
+                _write_report(output, report)
+        for name in replaced:
+            (aside / f"{name}.parquet").replace(output / f"{name}.parquet")
+        _write_report(output, report | replaced)
+        write_manifest(output / MANIFEST, [source.entry for source in sources])
+        shutil.rmtree(aside, ignore_errors=True)
+    return output / MANIFEST
+
+
+def _files(folder: Path, source: RawSource) -> list[Path]:
+    """Return the raw data that is on this machine."""
+    files = source.load_options.get("data_files") or []
+    patterns = [source.dataset, *([files] if isinstance(files, str) else files)]
+    return [Path(path) for pattern in patterns for path in glob(str(folder / pattern), recursive=True)]
+
+
+def _write_report(output: Path, report: dict[str, Any]) -> None:
+    write_whole(output / REPORT, json.dumps({"sources": report}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _start(output: Path) -> dict[str, Any]:
+    """Make the folder and return the report on its finished sources; refuse a folder of anything but a build."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; give a folder for the output")
+    output.mkdir(parents=True, exist_ok=True)
+    if all(path.name.startswith(".") for path in output.iterdir()):
+        # Marks the folder as a build from the start, so that a killed build can be continued.
+        _write_report(output, {})
+    try:
+        report = dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
+        if all({"fingerprint", "bytes", "rows"} <= built.keys() for built in report.values()):
+            return report
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{output}: holds something else than a build from raw data; give another folder")
+
+
+def _build(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows, file: Path) -> dict[str, Any]:
+    """Write the file of a source and return what ``build.json`` says about it."""
+    raw = RawRows(
+        dataset,
+        source.columns,
+        source.where,
+        texts=source.format.texts,
+        values=source.format.values,
+        optional=source.format.optional,
+        name=source.name,
+        seed=seed,
+        quarantine=source.on_bad_row == "quarantine",
+    )
+    tables = _tables(source, source.format.rows(raw, **source.options))
+    first = next(tables, None)
+    rows = 0 if first is None else write_parquet(file, chain([first], tables))
+    dropped = {reason: count for reason, count in sorted(raw.dropped.items()) if count}
+    reasons = "".join(f"; dropped {count}: {reason}" for reason, count in dropped.items())
+    if not rows:
+        raise UserError(
+            f"{source.where}: no row is left of {len(raw)}{reasons}; check 'columns' and the keys of the format"
+        )
+    logger.info("%s: %d rows of %d read%s", source.name, rows, len(raw), reasons)
+    return {"bytes": file.stat().st_size, "read": len(raw), "rows": rows, "dropped": dropped}
+
+
+def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
+    """Yield the rows as tables of one schema, to keep only one in memory."""
+    has_lang = source.lang is not None or "lang" in source.columns
+    while chunk := list(islice(rows, ROW_GROUP_ROWS)):
+        negatives = [
+            [row.negatives[position] if position < len(row.negatives) else None for row in chunk]
+            for position in range(source.num_negatives)
+        ]
+        more = {"lang": [row.lang or source.lang for row in chunk]} if has_lang else {}
+        yield rows_table([row.query for row in chunk], [row.passage for row in chunk], negatives, **more)
+
+
+def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows) -> str:
+    """Return a hash of everything that the rows depend on."""
+    # Private, but the key of the cache of `datasets`: depends on a file's time, or the revision of a set on the Hub.
+    data = dataset.fingerprint if isinstance(dataset, JsonRows) else [dataset._fingerprint, len(dataset)]
+    kind = source.format.rows.__name__
+    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, source.on_bad_row, data]
+    return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()

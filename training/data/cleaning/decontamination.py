@@ -1,212 +1,293 @@
-"""Training rows that an evaluation set contains: a text of theirs as a whole, or a run of 13 tokens of it.
-
-Texts are compared column by column after one normalisation. A whole text counts however short it is; runs need 13
-tokens: words, or characters where the script has no spaces, which is about as much text as 3 to 8 words.
-
-``datatrove``'s decontamination asks for ``lighteval`` and a word tokenizer of one language, knows no texts shorter than
-a run, and stops at the first match of a row, where the report needs every set and column; so the index is our own: a
-sorted array of 8 bytes a distinct run, read from disk where it is needed.
-"""
+"""Look for duplicates and evaluation texts in the sources of a manifest, report them, and remove them on request."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from glob import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
-from training.common.run_folder import write_whole
-from training.data.cleaning.evaluation_texts import EvaluationSet
-from training.data.cleaning.normalise import HashedTexts, hash_texts, ngram_hashes
-from training.data.cleaning.work import stage_folder
-from training.data.published import PublishedFile
+from training.common.outputs import check_output, locked, write_whole
+from training.data.cleaning.contamination import Contamination, find_contamination
+from training.data.cleaning.duplicates import DeduplicationOptions, find_duplicates
+from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet
+from training.data.manifest import MANIFEST, Source, load_manifest, require_local, write_manifest
+from training.data.published import PublishedFile, write_parquet
+from training.data.storage import stage_folder
 
-# The run length of GPT-3's decontamination (Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C).
-GRAM = 13
+logger = logging.getLogger(__name__)
 
-_TEXTS_PER_CHUNK = 16_384
-# Long passages times 24 negatives: fewer rows at once than elsewhere.
-_BATCH_ROWS = 2048
-_KINDS = ("wholes", "grams")
-
-
-class Contamination(NamedTuple):
-    """What evaluation sets and rows have in common.
-
-    Attributes:
-        columns: ``(name of the set, column of the set)`` of each column of evaluation texts.
-        texts: Number of texts in each.
-        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, ``k + 1`` the negative ``k``),
-            position in ``columns``, and 1 if the row's text is one of the evaluation texts, 0 if it shares a run.
-    """
-
-    columns: list[tuple[str, str]]
-    texts: list[int]
-    found: list[np.ndarray]
+REPORT, TABLE = "contamination.json", "contamination.md"
+_WORK = ".work"
+# Examples of each kind in the report of a source.
+_EXAMPLES = 5
 
 
-def find_contamination(
-    files: Sequence[Path],
-    sets: Sequence[EvaluationSet],
-    work: Path,
+def decontaminate(
+    manifest: Path | str,
+    output: Path | str,
+    duplicates: DeduplicationOptions | None = None,
+    evaluation: Sequence[EvaluationSet] = (),
+    *,
     negatives: bool = False,
+    remove: bool = False,
+    data_dir: str | None = None,
     executor: Executor | None = None,
-) -> Contamination:
-    """Looks for evaluation texts in the rows of files.
+) -> dict[str, Any]:
+    """Look for duplicates and evaluation texts, and write ``contamination.json`` and ``contamination.md``.
 
     Args:
-        files: Files of the published format.
-        sets: Evaluation sets, of different names.
-        work: Where the index and the state of tasks go. What is finished there and unchanged is used again.
-        negatives: Whether negatives are looked at, too.
-        executor: Where tasks run; local processes if None.
+        manifest: The sources.
+        output: A folder for the reports and the cleaned files. Results in it are reused while nothing changed.
+        duplicates: Which duplicates to look for; none if None.
+        evaluation: Evaluation sets to look for.
+        negatives: Whether to look for evaluation texts in the negatives, too.
+        remove: Whether to write the sources without the rows found, and their ``manifest.yaml``.
+        data_dir: Folder of the files, instead of the manifest's.
+        executor: Where the work runs.
 
-    Raises:
-        UserError: If a file or an evaluation set is faulty, or two sets have one name.
+    Returns:
+        The content of ``contamination.json``.
     """
-    names = [given.name for given in sets]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two evaluation sets are named {name!r}; rename a file or name each set once")
-    versions = [given.version() for given in sets]
-    index = stage_folder(work, "evaluation", [], [GRAM, versions])
-    run_phases(_index_phases(sets, index), index / "tasks", executor)
-    rows = stage_folder(work, "contamination", files, [GRAM, versions, negatives])
-    find = partial(_find, tuple(files), index, negatives, rows)
-    run_phases([Phase("contamination", find, len(files))], rows / "tasks", executor)
-    labels = _labels(index)
-    found = [np.load(rows / f"{number:05d}.npy") for number in range(len(files))]
-    return Contamination(
-        [(names[label["set"]], label["column"]) for label in labels], [label["texts"] for label in labels], found
-    )
+    output, options = Path(output).resolve(), duplicates or DeduplicationOptions(exact=False)
+    if not (options.exact or options.near or evaluation):
+        raise UserError("nothing to look for; give --exact, --near, --evaluation or --mteb")
+    if options.across and not (options.exact or options.near):
+        raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
+    sources = load_manifest(manifest, data_dir)
+    require_local(sources)
+    files = [path for source in sources for path in source.files]
+    source_of = [number for number, source in enumerate(sources) for _ in source.files]
+    held_out = [each.path for each in evaluation if isinstance(each, EvaluationFile)]
+    check_output(output, [Path(manifest), *files, *held_out])
+    with locked(output):
+        work = output / _WORK
+        ours = [REPORT, TABLE, MANIFEST, _WORK, *(escape(source.name) for source in sources)]
+        # Without the work, a manifest or report was not written by this command.
+        check_output(output, ours=ours if work.exists() else [])
+        if (output / MANIFEST).exists() and not remove:
+            raise UserError(f"{output}: the folder holds cleaned files; add --remove or give another --output")
+        rows = [PublishedFile(path).num_rows for path in files]
+        work.mkdir(parents=True, exist_ok=True)
+        repeats = find_duplicates(files, source_of, options, work, executor)
+        contamination = find_contamination(files, evaluation, work, negatives, executor) if evaluation else None
+        removed = _to_remove(len(files), repeats, contamination) if remove else None
+        if removed is not None:
+            _write_clean(sources, removed, output, work, executor)
+        report = _report(sources, rows, repeats, options.across, contamination, removed)
+        write_whole(output / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_whole(output / TABLE, contamination_table(report))
+    return report
 
 
-def _index_phases(sets: Sequence[EvaluationSet], folder: Path) -> list[Phase]:
-    return [
-        Phase("evaluation-sets", partial(_index_set, tuple(sets), folder), len(sets)),
-        Phase("evaluation-index", partial(_merge_index, folder), 1),
+# Removal
+
+
+def _to_remove(files: int, repeats: Mapping[str, np.ndarray], contamination: Contamination | None) -> list[np.ndarray]:
+    """Sorted rows to leave out of each file."""
+    found = [[each["row"][each["file"] == file] for each in repeats.values()] for file in range(files)]
+    if contamination is not None:
+        for file, matches in enumerate(contamination.found):
+            found[file].append(matches[:, 0])
+    return [np.unique(np.concatenate(rows)) for rows in found]
+
+
+def _write_clean(
+    sources: Sequence[Source], removed: Sequence[np.ndarray], output: Path, work: Path, executor: Executor | None
+) -> None:
+    """Write ``<source>/<number>.parquet`` for every file, without the rows to remove, and ``manifest.yaml``.
+
+    All columns, their types and the order of the rows stay; a file that loses nothing is copied byte for byte. A file
+    that loses every row is not written, nor is a source without files.
+    """
+    files = [path for source in sources for path in source.files]
+    digest = hashlib.blake2b(b"".join(len(rows).to_bytes(8, "little") + rows.tobytes() for rows in removed))
+    folder = stage_folder(work, "clean", files, [digest.hexdigest(), [source.name for source in sources]])
+    names = [Path(source.name, f"{number:05d}.parquet") for source in sources for number in range(len(source.files))]
+    empty = [len(rows) == pq.read_metadata(path).num_rows for path, rows in zip(files, removed, strict=True)]
+    moved = folder / "moved"
+    if moved.exists():
+        written = [nothing or (output / name).exists() for nothing, name in zip(empty, names, strict=True)]
+        if all(written) and (output / MANIFEST).exists():
+            return
+        # The user deleted finished files, or the command was killed while it moved them.
+        shutil.rmtree(folder / "tasks")
+        moved.unlink()
+    # In the work folder: earlier files in the output stay until there is something to replace them.
+    new = folder / "files"
+    for source in sources:
+        (new / source.name).mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(removed):
+        np.save(folder / f"removed_{number:05d}.npy", rows)
+    clean = partial(_clean, tuple(files), tuple(new / name for name in names), folder)
+    run_phases([Phase("clean", clean, len(files))], folder / "tasks", executor)
+    left = {source.name: sorted(path.name for path in (new / source.name).iterdir()) for source in sources}
+    entries = [
+        {**asdict(source), "files": [f"{source.name}/{name}" for name in left[source.name]]}
+        for source in sources
+        if left[source.name]
     ]
+    if not entries:
+        raise UserError(f"{output}: no row of any source is left; look at {REPORT} before removing rows")
+    moved.touch()
+    for name, kept in left.items():
+        shutil.rmtree(output / name, ignore_errors=True)
+        if kept:
+            (new / name).rename(output / name)
+        else:
+            logger.warning("source %s: every row was removed; the manifest leaves it out", name)
+    write_manifest(output / MANIFEST, entries)
 
 
-class _Distinct:
-    """Distinct hashes of what was added, at any time few more than these in memory."""
-
-    def __init__(self) -> None:
-        self._merged = np.empty(0, dtype=np.uint64)
-        self._waiting: list[np.ndarray] = []
-        self._count = 0
-
-    def add(self, hashes: np.ndarray) -> None:
-        self._waiting.append(hashes)
-        self._count += len(hashes)
-        if self._count > max(len(self._merged), 1 << 20):
-            self.sorted()
-
-    def sorted(self) -> np.ndarray:
-        # np.unique puts hashes into a table of its own before it sorts them, several times as slow.
-        hashes = np.sort(np.concatenate([self._merged, *self._waiting]))
-        self._merged, self._waiting, self._count = hashes[np.diff(hashes, prepend=~hashes[:1]) != 0], [], 0
-        return self._merged
+def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: int) -> None:
+    removed, path, target = np.load(folder / f"removed_{task:05d}.npy"), files[task], targets[task]
+    if not len(removed):
+        unfinished = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(path, unfinished)
+        unfinished.replace(target)
+    elif len(removed) < pq.read_metadata(path).num_rows:
+        write_parquet(target, _kept(path, removed))
 
 
-def _index_set(sets: Sequence[EvaluationSet], folder: Path, task: int) -> None:
-    """Writes the hashes of one set, column by column."""
-    waiting: dict[str, list[str]] = {}
-    distinct: dict[str, dict[str, _Distinct]] = {}
-    counts: dict[str, int] = {}
-
-    def take(column: str) -> None:
-        texts, waiting[column] = waiting[column], []
-        hashed = hash_texts(texts)
-        found = distinct.setdefault(column, {kind: _Distinct() for kind in _KINDS})
-        found["wholes"].add(hashed.wholes)
-        found["grams"].add(ngram_hashes(hashed, GRAM)[0])
-        counts[column] = counts.get(column, 0) + len(texts)
-
-    for column, text in sets[task].texts():
-        # Blank texts are equal to one another and say nothing.
-        if text.strip():
-            waiting.setdefault(column, []).append(text)
-            if len(waiting[column]) == _TEXTS_PER_CHUNK:
-                take(column)
-    for column in list(waiting):
-        take(column)
-    if not counts:
-        raise UserError(f"evaluation set {sets[task].name!r} holds no text; check its file and columns")
-    labels = []
-    for number, column in enumerate(sorted(counts)):
-        stem = f"{task:04d}_{number:03d}"
-        for kind in _KINDS:
-            np.save(folder / f"{stem}.{kind}.npy", distinct[column][kind].sorted())
-        labels.append({"set": task, "column": column, "texts": counts[column], "stem": stem})
-    write_whole(folder / f"{task:04d}.json", json.dumps(labels))
+def _kept(path: Path, removed: np.ndarray) -> Iterator[pa.Table]:
+    row = 0
+    for batch in PublishedFile(path).record_batches(all_columns=True):
+        stays = ~np.isin(np.arange(row, row + len(batch)), removed)
+        row += len(batch)
+        yield pa.Table.from_batches([batch.filter(pa.array(stays))])
 
 
-def _labels(folder: Path) -> list[dict]:
-    return [label for path in sorted(folder.glob("[0-9]*.json")) for label in json.loads(path.read_text())]
+# Report
 
 
-def _merge_index(folder: Path, task: int) -> None:
-    """Writes what all sets hold together, so that a row without a match is looked up once."""
-    for kind in _KINDS:
-        merged = _Distinct()
-        for label in _labels(folder):
-            merged.add(np.load(folder / f"{label['stem']}.{kind}.npy"))
-        np.save(folder / f"all.{kind}.npy", merged.sorted())
+def _report(
+    sources: Sequence[Source],
+    rows: Sequence[int],
+    repeats: Mapping[str, np.ndarray],
+    across: bool,
+    contamination: Contamination | None,
+    removed: Sequence[np.ndarray] | None,
+) -> dict[str, Any]:
+    """Return counts and examples by source; None means that it was not looked for.
+
+    A row is counted once among the duplicates: as exact rather than near, and as inside its source rather than across.
+    ``contaminated`` separates rows with a whole evaluation text (``whole``) from those that only share a run of tokens
+    (``overlap``). Rows are numbered from 0 within their file.
+    """
+    files = [(source.name, path.name) for source in sources for path in source.files]
+    sets: dict[str, dict[str, int]] = defaultdict(dict)
+    if contamination is not None:
+        for (name, column), texts in zip(contamination.columns, contamination.texts, strict=True):
+            sets[name][column] = texts
+    described = []
+    for source in sources:
+        own = [number for number, (name, _) in enumerate(files) if name == source.name]
+        found = {kind: _duplicates(files, each[np.isin(each["file"], own)]) for kind, each in repeats.items()}
+        nothing = {"inside": None, "across": None, "examples": []}
+        exact, near = (found.get(kind, nothing) for kind in ("exact", "near"))
+        contaminated, leaks = (None, []) if contamination is None else _contaminated(files, contamination, own)
+        described.append(
+            {
+                "name": source.name,
+                "rows": sum(rows[file] for file in own),
+                "exact_duplicates": exact["inside"],
+                "near_duplicates": near["inside"],
+                "across_sources": {kind: each["across"] for kind, each in found.items()} if across and found else None,
+                "contaminated": contaminated,
+                "removed": None if removed is None else sum(len(removed[file]) for file in own),
+                "examples": {
+                    "exact_duplicates": exact["examples"],
+                    "near_duplicates": near["examples"],
+                    "contaminated": leaks,
+                },
+            }
+        )
+    return {"evaluation_sets": [{"name": name, "texts": texts} for name, texts in sets.items()], "sources": described}
 
 
-def _is_in(hashes: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Which hashes a sorted index holds."""
-    if not len(index):
-        return np.zeros(len(hashes), dtype=bool)
-    return index[np.minimum(np.searchsorted(index, hashes), len(index) - 1)] == hashes
+def _duplicates(files: Sequence[tuple[str, str]], repeats: np.ndarray) -> dict[str, Any]:
+    """Counts of a source's repeats inside it and by other source, and examples of both."""
+    inside = repeats["inside"]
+    others = Counter(files[file][0] for file in repeats["first_file"][~inside].tolist())
+    chosen = np.sort(np.concatenate([np.flatnonzero(part)[:_EXAMPLES] for part in (inside, ~inside)]))
+    examples = [
+        {
+            "file": files[file][1],
+            "row": row,
+            "repeats": {"source": files[first_file][0], "file": files[first_file][1], "row": first_row},
+        }
+        for file, row, first_file, first_row, _ in repeats[chosen].tolist()
+    ]
+    return {"inside": int(inside.sum()), "across": dict(sorted(others.items())), "examples": examples}
 
 
-class _Index:
-    """The hashes of all evaluation texts."""
+def _contaminated(
+    files: Sequence[tuple[str, str]], contamination: Contamination, own: Sequence[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Counts of a source's rows, in all and by evaluation set and column, and examples."""
+    # Whether a row has a whole text: of all sets under (), of a set, and of a set in a column of the rows.
+    seen: dict[tuple[str, ...], dict[tuple[int, int], bool]] = defaultdict(dict)
+    examples: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for file in own:
+        for row, number, label, whole in contamination.found[file].tolist():
+            name, evaluation_column = contamination.columns[label]
+            column = ("query", "passage")[number] if number < 2 else f"negative_{number - 1}"
+            for key in ((), (name,), (name, column)):
+                seen[key][file, row] = seen[key].get((file, row), False) or bool(whole)
+            if len(examples[bool(whole)]) < _EXAMPLES:
+                example = {"file": files[file][1], "row": row, "column": column, "evaluation_set": name}
+                example |= {"evaluation_column": evaluation_column, "kind": "whole" if whole else "overlap"}
+                examples[bool(whole)].append(example)
 
-    def __init__(self, folder: Path) -> None:
-        self._all = {kind: np.load(folder / f"all.{kind}.npy", mmap_mode="r") for kind in _KINDS}
-        self._own = [
-            {kind: np.load(folder / f"{label['stem']}.{kind}.npy", mmap_mode="r") for kind in _KINDS}
-            for label in _labels(folder)
-        ]
+    def counts(key: tuple[str, ...]) -> dict[str, int]:
+        whole = sum(seen[key].values())
+        return {"whole": whole, "overlap": len(seen[key]) - whole}
 
-    def matches(self, hashed: HashedTexts) -> list[tuple[int, int, int]]:
-        """Text, column of evaluation texts, and whether the text is one of them; others share a run."""
-        texts = np.arange(len(hashed.wholes))
-        grams, owner = ngram_hashes(hashed, GRAM)
-        hits = {}
-        for kind, hashes, position in (("wholes", hashed.wholes, texts), ("grams", grams, owner)):
-            found = _is_in(hashes, self._all[kind])
-            hits[kind] = hashes[found], position[found]
-        matches = []
-        for number, own in enumerate(self._own):
-            of_kind = {kind: set(hits[kind][1][_is_in(hits[kind][0], own[kind])].tolist()) for kind in _KINDS}
-            matches += [(text, number, 1) for text in of_kind["wholes"]]
-            matches += [(text, number, 0) for text in of_kind["grams"] - of_kind["wholes"]]
-        return matches
+    sets = {
+        name: {**counts((name,)), "columns": {key[1]: counts(key) for key in sorted(seen) if key[:-1] == (name,)}}
+        for (name,) in sorted(key for key in seen if len(key) == 1)
+    }
+    return {"rows": len(seen[()]), **counts(()), "sets": sets}, examples[True] + examples[False]
 
 
-def _find(files: Sequence[Path], index_folder: Path, negatives: bool, folder: Path, task: int) -> None:
-    index, file = _Index(index_folder), PublishedFile(files[task])
-    found: list[tuple[int, int, int, int]] = []
-    for batch in file.batches(_BATCH_ROWS, raw=True):
-        for column in ("query", "passage", *(file.negatives if negatives else ())):
-            texts = batch.columns[column]
-            rows = [row for row, text in enumerate(texts) if text is not None]
-            number = ("query", "passage").index(column) if column in ("query", "passage") else 1 + _number(column)
-            found += [
-                (batch.first_row + rows[text], number, label, whole)
-                for text, label, whole in index.matches(hash_texts([texts[row] for row in rows]))
+def contamination_table(report: Mapping[str, Any]) -> str:
+    """Return the report as a Markdown table for the dataset card; a dash means that it was not looked for."""
+    head = ["source", "rows", "exact duplicates", "near duplicates", "in other sources"]
+    head += ["evaluation texts", "13-gram overlaps", "removed"]
+    rows = []
+    for source in report["sources"]:
+        across, contaminated = source["across_sources"], source["contaminated"] or {}
+        rows.append(
+            [
+                source["rows"],
+                source["exact_duplicates"],
+                source["near_duplicates"],
+                None if across is None else sum(count for kind in across.values() for count in kind.values()),
+                contaminated.get("whole"),
+                contaminated.get("overlap"),
+                source["removed"],
             ]
-    np.save(folder / f"{task:05d}.npy", np.array(sorted(found), dtype=np.int64).reshape(-1, 4))
-
-
-def _number(column: str) -> int:
-    return int(column.removeprefix("negative_"))
+        )
+    looked_for = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
+    rows.append([sum(cells) if cells else None for cells in looked_for])
+    names = [*(source["name"] for source in report["sources"]), "**all**"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for name, cells in zip(names, rows, strict=True):
+        lines.append(f"| {name} | " + " | ".join("–" if cell is None else f"{cell:,}" for cell in cells) + " |")
+    sets = [f"`{each['name']}` ({sum(each['texts'].values()):,} texts)" for each in report["evaluation_sets"]]
+    if sets:
+        lines.append(f"\nEvaluation sets: {', '.join(sets)}.")
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""One normalisation of text for everything that compares texts: duplicates, near duplicates and evaluation sets."""
+"""The normalisation of text for everything that compares texts: duplicates, near duplicates and evaluation sets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ import regex
 
 from training.common.keyed import keyed_bits, text_key
 
-# Scripts that put no space between words: a character, with the marks upon it, is a token.
+# Scripts without spaces between words: a character with its marks is a token.
 _UNSPACED = "".join(
     rf"\p{{{script}}}"
     for script in ("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 )
-# Punctuation goes, but symbols are text: "C++" is not "C", and a row may ask for the name of a sign.
+# Punctuation is removed, but symbols are text: "C++" is not "C", and a row may ask for the name of a sign.
 _TOKEN = regex.compile(
     rf"(?V1)[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+|[[{_UNSPACED}ー]--\p{{P}}]\p{{M}}*|[\p{{S}}#%&@]"
 )
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+|[$+<=>^`|~#%&@]")
-# Soft hyphens, zero-width joiners, marks of direction and variation selectors: nobody sees them.
+# Invisible: soft hyphens, zero-width joiners, direction marks and variation selectors.
 _INVISIBLE = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]+")
+# Code points looked up at once: a block that fits the cache is several times as fast.
+_CODE_POINTS_AT_ONCE = 1 << 15
+_CODE_POINTS = 0x110000
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, and the characters where its script has no spaces.
+    """Return the words of a text, and the characters where its script has no spaces.
 
     Compatibility forms (NFKC), case, spacing, punctuation and invisible characters make no difference. A text of
     nothing but punctuation is one token; a blank text has none.
@@ -45,34 +48,25 @@ def tokens(text: str) -> list[str]:
         found = _ASCII_TOKEN.findall(text.lower())
     else:
         text = unicodedata.normalize("NFKC", text).casefold()
-        # Without case, or what stood between a letter and its mark, NFKC can compose once more.
+        # Without case, or without what was between a letter and its mark, NFKC may compose once more.
         found = _TOKEN.findall(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)))
     return found or ["".join(text.split())] * (not text.isspace() and bool(text))
 
 
 def normalise(text: str) -> str:
-    """The tokens of a text with one space between them: texts that differ in form only become equal."""
+    """Return the tokens of a text joined by spaces: texts that differ only in form become equal."""
     return " ".join(tokens(text))
 
 
-# Code points looked up at once: what fits a cache is several times as fast.
-_CODE_POINTS_AT_ONCE = 1 << 15
-_CODE_POINTS = 0x110000
-
-
 def same_form(one: pa.Array, other: pa.Array, other_keys: np.ndarray | None = None) -> np.ndarray:
-    """``(n,)`` whether two texts are equal once both are normalised; false where one is null.
+    """Return ``(n,)`` whether two ``large_string`` texts are equal once both are normalised; false where one is null.
 
-    Only pairs of the same characters are normalised: that takes a hundred times as long as to compare those.
-
-    Args:
-        one: ``n`` texts, ``large_string``.
-        other: As many.
-        other_keys: Their :func:`form_keys`, if they are known.
+    ``other_keys`` are the :func:`form_keys` of ``other``, if they are known.
     """
     same = np.asarray(pc.fill_null(pc.equal(one, other), False)).copy()
     there = np.asarray(pc.and_(pc.is_valid(one), pc.is_valid(other)))
     keys = form_keys(other) if other_keys is None else other_keys
+    # Normalising takes a hundred times as long as comparing keys, so only pairs with equal keys are normalised.
     rows = np.flatnonzero(~same & there & (form_keys(one) == keys))
     pairs = zip(*(column.take(pa.array(rows)).to_pylist() for column in (one, other)), strict=True)
     same[rows] = [normalise(text) == normalise(another) for text, another in pairs]
@@ -80,13 +74,10 @@ def same_form(one: pa.Array, other: pa.Array, other_keys: np.ndarray | None = No
 
 
 def form_keys(texts: pa.Array) -> np.ndarray:
-    """``(n,)`` ``uint64``: equal where the normalised texts are; others share one if they have the same characters.
+    """Return ``(n,)`` ``uint64`` keys of ``large_string`` texts, equal where the normalised texts are.
 
-    The sum of a key of each character that :func:`tokens` keeps, in the form that it gives it, but decomposed: forms
-    are composed, and so the order of what is added would count.
-
-    Args:
-        texts: ``large_string``; null counts as no character.
+    Other texts share a key if they have the same characters: it is the sum of a key per character that :func:`tokens`
+    keeps. Characters are decomposed, since in composed ones the order of addition would count. Null has no character.
     """
     lengths = np.asarray(pc.fill_null(pc.utf8_length(texts), 0)).astype(np.int64)
     ends = np.cumsum(lengths)
@@ -96,8 +87,7 @@ def form_keys(texts: pa.Array) -> np.ndarray:
         end = max(start + 1, int(np.searchsorted(ends, ends[start] - lengths[start] + _CODE_POINTS_AT_ONCE, "right")))
         joined = "".join(text for text in texts.slice(start, end - start).to_pylist() if text)
         points = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
-        new = points[~known[points]]
-        for point in np.unique(new).tolist() if len(new) else ():
+        for point in set(points[~known[points]].tolist()):
             table[point], known[point] = _character_key(point), True
         sums = np.append(np.uint64(0), np.cumsum(table[points], dtype=np.uint64))
         own = np.cumsum(lengths[start:end])
@@ -108,7 +98,7 @@ def form_keys(texts: pa.Array) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _character_keys() -> tuple[np.ndarray, np.ndarray]:
-    """The keys of all code points, and which of them have been looked up: a cache, as most texts share theirs."""
+    """A cache: the keys of all code points, and which of them have been looked up."""
     return np.zeros(_CODE_POINTS, dtype=np.uint64), np.zeros(_CODE_POINTS, dtype=bool)
 
 
@@ -118,26 +108,20 @@ def _character_key(point: int) -> int:
     return sum(text_key(each) for each in kept if not _INVISIBLE.match(each)) % 2**64
 
 
-# Words repeat: most hashes are looked up.
+# Words repeat, so most hashes are looked up.
 _token_key = lru_cache(maxsize=1 << 18)(text_key)
 
 
 class HashedTexts(NamedTuple):
-    """Texts as numbers.
+    """Hashes of normalised texts."""
 
-    Attributes:
-        wholes: ``(texts,)`` ``uint64``, a hash of each normalised text.
-        tokens: ``(sum of lengths,)`` ``uint64``, the hash of each token.
-        lengths: ``(texts,)`` number of tokens.
-    """
-
-    wholes: np.ndarray
-    tokens: np.ndarray
-    lengths: np.ndarray
+    wholes: np.ndarray  # (texts,) uint64, of whole texts
+    tokens: np.ndarray  # (sum of lengths,) uint64, of tokens
+    lengths: np.ndarray  # (texts,) numbers of tokens
 
 
 def hash_texts(texts: Sequence[str]) -> HashedTexts:
-    """Normalises and hashes texts, each whole and token by token."""
+    """Normalise and hash texts, each as a whole and token by token."""
     split = [tokens(text) for text in texts]
     lengths = np.fromiter(map(len, split), dtype=np.int64, count=len(split))
     flat = (_token_key(token) for text in split for token in text)
@@ -146,11 +130,7 @@ def hash_texts(texts: Sequence[str]) -> HashedTexts:
 
 
 def ngram_hashes(hashed: HashedTexts, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all runs of ``n`` tokens that lie within one text.
-
-    Returns:
-        ``(grams,)`` ``uint64`` hashes and ``(grams,)`` position of the text that each lies in.
-    """
+    """Return ``(grams,)`` hashes of all runs of ``n`` tokens within a text, and ``(grams,)`` indices of their texts."""
     count = max(len(hashed.tokens) - n + 1, 0)
     ends = np.cumsum(hashed.lengths)
     owner = np.repeat(np.arange(len(hashed.lengths)), hashed.lengths)[:count]

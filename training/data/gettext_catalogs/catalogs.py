@@ -1,31 +1,38 @@
-"""Message catalogs of gettext as they are installed: which there are, and the pairs of texts in each.
+"""Message catalogs of gettext that are installed with programs, read into one table of translations.
 
 A catalog lies at ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``, where the domain is a program or a part of one. Its layout is
-that of section "The Format of GNU MO Files" of the GNU gettext manual. Catalogs are read here and not by a library
-because Python's ``gettext`` drops the source's plural, and Babel refuses catalogs with an unusual date in their header.
+that of section "The Format of GNU MO Files" of the GNU gettext manual. No library reads it, because Python's
+``gettext`` drops the plural of the source, and Babel refuses catalogs with an unusual date in their header.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from gettext import c2py
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from training.common.errors import UserError
+from training.common.keyed import keyed_bits, text_key
+from training.common.languages import iso639_3, locale_tag, script_of
+from training.data.cldr.draws import Keys, Mask, Rows
+from training.data.cleaning.normalise import normalise
+from training.data.gettext_catalogs.cleaning import clean_pair
+
+logger = logging.getLogger(__name__)
 
 # Where Debian, Fedora, Arch and others install catalogs, and where Ubuntu's language packs do.
 LOCALE_DIRS = ("/usr/share/locale", "/usr/share/locale-langpack")
 _MAGIC = 0x950412DE
 _CHARSET = re.compile(r"charset=([\w-]+)", re.IGNORECASE)
 _PLURAL = re.compile(r"^plural-forms:.*?plural\s*=\s*([^;\n]+)", re.IGNORECASE | re.MULTILINE)
-# Numbers whose plural form stands for the plural.
-_NUMBERS = range(2, 200)
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +45,7 @@ class CatalogFile:
 
 
 def find_catalogs(folders: Sequence[Path | str]) -> list[CatalogFile]:
-    """Lists the catalogs below some folders, by locale and domain; folders that are not there have none."""
+    """List the catalogs below some folders by locale and domain; a missing folder has none."""
     return sorted(
         CatalogFile(path.parent.parent.name, path.stem, path)
         for folder in folders
@@ -47,18 +54,15 @@ def find_catalogs(folders: Sequence[Path | str]) -> list[CatalogFile]:
 
 
 def program_of(domain: str) -> str:
-    """Returns the program that a domain belongs to: its name without a version (``"gtk"`` for ``"gtk30"``)."""
+    """Return the program that a domain belongs to: its name without a version (``"gtk"`` for ``"gtk30"``)."""
     return re.sub(r"[-_.]?v?[0-9][0-9.]*$", "", domain.lower()) or domain.lower()
 
 
 def read_messages(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields every translated message of a catalog as (source text, translation), as the file has them.
+    """Yield every translated message of a catalog as (source text, translation), without its context.
 
-    Contexts are left out. Of a message with plural forms come the singular with the form for one, and the plural with
-    the form that most numbers take: what a language has beside these two (a dual, say) translates no English text.
-
-    Raises:
-        UserError: If the file cannot be read or is no whole catalog.
+    A message with plural forms gives two pairs: the singular with the form for one, and the plural with the form that
+    most numbers take. Other forms, such as a dual, translate no English text.
     """
     try:
         entries = _entries(path.read_bytes())
@@ -70,46 +74,181 @@ def read_messages(path: Path) -> Iterator[tuple[str, str]]:
     one, many = _plural_forms(match[1].strip() if (match := _PLURAL.search(header)) else "n != 1")
     for source, translation in texts:
         singular, *plural = source.partition("\x04")[2].split("\0") if "\x04" in source else source.split("\0")
-        if not plural:
+        if plural:
+            forms = translation.split("\0")
+            yield singular, forms[min(one, len(forms) - 1)]
+            yield plural[0], forms[min(many, len(forms) - 1)]
+        else:
             yield singular, translation
-            continue
-        forms = translation.split("\0")
-        yield singular, forms[min(one, len(forms) - 1)]
-        yield plural[0], forms[min(many, len(forms) - 1)]
 
 
 def _entries(content: bytes) -> list[tuple[bytes, bytes]]:
-    """The raw messages of a catalog.
-
-    Raises:
-        ValueError: If the content is no catalog, or tables or texts reach beyond its end.
-    """
-    for order in "<>":
-        if len(content) >= 20 and np.frombuffer(content, f"{order}u4", 1)[0] == _MAGIC:
-            break
-    else:
+    """Return the raw messages of a catalog; raise ValueError if it is none or incomplete."""
+    orders = [order for order in "<>" if len(content) >= 20 and np.frombuffer(content, f"{order}u4", 1)[0] == _MAGIC]
+    if not orders:
         raise ValueError("it does not begin like one")
-    count, *starts = np.frombuffer(content, f"{order}u4", 3, offset=8).tolist()
-    if any(start + 8 * count > len(content) for start in starts):
-        raise ValueError("it is cut short")
-    sources, translations = (
-        np.frombuffer(content, f"{order}u4", 2 * count, offset=start).reshape(count, 2).astype(np.int64)
-        for start in starts
-    )
-    if any((table.sum(axis=1) > len(content)).any() for table in (sources, translations)):
-        raise ValueError("it is cut short")
-    return [
-        (content[start : start + length], content[other : other + other_length])
-        for (length, start), (other_length, other) in zip(sources.tolist(), translations.tolist(), strict=True)
-    ]
+    count, *starts = np.frombuffer(content, f"{orders[0]}u4", 3, offset=8).tolist()
+    columns = []
+    for start in starts:
+        if start + 8 * count > len(content):
+            raise ValueError("it is cut short")
+        table = np.frombuffer(content, f"{orders[0]}u4", 2 * count, offset=start).reshape(count, 2).astype(np.int64)
+        if (table.sum(axis=1) > len(content)).any():
+            raise ValueError("it is cut short")
+        columns.append([content[first : first + length] for length, first in table.tolist()])
+    return list(zip(*columns, strict=True))
 
 
 @cache
 def _plural_forms(expression: str) -> tuple[int, int]:
-    """The form for one, and the form that most numbers from 2 on take, of a header's C expression."""
+    """Return the form for one and the form that most numbers from 2 on take, given the C expression of a header."""
     try:
         form = c2py(expression)
-        return form(1), Counter(form(number) for number in _NUMBERS).most_common(1)[0][0]
+        return form(1), Counter(map(form, range(2, 200))).most_common(1)[0][0]
     except (ValueError, ZeroDivisionError):
-        # A header that no program could use either; gettext then takes the Germanic rule.
+        # gettext falls back to the Germanic rule, too.
         return 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Distinct texts: the translations in the order of their languages, then the English source texts.
+
+    Texts are the same if they differ only in case, punctuation and spacing. A concept is an English text with its
+    translations.
+    """
+
+    texts: list[str]
+    text: Rows  # number of the normal form of each text
+    concept: Rows  # of each text
+    language: Rows  # of each text
+    domain: Rows  # of each translation
+    key: Keys  # of each translation, for draws
+    languages: list[tuple[str, str]]  # (ISO 639-3 code, ISO 15924 script); English is last
+    domains: list[str]
+    held_out_domains: Mask  # whether the program of each domain is held out
+    counts: dict[str, object]  # what was read and what was skipped, for build.json
+
+    def english(self, rows: Rows) -> Rows:
+        """Return the English texts of the concepts of some texts."""
+        return len(self.domain) + self.concept[rows]
+
+    def training_rows(self) -> Rows:
+        """Return the translations from programs that are not held out."""
+        return np.flatnonzero(~self.held_out_domains[self.domain])
+
+    def held_out_rows(self) -> Rows:
+        """Return the translations from held-out programs of which neither side occurs in training, in any language.
+
+        A text that translates several English texts in one language is left out too: it has no single right answer.
+        """
+        training = self.training_rows()
+        # English texts count as seen in training even if a cap leaves no row with them.
+        seen = np.unique(self.text[np.concatenate((training, self.english(training)))])
+        rows = np.flatnonzero(self.held_out_domains[self.domain])
+        rows = rows[~np.isin(self.text[rows], seen) & ~np.isin(self.text[self.english(rows)], seen)]
+        query = self.text[rows] * len(self.languages) + self.language[rows]
+        _, group, size = np.unique(query, return_inverse=True, return_counts=True)
+        return rows[size[group] == 1]
+
+
+def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:
+    """Read the catalogs below some folders.
+
+    Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
+
+    Args:
+        folders: Where the catalogs are.
+        seed: The seed of the draws.
+        held_out_share: Share of the programs to hold out, at least one program.
+    """
+    by_language, skipped = _by_language(find_catalogs(folders))
+    domains = sorted({file.domain for files in by_language.values() for file in files})
+    held_out = _held_out(domains, seed, held_out_share)
+    if held_out.all() or not held_out.any():
+        raise UserError(
+            f"{', '.join(map(str, folders))}: message catalogs of {len(domains)} programs, too few to train on some "
+            "and hold others out; install programs and language packs, or name folders with catalogs in 'locale_dirs'"
+        )
+    numbers = {name: number for number, name in enumerate(domains)}
+    texts: list[str] = []
+    english: list[str] = []
+    # Normal form, concept, language and domain of each translation.
+    rows: list[tuple[int, int, int, int]] = []
+    # Numbers of normal forms, concepts by the normal form and by the spelling of their English text.
+    forms, concepts, concept_of = {}, {}, {}
+    counts: Counter[str] = Counter()
+    damaged = []
+    for language, ((_, script), files) in enumerate(by_language.items()):
+        seen = set()
+        # A translation that a held-out program shares with another one counts as that of the other one.
+        for file in sorted(files, key=lambda file: (held_out[numbers[file.domain]], file)):
+            try:
+                messages = list(read_messages(file.path))
+            except UserError as error:
+                logger.warning("%s; skipped", error)
+                damaged.append(str(file.path))
+                continue
+            pairs = [pair for message in messages if (pair := clean_pair(*message, script))]
+            before = len(texts)
+            for source, translation in pairs:
+                if source not in concept_of:
+                    form = forms.setdefault(normalise(source), len(forms))
+                    concept_of[source] = concepts.setdefault(form, len(concepts))
+                    if concept_of[source] == len(english):
+                        english.append(source)
+                pair = (forms.setdefault(normalise(translation), len(forms)), concept_of[source])
+                if pair not in seen:
+                    seen.add(pair)
+                    texts.append(translation)
+                    rows.append((*pair, language, numbers[file.domain]))
+            repeated = len(pairs) - (len(texts) - before)
+            counts += Counter(
+                catalogs=1, messages=len(messages), unusable=len(messages) - len(pairs), repeated=repeated
+            )
+    text, concept, language, domain = np.array(rows, dtype=np.intp).reshape(-1, 4).T
+    tags = _text_keys("-".join(language) for language in by_language)
+    return Corpus(
+        texts=[*texts, *english],
+        text=np.concatenate((text, np.fromiter(concepts, dtype=np.intp))),
+        concept=np.concatenate((concept, np.arange(len(english)))),
+        language=np.concatenate((language, np.full(len(english), len(by_language)))),
+        domain=domain,
+        key=keyed_bits(seed, tags[language], _text_keys(english)[concept], _text_keys(texts)),
+        languages=[*by_language, ("eng", "Latn")],
+        domains=domains,
+        held_out_domains=held_out,
+        counts={**counts, "skipped_locales": skipped, "damaged": damaged},
+    )
+
+
+def _text_keys(texts: Iterable[str]) -> Keys:
+    return np.array([text_key(text) for text in texts], dtype=np.uint64)
+
+
+def _held_out(domains: Sequence[str], seed: int, share: float) -> Mask:
+    """Return which domains to hold out, (domains,): those of the programs whose keys draw the smallest numbers."""
+    programs = sorted({program_of(domain) for domain in domains})
+    draws = keyed_bits(seed, text_key("held-out program"), _text_keys(programs))
+    chosen = {programs[position] for position in np.argsort(draws)[: max(1, round(share * len(programs)))].tolist()}
+    return np.array([program_of(domain) in chosen for domain in domains], dtype=bool)
+
+
+def _by_language(
+    files: Sequence[CatalogFile],
+) -> tuple[dict[tuple[str, str], list[CatalogFile]], dict[str, dict[str, int]]]:
+    """Return the catalogs by language and script, in order, and the number of each skipped locale by reason."""
+    by_language, skipped = defaultdict(list), defaultdict(dict)
+    for locale, group in groupby(files, key=lambda file: file.locale):
+        found = list(group)
+        try:
+            tag = locale_tag(locale)
+            language = (iso639_3(tag), script_of(tag))
+        except ValueError:
+            skipped["no known language"][locale] = len(found)
+            continue
+        if language[0] == "eng":
+            skipped["English"][locale] = len(found)
+        else:
+            by_language[language] += found
+    return dict(sorted(by_language.items())), dict(skipped)

@@ -1,8 +1,7 @@
-"""From a program's message to plain text, and which pairs of such texts are a translation to learn from.
+"""Plain text from the messages of programs.
 
-Placeholders (``%s``, ``{name}``) are removed, not normalised. They are the same on both sides, so whatever stood in for
-them would match a text with its translation without a word of it being understood; and a program that shows a message
-has filled them in. The quotes and brackets that held nothing else go with them.
+Placeholders (``%s``, ``{name}``) are removed, with the quotes and brackets that contained nothing else. They are equal
+on both sides, so a model could use them to match a text with its translation without understanding a word.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from functools import lru_cache
 
 from training.data.cleaning.normalise import normalise
 
-# Beyond this many characters it is a manual page, of which a model would read the beginning only.
+# Longer messages are manual pages, of which a model would read only the beginning.
 _LONGEST = 300
 _FEWEST_LETTERS = 4
-# A character of these scripts says as much as some letters do.
+# A character of these scripts carries as much as several letters.
 _FEWEST_DENSE_LETTERS = 2
 _DENSE_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Kore"})
-# Share of the visible ASCII characters and letters that must be letters.
+# Minimum share of letters among letters and visible ASCII characters.
 _LETTER_SHARE = 0.7
 
 _CREDITS = re.compile(r"translator[-_ ]credits|(?:names|emails?|roles|credits?)[_ ](?:of|for)[_ ]translators", re.I)
@@ -28,7 +27,7 @@ _YOUR_CREDITS = frozenset({"your names", "your emails", "your email", "your name
 _ADDRESS = re.compile(r"\w://|\bwww\.|\S@\S+\.\w|\bmailto:", re.I)
 # "-f, --file" in a list of a command's options.
 _COMMAND_LINE = re.compile(r"(?:^|[\s\[(,|])--?[A-Za-z]")
-# Counted in ASCII, since marks, no letters by themselves, are part of Indic and Thai words.
+# ASCII only, because marks, which are not letters, are part of Indic and Thai words.
 _NO_LETTER = re.compile(r"[!-@\[-`{-~]")
 _WORD = re.compile(r"[^\W\d_]*[^\W\d_A-Z][^\W\d_]*")
 
@@ -65,19 +64,13 @@ _ENDS = re.compile(r"\A[\s:：,;*•·\-–—/|=)}\]]+|(?:[\s:：…,;|=/\-–�
 
 
 def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | None:
-    """Cleans a message and its translation, or returns None if they teach nothing.
-
-    Args:
-        source: The English message.
-        translation: Its translation.
-        script: ISO 15924 code of the translation.
-    """
+    """Clean an English message and its translation in a script (ISO 15924), or return None if they teach nothing."""
     english = _clean_source(source)
     if english is None or not translation:
         return None
     if "|" in source and _PREFIX.match(source):
         english = _clean_source(_PREFIX.sub("", source))
-        # Translators take the context along or leave it out.
+        # Translators keep the context or leave it out.
         if translation.count("|") >= source.count("|"):
             translation = _PREFIX.sub("", translation)
     text = clean(translation)
@@ -86,21 +79,21 @@ def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | 
     return english, text
 
 
+# A message occurs once per language.
 @lru_cache(maxsize=1 << 18)
 def _clean_source(source: str) -> str | None:
-    """The plain text of an English message, None if it is none; a message comes once for every language."""
     if _CREDITS.search(source) or source.strip().lower() in _YOUR_CREDITS:
         return None
     text = clean(source)
-    # Names, abbreviations and identifiers stay as they are in every language: a word has small letters.
+    # Names, abbreviations and identifiers are equal in every language: require a word with a lower-case letter.
     words = [word for word in _WORD.findall(text) if len(word) > 2]
     return text if words and is_plain(text, "Latn") else None
 
 
 def clean(text: str) -> str:
-    """Returns a message without contexts, markup, placeholders, accelerators and a closing ellipsis or colon.
+    """Return a message without contexts, markup, placeholders, accelerators and a final ellipsis or colon.
 
-    The order counts: an accelerator would hide a tag's or a placeholder's name, and an entity may stand for ``<``.
+    The order matters: an accelerator would hide the name of a tag or a placeholder, and an entity may encode ``<``.
     """
     text = _CONTROL.sub(" ", _KDE_SCRIPT.sub("", _KDE_CONTEXT.sub("", text)))
     if "<" in text:
@@ -108,21 +101,18 @@ def clean(text: str) -> str:
     text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     filled = _PLACEHOLDER.sub(" ", text.replace("%%", "\0")).replace("\0", "%")
     if filled != text:
-        # What is in quotes may be in brackets, too.
+        # Twice, because quotes may be in brackets.
         filled = _EMPTY_PAIR.sub(" ", _EMPTY_PAIR.sub(" ", filled))
-    text = _without_accelerator(filled)
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", _without_accelerator(filled)))
     return _ENDS.sub("", _LOOSE_SPACE.sub("", " ".join(text.split())))
 
 
 def _without_accelerator(text: str) -> str:
-    """Takes out the mark of the key to press: ``_File``, ``&File``, ``ファイル(_F)``; ``__`` and ``&&`` become one."""
+    """Remove the mark of the key to press (``_File``, ``&File``, ``ファイル(_F)``); ``__`` and ``&&`` become one."""
     text = _CJK_ACCELERATOR.sub("", text)
     for mark in "_&":
-        if mark not in text:
-            continue
         doubled = text.replace(mark * 2, "\0")
-        # A message has one accelerator: several underscores are those of names such as FOO_BAR_BAZ.
+        # A message has one accelerator; several underscores belong to names such as FOO_BAR_BAZ.
         if doubled.count(mark) == 1:
             doubled = re.sub(rf"{mark}(?=\w)", "", doubled)
         text = doubled.replace("\0", mark)
@@ -130,10 +120,9 @@ def _without_accelerator(text: str) -> str:
 
 
 def is_plain(text: str, script: str) -> bool:
-    """Whether a cleaned text says something in a language.
+    """Return whether a cleaned text is neither very short nor very long, mostly letters and in the script.
 
-    It must be neither short nor very long, mostly letters, free of addresses and command-line options, and in another
-    script than Latin hold more than ASCII.
+    Texts with addresses or command-line options are excluded, as are ASCII texts in another script than Latin.
     """
     letters = sum(map(str.isalpha, text))
     least = _FEWEST_DENSE_LETTERS if script in _DENSE_SCRIPTS else _FEWEST_LETTERS

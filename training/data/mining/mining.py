@@ -1,14 +1,14 @@
-"""Hard-negative mining: from pairs of query and passage to rows of the published format with their negatives.
+"""Hard-negative mining: from pairs of query and passage to rows of the published format with negatives.
 
-The thresholds are those of ``sentence_transformers.util.mine_hard_negatives``, in its order, and the negatives are the
-ones it chooses (a test holds this to it). It is not called here, because it holds the embeddings of the whole corpus
-and the candidates of all queries in memory, caches a corpus as a whole (one text more, and all is embedded again) under
-nothing but the name of the base model, and has no place for a guard or for counts. What is kept of it is the embedding:
-``encode_query`` and ``encode_document`` of any SentenceTransformer.
+The thresholds and their order are those of ``sentence_transformers.util.mine_hard_negatives``, and a test checks that
+the negatives are the same. That function is not called, because it holds the embeddings of the whole corpus and the
+candidates of all queries in memory, caches a corpus as a whole under the name of its base model, and has neither a
+guard against translations nor counts. Texts are embedded by ``encode_query`` and ``encode_document`` of any
+SentenceTransformer.
 
-Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and the query's own text is never its
-negative. Both that and the positives are known in whatever spelling: case, spacing, punctuation or composition of
-characters make no other text.
+Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and a query's own text is never its
+negative. Both this and the positives hold for every spelling: case, spacing, punctuation and Unicode composition do not
+make another text.
 """
 
 from __future__ import annotations
@@ -30,41 +30,31 @@ import yaml
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
-from training.common.outputs import check_output, clear_partials, locked
+from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.data.manifest import Source
-from training.data.mining.index import choose_search
-from training.data.mining.rows import SIDES, SourceRows, positives, read_rows, write_mined
-from training.data.mining.rules import MiningOptions
+from training.data.mining.corpus import SIDES, SourceRows, read_rows, write_mined
+from training.data.mining.search import MiningOptions, Translations, choose_search, find_translations
 from training.data.mining.tasks import Miner, MiningTasks
-from training.data.mining.text_ids import distinct, form_ids
-from training.data.mining.translations import Translations, find_translations
 from training.data.storage import identity
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, REPORT = "manifest.yaml", "mining.json"
 _EMBEDDINGS = "embeddings"
-# Raise it when the same input would give other negatives than before.
-_FORMAT = 3
-# Tasks of an executor that is given no number of workers and is not this machine.
+# Increase it when the same input gives other negatives than before.
+_FORMAT = 4
+# Tasks of a remote executor without a number of workers.
 _REMOTE_TASKS = 8
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Where and with what mining runs; nothing of it changes a negative.
+    """Where and with what mining runs; it changes no negative."""
 
-    Attributes:
-        cache: The folder of cached embeddings; ``embeddings`` in the output folder if None.
-        max_corpus_in_memory: Passages whose embeddings are in memory together.
-        search: ``faiss``, ``torch`` or ``auto``.
-        executor: Where tasks run; one local worker, in this process, by default.
-    """
-
-    cache: Path | None = None
-    max_corpus_in_memory: int = 500_000
-    search: str = "auto"
-    executor: Executor = field(default_factory=Executor)
+    cache: Path | None = None  # folder of cached embeddings; ``embeddings`` in the output folder if None
+    max_corpus_in_memory: int = 500_000  # passages whose embeddings are in memory together
+    search: str = "auto"  # faiss, torch or auto
+    executor: Executor = field(default_factory=Executor)  # one worker if it is local without a number
 
 
 def mine(
@@ -79,29 +69,28 @@ def mine(
     resources: Resources | None = None,
     manifest: Path | None = None,
 ) -> dict[str, Any]:
-    """Mines the negatives of each source among its own passages.
+    """Mine the negatives of each source among its own passages.
 
-    The output folder gets a parquet file a source, ``manifest.yaml`` and ``mining.json``. A source that is there
-    already, of the same input and options, is left as it is, and so are other sources that the folder holds; a run that
-    was killed goes on where it was.
+    The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Sources that are finished
+    with the same input and options are not mined again, and other sources in the folder stay. A killed run continues
+    where it was.
 
     Args:
-        sources: What to mine. Negatives that rows have stay, before the mined ones.
-        miner: The model, from :func:`training.models.miner.find_miner`.
+        sources: What to mine. Negatives that rows already have stay before the mined ones.
+        miner: The model, from :func:`training.models.encoders.find_miner`.
         output: The folder to write.
         options: The thresholds; the published ones if None.
-        bitext: Sources whose pairs are translations: what they connect is never a negative of each other.
-        others: Sources that are not mined: the manifest of the output names them as they are.
+        bitext: Sources whose pairs are translations, which are never negatives of each other.
+        others: Sources that are not mined, for the manifest of the output.
         half: Cache embeddings in 16 bits, which rounds scores.
         resources: Memory, cache and executor.
-        manifest: Where the sources were read from.
+        manifest: The file that the sources were read from.
 
     Returns:
         The content of ``mining.json``.
 
     Raises:
-        UserError: If an option is out of range, a source is faulty or too small, the output holds what is read or
-            something foreign, or no row is left of any source; then what was there before stays.
+        UserError: For faulty input, or if no row is left of any source; earlier results stay then.
         StoppedError: If a task failed.
     """
     options, resources = options or MiningOptions(), resources or Resources()
@@ -112,8 +101,8 @@ def mine(
     check_output(output, reads)
     with locked(output):
         run = _Run(miner, output, options, half, resources, reads)
-        # Before any work: that of a night should not end at the last source.
-        rows = {source.name: _checked(source, options) for source in run.unfinished(sources, bitext)}
+        # Checked before any work: a long run must not fail at its last source.
+        rows = {source.name: _checked_rows(source, options) for source in run.unfinished(sources, bitext)}
         translations = find_translations(bitext) if rows else None
         for source in sources:
             if source.name in rows:
@@ -121,60 +110,39 @@ def mine(
         return run.finish(sources, others)
 
 
-def _checked(source: Source, options: MiningOptions) -> SourceRows:
+def _checked_rows(source: Source, options: MiningOptions) -> SourceRows:
     rows = read_rows(source)
-    if len(rows.ids["passage"]) < options.top:
+    passages = len(rows.ids["passage"])
+    if passages < options.top:
         raise UserError(
-            f"source {source.name!r}: its {len(rows.ids['passage'])} distinct passages are fewer than top "
-            f"{options.top}; lower --top or leave the source out of --sources"
+            f"source {source.name!r}: its {passages} distinct passages are fewer than top {options.top}; "
+            "lower --top or leave the source out of --sources"
         )
     return rows
-
-
-def _absolute(model: str) -> str:
-    """A folder as workers find it, whichever folder they run in."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def _fingerprint(value: Any) -> str:
-    return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-
-def _described(source: Source, memory: Path) -> dict[str, Any]:
-    """Changes with anything that mining depends on; a file keeps its identity when the folder moves."""
-    return {**asdict(source), "files": [identity(file, memory) for file in source.files]}
 
 
 class _Run:
     """One output folder and what has been mined into it."""
 
     def __init__(
-        self,
-        miner: Miner,
-        output: Path,
-        options: MiningOptions,
-        half: bool,
-        resources: Resources,
-        reads: Sequence[Path],
+        self, miner: Miner, output: Path, options: MiningOptions, half: bool, resources: Resources, reads: list[Path]
     ) -> None:
         if resources.max_corpus_in_memory < 1:
             raise UserError(f"max-corpus-in-memory must be at least 1, got {resources.max_corpus_in_memory}")
         self._miner, self._output, self._options, self._half = miner, output, options, half
-        self._search = choose_search(resources.search)
+        self._search, self._shard_texts = choose_search(resources.search), resources.max_corpus_in_memory
         executor = resources.executor
-        # Each worker loads the model: as many as there are cores would not fit.
+        # Each worker loads the model: one per core would not fit.
         workers = executor.workers or (1 if executor.name == "local" else None)
         self._executor, self._tasks = replace(executor, workers=workers), workers or _REMOTE_TASKS
-        self._shard_texts = resources.max_corpus_in_memory
         self._cache = Path(resources.cache or output / _EMBEDDINGS).resolve()
         check_output(self._cache, reads, option="--cache")
         self._report = self._read_report()
-        check_output(output, ours=self._ours())
+        check_output(output, ours=self._known_names())
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{output}: the folder cannot be written ({error.strerror}); give another") from None
-        # Left by a command that was killed.
         clear_partials(output)
         self._fingerprints: dict[str, str] = {}
 
@@ -183,13 +151,12 @@ class _Run:
         if not path.exists():
             return {"sources": {}}
         try:
-            # Sources that an earlier run mined stay.
+            # Sources of earlier runs stay.
             return {"sources": dict(json.loads(path.read_text())["sources"])}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: not a report of mining; move it or give another --output") from None
 
-    def _ours(self) -> list[str]:
-        """What may stand in the output folder already: other sources that were mined into it, too."""
+    def _known_names(self) -> list[str]:
         names = [_EMBEDDINGS, ".*"]
         if self._cache.is_relative_to(self._output):
             names.append(escape(self._cache.relative_to(self._output).parts[0]))
@@ -198,14 +165,17 @@ class _Run:
         return names
 
     def unfinished(self, sources: Sequence[Source], bitext: Sequence[Source]) -> list[Source]:
-        """Sources that are not there yet, of the same input and options."""
-        memory = self._cache / ".hashes"
-        guard = [_described(source, memory) for source in bitext]
+        """Return the sources that are not mined yet with the same input and options."""
+        settings = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half]
+        guard = [self._described(source) for source in bitext]
         for source in sources:
-            made_by = [_FORMAT, self._miner.made_by(), asdict(self._options), self._half, guard]
-            made_by.append(_described(source, memory))
-            self._fingerprints[source.name] = _fingerprint(made_by)
+            made_by = json.dumps([*settings, guard, self._described(source)], sort_keys=True, default=str)
+            self._fingerprints[source.name] = blake2b(made_by.encode(), digest_size=16).hexdigest()
         return [source for source in sources if not self._is_finished(source)]
+
+    def _described(self, source: Source) -> dict[str, Any]:
+        # A file keeps its identity when its folder moves.
+        return {**asdict(source), "files": [identity(file, self._cache / ".hashes") for file in source.files]}
 
     def _is_finished(self, source: Source) -> bool:
         entry = self._report["sources"].get(source.name, {})
@@ -216,17 +186,18 @@ class _Run:
         return self._output / f"{source.name}.parquet"
 
     def mine(self, source: Source, rows: SourceRows, translations: Translations) -> None:
-        """Mines one source and notes what came of it."""
+        """Mine one source and report it."""
         started = time.monotonic()
-        work = self._work_folder(source)
+        model = Path(self._miner.model)
         tasks = MiningTasks(
             name=source.name,
-            folder=work,
+            folder=self._work_folder(source),
             cache=self._cache,
-            miner=replace(self._miner, model=_absolute(self._miner.model)),
+            # Workers may run in another folder.
+            miner=replace(self._miner, model=str(model.resolve())) if model.is_dir() else self._miner,
             instruction=source.instruction if self._options.instructions else None,
             options=self._options,
-            # Room for positives, which are among the nearest: as mine_hard_negatives has it.
+            # Positives are among the nearest, as in mine_hard_negatives.
             window=self._options.top + int(np.bincount(rows.numbers["query"]).max()),
             shard_texts=self._shard_texts,
             search=self._search,
@@ -234,10 +205,11 @@ class _Run:
             tasks=self._tasks,
         )
         for side in SIDES:
+            # Fails now if the cache cannot be written.
             tasks.embedding_cache(side)
-        if not (work / "ready").exists():
-            _lay_out(source, rows, translations, tasks)
-        self._run(tasks)
+        if not (tasks.folder / "ready").exists():
+            tasks.lay_out(source, rows, translations)
+        self._run_tasks(tasks)
         counts = write_mined(
             source,
             self._file(source),
@@ -251,7 +223,7 @@ class _Run:
         same = int((query == passage).sum())
         if same:
             logger.warning(
-                "%s: in %d of %d rows the query is the passage, in whatever spelling", source.name, same, len(rows)
+                "%s: in %d of %d rows query and passage are spellings of one text", source.name, same, counts["rows"]
             )
         seconds = round(time.monotonic() - started, 3)
         self._report["sources"][source.name] = {
@@ -265,12 +237,12 @@ class _Run:
             "fingerprint": self._fingerprints[source.name],
             "manifest": _entry(source, self._file(source).name),
         }
-        self._write_report()
-        shutil.rmtree(work)
+        write_whole(self._output / REPORT, json.dumps(self._report, indent=2) + "\n")
+        shutil.rmtree(tasks.folder)
         logger.info("%s: %d of %d rows kept, in %.0f s", source.name, counts["kept"], counts["rows"], seconds)
 
     def _work_folder(self, source: Source) -> Path:
-        """The folder of a run with just this input; those of other runs of the source are removed."""
+        """Return the folder of a run with exactly this input, and remove those of other runs of the source."""
         parent = self._output / ".work" / source.name
         folder = parent / self._fingerprints[source.name]
         for other in parent.glob("*"):
@@ -279,40 +251,33 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _run(self, tasks: MiningTasks) -> None:
-        # Task 0 of 2 is another than task 0 of 3.
+    def _run_tasks(self, tasks: MiningTasks) -> None:
+        # Phases are named after the number of tasks: task 0 of 2 is not task 0 of 3.
         logs = tasks.folder / "tasks"
         embed = Phase(f"embed-{tasks.tasks}", tasks.embed, tasks.tasks)
         run_phases([embed], logs, self._executor)
-        if not tasks.locate():
-            # The cache was emptied since a run that was stopped had noted them as done.
+        if not tasks.is_embedded():
+            # The cache was emptied after a stopped run had recorded these tasks as done.
             shutil.rmtree(logs / embed.name)
             run_phases([embed], logs, self._executor)
-            tasks.locate()
         count = min(tasks.tasks, tasks.blocks)
         search = replace(tasks, tasks=count)
         run_phases([Phase(f"search-{count}", search.search_blocks, count)], logs, self._executor)
 
-    def _write_report(self) -> None:
-        partial = self._output / f".{REPORT}.partial"
-        partial.write_text(json.dumps(self._report, indent=2) + "\n")
-        partial.replace(self._output / REPORT)
-
     def finish(self, sources: Sequence[Source], others: Sequence[Source]) -> dict[str, Any]:
-        """Writes the manifest of all sources in the folder that have rows, and of those that were not mined."""
+        """Write the manifest of all mined sources with rows and of the sources that were not mined."""
         report = self._report["sources"]
-        empty = [source.name for source in sources if not report[source.name]["kept"]]
-        for name in empty:
-            logger.warning("%s: no row has %d negatives", name, self._options.negatives)
+        empty = [source for source in sources if not report[source.name]["kept"]]
+        for source in empty:
+            logger.warning("%s: no row has %d negatives", source.name, self._options.negatives)
         if len(empty) == len(sources):
             raise UserError(
                 f"no row of any source has {self._options.negatives} negatives (see {self._output / REPORT} for what "
                 "refused them); raise --top, loosen the thresholds, lower --negatives or add --keep-short"
             )
-        for source in sources:
-            # Of an earlier run: only now is there a result to take its place.
-            if source.name in empty:
-                self._file(source).unlink(missing_ok=True)
+        for source in empty:
+            # The file of an earlier run, which is replaced only now that there are other results.
+            self._file(source).unlink(missing_ok=True)
         entries = [entry["manifest"] for entry in report.values() if entry["kept"]]
         entries += [
             _entry(source, *(os.path.relpath(Path(file).resolve(), self._output) for file in source.files))
@@ -326,27 +291,6 @@ class _Run:
 
 
 def _entry(source: Source, *files: str) -> dict[str, Any]:
-    """A source as a manifest has it."""
+    """Return a source as an entry of a manifest."""
     described = {**asdict(source), "files": [escape(file) for file in files]}
     return {key: value for key, value in described.items() if value is not None and value != []}
-
-
-def _lay_out(source: Source, rows: SourceRows, translations: Translations, tasks: MiningTasks) -> None:
-    """Writes everything that tasks read."""
-    rows.write_texts(source, tasks.folder)
-    passages = rows.ids["passage"]
-    order = np.argsort(passages)
-    rank = np.empty(len(passages), dtype=np.int64)
-    rank[order] = np.arange(len(passages))
-    forms = {side: np.concatenate([form_ids(texts) for texts in tasks.texts(side).chunks()]) for side in SIDES}
-    numbers = distinct(np.concatenate([forms[side] for side in SIDES]))[1]
-    number = dict(zip(SIDES, np.split(numbers, [len(forms[SIDES[0]])]), strict=True))
-    for side in SIDES:
-        tasks.save(f"{side}_ids", rows.ids[side])
-        tasks.save(f"{side}_group", translations.groups(forms[side]))
-        tasks.save(f"{side}_form", number[side])
-    tasks.save("passage_rank", rank)
-    query, passage = positives(number["query"], *(rows.numbers[side] for side in SIDES))
-    tasks.save("pair_query", query)
-    tasks.save("pair_passage", passage)
-    (tasks.folder / "ready").touch()

@@ -1,76 +1,262 @@
-"""The search of one block of queries, shard by shard, and the choice of their negatives."""
+"""The nearest passages of each query, and which of them become its negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from training.data.mining.index import Nearest, ShardIndex, merge, pair_scores
-from training.data.mining.rules import MiningOptions, Relations, choose_negatives
+from training.common.errors import UserError
+from training.data.manifest import Source
+from training.data.mining.corpus import Ids, find, form_ids, read_ids
 
-# Queries between two movements of the progress bar.
-_STEP = 1024
+SEARCHES = ("auto", "faiss", "torch")
+# A candidate that several rules refuse counts for the first.
+RULES = ("positive", "same_text", "translation", "score", "relative", "repeated")
+# Candidates proposed in addition to those that are asked for: the scores of all are computed again.
+_SPARE = 32
+# Numbers in memory at once besides the passages: 256 MiB in fp32.
+_NUMBERS = 1 << 26
+# Queries between two updates of the progress bar.
+_MOST_QUERIES = 1024
 
 
-class BlockSearch:
-    """Candidates of some queries so far.
+# Search
+
+
+class Nearest(NamedTuple):
+    """The nearest passages of each query, nearest first; equal scores are in the order of the numbers."""
+
+    scores: NDArray[np.float32]  # (queries, k) inner products
+    texts: NDArray[np.int64]  # (queries, k) numbers of passages
+
+
+def choose_search(search: str) -> str:
+    """Resolve ``auto``: torch with a CUDA device or without FAISS, else FAISS."""
+    if search not in SEARCHES:
+        raise UserError(f"unknown search {search!r}; use one of {', '.join(SEARCHES)}")
+    installed = importlib.util.find_spec("faiss") is not None
+    if search == "faiss" and not installed:
+        raise UserError("search 'faiss' needs FAISS; pip install 'f2llm[mine]', or use 'auto'")
+    if search == "auto":
+        return "faiss" if installed and not torch.cuda.is_available() else "torch"
+    return search
+
+
+def pair_scores(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return inner products summed in fp64: the same in every batch, shard and library, unlike a matrix product.
 
     Args:
-        load: Gives the arrays of the source by name.
-        vectors: ``(n, dimensions)`` of the queries, of unit length.
-        start: Number of the first query; the others follow.
-        window: Candidates kept a query.
-        options: The thresholds.
+        queries: ``(n, dimensions)``.
+        passages: ``(n, k, dimensions)``.
+
+    Returns:
+        ``(n, k)``.
+    """
+    return np.einsum("nd,nkd->nk", queries.astype(np.float64), passages.astype(np.float64)).astype(np.float32)
+
+
+def merge(parts: Sequence[Nearest], k: int) -> Nearest:
+    """Return the ``k`` nearest of several results of the same queries."""
+    scores, texts = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+    order = np.lexsort((texts, -scores))[:, :k]
+    return Nearest(np.take_along_axis(scores, order, axis=1), np.take_along_axis(texts, order, axis=1))
+
+
+class ShardIndex:
+    """Exact search among some passages, held in memory.
+
+    FAISS or torch propose candidates, whose scores are then computed by :func:`pair_scores`.
+
+    Args:
+        vectors: ``(n, dimensions)`` of unit length.
+        first: Number of the first passage; the others follow.
+        search: ``faiss`` or ``torch``.
     """
 
-    def __init__(
-        self,
-        load: Callable[[str], NDArray[Any]],
-        vectors: NDArray[np.float32],
-        start: int,
-        window: int,
-        options: MiningOptions,
-    ) -> None:
-        self._load, self._vectors, self._window, self._options = load, vectors, window, options
-        self._numbers = slice(start, start + len(vectors))
-        self._ranks = load("passage_rank")
-        none = np.zeros((len(vectors), 0))
-        self._nearest = Nearest(none.astype(np.float32), none.astype(np.int64))
-        # Pairs are sorted by query.
-        pair_query = load("pair_query")
-        pairs = slice(*np.searchsorted(pair_query, [start, start + len(vectors)]).tolist())
-        self._owner = pair_query[pairs] - start
-        self._positive = np.array(load("pair_passage")[pairs])
-        self._positive_score = np.zeros(len(self._positive), dtype=np.float32)
+    def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
+        self.vectors, self.first = vectors, first
+        self._faiss = self._torch = None
+        if search == "faiss":
+            # Optional package.
+            import faiss
 
-    def add(self, index: ShardIndex, bar: tqdm) -> None:
-        """Searches one shard."""
+            self._faiss = faiss.IndexFlatIP(vectors.shape[1])
+            self._faiss.add(vectors)
+        else:
+            self._torch = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def search(self, queries: NDArray[np.float32], k: int, progress: Callable[[int], Any] = int) -> Nearest:
+        """Return the ``k`` nearest passages of each query, or all; ``progress`` is called with numbers of queries."""
+        count = min(k + _SPARE, len(self.vectors))
+        # Scores of all passages, or vectors of all candidates, of as many queries as fit.
+        step = _NUMBERS // max(len(self.vectors), 2 * count * self.vectors.shape[1])
+        step = min(max(step, 1), _MOST_QUERIES)
         parts = []
-        for start in range(0, len(self._vectors), _STEP):
-            queries = self._vectors[start : start + _STEP]
-            parts.append(index.search(queries, self._window))
-            bar.update(len(queries))
-        found = Nearest(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-        self._nearest = merge(self._nearest, found, self._ranks, self._window)
-        here = np.flatnonzero((self._positive >= index.first) & (self._positive < index.first + len(index)))
-        for start in range(0, len(here), _STEP):
-            own = here[start : start + _STEP]
-            passages = index.vectors[self._positive[own] - index.first]
-            self._positive_score[own] = pair_scores(self._vectors[self._owner[own]], passages[:, None])[:, 0]
+        for start in range(0, len(queries), step):
+            block = queries[start : start + step]
+            texts = self._propose(block, count)
+            parts.append(merge([Nearest(pair_scores(block, self.vectors[texts]), texts + self.first)], k))
+            progress(len(block))
+        return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def choose(self) -> tuple[NDArray[np.int64], dict[str, int]]:
-        """Applies the rules, when all shards have been searched; see :func:`choose_negatives`."""
-        relations = Relations(
-            form=self._load("query_form")[self._numbers],
-            group=self._load("query_group")[self._numbers],
-            positive_query=self._owner,
-            positive=self._positive,
-            positive_score=self._positive_score,
-            passage_group=self._load("passage_group"),
-            passage_form=self._load("passage_form"),
-        )
-        return choose_negatives(self._nearest, relations, self._options)
+    def _propose(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        if self._faiss is not None:
+            return self._faiss.search(np.ascontiguousarray(queries), k)[1]
+        scores = torch.from_numpy(queries).to(self._torch.device) @ self._torch.T
+        return torch.topk(scores, k, dim=1)[1].cpu().numpy()
+
+
+# Translations
+
+
+class Translations:
+    """Groups of texts that are translations of each other, directly or by a chain of pairs, in any spelling.
+
+    Args:
+        queries: ``(n,)`` ids of forms.
+        passages: ``(n,)`` ids of the forms of their translations.
+    """
+
+    def __init__(self, queries: Ids, passages: Ids) -> None:
+        self._ids, ends = np.unique(np.concatenate([queries, passages]), return_inverse=True)
+        pairs = ends.reshape(2, -1)
+        graph = coo_array((np.ones(len(queries), dtype=bool), tuple(pairs)), shape=(len(self._ids), len(self._ids)))
+        # One more entry, for texts in no group.
+        groups = connected_components(graph, directed=False)[1] if len(queries) else []
+        self._groups = np.append(groups, -1).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def groups(self, ids: Ids) -> NDArray[np.int64]:
+        """Return ``(n,)`` group numbers of forms, -1 for those in no group."""
+        return self._groups[find(ids, self._ids)]
+
+
+def bitext_sources(sources: Sequence[Source]) -> list[Source]:
+    """Return the sources whose pairs are taken for translations: symmetric retrieval.
+
+    Symmetric clustering pairs texts of one class; chains of them would make one group of all its texts.
+    """
+    return [source for source in sources if source.symmetric and source.task_type == "retrieval"]
+
+
+def find_translations(sources: Sequence[Source]) -> Translations:
+    """Read the pairs of bitext sources."""
+    files = [file for source in sources for file in source.files]
+    return Translations(*read_ids(files, form_ids).values())
+
+
+# Rules
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """The thresholds, by default the published ones."""
+
+    top: int = 100  # nearest candidates per query
+    skip: int = 5  # nearest candidates skipped, of those that no rule refuses
+    max_score: float = 0.8  # negatives score less
+    relative: float = 0.95  # negatives score less than this share of the positive's score
+    negatives: int = 24  # per row
+    keep_short: bool = False  # keep rows with fewer negatives
+    replace: bool = False  # drop the negatives that rows already have
+    instructions: bool = True  # embed queries with their source's instruction, not the model's own prompt
+
+    def check(self) -> None:
+        """Refuse values out of range."""
+        for name, least in (("top", 1), ("skip", 0), ("negatives", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.skip + self.negatives > self.top:
+            raise UserError(
+                f"top {self.top} leaves no {self.negatives} negatives after skip {self.skip}; raise top to "
+                f"{self.skip + self.negatives} at least, or lower the others"
+            )
+        if not -1 <= self.max_score <= 1.01:
+            raise UserError(f"max-score must be a cosine, -1 to 1, or 1.01 for no limit; got {self.max_score}")
+        if not 0 < self.relative <= 2:
+            raise UserError(f"relative must be above 0 and at most 2, got {self.relative}")
+
+
+class Relations(NamedTuple):
+    """What is known about some queries and all passages. Texts of one form are spellings of each other."""
+
+    form: NDArray[np.int64]  # (queries,)
+    group: NDArray[np.int64]  # (queries,) groups of translations, -1 for none
+    positive_query: NDArray[np.int64]  # (pairs,) positions of queries, ...
+    positive: NDArray[np.int64]  # ... numbers of their positives, ...
+    positive_score: NDArray[np.float32]  # ... and scores
+    passage_group: NDArray[np.int64]  # of all passages, by number
+    passage_form: NDArray[np.int64]  # of all passages, by number
+
+
+def choose_negatives(
+    nearest: Nearest, relations: Relations, options: MiningOptions
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``.
+
+    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. If a
+    query has several positives, the lowest of their scores counts.
+
+    Returns:
+        ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each
+        of ``RULES`` refused.
+    """
+    refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
+    for rule, refuses in _rules(nearest, relations, options).items():
+        counts[rule] = int((refuses & ~refused).sum())
+        refused |= refuses
+    # The candidates that are left, numbered from 0 along each row.
+    position = np.cumsum(~refused, axis=1) - 1
+    chosen = ~refused & (position >= options.skip) & (position < options.skip + options.negatives)
+    row, column = np.nonzero(chosen)
+    negatives = np.full((len(nearest.texts), options.negatives), -1, dtype=np.int64)
+    negatives[row, position[row, column] - options.skip] = nearest.texts[row, column]
+    return negatives, counts
+
+
+def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> dict[str, NDArray[np.bool_]]:
+    """Return the candidates that each of ``RULES`` refuses."""
+    scores, texts = nearest
+    group, form = relations.passage_group[texts], relations.passage_form[texts]
+    owner, positives = relations.positive_query, relations.positive
+    lowest = np.full(len(scores), np.inf, dtype=np.float32)
+    np.minimum.at(lowest, owner, relations.positive_score)
+    # 0.95 times a negative score would be higher than the score.
+    limit = lowest - np.abs(lowest) * np.float32(1 - options.relative)
+    return {
+        "positive": _listed(form, owner, relations.passage_form[positives]),
+        "same_text": form == relations.form[:, None],
+        "translation": (group >= 0)
+        & ((group == relations.group[:, None]) | _listed(group, owner, relations.passage_group[positives])),
+        "score": scores >= np.float32(options.max_score),
+        "relative": scores >= limit[:, None],
+        "repeated": _repeated(form),
+    }
+
+
+def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which values occur further to the left in their row."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    again = np.zeros(values.shape, dtype=bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    repeated = np.empty_like(again)
+    np.put_along_axis(repeated, order, again, axis=1)
+    return repeated
+
+
+def _listed(values: NDArray[np.int64], row: NDArray[np.int64], value: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which values are in the list of (row, value) pairs of their row."""
+    width = max(values.max(initial=0), value.max(initial=0)) + 2
+    rows = np.arange(len(values))[:, None]
+    return np.isin(rows * width + values + 1, row * width + value + 1)

@@ -1,4 +1,4 @@
-"""From the published format to prepared sources: every distinct text tokenised once, rows turned into integers."""
+"""From the published format to prepared sources: each distinct text tokenised once, rows as integers."""
 
 from __future__ import annotations
 
@@ -17,41 +17,23 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.tokenizer import append_eos
-from training.common.checksums import checksums_of
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, SubmittedError, run_phases
-from training.common.outputs import check_output, locked
-from training.common.run_folder import publish, write_whole
+from training.common.outputs import check_output, checksums_of, locked, publish, write_whole
 from training.data.manifest import Source
-from training.data.options import PreparationOptions
-from training.data.preparation.assembly import FORMAT, assemble
-from training.data.preparation.placing import place_shard
-from training.data.preparation.plan import PreparationPlan, make_plan
+from training.data.preparation.plan import PreparationOptions, make_plan
 from training.data.preparation.reading import read_shard
-from training.data.preparation.splitting import choose_validation
-from training.data.preparation.tokenising import tokenise_partition
-from training.data.prepared import (
-    DESCRIPTION,
-    FORMS,
-    OFFSETS,
-    QUARANTINE,
-    SPLITS,
-    TEXT_OFFSETS,
-    TEXTS,
-    TOKENS,
-    PreparedSource,
-)
+from training.data.preparation.tokenising import FORMAT, assemble, choose_validation, place_shard, tokenise_partition
+from training.data.prepared import FILE_PATTERNS, PreparedSource
 from training.data.storage import identity
 
 logger = logging.getLogger(__name__)
 
-# Fewer texts are done before more processes have started.
+# Fewer texts take less time than starting processes.
 _CELLS_WORTH_PROCESSES = 1_000_000
-# What a source says of itself that no prepared byte depends on.
-_WITHOUT_EFFECT = ("category", "licence")
-# Digits of the fingerprint in the name of a folder, and what follows them if texts are kept.
+# Digits of the fingerprint in the name of a folder, and the suffix of a folder with texts.
 _DIGITS, _WITH_TEXTS = 16, "-texts"
-# Where hashes of files are remembered, and what marks work that goes on without this command.
+# Folder of remembered file hashes, and the mark of work that continues without this command.
 _HASHES, _SUBMITTED = ".hashes", "submitted"
 
 
@@ -62,175 +44,106 @@ def prepare(
     options: PreparationOptions,
     executor: Executor | None = None,
 ) -> list[PreparedSource]:
-    """Prepares each source into a subfolder of its name, reusing those that are finished and unchanged.
+    """Prepare each source into a subfolder, or find it there if it is finished and unchanged.
 
-    The same bytes come out wherever and however the work is done. A run that was killed goes on where it was.
+    The output bytes do not depend on the executor. A killed run continues where it was. If a source is faulty, those
+    prepared before it stay.
 
     Args:
         sources: What to prepare.
         tokenizer: A fast tokenizer with an EOS token.
-        folder: Where the prepared sources go.
+        folder: Folder of the prepared sources.
         options: How.
-        executor: Where; processes on this machine if None, more than one if there is enough to do.
+        executor: Where tasks run; if None, processes on this machine, more than one if there is enough to do.
 
     Raises:
-        UserError: If a source is faulty, or the tokenizer has no EOS. Sources prepared before it stay.
-        SubmittedError: If the executor works on its own; all sources are submitted then.
+        SubmittedError: If the executor works asynchronously; all sources are submitted then.
     """
     try:
         append_eos(tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from None
-    folder, prepared, submitted = Path(folder), [], None
+    backend = tokenizer.backend_tokenizer
+    # The truncation and padding of the last call would be part of the JSON.
+    backend.no_truncation()
+    backend.no_padding()
+    as_json = backend.to_str()
+    prepared, submitted = [], None
     for source in tqdm(sources, desc="prepare", unit="source", disable=None):
         try:
-            prepared.append(prepare_source(source, tokenizer, folder, options, executor))
+            prepared.append(_prepare_source(source, as_json, Path(folder), options, executor))
         except SubmittedError as error:
             submitted = error
     if submitted is not None:
         raise submitted
     for source in prepared:
-        _tell_same(source)
-        if source.num_negatives == 0 and source.task_type == "retrieval":
-            logger.info(
-                "%s: no negative columns: its rows learn from the other passages of their batch alone", source.name
+        same, rows = source.description["query_is_passage"], sum(source.description["rows"].values())
+        if same:
+            logger.warning(
+                "source %r: in %d of %d rows the query is the passage in some spelling; these teach next to nothing",
+                source.name,
+                same,
+                rows,
             )
+        if source.num_negatives == 0 and source.task_type == "retrieval":
+            logger.info("%s: no negative columns: rows learn only from the other passages of their batch", source.name)
     return prepared
 
 
-def prepare_source(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    options: PreparationOptions,
-    executor: Executor | None = None,
+def _prepare_source(
+    source: Source, tokenizer: str, folder: Path, options: PreparationOptions, executor: Executor | None
 ) -> PreparedSource:
-    """Prepares one source into a subfolder that is whole or absent, or finds it there.
+    """Prepare one source into a subfolder that is complete or absent.
 
-    The subfolder is named after the source and all that its content depends on: what another run reads, prepared with
-    other settings, is never touched. Of two commands that need the same, one waits for the other. A finished source
-    that has texts serves where none are needed, but not the other way round.
-
-    Raises:
-        UserError: If the source is faulty, or what was prepared before is damaged.
+    The subfolder is named after the source and the fingerprint of everything that its content depends on, so runs with
+    other settings never touch it. Of two commands that need the same source, one waits. A finished source with texts
+    is also used where none are needed.
     """
-    backend = _as_json(tokenizer)
-    fingerprint = _fingerprint(source, backend, options, folder)
-    name = f"{source.name}-{fingerprint[:_DIGITS]}"
-    bare, with_texts = folder / name, folder / f"{name}{_WITH_TEXTS}"
+    fingerprint = _fingerprint(source, tokenizer, options, folder)
+    bare = folder / f"{source.name}-{fingerprint[:_DIGITS]}"
+    with_texts = bare.with_name(bare.name + _WITH_TEXTS)
     output = with_texts if options.keep_texts else bare
     _clear_leftovers(folder, source.name, output)
-    serving = [with_texts] if options.keep_texts else [bare, with_texts]
-    prepared = _find(serving, fingerprint)
+    usable = [with_texts] if options.keep_texts else [bare, with_texts]
+    # A finished source may be on a read-only disk, so it is looked for before the lock, and again under it.
+    prepared = _find(usable, fingerprint)
     if prepared is None:
         with locked(output):
-            prepared = _find(serving, fingerprint) or _prepare(source, backend, output, fingerprint, options, executor)
+            prepared = _find(usable, fingerprint)
+            if prepared is None:
+                _make(source, tokenizer, output, fingerprint, options, executor)
+                prepared = PreparedSource(output).check()
+                logger.info("prepared %s", source.name)
     return prepared
-
-
-def _tell_same(source: PreparedSource) -> None:
-    """Warns of rows whose query is their passage; they are trained on."""
-    same, rows = source.description["query_is_passage"], source.description["rows"]
-    if same:
-        logger.warning(
-            "source %r: in %d of %d rows the query is the passage, in whatever spelling; these teach next to nothing",
-            source.name,
-            same,
-            sum(rows.values()),
-        )
 
 
 def _find(folders: Sequence[Path], fingerprint: str) -> PreparedSource | None:
-    """The finished source in the first of these folders that holds it.
-
-    Raises:
-        UserError: If it is damaged.
-    """
+    """The finished source in the first folder that contains it, checked."""
     for folder in folders:
         try:
             prepared = PreparedSource(folder)
         except UserError:
             continue
-        if prepared.description.get("fingerprint") == fingerprint and _names(prepared) <= _there(folder):
+        whole = all(checksums_of(folder / name).exists() for name in prepared.arrays)
+        if whole and prepared.description.get("fingerprint") == fingerprint:
             return prepared.check()
     return None
 
 
-def _names(prepared: PreparedSource | None = None) -> set[str]:
-    """The files of a finished source, but for its quarantine; all that there may be for None."""
-    arrays = [TOKENS, OFFSETS, FORMS, *SPLITS.values(), TEXTS, TEXT_OFFSETS] if prepared is None else prepared.arrays
-    return {DESCRIPTION, *arrays, *(checksums_of(Path(name)).name for name in arrays)}
-
-
-def _there(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def _prepare(
+def _make(
     source: Source,
     tokenizer: str,
     output: Path,
     fingerprint: str,
     options: PreparationOptions,
     executor: Executor | None,
-) -> PreparedSource:
-    check_output(output, ours={*_names(), QUARANTINE}, option="prepared_dir")
+) -> None:
+    check_output(output, ours=FILE_PATTERNS, option="prepared_dir")
     plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
-    if not plan.tokenizer_file.exists():
-        # Not even begun. Otherwise the work goes on where a killed command left it: it has the name of this one.
+    # The folder's name holds the fingerprint: if it was begun, a killed command did part of the same work.
+    if not plan.file("tokenizer").exists():
         plan.make_folders()
-        write_whole(plan.tokenizer_file, tokenizer)
-    try:
-        _run(plan, executor)
-    except SubmittedError:
-        # The work goes on when this command has ended, and its lock with it.
-        (plan.folder / _SUBMITTED).touch()
-        raise
-    whole = plan.folder / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    assemble(plan, whole, fingerprint)
-    publish(whole, output)
-    shutil.rmtree(plan.folder)
-    prepared = PreparedSource(output).check()
-    logger.info("prepared %s", prepared)
-    return prepared
-
-
-def _clear_leftovers(folder: Path, name: str, output: Path) -> None:
-    """Removes what killed commands began for this source with other settings, and nothing of one that is at work."""
-    for work in folder.glob(f".{escape(name)}-*.partial"):
-        begun = folder / work.name.removeprefix(".").removesuffix(".partial")
-        digits = begun.name.removeprefix(f"{name}-").removesuffix(_WITH_TEXTS)
-        if len(digits) != _DIGITS or (work / _SUBMITTED).exists() or (begun == output and not begun.exists()):
-            continue
-        with suppress(UserError), locked(begun, busy="is being prepared"):
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _as_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = tokenizer.backend_tokenizer
-    # The truncation and padding of the last call would be part of the JSON.
-    backend.no_truncation()
-    backend.no_padding()
-    return backend.to_str()
-
-
-def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, folder: Path) -> str:
-    """Changes with anything that the prepared rows and tokens depend on; texts may lie beside them or not."""
-    digest = hashlib.blake2b(digest_size=16)
-    described = {**asdict(source), "files": [identity(file, folder / _HASHES) for file in source.files]}
-    for key in _WITHOUT_EFFECT:
-        described.pop(key)
-    # Other task types' negatives do not matter to this source.
-    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
-    chosen.pop("keep_texts")
-    digest.update(json.dumps([FORMAT, described, chosen]).encode())
-    digest.update(tokenizer.encode())
-    return digest.hexdigest()
-
-
-def _run(plan: PreparationPlan, executor: Executor | None) -> None:
+        write_whole(plan.file("tokenizer"), tokenizer)
     executor = executor or Executor()
     if executor.name == "local" and executor.workers is None and plan.cells < _CELLS_WORTH_PROCESSES:
         executor = replace(executor, workers=1)
@@ -240,4 +153,38 @@ def _run(plan: PreparationPlan, executor: Executor | None) -> None:
         Phase("tokenise", partial(tokenise_partition, plan), plan.partitions),
         Phase("place", partial(place_shard, plan), len(plan.shards)),
     ]
-    run_phases(phases, plan.folder / "tasks", executor)
+    try:
+        run_phases(phases, plan.folder / "tasks", executor)
+    except SubmittedError:
+        # The work continues after this command and its lock have ended.
+        (plan.folder / _SUBMITTED).touch()
+        raise
+    whole = plan.folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    assemble(plan, whole, fingerprint)
+    publish(whole, output)
+    shutil.rmtree(plan.folder)
+
+
+def _clear_leftovers(folder: Path, name: str, output: Path) -> None:
+    """Remove what killed commands began for this source with other settings, unless it is being worked on."""
+    for work in folder.glob(f".{escape(name)}-*.partial"):
+        begun = folder / work.name.removeprefix(".").removesuffix(".partial")
+        digits = begun.name.removeprefix(f"{name}-").removesuffix(_WITH_TEXTS)
+        if len(digits) != _DIGITS or (work / _SUBMITTED).exists() or (begun == output and not begun.exists()):
+            continue
+        with suppress(UserError), locked(begun, busy="is being prepared"):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, folder: Path) -> str:
+    """Hash everything that the prepared rows and tokens depend on."""
+    described = {**asdict(source), "files": [identity(file, folder / _HASHES) for file in source.files]}
+    # No prepared byte depends on these, nor on the negatives of other task types.
+    del described["category"], described["licence"]
+    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
+    # Texts are stored beside the tokens or not.
+    del chosen["keep_texts"]
+    key = json.dumps([FORMAT, described, chosen]) + tokenizer
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -1,68 +1,226 @@
-"""The third phase: the distinct texts of a partition, each tokenised once by the Rust tokenizer, many in a call."""
+"""Phases 2 to 5: draw the validation split, tokenise distinct texts, replace hashes by positions, write the result.
+
+A split by rows would leak: of a query in ten rows, nine could be trained on and one validated. So a query is held out
+with all its rows, by a draw of its text: the order of rows, files and tasks changes nothing, and a query has the same
+draw in every source. In clustering and classification the query is the anchor.
+"""
 
 from __future__ import annotations
 
-from itertools import chain
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from training.common.errors import UserError
 from training.common.keyed import text_key
+from training.common.outputs import write_checksums
 from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
-from training.data.preparation.runs import read_partition
+from training.data.preparation.reading import MISSING, partition_of, read_partition
+from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
+# Raise it when a source would be prepared to other bytes than before.
+FORMAT = 4
+# If a source has no more rows, all draws are looked at; of a larger one, this share of the rows may be missing from the
+# split before more draws are looked at.
+_LEAST_ROWS, _TOLERANCE = 1 << 20, 1000
 _TEXTS_PER_CALL = 1024
+# Cells located at a time: one pass over all partitions serves them.
+_BLOCK_CELLS = 4_000_000
+_COPY_BYTES = 16 << 20
+
+
+def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
+    """Write the draws of the queries that are held out.
+
+    Of ``n`` good rows under the cap, ``round(validation_share * n)`` are held out, but never all unless the share is 1.
+    Queries are taken by ascending draw; one with more rows than are still wanted is skipped, so the number is exact if
+    enough queries have few rows. In a source of more than a million rows a thousandth of it may be missing, so that
+    memory depends on the share rather than on the rows.
+    """
+    shards = [plan.file("draws", shard) for shard in range(len(plan.shards))]
+    rows, share = sum(path.stat().st_size for path in shards) // 8, plan.options.validation_share
+    wanted = round(share * rows) if share == 1 else min(round(share * rows), max(rows - 1, 0))
+    looked_at = max(2 * share, _LEAST_ROWS / max(rows, 1))
+    while True:
+        highest = np.uint64(looked_at * 2.0**64) if looked_at < 1 else np.uint64(2**64 - 1)
+        low = [of_shard[of_shard <= highest] for of_shard in (np.fromfile(path, dtype="<u8") for path in shards)]
+        draws, counts = np.unique(np.concatenate(low), return_counts=True)
+        taken = _take(counts, wanted)
+        missing = wanted - int(counts[taken].sum())
+        if looked_at >= 1 or missing <= wanted // _TOLERANCE:
+            break
+        looked_at *= 4
+    draws[taken].astype("<u8").tofile(plan.file("held_out"))
+
+
+def _take(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """Mask of the groups that are taken, in order, as long as their ``(n,)`` numbers of rows fit."""
+    taken, ends, start = np.zeros(len(counts), dtype=bool), np.cumsum(counts), 0
+    while wanted > 0 and start < len(counts):
+        before = ends[start] - counts[start]
+        # Groups from start to stop fit, the one at stop does not.
+        stop = int(np.searchsorted(ends, before + wanted, side="right"))
+        taken[start:stop] = True
+        wanted -= int(counts[start:stop].sum())
+        start = stop + 1
+    return taken
 
 
 def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
-    """Writes hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes.
+    """Write hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes.
 
-    Where texts are kept, their UTF-8 and its lengths are written, too: whole, however many tokens are cut.
-
-    Raises:
-        UserError: If two texts have one hash.
+    Kept texts are written whole, however many of their tokens are truncated.
     """
-    hashes, texts = _distinct(plan, partition)
-    tokenizer = Tokenizer.from_file(str(plan.tokenizer_file))
-    # Truncation comes before the post-processor and leaves room for what that appends: EOS stays.
-    tokenizer.enable_truncation(plan.options.max_length)
-    lengths = np.zeros(len(texts), dtype="<i4")
-    with plan.texts_file(partition, "tokens").open("wb") as file:
-        for start in range(0, len(texts), _TEXTS_PER_CALL):
-            encodings = tokenizer.encode_batch_fast(texts[start : start + _TEXTS_PER_CALL])
-            ids = [encoding.ids for encoding in encodings]
-            lengths[start : start + len(ids)] = [len(each) for each in ids]
-            file.write(np.fromiter(chain.from_iterable(ids), dtype="<i4").tobytes())
-    plan.texts_file(partition, "lengths").write_bytes(lengths.tobytes())
-    if plan.options.keep_texts:
-        _write_texts(plan, partition, texts)
-    if plan.options.text_forms:
-        # Of the text alone: under an instruction it says the same.
-        forms = np.fromiter((text_key(normalise(without_instruction(text))) for text in texts), "<u8", len(texts))
-        plan.texts_file(partition, "forms").write_bytes(forms.tobytes())
-    plan.texts_file(partition, "hashes").write_bytes(hashes.astype("<u8").tobytes())
-
-
-def _write_texts(plan: PreparationPlan, partition: int, texts: list[str]) -> None:
-    lengths = np.zeros(len(texts), dtype="<i4")
-    with plan.texts_file(partition, "utf8").open("wb") as file:
-        for number, text in enumerate(texts):
-            lengths[number] = file.write(text.encode())
-    plan.texts_file(partition, "utf8_lengths").write_bytes(lengths.tobytes())
-
-
-def _distinct(plan: PreparationPlan, partition: int) -> tuple[np.ndarray, list[str]]:
-    """Hashes in ascending order and their texts."""
-    texts: dict[int, str] = {}
-    for hashes, found in read_partition([plan.runs(shard) for shard in range(len(plan.shards))], partition):
-        for key, text in zip(hashes.tolist(), found, strict=True):
-            if texts.setdefault(key, text) != text:
+    known: dict[int, str] = {}
+    for hashes, texts in read_partition((plan.file("runs", shard) for shard in range(len(plan.shards))), partition):
+        for key, text in zip(hashes.tolist(), texts, strict=True):
+            if known.setdefault(key, text) != text:
                 raise UserError(
                     f"source {plan.source.name!r}: two texts have one 64-bit hash ({text[:50]!r}, "
-                    f"{texts[key][:50]!r}); prepare it with another seed"
+                    f"{known[key][:50]!r}); prepare it with another seed"
                 )
-    order = sorted(texts)
-    return np.array(order, dtype=np.uint64), [texts[key] for key in order]
+    order = sorted(known)
+    texts = [known[key] for key in order]
+    tokenizer = Tokenizer.from_file(str(plan.file("tokenizer")))
+    # Truncation happens before the post-processor and leaves room for the EOS that it appends.
+    tokenizer.enable_truncation(plan.options.max_length)
+    lengths = np.zeros(len(texts), dtype="<i4")
+    with plan.file("tokens", partition).open("wb") as file:
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            ids = [each.ids for each in tokenizer.encode_batch_fast(texts[start : start + _TEXTS_PER_CALL])]
+            lengths[start : start + len(ids)] = [len(each) for each in ids]
+            file.write(np.fromiter(chain.from_iterable(ids), dtype="<i4").tobytes())
+    lengths.tofile(plan.file("lengths", partition))
+    if plan.options.keep_texts:
+        with plan.file("utf8", partition).open("wb") as file:
+            lengths = np.fromiter((file.write(text.encode()) for text in texts), "<i4", len(texts))
+        lengths.tofile(plan.file("utf8_lengths", partition))
+    if plan.options.text_forms:
+        # Of the text alone: an instruction does not change what it says.
+        forms = np.fromiter((text_key(normalise(without_instruction(text))) for text in texts), "<u8", len(texts))
+        forms.tofile(plan.file("forms", partition))
+    np.array(order, dtype="<u8").tofile(plan.file("hashes", partition))
+
+
+def place_shard(plan: PreparationPlan, number: int) -> None:
+    """Write the rows of a shard as positions of texts, -1 for a missing negative, each to its split."""
+    width = 2 + plan.negatives
+    block = max(1, _BLOCK_CELLS // width)
+    held_out = np.fromfile(plan.file("held_out"), dtype="<u8")
+    with ExitStack() as stack:
+        train, validation = (stack.enter_context(plan.file(split, number).open("wb")) for split in SPLITS)
+        draws_file, rows_file = (stack.enter_context(plan.file(kind, number).open("rb")) for kind in ("draws", "rows"))
+        while len(draws := np.fromfile(draws_file, dtype="<u8", count=block)):
+            hashes = np.fromfile(rows_file, dtype="<u8", count=len(draws) * width)
+            positions = _positions(plan, hashes.astype(np.uint64)).astype("<i4").reshape(-1, width)
+            aside = np.isin(draws, held_out)
+            train.write(positions[~aside].tobytes())
+            validation.write(positions[aside].tobytes())
+
+
+def _positions(plan: PreparationPlan, hashes: np.ndarray) -> np.ndarray:
+    """``(n,)`` ranks of ``(n,)`` hashes among the hashes of all partitions."""
+    order = np.argsort(hashes)
+    ends = np.searchsorted(partition_of(hashes[order], plan.partitions), np.arange(plan.partitions + 1)).tolist()
+    positions, before = np.empty(len(hashes), dtype=np.int64), 0
+    for partition, (start, end) in enumerate(pairwise(ends)):
+        known = np.fromfile(plan.file("hashes", partition), dtype="<u8")
+        wanted = order[start:end]
+        positions[wanted] = before + np.searchsorted(known, hashes[wanted])
+        before += len(known)
+    positions[hashes == MISSING] = -1
+    return positions
+
+
+def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
+    """Write the prepared source into an empty folder, its description last."""
+
+    def parts(kind: str) -> list[Path]:
+        return [plan.file(kind, number) for number in range(plan.partitions)]
+
+    shards, source, options = range(len(plan.shards)), plan.source, plan.options
+    tokens = _concatenate(parts("tokens"), folder / TOKENS) // 4
+    texts = _write_offsets(parts("lengths"), folder / OFFSETS)
+    kept = {}
+    if options.keep_texts:
+        kept["text_bytes"] = _concatenate(parts("utf8"), folder / TEXTS)
+        _write_offsets(parts("utf8_lengths"), folder / TEXT_OFFSETS)
+    if options.text_forms:
+        kept["forms"] = _concatenate(parts("forms"), folder / FORMS) // 8
+    rows = {
+        split: _concatenate([plan.file(split, shard) for shard in shards], folder / name) // (4 * (2 + plan.negatives))
+        for split, name in SPLITS.items()
+    }
+    for path in sorted(folder.iterdir()):
+        write_checksums(path)
+    description = {
+        "format": FORMAT,
+        "name": source.name,
+        "task_type": source.task_type,
+        "symmetric": source.symmetric,
+        "instruction": source.instruction if options.instructions else None,
+        "languages": source.languages,
+        "negatives": plan.negatives,
+        "texts": texts,
+        "tokens": tokens,
+        "end_token": Tokenizer.from_file(str(plan.file("tokenizer"))).encode("").ids[-1],
+        **kept,
+        # Rows of the files, including those over the cap and bad ones.
+        "read": sum(shard.rows for shard in plan.shards),
+        "rows": rows,
+        "query_is_passage": sum(int(plan.file("same", shard).read_text()) for shard in shards),
+        "quarantined": _join_bad_rows([plan.file("quarantine", shard) for shard in shards], folder / QUARANTINE),
+        "fingerprint": fingerprint,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
+
+
+def _concatenate(parts: Iterable[Path], whole: Path) -> int:
+    """Copy files into one and return its bytes."""
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, _COPY_BYTES)
+        return file.tell()
+
+
+def _write_offsets(parts: Iterable[Path], path: Path) -> int:
+    """Write where each text starts and where the last one ends; return the number of texts."""
+    texts, end = 0, 0
+    with path.open("wb") as file:
+        file.write(np.zeros(1, dtype="<i8").tobytes())
+        for part in parts:
+            ends = end + np.cumsum(np.fromfile(part, dtype="<i4"), dtype=np.int64)
+            file.write(ends.astype("<i8").tobytes())
+            texts, end = texts + len(ends), int(ends[-1]) if len(ends) else end
+    return texts
+
+
+def _join_bad_rows(parts: Sequence[Path], path: Path) -> dict[str, int]:
+    """Write the bad rows of all shards to one file, if there are any; return their number by reason."""
+    parts = [part for part in parts if part.exists()]
+    if not parts:
+        return {}
+    schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
+    reasons: Counter[str] = Counter()
+    # In batches: there may be as many bad rows as good ones.
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(1024):
+                    columns = {name: pa.nulls(len(batch), schema.field(name).type) for name in schema.names}
+                    columns |= dict(zip(batch.schema.names, batch.columns, strict=True))
+                    writer.write_table(pa.table(columns, schema=schema))
+                    reasons.update(batch.column("reason").to_pylist())
+    return dict(sorted(reasons.items()))

@@ -1,4 +1,4 @@
-"""Every language's score on one page: a grid of labelled cells, script by script."""
+"""Score of every language on one page: a grid of coloured cells, script by script."""
 
 from __future__ import annotations
 
@@ -11,22 +11,16 @@ from training.evaluation.figures.style import new_figure, save, shortened
 from training.evaluation.summary import GroupScore, Summary
 
 _COLUMNS = 16
-# All in inches; the title and the scale have room beside the grid, whose cells are of one size however few they are.
+# Inches; cells have one size in all figures.
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42
 _MARGIN, _TITLE, _SCALE = 0.1, 0.5, 0.68
+# From yellow (low) to dark blue (high): the order is the same in grey and for colour-blind readers.
+_COLOUR_MAP = "cividis_r"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid.
-
-    Attributes:
-        row: From the top.
-        column: From the left.
-        text: Code of the language, or of the script that begins here.
-        score: In [0, 1]; None for a script's name.
-        name: Language with its script; empty for a script's name.
-    """
+    """A cell of the grid: a language, or (without a score) the name of the script that begins here."""
 
     row: int
     column: int
@@ -36,10 +30,10 @@ class Cell:
 
 
 def lay_out(languages: Sequence[GroupScore], columns: int = _COLUMNS) -> list[Cell]:
-    """Places scripts by their number of languages, languages by score, lowest first.
+    """Place scripts by their number of languages, languages by score, the lowest first.
 
-    A script that fits in a row with its name is not parted. A larger one has rows of its own, whose first column holds
-    nothing but its name.
+    A script that fits into a row with its name is not split. A larger one has its own rows, with the name alone in the
+    first column.
     """
     scripts: dict[str, list[GroupScore]] = {}
     for group in languages:
@@ -60,23 +54,17 @@ def lay_out(languages: Sequence[GroupScore], columns: int = _COLUMNS) -> list[Ce
 
 
 def draw_languages(summary: Summary, folder: Path, name: str = "languages") -> list[Path]:
-    """Writes ``name.svg`` and ``.png``: a cell a language with its score, the darker the lower; the worst framed.
-
-    Returns:
-        The files; none where no score has a language.
-
-    Raises:
-        UserError: If matplotlib is missing.
-    """
-    return save(languages_figure(summary), folder, name) if summary.languages else []
+    """Write ``name.svg`` and ``name.png``; nothing if no score has a language."""
+    return save(languages_figure(summary) if summary.languages else None, folder, name)
 
 
 def languages_figure(summary: Summary) -> Any:
-    """The figure of a summary that has languages.
+    """Return the figure: a cell per language with its score, the lowest ten framed."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
 
-    Raises:
-        UserError: If matplotlib is missing.
-    """
     cells = lay_out(summary.languages)
     rows = max(cell.row for cell in cells) + 1
     columns = max(max(cell.column for cell in cells) + 1, 8)
@@ -86,53 +74,27 @@ def languages_figure(summary: Summary) -> Any:
     inside = 1 - 2 * _MARGIN / width
     axes = figure.add_axes((_MARGIN / width, _SCALE / height, inside, rows * _CELL_HEIGHT / height))
     lowest, highest = summary.languages[0].macro, summary.languages[-1].macro
+    colours = ScalarMappable(Normalize(100 * lowest, 100 * highest), colormaps[_COLOUR_MAP])
     worst = {group.name for group in summary.worst} if len(summary.languages) > len(summary.worst) else set()
     for cell in cells:
-        _draw_cell(axes, cell, _shade(cell.score, lowest, highest), cell.name in worst)
+        middle, score = cell.column + 0.5, cell.score
+        if score is None:
+            axes.text(middle, cell.row + 0.5, cell.text, ha="center", va="center", fontsize=9, fontweight="bold")
+            continue
+        colour = colours.to_rgba(100 * score)
+        edge = {"edgecolor": "black", "linewidth": 2.2, "zorder": 3} if cell.name in worst else {"edgecolor": "white"}
+        axes.add_patch(Rectangle((cell.column + 0.05, cell.row + 0.05), 0.9, 0.9, facecolor=colour, **edge))
+        # Relative luminance as in ITU-R BT.709.
+        ink = "white" if 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.45 else "black"
+        for text, down in ((cell.text, 0.32), (f"{100 * score:.1f}", 0.7)):
+            axes.text(middle, cell.row + down, text, ha="center", va="center", fontsize=8, color=ink, zorder=4)
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
     axes.set_axis_off()
     framed = f"; the {len(worst)} lowest framed" if worst else ""
-    axes.set_title(
-        f"{shortened(summary.model, 56)}\nscore (%) of {len(summary.languages)} languages by script{framed}",
-        fontsize=10,
-        loc="left",
-    )
+    title = f"{shortened(summary.model, 56)}\nScore (%) of {len(summary.languages)} languages by script{framed}"
+    axes.set_title(title, fontsize=10, loc="left")
     if highest > lowest:
         scale = figure.add_axes((_MARGIN / width, 0.48 / height, min(4 / width, inside), 0.12 / height))
-        _draw_scale(scale, lowest, highest)
+        figure.colorbar(colours, cax=scale, orientation="horizontal", label="Mean score over tasks (%)")
     return figure
-
-
-def _shade(score: float | None, lowest: float, highest: float) -> float:
-    """Grey of a cell, 0.3 for the lowest score to 1 for the highest."""
-    if score is None or highest <= lowest:
-        return 1.0
-    return 0.3 + 0.7 * (score - lowest) / (highest - lowest)
-
-
-def _draw_cell(axes: Any, cell: Cell, grey: float, framed: bool) -> None:
-    from matplotlib.patches import Rectangle
-
-    middle = cell.column + 0.5
-    if cell.score is None:
-        axes.text(middle, cell.row + 0.5, cell.text, ha="center", va="center", fontsize=9, fontweight="bold")
-        return
-    edge = {"edgecolor": "black", "linewidth": 2.2, "zorder": 3} if framed else {"edgecolor": "0.6", "linewidth": 0.6}
-    inset = 0.05
-    axes.add_patch(
-        Rectangle((cell.column + inset, cell.row + inset), 1 - 2 * inset, 1 - 2 * inset, facecolor=str(grey), **edge)
-    )
-    ink = "white" if grey < 0.55 else "black"
-    axes.text(middle, cell.row + 0.32, cell.text, ha="center", va="center", fontsize=8, color=ink, zorder=4)
-    score = f"{100 * cell.score:.1f}"
-    axes.text(middle, cell.row + 0.7, score, ha="center", va="center", fontsize=8, color=ink, zorder=4)
-
-
-def _draw_scale(axes: Any, lowest: float, highest: float) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    shades = LinearSegmentedColormap.from_list("shades", [str(_shade(bound, 0, 1)) for bound in (0, 1)])
-    scale = ScalarMappable(Normalize(100 * lowest, 100 * highest), shades)
-    axes.figure.colorbar(scale, cax=axes, orientation="horizontal", label="mean score over tasks (%)")

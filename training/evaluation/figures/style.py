@@ -1,4 +1,8 @@
-"""What the figures share: lines that differ in grey, and how a figure is saved."""
+"""Shared style of the figures: told apart by colour, by line style and by marker, so also in grey.
+
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell apart, ordered
+so that neighbours also differ in lightness. Their yellow is too pale for lines on white.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,23 @@ from typing import Any
 
 from training.common.errors import UserError
 
-# Line style, marker and grey; neighbours differ in all three.
-LINES: Sequence[dict[str, Any]] = (
-    {"linestyle": "-", "marker": "o", "color": "0.0"},
-    {"linestyle": "--", "marker": "s", "color": "0.35"},
-    {"linestyle": ":", "marker": "^", "color": "0.2"},
-    {"linestyle": "-.", "marker": "D", "color": "0.5"},
-)
+COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+GRID, QUIET = "0.88", "0.35"
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour, line style and marker of the line with a number; the first 28 differ, neighbours in all three."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+    }
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of the given inches.
-
-    Raises:
-        UserError: If matplotlib is missing.
-    """
+    """Return an empty matplotlib figure, its size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -31,7 +37,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Writes ``name.svg`` and ``name.png``; the same figure gives the same bytes."""
+    """Write ``name.svg`` and ``name.png``, or nothing without a figure; the same figure gives the same bytes."""
+    if figure is None:
+        return []
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,24 +52,19 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
 
 
 def short_labels(names: Sequence[str], most: int = 28) -> list[str]:
-    """Short labels of several names: as many last parts of each as tell it from all others, cut if they are long."""
+    """Return as many last parts of each name as are needed to tell it from all others, shortened."""
     parts = [name.rstrip("/").split("/") for name in names]
     labels = []
-    for number, own in enumerate(parts):
-        others = [other for place, other in enumerate(parts) if place != number and other != own]
-        alike = max((_shared_end(own, other) for other in others), default=0)
-        labels.append(shortened("/".join(own[-1 - alike :]), most))
+    for own in parts:
+        count = 1
+        while count < len(own) and any(other[-count:] == own[-count:] for other in parts if other != own):
+            count += 1
+        labels.append(shortened("/".join(own[-count:]), most))
     return labels
 
 
-def _shared_end(first: Sequence[str], second: Sequence[str]) -> int:
-    """Number of last parts in which two names agree."""
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-
-
 def shortened(name: str, most: int) -> str:
-    """A name cut in its middle if it is long, as matplotlib writes it."""
-    # A dollar sign would begin mathematics.
+    """Return a name without its middle if it is longer than ``most``, escaped for matplotlib."""
+    # A dollar sign would begin a formula.
     shown = name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
     return shown.replace("$", r"\$")

@@ -1,1 +1,1 @@
-"""What is checked in a packed folder, one concern a file."""
+"""Checks of a packed folder."""

@@ -1,189 +1,319 @@
-"""The card: a header that the Hub can read, links that lead somewhere; numbers and prompts as the files have them."""
+"""Checks of the card: header, links, numbers and prompts, and its examples, which are run.
+
+The printed code must give the same embeddings in all its forms. It runs in a separate process without network, login,
+this repository and its package, with the folder in the place of the model's name and more texts than are printed.
+"""
 
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hub_cards.snippets import snippets
 from training.common.errors import in_one_line
-from training.publishing.checks.packed import CARD, SENTENCE_TRANSFORMERS, Finding, PackedFolder, UnreadableError
+from training.common.outputs import temporary_folder
+from training.publishing.checks.packed import CARD, Finding, PackedFolder, UnreadableError
+from training.publishing.model_files import ADAPTER_CONFIG, CONFIG, SENTENCE_TRANSFORMERS
 
-# The examples that are run, by the names that the card gives them; the last one where there is remote code.
-SNIPPETS = ("sentence-transformers", "transformers", "remote-code")
 _RENDER = "render the card again"
-# What the Hub reads beside the fields of ModelCardData (hub-docs, modelcard.md).
+_LOOK = "compare the example with the model's files, or pack the run again"
+# The Hub reads these besides the fields of ModelCardData (hub-docs, modelcard.md).
 _MORE_FIELDS = {
-    "base_model_relation",
-    "new_version",
-    "model-index",
-    "widget",
-    "inference",
-    "thumbnail",
-    "co2_eq_emissions",
+    *("base_model_relation", "new_version", "model-index", "widget", "inference", "thumbnail", "co2_eq_emissions"),
 }
-_RELATIONS = {None, "adapter", "finetune", "merge", "quantized"}
-_TASKS = {"feature-extraction", "sentence-similarity"}
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)>\s]+)|\bsrc=[\"']([^\"']+)")
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.IGNORECASE)
-_ROWS = {
-    "parameters": re.compile(r"^\| parameters \| (\d[\d,]*\d|\d)", re.MULTILINE),
-    "dtype": re.compile(r"^\| parameters \| [^|]*stored as `(\w+)`", re.MULTILINE),
-    "dimensions": re.compile(r"^\| dimensions \| ([^|]+) \|", re.MULTILINE),
-    "tokens of a text": re.compile(r"^\| tokens of a text \| (\d[\d,]*\d|\d)", re.MULTILINE),
-}
+# Rows of the first table that are checked, and sections of which all rows are.
+_ROWS = ("| parameters |", "| dimensions |", "| tokens of a text |")
+_SECTIONS = ("Truncation\n", "Results\n")
+# The examples that are run, with the class of the model that each must load.
+_EXAMPLES = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
+_EXAMPLES_OF_ADAPTERS = {**_EXAMPLES, "transformers": "PeftModelForFeatureExtraction"}
+_REFERENCE = "transformers"
+_WORKER = Path(__file__).with_name("examples_worker.py")
+_SECONDS = 3600
+# Least cosine of two embeddings of a text.
+_TOLERANCE = 0.9999
+# The same for models that compute in bfloat16, whose numbers have 8 significant bits: where padding changes the order
+# of additions, results differ in the last bit, and the layers add that up. 28 layers of random weights differ by
+# 0.9e-4, as much as bfloat16 itself differs from float32; the deepest published model has 40 layers. Such models are
+# therefore compared in float32, too, with the other tolerance.
+_COARSE_TOLERANCE = 0.9995
+_QUERIES = [
+    "panda",
+    "How many bamboo shoots does a grown animal eat on a day in winter, and where does it find them in deep snow?",
+    "बाघ कहाँ रहते हैं?",
+]
+_DOCUMENTS = [
+    "竹",
+    "Панды живут в бамбуковых лесах, высоко в горах.",
+    "تعيش الباندا في غابات الخيزران.",
+    "def add(a: int, b: int) -> int:\n    return a + b",
+    " ".join(f"{number} pandas ate {2 * number} kg of bamboo." for number in range(20)),
+]
 
 
 def check_metadata(packed: PackedFolder) -> Iterator[Finding]:
-    """The header is YAML with the fields that the Hub knows, and says what this folder is."""
-    from huggingface_hub import ModelCardData
-
-    data = _metadata(packed)
-    unknown = sorted(data.to_dict().keys() - vars(ModelCardData()).keys() - _MORE_FIELDS)
-    if unknown:
-        yield Finding(CARD, f"the header has fields that the Hub does not know: {', '.join(unknown)}", _RENDER)
-    wanted = {
-        "library_name": (data.library_name == "sentence-transformers", "not 'sentence-transformers'"),
-        "pipeline_tag": (data.pipeline_tag in _TASKS, f"not one of {', '.join(sorted(_TASKS))}"),
-        "license": (
-            str(data.license or "").lower() in (packed.release.licence.lower(), "other"),
-            "not that of the record",
-        ),
-        "base_model_relation": (data.get("base_model_relation") in _RELATIONS, "no relation that the Hub knows"),
-        "tags": (_texts(data.tags) and "sentence-transformers" in data.tags, "no list with 'sentence-transformers'"),
-        "language": (data.language is None or _texts(data.language), "no list of codes"),
-        "datasets": (data.datasets is None or _texts(data.datasets), "no list of names"),
-    }
-    for name, (right, wrong) in wanted.items():
-        if not right:
-            yield Finding(CARD, f"{name} of the header is {data.get(name)!r}, {wrong}", _RENDER)
-
-
-def check_links(packed: PackedFolder) -> Iterator[Finding]:
-    """Images and files that the card links to are there."""
-    text = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", packed.text(CARD)))
-    targets = {first or second for first, second in _LINK.findall(text)}
-    for target in sorted(targets):
-        path = target.partition("#")[0].partition("?")[0]
-        if not _ABSOLUTE.match(target) and not (packed.path / path).exists():
-            yield Finding(CARD, f"links to {path}, which is not there", "draw the figures and render the card again")
-
-
-def check_facts(packed: PackedFolder) -> Iterator[Finding]:
-    """Parameters, dtype, dimensions and length are those of the record, which is checked against the files."""
-    text, release = packed.text(CARD), packed.release
-    told = {
-        "parameters": f"{release.parameters:,}",
-        "dtype": release.dtype,
-        "dimensions": ", ".join(map(str, release.dimensions)),
-        "tokens of a text": f"{release.max_length:,}",
-    }
-    for name, row in _ROWS.items():
-        found = row.search(text)
-        if found is None:
-            yield Finding(CARD, f"does not say the {name}", _RENDER)
-        elif found[1].strip() != told[name]:
-            yield Finding(CARD, f"{name}: {found[1].strip()} on the card, {told[name]} in the record", _RENDER)
-
-
-def check_results(packed: PackedFolder) -> Iterator[Finding]:
-    """Every row of results is that of the folder's own scores."""
-    from training.publishing.card import model_card
-
-    told, expected = (_result_rows(text) for text in (packed.text(CARD), model_card(packed.path)))
-    for found, wanted in zip_longest(told, expected):
-        if found != wanted:
-            yield Finding(
-                CARD, f"results: {found or 'nothing'} on the card, {wanted or 'nothing'} in the files", _RENDER
-            )
-            return
-
-
-def _result_rows(text: str) -> list[str]:
-    """The rows of tables in the sections that hold scores."""
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    scores = [section for section in sections if section.startswith(("Truncation\n", "Results\n"))]
-    return [line for section in scores for line in section.splitlines() if line.startswith("|")]
-
-
-def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
-    """The three examples are there, load one name, and print the prompt for queries as the files have it."""
-    found = snippets(packed.text(CARD))
-    examples, adapter = examples_of(packed), packed.release.adapter
-    for name in examples:
-        if name not in found:
-            yield Finding(CARD, f"has no example {name}", _RENDER)
-    trees = {name: _tree(name, found[name]) for name in examples if name in found}
-    names = {loaded for tree in trees.values() for loaded in loaded_names(tree)}
-    if packed.is_adapter and adapter is not None:
-        if "transformers" in trees and adapter.base.name not in names:
-            yield Finding(CARD, f"the example transformers does not load {adapter.base.name}", _RENDER)
-        names.discard(adapter.base.name)
-    if len(names) > 1 or any(name.rpartition("/")[2] != packed.release.name for name in names):
-        wrong = f"the examples load {', '.join(sorted(names))}, not {packed.release.name}"
-        yield Finding(CARD, wrong, _RENDER)
-    prompt = (packed.table(SENTENCE_TRANSFORMERS).get("prompts") or {}).get("query")
-    if prompt and "transformers" in trees:
-        texts = {node.value for node in ast.walk(trees["transformers"]) if isinstance(node, ast.Constant)}
-        if prompt not in texts:
-            yield Finding(CARD, f"the example transformers has another prompt than {prompt!r}", _RENDER)
-
-
-def foreign_examples(packed: PackedFolder) -> list[str]:
-    """The examples that are not printed as this checkout prints them, for the name that they load."""
-    from training.publishing.card import model_card
-
-    found, examples = snippets(packed.text(CARD)), examples_of(packed)
-    trees = [_tree(name, found[name]) for name in examples if name in found]
-    base = {packed.release.adapter.base.name} if packed.is_adapter and packed.release.adapter else set()
-    names = {loaded for tree in trees for loaded in loaded_names(tree)} - base
-    expected = snippets(model_card(packed.path, names.pop() if len(names) == 1 else None))
-    return [f"the example {name}" for name in examples if found.get(name) != expected.get(name)]
-
-
-def examples_of(packed: PackedFolder) -> tuple[str, ...]:
-    """Names of the examples that a card has; an adapter's base need not bring remote code."""
-    adapter = packed.release.adapter if packed.is_adapter else None
-    return SNIPPETS if adapter is None or adapter.base_code else SNIPPETS[:-1]
-
-
-def loaded_names(tree: ast.Module) -> list[str]:
-    """The names that code loads models by."""
-    return [name.value for call in ast.walk(tree) if isinstance(call, ast.Call) for name in _names(call)]
-
-
-def _names(call: ast.Call) -> list[ast.Constant]:
-    """The names, written out, that a call loads something by: the first argument, or that after a base model."""
-    function = getattr(call.func, "id", getattr(call.func, "attr", None))
-    if function not in ("SentenceTransformer", "from_pretrained"):
-        return []
-    given = [each for each in call.args[:2] if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-    return given[:1]
-
-
-def _tree(name: str, code: str) -> ast.Module:
-    try:
-        return ast.parse(code)
-    except (SyntaxError, ValueError) as error:
-        raise UnreadableError(CARD, f"the example {name} is no Python ({error})") from None
-
-
-def _metadata(packed: PackedFolder) -> Any:
-    from huggingface_hub import ModelCard
+    """The header is YAML with fields that the Hub knows, and agrees with what this folder is."""
+    from huggingface_hub import ModelCard, ModelCardData
 
     text = packed.text(CARD)
     if not text.startswith("---\n"):
         raise UnreadableError(CARD, "has no header of YAML")
     try:
-        return ModelCard(text, ignore_metadata_errors=False).data
-    # YAML's errors and huggingface_hub's own share no class.
+        data = ModelCard(text, ignore_metadata_errors=False).data
+    # Errors of YAML and of huggingface_hub share no class.
     except Exception as error:
         raise UnreadableError(CARD, f"has a header that the Hub cannot read ({in_one_line(error)})") from None
+    unknown = sorted(data.to_dict().keys() - vars(ModelCardData()).keys() - _MORE_FIELDS)
+    if unknown:
+        yield Finding(CARD, f"the header has fields that the Hub does not know: {', '.join(unknown)}", _RENDER)
+    wanted = {
+        "library_name": ("sentence-transformers",),
+        "pipeline_tag": ("sentence-similarity", "feature-extraction"),
+        "license": (packed.release.licence.lower(), "other"),
+        "base_model_relation": (None, "adapter", "finetune", "merge", "quantized"),
+    }
+    for name, values in wanted.items():
+        if data.get(name) not in values:
+            wrong = f"{name} of the header is {data.get(name)!r}, not {' or '.join(map(repr, values))}"
+            yield Finding(CARD, wrong, _RENDER)
+    if "sentence-transformers" not in (data.tags or ()):
+        yield Finding(CARD, "the tags of the header lack 'sentence-transformers'", _RENDER)
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+def check_links(packed: PackedFolder) -> Iterator[Finding]:
+    """Images and files that the card links to exist."""
+    text = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", packed.text(CARD)))
+    for target in sorted({first or second for first, second in _LINK.findall(text)}):
+        path = target.partition("#")[0].partition("?")[0]
+        if not _ABSOLUTE.match(target) and not (packed.path / path).exists():
+            yield Finding(CARD, f"links to {path}, which is not there", "draw the figures and render the card again")
+
+
+def check_numbers(packed: PackedFolder) -> Iterator[Finding]:
+    """Parameters, dimensions, length and scores are those of the record and of the evaluation."""
+    # It needs jinja2, which no other check does.
+    from training.publishing.card import model_card
+
+    shown, expected = (_rows(text) for text in (packed.text(CARD), model_card(packed.path)))
+    for found, wanted in zip_longest(shown, expected, fillvalue="nothing"):
+        if found != wanted:
+            yield Finding(CARD, f"has {found} where the files give {wanted}", _RENDER)
+            return
+
+
+def _rows(text: str) -> list[str]:
+    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    scores = (line for section in sections if section.startswith(_SECTIONS) for line in section.splitlines())
+    return [
+        *(line for line in first.splitlines() if line.startswith(_ROWS)),
+        *(line for line in scores if line.startswith("|")),
+    ]
+
+
+def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
+    """The examples are there, load one name, and print the prompt for queries as the files have it."""
+    trees, base = _examples(packed), _base_name(packed)
+    for name in _expected(packed).keys() - trees.keys():
+        yield Finding(CARD, f"has no example {name}", _RENDER)
+    names = {loaded for tree in trees.values() for loaded in _loaded_names(tree)}
+    if base and "transformers" in trees and base not in names:
+        yield Finding(CARD, f"the example transformers does not load {base}", _RENDER)
+    names -= {base}
+    if len(names) > 1 or any(name.rpartition("/")[2] != packed.release.name for name in names):
+        wrong = f"the examples load {', '.join(sorted(names))}, not {packed.release.name}"
+        yield Finding(CARD, wrong, _RENDER)
+    prompt = (packed.table(SENTENCE_TRANSFORMERS).get("prompts") or {}).get("query")
+    nodes = ast.walk(trees["transformers"]) if "transformers" in trees and prompt else ()
+    if nodes and prompt not in {node.value for node in nodes if isinstance(node, ast.Constant)}:
+        yield Finding(CARD, f"the example transformers has another prompt than {prompt!r}", _RENDER)
+
+
+def foreign_examples(packed: PackedFolder) -> list[str]:
+    """Return the examples that this checkout would print differently, for the name that they load."""
+    # It needs jinja2, which no other check does.
+    from training.publishing.card import model_card
+
+    names = {loaded for tree in _examples(packed).values() for loaded in _loaded_names(tree)} - {_base_name(packed)}
+    found = snippets(packed.text(CARD))
+    wanted = snippets(model_card(packed.path, names.pop() if len(names) == 1 else None))
+    return [f"the example {name}" for name in _expected(packed) if found.get(name) != wanted.get(name)]
+
+
+def _base_name(packed: PackedFolder) -> str | None:
+    adapter = packed.release.adapter if packed.is_adapter else None
+    return adapter and adapter.base.name
+
+
+def _expected(packed: PackedFolder) -> dict[str, str]:
+    """The examples of a card with the class that each runs; the base of an adapter may have no remote code."""
+    if not packed.is_adapter:
+        return _EXAMPLES
+    adapter = packed.release.adapter
+    has_code = adapter is None or adapter.base_code
+    return {name: kind for name, kind in _EXAMPLES_OF_ADAPTERS.items() if has_code or name != "remote-code"}
+
+
+def _examples(packed: PackedFolder) -> dict[str, ast.Module]:
+    """The syntax trees of the expected examples that are there."""
+    found, trees = snippets(packed.text(CARD)), {}
+    for name in _expected(packed).keys() & found.keys():
+        try:
+            trees[name] = ast.parse(found[name])
+        except (SyntaxError, ValueError) as error:
+            raise UnreadableError(CARD, f"the example {name} is not Python ({error})") from None
+    return trees
+
+
+def _loaded_names(tree: ast.Module) -> list[str]:
+    """The names that code loads models by: the first text among the arguments of a call, after a base model if any."""
+    names = []
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            function = getattr(call.func, "id", getattr(call.func, "attr", None))
+            given = [each.value for each in call.args[:2] if isinstance(getattr(each, "value", None), str)]
+            names += given[:1] if function in ("SentenceTransformer", "from_pretrained") else []
+    return names
+
+
+def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
+    """Plain transformers, sentence-transformers and the remote code agree, in every batch."""
+    base = packed.base
+    if packed.is_adapter and base is None:
+        # `check_base` says so.
+        return
+    examples = dict(_expected(packed))
+    if base is not None and "remote-code" in examples and not base.has_code:
+        wrong = f"the example remote-code was not run: the code of {_base_name(packed)} is not on this machine"
+        yield Finding(CARD, wrong, "give a whole copy of it as --base FOLDER", fault=False)
+        del examples["remote-code"]
+    trees, found = _examples(packed), snippets(packed.text(CARD))
+    if not trees.keys() >= examples.keys():
+        raise UnreadableError(CARD, "lacks an example that is to be run")
+    release = packed.release
+    task = {
+        "codes": {name: found[name] for name in examples},
+        "queries": _QUERIES,
+        # One text is longer than the maximum, unless that takes long.
+        "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
+        "dimensions": list(release.dimensions),
+    }
+    coarse = (packed.model_config() or {}).get("dtype") == "bfloat16"
+    for in_float32, tolerance in ((False, _COARSE_TOLERANCE), (True, _TOLERANCE)) if coarse else ((False, _TOLERANCE),):
+        with _runnable(packed, in_float32) as folders:
+            report, embeddings = _run({**task, **folders})
+        found = [*_faults(report, examples)]
+        if _REFERENCE not in report["errors"]:
+            found += _differences(embeddings, release.dimensions, tolerance)
+        yield from found
+        if any(finding.fault for finding in found):
+            return
+
+
+@contextmanager
+def _runnable(packed: PackedFolder, in_float32: bool) -> Iterator[dict[str, Any]]:
+    """Yield ``folder`` and ``places`` of the worker's task: where the examples find the model without a network.
+
+    Args:
+        packed: The packed folder. An adapter is copied, to name the folder of its base.
+        in_float32: Whether the weights (of an adapter, those of its base) are loaded as float32.
+    """
+    whole = packed.path if packed.base is None else packed.base.folder
+    with temporary_folder() as temporary:
+        if in_float32:
+            whole = _linked(whole, Path(temporary) / "float32", CONFIG, dtype="float32")
+        if packed.base is None:
+            yield {"folder": str(whole), "places": {}}
+            return
+        named = {"base_model_name_or_path": str(whole)}
+        adapter = _linked(packed.path, Path(temporary) / "adapter", ADAPTER_CONFIG, **named)
+        yield {"folder": str(adapter), "places": {_base_name(packed): str(whole)}}
+
+
+def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
+    """A folder of links to the files of another, except a JSON file in which fields are replaced."""
+    output.mkdir()
+    for path in folder.iterdir():
+        (output / path.name).symlink_to(path.absolute())
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    (output / name).unlink()
+    (output / name).write_text(json.dumps({**content, **fields}), encoding="utf-8")
+    return output
+
+
+def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Run the worker; return its report and the embeddings, ``(texts, width)`` each, by ``EXAMPLE/VARIANT``."""
+    with temporary_folder() as folder:
+        place = Path(folder)
+        (place / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        # Of the environment only what finds programs and libraries: no token, no cache, no other folder of code.
+        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": folder, "HOME": folder, "TOKENIZERS_PARALLELISM": "false"}
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-I", str(_WORKER), folder],
+                cwd=folder,
+                env={**kept, **offline},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UnreadableError(CARD, f"its examples took more than {_SECONDS} seconds") from None
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UnreadableError(CARD, f"its examples ended their process (status {ended.returncode}: {last[:300]})")
+        report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+        with np.load(place / "embeddings.npz", allow_pickle=False) as stored:
+            return report, dict(stored)
+
+
+def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Finding]:
+    if report["network"]:
+        wrong = f"its examples ran without a network namespace ({report['network']}): what they start has a network"
+        yield Finding(CARD, wrong, "verify what you do not trust where user namespaces are allowed", fault=False)
+    for name, error in report["errors"].items():
+        yield Finding(CARD, f"the example {name} fails ({error})", _LOOK)
+    for name, kind in report["classes"].items():
+        if kind != expected[name]:
+            yield Finding(CARD, f"the example {name} runs a {kind}, not a {expected[name]}", _LOOK)
+
+
+def _differences(
+    embeddings: Mapping[str, np.ndarray], dimensions: tuple[int, ...], tolerance: float
+) -> Iterator[Finding]:
+    """Compare all embeddings with those of plain transformers."""
+    for key, given in embeddings.items():
+        name, variant = key.split("/")
+        kind, _, dimension = variant.partition("@")
+        width = int(dimension) if dimension else dimensions[0]
+        expected = embeddings[f"{_REFERENCE}/{'queries' if kind == 'queries' else 'documents'}"][:, :width]
+        if given.shape != expected.shape:
+            wrong = f"gives {given.shape} {variant}, not {expected.shape}"
+        elif not np.allclose(np.linalg.norm(given, axis=1), 1, atol=5e-3):
+            wrong = f"gives {variant} that are not of unit length"
+        else:
+            cosine = (_unit(given) * _unit(expected)).sum(axis=1).min()
+            if cosine >= tolerance:
+                continue
+            wrong = f"differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {tolerance})"
+        yield Finding(CARD, f"the example {name} {wrong}", _LOOK)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

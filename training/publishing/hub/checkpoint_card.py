@@ -1,43 +1,38 @@
-"""The card of an intermediate checkpoint: which step of what it is, how to load it, and what it is not."""
+"""Cards of intermediate checkpoints: one for each, and the list of all on the main branch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from hub_cards.hub_terms import hub_languages, licence_metadata
 from hub_cards.markdown import code
 from hub_cards.metadata import header
-from hub_cards.render import render_checkpoint_card
-from training.publishing.facts.metadata import LIBRARY, PIPELINE, shared_tags
-from training.publishing.facts.references import reference_text
+from hub_cards.render import render_checkpoint_card, render_checkpoints_card
+from training.publishing.card_lineage import LIBRARY, PIPELINE, reference_text, shared_tags
 from training.publishing.record import Reference
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What is known of a checkpoint.
+    """What is known of a checkpoint; None where it is not.
 
     Attributes:
         repository: Name on the Hub, or a folder, that the example loads.
         revision: Of the checkpoint: ``stage1-step-005000``.
         name: Of the model that was trained.
-        stage: Name of its stage.
-        step: Optimizer steps done.
         dimension: Full width of an embedding.
         dimensions: Widths that are trained, the full one first.
-        max_steps: Steps of the whole stage; None if unknown.
-        epoch: Epochs done; None if unknown.
+        max_steps: Steps of the whole stage.
         metrics: Of its last log and evaluation by name, ``loss``, ``eval_loss``, ``eval_source/NAME``.
-        parameters: Number of parameters; None if unknown.
-        prompts: By name.
-        start: What the stage started from; None if unknown.
+        start: What the stage started from.
         teacher: What it learns from; None without distillation.
-        licence: SPDX identifier; None if none is stated.
+        licence: SPDX identifier.
         languages: ISO 639-3 codes of the training data.
-        final: Name on the Hub of the finished model; None if it is not known.
+        final: Name on the Hub of the finished model.
     """
 
     repository: str
@@ -60,38 +55,43 @@ class CheckpointFacts:
 
 
 def checkpoint_card(facts: CheckpointFacts) -> str:
-    """The card of a checkpoint; what is not known is not on it."""
-    start, teacher = (None if each is None else reference_text(each, {}) for each in (facts.start, facts.teacher))
+    """Return the card of a checkpoint; it leaves out what is not known."""
+    start, teacher = (each and reference_text(each, {}) for each in (facts.start, facts.teacher))
+    base = facts.start.name if facts.start and facts.start.kind == "hub" else None
+    licence = licence_metadata([facts.licence]) if facts.licence else {}
+    relation = "finetune" if base else None
+    metadata = _metadata(
+        facts.languages, len(facts.dimensions) > 1, base_model=base, base_model_relation=relation, **licence
+    )
+    # Metrics of all data come before those of one source.
+    metrics = sorted(facts.metrics.items(), key=lambda item: ("/" in item[0], item[0]))
     content = render_checkpoint_card(
         {
-            "metadata": _metadata(facts),
+            "metadata": metadata,
             "facts": facts,
             "start": start,
             "teacher": teacher,
-            "metrics": [[code(name), f"{value:.4g}"] for name, value in sorted(facts.metrics.items(), key=_by_kind)],
+            "metrics": [[code(name), f"{value:.4g}"] for name, value in metrics],
             "has_prompt": bool(facts.prompts.get("query")),
         }
     )
-    # Fails on a header that the Hub could not read.
+    # Raises on a header that the Hub could not read.
     return ModelCard(content).content
 
 
-def _by_kind(item: tuple[str, float]) -> tuple[bool, str]:
-    """Those of all data come before those of one source."""
-    return "/" in item[0], item[0]
+def checkpoints_card(repository: str, revisions: Mapping[str, Mapping[str, Any]], languages: Sequence[str]) -> str:
+    """Return the card of the main branch: a table of all revisions, given by name in the order of the table."""
+    rows = []
+    for name, each in revisions.items():
+        losses = [None if each.get(key) is None else f"{each[key]:.4g}" for key in ("loss", "eval_loss")]
+        rows.append([name, each["stage"], each["step"], each["max_steps"], *losses])
+    facts = {"metadata": _metadata(languages), "repository": repository, "rows": rows, "newest": rows[-1][0]}
+    return ModelCard(render_checkpoints_card(facts)).content
 
 
-def _metadata(facts: CheckpointFacts) -> str:
-    languages = hub_languages(facts.languages)
-    base = facts.start.name if facts.start and facts.start.kind == "hub" else None
+def _metadata(languages: Sequence[str], matryoshka: bool = False, **fields: Any) -> str:
+    known = hub_languages(languages)
+    tags = [*shared_tags(matryoshka, known), "intermediate-checkpoint"]
     return header(
-        ModelCardData(
-            language=languages or None,
-            **(licence_metadata([facts.licence]) if facts.licence else {}),
-            library_name=LIBRARY,
-            pipeline_tag=PIPELINE,
-            tags=[*shared_tags(len(facts.dimensions) > 1, languages), "intermediate-checkpoint"],
-            base_model=base,
-            base_model_relation="finetune" if base else None,
-        )
+        ModelCardData(language=known or None, library_name=LIBRARY, pipeline_tag=PIPELINE, tags=tags, **fields)
     )

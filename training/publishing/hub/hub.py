@@ -1,185 +1,301 @@
-"""Repositories of the Hub, written so that a revision is whole or absent, and that doing it twice changes nothing."""
+"""Repositories on the Hub. A branch is written whole or not at all, and writing it twice changes nothing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, set_client_factory
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
-from training.common.content import Content, RemoteFile
 from training.common.errors import UserError
-from training.publishing.hub.hub_repository import HubRepository
-from training.publishing.hub.retries import Patience
-from training.publishing.hub.revision import write_revision
+from training.common.hub import (
+    ATTRIBUTES,
+    SCRATCH,
+    Content,
+    RemoteFile,
+    same_files,
+)
+from training.common.outputs import temporary_folder
+from training.publishing.hub.retries import RetryPolicy
 
 logger = logging.getLogger("training")
 
-_KINDS = ("model", "dataset")
+T = TypeVar("T")
+Files = Mapping[str, "Path | bytes | Content"]
+
+# Seconds without a byte after which a connection is closed; huggingface_hub itself has no timeout.
+_TIMEOUT = 300.0
 
 
-@dataclass(frozen=True)
-class Login:
-    """Who is logged in.
+class WrittenMeanwhileError(UserError):
+    """Somebody else wrote to a branch that was about to be written."""
 
-    Attributes:
-        name: Of the account.
-        token_role: What its token may: ``read``, ``write`` or ``fineGrained``; None if the Hub does not say.
-        roles: Its role by name of the organisation; None where the Hub does not say.
-    """
+    def __init__(self, repo: str, branch: str) -> None:
+        super().__init__(f"{repo}: somebody else wrote to {branch} meanwhile; look at it and run this again")
+
+
+class Login(NamedTuple):
+    """The account that is logged in: its name, its token's role, and its role by organisation; None if unknown."""
 
     name: str
     token_role: str | None
     roles: Mapping[str, str | None]
 
 
-def _login_of(told: Mapping[str, Any]) -> Login:
-    role = ((told.get("auth") or {}).get("accessToken") or {}).get("role")
-    roles = {str(each["name"]): each.get("roleInOrg") for each in told.get("orgs") or ()}
-    return Login(str(told["name"]), role, roles)
+@cache
+def _set_timeout() -> None:
+    """Give the HTTP session of huggingface_hub a timeout. The process has only one session, so once is enough."""
+    session = get_session()
+    set_client_factory(lambda: type(session)(event_hooks=session.event_hooks, follow_redirects=True, timeout=_TIMEOUT))
 
 
 class Hub:
-    """Repositories of one Hub, written with the client's own login.
-
-    The token stays with the client: it is not read here, and no message holds it.
+    """A Hub, used with the login of huggingface_hub. The token is not read here, and no message holds it.
 
     Args:
-        api: The client; one of the endpoint and login of the environment if None.
-        patience: How long to try what fails for a reason that passes.
+        api: The client; that of the environment if None.
+        retries: When failed calls are tried again.
     """
 
-    def __init__(self, api: HfApi | None = None, patience: Patience | None = None) -> None:
+    def __init__(self, api: HfApi | None = None, retries: RetryPolicy | None = None) -> None:
+        _set_timeout()
         self.api = api or HfApi()
-        self.patience = patience or Patience()
+        self.retries = retries or RetryPolicy()
         self._login: Login | None = None
 
-    def repository(self, repo: str, repo_type: str = "model") -> HubRepository:
-        """A repository, whether it exists or not."""
-        return HubRepository(self.api, self.patience, repo, repo_type)
-
-    def address(self, repo: str, repo_type: str = "model") -> str:
-        """The page of a repository."""
-        return f"{self.api.endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo}"
+    def repository(self, name: str, kind: str = "model") -> HubRepository:
+        """Return a repository, whether it exists or not."""
+        return HubRepository(self, name, kind)
 
     def login(self) -> Login:
-        """The account that is logged in, as the Hub tells it; asked once.
+        """Return the account that is logged in; the Hub is asked once."""
 
-        Raises:
-            UserError: If nobody is logged in, or the token is wrong.
-            HubUnavailableError: If the Hub is down.
-        """
-        if self._login is None:
-            self._login = self.patience.call("asking who is logged in", lambda: _login_of(self.api.whoami()))
+        def ask() -> Login:
+            answer = self.api.whoami()
+            token = (answer.get("auth") or {}).get("accessToken") or {}
+            roles = {str(each["name"]): each.get("roleInOrg") for each in answer.get("orgs") or ()}
+            return Login(str(answer["name"]), token.get("role"), roles)
+
+        self._login = self._login or self.retries.call("asking who is logged in", ask)
         return self._login
 
-    def ensure_repo(self, repo: str, repo_type: str = "model", private: bool | None = None) -> None:
-        """Makes a repository if there is none.
 
-        Args:
-            repo: ``ORG/NAME``.
-            repo_type: ``model`` or ``dataset``.
-            private: Whether a new one is private; as its owner's settings say if None.
+@dataclass(frozen=True)
+class HubRepository:
+    """A ``model`` or ``dataset`` repository (``kind``) called ``ORG/NAME``, whether it exists or not.
 
-        Raises:
-            UserError: As for :meth:`check_repo`, or if the login may not make one.
-            HubUnavailableError: If the Hub is down.
-        """
-        if not self.check_repo(repo, repo_type, private):
-            self.repository(repo, repo_type).create(private)
-            logger.info("%s: made", self.address(repo, repo_type))
+    Temporary failures are retried. Calls raise ``UserError`` if the Hub refuses them, and ``HubUnavailableError`` if it
+    stays down.
+    """
 
-    def check_repo(self, repo: str, repo_type: str = "model", private: bool | None = None) -> bool:
-        """Whether there is a repository; changes nothing.
+    hub: Hub
+    name: str
+    kind: str = "model"
 
-        Raises:
-            UserError: If only a repository of another kind has that name, or ``private`` is true and the repository is
-                public already.
-            HubUnavailableError: If the Hub is down.
-        """
-        self.login()
-        repository = self.repository(repo, repo_type)
-        info = repository.info()
+    @property
+    def address(self) -> str:
+        """The address of its page."""
+        return f"{self.hub.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.name}"
+
+    def _call(self, what: str, work: Callable[[], T], tries: int | None = None) -> T:
+        return self.hub.retries.call(what, work, self.name, tries)
+
+    def _find(self, what: str, work: Callable[[], T]) -> T | None:
+        """Return the result of a call, or None if what it asks for does not exist."""
+
+        def attempt() -> T | None:
+            with suppress(RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+                return work()
+            return None
+
+        return self._call(what, attempt)
+
+    def info(self) -> ModelInfo | DatasetInfo | None:
+        """Return the Hub's description of it, or None if it does not exist."""
+        ask = self.hub.api.repo_info
+        return self._find(f"looking for {self.name}", lambda: ask(self.name, repo_type=self.kind, timeout=_TIMEOUT))
+
+    def check(self, private: bool | None = None) -> bool:
+        """Return whether it exists. Refuse the name of another kind, and a public repository if ``private``."""
+        self.hub.login()
+        info = self.info()
         if info is not None:
             if private and not info.private:
-                raise UserError(f"{repo}: is public on the Hub already; make it private there, or leave out --private")
-            return True
-        for other in _KINDS:
-            if other != repo_type and self.repository(repo, other).info() is not None:
                 raise UserError(
-                    f"{repo}: is a {other} on the Hub, not a {repo_type}; give another repository, "
-                    f"or make the {repo_type} on the Hub's site first if both are meant"
+                    f"{self.name}: is public on the Hub already; make it private there, or leave out --private"
                 )
+            return True
+        other = "dataset" if self.kind == "model" else "model"
+        if self.hub.repository(self.name, other).info() is not None:
+            raise UserError(
+                f"{self.name}: is a {other} on the Hub, not a {self.kind}; give another repository, "
+                f"or create the {self.kind} on the Hub's site first if you want both"
+            )
         return False
+
+    def ensure(self, private: bool | None = None) -> None:
+        """Create it if it does not exist, public or private as its owner's settings say if ``private`` is None."""
+        create = self.hub.api.create_repo
+        if not self.check(private):
+            self._call(
+                f"making {self.name}", lambda: create(self.name, repo_type=self.kind, private=private, exist_ok=True)
+            )
+            logger.info("%s: created", self.address)
+
+    def _refs(self) -> dict[str, dict[str, str]]:
+        refs = self.hub.api.list_repo_refs(self.name, repo_type=self.kind)
+        listed = {"branch": refs.branches, "tag": refs.tags}
+        return {kind: {each.name: each.target_commit for each in found} for kind, found in listed.items()}
+
+    def refs(self) -> dict[str, dict[str, str]] | None:
+        """Return the commit of each ``branch`` and each ``tag`` by name, or None if it does not exist."""
+        return self._find(f"reading {self.name}", self._refs)
+
+    def files(self, revision: str = "main") -> dict[str, RemoteFile] | None:
+        """Return the files of a branch, tag or commit by path, or None if there is no such revision."""
+
+        def listed() -> dict[str, RemoteFile]:
+            entries = self.hub.api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=self.kind)
+            files = [entry for entry in entries if isinstance(entry, RepoFile)]
+            return {each.path: RemoteFile(each.size, each.blob_id, each.lfs and each.lfs.sha256) for each in files}
+
+        return self._find(f"listing {self.name} at {revision}", listed)
+
+    def read(self, path: str, revision: str = "main") -> bytes | None:
+        """Return the content of a small file, or None if it does not exist."""
+
+        def content() -> bytes:
+            # Not the shared cache, which is read silently when the Hub is down.
+            with temporary_folder() as folder:
+                folders = {"local_dir": folder, "cache_dir": folder}
+                ask = self.hub.api.hf_hub_download
+                return Path(ask(self.name, path, revision=revision, repo_type=self.kind, **folders)).read_bytes()
+
+        return self._find(f"reading {path} of {self.name}", content)
 
     def publish(
         self,
-        repo: str,
         files: Mapping[str, Path | bytes | Content],
-        *,
-        revision: str = "main",
         message: str,
-        repo_type: str = "model",
+        revision: str = "main",
         parent: str | None = None,
     ) -> str:
-        """Makes a revision hold exactly these files, in one commit.
+        """Make a branch hold exactly these files, in one commit, unless it does. Return its commit.
 
-        Nothing is done if it holds them already. A revision (a branch) that is new appears whole or not at all: it is
-        made on a branch of its name with :data:`SCRATCH` behind it, which is removed in the end, or by the next run if
-        this one is interrupted.
+        A new branch appears whole or not at all: it is written under its name with :data:`SCRATCH` appended. That
+        branch is removed at the end, or by the next run after an interruption.
 
         Args:
-            repo: ``ORG/NAME``; it must exist.
-            files: By path in the repository. Files of the revision that are not among them are removed. What is
-                published is what was hashed: that of :class:`Content` before, other files now.
-            revision: Name of the branch.
+            files: By path in the repository. What was hashed, when a :class:`Content` was made, is published.
             message: Of the commit.
-            repo_type: ``model`` or ``dataset``.
-            parent: The commit that the revision must be at, for content that was made from what it held; any if None.
-
-        Returns:
-            The commit that the revision is at.
-
-        Raises:
-            WrittenMeanwhileError: If the revision is elsewhere.
-            UserError: If the Hub refuses it, the revision is a tag, somebody else wrote to it meanwhile, or a file was
-                changed meanwhile.
-            HubUnavailableError: If the Hub is down; the revision is then as it was, or whole.
+            revision: Name of the branch.
+            parent: The commit at which the branch must be; any if None.
         """
         wanted = {path: Content.of(source) for path, source in files.items()}
-        return write_revision(self.repository(repo, repo_type), wanted, revision, message, parent)
+        refs = self.refs()
+        if refs is None:
+            raise UserError(f"{self.name}: there is no such {self.kind}, or the login may not see it")
+        branches, scratch = refs["branch"], revision + SCRATCH
+        if revision not in branches and revision in refs["tag"]:
+            raise UserError(f"{self.name}: {revision} is a tag, and cannot be written to; give another revision")
+        if "main" not in branches:
+            raise UserError(f"{self.name}: has no branch main to start from; create it on the Hub's site")
+        if scratch in branches:
+            logger.info("%s: removing %s, which an interrupted upload left", self.name, scratch)
+            self._delete("branch", scratch)
+        if revision in branches:
+            if parent not in (None, branches[revision]):
+                raise WrittenMeanwhileError(self.name, revision)
+            return self._write(revision, branches[revision], wanted, message)
+        self._create("branch", scratch, branches["main"])
+        commit = self._write(scratch, branches["main"], wanted, message)
+        self._create("branch", revision, commit)
+        self._delete("branch", scratch)
+        return commit
 
-    def files(self, repo: str, revision: str = "main", repo_type: str = "model") -> dict[str, RemoteFile] | None:
-        """The files of a branch, tag or commit by path; None if there is no such repository or revision."""
-        return self.repository(repo, repo_type).files(revision)
+    def _write(self, branch: str, head: str, wanted: Mapping[str, Content], message: str) -> str:
+        """Bring a branch from the commit ``head`` to the wanted files; return its commit."""
+        held = self.files(head) or {}
+        changed = {path: each for path, each in wanted.items() if path not in held or not each.is_in(held[path])}
+        surplus = [path for path in held if path not in wanted and path != ATTRIBUTES]
+        if not changed and not surplus:
+            return head
+        logger.info("%s: uploading %.1f MB", self.name, sum(each.size for each in changed.values()) / 1e6)
+        target = {"revision": branch, "repo_type": self.kind}
+        additions = [CommitOperationAdd(path, each.payload) for path, each in sorted(changed.items())]
+        operations = [*additions, *(CommitOperationDelete(path, is_folder=False) for path in surplus)]
 
-    def read(self, repo: str, path: str, revision: str = "main", repo_type: str = "model") -> bytes | None:
-        """The content of a small file; None if there is no such repository, revision or file."""
-        return self.repository(repo, repo_type).read(path, revision)
+        def upload() -> None:
+            self.hub.api.preupload_lfs_files(self.name, additions, free_memory=False, **target)
 
-    def tag(self, repo: str, tag: str, commit: str, repo_type: str = "model", *, replace: bool = False) -> None:
-        """Tags a commit; nothing is done if it has the tag.
+        def commit() -> str:
+            now = self._refs()["branch"].get(branch)
+            if now == head:
+                self._check_unchanged(wanted)
+                known = {"commit_message": message, "parent_commit": head, **target}
+                return self.hub.api.create_commit(self.name, operations, **known).oid
+            # After a lost answer, the commit is there.
+            if now is not None and same_files(wanted, self.files(now) or {}):
+                return now
+            raise WrittenMeanwhileError(self.name, branch)
 
-        Args:
-            repo: ``ORG/NAME``.
-            tag: Name of the tag.
-            commit: The commit.
-            repo_type: ``model`` or ``dataset``.
-            replace: Take the tag from another commit.
+        try:
+            # Large files first, and one try: the client retries each request, and skips what the Hub has already.
+            self._call(f"uploading to {self.name}", upload, tries=1)
+        except UserError:
+            # The storage refuses a file that no longer has its hash.
+            self._check_unchanged(wanted)
+            raise
+        done = self._call(f"committing to {self.name}", commit)
+        if not same_files(wanted, self.files(done) or {}):
+            raise UserError(f"{self.name}: {branch} does not hold what was uploaded, and is not tagged; run this again")
+        logger.info("%s: %d files uploaded, %d removed, commit %s", self.name, len(changed), len(surplus), done[:12])
+        return done
 
-        Raises:
-            UserError: If another commit has the tag and ``replace`` is false, or the Hub refuses it.
-            HubUnavailableError: If the Hub is down.
-        """
-        repository = self.repository(repo, repo_type)
-        holder = repository.tagged(tag)
+    def _check_unchanged(self, wanted: Mapping[str, Content]) -> None:
+        for path, content in wanted.items():
+            if not content.is_unchanged:
+                raise UserError(
+                    f"{path}: was changed while it was uploaded to {self.name}, which stays as it was; run this again"
+                )
+
+    def tag(self, tag: str, commit: str, *, replace: bool = False) -> None:
+        """Tag a commit; take the tag from another commit only if ``replace``."""
+        holder = (self.refs() or {"tag": {}})["tag"].get(tag)
         if holder == commit:
             return
         if holder is not None:
             if not replace:
-                raise UserError(f"{repo}: tag {tag} is on commit {holder[:12]} already; give another, or --replace")
-            repository.delete_tag(tag)
-        repository.create_tag(tag, commit)
+                raise UserError(
+                    f"{self.name}: tag {tag} is on commit {holder[:12]} already; give another, or --replace"
+                )
+            self._delete("tag", tag)
+        self._create("tag", tag, commit)
+
+    def _create(self, kind: str, name: str, commit: str) -> None:
+        """Create a ``branch`` or ``tag`` at a commit."""
+        api = self.hub.api
+        send = api.create_branch if kind == "branch" else api.create_tag
+
+        def create() -> str:
+            send(self.name, **{kind: name}, revision=commit, repo_type=self.kind, exist_ok=True)
+            found = self._refs()[kind].get(name)
+            if found is None:
+                # Retried: the Hub may list it late.
+                raise ConnectionError(f"{name} is not there though the Hub said so")
+            return found
+
+        if self._call(f"making {name} of {self.name}", create) != commit:
+            raise UserError(f"{self.name}: somebody else made {kind} {name} meanwhile; look at it and run this again")
+
+    def _delete(self, kind: str, name: str) -> None:
+        api = self.hub.api
+        send = api.delete_branch if kind == "branch" else api.delete_tag
+        self._find(f"removing {name} of {self.name}", lambda: send(self.name, **{kind: name}, repo_type=self.kind))

@@ -1,4 +1,4 @@
-"""How far the training of a model went, and what its last evaluation found."""
+"""How far a training went, and what its last evaluation found."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from training.common.run_folder import FINAL_MODEL, last_checkpoint
-from training.models.adapter_folder import MERGED_ADAPTER
+from training.models.model_ref import MERGED_ADAPTER
 from training.publishing.states import ModelState, read_json
 
 STATE = "trainer_state.json"
-# Ends of keys: what an evaluation took says nothing of the model.
+# Endings of metrics that measure the machine, not the model.
 TIMING = ("_runtime", "_per_second", "_preparation_time")
 
 
@@ -21,8 +21,8 @@ class Progress:
     """How far a training went.
 
     Attributes:
-        steps: Optimizer steps done; None if the run no longer tells.
-        epochs: Epochs done; None if it no longer tells.
+        steps: Optimizer steps done; None if the run's log is gone.
+        epochs: Epochs done; None likewise.
         metrics: Of the last evaluation, by Trainer's name, and ``train_loss``, the mean loss of the last logged steps.
     """
 
@@ -32,35 +32,34 @@ class Progress:
 
 
 def progress_of(state: ModelState) -> Progress:
-    """What the log of a run says of one of its states.
+    """Return what a run's log says of one of its models.
 
-    The finished model of a run is that of its last step, or of the best evaluated one if the recipe says so. Without
-    the checkpoint of the last step, nothing is known of it.
+    The finished model is that of the last step, or of the best evaluated one with ``load_best_model_at_end``. Nothing
+    is known of it without the checkpoint of the last step.
     """
     trained = _trainer_state(state)
     if trained is None:
         return Progress()
-    step, history = trained["global_step"], trained["log_history"]
-    if state.folder.name == FINAL_MODEL and state.keys.get("load_best_model_at_end") and trained["best_global_step"]:
-        step = trained["best_global_step"]
-    history = [entry for entry in history if entry["step"] <= step]
+    step = trained["global_step"]
+    if state.folder.name == FINAL_MODEL and state.keys.get("load_best_model_at_end"):
+        step = trained["best_global_step"] or step
+    history = [entry for entry in trained["log_history"] if entry["step"] <= step]
     epochs = history[-1]["epoch"] if history and history[-1]["step"] == step else trained["epoch"]
     evaluated = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     metrics = {key: value for key, value in evaluated.items() if key.startswith("eval_") and not key.endswith(TIMING)}
-    logged = next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
-    return Progress(step, epochs, metrics if logged is None else {**metrics, "train_loss": logged})
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return Progress(step, epochs, {**metrics, "train_loss": losses[-1]} if losses else metrics)
 
 
 def _trainer_state(state: ModelState) -> dict[str, Any] | None:
-    # A checkpoint may be kept elsewhere than in its run.
-    name, kept = state.folder.name, state.folder.parent
+    # A checkpoint may be kept outside its run.
+    name, folder = state.folder.name, state.folder.parent
     if (state.folder / MERGED_ADAPTER).is_file():
-        # The base with what the run made, its model or a checkpoint.
-        name = Path(read_json(state.folder / MERGED_ADAPTER)["adapter"]["name"]).name
-        kept = state.run
+        # The base merged with the run's adapter, or with one of its checkpoints.
+        name, folder = Path(read_json(state.folder / MERGED_ADAPTER)["adapter"]["name"]).name, state.run
     if name != FINAL_MODEL:
-        return read_json(kept / name / STATE)
-    checkpoint: Path | None = last_checkpoint(state.run)
+        return read_json(folder / name / STATE)
+    checkpoint = last_checkpoint(state.run)
     if checkpoint is None:
         return None
     trained = read_json(checkpoint / STATE)

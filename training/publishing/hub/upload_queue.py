@@ -1,124 +1,90 @@
-"""Checkpoints that wait to be uploaded, on disk: hard links that outlive the rotation of the run's own."""
+"""Checkpoints with a pending upload, on disk: hard links that outlive the rotation of the run's checkpoints."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from training.common.errors import UserError
+from training.common.outputs import discard
 from training.common.run_folder import holds_model, numbered_checkpoints
 from training.publishing.hub.progress import STATE
 
 # In the run's folder.
 QUEUE = ".upload_queue"
-_PARTIAL, _GONE = ".partial", ".discarded"
-# Of a checkpoint these are what a model is made of; optimizer, scheduler and random states are left out.
+_PARTIAL = ".partial"
+# The files of a checkpoint that make the model; optimizer, scheduler and random states are left out.
 _KEPT = (".json", ".jinja", ".safetensors", ".txt")
 
 
 class QueueFullError(RuntimeError):
-    """As many checkpoints wait as may."""
+    """The queue takes no further checkpoint."""
 
 
 class UploadQueue:
-    """The checkpoints of a run that wait.
+    """The checkpoints of a run whose upload is pending, at most ``limit``: each keeps a model's weights on the disk.
 
-    A checkpoint is in the queue whole or not at all, and stays until :meth:`remove`, whatever ends the process.
-
-    Args:
-        run: The run's folder.
-        limit: Checkpoints that may wait; each keeps a model's weights on the disk once its run has deleted them, and so
-            none is added unless the run can save another checkpoint after that.
+    A checkpoint is in the queue whole or not at all, and stays until :meth:`remove`, even if the process is killed.
     """
 
     def __init__(self, run: Path, limit: int = 8) -> None:
         self.folder = run / QUEUE
         self.limit = limit
 
-    def waiting(self) -> list[Path]:
-        """What waits, the oldest step first."""
+    def pending(self) -> list[Path]:
+        """Return the checkpoints in the queue, oldest step first."""
         return numbered_checkpoints(self.folder)
 
     def add(self, checkpoint: Path, limited: bool = True) -> Path:
-        """Puts a checkpoint into the queue; one that waits already stays as it is.
+        """Put a whole ``checkpoint-N`` into the queue, unless it is there; return its path in the queue.
 
         Args:
-            checkpoint: ``checkpoint-N``, whole.
-            limited: Whether the limit holds for it, and room must be left for the run's next checkpoint.
-
-        Returns:
-            Its place in the queue.
-
-        Raises:
-            QueueFullError: If as many wait as may, or the disk has no room for more; those that wait stay.
-            UserError: If there is no such checkpoint, or it is gone before all of it is linked.
-            OSError: If the disk is full or cannot be written.
+            checkpoint: The checkpoint.
+            limited: Raise :class:`QueueFullError` at the limit, or if the disk has no room for the run's next one.
         """
-        place = self.folder / checkpoint.name
-        if place.exists():
-            return place
-        if limited and len(self.waiting()) >= self.limit:
-            raise QueueFullError(f"{self.limit} checkpoints wait already")
+        queued = self.folder / checkpoint.name
+        if queued.exists():
+            return queued
+        if limited and len(self.pending()) >= self.limit:
+            raise QueueFullError(f"{self.limit} checkpoints are in the queue already")
         partial = self.folder / f".{checkpoint.name}{_PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             if limited:
                 _require_room(checkpoint)
-            self._make(partial)
+            while not partial.is_dir():
+                self.folder.mkdir(exist_ok=True)
+                # Another process removes the queue's folder when it empties the queue.
+                with suppress(FileNotFoundError):
+                    partial.mkdir()
             _link(checkpoint, partial)
             if not (holds_model(partial) and (partial / STATE).is_file()):
                 raise FileNotFoundError(f"it lacks {STATE} or the model")
-            partial.rename(place)
+            partial.rename(queued)
         except FileNotFoundError as error:
-            raise UserError(f"{checkpoint}: is gone, or not whole ({error}); it cannot be uploaded") from None
+            raise UserError(f"{checkpoint}: is gone or incomplete ({error}); it cannot be uploaded") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return place
+        return queued
+
+    def remove(self, queued: Path) -> None:
+        """Remove an uploaded checkpoint; do nothing if another process has."""
+        with suppress(FileNotFoundError):
+            discard(queued)
+        # Fails while other checkpoints are pending.
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def tidy(self) -> None:
-        """Removes what killed processes left half linked or half deleted."""
-        for ending in (_PARTIAL, _GONE):
-            for left in self.folder.glob(f".*{ending}"):
-                shutil.rmtree(left, ignore_errors=True)
-
-    def _make(self, partial: Path) -> None:
-        """Makes a folder in the queue's own, which whoever empties the queue may remove at any moment.
-
-        Raises:
-            FileNotFoundError: If the run's folder is gone.
-        """
-        while True:
-            self.folder.mkdir(exist_ok=True)
-            try:
-                partial.mkdir()
-            except FileNotFoundError:
-                continue
-            return
-
-    def remove(self, place: Path) -> None:
-        """Takes out what was uploaded; nothing is done if another process did."""
-        # Renamed first: half of it must not look like all of it.
-        gone = place.with_name(f".{place.name}{_GONE}")
-        shutil.rmtree(gone, ignore_errors=True)
-        try:
-            place.rename(gone)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(gone, ignore_errors=True)
-        try:
-            self.folder.rmdir()
-        # Others wait.
-        except OSError:
-            pass
+        """Remove what killed processes left half linked or half deleted."""
+        for left in self.folder.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _require_room(checkpoint: Path) -> None:
-    """Makes sure that what is kept of a checkpoint never takes the disk from the run's next one.
-
-    Raises:
-        QueueFullError: If it could: what is kept, and a whole checkpoint, do not fit at once.
-    """
+    """Refuse a checkpoint unless what is kept of it and the run's next checkpoint fit on the disk together."""
     sizes = {path: path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()}
     needed = sum(sizes.values()) + sum(size for path, size in sizes.items() if path.suffix in _KEPT)
     free = shutil.disk_usage(checkpoint.parent).free
@@ -129,12 +95,12 @@ def _require_room(checkpoint: Path) -> None:
 def _link(checkpoint: Path, folder: Path) -> None:
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix in _KEPT and path.is_file():
-            place = folder / path.relative_to(checkpoint)
-            place.parent.mkdir(exist_ok=True)
+            link = folder / path.relative_to(checkpoint)
+            link.parent.mkdir(exist_ok=True)
             try:
-                os.link(path, place)
+                os.link(path, link)
             except FileNotFoundError:
                 raise
             # Another device, or a file system without hard links.
             except OSError:
-                shutil.copyfile(path, place)
+                shutil.copyfile(path, link)

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from training.common.executor import Executor
-from training.data.parquet import rows_table, write_parquet
+from training.data.published import rows_table, write_parquet
 
 # In this process: nothing to start.
 HERE = Executor(workers=1)

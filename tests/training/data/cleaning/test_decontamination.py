@@ -1,93 +1,193 @@
-"""Evaluation texts in training rows: each planted leak is found where it lies, whole texts and runs apart."""
+"""The command: what it reports, what it removes, and that neither depends on where it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import json
 from pathlib import Path
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from tests.training.data.cleaning.planted import HERE, Rows, clean_rows, sentence, write_manifest
-from training.data.cleaning.decontamination import GRAM, Contamination, find_contamination
+from modeling_f2llm import instruct
+from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifest
+from tests.training.data.prepared_rows import Refuses
+from training.common.executor import Executor
+from training.data.cleaning.decontamination import decontaminate
+from training.data.cleaning.duplicates import DeduplicationOptions
 from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
-from training.data.cleaning.normalise import tokens
 from training.data.manifest import load_manifest
+from training.decontaminate import main
 
-Refuses = Callable[..., AbstractContextManager[None]]
-
-
-def evaluation_set(folder: Path, texts: list[str], name: str = "questions.txt") -> EvaluationFile:
-    (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
-    return evaluation_file(str(folder / name))
-
-
-def find(folder: Path, rows: Rows, *sets: EvaluationFile, negatives: bool = False) -> Contamination:
-    (source,) = load_manifest(write_manifest(folder, {"a": [rows]}))
-    return find_contamination(source.files, sets, folder / "work", negatives, HERE)
-
-
-def matches(found: Contamination) -> list[list[int]]:
-    """Row, column, column of the evaluation texts, and whether the text is a whole one, of the only file."""
-    return found.found[0].tolist()
+ALL = DeduplicationOptions(exact=True, near=True, across=True)
+# Rows of the second file of `a`, the second source `b` and the third, `c`, that are not there in the clean sets.
+EXACT, NEAR, ACROSS, WHOLE, OVERLAP = 10, 11, 12, 13, 14
 
 
 @pytest.fixture
-def texts() -> list[str]:
-    rng = np.random.default_rng(99)
-    long = [sentence(rng, count, script) for script in ("Latn", "Hani", "Thai") for count in (20, 60)]
-    return [*long, "who was first", sentence(rng, GRAM), sentence(rng, 9, "Hani")]
+def manifest(tmp_path: Path) -> Path:
+    """``a`` has two files, the second with a repeat of either kind; ``b`` repeats ``a`` and has two leaks."""
+    one, two, three = clean_rows(0), clean_rows(1)[:-2], clean_rows(2)[:-2]
+    long = one[14]
+    two[EXACT] = [one[5][0].upper(), one[5][1] + "!"]
+    two[NEAR] = [long[0], long[1] + " changed"]
+    three[ACROSS] = list(one[6])
+    three[WHOLE][0] = "Who was first?"
+    three[OVERLAP][1] = "so a b c d e f g h i j k l m n it is"
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "held_out.jsonl").write_text(
+        json.dumps({"text": "who was first"}) + "\n" + json.dumps({"text": "A b c d e f g h i j k l m n"}) + "\n"
+    )
+    return write_manifest(folder, {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}, cap=50, symmetric=True)
 
 
-def test_a_clean_set_loses_nothing(tmp_path: Path, texts: list[str]) -> None:
-    found = find(tmp_path, clean_rows(0), evaluation_set(tmp_path, texts))
-    assert (found.columns, found.texts) == ([("questions.txt", "line")], [len(texts)])
-    assert matches(found) == []
+def held_out(manifest: Path) -> list[EvaluationFile]:
+    return [evaluation_file(f"{manifest.parent}/held_out.jsonl:text")]
 
 
-@pytest.mark.parametrize("text", range(6))
-def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path: Path, texts: list[str], text: int) -> None:
-    rows, leaks = clean_rows(0), evaluation_set(tmp_path, texts)
-    run = tokens(texts[text])[3 : 3 + GRAM]
-    space = " " if text < 2 else ""
-    rows[7][1] = f"It is said: {space.join(run).upper()}, and so on."
-    assert matches(find(tmp_path, rows, leaks)) == [[7, 1, 0, 0]]
-    rows[7][1] = f"It is said: {space.join(run[:-1]).upper()}, and so on."
-    assert matches(find(tmp_path, rows, leaks)) == []
+def run(manifest: Path, output: Path, executor: Executor = HERE, remove: bool = False) -> dict:
+    return decontaminate(manifest, output, ALL, held_out(manifest), remove=remove, executor=executor)
 
 
-def test_whole_texts_are_apart_from_runs(tmp_path: Path, texts: list[str]) -> None:
+def written(output: Path) -> dict[str, bytes]:
+    files = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return {str(path): (output / path).read_bytes() for path in files if path.parts[0] != ".work"}
+
+
+def test_the_report_counts_what_was_planted(manifest: Path, tmp_path: Path) -> None:
+    report = run(manifest, tmp_path / "clean")
+    assert report == json.loads((tmp_path / "clean/contamination.json").read_text())
+    assert report["evaluation_sets"] == [{"name": "held_out.jsonl", "texts": {"text": 2}}]
+    a, b, c = report["sources"]
+    assert (a["rows"], a["exact_duplicates"], a["near_duplicates"]) == (162, 1, 1)
+    assert a["across_sources"] == {"exact": {}, "near": {}}
+    first = {"source": "a", "file": "a_0.parquet", "row": 5}
+    assert a["examples"]["exact_duplicates"] == [{"file": "a_1.parquet", "row": EXACT, "repeats": first}]
+    assert a["contaminated"] == {"rows": 0, "whole": 0, "overlap": 0, "sets": {}}
+    assert (b["exact_duplicates"], b["near_duplicates"]) == (0, 0)
+    assert b["across_sources"] == {"exact": {"a": 1}, "near": {}}
+    columns = {"passage": {"whole": 0, "overlap": 1}, "query": {"whole": 1, "overlap": 0}}
+    sets = {"held_out.jsonl": {"whole": 1, "overlap": 1, "columns": columns}}
+    assert b["contaminated"] == {"rows": 2, "whole": 1, "overlap": 1, "sets": sets}
+    assert [(leak["row"], leak["column"], leak["kind"]) for leak in b["examples"]["contaminated"]] == [
+        (WHOLE, "query", "whole"),
+        (OVERLAP, "passage", "overlap"),
+    ]
+    assert c["contaminated"]["rows"] == c["exact_duplicates"] == c["near_duplicates"] == 0
+    assert {source["removed"] for source in report["sources"]} == {None}
+    assert {path.name for path in (tmp_path / "clean").iterdir()} == {".work", "contamination.json", "contamination.md"}
+    lines = (tmp_path / "clean/contamination.md").read_text().splitlines()
+    assert lines[2] == "| a | 162 | 1 | 1 | 0 | 0 | 0 | – |"
+    assert lines[5] == f"| **all** | {a['rows'] + b['rows'] + c['rows']} | 1 | 1 | 1 | 1 | 1 | – |"
+
+
+def test_removal_keeps_everything_else(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clean"
+    run(manifest, output)
+    report = run(manifest, output, remove=True)
+    assert [source["removed"] for source in report["sources"]] == [2, 3, 0]
+    left_out = {"a/00000": [], "a/00001": [EXACT, NEAR], "b/00000": [ACROSS, WHOLE, OVERLAP], "c/00000": []}
+    for name, rows in left_out.items():
+        original = manifest.parent / f"{name[0]}_{int(name[2:])}.parquet"
+        before, after = pq.read_table(original), pq.read_table(output / f"{name}.parquet")
+        kept = [row for row in range(len(before)) if row not in rows]
+        assert after.equals(before.take(kept), check_metadata=True)
+        if not rows:
+            assert (output / f"{name}.parquet").read_bytes() == original.read_bytes()
+    for source, cleaned in zip(load_manifest(manifest), load_manifest(output / "manifest.yaml"), strict=True):
+        assert (source.name, source.cap, source.symmetric) == (cleaned.name, cleaned.cap, cleaned.symmetric)
+        assert len(source.files) == len(cleaned.files)
+    # What was cleaned is clean.
+    cleaned = decontaminate(output / "manifest.yaml", tmp_path / "again", ALL, held_out(manifest), executor=HERE)
+    for source in cleaned["sources"]:
+        assert source["exact_duplicates"] == source["near_duplicates"] == source["contaminated"]["rows"] == 0
+
+
+def test_a_finished_run_does_nothing_again(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clean"
+    run(manifest, output, remove=True)
+    before = written(output)
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+    run(manifest, output, remove=True)
+    assert written(output) == before
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == times
+    # A file that somebody deleted comes back.
+    (output / "b/00000.parquet").unlink()
+    run(manifest, output, remove=True)
+    assert written(output) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", [Executor(workers=2), Executor("ray", workers=2)])
+def test_where_it_runs_makes_no_difference(manifest: Path, tmp_path: Path, executor: Executor) -> None:
+    run(manifest, tmp_path / "here", remove=True)
+    run(manifest, tmp_path / "there", executor, remove=True)
+    assert written(tmp_path / "there") == written(tmp_path / "here")
+
+
+def test_a_file_that_loses_all_rows_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
     rows = clean_rows(0)
-    rows[3][0] = "Who was first?"
-    rows[4][1] = "Well, who was first?"
-    rows[5][1] = f"«{texts[1].upper()}»"
-    rows[6][1] = f"Well, {texts[1]}"
-    rows[8] = [texts[7], f"{texts[7]}, {texts[7]}"]
-    found = find(tmp_path, rows, evaluation_set(tmp_path, texts))
-    assert matches(found) == [[3, 0, 0, 1], [5, 1, 0, 1], [6, 1, 0, 0], [8, 0, 0, 1], [8, 1, 0, 0]]
+    manifest = write_manifest(tmp_path / "in", {"a": [rows, rows[:3]], "b": [rows]})
+    decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(across=True), remove=True, executor=HERE)
+    (source,) = yaml.safe_load((tmp_path / "clean/manifest.yaml").read_text())["sources"]
+    assert (source["name"], source["files"]) == ("a", ["a/00000.parquet"])
 
 
-def test_every_set_and_column_is_named(tmp_path: Path, texts: list[str]) -> None:
-    (tmp_path / "pairs.csv").write_text(f"q,a\nwho was first,{texts[1]}\n", encoding="utf-8")
-    rows = clean_rows(0)
-    rows[2] = ["who was first", f"it was {texts[1]}"]
-    sets = evaluation_set(tmp_path, texts), evaluation_file(f"{tmp_path}/pairs.csv:q,a")
-    found = find(tmp_path, rows, *sets)
-    assert found.columns == [("questions.txt", "line"), ("pairs.csv", "a"), ("pairs.csv", "q")]
-    assert matches(found) == [[2, 0, 0, 1], [2, 0, 2, 1], [2, 1, 0, 0], [2, 1, 1, 0]]
+def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path: Path, refuses: Refuses) -> None:
+    (tmp_path / "in").mkdir()
+    manifest = write_manifest(tmp_path / "in", {"a": [clean_rows(0)]})
+    decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(), remove=True, executor=HERE)
+    names = ("a/00000.parquet", "manifest.yaml")
+    before = [(tmp_path / "clean" / name).read_bytes() for name in names]
+    (tmp_path / "all.txt").write_text("\n".join(query for query, *_ in clean_rows(0)))
+    with refuses("no row of any source is left"):
+        evaluation = [evaluation_file(str(tmp_path / "all.txt"))]
+        decontaminate(manifest, tmp_path / "clean", None, evaluation, remove=True, executor=HERE)
+    assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
 
 
-def test_negatives_are_looked_at_on_request(tmp_path: Path) -> None:
-    rows, leaks = clean_rows(0), evaluation_set(tmp_path, ["Negative 3"])
-    assert matches(find(tmp_path, rows, leaks)) == []
-    assert matches(find(tmp_path, rows, leaks, negatives=True)) == [[3, 2, 0, 1]]
+def test_the_command_line(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--manifest", str(manifest), "--output", str(tmp_path / "clean"), "--exact"]
+    words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
+    assert main(words) == 0
+    assert "| b | 80 | 0 | – | – | 1 | 1 | – |" in capsys.readouterr().out
+    assert main([*words[:4], "--executor", "{"]) == 2
+    assert main([*words[:4], "--across"]) == 2
+    assert main(words[:4]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "valid JSON" in errors[0] and "nothing to look for" in errors[1]
 
 
-def test_sets_without_text_or_of_one_name_are_refused(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("'questions.txt'", "holds no text"):
-        find(tmp_path, clean_rows(0), evaluation_set(tmp_path, ["", " "]))
+def test_faulty_input_is_refused(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
+    with refuses("--exact", "--across"):
+        decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(exact=False, across=True), [object()])
+    with refuses(manifest.parent, "which is read"):
+        run(manifest, manifest.parent)
     (tmp_path / "other").mkdir()
-    sets = [evaluation_set(folder, ["a"]) for folder in (tmp_path, tmp_path / "other")]
-    with refuses("'questions.txt'", "rename"):
-        find(tmp_path, clean_rows(0), *sets)
+    (tmp_path / "other/thesis.txt").write_text("mine")
+    with refuses(tmp_path / "other", "holds thesis.txt"):
+        run(manifest, tmp_path / "other")
+    run(manifest, tmp_path / "clean", remove=True)
+    with refuses(tmp_path / "clean", "cleaned files", "--remove"):
+        run(manifest, tmp_path / "clean")
+    (manifest.parent / "b_0.parquet").unlink()
+    with refuses("source 'b'", "b_0.parquet", "no file matches"):
+        run(manifest, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_instruction_that_came_along_hides_nothing(tmp_path: Path) -> None:
+    rows = [(f"how deep is lake number {row}", f"lake {row} is {row * 7} metres deep") for row in range(20)]
+    carried = [(instruct("Given a question, find the answer.", query), passage) for query, passage in rows]
+    (tmp_path / "data").mkdir()
+    manifest = write_manifest(tmp_path / "data", {"plain": [rows], "carried": [carried]})
+    (tmp_path / "held_out.txt").write_text(rows[3][0] + "\n")
+    words = ["--manifest", str(manifest), "--output", str(tmp_path / "out"), "--exact", "--across"]
+    words += ["--executor", '{"workers": 1}', "--evaluation", str(tmp_path / "held_out.txt")]
+    assert main(words) == 0
+    found = {each["name"]: each for each in json.loads((tmp_path / "out/contamination.json").read_text())["sources"]}
+    assert [found[name]["contaminated"]["rows"] for name in ("plain", "carried")] == [1, 1]
+    assert found["carried"]["across_sources"] == {"exact": {"plain": 20}}

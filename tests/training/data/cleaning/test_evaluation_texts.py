@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from tests.training.data.prepared_rows import Refuses
 from training.data.cleaning.evaluation_texts import evaluation_file, evaluation_tasks
 
-Refuses = Callable[..., AbstractContextManager[None]]
 ROWS = [
     {"id": 1, "question": "Who?", "answer": "Über, “quoted”"},
     {"id": 2, "question": "Where\nnow?", "answer": "東京"},
@@ -55,33 +53,53 @@ def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path: Path
     assert [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:sentences").texts()] == ["a", "b", "c"]
 
 
-def test_faulty_files_are_refused(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses(tmp_path / "none.csv", "no such evaluation file"):
-        evaluation_file(f"{tmp_path}/none.csv:text")
-    for suffix in ("parquet", "jsonl", "csv"):
-        path = write(tmp_path / f"set.{suffix}")
-        with refuses(path, "column 'text' is missing", "id, question, answer"):
-            evaluation_file(f"{path}:question,text")
-        with refuses(path, "name the columns", "id, question, answer"):
-            evaluation_file(str(path))
-        path.write_bytes(b"")
-        with refuses(path, "empty"):
-            evaluation_file(f"{path}:question")
-    (tmp_path / "set.parquet").write_text("no parquet")
-    with refuses("set.parquet", "cannot be read"):
-        evaluation_file(f"{tmp_path}/set.parquet:question")
-    (tmp_path / "set.jsonl").write_text('{"question": "a"}\nnot json\n')
-    with refuses("set.jsonl", "cannot be read"):
-        list(evaluation_file(f"{tmp_path}/set.jsonl:question").texts())
-    (tmp_path / "set.jsonl").write_text('{"question": "a"}\n["b"]\n')
-    with refuses("set.jsonl", "line 2", "no JSON object"):
-        list(evaluation_file(f"{tmp_path}/set.jsonl:question").texts())
-    (tmp_path / "set.docx").write_text("a")
-    with refuses("set.docx", ".parquet"):
-        evaluation_file(f"{tmp_path}/set.docx:question")
-    (tmp_path / "set.txt").write_text("a")
-    with refuses("set.txt", "no columns"):
-        evaluation_file(f"{tmp_path}/set.txt:question")
+@pytest.mark.parametrize(
+    ("argument", "content", "parts"),
+    [
+        ("none.csv:text", None, ["none.csv", "no such evaluation file"]),
+        *((f"set.{kind}:question", b"", ["empty"]) for kind in ("parquet", "jsonl", "csv")),
+        ("set.parquet:question", b"no parquet", ["cannot be read"]),
+        ("set.jsonl:question", b'{"question": "a"}\nnot json\n', ["cannot be read"]),
+        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', ["line 2", "not a JSON object"]),
+        # What no parser takes.
+        ("set.jsonl:question", b'{"question": "x"}\n' + b'{"a": ' * 100_000, ["cannot be read"]),
+        ("set.jsonl:question", b'{"question": "x"}\n{"a": ' + b"9" * 5000 + b"}", ["cannot be read"]),
+        ("set.docx:question", b"a", [".parquet"]),
+        ("set.txt:question", b"a", ["no columns"]),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_faulty_files_are_refused(
+    tmp_path: Path, refuses: Refuses, argument: str, content: bytes | None, parts: list[str]
+) -> None:
+    if content is not None:
+        (tmp_path / argument.split(":")[0]).write_bytes(content)
+    with refuses(argument.split(":")[0], *parts):
+        list(evaluation_file(f"{tmp_path}/{argument}").texts())
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_columns_must_be_named_and_there(tmp_path: Path, refuses: Refuses, suffix: str) -> None:
+    path = write(tmp_path / f"set.{suffix}")
+    with refuses(path, "column 'text' is missing", "id, question, answer"):
+        evaluation_file(f"{path}:question,text")
+    with refuses(path, "name the columns", "id, question, answer"):
+        evaluation_file(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_texts_of_tables_are_not_guessed_at(tmp_path: Path, suffix: str) -> None:
+    texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
+    path = tmp_path / f"set.{suffix}"
+    path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
+    assert [text for _, text in evaluation_file(f"{path}:text").texts()] == texts
+
+
+def test_json_in_parquet_is_decoded(tmp_path: Path) -> None:
+    mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
+    mixed.to_parquet(tmp_path / "set.parquet")
+    texts = [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:a,b").texts()]
+    assert texts == ["大熊猫", "竹", "y"]
 
 
 # mteb
@@ -91,23 +109,20 @@ def table(**columns: list[Any]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-class FakeTask:
+def fake_task(name: str, data: Any, **attributes: Any) -> SimpleNamespace:
     """What is used of an mteb task."""
 
-    def __init__(self, name: str, dataset: Any, **attributes: Any) -> None:
-        self.metadata = SimpleNamespace(name=name, revision=f"{name}-1")
-        self.eval_splits = ["test"]
-        self._data = dataset
-        for key, value in attributes.items():
-            setattr(self, key, value)
+    def load_data() -> None:
+        if isinstance(data, Exception):
+            raise data
+        task.dataset = data
 
-    def load_data(self) -> None:
-        if isinstance(self._data, Exception):
-            raise self._data
-        self.dataset = self._data
+    metadata = SimpleNamespace(name=name, revision=f"{name}-1")
+    task = SimpleNamespace(metadata=metadata, eval_splits=["test"], load_data=load_data, **attributes)
+    return task
 
 
-def tasks() -> list[FakeTask]:
+def tasks() -> list[SimpleNamespace]:
     corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
     queries = table(id=["q1"], text=[[{"role": "user", "content": "What do pandas eat?"}]])
     retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
@@ -115,12 +130,12 @@ def tasks() -> list[FakeTask]:
     intents = table(text=["Hallo"], label_text=["gruß"])
     clusters = table(sentences=[["x", "y"], ["z"]], labels=[["l", "l"], ["l"]])
     return [
-        FakeTask("Retrieval", {"default": {"test": retrieval}}),
-        FakeTask("STS", sts, column_names=("sentence1", "sentence2")),
-        FakeTask("Intent", {"de": {"test": intents}}, input_column_name="text", label_column_name="label_text"),
-        FakeTask("Clusters", {"test": clusters}, input_column_name="sentences"),
-        FakeTask("Bitext", {"test": table(eng_Latn=["one"], deu_Latn=["eins"], id=["1"])}),
-        FakeTask("Broken", OSError("no network")),
+        fake_task("Retrieval", {"default": {"test": retrieval}}),
+        fake_task("STS", sts, column_names=("sentence1", "sentence2")),
+        fake_task("Intent", {"de": {"test": intents}}, input_column_name="text", label_column_name="label_text"),
+        fake_task("Clusters", {"test": clusters}, input_column_name="sentences"),
+        fake_task("Bitext", {"test": table(eng_Latn=["one"], deu_Latn=["eins"], id=["1"])}),
+        fake_task("Broken", OSError("no network")),
     ]
 
 
@@ -172,25 +187,3 @@ def test_tasks_that_cannot_be_had_are_refused(mteb: None, refuses: Refuses, monk
     monkeypatch.setitem(sys.modules, "mteb", None)
     with refuses("mteb", "pip install 'f2llm[eval]'"):
         evaluation_tasks(["STS"])
-
-
-@pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_texts_of_tables_are_not_guessed_at(tmp_path: Path, suffix: str) -> None:
-    texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
-    path = tmp_path / f"set.{suffix}"
-    path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
-    assert [text for _, text in evaluation_file(f"{path}:text").texts()] == texts
-
-
-def test_json_in_parquet_is_decoded(tmp_path: Path) -> None:
-    mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
-    mixed.to_parquet(tmp_path / "set.parquet")
-    texts = [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:a,b").texts()]
-    assert texts == ["大熊猫", "竹", "y"]
-
-
-def test_json_that_no_parser_takes_is_refused(tmp_path: Path, refuses: Refuses) -> None:
-    for content in ('{"a": ' * 100_000, '{"a": ' + "9" * 5000 + "}"):
-        (tmp_path / "set.jsonl").write_text('{"a": "x"}\n' + content)
-        with refuses("set.jsonl", "cannot be read"):
-            list(evaluation_file(f"{tmp_path}/set.jsonl:a").texts())

@@ -1,4 +1,4 @@
-"""Catalogs are found and read as programs read them, and locales name languages."""
+"""Catalogs are found and read as programs read them, and their messages become plain text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.training.data.gettext_catalogs.gettext_folders import write_catalog
 from training.common.errors import UserError
 from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, find_catalogs, program_of, read_messages
+from training.data.gettext_catalogs.cleaning import clean, clean_pair, is_plain
 
 
 def write_mo(path: Path, messages: dict[str, str], charset: str = "utf-8", order: str = "<", plural: str = "") -> Path:
@@ -45,21 +46,17 @@ def test_versions_are_one_program(domain: str, program: str) -> None:
     assert program_of(domain) == program
 
 
-@pytest.mark.parametrize(
-    ("charset", "order"), [("utf-8", "<"), ("utf-8", ">"), ("iso-8859-2", "<"), ("UTF-16-LE", "<")]
-)
+@pytest.mark.parametrize(("charset", "order"), [("utf-8", "<"), ("utf-8", ">"), ("iso-8859-2", "<")])
 def test_charsets_and_byte_orders(tmp_path: Path, charset: str, order: str) -> None:
-    path = tmp_path / "x.mo"
-    if charset == "UTF-16-LE":
-        # The header itself can be read in no such charset, so gettext's own programs refuse it too.
-        write_mo(path, {"Open": "Otevřít"}, charset)
-        with pytest.raises(UserError, match=r"x\.mo"):
-            list(read_messages(path))
-        return
-    assert list(read_messages(write_mo(path, {"Open": "Otevřít", "Šave": ""}, charset, order))) == [
-        ("Open", "Otevřít"),
-        ("Šave", ""),
-    ]
+    messages = {"Open": "Otevřít", "Šave": ""}
+    assert list(read_messages(write_mo(tmp_path / "x.mo", messages, charset, order))) == list(messages.items())
+
+
+def test_a_charset_that_its_own_header_is_not_readable_in(tmp_path: Path) -> None:
+    # The programs of gettext refuse it too.
+    path = write_mo(tmp_path / "x.mo", {"Open": "Otevřít"}, "UTF-16-LE")
+    with pytest.raises(UserError, match=r"x\.mo"):
+        list(read_messages(path))
 
 
 def test_contexts_are_left_out(tmp_path: Path) -> None:
@@ -150,3 +147,83 @@ def test_installed_catalogs_are_read() -> None:
     # Every so many are enough: what varies is languages and the tools that compiled them.
     read = [message for file in found[:: max(1, len(found) // 50)] for message in read_messages(file.path)]
     assert read and all(source and "\0" not in source + translation for source, translation in read)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Copied %d of %-10.*s files", "Copied of files"),  # C
+        ("%1$s sent %2$.1f bytes", "sent bytes"),
+        ("Wrote %<PRIu64> bytes", "Wrote bytes"),
+        ("Found %(count)d items", "Found items"),  # Python
+        ("Hello {name}, {0:.2f} and {}", "Hello, and"),
+        ("Page %1 of %L2", "Page of"),  # Qt and KDE
+        ("Delete %n files", "Delete files"),
+        ("Drive %{volume} is full", "Drive is full"),
+        ("Saved in $HOME and ${folder}", "Saved in and"),  # shell
+        ("100%% done", "100% done"),
+        ("50% of all", "50% of all"),
+        ("At %I:%M %p today", "At: today"),
+        ("Could not open “%s” (%s)", "Could not open"),  # what held a placeholder goes with it
+        ("`%s' not found", "not found"),
+        ("「%s」を開けません", "を開けません"),
+        ("<b>Warning</b>: no <a href='x'>disk</a>", "Warning: no disk"),  # markup
+        ("One<br/>two<p>three</p>", "One two three"),
+        ("Fish &amp; chips &#8211; now", "Fish & chips – now"),
+        ("_File", "File"),  # accelerators
+        ("Pre_ferences", "Preferences"),
+        ("&Open", "Open"),
+        ("Un&do", "Undo"),
+        ("&copy here", "copy here"),
+        ("ファイル(_F)", "ファイル"),
+        ("打开（&O）...", "打开"),
+        ("Save && quit", "Save & quit"),
+        ("black & white", "black & white"),
+        ("unset MY_OWN_VARIABLE first", "unset MY_OWN_VARIABLE first"),
+        ("Save As…", "Save As"),  # ends
+        ("Searching . . .\tplease wait...", "Searching... please wait"),
+        ("Name:", "Name"),
+        ("名前：", "名前"),
+        ("• first item", "first item"),
+        ("  two\n lines\\n here ", "two lines here"),  # white space
+        ("a\u200eb\u00adc\ufeff", "abc"),
+        ("کتاب\u200cخانه", "کتاب\u200cخانه"),  # but not the joiners of Persian
+        ("Cafe\u0301", "Café"),
+        ("_: verb\nOpen", "Open"),  # contexts
+        ("Öffnen|/|$[gen]", "Öffnen"),
+    ],
+)
+def test_clean(message: str, expected: str) -> None:
+    assert clean(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "script", "expected"),
+    [
+        ("_Open the file…", "Datei _öffnen …", "Latn", ("Open the file", "Datei öffnen")),
+        ("Column|Width", "Breite", "Latn", ("Width", "Breite")),
+        ("Column|Width", "Column|Breite", "Latn", ("Width", "Breite")),
+        ("File", "文件", "Hans", ("File", "文件")),
+        ("Open the file", "", "Latn", None),  # untranslated
+        ("Open the file", "_Open the FILE.", "Latn", None),
+        ("Open the file", "Open a file", "Cyrl", None),
+        ("Go", "Gehe zu", "Latn", None),  # short
+        ("File", "ไฟ", "Thai", None),
+        ("%s: %d", "%s: %d", "Latn", None),
+        ("Size 10.5 x 12.7, 300 / 400", "Maß 10,5 x 12,7, 300 / 400", "Latn", None),  # mostly no letters
+        ("Visit our site at https://example.org", "Mehr auf https://example.org", "Latn", None),
+        ("Report bugs to bugs@example.org", "Fehler an bugs@example.org", "Latn", None),
+        ("-f, --file   read the file", "-f, --file   Datei lesen", "Latn", None),
+        ("translator-credits", "Ada Lovelace, Emil Post", "Latn", None),
+        ("NAME OF TRANSLATORS", "Ada Lovelace", "Latn", None),
+        ("Your names", "Ada Lovelace", "Latn", None),
+        ("HTTP/1.1 GNOME", "HTTP/1.1 (GNOME)", "Latn", None),  # no word of a language
+        ("word " * 100, "Wort " * 100, "Latn", None),
+    ],
+)
+def test_clean_pair(source: str, translation: str, script: str, expected: tuple[str, str] | None) -> None:
+    assert clean_pair(source, translation, script) == expected
+
+
+def test_combining_marks_are_part_of_words() -> None:
+    assert is_plain("क्षेत्रों", "Deva")

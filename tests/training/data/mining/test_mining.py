@@ -1,4 +1,4 @@
-"""Mining: the negatives that mine_hard_negatives chooses, the same from shards, caches, processes and after a kill."""
+"""Mining gives the negatives of mine_hard_negatives: the same from shards, caches, processes and after a kill."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ from tests.training.data.mining.mining_helpers import (
 )
 from training.common.executor import Executor
 from training.data.manifest import Source, load_manifest
-from training.data.mining import tasks as mining_tasks
-from training.data.mining import text_store
+from training.data.mining import corpus, tasks
 from training.data.mining.mining import Resources, mine
-from training.data.mining.rules import MiningOptions
+from training.data.mining.search import MiningOptions
 from training.data.published import PublishedFile
-from training.models.miner import Miner, find_miner
+from training.models.encoders import Miner, find_miner
 
 QUERIES, PASSAGES = [f"q{number}" for number in range(150)], [f"p{number}" for number in range(120)]
 PAIRS = [(QUERIES[row * 7 % 150], PASSAGES[row * 11 % 120]) for row in range(260)]
 OPTIONS = MiningOptions(top=40, skip=5, max_score=0.6, relative=0.95, negatives=6)
+# Only the positive is refused.
+PURE = MiningOptions(top=40, skip=0, max_score=1.01, relative=2.0, negatives=30)
 
 Refuses = Callable[..., AbstractContextManager[None]]
+Run = Callable[..., dict[str, Any]]
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -75,11 +77,21 @@ def miner(folder: Path) -> Miner:
 
 
 @pytest.fixture
+def run(miner: Miner, tmp_path: Path) -> Run:
+    """Mines one source into a folder and returns its entry of the report."""
+
+    def run(source: Source, output: str = "out", options: MiningOptions = OPTIONS, **more: Any) -> dict[str, Any]:
+        return mine([source], miner, tmp_path / output, options, **more)["sources"][source.name]
+
+    return run
+
+
+@pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of texts and blocks of queries; other processes do not see it."""
-    for module in (text_store, mining_tasks):
+    for module in (corpus, tasks):
         monkeypatch.setattr(module, "CHUNK_TEXTS", 32)
-    monkeypatch.setattr(mining_tasks, "BLOCK_QUERIES", 64)
+    monkeypatch.setattr(tasks, "BLOCK_QUERIES", 64)
 
 
 # The negatives
@@ -88,7 +100,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("use_faiss", [False, True])
 @pytest.mark.parametrize("instructions", [True, False])
 def test_equals_mine_hard_negatives(
-    source: Source, folder: Path, miner: Miner, tmp_path: Path, use_faiss: bool, instructions: bool
+    source: Source, folder: Path, run: Run, tmp_path: Path, use_faiss: bool, instructions: bool
 ) -> None:
     if use_faiss:
         pytest.importorskip("faiss")
@@ -106,21 +118,22 @@ def test_equals_mine_hard_negatives(
         use_faiss=use_faiss,
         verbose=False,
     )
-    expected = {(row["query"], row["passage"]): negatives_of(row) for row in theirs}
     resources = Resources(search="faiss" if use_faiss else "torch")
-    report = mine([source], miner, tmp_path / "out", replace(OPTIONS, instructions=instructions), resources=resources)
-    rows = read_output(tmp_path / "out")
-    assert {(row["query"], row["passage"]): negatives_of(row) for row in rows} == expected
+    counts = run(source, options=replace(OPTIONS, instructions=instructions), resources=resources)
+    ours, expected = (
+        {(row["query"], row["passage"]): negatives_of(row) for row in rows}
+        for rows in (read_output(tmp_path / "out"), theirs)
+    )
+    assert ours == expected
     # Some of each, or the test would show little.
-    counts = report["sources"]["pairs"]
     assert 100 < counts["kept"] < 261 and min(counts["refused"][rule] for rule in ("score", "relative")) > 100
 
 
-def test_rows_keep_their_order_and_other_columns(miner: Miner, tmp_path: Path) -> None:
-    pairs = [(query, passage) for query, passage in zip(QUERIES[:100], PASSAGES[:100], strict=True)]
+def test_rows_keep_their_order_and_other_columns(run: Run, tmp_path: Path) -> None:
+    pairs = list(zip(QUERIES[:100], PASSAGES[:100], strict=True))
     more = {"lang": ["deu", "eng"] * 50, "stars": pa.array(range(100), pa.int8()), "tags": [["a", "b"]] * 100}
     source = write_pairs(tmp_path / "source", pairs, more=more)
-    report = mine([source], miner, tmp_path / "out", OPTIONS)["sources"]["pairs"]
+    report = run(source)
     table = pq.read_table(tmp_path / "out" / "pairs.parquet")
     assert table.column_names == ["query", "passage", *(f"negative_{n}" for n in range(1, 7)), "lang", "stars", "tags"]
     kept = table["stars"].to_pylist()
@@ -130,27 +143,26 @@ def test_rows_keep_their_order_and_other_columns(miner: Miner, tmp_path: Path) -
         assert row["lang"] == more["lang"][number] and row["tags"] == ["a", "b"]
         assert len(set(negatives_of(row))) == 6
     assert report["rows"] == 100 and report["kept"] == len(kept) == 100 - report["dropped"] < 100
-    short = mine([source], miner, tmp_path / "short", replace(OPTIONS, keep_short=True))["sources"]["pairs"]
+    short = run(source, "short", replace(OPTIONS, keep_short=True))
     rows = read_output(tmp_path / "short")
     assert short["kept"] == len(rows) == 100 and short["dropped"] == 0
     assert sum(len(negatives_of(row)) < 6 for row in rows) == report["dropped"]
 
 
-def test_negatives_that_a_row_has_stay_first(miner: Miner, tmp_path: Path) -> None:
+def test_existing_negatives_stay_first(run: Run, tmp_path: Path) -> None:
     pairs = list(zip(QUERIES[:80], PASSAGES[:80], strict=True))
-    mine([write_pairs(tmp_path / "bare", pairs)], miner, tmp_path / "out", replace(OPTIONS, keep_short=True))
+    run(write_pairs(tmp_path / "bare", pairs), options=replace(OPTIONS, keep_short=True))
     mined = {row["query"]: negatives_of(row) for row in read_output(tmp_path / "out")}
-    # A contradiction of its own, one that mining finds too, and one that is not there.
+    # A contradiction that is not a passage, one that mining finds too, and none.
     own = [("no", mined[query][2] if len(mined[query]) > 2 else "never", None) for query, _ in pairs]
     source = write_pairs(tmp_path / "own", [(*pair, *more) for pair, more in zip(pairs, own, strict=True)])
-    report = mine([source], miner, tmp_path / "filled", OPTIONS)["sources"]["pairs"]
-    rows = read_output(tmp_path / "filled")
+    report, rows = run(source, "filled"), read_output(tmp_path / "filled")
     assert report["kept"] == len(rows) > 20
     for row in rows:
         first = [text for text in own[QUERIES.index(row["query"])] if text]
         rest = [text for text in mined[row["query"]] if text not in first]
         assert negatives_of(row) == [*first, *rest][:6]
-    mine([source], miner, tmp_path / "replaced", replace(OPTIONS, replace=True))
+    run(source, "replaced", replace(OPTIONS, replace=True))
     for row in read_output(tmp_path / "replaced"):
         assert negatives_of(row) == mined[row["query"]]
 
@@ -171,69 +183,65 @@ def test_several_files_and_sources_and_their_manifest(source: Source, miner: Min
     assert sum(map(len, PublishedFile(second.files[0], required_negatives=6).batches())) == len(other)
 
 
-def test_source_without_a_full_row_is_told_and_left_out(
+def test_a_source_without_a_full_row_is_reported_and_left_out(
     source: Source, miner: Miner, tmp_path: Path, refuses: Refuses, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # Of 40 passages, 39 are candidates: one too few after 10 are skipped.
     poor = write_pairs(tmp_path / "poor", list(zip(QUERIES[:40], PASSAGES[:40], strict=True)), name="poor")
-    # Of 40 passages, 39 are candidates.
-    pure = MiningOptions(top=40, max_score=1.01, relative=2.0, negatives=30)
-    mine([source, poor], miner, tmp_path / "both", replace(pure, skip=9))
-    assert [entry.name for entry in load_manifest(tmp_path / "both" / "manifest.yaml")] == ["pairs", "poor"]
-    report = mine([source, poor], miner, tmp_path / "out", replace(pure, skip=10))
-    assert report["sources"]["poor"]["kept"] == 0 and not (tmp_path / "out" / "poor.parquet").exists()
-    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs"]
+    for skip, names in ((9, ["pairs", "poor"]), (10, ["pairs"])):
+        report = mine([source, poor], miner, tmp_path / str(skip), replace(PURE, skip=skip))
+        assert [entry.name for entry in load_manifest(tmp_path / str(skip) / "manifest.yaml")] == names
+    assert report["sources"]["poor"]["kept"] == 0 and not (tmp_path / "10" / "poor.parquet").exists()
     assert "poor: no row has 30 negatives" in caplog.text
     with refuses("no row of any source", "mining.json", "--keep-short"):
-        mine([poor], miner, tmp_path / "none", replace(pure, skip=10))
+        mine([poor], miner, tmp_path / "none", replace(PURE, skip=10))
     assert json.loads((tmp_path / "none" / "mining.json").read_text())["sources"]["poor"]["dropped"] == 40
 
 
-def test_another_spelling_of_the_positive_is_no_negative(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_spellings_are_not_negatives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spellings = ["Curaçao", "Curaçao ", "curaçao", "Curaçao.", "Curac\u0327ao"]
     others = [f"island{number}" for number in range(12)]
     pairs = [(f"query{number}", passage) for number, passage in enumerate([*spellings, *others])]
     pairs.append(("CURAÇAO", "Willemstad"))
     words = {word for pair in pairs for text in pair for word in text.split()}
     miner = find_miner(str(save_vectors(tmp_path / "model", random_vectors(sorted(words)))))
-    source = write_pairs(tmp_path / "source", pairs)
-    pure = MiningOptions(top=18, skip=0, max_score=1.01, relative=2.0, negatives=18, keep_short=True)
-    report = mine([source], miner, tmp_path / "out", pure)["sources"]["pairs"]
-    rows = {row["query"]: negatives_of(row) for row in read_output(tmp_path / "out")}
-    # Neither the positive nor the query itself; of other rows, one spelling stands for all.
-    found = {query: len({*negatives} & {*spellings}) for query, negatives in rows.items()}
+    pure = replace(PURE, top=18, negatives=18, keep_short=True)
+
+    def negatives(name: str, rows: list[tuple[str, str]], **more: Any) -> tuple[dict[str, set[str]], dict[str, Any]]:
+        source = write_pairs(tmp_path / name, rows, name=name)
+        report = mine([source], miner, tmp_path / f"{name}-out", pure, **more)["sources"][name]
+        return {row["query"]: {*negatives_of(row)} for row in read_output(tmp_path / f"{name}-out", name)}, report
+
+    rows, report = negatives("once", pairs)
+    # Neither those of the positive nor those of the query; of other rows' passages, one spelling stands for all.
+    found = {query: len(texts & {*spellings}) for query, texts in rows.items()}
     assert [found[f"query{number}"] for number in range(5)] == [0] * 5 and found["CURAÇAO"] == 0
     assert max(found.values()) == 1 and report["refused"]["repeated"] > 0
     assert report["query_is_passage"] == 0
     # Nor the positive of the query in another spelling.
-    twice = write_pairs(tmp_path / "twice", [*pairs, ("Query5 ", "island8")], name="twice")
-    mine([twice], miner, tmp_path / "twice-out", pure)
-    (row,) = (row for row in read_output(tmp_path / "twice-out", "twice") if row["query"] == "query5")
-    assert not {*negatives_of(row)} & {"island0", "island8"} and "island1" in negatives_of(row)
-    # A translation is one in whatever spelling.
+    rows, _ = negatives("twice", [*pairs, ("Query5 ", "island8")])
+    assert not rows["query5"] & {"island0", "island8"} and "island1" in rows["query5"]
+    # A translation is one in every spelling.
     bitext = write_pairs(tmp_path / "bitext", [("query7", "CURAÇAO!")], name="bitext")
-    mine([source], miner, tmp_path / "guarded", pure, bitext=[bitext])
-    (guarded,) = (row for row in read_output(tmp_path / "guarded") if row["query"] == "query7")
-    assert not {*negatives_of(guarded)} & {*spellings}
-    # Rows that teach nothing are said.
-    mine([write_pairs(tmp_path / "same", [*pairs, ("island1?", "Island1")])], miner, tmp_path / "same-out", pure)
-    assert "in 1 of 19 rows the query is the passage" in caplog.text
+    rows, _ = negatives("guarded", pairs, bitext=[bitext])
+    assert not rows["query7"] & {*spellings}
+    # Rows that teach nothing are reported.
+    negatives("same", [*pairs, ("island1?", "Island1")])
+    assert "in 1 of 19 rows query and passage are spellings of one text" in caplog.text
 
 
 def test_thresholds_that_keep_nothing_cost_no_earlier_result(
-    source: Source, miner: Miner, tmp_path: Path, refuses: Refuses
+    source: Source, run: Run, tmp_path: Path, refuses: Refuses
 ) -> None:
-    mine([source], miner, tmp_path / "out", OPTIONS)
+    run(source)
     names = ("pairs.parquet", "manifest.yaml")
     before = [(tmp_path / "out" / name).read_bytes() for name in names]
     with refuses("no row of any source"):
-        mine([source], miner, tmp_path / "out", replace(OPTIONS, max_score=-1.0, replace=True))
+        run(source, options=replace(OPTIONS, max_score=-1.0, replace=True))
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == before
 
 
-# The guard
-
-
-def test_translations_are_no_negatives(tmp_path: Path) -> None:
+def test_translations_are_not_negatives(tmp_path: Path) -> None:
     # Each passage has a translation beside it and one of that beside that; queries are near all three.
     vectors = random_vectors([f"q{n}" for n in range(20)], dimensions=24)
     pairs = []
@@ -250,7 +258,7 @@ def test_translations_are_no_negatives(tmp_path: Path) -> None:
         write_pairs(tmp_path / "b", [(f"sw{n}", f"de{n}") for n in range(20)], name="b", symmetric=True),
     ]
     miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
-    options = MiningOptions(top=30, skip=0, max_score=1.01, relative=2.0, negatives=5)
+    options = replace(PURE, top=30, negatives=5)
     planted = {f"q{number}": {f"de{number}", f"sw{number}"} for number in range(20)}
     for known, expected in [((), 2), (bitext[:1], 1), (bitext, 0)]:
         output = tmp_path / f"out{expected}"
@@ -264,9 +272,7 @@ def test_translations_are_no_negatives(tmp_path: Path) -> None:
 # The same bytes
 
 
-def test_shards_search_and_tasks_change_nothing(
-    source: Source, miner: Miner, tmp_path: Path, small_units: None
-) -> None:
+def test_shards_search_and_tasks_change_nothing(source: Source, run: Run, tmp_path: Path, small_units: None) -> None:
     pytest.importorskip("faiss")
     bitext = [write_pairs(tmp_path / "b", list(zip(PASSAGES[:60:2], PASSAGES[1:60:2], strict=True)), name="b")]
     every = {
@@ -277,7 +283,7 @@ def test_shards_search_and_tasks_change_nothing(
         "again": Resources(search="torch", cache=tmp_path / "whole" / "embeddings"),
     }
     for name, resources in every.items():
-        mine([source], miner, tmp_path / name, OPTIONS, bitext=bitext, resources=resources)
+        run(source, name, bitext=bitext, resources=resources)
         assert contents(tmp_path / name) == contents(tmp_path / "whole"), name
 
 
@@ -289,8 +295,7 @@ def test_processes_change_nothing(tmp_path: Path, name: str) -> None:
     # More than one chunk of texts and one block of queries.
     pairs = [(f"q{number}", f"p{number % 9000}") for number in range(20_000)]
     source = write_pairs(tmp_path / "source", pairs)
-    words = [*dict.fromkeys(word for pair in pairs for word in pair)]
-    vectors = random_vectors(words)
+    vectors = random_vectors([*dict.fromkeys(word for pair in pairs for word in pair)])
     for query, passage in pairs:
         vectors[query] = vectors[query] + 3 * vectors[passage]
     miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
@@ -322,112 +327,96 @@ def test_transformer_in_shards(
 def test_second_run_encodes_only_what_is_new(
     source: Source, miner: Miner, folder: Path, tmp_path: Path, small_units: None
 ) -> None:
-    resources = Resources(cache=tmp_path / "cache")
-    with counted_texts() as texts:
-        report = mine([source], miner, tmp_path / "one", OPTIONS, resources=resources)
+    outputs = iter(range(10))
+
+    def encoded(source: Source, miner: Miner = miner, **options: Any) -> tuple[list[str], dict[str, int]]:
+        """The texts that a run into another folder with the same cache encodes, and its counts of texts."""
+        resources = Resources(cache=tmp_path / "cache")
+        with counted_texts() as texts:
+            output = tmp_path / str(next(outputs))
+            report = mine([source], miner, output, replace(OPTIONS, **options), resources=resources)
+        return texts, report["sources"]["pairs"]["texts"]
+
     used = set(pq.read_table(source.files[0])["query"].to_pylist())
-    assert sorted(texts) == sorted([*used, *PASSAGES])
-    assert report["sources"]["pairs"]["texts"] == {"embedded": len(texts), "cached": 0}
-
-    with counted_texts() as texts:
-        report = mine([source], miner, tmp_path / "two", replace(OPTIONS, negatives=5), resources=resources)
-    assert not texts and report["sources"]["pairs"]["texts"] == {"embedded": 0, "cached": len(used) + 120}
-
+    texts, counts = encoded(source)
+    assert sorted(texts) == sorted([*used, *PASSAGES]) and counts == {"embedded": len(texts), "cached": 0}
+    assert encoded(source, negatives=5) == ([], {"embedded": 0, "cached": len(used) + 120})
     more = pa.table({"query": ["new"], "passage": ["p3"], "lang": ["x"]})
     pq.write_table(pa.concat_tables([pq.read_table(source.files[0]), more]), source.files[0])
-    with counted_texts() as texts:
-        mine([source], miner, tmp_path / "three", OPTIONS, resources=resources)
-    assert texts == ["new"]
-
-    with counted_texts() as texts:
-        mine([replace(source, instruction="Find another.")], miner, tmp_path / "four", OPTIONS, resources=resources)
-    assert set(texts) == {*used, "new"}
-
+    assert encoded(source)[0] == ["new"]
+    assert {*encoded(replace(source, instruction="Find another."))[0]} == {*used, "new"}
     save_vectors(folder, random_vectors([*QUERIES, *PASSAGES], seed=1))
-    with counted_texts() as texts:
-        mine([source], find_miner(str(folder)), tmp_path / "five", OPTIONS, resources=resources)
-    assert set(texts) == {*used, "new", *PASSAGES}
+    assert {*encoded(source, find_miner(str(folder)))[0]} == {*used, "new", *PASSAGES}
 
 
-def test_sources_of_several_runs_share_a_folder(source: Source, miner: Miner, tmp_path: Path) -> None:
-    other = replace(source, name="other")
-    mine([source], miner, tmp_path / "out", OPTIONS)
-    report = mine([other], miner, tmp_path / "out", replace(OPTIONS, negatives=4))["sources"]
-    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs", "other"]
-    assert [report[name]["options"]["negatives"] for name in ("pairs", "other")] == [6, 4]
-    assert report["other"]["texts"] == {"embedded": 0, "cached": 270}
-
-
-def test_finished_source_is_left_alone(source: Source, miner: Miner, tmp_path: Path) -> None:
-    report = mine([source], miner, tmp_path / "out", OPTIONS)
+def test_sources_of_several_runs_share_a_folder(source: Source, run: Run, tmp_path: Path) -> None:
+    first = run(source)
     before = (tmp_path / "out" / "pairs.parquet").stat().st_mtime_ns
-    assert mine([source], miner, tmp_path / "out", OPTIONS) == report
+    other = run(replace(source, name="other"), options=replace(OPTIONS, negatives=4))
+    assert [entry.name for entry in load_manifest(tmp_path / "out" / "manifest.yaml")] == ["pairs", "other"]
+    assert other["options"]["negatives"] == 4 and other["texts"] == {"embedded": 0, "cached": 270}
+    # A finished source is left alone, unless its options changed.
+    assert run(source) == first and first["options"]["negatives"] == 6
     assert (tmp_path / "out" / "pairs.parquet").stat().st_mtime_ns == before
-    assert mine([source], miner, tmp_path / "out", replace(OPTIONS, negatives=5)) != report
+    assert run(source, options=replace(OPTIONS, negatives=5)) != first
     assert not (tmp_path / "out" / ".work").exists()
 
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_killed_run_goes_on(
-    source: Source,
-    miner: Miner,
-    tmp_path: Path,
-    small_units: None,
-    monkeypatch: pytest.MonkeyPatch,
-    emptied: bool,
+    source: Source, run: Run, tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch, emptied: bool
 ) -> None:
-    mine([source], miner, tmp_path / "whole", OPTIONS)
+    run(source, "whole")
     output, calls = tmp_path / "out", []
-    encode, search = SentenceTransformer.encode, mining_tasks.BlockSearch.choose
+    encode, search = SentenceTransformer.encode, tasks.BlockSearch.choose
 
     def stop_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*args: Any, **kwargs: Any) -> Any:
-            calls.append(len(args[1]) if len(args) > 1 else len(kwargs.get("inputs", ())))
+            calls.append(function)
             if len(calls) == call:
                 raise KeyboardInterrupt
             return function(*args, **kwargs)
 
         return counting
 
-    monkeypatch.setattr(SentenceTransformer, "encode", stop_at(4, encode))
-    with pytest.raises(KeyboardInterrupt):
-        mine([source], miner, output, OPTIONS)
-    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SentenceTransformer, "encode", stop_at(4, encode))
+        run(source)
     # Within the search, when one of three blocks is done.
     calls.clear()
-    monkeypatch.setattr(mining_tasks.BlockSearch, "choose", stop_at(2, search))
+    monkeypatch.setattr(tasks.BlockSearch, "choose", stop_at(2, search))
     with pytest.raises(KeyboardInterrupt), counted_texts() as texts:
-        mine([source], miner, output, OPTIONS)
+        run(source)
     assert len(texts) == len(set(texts)) == 270 - 3 * 32
     calls.clear()
     if emptied:
         for path in (output / "embeddings").glob("*/*.npy"):
             path.unlink()
-    monkeypatch.setattr(mining_tasks.BlockSearch, "choose", stop_at(-1, search))
+    monkeypatch.setattr(tasks.BlockSearch, "choose", stop_at(-1, search))
     with counted_texts() as texts:
-        mine([source], miner, output, OPTIONS)
+        run(source)
     assert len(calls) == 2 and len(texts) == (270 if emptied else 0)
     assert contents(output) == contents(tmp_path / "whole")
 
 
-def test_queries_that_carry_an_instruction_get_no_other(miner: Miner, tmp_path: Path) -> None:
+def test_queries_that_carry_an_instruction_get_no_other(
+    run: Run, miner: Miner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [(instruct("Its own.", query), passage) for query, passage in zip(QUERIES[:60], PASSAGES[:60], strict=True)]
     pairs[::2] = zip(QUERIES[:60:2], PASSAGES[:60:2], strict=True)
     # In the template of Qwen3-Embedding.
     pairs[1::4] = [(query.replace("Query: ", "Query:"), passage) for query, passage in pairs[1::4]]
-    prompts = []
-    encode = SentenceTransformer.encode
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            SentenceTransformer,
-            "encode",
-            lambda self, inputs, **more: prompts.append((len(inputs), more["prompt"])) or encode(self, inputs, **more),
-        )
-        mine([write_pairs(tmp_path / "source", pairs)], miner, tmp_path / "out", OPTIONS)
+    prompts, encode = [], SentenceTransformer.encode
+
+    def recording(self: SentenceTransformer, inputs: list[str], **more: Any) -> Any:
+        prompts.append((len(inputs), more["prompt"]))
+        return encode(self, inputs, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceTransformer, "encode", recording)
+        run(write_pairs(tmp_path / "source", pairs))
     assert prompts == [(30, instruct("Find it.")), (30, ""), (60, None)]
-
-
-def test_the_own_prompt_replaces_an_instruction_in_the_text(miner: Miner) -> None:
+    # The model's own prompt replaces an instruction in the text.
     bare = miner.embed_queries(QUERIES[:3], None)
     for carried in ("Instruct: q9\nQuery:{}".format, partial(instruct, "q9")):
         np.testing.assert_array_equal(miner.embed_queries([carried(query) for query in QUERIES[:3]], None), bare)

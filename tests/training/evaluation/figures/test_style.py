@@ -1,17 +1,12 @@
-"""Short names stay different, and a figure's files depend on nothing but the figure."""
+"""Short names stay different, and lines differ in more than colour."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 
-from training.evaluation.figures.style import LINES, new_figure, save, short_labels, shortened
-
-Refuses = Callable[..., AbstractContextManager[None]]
+from training.evaluation.figures.style import line_style, new_figure, short_labels, shortened
 
 
 def test_as_many_parts_as_tell_names_apart() -> None:
@@ -21,31 +16,20 @@ def test_as_many_parts_as_tell_names_apart() -> None:
     assert short_labels(["same", "same", "/"]) == ["same", "same", ""]
 
 
-def test_long_names_lose_their_middle_and_dollars_are_no_mathematics() -> None:
+def test_long_names_lose_their_middle_and_dollars_do_not_begin_formulas() -> None:
     assert shortened("abcdefghijklmnop", 8) == "abc…mnop"
     assert shortened("abcdefgh", 8) == "abcdefgh"
     assert shortened("$5 and $6", 20) == r"\$5 and \$6"
 
 
-def test_lines_are_told_apart_in_grey() -> None:
-    for one, other in ((a, b) for a in LINES for b in LINES if a is not b):
-        assert all(one[trait] != other[trait] for trait in ("linestyle", "marker", "color"))
+def test_neighbouring_lines_differ_in_every_trait() -> None:
+    styles = [line_style(number) for number in range(28)]
+    assert len({tuple(style.values()) for style in styles}) == 28
+    assert all(styles[n][trait] != styles[n + 1][trait] for n in range(27) for trait in styles[0])
+    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 28
 
 
-def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
-    def drawn(folder: Path) -> list[bytes]:
-        figure = new_figure(3, 2)
-        axes = figure.subplots()
-        axes.plot([1, 2], [3, 4], label="line", marker="o")
-        axes.legend()
-        return [path.read_bytes() for path in save(figure, folder, "drawn")]
-
-    first, second = drawn(tmp_path / "first"), drawn(tmp_path / "second/below")
-    assert first == second
-    assert b">line</text>" in first[0] and first[1].startswith(b"\x89PNG")
-
-
-def test_missing_matplotlib_is_said(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+def test_missing_matplotlib_is_one_line(monkeypatch: pytest.MonkeyPatch, refuses) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with refuses("matplotlib", "pip install matplotlib"):
         new_figure(3, 2)

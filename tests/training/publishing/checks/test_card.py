@@ -1,10 +1,12 @@
-"""Faults of the card."""
+"""Faults of the card; its own code, run on the folder."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training.publishing.broken import BrokenRelease
@@ -12,6 +14,8 @@ from tests.training.publishing.releases import evaluate, write_release
 from training.publishing.card import model_card
 from training.publishing.checks import card
 from training.publishing.checks.packed import PackedFolder
+from training.publishing.pack import PackOptions, pack
+from training.publishing.verify import examine
 
 CARD = "README.md"
 
@@ -21,22 +25,23 @@ CARD = "README.md"
     [
         ("library_name: sentence-transformers", "library_name: f2llm", "library_name of the header is 'f2llm'"),
         ("license: apache-2.0", "license: mit", "license of the header is 'mit'"),
+        ("\n- sentence-transformers\n", "\n", "the tags of the header lack 'sentence-transformers'"),
         ("library_name: ", "favourite_colour: red\nlibrary_name: ", "does not know: favourite_colour"),
         ("library_name: ", "broken: [\nlibrary_name: ", "has a header that the Hub cannot read"),
         ("---\n", "", "has no header of YAML"),
-        ("| dimensions | 32, 16, 8 |", "| dimensions | 32, 16 |", "dimensions: 32, 16 on the card"),
-        ("stored as `float32`", "stored as `bfloat16`", "dtype: bfloat16 on the card, float32 in the record"),
-        ("| tokens of a text | ", "| tokens | ", "does not say the tokens of a text"),
+        ("| dimensions | 32, 16, 8 |", "| dimensions | 32, 16 |", "has | dimensions | 32, 16 | where the files give"),
+        ("stored as `float32`", "stored as `bfloat16`", "(stored as `bfloat16`) | where the files give | parameters"),
+        ("| tokens of a text | ", "| tokens | ", "has nothing where the files give | tokens of a text | 32,768"),
         ("<!-- verify: remote-code -->\n", "", "has no example remote-code"),
         ('AutoModel.from_pretrained("tiny")', 'AutoModel.from_pretrained("other")', "the examples load other, tiny"),
         ("Given a question", "Given some question", "the example transformers has another prompt"),
-        ("import torch\n", "import torch as\n", "the example transformers is no Python"),
+        ("import torch\n", "import torch as\n", "the example transformers is not Python"),
         ("## Limits", "![a figure](figures/none.svg)\n\n## Limits", "links to figures/none.svg, which is not there"),
     ],
 )
 def test_a_fault(broken: BrokenRelease, old: str, new: str, said: str) -> None:
     broken.replace(CARD, old, new)
-    broken.expect((CARD, said))
+    assert any(fault.startswith(f"{CARD}: ") and said in fault for fault in broken.faults()), broken.faults()
 
 
 def test_links_elsewhere_and_in_code_are_left_alone(broken: BrokenRelease) -> None:
@@ -48,13 +53,84 @@ def test_links_elsewhere_and_in_code_are_left_alone(broken: BrokenRelease) -> No
 def test_a_score_that_was_edited_is_found(tmp_path: Path) -> None:
     folder = write_release(tmp_path / "tiny", evaluation=evaluate())
     text = model_card(folder, "org/tiny")
-    (folder / "README.md").write_text(text)
-    assert list(card.check_results(PackedFolder(folder))) == []
+    (folder / CARD).write_text(text)
+    assert list(card.check_numbers(PackedFolder(folder))) == []
     section = text[text.index("## Results") :]
     row = next(line for line in section.splitlines() if line.startswith("| `"))
     score = re.search(r"\d+\.\d", row)[0]
-    (folder / "README.md").write_text(text.replace(row, row.replace(score, "99.9")))
-    (fault,) = card.check_results(PackedFolder(folder))
-    assert "99.9" in str(fault) and score in str(fault)
-    (folder / "README.md").write_text(text.replace(row + "\n", ""))
-    assert len(list(card.check_results(PackedFolder(folder)))) == 1
+    for edited in (row.replace(score, "99.9"), ""):
+        (folder / CARD).write_text(text.replace(row, edited))
+        (fault,) = card.check_numbers(PackedFolder(folder))
+        assert edited in str(fault) and score in str(fault)
+
+
+def _faults(broken: BrokenRelease) -> list[str]:
+    found = card.check_embeddings(PackedFolder(broken.folder))
+    return [str(finding) for finding in found if finding.fault]
+
+
+def test_a_release_has_no_fault(release: Path) -> None:
+    examination = examine(release)
+    assert examination.faults == () and "embeddings" in examination.checked
+
+
+def test_examples_that_need_this_repository_or_a_network(broken: BrokenRelease) -> None:
+    text = (broken.folder / CARD).read_text()
+    first, second, third = text.split("from sentence_transformers import SentenceTransformer\n")
+    broken.write(
+        CARD,
+        f"{first}from sentence_transformers import SentenceTransformer\nimport modeling_f2llm\n{second}"
+        f"from sentence_transformers import SentenceTransformer\nimport urllib.request\n"
+        f"urllib.request.urlopen('http://127.0.0.1:9')\n{third}",
+    )
+    faults = _faults(broken)
+    assert any("the example sentence-transformers fails" in fault and "modeling_f2llm" in fault for fault in faults)
+    assert any("the example remote-code fails" in fault and "no network" in fault for fault in faults)
+    assert len(faults) == 2, faults
+
+
+def test_an_example_that_pools_otherwise(broken: BrokenRelease) -> None:
+    broken.replace(CARD, ".argmax(dim=1)", ".argmax(dim=1) - 1")
+    faults = _faults(broken)
+    assert any("the example remote-code differs from transformers on queries" in fault for fault in faults), faults
+
+
+def test_embeddings_are_compared_with_those_of_transformers() -> None:
+    whole = np.eye(3, 4, dtype=np.float32) * 0.8 + np.float32([0, 0, 0, 0.6])
+    same = {"transformers/documents": whole, "transformers/queries": whole, "remote-code/queries": whole}
+    assert list(card._differences(same, (4, 2), 0.9999)) == []
+    cut = whole[:, :2] / np.linalg.norm(whole[:, :2], axis=1, keepdims=True).clip(1)
+    others = {
+        "remote-code/one by one": whole[::-1],
+        "remote-code/padded on the left": 2 * whole,
+        "remote-code/documents@2": whole,
+        "sentence-transformers/documents@2": cut,
+    }
+    faults = [str(fault) for fault in card._differences(same | others, (4, 2), 0.9999)]
+    assert len(faults) == 4
+    assert "differs from transformers on one by one (cosine 0.36" in faults[0]
+    assert "not of unit length" in faults[1] and "not (3, 2)" in faults[2] and "unit length" in faults[3]
+
+
+def test_what_bfloat16_would_hide_is_found_in_float32(
+    instructed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(instructed, tmp_path / "tiny", PackOptions("tiny", dtype="bfloat16"))
+    compared = []
+    run = card._run
+
+    def nudged(task: dict) -> tuple:
+        """The remote code is off by as much as bfloat16 allows."""
+        report, found = run(task)
+        compared.append(json.loads((Path(task["folder"]) / "config.json").read_text())["dtype"])
+        for name in found:
+            if name.startswith("remote-code/"):
+                off = found[name] + 0.02 * np.roll(found[name], 1, axis=1)
+                found[name] = off / np.linalg.norm(off, axis=1, keepdims=True)
+        return report, found
+
+    monkeypatch.setattr(card, "_run", nudged)
+    faults = [str(finding) for finding in card.check_embeddings(PackedFolder(folder))]
+    assert compared == ["bfloat16", "float32"]
+    assert faults and all("the example remote-code differs from transformers" in fault for fault in faults)
+    assert all("< 0.9999)" in fault for fault in faults)

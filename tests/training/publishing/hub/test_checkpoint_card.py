@@ -1,4 +1,4 @@
-"""The card of a checkpoint: which step it is, how it is loaded, and that it is no finished model."""
+"""The card of a checkpoint: which step it is, how it is loaded, and that it is not a finished model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FACTS = CheckpointFacts(
 )
 
 
-def test_it_says_what_it_is() -> None:
+def test_it_says_what_it_is():
     card = checkpoint_card(FACTS)
     assert "# tiny, stage1, step 5,000\n" in card and "**Not a finished model**" in card
     assert "| step | 5,000 of 12,000 |" in card and "| epoch | 0.417 |" in card
@@ -45,13 +45,13 @@ def test_it_says_what_it_is() -> None:
     assert "intermediate-checkpoint" in data.tags and data.eval_results is None
 
 
-def test_it_is_loaded_by_its_revision() -> None:
+def test_it_is_loaded_by_its_revision():
     code = snippets(checkpoint_card(FACTS))["checkpoint"]
     assert 'SentenceTransformer("org/tiny", revision="stage1-step-005000")' in code
     compile(code, "checkpoint", "exec")
 
 
-def test_what_is_not_known_is_not_there() -> None:
+def test_what_is_not_known_is_not_there():
     card = checkpoint_card(CheckpointFacts("org/tiny", "step-1", "tiny", "stage1", 1, 32, (32,)))
     assert "None was logged." in card and "| step | 1 |" in card
     assert not any(word in card for word in ("epoch", "teacher", "parameters", "licence", "finished model is"))
@@ -60,7 +60,7 @@ def test_what_is_not_known_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_change_no_structure(text: str) -> None:
+def test_hostile_texts_change_no_structure(text):
     def renamed(added: str) -> CheckpointFacts:
         return replace(
             FACTS,

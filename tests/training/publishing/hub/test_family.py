@@ -1,4 +1,4 @@
-"""Releasing a family: repositories, a collection in order and cards that link each other, whatever fails on the way."""
+"""Releasing a family: repositories, a collection in order and cards that link each other, even after faults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,27 +16,29 @@ from sentence_transformers import SentenceTransformer
 from tests.hub_server import load_worker
 from tests.hub_server.client import connected, environment
 from tests.hub_server.server import READ_TOKEN, HubServer
-from tests.training.publishing.packed import spoil, write_packed
+from tests.training.publishing.packed import spoil
 from tests.training.publishing.releases import make_release
 from training import publish
 from training.publish import main
-from training.publishing.hub import push_family_command
-from training.publishing.hub.family import Family
+from training.publishing.hub import family
+from training.publishing.hub.family import Member, stage_links
 from training.publishing.hub.hub import Hub
-from training.publishing.hub.retries import Patience
+from training.publishing.hub.retries import RetryPolicy
+from training.publishing.hub.upload import Destination
 from training.publishing.pack import PackOptions, pack
+
+pytestmark = pytest.mark.usefixtures("client_waits")
 
 NAMES = ("small", "middle", "large")
 REPOS = [f"org/{name}" for name in NAMES]
 
 
 @pytest.fixture(scope="module")
-def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed_once(packed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("family")
-    write_packed(folder)
     for name in NAMES:
-        pack(folder / "run", folder / "members" / name, PackOptions(name))
-    return folder / "members"
+        pack(packed_run / "run", folder / name, PackOptions(name))
+    return folder
 
 
 @pytest.fixture
@@ -49,11 +50,7 @@ def members(packed_once: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries as often as always, and does not wait in between."""
-    monkeypatch.setattr(push_family_command, "Hub", lambda: Hub(patience=Patience(sleep=_no)))
-
-
-def _no(_: float) -> None:
-    """Does not wait."""
+    monkeypatch.setattr(family, "Hub", lambda: Hub(retries=RetryPolicy(sleep=lambda seconds: None)))
 
 
 def push(members: list[str], *words: str) -> int:
@@ -66,7 +63,7 @@ def card(hub_server: HubServer, repo: str) -> str:
 
 def check_whole(hub_server: HubServer, repos: list[str] = REPOS) -> None:
     """Each member was uploaded in one commit, with links to the others; the collection holds them in order."""
-    (collection,) = hub_server.shelves.collections.values()
+    (collection,) = hub_server.store.collections.values()
     assert [item["id"] for item in collection["items"]] == repos
     for repo in repos:
         repository = hub_server.repository(repo)
@@ -87,14 +84,11 @@ def writes(hub_server: HubServer) -> list[str]:
     ]
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_a_family_is_released_once(
-    members: list[str], hub_server: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_family_is_released_once(members, hub_server, capsys):
     words = ["--tag", "v1.0", "--data", "org/corpus", "--collection", "Tiny models"]
     assert push(members, *words) == 0
     check_whole(hub_server)
-    (collection,) = hub_server.shelves.collections.values()
+    (collection,) = hub_server.store.collections.values()
     assert (collection["title"], collection["owner"], collection["private"]) == ("Tiny models", "org", False)
     assert all("- org/corpus" in card(hub_server, repo) for repo in REPOS)
     assert all(hub_server.repository(repo).tags.keys() == {"v1.0"} for repo in REPOS)
@@ -106,12 +100,9 @@ def test_a_family_is_released_once(
     assert capsys.readouterr().out.count("nothing to change") == 4
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_the_collection_takes_the_order_given_and_keeps_what_else_is_in_it(
-    members: list[str], hub_server: HubServer
-) -> None:
+def test_the_collection_takes_the_order_given_and_keeps_what_else_is_in_it(members, hub_server):
     assert push(members[:2], "--no-verify") == 0
-    (collection,) = hub_server.shelves.collections.values()
+    (collection,) = hub_server.store.collections.values()
     hub_server.store.create("dataset", "org/corpus")
     corpus = {"_id": "c", "type": "dataset", "id": "org/corpus", "position": 2}
     collection["items"].append(corpus)
@@ -121,20 +112,16 @@ def test_the_collection_takes_the_order_given_and_keeps_what_else_is_in_it(
     assert all("[org/large]" in card(hub_server, repo) for repo in REPOS[:2])
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_a_private_family_has_a_private_collection(members: list[str], hub_server: HubServer) -> None:
+def test_a_private_family_has_a_private_collection(members, hub_server):
     assert push(members, "--private", "--no-verify") == 0
     assert all(hub_server.repository(repo).private for repo in REPOS)
-    assert [each["private"] for each in hub_server.shelves.collections.values()] == [True]
-    # Known again, private as it is.
+    assert [each["private"] for each in hub_server.store.collections.values()] == [True]
+    # Found again, though it is private.
     assert push(members) == 0
     check_whole(hub_server)
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_a_public_collection_is_not_given_a_private_family(
-    members: list[str], hub_server: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_public_collection_is_not_given_a_private_family(members, hub_server, capsys):
     assert push(members[:1]) == 0
     hub_server.log.clear()
     assert push(members[1:], "--private") == 2
@@ -142,9 +129,7 @@ def test_a_public_collection_is_not_given_a_private_family(
     assert writes(hub_server) == []
 
 
-def test_a_dry_run_needs_neither_login_nor_network(
-    members: list[str], hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_needs_neither_login_nor_network(members, hub_server, tmp_path, capsys):
     with connected(hub_server, tmp_path / "home", token=None):
         assert push(members, "--dry-run") == 0
     shown = capsys.readouterr().out
@@ -164,11 +149,8 @@ def test_a_dry_run_needs_neither_login_nor_network(
     )
 
 
-@pytest.mark.usefixtures("client_waits")
 @pytest.mark.parametrize("fault", ["fault", "unpacked", "twice", "org", "title", "dataset", "other", "tag", "data"])
-def test_what_is_wrong_with_the_last_member_is_found_before_the_first_write(
-    members: list[str], hub_server: HubServer, capsys: pytest.CaptureFixture[str], fault: str
-) -> None:
+def test_what_is_wrong_with_the_last_member_is_found_before_the_first_write(members, hub_server, capsys, fault):
     words, part = [], ""
     if fault == "fault":
         spoil(Path(members[2]))
@@ -197,44 +179,30 @@ def test_what_is_wrong_with_the_last_member_is_found_before_the_first_write(
             repository.commit("main", "empty", {}, ["config.json"])
             words, part = ["--tag", "v1"], "tag v1"
     assert push(members, *words) == 2
-    told = capsys.readouterr().err
-    assert part in told
-    assert len(told.splitlines()) == 1
+    shown = capsys.readouterr().err
+    assert part in shown
+    assert len(shown.splitlines()) == 1
     assert writes(hub_server) == []
-    assert hub_server.shelves.collections == {}
+    assert hub_server.store.collections == {}
 
 
 @pytest.mark.parametrize(("token", "part"), [(READ_TOKEN, "may only read"), (None, "not logged in")])
-def test_a_login_that_may_not_write_is_refused(
-    members: list[str],
-    hub_server: HubServer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    token: str | None,
-    part: str,
-) -> None:
+def test_a_login_that_may_not_write_is_refused(members, hub_server, tmp_path, capsys, token, part):
     with connected(hub_server, tmp_path / "home", token=token):
         assert push(members) == 2
     assert part in capsys.readouterr().err
     assert writes(hub_server) == []
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_faults_are_passed_over_when_told(members: list[str], hub_server: HubServer) -> None:
+def test_faults_are_ignored_and_another_model_is_replaced_when_asked(members, hub_server):
     spoil(Path(members[2]))
-    assert push(members, "--no-verify") == 0
-    check_whole(hub_server)
-
-
-@pytest.mark.usefixtures("client_waits")
-def test_another_model_is_replaced_when_told(members: list[str], hub_server: HubServer) -> None:
     repository = hub_server.store.create("model", REPOS[1])
     repository.commit("main", "theirs", {"config.json": repository.add_blob(b"{}")}, [])
     assert push(members, "--replace", "--no-verify") == 0
-    assert "model.safetensors" in repository.files()
+    assert "model.safetensors" in repository.files() and "config.json" in hub_server.repository(REPOS[2]).files()
 
 
-@pytest.mark.usefixtures("client_waits", "impatient")
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("method", "path", "what"),
     [
@@ -247,20 +215,16 @@ def test_another_model_is_replaced_when_told(members: list[str], hub_server: Hub
         ("PUT", "storage", {"cut_after": 10}),
     ],
 )
-def test_a_fault_that_passes_leaves_no_trace(
-    members: list[str], hub_server: HubServer, method: str, path: str, what: dict[str, object]
-) -> None:
+def test_a_fault_that_passes_leaves_no_trace(members, hub_server, method, path, what):
     fault = hub_server.faults.add(method, path, **what)
     assert push(members, "--no-verify") == 0
     assert fault.met
     check_whole(hub_server)
 
 
-@pytest.mark.usefixtures("client_waits", "impatient")
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("path", ["/models/org/middle/", "/models/org/middle/commit", "/items", "/api/collections"])
-def test_a_hub_that_goes_down_on_the_way_is_gone_on_with_by_the_next_run(
-    members: list[str], hub_server: HubServer, path: str
-) -> None:
+def test_a_hub_that_goes_down_on_the_way_is_gone_on_with_by_the_next_run(members, hub_server, path):
     fault = hub_server.faults.add("POST", path, times=None, status=503)
     assert push(members, "--no-verify") == 1
     assert fault.met
@@ -269,16 +233,14 @@ def test_a_hub_that_goes_down_on_the_way_is_gone_on_with_by_the_next_run(
     check_whole(hub_server)
 
 
-@pytest.mark.usefixtures("client_waits", "impatient")
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("target", ["/repos/create", "/models/org/middle/commit"])
-def test_a_member_that_fails_does_not_keep_the_others_back(
-    members: list[str], hub_server: HubServer, capsys: pytest.CaptureFixture[str], target: str
-) -> None:
+def test_a_member_that_fails_does_not_keep_the_others_back(members, hub_server, capsys, target):
     creating = target == "/repos/create"
     hub_server.faults.add("POST", target, times=1 if creating else None, skip=int(creating), status=403)
     assert push(members, "--no-verify") == 1
-    told = capsys.readouterr().out
-    assert [line.split(":")[0] for line in told.partition("missing, ")[2].splitlines()[1:]] == ["org/middle"]
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0] for line in shown.partition("missing, ")[2].splitlines()[1:]] == ["org/middle"]
     for repo in (REPOS[0], REPOS[2]):
         assert "model.safetensors" in hub_server.repository(repo).files()
     hub_server.faults.clear()
@@ -286,26 +248,9 @@ def test_a_member_that_fails_does_not_keep_the_others_back(
     check_whole(hub_server)
 
 
-@pytest.mark.usefixtures("client_waits")
-def test_a_release_that_is_killed_is_completed_by_the_next_and_loads_back(
-    members: list[str], hub_server: HubServer, tmp_path: Path
-) -> None:
+def test_a_release_that_is_killed_is_completed_by_the_next_and_loads_back(members, hub_server, tmp_path, kill_when_met):
     slow = hub_server.faults.add("PUT", "storage/models/org/middle", delay=60)
-    process = subprocess.Popen(
-        [sys.executable, publish.__file__, "push-family", *members, "--org", "org", "--no-verify"],
-        env=environment(hub_server, tmp_path / "home"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 120
-        while not slow.met:
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when_met(slow, publish.__file__, "push-family", *members, "--org", "org", "--no-verify")
     assert hub_server.repository(REPOS[1]).files() == {}
     assert push(members, "--no-verify") == 0
     check_whole(hub_server)
@@ -319,11 +264,10 @@ def test_a_release_that_is_killed_is_completed_by_the_next_and_loads_back(
     np.testing.assert_array_equal(np.load(tmp_path / "loaded.npz")["sentences"], local)
 
 
-def test_a_stage_is_linked_only_if_it_is_the_one_that_made_the_member() -> None:
+def test_a_stage_is_linked_only_if_it_is_the_one_that_made_the_member():
     own = make_release()
     base = make_release(name="base", stages=own.stages[:1])
     other = make_release(name="other", stages=(replace(own.stages[0], steps=21),))
-    releases = {"org/own": own, "org/base": base, "org/other": other}
-    family = Family("org", "Title", {}, releases)
-    assert family._stages(own) == {"stage1": "org/base"}
-    assert family._stages(base) == {}
+    members = [Member(Path(), each, Destination(f"org/{each.name}")) for each in (own, base, other)]
+    assert stage_links(own, members) == {"stage1": "org/base"}
+    assert stage_links(base, members) == {}

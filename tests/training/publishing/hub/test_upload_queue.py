@@ -17,6 +17,11 @@ MODEL = {"config.json", "model.safetensors", "modules.json", "tokenizer.json", "
 STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
+@pytest.fixture
+def queue(tmp_path: Path) -> UploadQueue:
+    return UploadQueue(tmp_path, limit=3)
+
+
 def write_checkpoint(run: Path, step: int) -> Path:
     folder = run / f"checkpoint-{step}"
     for name in (*MODEL, *STATE):
@@ -29,34 +34,33 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_checkpoint_waits_without_its_optimizer_and_outlives_its_run(tmp_path: Path) -> None:
-    queue = UploadQueue(tmp_path)
+def test_a_checkpoint_is_kept_without_its_optimizer_and_outlives_its_run(queue, tmp_path):
     checkpoint = write_checkpoint(tmp_path, 7)
-    place = queue.add(checkpoint)
-    assert names(place) == {*MODEL, "trainer_state.json"}
-    assert os.path.samefile(place / "model.safetensors", checkpoint / "model.safetensors")
+    queued = queue.add(checkpoint)
+    assert names(queued) == {*MODEL, "trainer_state.json"}
+    assert os.path.samefile(queued / "model.safetensors", checkpoint / "model.safetensors")
     shutil.rmtree(checkpoint)
-    assert (place / "model.safetensors").read_text() == "model.safetensors of step 7"
-    queue.remove(place)
-    assert queue.waiting() == [] and not queue.folder.exists()
+    assert (queued / "model.safetensors").read_text() == "model.safetensors of step 7"
+    queue.remove(queued)
+    assert queue.pending() == [] and not queue.folder.exists()
 
 
-def test_the_oldest_comes_first_and_what_is_half_linked_is_not_there(tmp_path: Path) -> None:
-    queue = UploadQueue(tmp_path)
+def test_the_oldest_comes_first_and_a_full_queue_stays_as_it_is(queue, tmp_path):
     for step in (100, 20, 3):
-        queue.add(write_checkpoint(tmp_path, step))
+        assert queue.add(write_checkpoint(tmp_path, step)) == queue.add(tmp_path / f"checkpoint-{step}")
     (queue.folder / ".checkpoint-5.partial").mkdir()
-    assert [path.name for path in queue.waiting()] == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
-    queue.remove(queue.waiting()[0])
-    assert len(UploadQueue(tmp_path).waiting()) == 2
+    pending = ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
+    assert [path.name for path in queue.pending()] == pending
+    with pytest.raises(QueueFullError, match="3 checkpoints are in the queue already"):
+        queue.add(write_checkpoint(tmp_path, 200))
+    assert [path.name for path in queue.pending()] == pending
+    assert queue.add(tmp_path / "checkpoint-200", limited=False) in queue.pending()
 
 
-def test_what_another_process_took_out_is_no_error_and_leftovers_go(tmp_path: Path) -> None:
-    queue = UploadQueue(tmp_path)
-    place = queue.add(write_checkpoint(tmp_path, 7))
-    kept = queue.add(write_checkpoint(tmp_path, 8))
-    UploadQueue(tmp_path).remove(place)
-    queue.remove(place)
+def test_a_checkpoint_that_another_process_removed_is_no_error_and_leftovers_go(queue, tmp_path):
+    queued, kept = (queue.add(write_checkpoint(tmp_path, step)) for step in (7, 8))
+    UploadQueue(tmp_path).remove(queued)
+    queue.remove(queued)
     for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
         (queue.folder / left).mkdir()
         (queue.folder / left / "model.safetensors").write_text("weights")
@@ -64,8 +68,8 @@ def test_what_another_process_took_out_is_no_error_and_leftovers_go(tmp_path: Pa
     assert [path.name for path in queue.folder.iterdir()] == [kept.name]
 
 
-def test_a_queue_that_is_emptied_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, mkdir, emptied = UploadQueue(tmp_path), Path.mkdir, []
+def test_a_queue_that_is_emptied_meanwhile_is_made_again(queue, tmp_path, monkeypatch):
+    mkdir, emptied = Path.mkdir, []
 
     def mkdir_after_removal(path: Path, *words: object, **options: object) -> None:
         if path.name.endswith(".partial") and not emptied:
@@ -74,87 +78,63 @@ def test_a_queue_that_is_emptied_meanwhile_is_made_again(tmp_path: Path, monkeyp
         mkdir(path, *words, **options)
 
     monkeypatch.setattr(Path, "mkdir", mkdir_after_removal)
-    assert queue.add(write_checkpoint(tmp_path, 7)) in queue.waiting()
+    assert queue.add(write_checkpoint(tmp_path, 7)) in queue.pending()
     assert emptied
 
 
 @pytest.mark.parametrize("short", [0, 1])
-def test_the_disk_keeps_room_for_the_next_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
-) -> None:
-    queue, checkpoint = UploadQueue(tmp_path), write_checkpoint(tmp_path, 7)
+def test_the_disk_keeps_room_for_the_next_checkpoint(queue, tmp_path, monkeypatch, short):
+    checkpoint = write_checkpoint(tmp_path, 7)
     sizes = {name: (checkpoint / name).stat().st_size for name in (*MODEL, *STATE)}
     needed = sum(sizes.values()) + sum(sizes[name] for name in (*MODEL, "trainer_state.json"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - short))
     if short:
         with pytest.raises(QueueFullError, match="must be free"):
             queue.add(checkpoint)
-        assert queue.waiting() == [] and not queue.folder.exists()
-    # Who empties the queue by hand saves no checkpoints.
-    assert queue.add(checkpoint, limited=not short) in queue.waiting()
+        assert queue.pending() == [] and not queue.folder.exists()
+    # A command that empties the queue saves no checkpoints.
+    assert queue.add(checkpoint, limited=not short) in queue.pending()
 
 
-def test_added_twice_it_waits_once(tmp_path: Path) -> None:
-    queue = UploadQueue(tmp_path, limit=1)
-    checkpoint = write_checkpoint(tmp_path, 1)
-    assert queue.add(checkpoint) == queue.add(checkpoint)
-    assert len(queue.waiting()) == 1
-
-
-def test_a_full_queue_keeps_what_waits(tmp_path: Path) -> None:
-    queue = UploadQueue(tmp_path, limit=2)
-    first = [queue.add(write_checkpoint(tmp_path, step)) for step in (1, 2)]
-    with pytest.raises(QueueFullError, match="2 checkpoints wait already"):
-        queue.add(write_checkpoint(tmp_path, 3))
-    assert queue.waiting() == first
-    assert queue.add(tmp_path / "checkpoint-3", limited=False) in queue.waiting()
-
-
-def test_where_there_are_no_hard_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(source: Path, place: Path) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", link)
-    checkpoint = write_checkpoint(tmp_path, 4)
-    place = UploadQueue(tmp_path).add(checkpoint)
-    assert not os.path.samefile(place / "config.json", checkpoint / "config.json")
-    assert (place / "config.json").read_text() == "config.json of step 4"
-
-
-def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*paths: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("full", [False, True])
+def test_without_hard_links_files_are_copied_and_a_full_disk_leaves_nothing_half_done(
+    queue, tmp_path, monkeypatch, full
+):
+    def fail(*paths: Path) -> None:
+        raise OSError(errno.ENOSPC if full else errno.EXDEV, "No space left on device" if full else "Invalid link")
 
     checkpoint = write_checkpoint(tmp_path, 4)
-    monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr(shutil, "copyfile", full)
-    queue = UploadQueue(tmp_path)
-    with pytest.raises(OSError, match="No space"):
-        queue.add(checkpoint)
-    assert queue.waiting() == [] and names(queue.folder) == set()
-
-
-@pytest.mark.parametrize("gone", ["model.safetensors", "trainer_state.json"])
-def test_a_checkpoint_that_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
-    checkpoint, link = write_checkpoint(tmp_path, 9), os.link
-
-    def link_after_rotation(source: Path, place: Path) -> None:
-        if source.name == gone:
-            shutil.rmtree(checkpoint)
-        link(source, place)
-
-    monkeypatch.setattr(os, "link", link_after_rotation)
-    queue = UploadQueue(tmp_path)
-    with pytest.raises(UserError, match="checkpoint-9: is gone, or not whole"):
-        queue.add(checkpoint)
-    assert queue.waiting() == []
+    monkeypatch.setattr(os, "link", fail)
+    if full:
+        monkeypatch.setattr(shutil, "copyfile", fail)
+        with pytest.raises(OSError, match="No space"):
+            queue.add(checkpoint)
+        assert queue.pending() == [] and names(queue.folder) == set()
+        return
+    queued = queue.add(checkpoint)
+    assert not os.path.samefile(queued / "config.json", checkpoint / "config.json")
+    assert (queued / "config.json").read_text() == "config.json of step 4"
 
 
 @pytest.mark.parametrize("lacks", ["trainer_state.json", "config.json"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, lacks: str) -> None:
+def test_an_incomplete_checkpoint_is_refused(queue, tmp_path, lacks):
     checkpoint = write_checkpoint(tmp_path, 9)
     (checkpoint / lacks).unlink()
-    with pytest.raises(UserError, match="not whole"):
-        UploadQueue(tmp_path).add(checkpoint)
-    with pytest.raises(UserError, match="is gone"):
-        UploadQueue(tmp_path).add(tmp_path / "checkpoint-10")
+    for path in (checkpoint, tmp_path / "checkpoint-10"):
+        with pytest.raises(UserError, match=f"{path.name}: is gone or incomplete"):
+            queue.add(path)
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "trainer_state.json"])
+def test_a_checkpoint_that_vanishes_meanwhile_is_refused(queue, tmp_path, monkeypatch, gone):
+    checkpoint, link = write_checkpoint(tmp_path, 9), os.link
+
+    def link_after_rotation(source: Path, target: Path) -> None:
+        if source.name == gone:
+            shutil.rmtree(checkpoint)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_after_rotation)
+    with pytest.raises(UserError, match="checkpoint-9: is gone or incomplete"):
+        queue.add(checkpoint)
+    assert queue.pending() == []

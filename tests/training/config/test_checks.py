@@ -1,0 +1,224 @@
+"""Values that a stage refuses, and keys that have no effect beside others, with what to give instead."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.training.recipes import error_of, recipe_writer, write_single_stage
+from training.config.arguments import StageArguments
+from training.config.checks import unread_keys
+from training.config.recipe import load_recipe
+from training.run_stage import main
+
+OUT_OF_RANGE = {
+    "validation_share": [-0.1, 1.1, math.nan],
+    "document_instruction_share": [-0.1, 30],
+    "max_length": [0],
+    "tokenizer_vocab_size": [0, 258],
+    "matryoshka_min_dim": [0],
+    "cap": [0, -1],
+    "global_batch_size": [0],
+    "num_hard_negatives_retrieval": [-1],
+    "num_hard_negatives_clustering": [-1],
+    "num_hard_negatives_classification": [-1],
+    "temperature": [0.0, -1.0, math.nan],
+    "distillation_weight": [-1.0],
+    "num_train_epochs": [0.0, -1.0, 1e30],
+    "max_steps": [0, -2],
+    "save_steps": [0],
+    "save_total_limit": [0],
+    "eval_steps": [-5],
+    "logging_steps": [-5],
+    "learning_rate": [-1e-3],
+    "max_grad_norm": [-1.0],
+    "dataloader_num_workers": [-1],
+    "seed": [-1, 2**32, 2**70],
+    "evaluation_sample": [-1],
+    "evaluation_sample_candidates": [0],
+    "early_stopping_patience": [0],
+    "early_stopping_threshold": [-0.1, math.nan],
+    "calibration_texts": [0],
+    "planned_text_tokens": [0],
+    "lora_rank": [0],
+    "lora_alpha": [-2],
+    "lora_dropout": [1.0],
+    "prune_hidden": ["norm"],
+    "prune_layers": ["last"],
+}
+# At the end of its range; every byte and three special tokens make up the smallest vocabulary.
+IN_RANGE = {
+    **{"validation_share": 0.0, "max_steps": 1, "seed": 2**32 - 1, "num_train_epochs": 0.01, "max_length": 1},
+    **{"document_instruction_share": 1.0, "tokenizer_vocab_size": 259, "cap": 1, "global_batch_size": 1},
+    **{"num_hard_negatives_retrieval": 0, "max_grad_norm": math.inf},
+}
+LORA = {"lora": True}
+PRUNED = {"prune_to": '{"num_hidden_layers": 1}'}
+SAMPLED = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 9, "eval_strategy": "steps", "eval_steps": 5}
+BEST = {"metric_for_best_model": "pairs_accuracy"}
+PATIENT = {"early_stopping_patience": 2}
+NEW = {"model": None}
+
+
+def stage(**keys):
+    return StageArguments(**{"output_dir": "runs/x", "use_cpu": True, "model": "some/model", "report_to": [], **keys})
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
+def test_value_out_of_range(refuses, key, value):
+    with refuses(repr(key), value):
+        stage(**({"lora": True} if key.startswith("lora_") else {}), **{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), IN_RANGE.items())
+def test_value_at_the_end_of_its_range(key, value):
+    assert getattr(stage(**{key: value}), key) == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["num_train_epochs", "learning_rate", "eval_steps", "logging_steps", "adam_beta1"])
+def test_number_that_is_not_finite(refuses, key, value):
+    with refuses(repr(key), "finite number", value):
+        stage(**{key: value, "eval_strategy": "steps"})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+def test_number_in_a_mapping_that_is_not_finite(refuses, number):
+    with refuses("'lr_scheduler_kwargs'", f"{number} is not a number"):
+        stage(lr_scheduler_kwargs=f'{{"min_lr": {number}}}', lr_scheduler_type="cosine_with_min_lr")
+    with refuses("'lr_scheduler_kwargs'", "finite number"):
+        stage(lr_scheduler_kwargs={"min_lr": float(number)})
+
+
+@pytest.mark.parametrize("key", ["max_steps", "cap", "matryoshka_dimensions"])
+def test_integer_of_more_than_64_bits(refuses, key):
+    with refuses(repr(key), "64 bits"):
+        stage(**{key: [8, 2**64] if key.endswith("dimensions") else 2**64})
+
+
+@pytest.mark.parametrize("value", ["{", "hidden_size: 64", "[64]", "64", '"x"'])
+@pytest.mark.parametrize("key", ["model_config", "builder_options", "source_caps", "prune_to"])
+def test_text_that_is_no_mapping(refuses, key, value):
+    with refuses(repr(key)):
+        stage(builder="gettext", **{"model": None if key == "model_config" else "m", key: value})
+
+
+@pytest.mark.parametrize("cap", ["0", "-1", "1.5", "1e-4", '"80k"', "null", "true", "[5]"])
+def test_cap_of_a_source_that_is_no_count(refuses, cap):
+    with refuses("'source_caps'", "'web_*'", "positive integer"):
+        stage(source_caps=f'{{"sts": 5, "web_*": {cap}}}')
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"fp16": True}, ["'fp16'", "no effect on a CPU", "'bf16: true'"]),
+        ({"max_tokens_per_forward": 100}, ["'max_tokens_per_forward'", "'max_length' (1024)"]),
+        ({"dataloader_persistent_workers": True}, ["'dataloader_num_workers: 2'"]),
+        ({"optim_args": "a=1"}, ["'optim_args'", "'optim: adamw_torch_fused'"]),
+        ({"fsdp_config": {"a": 1}}, ["'fsdp_config'", "'fsdp: true'"]),
+        ({"activation_checkpointing_kwargs": "abc"}, ["'activation_checkpointing_kwargs' is not valid JSON"]),
+        ({"activation_checkpointing_kwargs": {"use_reentrent": True}}, ["did you mean 'use_reentrant'?"]),
+        ({"lr_scheduler_kwargs": "abc"}, ["'lr_scheduler_kwargs' is not valid JSON"]),
+        ({"builder_options": '{"num_negatives": 1}'}, ["'builder_options'", "without 'builder'"]),
+        ({"importance": "x"}, ["'importance'", "without 'prune_to'"]),
+        ({"teacher_projection": True}, ["'teacher_projection'", "without 'teacher'"]),
+        # The start of a stage
+        (NEW, ["'model'", "'model_config'", "exactly one"]),
+        ({"model_config": "{}"}, ["'model'", "'model_config'", "exactly one"]),
+        (NEW | {"model_config": '{"hiddensize": 2}'}, ["unknown key 'hiddensize'", "did you mean 'hidden_size'?"]),
+        (NEW | {"model_config": '{"num_layers": 2}'}, ["'num_layers'", "did you mean 'num_hidden_layers'?"]),
+        (NEW | {"model_config": '{"fam": 2}'}, ["'model_config'", "did you mean 'family'?"]),
+        ({"tokenizer": "train"}, ["'tokenizer'", "leave the key out"]),
+        ({"model_family": "f2llm-v2-9b"}, ["'model_family'", "did you mean"]),
+        (NEW | {"model_config": "{}", "model_family": "f2llm-v2-8b"}, ["'model_family'", "without 'model'"]),
+        # Pruning and adapters
+        (PRUNED | {"teacher": "some/teacher"}, ["'teacher' has no effect in a stage that cuts a model"]),
+        (PRUNED | NEW | {"model_config": "{}"}, ["cut a model; give it as 'model'"]),
+        (PRUNED | LORA, ["'prune_to'", "take 'lora' out"]),
+        (LORA | {"trim_vocabulary": True}, ["'trim_vocabulary'", "take 'lora' out"]),
+        (LORA | NEW | {"model_config": "{}"}, ["'lora'", "give it as 'model'"]),
+        (LORA | {"compile": True, "lora_dropout": 0.1}, ["'lora_dropout'", "'compile'"]),
+        (LORA | {"compile": True, "lora_dora": True}, ["'compile'", "DoRA"]),
+        ({"lora_rank": 8}, ["'lora_rank'", "without 'lora: true'"]),
+        ({"lora_dora": True}, ["'lora_dora'", "without 'lora: true'"]),
+        ({"lora_dropout": 0.1}, ["'lora_dropout'", "without 'lora: true'"]),
+        ({"lora_target_modules": ["q_proj"]}, ["'lora_target_modules'", "without 'lora: true'"]),
+        # Evaluation and the Hub
+        (BEST, ["'metric_for_best_model'", "'pairs_accuracy'", "'evaluation_pairs'"]),
+        (BEST | {"evaluation_pairs": "pairs.parquet"}, ["'metric_for_best_model'", "'evaluation_sample'"]),
+        (SAMPLED | BEST | {"evaluation_pairs": None}, ["'metric_for_best_model'", "'evaluation_pairs'"]),
+        (SAMPLED | BEST | {"eval_strategy": "no"}, ["'evaluation_sample' has no effect", "'eval_strategy'"]),
+        (SAMPLED | PATIENT, ["'early_stopping_patience' has no effect", "'metric_for_best_model'"]),
+        (PATIENT | {"metric_for_best_model": "loss"}, ["'early_stopping_patience'", "'eval_strategy'"]),
+        (SAMPLED | BEST | {"early_stopping_threshold": 0.1}, ["'early_stopping_threshold' has no effect"]),
+        ({"save_strategy": "best", "metric_for_best_model": "loss"}, ["'eval_strategy: epoch'"]),
+        ({"push_checkpoints": "no repository"}, ["'push_checkpoints'"]),
+        ({"push_checkpoints": "org/name", "save_strategy": "no"}, ["'push_checkpoints'", "'save_strategy: epoch'"]),
+        (LORA | {"push_checkpoints": "org/name"}, ["'push_checkpoints'", "hold an adapter alone"]),
+    ],
+)
+def test_keys_that_contradict_each_other_or_have_no_effect(refuses, keys, parts):
+    with refuses(*parts):
+        stage(**keys)
+
+
+def test_liger_kernels(refuses, monkeypatch):
+    monkeypatch.setattr("training.config.checks.is_liger_kernel_available", lambda: False)
+    with refuses("'use_liger_kernel'", "pip install liger-kernel"):
+        stage(use_liger_kernel=True)
+    monkeypatch.setattr("training.config.checks.is_liger_kernel_available", lambda: True)
+    assert stage(use_liger_kernel=True).liger_kernel_config == {"fused_linear_cross_entropy": False}
+    with refuses("'liger_kernel_config'", "'fused_linear_cross_entropy'", "give false"):
+        stage(liger_kernel_config='{"fused_linear_cross_entropy": true}')
+    with refuses("'liger_kernel_config' is not valid JSON"):
+        stage(liger_kernel_config="{rope")
+
+
+# Keys that a recipe may give to all of its stages
+
+
+@pytest.mark.parametrize(
+    ("keys", "beside", "line"),
+    [
+        ({"eval_steps": 5}, {"eval_strategy": "steps"}, "eval_strategy: steps"),
+        ({"save_steps": 5, "save_strategy": "epoch"}, {"save_strategy": "steps"}, "save_strategy: steps"),
+        ({"logging_steps": 5, "logging_strategy": "epoch"}, {"logging_strategy": "steps"}, "logging_strategy: steps"),
+        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"},
+         "lr_scheduler_type: constant_with_warmup"),
+        ({"adam_beta1": 0.8, "optim": "sgd"}, {"optim": "adamw_torch"}, "optim: adamw_torch"),
+        ({"metric_for_best_model": "loss", "eval_strategy": "steps", "save_strategy": "steps"},
+         {"load_best_model_at_end": True}, "load_best_model_at_end: true"),
+        ({"distillation_weight": 0.5}, {"teacher": "some/teacher"}, "teacher: MODEL"),
+        ({"document_instruction_share": 0.5, "instructions": False}, {"instructions": True}, "instructions: true"),
+        ({"matryoshka_min_dim": 8, "matryoshka": False}, {"matryoshka": True}, "matryoshka: true"),
+        ({"matryoshka_min_dim": 8, "matryoshka_dimensions": [16]}, {"matryoshka_dimensions": None},
+         "matryoshka_dimensions: null"),
+        ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, "max_steps: -1"),
+        ({"calibration_texts": 5}, {"prune_to": {"num_hidden_layers": 1}}, "prune_to: SHAPE"),
+        ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, "optim: apollo_adamw"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True},
+         "activation_checkpointing: true"),
+    ],
+)  # fmt: skip
+def test_an_unread_key_is_logged_with_the_line_to_write(tmp_path, keys, beside, line):
+    def unread(**given):
+        (only,) = load_recipe(recipe_writer(tmp_path)(given)).stages
+        return list(unread_keys(only.arguments, only.keys))
+
+    assert unread(**keys) == [f"key {next(iter(keys))!r} has no effect without '{line}'"]
+    assert unread(**{**keys, **beside}) == []
+
+
+def test_unread_keys_are_logged_when_the_stage_runs(tmp_path, caplog):
+    recipe = write_single_stage(tmp_path, eval_strategy=False, eval_steps=3, max_steps=1)
+    assert main([str(recipe)]) == 0
+    assert "stage 'single': key 'eval_steps' has no effect without 'eval_strategy: steps'" in caplog.text
+
+
+def test_a_schedule_that_cannot_be_computed_to_its_end(tmp_path, capsys):
+    keys = {"lr_scheduler_type": "polynomial", "max_steps": 2, "warmup_steps": 2}
+    error = error_of([write_single_stage(tmp_path, **keys)], capsys)
+    assert "a schedule of 2 steps" in error and "'warmup_steps: 2'" in error
+    assert main([str(write_single_stage(tmp_path, **keys)), "--warmup_steps", "1"]) == 0

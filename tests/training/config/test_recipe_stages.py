@@ -1,0 +1,142 @@
+"""Recipes of several files and stages: what extends, and what names of stages and folders mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import training
+from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
+from training.config.recipe import load_recipe
+
+QUICKSTART = Path(training.__file__).parent / "recipes" / "quickstart" / "recipe.yaml"
+
+
+@pytest.fixture
+def write(tmp_path):
+    return recipe_writer(tmp_path)
+
+
+# Extends
+
+
+def test_extends_replaces_keys_of_the_other_file(write):
+    base = write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
+    write({"extends": "family/base.yaml", "seed": 2}, "middle.yaml", base={})
+    path = write({"extends": "../middle.yaml", "cap": None, "temperature": 0.1}, "own/recipe.yaml", base={})
+    loaded = load_recipe(path)
+    arguments = only_stage(loaded)
+    assert (arguments.seed, arguments.cap, arguments.max_length, arguments.temperature) == (2, None, 99, 0.1)
+    assert loaded.path == path and "extends" not in loaded.stages[0].keys
+    # From a second branch, by its absolute path.
+    assert only_stage(load_recipe(write({"extends": str(base)}, "own/b.yaml", base={}))).seed == 1
+    write({"stages": {"first": {"seed": 1}, "second": {"model": "first"}}}, "staged.yaml")
+    stages = load_recipe(write({"extends": "staged.yaml", "max_length": 9}, base={})).stages
+    assert [(stage.name, stage.arguments.max_length) for stage in stages] == [("first", 9), ("second", 9)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_extends_in_a_circle(write, refuses, length):
+    for number in range(length):
+        path = write({"extends": f"{(number + 1) % length}.yaml"}, f"{number}.yaml")
+    with refuses(path.parent, ".yaml", "extends itself"):
+        load_recipe(path)
+    path = write({"extends": "../deep/recipe.yaml"}, "deep/recipe.yaml")
+    with refuses("recipe.yaml", "extends itself"):
+        load_recipe(path)
+
+
+def test_extends_a_faulty_file(write, refuses):
+    path = write({"extends": "none.yaml"})
+    with refuses(path.parent / "none.yaml", "no such file"):
+        load_recipe(path)
+    base = write({"sed": 1}, "base.yaml")
+    with refuses(base, "'sed'", "'seed'"):
+        load_recipe(write({"extends": "base.yaml"}))
+
+
+def test_stage_extends_a_recipe_of_one_stage(write):
+    write({"seed": 1, "cap": 10, "max_length": 99}, "sizes/base.yaml")
+    write({"extends": "base.yaml", "output_dir": "runs/alone", "seed": 2, "cap": 7}, "sizes/small.yaml", base={})
+    stages = {"a": {"extends": "sizes/small.yaml", "cap": 3}, "b": {"extends": "sizes/small.yaml", "model": "a"}}
+    loaded = load_recipe(write({"seed": 5, "temperature": 0.5, "stages": stages}))
+    first, second = (stage.arguments for stage in loaded.stages)
+    assert (first.seed, first.cap, first.max_length, first.temperature) == (2, 3, 99, 0.5)
+    assert (first.model, second.model, second.cap) == ("some/model", "runs/x/a/model", 7)
+    # Where the other recipe writes by itself says nothing of where the stage does; overrides move all.
+    assert [stage.arguments.output_dir for stage in loaded.stages] == ["runs/x/a", "runs/x/b"]
+    assert all("extends" not in stage.keys for stage in loaded.stages)
+    moved = [stage.arguments for stage in load_recipe(loaded.path, {"output_dir": "other", "seed": "9"}).stages]
+    assert [(each.output_dir, each.seed) for each in moved] == [("other/a", 9), ("other/b", 9)]
+    # It lies beside the file that names it.
+    write({"stages": {"a": {"extends": "small.yaml"}}}, "sizes/all.yaml")
+    assert only_stage(load_recipe(write({"extends": "sizes/all.yaml"}, base={}))).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "parts"),
+    [
+        (None, ["base.yaml", "no such file"]),
+        ({"extends": "recipe.yaml"}, ["extends itself"]),
+        ({"sed": 1}, ["base.yaml", "'sed'", "'seed'"]),
+        ({"stages": {"b": {}}}, ["base.yaml", "has stages"]),
+    ],
+)
+def test_stage_extends_a_faulty_recipe(write, refuses, base, parts):
+    if base is not None:
+        write(base, "base.yaml")
+    path = write({"stages": {"a": {"extends": "base.yaml"}}})
+    with refuses(path, "stage 'a'", *parts):
+        load_recipe(path)
+
+
+# Stages
+
+
+def test_stages_inherit_shared_keys_and_have_their_own_folders(write):
+    stages = {"first": {"max_length": 11}, "second": {"cap": None}, "third": {"output_dir": "elsewhere"}}
+    loaded = load_recipe(write({"seed": 5, "max_length": 99, "cap": 7, "stages": stages}))
+    assert [stage.name for stage in loaded.stages] == ["first", "second", "third"]
+    found = [(a.seed, a.max_length, a.cap, a.output_dir) for a in (stage.arguments for stage in loaded.stages)]
+    assert found == [(5, 11, 7, "runs/x/first"), (5, 99, None, "runs/x/second"), (5, 99, 7, "elsewhere")]
+    assert all("stages" not in stage.keys for stage in loaded.stages)
+
+
+def test_keys_name_what_earlier_stages_leave(write):
+    stages = {
+        "a": {"model": "some/model"},
+        "b": {"model": "a", "output_dir": "elsewhere"},
+        "c": {"model": "b"},
+        "d": {"model": "a"},
+        "e": {"model": "a/b"},
+        "f": {"model": None, "model_config": {"hidden_size": 8}},
+        "g": {"model": "f", "tokenizer": "a", "importance": "a", "prepared_dir": "a", "prune_to": {"hidden_size": 8}},
+    }
+    arguments = {stage.name: stage.arguments for stage in load_recipe(write({"stages": stages})).stages}
+    assert [arguments[name].model for name in "abcdef"] == [
+        *("some/model", "runs/x/a/model", "elsewhere/model", "runs/x/a/model", "a/b", None)
+    ]
+    last = arguments["g"]
+    assert (last.model, last.model_config, last.tokenizer) == ("runs/x/f/model", None, "runs/x/a/model")
+    assert (last.importance, last.prepared_dir) == ("runs/x/a", "runs/x/a/prepared")
+
+
+def test_names_that_could_be_mistaken(write):
+    stages = {"train": {"tokenizer": "train", "model_config": {"hidden_size": 8}}}
+    path = write({"output_dir": "out", "stages": stages}, base={})
+    assert load_recipe(path).stages[0].keys["tokenizer"] == "train"
+    for keys, folder in (({}, "5"), ({"stages": {"a": {}}}, "5/a")):
+        loaded = load_recipe(write({**ONE_STAGE, "output_dir": 5, **keys}, base={}))
+        assert loaded.output_dir == Path("5") and only_stage(loaded).output_dir == folder
+
+
+def test_quickstart_loads():
+    first, second, pruned, student = load_recipe(QUICKSTART).stages
+    assert [stage.name for stage in (first, second, pruned, student)] == ["stage1", "stage2", "pruned", "student"]
+    assert pruned.arguments.prunes and student.arguments.teacher == "runs/quickstart/stage2/model"
+    assert student.arguments.prepared_dir == "runs/quickstart/stage2/prepared"
+    assert second.arguments.model == "runs/quickstart/stage1/model"
+    assert first.arguments.lr_scheduler_kwargs == second.arguments.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert (first.arguments.instructions, second.arguments.instructions) == (False, True)
+    assert first.arguments.model_config_fields()["hidden_size"] == 128

@@ -1,0 +1,345 @@
+"""Formats of raw data: which rows each of them yields, what it counts as dropped, and what it refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+from babel import Locale
+from datasets import Dataset
+
+from training.common.keyed import keyed_bits
+from training.data.building.formats import FORMATS, Row, distinct_below
+from training.data.building.raw_rows import RawRows
+
+Refuses = Callable[..., AbstractContextManager[None]]
+NUMBERS = {0: "entailment", 1: "neutral", 2: "contradiction"}
+TEXTS = {0: "a language", 1: "a territory"}
+
+
+def build(name: str, data: dict[str, list[Any]], seed: int = 0, **keys: Any) -> tuple[list[Row], dict[str, int]]:
+    """Return the rows of a format and what was dropped; columns are named as roles."""
+    kind = FORMATS[name]
+    raw = RawRows(
+        Dataset.from_dict(data),
+        {role: role for role in data},
+        "build.yaml: source 'some'",
+        texts=kind.texts,
+        values=kind.values,
+        optional=kind.optional,
+        name="some",
+        seed=seed,
+    )
+    rows = list(kind.rows(raw, **{name: key.default for name, key in kind.keys.items()} | keys))
+    return rows, {reason: count for reason, count in raw.dropped.items() if count}
+
+
+def nli(*rows: tuple[Any, ...]) -> dict[str, list[Any]]:
+    return dict(zip(("premise", "hypothesis", "label", "lang"), map(list, zip(*rows, strict=True)), strict=False))
+
+
+def scored(*scores: Any) -> dict[str, list[Any]]:
+    numbers = range(len(scores))
+    return {"query": [f"q{n}" for n in numbers], "passage": [f"p{n}" for n in numbers], "score": list(scores)}
+
+
+def test_both_directions_of_a_pair_have_their_own_language() -> None:
+    data = {"query": ["Japan"], "passage": ["일본"], "lang": ["eng"], "passage_lang": ["kor"]}
+    both = [Row("Japan", "일본", lang="eng"), Row("일본", "Japan", lang="kor")]
+    assert build("pairs", data) == (both[:1], {})
+    assert build("pairs", data, both_directions=True) == (both, {})
+    assert build("duplicates", data, both_directions=True) == (both, {})
+    del data["passage_lang"]
+    assert [row.lang for row in build("pairs", data, both_directions=True)[0]] == ["eng", "eng"]
+
+
+def test_dropped_pairs_are_counted() -> None:
+    data = {
+        "query": ["a", None, "", "b", "c", " d", "e"],
+        "passage": ["A", "B", "C", None, " \n", "d ", "E"],
+        "lang": [None, "x", "x", "x", "x", "x", "y"],
+    }
+    rows, dropped = build("pairs", data)
+    assert rows == [Row("a", "A"), Row("e", "E", lang="y")]
+    assert dropped == {
+        "query is missing": 1,
+        "query is blank": 1,
+        "passage is missing": 1,
+        "passage is blank": 1,
+        "query and passage are identical": 1,
+    }
+
+
+def test_a_summary_is_the_query_of_its_article() -> None:
+    data = {"article": ["long", "same"], "summary": ["short", "same"], "lang": ["a", "b"]}
+    assert build("summaries", data) == ([Row("short", "long", lang="a")], {"query and passage are identical": 1})
+
+
+@pytest.mark.parametrize(
+    ("labels", "duplicate_label"),
+    [
+        ([1, 0, None], 1),
+        ([1.0, 0.0, None], 1),
+        (["1", "0", None], 1),
+        (["1.0", "0.0", ""], 1),
+        (["True", "false", ""], True),
+        ([True, False, None], 1),
+        (["y", "n", ""], "y"),
+    ],
+)
+def test_only_pairs_with_the_label_are_duplicates(labels: list[Any], duplicate_label: Any) -> None:
+    data = {"query": ["a", "c", "e"], "passage": ["b", "d", "f"], "label": labels}
+    rows, dropped = build("duplicates", data, duplicate_label=duplicate_label)
+    assert [row[:2] for row in rows] == [("a", "b")]
+    assert dropped == {f"label is not {duplicate_label}": 2}
+
+
+def test_groups_of_duplicates() -> None:
+    groups = [["a", "b", "c"], ["d"], ["e", "e", None, " "], None, [], ["f", "a"]]
+    rows, dropped = build("duplicate_groups", {"group": groups, "lang": list("uvwxyz")})
+    assert [(row.query, row.passage, row.lang) for row in rows] == [("a", "b", "u"), ("b", "c", "u"), ("f", "a", "z")]
+    assert dropped == {"group has fewer than two different texts": 3, "group is missing": 1}
+    rows, _ = build("duplicate_groups", {"group": groups[:1]}, both_directions=True)
+    assert [row[:2] for row in rows] == [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]
+
+
+@pytest.mark.parametrize(
+    ("scale", "threshold", "scores", "kept"),
+    [
+        ([0, 5], 4, [5, 3.99, 4, 0], [0, 2]),
+        ([0, 5], 3, [2.9, 3.0, 5.0], [1, 2]),
+        ([0, 1], 4, [0.79, float(np.float32(0.8)), 1.0], [1, 2]),
+        ([1, 4], 4, [3.0, 3.5, 4.0], [1, 2]),
+        ([4, 1], 4, [1.0, 1.5, 3.0], [0, 1]),  # 1 is the most similar
+        ([0, 5], 0, [0.0, 1.0, 2.0], [0, 1, 2]),
+        ([0, 5], 3, ["2.9", "3.0", "5"], [1, 2]),  # as csv files have them
+    ],
+)
+def test_similar_pairs_in_both_directions(scale: list[int], threshold: int, scores: list, kept: list[int]) -> None:
+    rows, dropped = build("sts", scored(*scores), scale=scale, threshold=threshold)
+    pairs = [((f"q{number}", f"p{number}"), (f"p{number}", f"q{number}")) for number in kept]
+    assert [row[:2] for row in rows] == [pair for both in pairs for pair in both]
+    assert sum(dropped.values()) == len(scores) - len(kept)
+
+
+def test_contradictions_then_neutrals_are_the_first_negatives() -> None:
+    data = nli(
+        ("p", "n1", 1),
+        ("p", "e1", 0),
+        ("other", "e", 0),
+        ("p", "c1", 2),
+        ("p", "e2", 0),
+        ("p", "n2", 1),
+        ("p", "c2", 2),
+    )
+    negatives = ["c1", "c2", "n1", "n2"]
+    expected = [Row("p", "e1", negatives), Row("p", "e2", negatives), Row("other", "e", [])]
+    assert build("nli", data, labels=NUMBERS) == (expected, {})
+    assert build("nli", data, labels=NUMBERS, num_negatives=3)[0][0].negatives == negatives[:3]
+
+
+def test_nli_labels_in_words_need_no_mapping() -> None:
+    data = nli(("p", "e", "entailment"), ("p", "n", "neutral"), ("p", "c", "contradiction"))
+    assert build("nli", data)[0] == [Row("p", "e", ["c", "n"])]
+
+
+def test_a_premise_in_another_language_is_another_premise() -> None:
+    data = nli(("Pan", "e", 0, "eng"), ("Pan", "c", 2, "pol"), ("Pan", "f", 0, "pol"))
+    assert build("nli", data, labels=NUMBERS)[0] == [Row("Pan", "e", [], "eng"), Row("Pan", "f", ["c"], "pol")]
+
+
+def test_dropped_nli_rows_are_counted() -> None:
+    data = nli(
+        ("p", "e", 0),
+        ("p", "e", 0),  # repeated
+        ("p", "p", 0),  # says nothing
+        ("p", "e", 2),  # annotators disagree
+        ("p", "E.", 2),  # in another spelling
+        ("p", "c", 2),
+        ("p", "x", -1),
+        ("p", "x", 7),
+        ("p", "x", None),
+        ("p", " ", 1),
+        (None, "x", 1),
+        ("alone", "c", 2),
+    )
+    rows, dropped = build("nli", data, labels={**NUMBERS, 7: None})
+    assert rows == [Row("p", "e", ["c"])]
+    assert dropped == {
+        "row is repeated": 1,
+        "query and passage are identical": 1,
+        "hypothesis is labelled entailed, or is the premise, and cannot be a negative": 2,
+        "label is -1": 1,
+        "label is 7": 1,
+        "label is missing": 1,
+        "hypothesis is blank": 1,
+        "premise is missing": 1,
+        "premise entails no hypothesis": 1,
+    }
+
+
+# CSV columns with gaps are floats, and JSON may quote.
+@pytest.mark.parametrize("label", [0, 0.0, "0", False])
+def test_a_label_is_the_same_in_every_kind_of_file(label: Any) -> None:
+    assert build("nli", nli(("p", "e", label)), labels=NUMBERS)[0] == [Row("p", "e", [])]
+
+
+def test_two_way_texts_against_the_other_label() -> None:
+    data = {"text": list("abcde"), "label": [1, -1, None, 2, 0], "lang": list("vwxyz")}
+    rows, dropped = build("two_way", data, label_texts={**TEXTS, 2: None})
+    assert rows == [Row("a", TEXTS[1], (TEXTS[0],), "v"), Row("e", TEXTS[0], (TEXTS[1],), "z")]
+    assert dropped == {"label is -1": 1, "label is missing": 1, "label is 2": 1}
+    shared = {1: "bad", 2: "bad", 4: "good", 5: "good"}
+    rows, _ = build("two_way", {"text": ["a", "b"], "label": [1, 5]}, label_texts=shared)
+    assert [row.passage for row in rows] == ["bad", "good"]
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, list[str]]:
+    """The German names of languages, territories, scripts and currencies in CLDR; some are of two kinds."""
+    kinds = ("languages", "territories", "scripts", "currencies")
+    pairs = [(name, kind) for kind in kinds for name in getattr(Locale("de"), kind).values()]
+    return {"text": [name for name, _ in pairs], "label": [kind for _, kind in pairs]}
+
+
+def test_every_labelled_text_gets_its_class_and_others(names: dict[str, list[str]]) -> None:
+    rows, dropped = build("labelled", names)
+    classes: dict[str, set[str]] = {}
+    for text, label in zip(*names.values(), strict=True):
+        classes.setdefault(text, set()).add(label)
+    assert [row.query for row in rows] == [text for text, labels in classes.items() if len(labels) == 1]
+    for row in rows:
+        assert row.passage != row.query
+        assert classes[row.passage] == classes[row.query]
+        assert len(set(row.negatives)) == 24
+        assert all(len(classes[text]) == 1 and classes[text] != classes[row.query] for text in row.negatives)
+    assert sum(dropped.values()) == len(names["text"]) - len(rows)
+    assert dropped["text has several labels"] > 0
+    drawn = Counter(text for row in rows for text in row.negatives)
+    assert len(drawn) == len(rows) and max(drawn.values()) < 6 * 24
+
+
+def test_only_the_seed_changes_the_draws(names: dict[str, list[str]]) -> None:
+    rows, _ = build("labelled", names, seed=3)
+    assert build("labelled", names, seed=3)[0] == rows
+    others, _ = build("labelled", names, seed=4)
+    assert [row.query for row in others] == [row.query for row in rows]
+    assert sum(row.passage == other.passage for row, other in zip(rows, others, strict=True)) < len(rows) / 20
+
+
+def test_a_class_of_one_text_has_no_row_but_serves_as_negative() -> None:
+    data = {"text": list("abcde"), "label": ["7", "7", "7", "8", "9.0"]}
+    rows, dropped = build("labelled", data, num_negatives=2)
+    assert [row.query for row in rows] == ["a", "b", "c"]
+    assert {*rows[0].negatives} == {"d", "e"}
+    assert dropped == {"class has no other text": 2}
+
+
+def test_dropped_labelled_texts_are_counted() -> None:
+    data = {
+        "text": ["a", "A.", "b", "c", "x", "x", "x", "d", "e", None, "", "f"],
+        "label": [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, None],
+        "lang": ["v"] * 12,
+    }
+    rows, dropped = build("labelled", data, num_negatives=3)
+    assert [row.query for row in rows] == ["d", "e"]
+    assert {row.lang for row in rows} == {"v"}
+    assert dropped == {
+        "text is repeated": 1,
+        "text has several labels": 3,
+        "text is missing": 1,
+        "text is blank": 1,
+        "label is missing": 1,
+        "other classes have fewer than 3 texts": 3,
+    }
+
+
+@pytest.mark.parametrize("data", [{"text": ["a", "b"], "label": [0, 0]}, {"text": [None], "label": [1]}])
+def test_nothing_to_draw_from(data: dict[str, list[Any]]) -> None:
+    rows, dropped = build("labelled", data)
+    assert rows == []
+    assert sum(dropped.values()) == len(data["text"])
+
+
+def test_distinct_below_makes_every_choice_equally_likely_within_each_bound() -> None:
+    keys = keyed_bits(0, np.arange(24_000))
+    counts = Counter(map(tuple, distinct_below(keys, np.full(len(keys), 4), 3).tolist()))
+    # 24 ordered choices of 3 out of 4; five standard deviations of a count are 155.
+    assert len(counts) == 24
+    assert all(abs(count - 1000) < 155 for count in counts.values())
+    bounds = np.arange(5, 1005)
+    drawn = distinct_below(keyed_bits(0, bounds), bounds, 5)
+    assert (drawn >= 0).all() and (drawn < bounds[:, None]).all()
+    assert all(len({*row}) == 5 for row in drawn.tolist())
+    assert (drawn[10:20] == distinct_below(keyed_bits(0, bounds[10:20]), bounds[10:20], 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "keys", "parts"),
+    [
+        ("pairs", {"query": ["q"] * 1001, "passage": [None] * 1000 + [7]}, {}, ("row 1000,", "'passage'", "not text")),
+        ("pairs", {"query": ["q"], "passage": ["p"], "lang": [3]}, {}, ("row 0,", "'lang'", "not text")),
+        *(
+            ("nli", nli(("p", "e", label)), {"labels": NUMBERS}, ("'label'", repr(label), "'labels'"))
+            for label in (3, "entails", 0.5, [0])
+        ),
+        *(("sts", scored(score), {}, ("row 0,", "'score'", "not a number")) for score in ("four", True, float("nan"))),
+        ("sts", scored(5.1), {}, ("row 0,", "'score'", "off the scale")),
+        *(
+            ("duplicate_groups", {"group": [group]}, {}, ("row 0,", "'group'", "not a list of texts"))
+            for group in ("a b", [1, 2], [["a"]])
+        ),
+        ("labelled", {"text": ["a"], "label": [["x", "y"]]}, {}, ("row 0,", "'label'", "neither text nor number")),
+        (
+            "two_way",
+            {"text": ["a", "b"], "label": [1, 2]},
+            {"label_texts": TEXTS},
+            ("row 1,", "unknown label 2", "'label_texts'"),
+        ),
+    ],
+)
+def test_faulty_values_are_refused(
+    refuses: Refuses, name: str, data: dict[str, list[Any]], keys: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    with refuses("build.yaml: source 'some'", *parts):
+        build(name, data, **keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "good", "bad"),
+    [
+        ("sts", "scale", [1, 4], [5, [0], [1, 1], [0, "5"], [0, 1, 2]]),
+        (
+            "nli",
+            "labels",
+            NUMBERS,
+            [{}, [], "x", {0: "neutral"}, {0: "entailment", 1: "entails"}, {0: "entailment", 1: ["neutral"]}],
+        ),
+        (
+            "two_way",
+            "label_texts",
+            {**TEXTS, -1: None},
+            [
+                {},
+                {0: "a"},
+                {0: "a", 1: "a"},
+                {0: "Yes", 1: "yes."},
+                {0: "a", 1: "b", 2: "c"},
+                {0: "a", 1: 2},
+                {0: "a", 1: " "},
+            ],
+        ),
+    ],
+)
+def test_values_of_keys(name: str, key: str, good: Any, bad: list[Any]) -> None:
+    assert FORMATS[name].keys[key].fits(good)
+    assert not any(FORMATS[name].keys[key].fits(value) for value in bad)
+
+
+def test_symmetric_formats() -> None:
+    symmetric = [name for name, kind in FORMATS.items() if kind.symmetric]
+    assert symmetric == ["sts", "duplicates", "duplicate_groups", "labelled"]

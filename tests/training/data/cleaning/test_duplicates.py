@@ -1,0 +1,153 @@
+"""Duplicates: each planted one is found with the row that it repeats, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.training.data.cleaning.planted import HERE, clean_rows, sentence, write_manifest
+from training.data.cldr.sources import build_cldr
+from training.data.cleaning.duplicates import DeduplicationOptions, find_duplicates
+from training.data.manifest import load_manifest
+
+ALL = DeduplicationOptions(exact=True, near=True, across=True)
+Found = dict[str, list[tuple[int, int, int, int, bool]]]
+
+
+def only_letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+def find(manifest: Path, options: DeduplicationOptions = ALL) -> Found:
+    """File, row, first file, first row and whether inside, by kind."""
+    sources = load_manifest(manifest)
+    files = [path for source in sources for path in source.files]
+    source_of = [number for number, source in enumerate(sources) for _ in source.files]
+    found = find_duplicates(files, source_of, options, manifest.parent / "work", HERE)
+    return {kind: repeats.tolist() for kind, repeats in found.items()}
+
+
+def test_a_clean_set_loses_nothing(tmp_path: Path) -> None:
+    # The rows that all files share are left out of all but the first.
+    manifest = write_manifest(tmp_path, {"a": [clean_rows(0), clean_rows(1)[:-2]], "b": [clean_rows(2)[:-2]]})
+    assert find(manifest) == {"exact": [], "near": []}
+
+
+def test_of_the_names_of_cldr_only_repeats_are_found(tmp_path: Path) -> None:
+    """Some names are the same in two languages, such as "Peru"."""
+    cldr = build_cldr(tmp_path / "cldr", languages=["de", "zh"], num_negatives=1) / "manifest.yaml"
+    found = find(cldr, DeduplicationOptions(exact=True, near=True))
+    files = [path for source in load_manifest(cldr) for path in source.files]
+    rows = [pq.read_table(path, columns=["query", "passage"]).to_pylist() for path in files]
+    letters = [[tuple(map(only_letters, row.values())) for row in file] for file in rows]
+    for file, row, first_file, first_row, inside in found["exact"]:
+        assert inside and letters[file][row] == letters[first_file][first_row]
+    repeated = {(file, row) for file, row, *_ in found["exact"]}
+    for file, pairs in enumerate(letters):
+        seen: set[tuple[str, ...]] = set()
+        for row, pair in enumerate(pairs):
+            assert (pair in seen) == ((file, row) in repeated)
+            seen.add(pair)
+    assert repeated and found["near"] == []
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda query, passage: (query.upper(), passage.title()),
+        lambda query, passage: (f"  {query}?", passage.replace(" ", "\n ") + "."),
+        lambda query, passage: ("".join(chr(ord(c) + 0xFEE0) if c != " " else "　" for c in query), f"“{passage}”"),
+    ],
+)
+def test_a_repeat_in_another_form_is_found(tmp_path: Path, form) -> None:
+    rows = clean_rows(0)
+    repeat = list(form(*rows[20]))
+    assert repeat != rows[20]
+    manifest = write_manifest(tmp_path, {"a": [[*rows[:50], repeat, *rows[50:]]]})
+    assert find(manifest) == {"exact": [(0, 50, 0, 20, True)], "near": []}
+
+
+def test_only_whole_pairs_repeat(tmp_path: Path) -> None:
+    rows = clean_rows(0)
+    swapped = [rows[3][1], rows[3][0]]
+    manifest = write_manifest(tmp_path, {"a": [[*rows, [rows[0][0], rows[1][1]], swapped]]})
+    assert find(manifest) == {"exact": [], "near": []}
+
+
+def test_the_first_row_of_the_own_source_is_named(tmp_path: Path) -> None:
+    """Rows of one pair in two files of ``b``, after one in ``a``."""
+    pair, own = ["who", "somebody"], ["where", "here"]
+    files = {"a": [[*clean_rows(0), pair]], "b": [[own, pair, *clean_rows(1)[:-2]], [pair, own]]}
+    manifest, last = write_manifest(tmp_path, files), len(clean_rows(0))
+    across = [(1, 1, 0, last, False), (2, 0, 1, 1, True), (2, 1, 1, 0, True)]
+    assert find(manifest)["exact"] == across
+    inside = [(2, 0, 1, 1, True), (2, 1, 1, 0, True)]
+    assert find(manifest, DeduplicationOptions(exact=True))["exact"] == inside
+
+
+@pytest.mark.parametrize("script", ["Latn", "Hani", "Thai"])
+def test_a_changed_word_in_a_long_text_is_a_near_duplicate(tmp_path: Path, script: str) -> None:
+    rng = np.random.default_rng(5)
+    rows = [["why", sentence(rng, 150, script)] for _ in range(5)]
+    text = rows[2][1]
+    changed = (
+        " ".join([*text.split()[:70], "changed", *text.split()[71:]])
+        if script == "Latn"
+        else f"{text[:70]}x{text[71:]}"
+    )
+    manifest = write_manifest(tmp_path, {"a": [[*rows, ["WHY?", changed]]]})
+    assert find(manifest) == {"exact": [], "near": [(0, 5, 0, 2, True)]}
+
+
+def test_a_changed_word_in_either_side_and_across_sources(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    long_query, long_both = [sentence(rng, 120), "sport"], [sentence(rng, 120), sentence(rng, 120)]
+    one = [*clean_rows(0), long_query, long_both]
+    start = len(clean_rows(0))
+    other = [
+        ["changed " + long_query[0], "sport"],
+        [long_both[0] + " changed", "changed " + long_both[1]],
+        # Another label, and another long question about one passage: other rows.
+        [long_query[0], "politics"],
+        [sentence(rng, 120), long_both[1]],
+    ]
+    manifest = write_manifest(tmp_path, {"a": [one], "b": [other]})
+    assert find(manifest)["near"] == [(1, 0, 0, start, False), (1, 1, 0, start + 1, False)]
+    assert find(manifest, DeduplicationOptions(exact=False, near=True)) == {"near": []}
+
+
+def test_an_exact_duplicate_is_not_a_near_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    row = ["why", sentence(rng, 120)]
+    manifest = write_manifest(tmp_path, {"a": [[row, ["why", row[1] + " changed"], ["Why", row[1].upper()]]]})
+    assert find(manifest) == {"exact": [(0, 2, 0, 0, True)], "near": [(0, 1, 0, 0, True)]}
+    assert find(manifest, DeduplicationOptions(exact=False, near=True))["near"] == [
+        (0, 1, 0, 0, True),
+        (0, 2, 0, 0, True),
+    ]
+
+
+def test_rows_half_alike_are_no_near_duplicates(tmp_path: Path) -> None:
+    """MinHash pairs some of them; the comparison does not."""
+    rng = np.random.default_rng(6)
+    shared = sentence(rng, 70)
+    rows = [["why", f"{shared} {sentence(rng, 30)}"] for _ in range(40)]
+    manifest = write_manifest(tmp_path, {"a": [rows]})
+    assert find(manifest, DeduplicationOptions(exact=False, near=True))["near"] == []
+    loose = DeduplicationOptions(exact=False, near=True, similarity=0.4)
+    assert find(manifest, loose)["near"]
+
+
+def test_finished_work_is_used_again_until_a_file_changes(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, {"a": [clean_rows(0)]})
+    find(manifest)
+    (hashes,) = (tmp_path / "work").glob("exact-*/hashes_00000.npy")
+    before = hashes.stat().st_mtime_ns
+    find(manifest)
+    assert hashes.stat().st_mtime_ns == before
+    write_manifest(tmp_path, {"a": [[*clean_rows(0), clean_rows(0)[0]]]})
+    assert len(find(manifest)["exact"]) == 1
+    assert not hashes.exists()

@@ -1,0 +1,146 @@
+"""Search gives the exact nearest passages, and each rule refuses what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.data.mining.search import (
+    RULES,
+    MiningOptions,
+    Nearest,
+    Relations,
+    ShardIndex,
+    choose_negatives,
+    choose_search,
+    merge,
+    pair_scores,
+)
+
+Refuses = Callable[..., AbstractContextManager[None]]
+K = 20
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("distinct", [900, 60])
+@pytest.mark.parametrize("search", ["faiss", "torch"])
+@pytest.mark.parametrize("shard", [900, 300, 7])
+def test_the_exact_nearest_from_any_number_of_shards(distinct: int, search: str, shard: int) -> None:
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    random = np.random.default_rng(0)
+    queries, texts = unit(random.standard_normal((50, 16))), unit(random.standard_normal((900, 16)))
+    # Of 60 vectors among 900, each one is there 15 times: equal scores are in the order of the numbers.
+    texts = texts[random.permutation(np.arange(900) % distinct)]
+    parts: list[Nearest] = []
+    for first in reversed(range(0, len(texts), shard)):
+        index = ShardIndex(texts[first : first + shard], first, search)
+        parts = [merge([*parts, index.search(queries, K)], K)]
+    scores = pair_scores(queries, np.broadcast_to(texts, (len(queries), *texts.shape)))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    np.testing.assert_array_equal(parts[0].texts, order)
+    np.testing.assert_array_equal(parts[0].scores, np.take_along_axis(scores, order, axis=1))
+
+
+def test_torch_without_faiss(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_search("auto") == "torch"
+    with refuses("f2llm[mine]"):
+        choose_search("faiss")
+    with refuses("unknown search 'annoy'", "faiss"):
+        choose_search("annoy")
+
+
+# Rules: one query, passages 0, 1, … with these scores; passage 1 is the positive.
+
+SCORES = [0.95, 0.9, 0.86, 0.82, 0.79, 0.7, 0.6, 0.5, 0.4]
+OPEN = MiningOptions(top=9, skip=0, max_score=1.01, relative=2.0, negatives=9)
+GROUPS = [7, 3, -1, 3, 7, 5, -1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("known", "negatives", "counts"),
+    [
+        ({}, [0, 2, 3, 4, 5, 6, 7, 8], {"positive": 1}),
+        ({"positives": [1, 4]}, [0, 2, 3, 5, 6, 7, 8], {"positive": 2}),
+        ({"form": 0}, [2, 3, 4, 5, 6, 7, 8], {"positive": 1, "same_text": 1}),
+        # 0 and 4 are spellings of the positive, 2 one of the query.
+        ({"forms": [1, 1, 9, 3, 1, 5, 6, 7, 8], "form": 9}, [3, 5, 6, 7, 8], {"positive": 3, "same_text": 1}),
+        # Of several spellings, the nearest is kept.
+        ({"forms": [0, 1, 2, 0, 2, 5, 6, 2, 8]}, [0, 2, 5, 6, 8], {"positive": 1, "repeated": 3}),
+        ({"max_score": 0.8}, [4, 5, 6, 7, 8], {"positive": 1, "score": 3}),
+        # As published: lower, not as low.
+        ({"max_score": 0.79}, [5, 6, 7, 8], {"positive": 1, "score": 4}),
+        # 0.95 * 0.9 = 0.855; of several positives, the lowest counts: 0.95 * 0.6 = 0.57.
+        ({"relative": 0.95}, [3, 4, 5, 6, 7, 8], {"positive": 1, "relative": 2}),
+        ({"relative": 0.95, "positives": [1, 6]}, [7, 8], {"positive": 2, "relative": 5}),
+        # 5 % of 0.4 below -0.4 is -0.42; 0.95 times -0.4 would be above it.
+        ({"relative": 0.95, "scores": [0.1, -0.4, -0.41, -0.43]}, [3], {"positive": 1, "relative": 2}),
+        # Translations of the positive, then of the query too. Texts outside all groups are not one group.
+        ({"groups": GROUPS}, [0, 2, 4, 5, 6, 7], {"positive": 1, "translation": 2}),
+        ({"groups": GROUPS, "group": 7}, [2, 5, 6, 7], {"positive": 1, "translation": 4}),
+        ({"groups": [-1] * 9, "group": -1}, [0, 2, 3, 4, 5, 6, 7, 8], {"positive": 1}),
+        # The nearest are skipped after the rules.
+        ({"max_score": 0.8, "relative": 0.95, "skip": 2, "negatives": 2}, [6, 7], {"positive": 1, "score": 3}),
+        ({"max_score": 0.8, "relative": 0.95, "skip": 2, "negatives": 1}, [6], {"positive": 1, "score": 3}),
+    ],
+)
+def test_each_rule(known: dict[str, Any], negatives: list[int], counts: dict[str, int]) -> None:
+    given = {"scores": SCORES, "positives": [1], "form": -1, "group": -1, "forms": range(9), "groups": [-1] * 9} | known
+    options = replace(OPEN, **{key: known[key] for key in known if hasattr(OPEN, key)})
+    nearest = Nearest(np.array([given["scores"]], dtype=np.float32), np.arange(len(given["scores"]))[None])
+    positives = np.array(given["positives"])
+    relations = Relations(
+        form=np.array([given["form"]]),
+        group=np.array([given["group"]]),
+        positive_query=np.zeros(len(positives), dtype=np.int64),
+        positive=positives,
+        positive_score=nearest.scores[0, positives],
+        passage_group=np.array(given["groups"]),
+        passage_form=np.array(given["forms"]),
+    )
+    found, refused = choose_negatives(nearest, relations, options)
+    assert list(refused) == list(RULES)
+    assert [number for number in found[0].tolist() if number >= 0] == negatives
+    assert {rule: count for rule, count in refused.items() if count} == counts
+
+
+def test_queries_do_not_mix() -> None:
+    nearest = Nearest(np.array([[0.9, 0.5, 0.4]] * 2, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2]]))
+    relations = Relations(
+        form=np.array([-1, -1]),
+        group=np.array([-1, 4]),
+        positive_query=np.array([0, 1]),
+        positive=np.array([0, 1]),
+        positive_score=np.array([0.9, 0.9], dtype=np.float32),
+        passage_group=np.array([-1, -1, 4]),
+        passage_form=np.array([0, 1, 2]),
+    )
+    negatives, counts = choose_negatives(nearest, relations, replace(OPEN, negatives=2))
+    assert negatives.tolist() == [[1, 2], [0, -1]]
+    assert counts["positive"] == 2 and counts["translation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"top": 0}, ("top", 0)),
+        ({"skip": -1}, ("skip", -1)),
+        ({"negatives": 0}, ("negatives", 0)),
+        ({"top": 28}, ("top 28", "raise top to 29")),
+        ({"max_score": 80}, ("max-score", 80)),
+        ({"max_score": float("nan")}, ("max-score", "nan")),
+        ({"relative": 0}, ("relative", 0)),
+    ],
+)
+def test_options_out_of_range(refuses: Refuses, options: dict[str, float], parts: tuple[object, ...]) -> None:
+    with refuses(*parts):
+        MiningOptions(**options).check()

@@ -1,0 +1,285 @@
+"""Rows and texts: every row arrives as the tokens of its texts, each distinct text once, bad rows apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerBase
+from xxhash import xxh3_128_digest
+
+from modeling_f2llm.prompts import instruct
+from tests.training.data.prepared_rows import Decode, Refuses, Row, Run, Write, published_rows
+from training.common.executor import Executor
+from training.data.manifest import Source
+from training.data.preparation import plan, reading
+from training.data.preparation.plan import PreparationOptions
+from training.data.prepared import QUARANTINE
+
+QWEN = "Instruct: {}\nQuery:{}".format
+
+
+def documents(rows: list[Row]) -> set[str]:
+    return {text for row in rows for text in row[1:]}
+
+
+# Rows and texts
+
+
+@pytest.mark.parametrize("negatives", [3, (2, 5), (5, 2, 3)])
+def test_raw_rows_decode_to_the_published_rows(
+    write_source: Write, run: Run, decode: Decode, negatives: int | tuple[int, ...]
+) -> None:
+    source = write_source(rows=100, negatives=negatives, symmetric=True)
+    prepared = run(source, instructions=False, document_instruction_share=1.0)
+    assert decode(prepared) == published_rows(source) and decode(prepared, "validation") == []
+    assert prepared.num_negatives == np.max(negatives)
+    assert prepared.description["instruction"] is None
+
+
+def test_instruction_stands_before_queries_only(write_source: Write, run: Run, decode: Decode) -> None:
+    source = write_source(rows=100, negatives=(2, 5))
+    prepared = run(source)
+    assert decode(prepared) == [(instruct(source.instruction, query), *rest) for query, *rest in published_rows(source)]
+    assert prepared.description["instruction"] == source.instruction
+
+
+def test_null_negatives_are_missing_from_their_row_only(write_columns: Write, run: Run, decode: Decode) -> None:
+    columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
+    columns |= {"negative_2": ["i", "j", "k"], "negative_3": [None, "l", "g"]}
+    prepared = run(write_columns(columns))
+    assert np.argwhere(prepared.rows["train"] < 0).tolist() == [[0, 4], [1, 2]]
+    assert [row[1:] for row in decode(prepared)] == [("d", "g", "i"), ("e", "j", "l"), ("f", "h", "k", "g")]
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+@pytest.mark.parametrize("max_length", [2048, 24, 1])
+def test_tokens_are_those_of_the_tokenizer(
+    write_source: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase, max_length: int, instructions: bool
+) -> None:
+    source = write_source(rows=60)
+    prepared = run(source, max_length=max_length, instructions=instructions)
+    for row, (query, *rest) in zip(prepared.rows["train"], published_rows(source), strict=True):
+        query = instruct(source.instruction, query) if instructions else query
+        for position, text in zip(row, (query, *rest), strict=True):
+            expected = small_tokenizer(text, truncation=True, max_length=max_length).input_ids
+            assert prepared.tokens(position).tolist() == expected
+            assert len(expected) <= max_length
+            assert expected[-1] == small_tokenizer.eos_token_id
+            assert small_tokenizer.eos_token_id not in expected[:-1]
+    assert prepared.lengths(prepared.rows["train"]).max() == max_length or max_length == 2048
+
+
+def test_prompt_and_text_are_tokenised_together(
+    write_source: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = write_source(rows=20)
+    prepared = run(source)
+    prompt = small_tokenizer(instruct(source.instruction)).input_ids[:-1]
+    queries = [row[0] for row in published_rows(source)]
+    together = [prepared.tokens(position).tolist() for position in prepared.rows["train"][:, 0]]
+    assert together == [small_tokenizer(instruct(source.instruction, query)).input_ids for query in queries]
+    apart = [prompt + small_tokenizer(query).input_ids for query in queries]
+    assert all(a != b for a, b in zip(apart, together, strict=True)), "the example does not tell the two apart"
+
+
+def test_each_distinct_text_is_stored_once(
+    write_source: Write, write_columns: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prepared = run(write_source(rows=300, negatives=(3, 5)))
+    rows = prepared.rows["train"]
+    stored = [small_tokenizer.decode(prepared.tokens(text)) for text in range(prepared.description["texts"])]
+    assert len(set(stored)) == len(stored) < rows.size / 2
+    assert set(rows.ravel().tolist()) == {-1, *range(len(stored))}
+    assert prepared.description["tokens"] == sum(len(prepared.tokens(text)) for text in range(len(stored)))
+    columns = {"query": ["a", "b"], "passage": ["b", "a"], "negative_1": ["c", "c"], "negative_2": ["d", "c"]}
+    assert run(write_columns(columns), instructions=False).description["texts"] == 4
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_types_make_no_difference(write_source: Write, run: Run, decode: Decode, kind: pa.DataType) -> None:
+    source = write_source(rows=50)
+    expected = decode(run(source))
+    for path in source.files:
+        table = pq.read_table(path)
+        pq.write_table(pa.table({name: table[name].cast(pa.string()).cast(kind) for name in table.column_names}), path)
+        assert pq.read_schema(path).field("query").type == kind
+    assert decode(run(source)) == expected
+
+
+def test_a_retrieval_source_without_negative_columns_has_none(
+    write_source: Write, run: Run, decode: Decode, caplog: pytest.LogCaptureFixture, refuses: Refuses
+) -> None:
+    caplog.set_level("INFO")
+    source = write_source(rows=20, negatives=0)
+    prepared = run(source, instructions=False)
+    assert prepared.num_negatives == 0 and decode(prepared) == published_rows(source)
+    assert f"{source.name}: no negative columns" in caplog.text
+    # A file without, among files with, and types that learn from nothing else, are errors.
+    with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
+        run(write_source("mixed", rows=20, negatives=(4, 0)))
+    with refuses("0 negative columns", "clustering learns from nothing else", "mine.py"):
+        run(write_source("topics", rows=20, negatives=0, task_type="clustering"))
+    few = write_source("few", negatives=(3, 2), task_type="clustering")
+    with refuses(few.files[1], "2 negative columns", "3"):
+        run(few)
+    few.files[1].unlink()
+    with refuses(few.files[1], "no such file"):
+        run(few)
+
+
+# Instructions
+
+
+@pytest.mark.parametrize(("symmetric", "expected"), [(True, 0.3), (False, 0.0)])
+def test_share_of_documents_under_the_instruction(
+    write_columns: Write, run: Run, decode: Decode, symmetric: bool, expected: float
+) -> None:
+    texts = [f"text {i}" for i in range(4000)]
+    names = ["query", "passage", "negative_1", "negative_2"]
+    source = write_columns({name: texts[i::4] for i, name in enumerate(names)}, symmetric=symmetric)
+    rows = decode(run(source))
+    assert all(row[0].startswith(instruct("Find.")) for row in rows)
+    for column in (1, 2, 3):
+        share = sum(row[column].startswith(instruct("Find.")) for row in rows) / len(rows)
+        assert (share > 0) == symmetric
+        assert share == pytest.approx(expected, abs=0.05)  # 3.4 standard deviations of 1000 draws
+    assert [tuple(text.removeprefix(instruct("Find.")) for text in row) for row in rows] == published_rows(source)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_document_has_one_form_in_all_rows(write_source: Write, run: Run, decode: Decode, share: float) -> None:
+    source = write_source(rows=300, symmetric=True)
+    found = documents(decode(run(source, document_instruction_share=share)))
+    assert len(found) == len(documents(published_rows(source)))
+    if share in (0.0, 1.0):
+        assert {document.startswith("Instruct: ") for document in found} == {bool(share)}
+
+
+def test_instruction_that_a_text_brings_is_not_added_twice(write_columns: Write, run: Run, decode: Decode) -> None:
+    own = instruct("Say the same.", "hello")
+    columns = {"query": [own, "bye"], "passage": [own, "bye"], "negative_1": ["no", "yes"], "negative_2": ["a", "b"]}
+    rows = decode(run(write_columns(columns, symmetric=True), document_instruction_share=1.0))
+    assert [row[:2] for row in rows] == [(own, own), (instruct("Find.", "bye"),) * 2]
+    columns = {"query": [QWEN("Say it.", "hello")], "passage": ["hi"], "negative_1": ["no"], "negative_2": ["a"]}
+    assert decode(run(write_columns(columns))) == [(QWEN("Say it.", "hello"), "hi", "no", "a")]
+    assert decode(run(write_columns(columns), instructions=False)) == [("hello", "hi", "no", "a")]
+
+
+@pytest.mark.parametrize("query", ["Instruct: the art of teaching", "What is\nQuery: for?"])
+def test_text_that_only_looks_like_an_instruction_gets_one(
+    write_columns: Write, run: Run, decode: Decode, query: str
+) -> None:
+    columns = {"query": [query], "passage": ["a"], "negative_1": ["b"], "negative_2": ["c"]}
+    assert decode(run(write_columns(columns)))[0][0] == instruct("Find.", query)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_documents_carry_the_instruction_of_their_row(
+    write_columns: Write, run: Run, decode: Decode, share: float
+) -> None:
+    queries = [QWEN("One.", "q0"), instruct("Two.", "q1"), "q2", instruct("One.", "q3")] * 10
+    passages = [f"p{row // 4}" for row in range(40)]
+    columns = {"query": queries, "passage": passages, "negative_1": ["n", None] * 20, "negative_2": ["m"] * 40}
+    changes = {"document_instruction_share": share, "num_hard_negatives": (("retrieval", 1),)}
+    rows = decode(run(write_columns(columns, symmetric=True), **changes))
+    own = dict(zip(queries, ["One.", "Two.", "Find.", "One."], strict=False))
+    under = {text for row in rows for text in row[1:] if text.startswith("Instruct: ")}
+    drawn = {text.split("Query: ")[1] for text in under}
+    for row, written in zip(rows, zip(*columns.values(), strict=True), strict=True):
+        query, *rest = (text for text in written if text is not None)
+        assert row[0] == (instruct("Find.", "q2") if query == "q2" else query)
+        # Drawn by the text alone: the same in every row.
+        assert row[1:] == tuple(instruct(own[query], text) if text in drawn else text for text in rest)
+    everything = {*passages, "n", "m"}
+    assert drawn == everything if share == 1 else drawn and drawn < everything
+
+
+# Bad rows
+
+
+@pytest.fixture
+def faulty(write_source: Write) -> Source:
+    """A source with seven bad rows of as many kinds, in both of its files."""
+    source = write_source("many", rows=400, negatives=(3, 4), symmetric=True)
+    first, second = (pq.read_table(file).to_pydict() for file in source.files)
+    first["query"][3] = None
+    first["passage"][17] = "  "
+    first["negative_2"][40] = first["passage"][40]
+    first["negative_1"][41] = first["negative_2"][41] = None
+    second["passage"][0] = "x" * 1_000_001
+    second["query"][199] = ""
+    query = pa.array([b"\xff\xfe" if row == 5 else text.encode() for row, text in enumerate(second["query"])])
+    second["query"] = pa.Array.from_buffers(pa.string(), len(query), query.buffers())
+    for file, columns in zip(source.files, (first, second), strict=True):
+        pq.write_table(pa.table(columns), file, row_group_size=15)
+    return source
+
+
+def test_bad_rows_are_errors_by_default(faulty: Source, run: Run, refuses: Refuses) -> None:
+    with refuses(faulty.files[0], "row 3,", "column 'query' is null", "quarantine"):
+        run(faulty)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_rows_are_put_aside_with_the_reason(
+    faulty: Source, run: Run, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(plan, "_SHARD_ROWS", 150)
+    prepared = run(faulty, executor=Executor(workers=workers), on_bad_row="quarantine")
+    aside = pq.read_table(prepared.folder / QUARANTINE).to_pylist()
+    first, second = (file.name for file in faulty.files)
+    assert [(row["file"], row["row"], row["column"], row["reason"]) for row in aside] == [
+        (first, 3, "query", "is null"),
+        (first, 17, "passage", "is empty"),
+        (first, 40, "negative_2", "equals column 'passage'"),
+        (first, 41, "negative_*", "has fewer than 2 texts"),
+        (second, 0, "passage", "has more than 1,000,000 characters"),
+        (second, 5, "query", "is not UTF-8"),
+        (second, 199, "query", "is empty"),
+    ]
+    assert aside[1]["query"] == pq.read_table(faulty.files[0]).column("query")[17].as_py()
+    assert sum(prepared.description["rows"].values()) == 400 - len(aside)
+    assert sum(prepared.description["quarantined"].values()) == len(aside)
+    assert json.loads((prepared.folder / "source.json").read_text())["quarantined"]["is empty"] == 2
+
+
+def test_a_source_without_bad_rows_has_no_quarantine(write_source: Write, run: Run) -> None:
+    prepared = run(write_source(), on_bad_row="quarantine")
+    assert prepared.description["quarantined"] == {} and not (prepared.folder / QUARANTINE).exists()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 2048])
+def test_two_texts_of_one_hash_are_refused(
+    write_source: Write, run: Run, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    def same_for_two(text: bytes, seed: int) -> bytes:
+        digest = xxh3_128_digest(text, seed=seed)
+        return b"collided" + digest[8:] if b"question 7 " in text or b"question 8 " in text else digest
+
+    monkeypatch.setattr(reading, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(reading, "xxh3_128_digest", same_for_two)
+    with refuses("'many'", "two texts have one 64-bit hash", "another seed"):
+        run(write_source("many"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("on_bad_row", "ignore"),
+        ("max_length", 0),
+        ("seed", -1),
+        ("validation_share", 1.5),
+        ("document_instruction_share", -0.1),
+    ],
+)
+def test_options_out_of_range_are_refused(options: PreparationOptions, refuses: Refuses, key: str, value: Any) -> None:
+    with refuses(key, value):
+        replace(options, **{key: value})
+    with refuses("num_hard_negatives_retrieval", -1):
+        PreparationOptions(num_hard_negatives=(("retrieval", -1),))

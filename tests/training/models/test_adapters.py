@@ -1,0 +1,253 @@
+"""An adapter is what it says: nothing at first, the base when switched off, and its sum with the base when merged."""
+
+from __future__ import annotations
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForFeatureExtraction, LoraConfig, PeftModel
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from training.config.arguments import LORA_TARGETS
+from training.merge import main
+from training.models.adapters import (
+    ADAPTER_WEIGHTS,
+    add_adapter,
+    attach_adapter,
+    has_adapter,
+    mend_saved,
+    merge_into_base,
+)
+from training.models.loading import load_base, load_whole_model
+from training.models.model_folder import count_parameters
+from training.models.model_ref import AdapterFolder, base_of, base_revision, find_adapter, note_base
+from training.planning.costs import count_adapter, estimate_memory
+
+LENGTHS = [7, 3, 12]
+KINDS = pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+
+
+def lora(dora: bool = False, rank: int = 4, **fields: object) -> LoraConfig:
+    targets = {"target_modules": list(LORA_TARGETS), **fields}
+    return LoraConfig(task_type="FEATURE_EXTRACTION", r=rank, lora_alpha=2 * rank, use_dora=dora, **targets)
+
+
+def disturb(model: F2LLMModel, seed: int = 1) -> None:
+    """Give an adapter the weights of one that was trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+
+
+@torch.no_grad()
+def hidden(model: F2LLMModel, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).last_hidden_state
+
+
+@pytest.fixture
+def batch(random_batch) -> dict[str, Tensor]:
+    return random_batch(LENGTHS)
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A released folder."""
+    folder = tmp_path / "base"
+    build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture
+def save_adapter(base: Path, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase):
+    def save(name: str = "adapter", dora: bool = False, seed: int = 1, **fields: object) -> Path:
+        model = F2LLMModel.from_pretrained(base).eval()
+        add_adapter(model, lora(dora, **fields))
+        disturb(model, seed)
+        folder = tmp_path / name
+        build_sentence_transformer(model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
+        mend_saved(folder)
+        note_base(folder, str(base), base_revision(str(base), "the base"))
+        return folder
+
+    return save
+
+
+@KINDS
+def test_a_new_adapter_changes_nothing_and_can_be_switched_off(tiny_model: F2LLMModel, batch, dora: bool) -> None:
+    before = hidden(tiny_model, batch)
+    add_adapter(tiny_model, lora(dora))
+    assert torch.equal(hidden(tiny_model, batch), before)
+    trained = [name for name, weight in tiny_model.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert len({name.split(".lora_")[0] for name in trained}) == 7 * tiny_model.config.num_hidden_layers
+    disturb(tiny_model)
+    adapted = hidden(tiny_model, batch)
+    tiny_model.disable_adapters()
+    assert torch.equal(hidden(tiny_model, batch), before) and not torch.allclose(adapted, before, atol=1e-3)
+    tiny_model.enable_adapters()
+    assert torch.equal(hidden(tiny_model, batch), adapted)
+
+
+@KINDS
+@pytest.mark.parametrize("target", LORA_TARGETS)
+def test_no_layer_is_passed_by(tiny_model: F2LLMModel, batch, dora: bool, target: str) -> None:
+    before = hidden(tiny_model, batch)
+    add_adapter(tiny_model, lora(dora, target_modules=[target]))
+    disturb(tiny_model)
+    assert not torch.allclose(hidden(tiny_model, batch), before, atol=1e-4)
+
+
+@KINDS
+def test_packed_is_padded(tiny_model: F2LLMModel, batch, dora: bool) -> None:
+    add_adapter(tiny_model, lora(dora))
+    disturb(tiny_model)
+    ids = torch.cat([row[:length] for row, length in zip(batch["input_ids"], LENGTHS, strict=True)])[None]
+    with torch.no_grad():
+        packed = tiny_model(input_ids=ids, sequence_lengths=LENGTHS).last_hidden_state[0]
+    padded = hidden(tiny_model, batch)[batch["attention_mask"].bool()]
+    assert torch.allclose(packed, padded, atol=1e-6)
+
+
+@KINDS
+def test_merged_is_adapted(tiny_model: F2LLMModel, batch, dora: bool) -> None:
+    add_adapter(tiny_model, lora(dora))
+    disturb(tiny_model)
+    adapted, names = hidden(tiny_model, batch), {type(module) for module in F2LLMModel(tiny_model.config).modules()}
+    merge_into_base(tiny_model)
+    assert (hidden(tiny_model, batch) - adapted).abs().max() < 1e-5
+    assert not has_adapter(tiny_model) and {type(module) for module in tiny_model.modules()} == names
+
+
+@KINDS
+def test_everybody_loads_the_folder(base: Path, save_adapter, sentences, batch, dora: bool) -> None:
+    folder = save_adapter(dora=dora)
+    assert not {"config.json", "model.safetensors", "modeling_f2llm.py"} & {path.name for path in folder.iterdir()}
+    expected, real = hidden(load_whole_model(str(folder)).eval(), batch), batch["attention_mask"].bool()
+    wrapped = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(folder)).eval()
+    for model in (
+        wrapped,
+        F2LLMModel.from_pretrained(folder).eval(),
+        AutoPeftModelForFeatureExtraction.from_pretrained(folder).eval(),
+    ):
+        # Of padding, stock Qwen3 makes something.
+        assert torch.allclose(hidden(model, batch)[real], expected[real], atol=1e-5)
+    with wrapped.disable_adapter():
+        assert torch.equal(hidden(wrapped, batch), hidden(F2LLMModel.from_pretrained(base).eval(), batch))
+    own = SentenceTransformer(str(folder), trust_remote_code=True)
+    stock = SentenceTransformer(str(folder))
+    assert type(own[0].auto_model).__name__ == "F2LLMModel" and type(stock[0].auto_model).__name__ == "Qwen3Model"
+    assert own.encode(sentences) == pytest.approx(stock.encode(sentences), abs=1e-5)
+    own.disable_adapters()
+    unadapted = SentenceTransformer(str(base), trust_remote_code=True).encode(sentences)
+    assert (own.encode(sentences) == unadapted).all()
+
+
+def test_a_folder_that_peft_saved_is_read(tmp_path: Path, base: Path, save_adapter, batch) -> None:
+    model = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(save_adapter(dora=True)))
+    model.save_pretrained(str(tmp_path / "saved"))
+    read = load_whole_model(str(tmp_path / "saved")).eval()
+    assert torch.allclose(hidden(read, batch), hidden(model.eval(), batch), atol=1e-6)
+
+
+def test_one_base_carries_several_adapters(base: Path, save_adapter, sentences) -> None:
+    folders = {name: save_adapter(name, seed=seed) for seed, name in enumerate(("law", "medicine"))}
+    model = SentenceTransformer(str(base), trust_remote_code=True)
+    for name, folder in folders.items():
+        model.load_adapter(str(folder), name)
+    for name, folder in folders.items():
+        model.set_adapter(name)
+        alone = SentenceTransformer(str(folder), trust_remote_code=True).encode(sentences)
+        assert model.encode(sentences) == pytest.approx(alone, abs=1e-6)
+
+
+def test_the_folder_names_its_base(base: Path, save_adapter) -> None:
+    folder = save_adapter()
+    adapter = find_adapter(str(folder))
+    assert adapter == AdapterFolder(str(folder), str(base), base_revision(str(base), "the base"))
+    assert base_of(str(folder)) == str(base) and base_of(str(base)) == str(base)
+    assert find_adapter(str(base)) is None
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(LORA_TARGETS)
+
+
+def test_an_adapter_of_another_shape_says_what_it_adapts(
+    base: Path, save_adapter, tiny_config: F2LLMConfig, refuses
+) -> None:
+    adapter = find_adapter(str(save_adapter()))
+    narrow = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "hidden_size": 16, "matryoshka_dimensions": None}))
+    with refuses(adapter.name, "does not fit", "size mismatch", base):
+        attach_adapter(narrow, adapter, trainable=False)
+    shallow = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "num_hidden_layers": 1, "layer_types": None}))
+    with refuses(adapter.name, "does not fit", "another adapter", base):
+        attach_adapter(shallow, adapter, trainable=False)
+
+
+def test_a_base_that_changed_or_is_gone_is_refused(base: Path, save_adapter, tiny_config: F2LLMConfig, refuses) -> None:
+    folder = save_adapter()
+    F2LLMModel(deepcopy(tiny_config)).save_pretrained(base)
+    with refuses(folder, base, "has other weights"):
+        load_whole_model(str(folder))
+    assert load_base(find_adapter(str(folder)), same=False)
+    base.rename(base.with_name("moved"))
+    with refuses(folder, base, "cannot be loaded", "base_model_name_or_path"):
+        load_whole_model(str(folder))
+    assert load_base(find_adapter(str(folder)), str(base.with_name("moved")), same=False)
+
+
+def test_an_adapter_without_weights_or_of_another_type_is_refused(save_adapter, refuses) -> None:
+    folder = save_adapter()
+    weights, config = folder / ADAPTER_WEIGHTS, folder / "adapter_config.json"
+    weights.rename(folder / "elsewhere")
+    with refuses(folder, ADAPTER_WEIGHTS):
+        load_whole_model(str(folder))
+    kept = {key: json.loads(config.read_text())[key] for key in ("base_model_name_or_path", "target_modules")}
+    config.write_text(json.dumps({**kept, "peft_type": "IA3", "feedforward_modules": []}))
+    with refuses(folder, "IA3", "only LoRA and DoRA"):
+        load_whole_model(str(folder))
+
+
+def test_the_command_merges_an_adapter_into_its_base(base: Path, save_adapter, sentences, tmp_path, capsys) -> None:
+    folder, output = save_adapter(), ["--output", str(tmp_path / "merged")]
+    assert main([str(folder), *output]) == 0 and "adapter.json" in capsys.readouterr().out
+    merged, adapted = (SentenceTransformer(str(each)).encode(sentences) for each in (tmp_path / "merged", folder))
+    assert merged == pytest.approx(adapted, abs=1e-5)
+    assert main([str(folder), *output]) == 0
+    for words, part in (
+        ([str(folder), "--slerp"], "--slerp: " + str(folder) + " is an adapter"),
+        ([str(base), "--base", str(base)], "is no adapter"),
+        ([str(folder), str(base)], "an adapter without a model's weights"),
+    ):
+        assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
+
+
+def test_layers_that_are_not_there_are_named(tiny_model: F2LLMModel, refuses) -> None:
+    with refuses("lora_target_modules", "query_key_value", "q_proj", "down_proj"):
+        add_adapter(tiny_model, lora(target_modules=["q_proj", "query_key_value"]))
+    assert not has_adapter(tiny_model)
+
+
+def test_without_peft_the_extra_is_named(save_adapter, monkeypatch: pytest.MonkeyPatch, refuses) -> None:
+    folder = save_adapter()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with refuses("peft", "[train,lora]"):
+        load_whole_model(str(folder))
+
+
+@KINDS
+def test_the_plan_counts_what_is_trained(tiny_model: F2LLMModel, dora: bool) -> None:
+    config, adapter = deepcopy(tiny_model.config), lora(dora)
+    add_adapter(tiny_model, deepcopy(adapter))
+    trained = tiny_model.num_parameters(only_trainable=True)
+    assert count_adapter(config, adapter) == trained
+    estimate = estimate_memory(config, 1_000, 100, adapter=adapter)
+    assert estimate.state == 4 * count_parameters(config) + 16 * trained
+    two = estimate_memory(config, 1_000, 100, processes=2, adapter=adapter)
+    assert two.state == estimate.state + 4 * trained

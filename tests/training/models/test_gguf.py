@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.models.starts import save_like_qwen3_embedding
+from training.export import main
+from training.models.gguf import export_gguf
+
+gguf = pytest.importorskip("gguf")
+
+_TENSORS = {
+    "embed_tokens.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: F2LLMModel, small_tokenizer) -> Path:
+    """A model whose tokenizer has merges, and whose vocabulary is larger than the tokenizer's."""
+    tiny_model.resize_token_embeddings(416)
+    with torch.no_grad():
+        for name, weights in tiny_model.named_parameters():
+            if name.endswith("norm.weight"):
+                weights.normal_(1, 0.1)
+    build_sentence_transformer(tiny_model, small_tokenizer).save_pretrained(
+        str(tmp_path / "model"), create_model_card=False
+    )
+    return tmp_path / "model"
+
+
+def _fields(reader: Any) -> dict[str, Any]:
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def _tensors(reader: Any) -> dict[str, torch.Tensor]:
+    return {
+        each.name: torch.from_numpy(np.array(gguf.quants.dequantize(each.data, each.tensor_type)))
+        for each in reader.tensors
+    }
+
+
+def _of_gguf(name: str) -> str:
+    layer, _, rest = name.removeprefix("layers.").partition(".")
+    return f"blk.{layer}.{_TENSORS[rest]}" if name.startswith("layers.") else _TENSORS[name]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_every_tensor_is_read_back(folder, tmp_path, dtype):
+    export_gguf(folder, tmp_path / "model.gguf", dtype)
+    weights, read = load_file(folder / "model.safetensors"), _tensors(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert {_of_gguf(name) for name in weights} == set(read)
+    stored = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    for name, tensor in weights.items():
+        expected = tensor if tensor.dim() == 1 else tensor.to(stored).float()
+        assert torch.equal(read[_of_gguf(name)], expected), name
+    kinds = {each.name: each.tensor_type.name.lower() for each in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert kinds["token_embd.weight"] == dtype and kinds["blk.1.attn_q_norm.weight"] == "f32"
+
+
+def test_a_model_of_the_read_tensors_and_shape_embeds_alike(folder, tmp_path, random_batch):
+    export_gguf(folder, tmp_path / "model.gguf", "f32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    fields, tensors = _fields(reader), _tensors(reader)
+    config = F2LLMConfig(
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=fields["qwen3.embedding_length"],
+        intermediate_size=fields["qwen3.feed_forward_length"],
+        num_hidden_layers=fields["qwen3.block_count"],
+        num_attention_heads=fields["qwen3.attention.head_count"],
+        num_key_value_heads=fields["qwen3.attention.head_count_kv"],
+        head_dim=fields["qwen3.attention.key_length"],
+        max_position_embeddings=fields["qwen3.context_length"],
+        rms_norm_eps=fields["qwen3.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": fields["qwen3.rope.freq_base"]},
+        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
+        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
+    )
+    rebuilt = F2LLMModel(config).eval()
+    rebuilt.load_state_dict({name: tensors[_of_gguf(name)] for name in rebuilt.state_dict()})
+    batch = random_batch([5, 9, 3])
+    with torch.no_grad():
+        expected = F2LLMModel.from_pretrained(folder).eval()(**batch).last_hidden_state
+        torch.testing.assert_close(rebuilt(**batch).last_hidden_state, expected, rtol=0, atol=1e-6)
+
+
+def test_shape_and_pooling_are_what_llama_cpp_reads(folder, tmp_path):
+    export_gguf(folder, tmp_path / "model.gguf", "f16")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    expected = {
+        "general.architecture": "qwen3",
+        "general.type": "model",
+        "general.name": "model",
+        "general.file_type": 1,
+        "qwen3.block_count": 2,
+        "qwen3.context_length": 512,
+        "qwen3.embedding_length": 32,
+        "qwen3.feed_forward_length": 64,
+        "qwen3.attention.head_count": 4,
+        "qwen3.attention.head_count_kv": 2,
+        "qwen3.attention.key_length": 8,
+        "qwen3.attention.value_length": 8,
+        "qwen3.attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "qwen3.rope.freq_base": 10000.0,
+        "qwen3.pooling_type": 3,
+    }
+    assert {key: fields[key] for key in expected} == expected
+
+
+def test_the_tokenizer_is_read_back(folder, tmp_path, sentences):
+    export_gguf(folder, tmp_path / "model.gguf", "f16")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "qwen2")
+    assert len(tokens) == len(types) == 416
+    vocabulary = {**content["model"]["vocab"], **{each["content"]: each["id"] for each in content["added_tokens"]}}
+    assert {token: tokens[index] for token, index in vocabulary.items()} == {token: token for token in vocabulary}
+    assert tokens[-1] == "[PAD415]" and types[-1] == gguf.TokenType.UNUSED
+    special = {index for index, kind in enumerate(types) if kind == gguf.TokenType.CONTROL}
+    assert special == {each["id"] for each in content["added_tokens"] if each["special"]}
+    assert fields["tokenizer.ggml.merges"] == [" ".join(pair) for pair in content["model"]["merges"]]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    assert fields["tokenizer.ggml.add_eos_token"] is True and fields["tokenizer.ggml.add_bos_token"] is False
+    ids = tokenizer(sentences[0]).input_ids
+    assert [tokens[index] for index in ids] == tokenizer.convert_ids_to_tokens(ids) and ids[
+        -1
+    ] == tokenizer.eos_token_id
+
+
+def test_one_token_before_a_text_is_exported_more_are_refused(folder, tmp_path, refuses):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    tokens = [tokenizer.bos_token, tokenizer.eos_token]
+    known = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+
+    def put_before_text(*first: str) -> None:
+        template = TemplateProcessing(single=[*first, "$A", "<|im_end|>"], special_tokens=known)
+        tokenizer.backend_tokenizer.post_processor = template
+        tokenizer.save_pretrained(folder)
+
+    put_before_text("<|im_start|>")
+    export_gguf(folder, tmp_path / "model.gguf")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert fields["tokenizer.ggml.add_bos_token"] is True and fields["tokenizer.ggml.add_eos_token"] is True
+    assert fields["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
+    put_before_text("<|im_start|>", "<|im_start|>")
+    with refuses(folder, "before a text"):
+        export_gguf(folder, tmp_path / "model.gguf")
+
+
+def test_the_command_writes_the_same_bytes_again(folder, tmp_path, capsys):
+    words = [str(folder), "--backend", "gguf", "--output", str(tmp_path / "a.gguf"), "--dtype", "bf16"]
+    assert main(words) == 0
+    before = (tmp_path / "a.gguf").read_bytes()
+    assert main(words) == 0 and (tmp_path / "a.gguf").read_bytes() == before
+    assert main([*words, "--precision", "int8"]) == 2 and "--precision has no effect" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
+
+
+def _edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "part"),
+    [
+        ("config.json", lambda content: content.update(attention_bias=True), "attention_bias is True"),
+        ("config.json", lambda content: content.update(hidden_act="gelu"), "hidden_act is 'gelu'"),
+        (
+            "config.json",
+            lambda content: content["rope_parameters"].update(rope_type="linear", factor=2.0),
+            "rope_type is 'linear'",
+        ),
+        ("1_Pooling/config.json", lambda content: content.update(pooling_mode="mean"), "only the last token's"),
+        (
+            "tokenizer.json",
+            lambda content: content["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\s+"),
+            "does not split texts as Qwen2's",
+        ),
+        ("tokenizer.json", lambda content: content.update(pre_tokenizer=None), "does not split texts as Qwen2's"),
+        ("tokenizer.json", lambda content: content.update(post_processor=None), "appends no EOS token"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(folder, tmp_path, refuses, file, change, part):
+    _edit(folder / file, change)
+    with refuses(folder, part):
+        export_gguf(folder, tmp_path / "model.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_another_end_of_texts_is_kept_and_a_module_after_pooling_refused(
+    tmp_path, tiny_config, tiny_tokenizer, refuses
+):
+    start = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer)
+    export_gguf(start, tmp_path / "model.gguf")
+    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert fields["tokenizer.ggml.eos_token_id"] == tiny_tokenizer.pad_token_id
+    assert fields["tokenizer.ggml.add_eos_token"] is True
+    start = save_like_qwen3_embedding(tmp_path / "dense", tiny_config, tiny_tokenizer, dense=True)
+    with refuses(start, "has the module Dense after pooling; only the last token's"):
+        export_gguf(start, tmp_path / "model.gguf")
+
+
+def test_other_tensors_and_too_large_weights_leave_the_old_file(folder, tmp_path, refuses):
+    export_gguf(folder, tmp_path / "model.gguf", "f16")
+    before = (tmp_path / "model.gguf").read_bytes()
+    whole = load_file(folder / "model.safetensors")
+    for changed, part in (
+        ({**whole, "embed_tokens.weight": whole["embed_tokens.weight"] * 1e8}, "embed_tokens.weight is not finite in"),
+        ({**whole, "lm_head.weight": torch.ones(416, 32)}, "lm_head.weight"),
+        ({name: each for name, each in whole.items() if name != "norm.weight"}, "norm.weight"),
+    ):
+        save_file(changed, folder / "model.safetensors")
+        with refuses(part):
+            export_gguf(folder, tmp_path / "model.gguf", "f16")
+    assert (tmp_path / "model.gguf").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+
+
+def test_a_folder_without_a_model_and_a_missing_package_are_reported(folder, tmp_path, refuses, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with refuses(tmp_path / "empty", "holds no weights"):
+        export_gguf(tmp_path / "empty", tmp_path / "model.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with refuses("pip install 'f2llm[gguf]'"):
+        export_gguf(folder, tmp_path / "model.gguf")

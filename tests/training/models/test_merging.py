@@ -1,0 +1,447 @@
+"""Averages of models: exact, complete folders that name their parents, and nothing from models that do not match."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from training.merge import main
+from training.models import merging
+from training.models.loading import train_tokenizer
+from training.models.merging import angle, find_parent, mean_of, merge, slerp, slerp_of, weighted_mean
+
+ROOT = Path(__file__).parents[3]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase):
+    """``save_model(name, seed=0, dtype=torch.float32, prompts=None, tokenizer=None, **config)``: a model's folder."""
+
+    def save(name, seed=0, dtype=torch.float32, prompts=None, tokenizer=None, **config) -> Path:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            changed = {**tiny_config.to_dict(), "matryoshka_dimensions": None, "layer_types": None, **config}
+            model = F2LLMModel(F2LLMConfig(**changed)).to(dtype)
+        built = build_sentence_transformer(model, deepcopy(tokenizer or tiny_tokenizer), prompts)
+        built.save_pretrained(str(tmp_path / name), create_model_card=False)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def pair(save_model) -> tuple[Path, Path]:
+    return save_model("one"), save_model("two", seed=1)
+
+
+def _merge(output: Path, *folders: Path, method=None, **options) -> dict:
+    return merge([find_parent(str(folder)) for folder in folders], method or mean_of(len(folders)), output, **options)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _edit(path: Path, **keys) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Averages of tensors.
+
+
+def test_the_mean_is_that_of_fp64():
+    tensors, weights = [_random(7, 5, seed=seed) for seed in range(4)], [0.1, 0.2, 0.3, 0.4]
+    expected = sum(weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True))
+    before = [tensor.clone() for tensor in tensors]
+    torch.testing.assert_close(weighted_mean(tensors, weights), expected.float(), rtol=0, atol=1e-6)
+    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_mean_of_equal_tensors_is_that_tensor_bit_for_bit(count):
+    assert torch.equal(weighted_mean([_random(100, 100)] * count, [1 / count] * count), _random(100, 100))
+
+
+def test_the_mean_of_bf16_is_rounded_once():
+    # In bf16, 256 + 1 is 256 and the mean of the three would be 256.
+    tensors = [torch.tensor([value], dtype=torch.bfloat16) for value in (256.0, 258.0, 264.0)]
+    assert weighted_mean(tensors, [1 / 3] * 3).bfloat16().item() == torch.tensor(778 / 3).bfloat16().item()
+
+
+def test_slerp_divides_the_angle_and_keeps_the_norm():
+    start, end = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    for t in (0.0, 0.25, 0.5, 1.0):
+        expected = torch.tensor([math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)])
+        torch.testing.assert_close(slerp(start, end, t), expected)
+    start, end = (torch.nn.functional.normalize(_random(9, 6, seed=seed).flatten(), dim=0) for seed in (0, 1))
+    between = slerp(start, end, 0.3)
+    assert between.norm().item() == pytest.approx(1, abs=1e-6)
+    assert angle(start, between) == pytest.approx(0.3 * angle(start, end), abs=1e-6)
+
+
+def test_slerp_of_nearly_equal_tensors_is_their_mean():
+    start = _random(50)
+    end = start * (1 + 1e-6)
+    torch.testing.assert_close(slerp(start, end, 0.5), (start + end) / 2)
+    assert torch.equal(slerp(start, start, 0.3), start)
+    assert torch.equal(slerp(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
+
+
+def test_the_angle_of_large_tensors_is_summed_in_fp64():
+    start = _random(3_000_000)
+    end = start + 0.01 * _random(3_000_000, seed=1)
+    expected = torch.nn.functional.cosine_similarity(start.double(), end.double(), dim=0).acos().item()
+    assert angle(start, end) == pytest.approx(expected, rel=1e-7)
+
+
+def test_shares_sum_to_one():
+    assert mean_of(4).shares == (0.25, 0.25, 0.25, 0.25)
+    assert mean_of(2, [3, 1]).shares == (0.75, 0.25) == slerp_of(2, 0.25).shares
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "part"),
+    [
+        (mean_of, (2, [0.5]), "--weights: 1 weights for 2 models"),
+        (mean_of, (2, [0.5, 0.3, 0.2]), "--weights: 3 weights for 2 models"),
+        (mean_of, (2, [1.0, -1.0]), "--weights: -1.0 is not a positive number"),
+        (mean_of, (2, [1.0, float("nan")]), "--weights: nan is not a positive number"),
+        (slerp_of, (3, 0.5), "--slerp goes from one model to another, not 3"),
+        (slerp_of, (2, 1.5), "--slerp: 1.5 does not lie between 0"),
+    ],
+)
+def test_faulty_methods_are_refused(refuses, method, given, part):
+    with refuses(part):
+        method(*given)
+
+
+# Averages of models.
+
+
+def test_a_soup_is_the_mean_of_its_parents(pair, tmp_path):
+    _merge(tmp_path / "soup", *pair, method=mean_of(2, [1, 3]))
+    first, second, soup = map(_weights, (*pair, tmp_path / "soup"))
+    assert soup.keys() == first.keys()
+    for name, tensor in soup.items():
+        torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * second[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_soup_of_one_is_the_identity(save_model, tmp_path, dtype):
+    one = save_model("one", dtype=dtype)
+    _merge(tmp_path / "soup", one)
+    before, after = _content(one), _content(tmp_path / "soup")
+    assert after.pop("merge.json") and json.loads(after.pop("config.json")).pop("merged_from")
+    before.pop("config.json")
+    assert after == before
+
+
+def test_bf16_parents_are_averaged_in_fp32_and_rounded_to_bf16(save_model, tmp_path):
+    folders = [save_model(f"m{seed}", seed=seed, dtype=torch.bfloat16) for seed in range(3)]
+    _merge(tmp_path / "soup", *folders)
+    parents, soup = [_weights(folder) for folder in folders], _weights(tmp_path / "soup")
+    for name, tensor in soup.items():
+        expected = torch.stack([parent[name].double() for parent in parents]).mean(dim=0)
+        assert tensor.dtype == torch.bfloat16
+        # Only the result is rounded to bf16: fp32's own rounding decides between neighbours at ties alone.
+        assert (tensor == expected.bfloat16()).float().mean() > 0.99
+
+
+def test_slerp_of_models(pair, tmp_path, refuses):
+    _merge(tmp_path / "start", *pair, method=slerp_of(2, 0.0))
+    _merge(tmp_path / "between", *pair, method=slerp_of(2, 0.5))
+    first, second, between = map(_weights, (*pair, tmp_path / "between"))
+    for name, tensor in _weights(tmp_path / "start").items():
+        torch.testing.assert_close(tensor, first[name], rtol=0, atol=1e-7)
+    # Random matrices are nearly orthogonal: their mean is shorter by the root of two.
+    name = "layers.0.mlp.up_proj.weight"
+    assert between[name].norm().item() == pytest.approx(first[name].norm().item(), rel=0.05)
+    assert ((first[name] + second[name]) / 2).norm().item() < 0.8 * first[name].norm().item()
+    save_file({name: -tensor for name, tensor in first.items()}, pair[1] / WEIGHTS)
+    with refuses("one and two", "opposite", "use the mean"):
+        _merge(tmp_path / "opposite", *pair, method=slerp_of(2, 0.5))
+
+
+def test_a_soup_loads_everywhere_and_names_its_ancestors(save_model, tmp_path, sentences):
+    folders = [save_model(f"m{seed}", seed=seed, prompts={"query": "Q: ", "document": ""}) for seed in range(2)]
+    _merge(tmp_path / "soup", *folders)
+    record = {"method": "mean", "parents": [{"name": "m0", "weight": 0.5}, {"name": "m1", "weight": 0.5}]}
+    for loader in (F2LLMModel, AutoModel):
+        assert loader.from_pretrained(tmp_path / "soup").config.merged_from == record
+    stock, own = (SentenceTransformer(str(tmp_path / "soup"), trust_remote_code=each) for each in (False, True))
+    assert stock.prompts["query"] == "Q: "
+    assert stock.encode(sentences) == pytest.approx(own.encode(sentences), abs=1e-5)
+    stock.save_pretrained(str(tmp_path / "again"), create_model_card=False)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["merged_from"] == record
+    _merge(tmp_path / "stew", tmp_path / "soup", folders[0])
+    parents = json.loads((tmp_path / "stew" / "config.json").read_text())["merged_from"]["parents"]
+    assert parents[0]["merged_from"] == record
+    # No private path.
+    assert not [
+        name for name in ("config.json", "merge.json") if str(tmp_path) in (tmp_path / "stew" / name).read_text()
+    ]
+
+
+def test_merging_again_changes_nothing_and_repeats_bit_for_bit(pair, tmp_path, refuses):
+    _merge(tmp_path / "soup", *pair)
+    written = (tmp_path / "soup" / WEIGHTS).stat().st_mtime_ns
+    _merge(tmp_path / "soup", *pair)
+    assert (tmp_path / "soup" / WEIGHTS).stat().st_mtime_ns == written
+    _merge(tmp_path / "other", *pair)
+    assert _content(tmp_path / "other") == _content(tmp_path / "soup")
+    with refuses("soup", "holds something else"):
+        _merge(tmp_path / "soup", *pair, method=mean_of(2, [1, 2]))
+    before = _content(pair[0])
+    with refuses("one", "is read; give another --output"):
+        _merge(pair[0], *pair)
+    assert _content(pair[0]) == before
+
+
+def test_shards_hold_the_same_weights(pair, tmp_path, sentences):
+    _merge(tmp_path / "soup", *pair)
+    _merge(tmp_path / "shards", *pair, max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
+    # Sharded parents, too.
+    _merge(tmp_path / "of shards", tmp_path / "shards")
+    whole = _weights(tmp_path / "soup")
+    for folder in ("shards", "of shards"):
+        weights = _weights(tmp_path / folder)
+        assert whole.keys() == weights.keys() and all(torch.equal(whole[name], weights[name]) for name in whole)
+    loaded = SentenceTransformer(str(tmp_path / "shards")).encode(sentences)
+    assert (loaded == SentenceTransformer(str(tmp_path / "soup")).encode(sentences)).all()
+
+
+def test_an_interrupted_merge_leaves_nothing_and_the_next_one_completes(pair, tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(merging, "write_average", full_disk)
+        _merge(tmp_path / "soup", *pair)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    # As a killed process leaves it.
+    (tmp_path / ".soup.partial").mkdir()
+    (tmp_path / ".soup.partial" / "stale").touch()
+    _merge(tmp_path / "soup", *pair)
+    assert not (tmp_path / ".soup.partial").exists() and not (tmp_path / "soup" / "stale").exists()
+
+
+def test_dtypes_are_chosen_where_they_differ(save_model, tmp_path, refuses):
+    double = save_model("double", dtype=torch.float64)
+    with refuses("float64", "--dtype"):
+        _merge(tmp_path / "soup", double)
+    _merge(tmp_path / "single", double, dtype=torch.float32)
+    folders = save_model("one"), save_model("two", seed=1, dtype=torch.bfloat16)
+    with refuses("one", "float32", "two", "bfloat16", "--dtype"):
+        _merge(tmp_path / "soup", *folders)
+    _merge(tmp_path / "soup", *folders, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in _weights(tmp_path / "soup").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "soup" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_weights_that_are_not_finite_are_refused(pair, tmp_path, refuses, value):
+    _change(pair[1], lambda weights: weights["norm.weight"].__setitem__(3, value))
+    parts = ["float16", "--dtype"] if value == 1e6 else ["two", "NaN or infinite"]
+    with refuses("norm.weight", *parts):
+        _merge(tmp_path / "soup", *pair, dtype=torch.float16)
+    assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"hidden_size": 48}, ["config.json", "hidden_size", "(48, not 32)"]),
+        ({"num_hidden_layers": 3}, ["config.json", "layer_types"]),
+        ({"vocab_size": 330}, ["config.json", "vocab_size"]),
+        ({"rms_norm_eps": 1e-5}, ["config.json", "rms_norm_eps"]),
+        ({"matryoshka_dimensions": [32, 16]}, ["config.json", "matryoshka_dimensions"]),
+        ({"prompts": {"query": "Other: ", "document": ""}}, ["config_sentence_transformers.json", "prompts"]),
+        ({"tokenizer": None}, ["tokenizer.json"]),
+    ],
+)
+def test_models_that_do_not_match_are_refused(save_model, tmp_path, refuses, sentences, change, parts):
+    if "tokenizer" in change:
+        change = {"tokenizer": train_tokenizer(iter(sentences[:5]), vocab_size=280)}
+    folders = save_model("one"), save_model("two", **change)
+    with refuses("two cannot be merged with one", *parts):
+        _merge(tmp_path / "soup", *folders)
+    assert not (tmp_path / "soup").exists()
+
+
+def test_other_files_and_tensors_are_refused(pair, save_model, tmp_path, refuses):
+    _change(pair[1], lambda weights: weights.update({"norm.weight": torch.ones(3)}))
+    with refuses("two cannot be merged with one", "shape of the weights", "'norm.weight' ((3,), not (32,))"):
+        _merge(tmp_path / "soup", *pair)
+    _change(pair[1], lambda weights: weights.pop("norm.weight"))
+    for folders, values in ((pair, "(None, not (32,))"), (pair[::-1], "((32,), not None)")):
+        with refuses("cannot be merged", f"'norm.weight' {values}"):
+            _merge(tmp_path / "soup", *folders)
+    pooled, other, dense = save_model("pooled"), save_model("other"), save_model("dense")
+    _edit(pooled / "1_Pooling" / "config.json", pooling_mode="mean")
+    with refuses("pooled", "Pooling", "pooling_mode"):
+        _merge(tmp_path / "soup", pair[0], pooled)
+    save_file({"linear.weight": torch.ones(2, 2)}, dense / "2_Normalize" / WEIGHTS)
+    with refuses("2_Normalize", "weights of its own"):
+        _merge(tmp_path / "soup", dense)
+    _edit(other / "config.json", model_type="bert")
+    with refuses("other", "'bert'", "qwen3"):
+        _merge(tmp_path / "soup", other)
+
+
+def test_settings_without_effect_on_embeddings_may_differ(pair, tmp_path):
+    _edit(pair[1] / "config.json", transformers_version="4.57.0", use_cache=True, auto_map={})
+    tokenizer = json.loads((pair[1] / "tokenizer.json").read_text())
+    tokenizer["truncation"] = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    (pair[1] / "tokenizer.json").write_text(json.dumps(tokenizer))
+    _merge(tmp_path / "soup", *pair)
+
+
+# How parents are found.
+
+
+def test_runs_and_their_checkpoints_are_found(save_model, tmp_path):
+    run, model = tmp_path / "mine", save_model("model")
+    run.mkdir()
+    (run / "recipe.yaml").touch()
+    for name in ("model", "checkpoint-5", "checkpoint-10"):
+        shutil.copytree(model, run / name)
+    assert (find_parent(str(run)).folder, find_parent(str(run)).name) == (run / "model", "mine/model")
+    assert find_parent(str(run / "checkpoint-5")).name == "mine/checkpoint-5"
+    # The folder around a model that belongs to no run may be private.
+    assert find_parent(str(model)).name == "model"
+
+
+def test_a_revision_on_the_hub_is_found_in_the_cache(save_model, tmp_path, monkeypatch, refuses):
+    commit = "a" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "step-7").write_text(commit)
+    shutil.copytree(save_model("model"), repository / "snapshots" / commit)
+    parent = find_parent("some/model@step-7")
+    assert parent.record() == {"name": "some/model", "revision": commit}
+    with refuses("some/model@step-8", "not to be had from the Hub"):
+        find_parent("some/model@step-8")
+
+
+@pytest.mark.parametrize("word", ["no/such/folder", "nothing here", "a@b@c", "empty", "adapter", "run", "pickled"])
+def test_other_parents_are_refused(save_model, refuses, tmp_path: Path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for folder in ("adapter", "run/model"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "adapter_config.json").write_text("{}")
+    model = save_model("pickled")
+    (model / WEIGHTS).rename(model / "pytorch_model.bin")
+    told = {"empty": "holds no model", "pickled": "pickled"}
+    told |= dict.fromkeys(("adapter", "run"), "an adapter without a model's weights; merge it into its base first")
+    with refuses(word, told.get(word, "no such folder")):
+        find_parent(word)
+
+
+# The command.
+
+
+def test_checkpoints_of_a_run_are_averaged(uninterrupted, tmp_path, capsys):
+    checkpoints = sorted(map(str, uninterrupted.glob("checkpoint-*")))[-2:]
+    words = [*checkpoints, "--output", str(tmp_path / "soup"), "--weights", "1", "3"]
+    assert main(words) == 0 and "mean of 0.25 run/checkpoint-" in capsys.readouterr().out
+    # No state of the training.
+    assert not {path.suffix for path in (tmp_path / "soup").iterdir()} & {".pt", ".pth", ".bin"}
+    assert main(words) == 0
+    assert main([str(uninterrupted), "--output", str(tmp_path / "model")]) == 0
+    assert "1 run/model" in capsys.readouterr().out
+    run, merged = _weights(uninterrupted / "model"), _weights(tmp_path / "model")
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in run.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["{run}", "{run}", "--weights", "1"], "1 weights for 2 models"),
+        (["{run}", "{run}", "{run}", "--slerp"], "--slerp goes from one model to another, not 3"),
+        (["{run}", "no/such/model"], "no/such/model: no such folder"),
+        (["a@b@c"], "a@b@c: no such folder"),
+        (["{run}", "--max-shard-size", "large"], "--max-shard-size: 'large' is not a size"),
+    ],
+)
+def test_faulty_input_is_reported_in_one_line(uninterrupted, tmp_path, capsys, words, part):
+    words = [word.format(run=uninterrupted) for word in words]
+    assert main([*words, "--output", str(tmp_path / "soup")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and part in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def _run(*words: object, **options) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, env=environment, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_runs_from_a_checkout(uninterrupted, tmp_path):
+    words = [uninterrupted, uninterrupted, "--slerp", "0.25", "--output", tmp_path / "soup"]
+    told = _run(ROOT / "training" / "merge.py", *words, cwd=tmp_path)
+    assert "slerp of 0.75 run/model, 0.25 run/model, in float32" in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
+def test_a_merge_holds_one_shard(save_model, tmp_path):
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "head_dim": 64}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 8}
+    small, parents = save_model("small"), [save_model(f"m{seed}", seed=seed, **shape) for seed in range(3)]
+    size = (parents[0] / WEIGHTS).stat().st_size / 2**20
+    assert size > 200
+    whole, sharded = (
+        float(
+            _run(
+                Path(__file__).with_name("merging_worker.py"),
+                tmp_path / name,
+                limit,
+                small,
+                *parents,
+                cwd=ROOT,
+                env={"PYTHONPATH": str(ROOT)},
+            )
+        )
+        for name, limit in (("whole", "5GB"), ("sharded", "20MB"))
+    )
+    assert len(list((tmp_path / "sharded").glob("model-*"))) > 10
+    # A shard of the average, and a tensor of it and of a parent.
+    assert sharded < 60 < 0.9 * size < whole

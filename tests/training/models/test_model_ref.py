@@ -1,0 +1,104 @@
+"""Names are resolved to what a model is now, and its files say how it is read; missing and damaged ones are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
+from training.models import model_ref
+from training.models.encoders import find_miner
+from training.models.model_ref import find_adapter, model_revision, prompts_of, resolve, why_not_last_token
+
+Refuses = Callable[..., AbstractContextManager[None]]
+
+
+def write_model(folder: Path, files: dict[str, str] | None = None) -> Path:
+    for name, content in {"modules.json": "[]", "1_Pooling/config.json": "{}", **(files or {})}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A Hub that has the ``config.json`` of one model; the files that were asked for."""
+    asked: list[str] = []
+
+    def download(name: str, file: str, revision: str | None = None) -> str:
+        asked.append(file)
+        if (name, file) != ("org/model", "config.json"):
+            raise OSError(f"404\nno {file}")
+        return str(tmp_path / "snapshots" / ("89abcdef" if revision == "step-1" else "0123abcd") / file)
+
+    monkeypatch.setattr(model_ref, "hf_hub_download", download)
+    return asked
+
+
+def test_a_folder_may_move_and_hidden_files_do_not_count(tmp_path: Path) -> None:
+    one, two = write_model(tmp_path / "one"), write_model(tmp_path / "elsewhere/two", {".git/HEAD": "x", ".c/y/z": "z"})
+    assert model_revision(str(one), "--model") == model_revision(f"{two}/", "key 'teacher'")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"modules.json": "[ ]"}),
+        ({}, {"1_Pooling/config.json": "[]"}),
+        ({}, {"new.txt": ""}),
+        ({"a": "xy", "b": ""}, {"a": "x", "b": "y"}),
+    ],
+)
+def test_any_change_to_a_folder_is_seen(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
+    one, two = write_model(tmp_path / "one", before), write_model(tmp_path / "two", after)
+    assert model_revision(str(one), "--model") != model_revision(str(two), "--model")
+
+
+def test_a_model_on_the_hub_is_its_commit(hub: list[str], tmp_path: Path) -> None:
+    assert model_revision("org/model", "--model") == "0123abcd"
+    assert hub == ["modules.json", "adapter_config.json", "config.json"]
+    assert model_revision("org/model", "--model", "step-1") == "89abcdef"
+    assert find_miner("org/model").revision == "0123abcd"
+    assert find_miner(str(write_model(tmp_path))).revision == model_revision(str(tmp_path), "--model")
+
+
+@pytest.mark.parametrize("key", ["--model", "key 'teacher'"])
+def test_no_such_model(hub: list[str], tmp_path: Path, refuses: Refuses, key: str) -> None:
+    for refused in (lambda name: model_revision(name, key), lambda name: resolve(name, key)):
+        with refuses("'org/none'", "neither a folder nor", "404 no config.json", f"correct {key}"):
+            refused("org/none")
+    with refuses(tmp_path, "holds no model", "modules.json and config.json", f"correct {key}"):
+        model_revision(str(tmp_path), key)
+
+
+def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    shutil.copytree(whole, tmp_path / "run/model")
+    found = resolve(str(tmp_path / "run"), "--model")
+    assert found.place == str(tmp_path / "run/model") and found.identity == resolve(str(whole), "--model").identity
+    assert find_miner(str(tmp_path / "run")).made_by() == find_miner(str(whole)).made_by()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, None), ({"pooling": "mean"}, "is pooled by mean"), ({"dense": True}, "has the module Dense after pooling")],
+)
+def test_what_the_files_say(tmp_path: Path, tiny_config, tiny_tokenizer, changes: dict, told: str | None) -> None:
+    model = str(save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, **changes))
+    assert why_not_last_token(model) == told
+    assert prompts_of(model) == QWEN3_PROMPTS and prompts_of(str(tmp_path)) is None
+
+
+def test_an_adapter_that_names_no_base_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    path = tmp_path / "adapter_config.json"
+    for content, part in ((json.dumps({"base_model_name_or_path": None}), "write its name"), ("{", "save the adapter")):
+        path.write_text(content)
+        with refuses(path, part):
+            find_adapter(str(tmp_path))
+    assert find_adapter("no/such-model") is None

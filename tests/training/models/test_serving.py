@@ -1,0 +1,220 @@
+"""Exported and served models in their own environments: ``--onnx-python``, ``--openvino-python``, ``--llama-python``,
+``--infinity-python`` and ``--rag-python``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
+
+from hub_cards.snippets import snippets
+from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.publishing.releases import make_release, write_release
+from training.models.export import LEAST_COSINE, reference_embeddings
+from training.models.model_folder import write_for_older_readers
+from training.publishing.card import model_card
+
+pytestmark = pytest.mark.slow
+_WORKER = Path(__file__).with_name("serving_worker.py")
+_EXPORT = Path(__file__).parents[3] / "training/export.py"
+_WIDTH = 8
+Python = Callable[[str], str]
+
+
+@pytest.fixture
+def served(tmp_path: Path, tiny_config: F2LLMConfig, small_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A model as training leaves it, with another rotary base than older readers assume."""
+    config = deepcopy(tiny_config)
+    config.vocab_size = 416
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 100.0}
+    tokenizer = deepcopy(small_tokenizer)
+    tokenizer.model_max_length = 256
+    # transformers 5 writes such tokens in a form that transformers 4 cannot read.
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = F2LLMModel(config).eval()
+        for name, weights in model.named_parameters():
+            # Larger than at the start of training, so that positions matter.
+            weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.1)
+    build_sentence_transformer(model, tokenizer).save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def texts(sentences: list[str]) -> list[str]:
+    """Short and long texts in turn, one of them longer than the model takes."""
+    prompt = "Instruct: Given a question, retrieve passages that answer the question.\nQuery: "
+    return [*sentences, "a", *(prompt + each for each in sentences), " ".join(sentences * 4), "b"]
+
+
+@pytest.fixture
+def expected(served: Path, texts: list[str]) -> np.ndarray:
+    """``(texts, width)`` unit-length embeddings by sentence-transformers in this environment."""
+    return SentenceTransformer(str(served), device="cpu").encode(texts)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of an interpreter that must not see this one's packages, nor report its use."""
+    return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
+
+
+def _run(*command: object, isolated: bool = True) -> None:
+    environment = _environment() if isolated else None
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def embed(tmp_path: Path, texts: list[str]) -> Callable[..., np.ndarray]:
+    """``embed(python, kind, model, file_name)``: the texts' embeddings from another environment."""
+
+    def run(python: str, *words: object) -> np.ndarray:
+        (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+        _run(python, "-I", _WORKER, "backend", tmp_path / "texts.json", tmp_path / "answer.npy", *words)
+        return np.load(tmp_path / "answer.npy")
+
+    return run
+
+
+def _export(python: str, folder: Path, output: Path, *words: str) -> str:
+    _run(python, _EXPORT, folder, "--output", output, *words, isolated=False)
+    return json.loads((output / "export.json").read_text())["file_name"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_exported_embeddings_are_those_of_torch(
+    backend: str, precision: str, served: Path, expected: np.ndarray, tmp_path: Path, other_python: Python, embed
+) -> None:
+    python, output = other_python(f"{backend}-python"), tmp_path / "exported"
+    for _ in range(2):  # the second time, nothing is to be done
+        file_name = _export(python, served, output, "--backend", backend, "--precision", precision)
+    assert not list(tmp_path.glob(".*.partial")) and not list(output.glob("*.safetensors"))
+    vectors = embed(python, backend, output, file_name)
+    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE[precision]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_checkpoint_in_half_precision_is_exported(
+    backend: str, dtype: torch.dtype, served: Path, texts: list[str], tmp_path: Path, other_python: Python, embed
+) -> None:
+    python, output = other_python(f"{backend}-python"), tmp_path / "exported"
+    SentenceTransformer(str(served), device="cpu").to(dtype).save_pretrained(str(served), create_model_card=False)
+    assert json.loads((served / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    vectors = embed(python, backend, output, _export(python, served, output, "--backend", backend))
+    assert (vectors * reference_embeddings(served, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+
+
+def test_openvino_exports_the_remote_code(served: Path, expected: np.ndarray, other_python: Python, embed) -> None:
+    vectors = embed(other_python("openvino-python"), "openvino-of-remote-code", served)
+    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+
+
+@pytest.mark.parametrize("kind", ["torch", "remote-code"])
+def test_transformers_4_embeds_the_same(kind: str, served: Path, expected, other_python: Python, embed) -> None:
+    python = other_python("onnx-python")
+    write_for_older_readers(served)
+    np.testing.assert_allclose(embed(python, kind, served), expected, atol=1e-5)
+
+
+def test_llama_cpp_embeds_the_same(served: Path, expected, texts: list[str], other_python: Python, embed) -> None:
+    pytest.importorskip("gguf")
+    from training.models.gguf import export_gguf
+
+    python, file = other_python("llama-python"), served.parent / "model.gguf"
+    export_gguf(served, file, "f32")
+    vectors = embed(python, "llama", file)
+    # llama.cpp would cut off EOS with the end of a long text.
+    fits = np.array([len(text) < 1000 for text in texts])
+    assert fits.sum() == len(texts) - 1
+    assert (vectors * expected).sum(axis=1)[fits].min() >= 0.9999
+
+
+@contextmanager
+def _infinity(python: str, folder: Path, log: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(folder)]
+    command += ["--served-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command += ["--dtype", "float32", "--no-trust-remote-code", "--no-bettertransformer", "--no-compile"]
+    with log.open("w") as messages:
+        server = subprocess.Popen(command, stdout=messages, stderr=messages, env=_environment())
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(server, url, log)
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(30)
+
+
+def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise AssertionError(f"no server: {log.read_text()[-2000:]}")
+
+
+def test_infinity_serves_the_same_embeddings(
+    served: Path, texts: list[str], expected: np.ndarray, tmp_path: Path, other_python: Python
+) -> None:
+    python = other_python("infinity-python")
+    write_for_older_readers(served)
+    requests = {
+        "batch": {"input": texts},
+        "one": {"input": texts[:1], "encoding_format": "float"},
+        "short": {"input": texts, "dimensions": _WIDTH},
+    }
+    (tmp_path / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
+    with _infinity(python, served, tmp_path / "log.txt") as url:
+        _run(python, "-I", _WORKER, "server", url, tmp_path)
+    answers = {name: np.array(rows) for name, rows in json.loads((tmp_path / "answers.json").read_text()).items()}
+    assert (answers["batch"] * expected).sum(axis=1).min() >= 0.9999
+    assert (answers["one"] * expected[:1]).sum() >= 0.9999
+    # Shortened, but not normalised again: that is the client's part.
+    np.testing.assert_allclose(answers["short"], expected[:, :_WIDTH], atol=1e-4)
+
+
+@pytest.mark.parametrize("document_prompt", ["", "Title: "])
+def test_the_examples_of_the_card_embed_as_sentence_transformers_does(
+    document_prompt: str, served: Path, sentences: list[str], tmp_path: Path, other_python: Python
+) -> None:
+    python = other_python("rag-python")
+    model = SentenceTransformer(str(served), device="cpu")
+    model.prompts = {"query": "Instruct: Find it.\nQuery: ", "document": document_prompt}
+    model.save_pretrained(str(served), create_model_card=False)
+    write_release(tmp_path / "release", make_release(prompts=model.prompts), losses=False)
+    codes = snippets(model_card(tmp_path / "release", str(served)), "library")
+    given = {"queries": sentences[:4], "documents": sentences, "codes": codes}
+    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    _run(python, "-I", _WORKER, "libraries", tmp_path)
+    expected = {"query": model.encode_query(sentences[:4]), "document": model.encode_document(sentences)}
+    with np.load(tmp_path / "found.npz") as found:
+        assert len(found) == 6
+        for name, vectors in found.items():
+            assert (vectors * expected[name.rsplit("-", 1)[1]]).sum(axis=1).min() > 0.999999, name

@@ -1,0 +1,257 @@
+"""Adapters, packed by themselves: small, with their base by its name on the Hub, and equal to what was trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from modeling_f2llm import F2LLMConfig
+from tests.training.distributed_recipe import save_model
+from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
+from tests.training.publishing.packed import (
+    BASE,
+    COMMIT,
+    change_weights,
+    content_of,
+    put_in_cache,
+    rewrite_json,
+    train_adapter,
+)
+from training.merge import main as merge
+from training.publish import main
+from training.publishing.record import AdapterRecord, load_release
+from training.publishing.verify import examine
+
+WEIGHTS = "adapter_model.safetensors"
+TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def pack(run: Path, *words: str) -> int:
+    options = ["--name", "tiny", "--output", str(run.parent / "packed"), "--licence", "apache-2.0"]
+    return main(["pack", str(run), *options, *words])
+
+
+def adapter_of(run: Path) -> AdapterRecord:
+    adapter = load_release(run.parent / "packed").adapter
+    assert adapter is not None
+    return adapter
+
+
+def card_of(run: Path) -> str:
+    return (run.parent / "packed/README.md").read_text()
+
+
+def base_in_metadata(run: Path) -> tuple[str | None, str | None]:
+    metadata = yaml.safe_load(card_of(run).split("---")[1])
+    return metadata.get("base_model"), metadata.get("base_model_relation")
+
+
+def test_an_adapter_is_packed_with_its_base_by_name(adapter_run: Path, adapter_base: Path, sentences) -> None:
+    put_in_cache(adapter_base)
+    assert pack(adapter_run, "--base", BASE) == 0
+    packed = adapter_run.parent / "packed"
+    files = content_of(packed)
+    assert files.keys() >= {WEIGHTS, "adapter_config.json", "LICENSE", "README.md", "release.json"}
+    assert not {"config.json", "model.safetensors", "base_model.json"} & set(files)
+    assert not [name for name in files if name.endswith(".py")]
+    assert not [name for name, content in files.items() if str(adapter_base.parent).encode() in content]
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    release, adapter = load_release(packed), adapter_of(adapter_run)
+    assert (adapter.base.kind, adapter.base.name, adapter.base.revision, adapter.match) == ("hub", BASE, COMMIT, "same")
+    assert (adapter.rank, adapter.alpha, adapter.targets, adapter.base_code) == (4, 8, TARGETS, True)
+    parameters = sum(each.numel() for each in load_file(packed / WEIGHTS).values())
+    assert release.parameters == adapter.parameters == parameters
+    assert release.dimensions == (32, 16, 8) and release.max_length == 512 and release.shape["hidden_size"] == 32
+    assert base_in_metadata(adapter_run) == (BASE, "adapter")
+    assert f"| `adapter` | training of an adapter | [{BASE}]" in card_of(adapter_run)
+
+    examination = examine(packed)
+    assert examination.faults == () and examination.notices == ()
+    assert pack(adapter_run, "--base", BASE) == 0
+    assert content_of(packed) == files
+    # The library's own client has no cache here, so the copy names the base's folder.
+    local = Path(shutil.copytree(packed, packed.with_name("local")))
+    rewrite_json(local / "adapter_config.json", base_model_name_or_path=str(adapter_base))
+    loaded, trained, bare = (
+        SentenceTransformer(str(folder), device="cpu").encode(sentences)
+        for folder in (local, adapter_run / "model", adapter_base)
+    )
+    assert (loaded == trained).all() and abs(loaded - bare).max() > 1e-3
+
+
+def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run: Path) -> None:
+    assert pack(adapter_run, "--base", BASE) == 0
+    adapter = adapter_of(adapter_run)
+    assert (adapter.match, adapter.base.revision, adapter.base_weights) == ("stated", None, None)
+    assert "it was not checked" in card_of(adapter_run)
+    examination = examine(adapter_run.parent / "packed")
+    first, second = map(str, examination.notices)
+    assert examination.faults == ()
+    assert "not checked against its base org/tiny-base" in first and "--base FOLDER" in first
+    assert "was stated, not checked" in second
+
+
+def test_a_base_that_was_rounded(adapter_run: Path, adapter_base: Path) -> None:
+    cached = put_in_cache(adapter_base)
+    change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
+    assert pack(adapter_run, "--base", BASE) == 0
+    assert adapter_of(adapter_run).match == "rounded"
+    assert "before these were rounded" in card_of(adapter_run)
+
+
+def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run: Path, adapter_base: Path) -> None:
+    put_in_cache(adapter_base)
+    rewrite_json(adapter_run / "model/adapter_config.json", base_model_name_or_path=BASE)
+    (adapter_run / "model/base_model.json").write_text(json.dumps({"name": BASE, "revision": COMMIT}))
+    assert pack(adapter_run) == 0
+    adapter = adapter_of(adapter_run)
+    assert (adapter.base.name, adapter.base.revision, adapter.match) == (BASE, COMMIT, "trained")
+    assert examine(adapter_run.parent / "packed", QUICK_FOR_ADAPTERS).notices == ()
+
+
+def test_a_base_that_moved_is_known_by_its_digest(adapter_base: Path, tmp_path: Path, hub_cache: Path, capsys) -> None:
+    moved = Path(shutil.copytree(adapter_base, tmp_path / "base"))
+    run = train_adapter(tmp_path / "own", moved)
+    cached = put_in_cache(moved)
+    shutil.rmtree(moved)
+    assert pack(run, "--base", BASE) == 0 and adapter_of(run).match == "same"
+    change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
+    assert pack(run, "--base", BASE) == 2
+    assert "no longer there to compare" in capsys.readouterr().err
+
+
+def test_dora_rounded_and_a_checkpoint(adapter_base: Path, tmp_path: Path, hub_cache: Path) -> None:
+    run = train_adapter(tmp_path / "dora", adapter_base, lora_dora=True)
+    put_in_cache(adapter_base)
+    checkpoint = next(run.glob("checkpoint-*")).name
+    assert pack(run, "--base", BASE, "--dtype", "bfloat16", "--checkpoint", checkpoint) == 0
+    packed = tmp_path / "dora/packed"
+    assert {tensor.dtype for tensor in load_file(packed / WEIGHTS).values()} == {torch.bfloat16}
+    assert adapter_of(run).dora and load_release(packed).stages[-1].name == f"run@{checkpoint}"
+    assert "DoRA adapter" in card_of(run)
+    assert examine(packed, QUICK_FOR_ADAPTERS).faults == ()
+
+
+def test_training_that_went_on_has_the_base_in_its_lineage(
+    adapter_run: Path, adapter_base: Path, tmp_path: Path
+) -> None:
+    run = train_adapter(tmp_path / "more", adapter_run / "model", lora_rank=None, max_steps=1)
+    assert pack(run, "--base", BASE) == 0
+    stages = load_release(tmp_path / "more/packed").stages
+    assert [(stage.name, stage.kind) for stage in stages] == [("adapter", "adapter"), ("run", "adapter")]
+    assert f"| `adapter` | training of an adapter | [{BASE}]" in card_of(run)
+
+
+def test_a_merged_adapter_names_its_base(adapter_run: Path, adapter_base: Path, capsys) -> None:
+    put_in_cache(adapter_base)
+    merged = ["--checkpoint", "merged"]
+    assert merge([str(adapter_run / "model"), "--output", str(adapter_run / "merged")]) == 0
+    assert pack(adapter_run, *merged) == 0
+    adapter = adapter_of(adapter_run)
+    expected = ("local", adapter_base.parent.name, True, 4)
+    assert (adapter.base.kind, adapter.base.name, adapter.merged, adapter.rank) == expected
+    assert base_in_metadata(adapter_run) == (None, None) and "merged into them" in card_of(adapter_run)
+    assert pack(adapter_run, *merged, "--base", BASE) == 0
+    assert base_in_metadata(adapter_run) == (BASE, "finetune") and adapter_of(adapter_run).match == "same"
+    assert pack(adapter_run, *merged, "--base", "base") == 2
+    assert "ORG/NAME" in capsys.readouterr().err
+    (adapter_run / "merged/adapter.json").write_text("{}")
+    assert pack(adapter_run, *merged) == 2
+    assert "adapter.json: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["folder of this machine", "--base ORG/NAME"]),
+        (["--base", "tiny-base"], ["--base 'tiny-base'", "ORG/NAME"]),
+        (["--base", "a/b/c"], ["--base 'a/b/c'", "ORG/NAME"]),
+        (["--base", ""], ["--base ''", "ORG/NAME"]),
+        (["--base", "org/a b"], ["not a name on the Hub"]),
+        (["--base", "folder/model"], ["not a name on the Hub"]),
+    ],
+)
+def test_a_base_without_a_name_is_refused(
+    adapter_run: Path, tmp_path: Path, capsys, monkeypatch, words: list[str], parts: list[str]
+) -> None:
+    (tmp_path / "here/folder/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert pack(adapter_run, *words) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and all(part in error for part in parts), error
+    assert not (adapter_run.parent / "packed").exists()
+
+
+def test_another_base_is_refused(
+    adapter_run: Path, runs: Path, tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys
+) -> None:
+    save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
+    narrow = {"hidden_size": 16, "matryoshka_dimensions": [16]}
+    for name, fields in {"narrow": narrow, "flat": {"intermediate_size": 48}}.items():
+        save_model(tmp_path / name, tiny_config, tiny_tokenizer, **fields)
+    for name in ("other", "narrow", "flat"):
+        put_in_cache(tmp_path / name, f"org/{name}")
+        assert pack(adapter_run, "--base", f"org/{name}") == 2
+        error = capsys.readouterr().err
+        assert f"--base org/{name}: " in error and "which" in error and "differs" in error
+    # Nobody noted what it was trained on.
+    (adapter_run / "model/base_model.json").unlink()
+    for name in ("narrow", "flat"):
+        rewrite_json(adapter_run / "model/adapter_config.json", base_model_name_or_path=f"org/{name}")
+        assert pack(adapter_run) == 2
+        assert "give the adapter's own" in capsys.readouterr().err
+    assert pack(runs / "pruned", "--base", BASE) == 2
+    assert "is not an adapter and has none merged into it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        (WEIGHTS, None, "damaged"),
+        (WEIGHTS, b"x", "damaged"),
+        ("adapter_config.json", b"{", "adapter_config.json: cannot be read"),
+        ("adapter_config.json", b'{"base_model_name_or_path": null}', "does not say what it adapts"),
+        ("tokenizer.json", None, "it lacks tokenizer.json"),
+        ("1_Pooling/config.json", None, "it lacks 1_Pooling/config.json"),
+        ("1_Pooling/config.json", b"{", "1_Pooling/config.json: cannot be read"),
+        ("1_Pooling/config.json", b"[]", "cannot be read"),
+        ("training_arguments.json", None, "training_arguments.json: cannot be read"),
+    ],
+)
+def test_a_damaged_adapter_is_refused(adapter_run: Path, capsys, name: str, content: bytes | None, part: str) -> None:
+    path = adapter_run / "model" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert pack(adapter_run, "--base", BASE) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and part in error, error
+    assert not (adapter_run.parent / "packed").exists()
+
+
+def test_weights_that_are_faulty_are_refused(adapter_run: Path, trained_adapter: Path, capsys) -> None:
+    path, first = adapter_run / "model" / WEIGHTS, next(iter(load_file(trained_adapter / "model" / WEIGHTS)))
+    for change, part in (
+        (lambda name, tensor: tensor * torch.nan if name == first else tensor, f"weight {first} is NaN"),
+        (lambda name, tensor: tensor.bfloat16() if name == first else tensor, "has weights of bfloat16, float32"),
+        (lambda name, tensor: None if name == first else tensor, f"weight {first} is absent"),
+        (lambda name, tensor: tensor[:1] if name == first else tensor, f"weight {first} is (1, "),
+    ):
+        shutil.copyfile(trained_adapter / "model" / WEIGHTS, path)
+        change_weights(path, change)
+        assert pack(adapter_run, "--base", BASE) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_without_peft_the_extra_is_named(adapter_run: Path, adapter_base: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert pack(adapter_run, "--base", BASE) == 2
+    assert "[train,lora]" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""Models without a run are packed, too: tuned by sentence-transformers alone, or a copy of a run's model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
+
+from modeling_f2llm import F2LLMConfig
+from tests.training.foreign_teacher import save_foreign_teacher
+from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
+from tests.training.publishing.broken import QUICK
+from tests.training.publishing.packed import change_weights, content_of, rewrite_json
+from training.publish import main
+from training.publishing.record import Reference, load_release
+from training.publishing.verify import examine
+
+NAME = "their-embedder"
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A model like Qwen3-Embedding, with the card and the settings that others save."""
+    folder = save_like_qwen3_embedding(tmp_path / "elsewhere", tiny_config, tiny_tokenizer)
+    (folder / "README.md").write_text(
+        "---\nbase_model: Qwen/Qwen3-Embedding-0.6B\nlicense: apache-2.0\n---\n\n# Mine\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("matryoshka_dimensions", "is_matryoshka", "auto_map"):
+        config.pop(key, None)
+    # As transformers 4 wrote it.
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps({**config, "max_window_layers": 28}))
+    rewrite_json(folder / "tokenizer_config.json", padding_side="left")
+    return folder
+
+
+def pack(folder: Path, *words: str) -> int:
+    output = ["--output", str(folder.parent / "packed"), "--licence", "apache-2.0"]
+    return main(["pack", str(folder), "--name", NAME, *output, *words])
+
+
+def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned: Path, sentences: list[str]) -> None:
+    before = content_of(tuned)
+    own = SentenceTransformer(str(tuned), device="cpu")
+    assert pack(tuned) == 0
+    packed = tuned.parent / "packed"
+    assert examine(packed).faults == ()
+    for options in ({}, {"trust_remote_code": True}):
+        model = SentenceTransformer(str(packed), device="cpu", **options)
+        for encode in ("encode_query", "encode_document"):
+            expected, found = (getattr(each, encode)(sentences) for each in (own, model))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert model.prompts == QWEN3_PROMPTS and model.max_seq_length == own.max_seq_length
+    assert content_of(tuned) == before
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_its_card_says_what_is_not_known(tuned: Path) -> None:
+    assert pack(tuned) == 0
+    packed = tuned.parent / "packed"
+    release = load_release(packed)
+    (stage,) = release.stages
+    assert (stage.kind, stage.start, stage.arguments, stage.sources) == (
+        *("unknown", Reference("hub", "Qwen/Qwen3-Embedding-0.6B"), {}, ()),
+    )
+    assert release.dimensions == (32,) and release.languages == ()
+    text = (packed / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["base_model"] == "Qwen/Qwen3-Embedding-0.6B" and metadata["license"] == "apache-2.0"
+    assert "matryoshka" not in metadata["tags"] and "datasets" not in metadata
+    for said in (
+        "on what data it was trained, by which settings and with which losses is not known",
+        *("No score of this model came with it", "What it was trained on and how is not recorded here"),
+        "what its training data allows is not known",
+    ):
+        assert said in text
+    assert "This model was made by" not in text and "author = {Zhang" not in text
+    # Nothing says what it was made from.
+    (tuned / "README.md").unlink()
+    assert pack(tuned) == 0
+    text = (packed / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+    assert "| made from | not recorded |" in text and examine(packed, QUICK).faults == ()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_model_of_ours_without_its_run(trained_runs: Path, tmp_path: Path, sentences: list[str]) -> None:
+    model = Path(shutil.copytree(trained_runs / "student/model", tmp_path / "moved"))
+    assert pack(model) == 0
+    packed = model.parent / "packed"
+    assert examine(packed, QUICK).faults == ()
+    (stage,) = load_release(packed).stages
+    assert stage.kind == "unknown" and stage.arguments["learning_rate"] == 1e-3
+    assert json.loads((packed / "training_arguments.json").read_text()) == stage.arguments
+    assert load_release(packed).dimensions == (16, 8)
+    own, found = (SentenceTransformer(str(each), device="cpu").encode(sentences) for each in (model, packed))
+    np.testing.assert_allclose(found, own, atol=1e-6)
+
+
+def _change(name: str, function: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
+    return lambda folder: change_weights(
+        folder / "model.safetensors", lambda each, tensor: function(each, tensor) if each == name else tensor
+    )
+
+
+def _without_norm(folder: Path) -> None:
+    (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (_change("norm.weight", lambda _, tensor: tensor * torch.nan), "norm.weight is NaN or infinite"),
+        (_change("norm.weight", lambda *_: None), "norm.weight"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: rewrite_json(folder / "tokenizer.json", post_processor=None), "puts no token after a text"),
+        (_without_norm, "does not normalise its embeddings"),
+        (
+            lambda folder: rewrite_json(folder / "config_sentence_transformers.json", default_prompt_name="query"),
+            "default_prompt_name puts a prompt before documents",
+        ),
+    ],
+)
+def test_what_is_not_whole_or_of_another_kind_is_refused(
+    tuned: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], part: str
+) -> None:
+    spoil(tuned)
+    assert pack(tuned) == 2
+    error = capsys.readouterr().err
+    assert part in error and len(error.splitlines()) == 1
+    assert not (tuned.parent / "packed").exists()
+
+
+def test_other_architectures_and_poolings_are_refused(
+    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "bert").mkdir()
+    shutil.copytree(save_foreign_teacher(tmp_path / "saved", 16), tmp_path / "bert", dirs_exist_ok=True)
+    assert pack(tmp_path / "bert") == 2
+    mean = save_like_qwen3_embedding(tmp_path / "mean", tiny_config, tiny_tokenizer, pooling="mean")
+    assert pack(mean) == 2
+    dense = save_like_qwen3_embedding(tmp_path / "dense", tiny_config, tiny_tokenizer, dense=True)
+    assert pack(dense) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [part in line for part, line in zip(("Qwen3", "pooled by mean", "Dense"), errors, strict=True)] == [True] * 3
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_packed_folder_and_a_runs_own_model_are_told_apart(
+    tuned: Path, trained_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--name", NAME, "--output", str(tmp_path / "x")]
+    assert main(["pack", str(tuned), *output]) == 2
+    assert "--licence is missing" in capsys.readouterr().err
+    assert pack(tuned) == 0
+    assert main(["pack", str(tuned.parent / "packed"), *output]) == 2
+    assert "is packed already" in capsys.readouterr().err
+    assert main(["pack", str(trained_runs / "student/model"), *output]) == 2
+    assert f"give its run, {trained_runs / 'student'}" in capsys.readouterr().err

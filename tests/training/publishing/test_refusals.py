@@ -1,0 +1,152 @@
+"""What cannot be packed is refused in one line, and costs nothing that was there."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import modeling_f2llm
+from tests.training.publishing.packed import content_of
+from training.publish import main
+from training.publishing.pack import PackOptions, pack
+
+NAME = "f2llm-v2-tiny"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *(("org/name", "slash"), ("-name", "name"), ("na me", "name"), ("a--b", "--"), ("name.git", ".git")),
+        *(("", "name"), ("größe", "name"), ("a" * 97, "name"), ("../name", "name"), ("..", "name")),
+    ],
+)
+def test_a_name_that_no_repository_could_have_is_refused(trained_runs, tmp_path, refuses, name, part):
+    with refuses("--name", repr(name), part):
+        pack(trained_runs / "student", tmp_path / "packed", PackOptions(name))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"dtype": "float8"}, ["--dtype 'float8'", "bfloat16, float32"]),
+        ({"max_shard_size": "large"}, ["'large'", "5GB"]),
+        ({"licence": "my own"}, ["--licence 'my own'"]),
+        ({"licence_file": Path("nowhere")}, ["--licence-file nowhere", "cannot be read"]),
+        ({"checkpoint": "checkpoint-1000"}, ["checkpoint-1000", "there are checkpoint-"]),
+        ({"evaluation": Path("nowhere")}, ["nowhere", "scores.json"]),
+    ],
+)
+def test_faulty_options_are_refused(trained_runs, tmp_path, refuses, options, parts):
+    with refuses(*parts):
+        pack(trained_runs / "student", tmp_path / "packed", PackOptions(NAME, **options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
+    options, output = PackOptions(NAME), tmp_path / "out"
+    with refuses(runs / "nowhere", "no such folder"):
+        pack(runs / "nowhere", output, options)
+    with refuses(runs, "no run", "pruned, stage1, stage2, student"):
+        pack(runs, output, options)
+    with refuses("no run", f"give its run, {runs / 'student'}"):
+        pack(runs / "student/model", output, options)
+    (tmp_path / "empty").mkdir()
+    with refuses("no run", "output_dir"):
+        pack(tmp_path / "empty", output, options)
+    checkpoint = next((runs / "student").glob("checkpoint-*")).name
+    shutil.rmtree(runs / "student/model")
+    with refuses("not finished", f"--checkpoint ({checkpoint})"):
+        pack(runs / "student", output, options)
+    assert not output.exists()
+
+
+_JSON = (
+    *("config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"),
+    *("1_Pooling/config.json", "training_arguments.json"),
+)
+
+
+@pytest.mark.parametrize("name", [*_JSON, "model.safetensors"])
+def test_a_model_that_lacks_a_file_is_refused(runs, tmp_path, refuses, name):
+    (runs / "student/model" / name).unlink()
+    with refuses(runs / "student/model"):
+        pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", _JSON)
+def test_a_model_with_a_damaged_file_is_refused(runs, tmp_path, refuses, name):
+    (runs / "student/model" / name).write_text("{")
+    with refuses(runs / "student/model"):
+        pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuses):
+    (runs / "student/model/packing.py").write_text("# of another day, by alice")
+    output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    for name in ("packing.py", "modeling_f2llm.py", "configuration_f2llm.py", "layers.py"):
+        assert (output / name).read_bytes() == (Path(modeling_f2llm.__file__).parent / name).read_bytes()
+    config = runs / "student/model/config.json"
+    config.write_text(config.read_text().replace("modeling_f2llm.F2LLMModel", "my_code.F2LLMModel"))
+    with refuses(config, "my_code.F2LLMModel"):
+        pack(runs / "student", tmp_path / "other", PackOptions(NAME))
+
+
+def test_an_adapter_is_told_apart(runs, tmp_path, refuses):
+    (runs / "student/model/adapter_config.json").write_text("{}")
+    with refuses("adapter"):
+        pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+
+
+def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
+    output = tmp_path / "out"
+    output.mkdir()
+    pack(runs / "student", output, PackOptions(NAME))
+    (output / "README.md").write_text("My own card.\n")
+    with refuses(output, "changed since it was packed (README.md)"):
+        pack(runs / "student", output, PackOptions(NAME))
+    assert (output / "README.md").read_text() == "My own card.\n"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with refuses(other, "no packed model"):
+        pack(runs / "student", other, PackOptions(NAME))
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+    with refuses("thesis.tex", "no packed model"):
+        pack(runs / "student", other / "thesis.tex", PackOptions(NAME))
+    with refuses(runs / "student", "holds model, which is read"):
+        pack(runs / "student", runs / "student", PackOptions(NAME))
+
+
+def test_weights_that_are_not_finite_cost_nothing(runs, tmp_path, refuses, no_figures):
+    output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+    before = content_of(output)
+    weights = runs / "student/model/model.safetensors"
+    tensors = load_file(weights)
+    tensors["norm.weight"][0] = float("nan")
+    save_file(tensors, weights, {"format": "pt"})
+    with refuses("norm.weight", "NaN"):
+        pack(runs / "student", output, PackOptions(NAME))
+    assert content_of(output) == before and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_full_disk_leaves_no_half_of_a_release(runs, tmp_path, monkeypatch, capsys):
+    def full(*_args, **_kwargs) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.publishing.weights.save_file", full)
+    assert main(["pack", str(runs / "student"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_without_the_extra_the_error_names_it(runs, tmp_path, monkeypatch, refuses, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with refuses(module, ".[publish]"):
+        pack(runs / "student", tmp_path / "out", PackOptions(NAME))

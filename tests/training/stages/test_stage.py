@@ -1,0 +1,357 @@
+"""Whole runs of the command: what they leave, what they refuse, and that a run is not repeated nor overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
+from tests.training.recipes import error_of, write_recipe, write_single_stage
+from training.common.outputs import locked
+from training.evaluation.records import load_evaluation
+from training.run_stage import main
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the tiny recipe ran to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main([str(write_recipe(folder))]) == 0
+    return folder
+
+
+def test_both_stages_end_in_a_released_folder(finished):
+    for stage in ("stage1", "stage2"):
+        folder = finished / "run" / stage / "model"
+        files = {path.name for path in folder.iterdir()}
+        assert {"model.safetensors", "config.json", "modules.json", "tokenizer.json", "modeling_f2llm.py"} <= files
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["is_matryoshka"] and config["matryoshka_dimensions"] == [32, 16, 8]
+        assert config["architectures"] == ["Qwen3Model"]
+        assert not list(folder.parent.glob(".*partial"))
+
+
+def test_the_model_loads_and_carries_its_prompt(finished):
+    raw = SentenceTransformer(str(finished / "run/stage1/model"), truncate_dim=16)
+    instructed = SentenceTransformer(str(finished / "run/stage2/model"))
+    assert raw.encode_query("the red river").shape == (16,)
+    assert raw.prompts["query"] == ""
+    assert instructed.prompts["query"].startswith("Instruct: ")
+
+
+def test_evaluation_is_saved_with_the_model_it_is_of(finished):
+    result = json.loads((finished / "run/evaluation.json").read_text())
+    assert list(result["accuracy"]) == ["32", "16", "8"]
+    assert result["pairs"] == 2 and list(result["languages"]) == ["eng"]
+    assert 0 <= result["tfidf"] <= 1
+    assert result["model"] == str(finished / "run/stage2/model")
+
+
+def test_training_lowers_the_loss_and_logs_terms_and_sources(finished):
+    checkpoints = sorted((finished / "run/stage2").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+    training = [line for line in history if "loss" in line]
+    assert training[-1]["loss"] < 0.5 * training[0]["loss"]
+    logged = set().union(*training)
+    assert {"loss_hard", "loss_in_batch", "learning_rate", "grad_norm"} <= logged
+    assert {f"loss_source/tiny_{kind}" for kind in ("retrieval", "clustering", "classification")} <= logged
+    kinds = {"eval_retrieval", "eval_clustering", "eval_classification"}
+    assert kinds <= set().union(*(line for line in history if "eval_loss" in line))
+
+
+def test_a_finished_run_is_not_repeated_and_not_overwritten(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    assert "holds another run" in error_of([str(finished / "recipe.yaml")], capsys)
+    assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    # The finished model is evaluated again.
+    changed = {path.name for path in after if before.get(path) != after[path] and path.parent.name != "report"}
+    assert changed <= {"evaluation.json"}
+
+
+def test_another_seed_gives_other_weights(finished, tmp_path):
+    assert main([str(write_recipe(tmp_path)), "--stage", "stage1", "--seed", "5"]) == 0
+    other = load_file(tmp_path / "run/stage1/model/model.safetensors")
+    weights = load_file(finished / "run/stage1/model/model.safetensors")
+    assert not torch.equal(other["norm.weight"], weights["norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "expected"),
+    [("100", "stopped: the loss became "), ("1", "stopped: weights (embed_tokens.weight, …)")],
+)
+def test_a_training_that_diverges_stops_and_saves_nothing_broken(tmp_path, capsys, save_steps, expected):
+    words = ["--learning_rate", "1e38", "--warmup_steps", "4", "--max_grad_norm", "0", "--save_steps", save_steps]
+    error = error_of([write_recipe(tmp_path), *words], capsys, 1)
+    assert error.startswith(expected) and "step" in error and "last good checkpoint: " in error
+    assert save_steps == "1" or "'tiny_retrieval'" in error
+    assert not (tmp_path / "run/stage1/model").exists()
+    for weights in (tmp_path / "run/stage1").glob("checkpoint-*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
+
+
+def _break_parquet(folder):
+    path = folder / "data/retrieval.parquet"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def _occupy(folder):
+    (folder / "run/stage1").mkdir(parents=True)
+    (folder / "run/stage1/thesis.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "damage", "expected"),
+    [
+        ([], lambda folder: (folder / "data/retrieval.parquet").unlink(), "no file matches"),
+        ([], lambda folder: (folder / "data/retrieval.parquet").write_bytes(b""), "the file is empty"),
+        ([], _break_parquet, "not a readable parquet file"),
+        ([], _occupy, "holds something else"),
+        (["--task_types", "ranking"], None, "unknown task type 'ranking'"),
+        (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
+        (["--matryoshka_min_dim", "64"], None, "matryoshka_min_dim"),
+        (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
+        (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
+        (["--manifest", "/nowhere/manifest.yaml"], None, "no such file"),
+        (["--stage", "stage9"], None, "no stage 'stage9'"),
+        (["--builder", "osm"], None, "unknown builder 'osm'"),
+        (["--builder", "cldr", "--builder_options", '{"names": 3}'], None, "unknown key 'names'"),
+        (["--sources", "nothing*"], None, "no source fits 'nothing*'"),
+        (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
+        (["--stage", "stage2"], None, "stage1/model"),
+        (["--evaluation_pairs", "/nowhere.parquet"], None, "/nowhere.parquet"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], None, "cannot be set up"),
+        (["--optim", "adamw_bnb_8bit"], None, "cannot be set up"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, expected):
+    recipe = write_recipe(tmp_path)
+    if damage is not None:
+        damage(tmp_path)
+    assert main([str(recipe), *words]) == 2
+    error = capsys.readouterr().err.splitlines()
+    lines = [line for line in error if line.startswith("error: ")]
+    assert len(lines) == 1 and expected in lines[0]
+    assert "Traceback" not in "\n".join(error)
+    assert not (tmp_path / "run/stage1/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"hidden_size": "abc"}, "hidden_size"),
+        ({"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"family": "f2llm-v2-9b"}, "f2llm-v2-8b"),
+        ({"family": 3}, "cannot be used"),
+    ],
+)
+def test_an_impossible_shape_is_refused(tmp_path, capsys, fields, expected):
+    error = error_of([write_single_stage(tmp_path, model_config=fields)], capsys)
+    assert error.startswith("error: ") and expected in error
+
+
+def test_a_tokenizer_without_eos_is_refused(finished, tmp_path, capsys):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(finished / "run/stage1/tokenizer", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert "has no EOS token" in error_of([write_recipe(tmp_path), "--tokenizer", folder], capsys)
+
+
+def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path):
+    words = [str(write_recipe(tmp_path)), "--stage", "stage1", "--max_steps", "1"]
+    assert main([*words, "--matryoshka_min_dim", "64"]) == 2
+    assert main([*words, "--lr_scheduler_type", "cosine_with_min_lr"]) == 2
+    assert main([*words, "--tokenizer_vocab_size", "300"]) == 0
+    config = json.loads((tmp_path / "run/stage1/model/config.json").read_text())
+    assert config["vocab_size"] == 300
+
+
+def test_a_folder_that_is_no_prepared_source_is_left_alone(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    corpus = tmp_path / "prepared/tiny_retrieval"
+    corpus.mkdir(parents=True)
+    (corpus / "corpus.txt").write_text("mine")
+    words = [str(recipe), "--stage", "stage1", "--max_steps", "1"]
+    assert main([*words, "--prepared_dir", str(tmp_path / "prepared")]) == 0
+    assert [path.name for path in corpus.iterdir()] == ["corpus.txt"]
+    # Not even in the place of a prepared source.
+    (prepared,) = (tmp_path / "prepared").glob("tiny_retrieval-*")
+    (prepared / "source.json").unlink()
+    (prepared / "corpus.txt").write_text("mine")
+    words = [*words, "--output_dir", str(tmp_path / "other")]
+    assert "give another prepared_dir" in error_of([*words, "--prepared_dir", str(tmp_path / "prepared")], capsys)
+    assert (prepared / "corpus.txt").read_text() == "mine"
+
+
+def test_a_run_that_is_at_work_is_not_started_twice(tmp_path, capsys):
+    recipe = write_single_stage(tmp_path, max_steps=1)
+    for more in ([], ["--resume"]):
+        # As the first process of a run holds it from its start to its end.
+        with locked(tmp_path / "run/model"):
+            line = error_of([recipe, *more], capsys)
+        assert "another process trains there" in line and "another output_dir" in line
+        # Nothing was written beside what is at work.
+        assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert main([str(recipe)]) == 0
+    assert not list((tmp_path / "run").glob("*.lock"))
+    with locked(tmp_path / "run/model"):
+        assert main([str(recipe), "--resume"]) == 2
+
+
+def test_bad_rows_that_are_put_aside_are_counted(tmp_path, capsys, caplog):
+    recipe = write_single_stage(tmp_path, max_steps=1, on_bad_row="quarantine")
+    path = tmp_path / "data/retrieval.parquet"
+    columns = pq.read_table(path).to_pydict()
+    columns["query"][3] = columns["query"][4] = " "
+    columns["passage"][70] = None
+    pq.write_table(pa.table(columns), path)
+    # The tokenizer is trained on the other rows, too.
+    assert main([str(recipe)]) == 0
+    said = "source 'tiny_retrieval': 3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null), see "
+    assert said in caplog.text
+    # Data that was prepared before tells it as well.
+    caplog.clear()
+    assert (
+        main([str(recipe), "--output_dir", str(tmp_path / "again"), "--prepared_dir", str(tmp_path / "run/prepared")])
+        == 0
+    )
+    assert said in caplog.text
+
+    columns["query"] = ["" for _ in columns["query"]]
+    pq.write_table(pa.table(columns), path)
+    model = str(tmp_path / "run/model")
+    recipe = write_single_stage(
+        tmp_path / "none", model=model, model_config=None, tokenizer=None, on_bad_row="quarantine"
+    )
+    line = error_of([recipe, "--manifest", str(tmp_path / "data/manifest.yaml")], capsys)
+    assert "no row is left to train on" in line and "80 of 80 rows (100.0%) were put aside (80 is empty)" in line
+
+
+def test_a_model_that_lacks_weights_is_refused(finished, tmp_path, capsys):
+    folder = tmp_path / "lacking"
+    shutil.copytree(finished / "run/stage1/model", folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.1.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    recipe = write_single_stage(tmp_path, model=str(folder), model_config=None, tokenizer=None)
+    assert "its weights lack layers.1." in error_of([recipe], capsys)
+    (folder / "model.safetensors").write_bytes(b"broken")
+    assert "cannot be used" in error_of([recipe], capsys)
+
+
+def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/evaluation.json").write_text('{"model": "another"}')
+    assert "holds the evaluation of another model" in error_of([recipe], capsys)
+    assert json.loads((tmp_path / "run/evaluation.json").read_text()) == {"model": "another"}
+
+
+def test_help_documents_every_key(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for key in ("--resume", "--global_batch_size", "--learning_rate", "--manifest", "--matryoshka", "--output_dir"):
+        assert key in text
+
+
+def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "training/run_stage.py"), "missing.yaml"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
+
+
+def test_accuracy_is_what_numpy_says():
+    from training.evaluation.pairs import nearest
+
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    for dim in (16, 8):
+        a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
+        cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        assert (nearest(queries, candidates, dim, rows_per_block=7) == cosines.argmax(axis=1)).all()
+
+
+def test_query_and_passage_are_enough(tmp_path, caplog):
+    """The first file of a new user: no negatives, and no key about them."""
+    caplog.set_level("INFO")
+    path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
+    source = tmp_path / "data" / "retrieval.parquet"
+    pq.write_table(pq.read_table(source, columns=["query", "passage"]), source)
+    assert main([str(path)]) == 0
+    assert "tiny_retrieval: no negative columns" in caplog.text
+    history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["loss_in_batch"] > 0 and history[0]["loss_hard"] == 0
+
+
+def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path):
+    catalogs = write_catalogs(tmp_path / "locale", ["de", "fr"])
+    built = {"builder": "gettext", "builder_options": {"locale_dirs": [str(catalogs)]}}
+    places = {"manifest": str(tmp_path / "run/data/manifest.yaml"), "prepared_dir": str(tmp_path / "run/tokens/first")}
+    keys = {"max_steps": 1, "global_batch_size": 4, "num_hard_negatives_retrieval": 0}
+    recipe = str(write_single_stage(tmp_path, **built, **places, **keys))
+    assert main([recipe, "--dry-run"]) == 0
+    assert {"data", "tokens"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "run/other").touch()
+    assert main([recipe]) == 2
+    (tmp_path / "run/other").unlink()
+    assert main([recipe]) == 0
+
+
+def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
+    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
+    assert list(result["accuracy"]) == ["128", "64", "32", "16", "8"]
+    assert result["pairs"] > 10000 and len(result["languages"]) > 200
+    # The baseline does not depend on the training; it is the number that the README compares with.
+    assert result["tfidf"] == pytest.approx(0.287, abs=0.002)
+    assert result["model"] == "runs/quickstart/stage2/model"
+    printed = capsys.readouterr().out
+    assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
+    assert SentenceTransformer(result["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
+    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
+    assert list(student["accuracy"]) == ["40", "32", "16", "8"]
+    small, large = (
+        sum(weights.numel() for weights in SentenceTransformer(each["model"]).parameters())
+        for each in (student, result)
+    )
+    assert 0.2 < small / large < 0.3
+    report = load_evaluation(tmp_path / "runs/quickstart/report")
+    assert [model.label for model in report.models] == ["runs/quickstart/stage2", "TF-IDF", "runs/quickstart/student"]
+    scores = report.select(model="runs/quickstart/stage2", dimension=64, precision="float32")
+    mean = sum(score.value * score.examples for score in scores) / result["pairs"]
+    assert mean == pytest.approx(result["accuracy"]["64"], abs=1e-4)
+    page = (tmp_path / "runs/quickstart/report/report.html").read_text()
+    assert "runs/quickstart/student (first) against TF-IDF (second)" in page and page.count("<svg") >= 6
+
+
+@pytest.mark.slow
+def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
+    accuracy = result["accuracy"]
+    assert accuracy["128"] >= 1.4 * result["tfidf"]
+    assert accuracy["32"] >= 0.85 * accuracy["128"]
+    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
+    assert student["accuracy"]["40"] >= 1.1 * student["tfidf"]

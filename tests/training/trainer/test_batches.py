@@ -1,0 +1,343 @@
+"""Global batches: each row once, one source a batch; each distinct text once, and negatives drawn by key."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import skip_first_batches
+
+from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows, Row, RowKey
+from training.trainer.trainer import _EpochLoader
+
+ROWS = [100, 7, 0, 1, 33]
+
+
+def batches(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("rows", [[1], [64], [65], [63, 128], ROWS])
+@pytest.mark.parametrize("global_batch_size", [1, 8, 64, 1000])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_epoch_visits_every_row_once_in_even_batches_of_one_source(rows, global_batch_size, epoch):
+    sampler = GlobalBatchSampler(rows, global_batch_size, seed=5)
+    order = batches(sampler, epoch)
+    assert sorted(key for batch in order for key in batch) == [
+        (epoch, source, row) for source, count in enumerate(rows) for row in range(count)
+    ]
+    assert all(len({key.source for key in batch}) == 1 for batch in order)
+    for source, count in enumerate(rows):
+        sizes = [len(batch) for batch in order if batch[0].source == source]
+        assert len(sizes) == math.ceil(count / global_batch_size)
+        assert not sizes or max(sizes) <= min(global_batch_size, min(sizes) + 1)
+    assert len(order) == len(sampler)
+
+
+def test_order_is_repeated_for_the_same_seed_and_epoch():
+    assert batches(GlobalBatchSampler(ROWS, 8, seed=1), 2) == batches(GlobalBatchSampler(ROWS, 8, seed=1), 2)
+    sampler = GlobalBatchSampler(ROWS, 8, seed=1)
+    first = batches(sampler, 2)
+    batches(sampler, 3)
+    torch.manual_seed(9)
+    assert batches(sampler, 2) == first
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
+def test_order_differs_between_seeds_and_epochs(seed, epoch):
+    one = batches(GlobalBatchSampler([200, 200], 10))
+    other = batches(GlobalBatchSampler([200, 200], 10, seed=seed), epoch)
+    # Neither the order of the sources, nor the rows that meet in a batch, nor the order of the rows.
+    assert [batch[0].source for batch in one] != [batch[0].source for batch in other]
+    rows = [{frozenset(key[1:] for key in batch) for batch in order} for order in (one, other)]
+    assert not rows[0] & rows[1]
+    assert sum(a[1:] == b[1:] for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) < 20
+
+
+def test_sources_of_one_size_have_orders_of_their_own():
+    order = batches(GlobalBatchSampler([200, 200], 200))
+    assert [key.row for key in order[0]] != [key.row for key in order[1]]
+
+
+def test_rows_are_shuffled_over_the_whole_source():
+    order = batches(GlobalBatchSampler([10_000], 500))
+    for batch in order:
+        in_first_half = sum(key.row < 5000 for key in batch)
+        assert 250 - 5 * math.sqrt(125) < in_first_half < 250 + 5 * math.sqrt(125)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_sources_are_spread_over_the_epoch_in_proportion(epoch):
+    rows = [40_000, 10_000, 4_000]
+    sources = [batch[0].source for batch in batches(GlobalBatchSampler(rows, 20), epoch)]
+    counts = Counter(sources)
+    assert counts == {0: 2000, 1: 500, 2: 200}
+    quarter = len(sources) // 4
+    for start in range(0, 4 * quarter, quarter):
+        part = Counter(sources[start : start + quarter])
+        for source, count in counts.items():
+            assert abs(part[source] - count / 4) < 4 * math.sqrt(count * 3 / 16)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [0, 0]])
+def test_no_rows_is_an_error(rows):
+    with pytest.raises(ValueError, match="no source has a training row"):
+        GlobalBatchSampler(rows, 4)
+
+
+# Through the loader
+
+
+def loader(sources, num_hard_negatives, workers, **kwargs):
+    sampler = GlobalBatchSampler([len(source.rows["train"]) for source in sources], 8, seed=2)
+    collator = PackedCollator(sources, num_hard_negatives, seed=2)
+    rows = PreparedRows(sources)
+    return _EpochLoader(rows, batch_sampler=sampler, collate_fn=collator, num_workers=workers, **kwargs)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a
+    )
+
+
+def all_same(a, b):
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared_sources, num_hard_negatives):
+    """The batches of two epochs."""
+    whole = loader(prepared_sources, num_hard_negatives, workers=0)
+    epochs = []
+    for epoch in range(2):
+        whole.set_epoch(epoch)
+        epochs.append(list(whole))
+    return epochs
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_resumed_order_is_the_tail_of_the_uninterrupted_one(
+    prepared_sources, num_hard_negatives, uninterrupted, workers, epoch
+):
+    fresh = loader(prepared_sources, num_hard_negatives, workers)
+    fresh.set_epoch(epoch)
+    resumed = skip_first_batches(fresh, 5)
+    assert all_same(list(resumed), uninterrupted[epoch][5:])
+    # The loader itself goes on with whole epochs.
+    fresh.set_epoch(1)
+    assert all_same(list(fresh), uninterrupted[1])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_epoch_may_be_set_after_skipping(prepared_sources, num_hard_negatives, uninterrupted, epoch):
+    # Trainer skips first. What it then iterates is a plain DataLoader, whose sampler wraps ours.
+    resumed = skip_first_batches(loader(prepared_sources, num_hard_negatives, workers=0), 5)
+    resumed.batch_sampler.batch_sampler.set_epoch(epoch)
+    assert all_same(list(resumed), uninterrupted[epoch][5:])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_follow_the_epoch(prepared_sources, num_hard_negatives, uninterrupted, persistent):
+    whole = loader(prepared_sources, num_hard_negatives, workers=2, persistent_workers=persistent)
+    for epoch in (0, 1):
+        whole.set_epoch(epoch)
+        assert all_same(list(whole), uninterrupted[epoch])
+
+
+def test_rows_of_a_split(prepared_sources):
+    for split in ("train", "validation"):
+        rows = PreparedRows(prepared_sources, split)
+        assert len(rows) == sum(len(source.rows[split]) for source in prepared_sources)
+    row = PreparedRows(prepared_sources)[RowKey(4, 1, 6)]
+    assert row.key == (4, 1, 6)
+    assert row.positions.tolist() == prepared_sources[1].rows["train"][6].tolist()
+
+
+def lengths_of(batch):
+    return [length for chunk in batch["chunk_lengths"] for length in chunk]
+
+
+def texts_of(batch):
+    """The token ids of the batch's texts."""
+    (tokens,) = batch["input_ids"]
+    return [tuple(text.tolist()) for text in tokens.split(lengths_of(batch))]
+
+
+def stored(source):
+    """Token ids → position; the examples have no two texts of the same tokens."""
+    positions = {tuple(source.tokens(text).tolist()): text for text in range(source.description["texts"])}
+    assert len(positions) == source.description["texts"]
+    return positions
+
+
+def rows_of(batch, source):
+    """``(b, 2 + k)`` positions of query, positive and negatives among the source's texts."""
+    positions = np.array([stored(source)[text] for text in texts_of(batch)])
+    index = torch.cat([batch["query"][:, None], batch["positive"][:, None], batch["negatives"]], dim=1)
+    return positions[index.numpy()]
+
+
+def take(sources, source, rows, epoch=0):
+    dataset = PreparedRows(sources)
+    return [dataset[RowKey(epoch, source, row)] for row in rows]
+
+
+@pytest.fixture
+def collator(prepared_sources, num_hard_negatives):
+    return PackedCollator(prepared_sources, num_hard_negatives, seed=7)
+
+
+@pytest.mark.parametrize("source", [0, 1, 2])
+def test_batch_holds_the_texts_of_its_rows(collator, prepared_sources, source):
+    wanted = prepared_sources[source]
+    order = [11, 3, 5, 0, 12, 9]
+    batch = collator(take(prepared_sources, source, order))
+    rows = rows_of(batch, wanted)
+    assert (batch["source"], batch["task_type"]) == (wanted.name, wanted.task_type)
+    published = wanted.rows["train"][order]
+    assert rows[:, :2].tolist() == published[:, :2].tolist()
+    assert rows.shape == (6, 2 + collator.num_hard_negatives[wanted.task_type])
+    for row, all_of_row in zip(rows, published, strict=True):
+        assert set(row[2:]) <= set(all_of_row[2:]) - {-1}
+
+
+def test_distinct_texts_are_packed_once_and_shortest_first(collator, prepared_sources):
+    # Rows 61 apart share their passage, rows in general some negatives.
+    rows = take(prepared_sources, 0, list(range(80)))
+    batch = collator(rows)
+    texts = texts_of(batch)
+    assert len(set(texts)) == len(texts) < batch["query"].numel() * 4
+    used = torch.cat([batch["query"], batch["positive"], batch["negatives"].flatten()])
+    assert set(used.tolist()) == set(range(len(texts)))
+    assert lengths_of(batch) == sorted(len(text) for text in texts)
+    assert all(text[-1] == texts[0][-1] for text in texts)  # EOS
+
+
+def test_text_in_several_roles_is_packed_once(prepared_sources):
+    collator = PackedCollator(prepared_sources, {"retrieval": 2, "clustering": 3, "classification": 1})
+    positions = np.array([4, 4, 4, 5, -1, -1, -1])
+    batch = collator([Row(RowKey(0, 0, row), positions) for row in (0, 1)])
+    assert len(lengths_of(batch)) == 2
+    assert rows_of(batch, prepared_sources[0])[:, :2].tolist() == [[4, 4], [4, 4]]
+    assert {tuple(sorted(row)) for row in rows_of(batch, prepared_sources[0])[:, 2:].tolist()} == {(4, 5)}
+
+
+# Negatives
+
+
+def drawn(collator, rows):
+    """Positions of the negatives, in the order of their draw."""
+    return rows_of(collator(rows), collator.sources[rows[0].key.source])[:, 2:].tolist()
+
+
+def numbered(keys, negatives):
+    """Rows of one and the same texts under different keys."""
+    return [Row(key, np.array([0, 1, *negatives])) for key in keys]
+
+
+def test_draw_does_not_depend_on_the_batch(collator, prepared_sources, num_hard_negatives):
+    together = drawn(collator, take(prepared_sources, 1, list(range(20))))
+    assert drawn(collator, take(prepared_sources, 1, list(range(20))[::-1])) == together[::-1]
+    again = PackedCollator(prepared_sources, num_hard_negatives, seed=7)
+    for row in range(20):
+        assert drawn(again, take(prepared_sources, 1, [row])) == [together[row]]
+
+
+def test_draw_differs_between_rows_epochs_and_seeds(collator, prepared_sources, num_hard_negatives):
+    negatives = list(range(2, 8))
+    first = drawn(collator, numbered([RowKey(0, 1, row) for row in range(200)], negatives))
+    # 6 · 5 · 4 = 120 ordered draws: about 1 row in 120 draws the same again.
+    assert len(set(map(tuple, first))) > 80
+    other_epoch = drawn(collator, numbered([RowKey(1, 1, row) for row in range(200)], negatives))
+    other_seed = PackedCollator(prepared_sources, num_hard_negatives, seed=8)
+    for other in (other_epoch, drawn(other_seed, numbered([RowKey(0, 1, row) for row in range(200)], negatives))):
+        assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
+
+
+def test_draw_is_without_replacement_and_even_over_columns(collator):
+    negatives = list(range(2, 8))
+    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(3000)], negatives))
+    assert all(len(set(row)) == 3 for row in draws)
+    for place in range(3):
+        counts = Counter(row[place] for row in draws)
+        assert set(counts) == set(negatives)
+        # 500 expected, standard deviation 20.
+        assert all(400 < count < 600 for count in counts.values())
+    pairs = Counter(frozenset(row[:2]) for row in draws)
+    assert len(pairs) == 15
+    assert all(130 < count < 270 for count in pairs.values())  # 200 expected, standard deviation 14
+
+
+def test_missing_negatives_are_never_drawn_and_the_rest_evenly(collator):
+    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(2000)], [-1, 3, 4, -1, 6, 7]))
+    counts = Counter(position for row in draws for position in row)
+    assert set(counts) == {3, 4, 6, 7}
+    assert all(len(set(row)) == 3 for row in draws)
+    assert all(1400 < count < 1600 for count in counts.values())  # 1500 expected, standard deviation 19
+    # A row with just enough negatives draws all of them.
+    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(50)], [-1, 3, -1, -1, 6, 7]))
+    assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
+
+
+def test_prepared_rows_with_fewer_columns_draw_from_their_own(collator, prepared_sources):
+    # The first source's files have 2 and 5 negatives.
+    rows = prepared_sources[0].rows["train"]
+    short = [number for number, row in enumerate(rows) if (row == -1).any()]
+    assert 0 < len(short) < len(rows)
+    draws = drawn(collator, take(prepared_sources, 0, short))
+    assert [sorted(row) for row in draws] == np.sort(rows[short, 2:4], axis=1).tolist()
+
+
+def test_zero_negatives(prepared_sources, num_hard_negatives):
+    collator = PackedCollator(prepared_sources, {**num_hard_negatives, "retrieval": 0})
+    batch = collator(take(prepared_sources, 0, [0, 1, 2]))
+    assert batch["negatives"].shape == (3, 0)
+    assert batch["negatives"].dtype == torch.int64
+    published = prepared_sources[0].rows["train"][:3, :2]
+    assert rows_of(batch, prepared_sources[0]).tolist() == published.tolist()
+    assert len(lengths_of(batch)) == len(np.unique(published))
+
+
+def test_too_few_negatives(prepared_sources, num_hard_negatives, refuses):
+    with refuses(prepared_sources[1].folder, "6 negatives", "7", "num_hard_negatives_clustering"):
+        PackedCollator(prepared_sources, {**num_hard_negatives, "clustering": 7})
+
+
+# Many processes
+
+
+@pytest.mark.parametrize("max_tokens", [None, 60])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+@pytest.mark.parametrize("row_count", [1, 17])
+def test_processes_together_encode_each_text_of_the_batch_once(
+    prepared_sources, num_hard_negatives, row_count, world_size, max_tokens
+):
+    for source in range(3):
+        rows = take(prepared_sources, source, list(range(row_count))[:15])
+        whole = PackedCollator(prepared_sources, num_hard_negatives, 7)(rows)
+        parts = [
+            PackedCollator(prepared_sources, num_hard_negatives, 7, rank, world_size, max_tokens)(rows)
+            for rank in range(world_size)
+        ]
+        gathered = []
+        for part in parts:
+            for name in ("query", "positive", "negatives", "slots"):
+                assert torch.equal(part[name], parts[0][name])
+            assert part["rows"] == whole["rows"] and part["tokens"] == sum(lengths_of(whole))
+            assert len(part["chunk_lengths"]) == len(parts[0]["chunk_lengths"])
+            assert all(len(chunk) == 1 or sum(chunk) <= (max_tokens or 10**9) for chunk in part["chunk_lengths"])
+            own = texts_of(part)
+            gathered += [*own, *[None] * (part["width"] - len(own))]
+        # Slots lead to the texts of the batch, in the order that the indices mean.
+        assert [gathered[slot] for slot in parts[0]["slots"]] == texts_of(whole)
+        for name in ("query", "positive", "negatives"):
+            assert torch.equal(parts[0][name], whole[name])
+        # What is encoded besides is the shortest text, where a process has a chunk too few.
+        spare = [text for slot, text in enumerate(gathered) if text and slot not in set(parts[0]["slots"].tolist())]
+        assert set(spare) <= {texts_of(whole)[0]}

@@ -1,0 +1,227 @@
+"""A damaged checkpoint or record: the file is named, the checkpoint before it is offered, and no traceback is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.training.recipes import error_of, grow_loss, killed, write_single_stage
+from training.run_stage import main
+from training.trainer.resumption import checkpoint_to_resume
+
+LORA = {"lora": True, "lora_rank": 4, "model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A folder of a run that was killed after its fourth step, with checkpoints of the second and fourth."""
+    folder = tmp_path_factory.mktemp("stopped")
+    killed(write_single_stage(folder, save_steps=2), 4)
+    return folder
+
+
+@pytest.fixture
+def recipe(stopped, tmp_path):
+    """The recipe of a copy of it."""
+    shutil.copytree(stopped / "run", tmp_path / "run")
+    return write_single_stage(tmp_path, save_steps=2, manifest=str(stopped / "data/manifest.yaml"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def overwrite(path):
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+DAMAGES = [cut, empty, overwrite]
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named_and_the_checkpoint_before_offered(
+    recipe, tmp_path, capsys, resumes_exactly, file, damage
+):
+    newest = tmp_path / "run/checkpoint-4"
+    damage(newest / file)
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert error.startswith(f"error: {newest}: cannot be resumed from: {file} cannot be read (")
+    assert error.endswith(
+        "move that folder elsewhere and run the same command with --resume to go on from checkpoint-2"
+    )
+    if (file, damage) == ("optimizer.pt", cut):
+        newest.rename(tmp_path / "elsewhere")
+        resumes_exactly(recipe)
+
+
+@pytest.mark.parametrize("file", [*FILES, "config.json"])
+def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
+    recipe, tmp_path, caplog, check_same_weights, file
+):
+    (tmp_path / "run/checkpoint-4" / file).unlink()
+    assert main([str(recipe), "--resume"]) == 0
+    assert f"checkpoint-4 lacks {file}; going on from checkpoint-2" in caplog.text
+    check_same_weights(tmp_path / "run")
+
+
+def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_passed_over_too(recipe, tmp_path, caplog, check_same_weights):
+    newest, part = tmp_path / "run/checkpoint-4", "model-00001-of-00002.safetensors"
+    weights = {name: "model-00002-of-00002.safetensors" for name in load_file(newest / "model.safetensors")}
+    (newest / "model.safetensors").rename(newest / "model-00002-of-00002.safetensors")
+    weights[next(iter(weights))] = part
+    (newest / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    assert main([str(recipe), "--resume"]) == 0
+    assert f"checkpoint-4 lacks {part}; going on from checkpoint-2" in caplog.text
+    check_same_weights(tmp_path / "run")
+
+
+def test_the_only_checkpoint_is_damaged(recipe, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "run/checkpoint-2")
+    empty(tmp_path / "run/checkpoint-4/scheduler.pt")
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert "scheduler.pt cannot be read" in error and "start again with another output_dir" in error
+
+
+def other_state(**fields):
+    def write(checkpoint):
+        path = checkpoint / "trainer_state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return write
+
+
+def list_as_state(checkpoint):
+    (checkpoint / "trainer_state.json").write_text("[]")
+
+
+def optimizer_of_another_model(checkpoint):
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    for of_weights in state["state"].values():
+        of_weights["exp_avg"] = of_weights["exp_avg"][:1]
+    torch.save(state, checkpoint / "optimizer.pt")
+
+
+def empty_optimizer(checkpoint):
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    torch.save({**state, "state": {}}, checkpoint / "optimizer.pt")
+
+
+def fewer_groups(checkpoint):
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    torch.save({**state, "param_groups": state["param_groups"][:1]}, checkpoint / "optimizer.pt")
+
+
+def scheduler_of_another_kind(checkpoint):
+    torch.save({"best": 1.0}, checkpoint / "scheduler.pt")
+
+
+def fewer_weights(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop("norm.weight")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (other_state(global_step=3), "trainer_state.json"),
+        (other_state(global_step="x"), "trainer_state.json"),
+        (other_state(log_history=3), "trainer_state.json"),
+        (other_state(stateful_callbacks=3), "trainer_state.json"),
+        (other_state(unknown=3), "trainer_state.json"),
+        (list_as_state, "trainer_state.json"),
+        (optimizer_of_another_model, "optimizer's state is that of other weights"),
+        (empty_optimizer, "optimizer's state lacks that of some weights"),
+        (fewer_groups, "different number of parameter groups"),
+        (scheduler_of_another_kind, "lr_lambdas"),
+        (fewer_weights, "its weights lack norm.weight"),
+    ],
+)
+def test_content_that_does_not_fit(recipe, tmp_path, capsys, damage, told):
+    newest = tmp_path / "run/checkpoint-4"
+    damage(newest)
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert error.startswith(f"error: {newest}: cannot be resumed from: ") and told in error
+    assert error.endswith("to go on from checkpoint-2") and not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, lambda path: path.write_text("- 1\n- 2\n")])
+@pytest.mark.parametrize("file", ["recipe.yaml", "data.json"])
+def test_a_damaged_record_of_the_run_is_named(recipe, tmp_path, capsys, resumes_exactly, file, damage):
+    path = tmp_path / "run" / file
+    if damage is cut:
+        path.write_bytes(path.read_bytes()[:-1] + b"\n{")
+    else:
+        damage(path)
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert error.startswith(f"error: {path}: cannot be read (") and "--accept-changes" in error
+    resumes_exactly(recipe, "--accept-changes")
+    # It is whole again.
+    assert main([str(recipe), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_of_an_adapter_is_looked_at_too(uninterrupted, tmp_path, capsys, file, damage):
+    recipe = write_single_stage(tmp_path, **LORA, model=str(uninterrupted / "model"), save_steps=2)
+    killed(recipe, 4)
+    damage(tmp_path / "run/checkpoint-4" / file)
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert f"{file} cannot be read (" in error and error.endswith("go on from checkpoint-2")
+    shutil.rmtree(tmp_path / "run/checkpoint-4")
+    assert main([str(recipe), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"),
+        ("pytorch_model_fsdp.bin", "optimizer.bin"),
+        ("pytorch_model.bin", "latest", "global_step4/mp_rank_00_model_states.pt"),
+        ("model-00001-of-00002.safetensors", "optimizer.pt"),
+    ],
+)
+def test_sharded_checkpoints_have_all_their_parts(tmp_path, stopped, parts):
+    checkpoint = tmp_path / "checkpoint-4"
+    for part in parts:
+        (checkpoint / part).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / part).write_bytes(b"")
+        for name in ("model.safetensors", "optimizer.pt"):
+            if part.endswith(Path(name).suffix) and "/" not in part:
+                shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint / part)
+    for name in ("config.json", "trainer_state.json", "scheduler.pt", "rng_state.pth"):
+        shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint)
+    assert checkpoint_to_resume(tmp_path) == checkpoint
+
+
+@pytest.mark.parametrize("damage", [cut, overwrite, fewer_weights, Path.unlink])
+def test_a_training_does_not_end_in_other_weights_than_the_best(tmp_path, capsys, monkeypatch, damage):
+    keys = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}
+    # The first evaluation is the best.
+    grow_loss(monkeypatch)
+    recipe = write_single_stage(tmp_path, **keys)
+    assert main([str(recipe)]) == 0
+    run = tmp_path / "run"
+    best = Path(json.loads((run / "checkpoint-10/trainer_state.json").read_text())["best_model_checkpoint"])
+    assert best.name == "checkpoint-5"
+    shutil.rmtree(run / "model")
+    damage(best if damage is fewer_weights else best / "model.safetensors")
+    error = error_of([str(recipe), "--resume"], capsys)
+    assert error.startswith(f"error: {best}: is the best checkpoint, but ") and "--resume to end in the last" in error
+    assert not (run / "model").exists()
+    best.rename(tmp_path / "elsewhere")
+    assert main([str(recipe), "--resume"]) == 0
+    expected = load_file(run / "checkpoint-10/model.safetensors")
+    assert all(torch.equal(each, expected[name]) for name, each in load_file(run / "model/model.safetensors").items())

@@ -1,0 +1,349 @@
+"""Ends of a training before its last step: signals, and early stopping; a resumed run ends in the same weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from tests.training.evaluation.watched_recipe import history, write_watched
+from tests.training.forked import SignalAt, start
+from tests.training.recipes import KilledError, error_of, grow_loss, killed, write_recipe, write_single_stage
+from training.common.run_folder import STAGING, last_checkpoint
+from training.run_stage import main
+from training.trainer.stopping import outlive_signals
+from training.trainer.trainer import F2LLMTrainer
+
+ROOT = Path(__file__).parents[3]
+BOTH = [signal.SIGTERM, signal.SIGINT]
+
+
+def _state(run):
+    return json.loads((last_checkpoint(run) / "trainer_state.json").read_text())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, number, status):
+    words = [write_single_stage(tmp_path)]
+    # While the step after the fourth is computed; checkpoints are due after every third.
+    stopped = start(words, tmp_path, [SignalAt("step", 4, number)])
+    assert stopped.wait() == status
+    run = tmp_path / "run"
+    assert last_checkpoint(run) == run / "checkpoint-5" and not (run / STAGING).exists()
+    assert stopped.line() == (
+        f"stopped: {signal.Signals(number).name} at step 5 of 10; saved {run / 'checkpoint-5'}. "
+        "To go on, run the same command with --resume"
+    )
+    assert not (run / "model").exists()
+    resumes_exactly(words[0])
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_loader_workers_outlive_a_signal_to_the_whole_group(tmp_path, check_same_weights, number):
+    words = [write_single_stage(tmp_path), "--dataloader_num_workers", "2"]
+    stopped = start(words, tmp_path, [SignalAt("step", 6, number, group=True)])
+    assert stopped.wait() == 128 + number
+    assert "at step 7 of 10" in stopped.line()
+    resumed = start([*words, "--resume"], tmp_path)
+    assert resumed.wait() == 0, resumed.output
+    check_same_weights(tmp_path / "run")
+
+
+class _Slow(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return index
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_loader_still_delivers_after_a_signal_to_its_workers(number):
+    batches = iter(DataLoader(_Slow(), num_workers=2, worker_init_fn=outlive_signals))
+    delivered = [int(next(batches))]
+    for worker in batches._workers:
+        # By another process: a SIGTERM of the trainer's own ends a worker.
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    delivered += [int(batch) for batch in batches]
+    assert delivered == list(range(20))
+
+
+def test_a_run_interrupted_again_and_again_ends_in_the_same_weights(tmp_path, check_same_weights):
+    words = [write_single_stage(tmp_path), "--resume"]
+    for step, resumed_from in ((1, 0), (4, 1), (5, 4), (8, 5)):
+        stopped = start(words, tmp_path, [SignalAt("step", step - resumed_from - 1, signal.SIGTERM)])
+        assert stopped.wait() == 143
+        assert f"at step {step} of 10" in stopped.line()
+    last = start(words, tmp_path)
+    assert last.wait() == 0, last.output
+    check_same_weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize("first", BOTH)
+def test_a_second_interrupt_ends_at_once(tmp_path, first):
+    signals = [SignalAt("step", 4, first), SignalAt("step", 4, signal.SIGINT)]
+    stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
+    assert stopped.wait() == 130
+    assert stopped.line() == "stopped: SIGINT: ended at once. To go on, run the same command with --resume"
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-3"
+
+
+def test_a_termination_that_is_passed_on_twice_is_one(tmp_path):
+    signals = [SignalAt("step", 4, signal.SIGTERM), SignalAt("step", 4, signal.SIGTERM)]
+    stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
+    assert stopped.wait() == 143
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-5"
+
+
+def test_a_signal_too_late_for_its_stage_stops_before_the_next(tmp_path):
+    words = [write_recipe(tmp_path)]
+    stopped = start(words, tmp_path, [SignalAt("step", 9, signal.SIGTERM)])
+    assert stopped.wait() == 143
+    assert "after the last step" in stopped.line()
+    assert (tmp_path / "run/stage1/model/config.json").exists() and not (tmp_path / "run/stage2").exists()
+    resumed = start([*words, "--resume"], tmp_path)
+    assert resumed.wait() == 0, resumed.output
+
+
+@pytest.mark.parametrize("place", ["setup", "finish"])
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_outside_of_the_training_is_one_line(tmp_path, resumes_exactly, place, number):
+    words = [write_single_stage(tmp_path)]
+    stopped = start(words, tmp_path, [SignalAt(place, 0, number)])
+    assert stopped.wait() == 128 + number
+    assert stopped.line().endswith("ended at once. To go on, run the same command with --resume")
+    if number == signal.SIGTERM:
+        resumes_exactly(words[0])
+
+
+@pytest.mark.parametrize(("place", "nth"), [("step", 9), ("evaluation", 1)])
+def test_a_signal_in_the_last_step_or_after_it_lets_the_run_finish(tmp_path, check_same_weights, place, nth):
+    finished = start([write_single_stage(tmp_path)], tmp_path, [SignalAt(place, nth, signal.SIGTERM)])
+    assert finished.wait() == 0, finished.output
+    check_same_weights(tmp_path / "run")
+
+
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_finished(tmp_path, resumes_exactly):
+    words = [write_single_stage(tmp_path)]
+    stopped = start(words, tmp_path, [SignalAt("checkpoint", 1, signal.SIGTERM)])
+    assert stopped.wait() == 143
+    assert (tmp_path / "run/checkpoint-6").exists()
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-7"
+    resumes_exactly(words[0])
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_an_interruption_is_not_taken_for_the_end_of_an_epoch(tmp_path, resumes_exactly, step):
+    words = [write_single_stage(tmp_path, save_strategy="epoch", save_steps=None)]
+    stopped = start(words, tmp_path, [SignalAt("step", step - 1, signal.SIGTERM)])
+    assert stopped.wait() == 143
+    assert last_checkpoint(tmp_path / "run") == tmp_path / f"run/checkpoint-{step}"
+    # Nobody waits for an evaluation before the end.
+    assert not [line for line in _state(tmp_path / "run")["log_history"] if "eval_loss" in line]
+    resumes_exactly(words[0])
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} >= {"checkpoint-10"}
+
+
+@pytest.fixture(scope="module", params=["steps", "epoch"])
+def choosing(request, tmp_path_factory):
+    """Keys of a stage that keeps the best model, that of the first evaluation, and the folder of its whole run."""
+    keys = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "eval_strategy": request.param,
+        "eval_steps": 3,
+        "save_strategy": request.param,
+    }
+    folder = tmp_path_factory.mktemp(f"choosing-{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        grow_loss(patch)
+        assert main([str(write_single_stage(folder, **keys))]) == 0
+    return keys, folder / "run"
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_best_checkpoint_is_chosen_as_without_interruption(
+    tmp_path, monkeypatch, choosing, check_same_weights, limit
+):
+    grow_loss(monkeypatch)
+    keys, expected = choosing
+    first = 3 if keys["save_strategy"] == "steps" else 5
+    words = [write_single_stage(tmp_path, **keys, save_total_limit=limit)]
+    run = tmp_path / "run"
+    # First at a step whose evaluation decides, then in between: the newest checkpoint must outlive the best one's rule.
+    for resumed_from, step in ((0, first), (first, 8)):
+        resume = ["--resume"] if resumed_from else []
+        stopped = start([*words, *resume], tmp_path, [SignalAt("step", step - resumed_from - 1, signal.SIGTERM)])
+        assert stopped.wait() == 143
+        assert f"saved {run / f'checkpoint-{step}'}." in stopped.line()
+        assert last_checkpoint(run) == run / f"checkpoint-{step}"
+        assert _state(run)["best_model_checkpoint"] == str(run / f"checkpoint-{first}")
+    resumed = start([*words, "--resume"], tmp_path)
+    assert resumed.wait() == 0, resumed.output
+    check_same_weights(run, expected)
+    check_same_weights(run, as_run(run / f"checkpoint-{first}", tmp_path / "best"))
+
+
+@pytest.mark.slow
+def test_the_script_itself_ends_with_the_status_of_the_signal(tmp_path):
+    recipe = write_single_stage(tmp_path, num_train_epochs=400)
+    command = [sys.executable, str(ROOT / "training/run_stage.py"), str(recipe)]
+    with (tmp_path / "log").open("w") as log:
+        script = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            while last_checkpoint(tmp_path / "run") is None:
+                assert script.poll() is None
+            script.send_signal(signal.SIGTERM)
+            assert script.wait(timeout=60) == 143
+        finally:
+            script.kill()
+    output = (tmp_path / "log").read_text()
+    assert "Traceback" not in output and "--resume" in output.splitlines()[-1]
+
+
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
+# No change of an accuracy is greater than 1: the first evaluation is the best that counts.
+STOPPED = {**BEST, "early_stopping_patience": 2, "early_stopping_threshold": 1.0}
+
+
+def steps(run):
+    return sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+
+
+def best_checkpoint(run):
+    return Path(
+        json.loads((run / f"checkpoint-{steps(run)[-1]}/trainer_state.json").read_text())["best_model_checkpoint"]
+    )
+
+
+def as_run(checkpoint, folder):
+    """A folder whose finished model is a checkpoint."""
+    folder.mkdir()
+    (folder / "model").symlink_to(checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    assert main([str(write_watched(folder, **STOPPED))]) == 0
+    return folder
+
+
+def test_the_stage_ends_in_its_best_checkpoint(tmp_path, check_same_weights):
+    # A learning rate that grows until the model gets worse: it is not the last one that is the best.
+    grows = {"learning_rate": 0.02, "warmup_steps": 10}
+    keys = {**grows, "save_steps": 10, "save_total_limit": 1}
+    assert main([str(write_watched(tmp_path, **BEST, **keys))]) == 0
+    run = tmp_path / "run"
+    found = {step: metrics["eval_pairs_accuracy"] for step, metrics in history(run).items()}
+    wanted = max(found, key=lambda step: found[step])
+    # No checkpoint was due before the end: the best one is written when it is found.
+    assert list(found) == [2, 4, 6, 8, 10] and wanted < 10
+    assert best_checkpoint(run) == run / f"checkpoint-{wanted}"
+    assert steps(run) == sorted({wanted, 10})
+    check_same_weights(run, as_run(best_checkpoint(run), tmp_path / "best"))
+
+
+def test_the_log_says_why_the_training_ended(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert main([str(write_watched(tmp_path, **STOPPED))]) == 0
+    assert steps(tmp_path / "run") == [2, 4, 6] and list(history(tmp_path / "run")) == [2, 4, 6]
+    (line,) = [line for line in caplog.messages if "early stopping" in line]
+    assert line.startswith("early stopping at step 6 of 10: 2 evaluations in a row did not improve pairs_accuracy")
+
+
+def test_a_stage_that_was_stopped_early_is_finished(stopped, check_same_weights):
+    run, recipe = stopped / "run", str(stopped / "single.yaml")
+    assert (run / "model/config.json").exists() and (run / "evaluation.json").exists()
+    # The finished model is evaluated again.
+    again = {run / "evaluation.json", run / "report", *(run / "report").iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path not in again}
+    assert main([recipe, "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    check_same_weights(run, as_run(best_checkpoint(run), stopped / "best"))
+
+
+def test_one_whose_model_was_not_written_trains_no_further(stopped, tmp_path, monkeypatch, check_same_weights, caplog):
+    # Paths of checkpoints are absolute in their states, so the run stays where it is.
+    run = stopped / "run"
+    shutil.move(run / "model", tmp_path / "model")
+    monkeypatch.setattr(F2LLMTrainer, "training_step", None)
+    with caplog.at_level(logging.INFO):
+        assert main([str(stopped / "single.yaml"), "--resume"]) == 0
+    assert steps(run) == [2, 4, 6] and "early stopping at step 6 of 10" in caplog.text
+    check_same_weights(run, tmp_path)
+
+
+@pytest.mark.parametrize("at_step", [3, 5])
+def test_what_was_counted_outlives_a_kill(stopped, tmp_path, check_same_weights, at_step):
+    recipe = write_watched(tmp_path, **STOPPED)
+    killed(recipe, at_step)
+    assert steps(tmp_path / "run") == list(range(2, at_step, 2))
+    assert main([str(recipe), "--resume"]) == 0
+    assert steps(tmp_path / "run") == [2, 4, 6]
+    check_same_weights(tmp_path / "run", stopped / "run")
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_every_evaluation_is_counted_where_a_signal_ends_the_training(tmp_path, check_same_weights, step):
+    # Epochs of five steps: the third evaluation is that of step 15.
+    keys = {**STOPPED, "load_best_model_at_end": False, "eval_strategy": "epoch", "num_train_epochs": 4}
+    whole = write_watched(tmp_path / "whole", **keys, save_steps=5)
+    assert main([str(whole)]) == 0 and steps(tmp_path / "whole/run") == [5, 10, 15]
+    recipe = write_watched(tmp_path, **keys, save_steps=5)
+    assert start([recipe], tmp_path, [SignalAt("step", step - 1, signal.SIGTERM)]).wait() == 143
+    assert steps(tmp_path / "run") == [step]
+    assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(tmp_path / "run", tmp_path / "whole/run")
+
+
+def test_a_resumed_run_may_be_more_or_newly_patient(tmp_path):
+    recipe = write_watched(tmp_path, **BEST)
+    killed(recipe, 5)
+    words = [str(recipe), "--resume", "--early_stopping_threshold", "1"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        # The model cannot be written.
+        patch.setattr(F2LLMTrainer, "save_model", _refuse_final(F2LLMTrainer.save_model))
+        main([*words, "--early_stopping_patience", "1"])
+    assert steps(tmp_path / "run") == [2, 4, 6]
+    assert main([*words, "--early_stopping_patience", "2"]) == 0
+    assert steps(tmp_path / "run") == [2, 4, 6, 8]
+
+
+def _refuse_final(save_model):
+    def save(self, output_dir, **kwargs):
+        if Path(output_dir).name == ".model.partial":
+            raise KilledError
+        save_model(self, output_dir, **kwargs)
+
+    return save
+
+
+def test_an_evaluation_on_start_is_not_counted_again(tmp_path):
+    recipe = write_watched(tmp_path, **STOPPED, eval_on_start=True)
+    killed(recipe, 5)
+    assert main([str(recipe), "--resume"]) == 0
+    assert steps(tmp_path / "run") == [2, 4, 6]
+
+
+@pytest.mark.parametrize("metric", ["pairs_accuracy_dim7", "eval_pairs_recall", "accuracy"])
+def test_a_metric_that_nothing_measures(tmp_path, capsys, metric):
+    error = error_of([write_watched(tmp_path, **{**BEST, "metric_for_best_model": metric})], capsys)
+    assert f"not '{metric.removeprefix('eval_')}'" in error
+    assert "measure retrieval, loss, pairs_accuracy, pairs_ndcg_at_10, pairs_accuracy_dim16" in error
+
+
+def test_a_loss_that_no_row_is_left_to_measure(tmp_path, capsys):
+    keys = {"metric_for_best_model": "loss", "evaluation_sample": None, "validation_share": 0.0}
+    assert "measure nothing, not 'loss'" in error_of([write_watched(tmp_path, **{**BEST, **keys})], capsys)

@@ -1,0 +1,136 @@
+"""Names and files as the Hub knows them: repositories, revisions, and file contents by size and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from training.common.errors import UserError, in_one_line
+
+# Suffix of the branch on which a new revision is made.
+SCRATCH = ".partial"
+# What git allows in the name of a branch or tag (git-check-ref-format), without slashes.
+_REVISION = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\.)")
+# The Hub's own file of a repository, which says which names are large files. It is never removed.
+ATTRIBUTES = ".gitattributes"
+# Larger files are read in chunks and uploaded one by one before the commit.
+LARGE_BYTES = 2**20
+_CHUNK_BYTES = 2**20
+
+
+def check_repository(name: str, option: str = "--repo") -> str:
+    """Return the name of a repository if it is ``ORG/NAME``; ``option`` is where the user gave it."""
+    owner, slash, own = name.partition("/")
+    fault = "" if owner and slash and own and "/" not in own else "it is not ORG/NAME"
+    if not fault:
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            fault = in_one_line(error)
+    if fault:
+        raise UserError(f"{option} {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
+    return name
+
+
+def check_revision(option: str, name: str) -> str:
+    """Return the name of a branch or tag if git allows it and uploads do not use it."""
+    if not _REVISION.fullmatch(name):
+        raise UserError(f"{option} {name!r}: cannot name a revision; use letters, digits and . _ + -, such as v1.0")
+    if name.endswith(SCRATCH):
+        raise UserError(f"{option} {name!r}: names that end with {SCRATCH} are those of unfinished uploads")
+    return name
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a revision."""
+
+    size: int
+    blob: str  # git's id of the file, or of the pointer to a large file
+    sha256: str | None = None  # of large files
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a file to upload: a file on disk, or bytes.
+
+    Hashes are computed once and hold for what is sent: a small file is read with them and sent from memory, a large one
+    must not change until it is sent.
+    """
+
+    source: Path | bytes
+
+    @classmethod
+    def of(cls, source: Path | bytes | Content) -> Content:
+        """Return the content of a source; an existing content keeps its hashes."""
+        return source if isinstance(source, Content) else cls(source)
+
+    @cached_property
+    def _stamp(self) -> tuple[int, ...]:
+        return _stamp_of(self.source) if isinstance(self.source, Path) else ()
+
+    @cached_property
+    def payload(self) -> Path | bytes:
+        """What is sent: the hashed bytes, or the path of a large file."""
+        if isinstance(self.source, bytes) or self._stamp[0] >= LARGE_BYTES:
+            return self.source
+        return self.source.read_bytes()
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.payload) if isinstance(self.payload, bytes) else self._stamp[0]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        blob, sha256 = hashlib.sha1(b"blob %d\0" % self.size), hashlib.sha256()
+        for chunk in self._chunks():
+            blob.update(chunk)
+            sha256.update(chunk)
+        return blob.hexdigest(), sha256.hexdigest()
+
+    def _chunks(self) -> Iterator[bytes]:
+        if isinstance(self.payload, bytes):
+            yield self.payload
+            return
+        with self.payload.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, in hexadecimal digits."""
+        return self._hashes[1]
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether what is sent is still what was hashed."""
+        return isinstance(self.payload, bytes) or _stamp_of(self.payload) == self._stamp
+
+    def is_in(self, remote: RemoteFile) -> bool:
+        """Return whether a file of a revision has this content; only files of the same size are hashed."""
+        if remote.size != self.size:
+            return False
+        blob, sha256 = self._hashes
+        return blob == remote.blob if remote.sha256 is None else sha256 == remote.sha256
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    """Return what changes with every write to a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def same_files(wanted: Mapping[str, Content], found: Mapping[str, RemoteFile]) -> bool:
+    """Return whether a revision holds exactly the wanted files, not counting :data:`ATTRIBUTES`."""
+    return {*wanted} - {ATTRIBUTES} == {*found} - {ATTRIBUTES} and all(
+        path in found and content.is_in(found[path]) for path, content in wanted.items()
+    )

@@ -1,0 +1,291 @@
+"""Translation data from installed message catalogs, in the published format, with whole programs held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from training.common.errors import UserError
+from training.common.keyed import keyed_bits, keyed_uniform, text_key
+from training.data.build_folder import build_folder
+from training.data.cldr.draws import Mask, Rows, first_distinct, for_purpose, grouped
+from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, Corpus, read_corpus
+from training.data.manifest import MANIFEST, write_manifest
+from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
+
+# Programs translate under their own licences, most of them the GPL or the LGPL.
+LICENCE = "each program's own"
+# Increase it when the same options would build other data than before.
+_FORMAT = 2
+_INSTRUCTIONS = {
+    "gettext_translation": "Retrieve the English translation.",
+    "gettext_pairs": "Retrieve the translation into another language.",
+}
+_ROWS_AT_ONCE = 5 * ROW_GROUP_ROWS
+# Other languages drawn for a message before it is given up.
+_PASSAGES_DRAWN = 8
+# Neighbours kept of each message per negative: the negatives of its translations differ, and all of them are hard.
+_NEIGHBOURS_PER_NEGATIVE = 2
+# Besides shared words, messages of similar length are harder to tell apart.
+_LENGTH_WEIGHT = 0.1
+# Elements of one matrix of similarities or of candidates, to limit its memory to some tens of megabytes.
+_CHUNK_ELEMENTS = 4_000_000
+
+
+def build_gettext(
+    output_dir: Path | str,
+    *,
+    seed: int = 0,
+    locale_dirs: Sequence[str] = LOCALE_DIRS,
+    held_out_share: float = 0.1,
+    num_negatives: int = 8,
+    rows_per_language: int = 10_000,
+    pairs_per_language: int = 2_000,
+    held_out_per_language: int = 200,
+) -> Path:
+    """Build training sources, their manifest and the messages of held-out programs from installed catalogs.
+
+    The folder contains ``manifest.yaml``; ``gettext_translation.parquet`` (a message and its English source) and
+    ``gettext_pairs.parquet`` (a message in two languages), sorted by language, with columns ``lang``, ``script`` and
+    ``domain``; ``held_out.parquet`` (query, passage, lang, script, domain) from programs that no source uses;
+    ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``, which counts what was
+    read and skipped. No held-out text occurs in any source.
+
+    Args:
+        output_dir: The folder to write, complete or not at all. A finished build with the same options is kept, even
+            if catalogs were installed or removed since.
+        seed: The seed of every draw.
+        locale_dirs: Folders of catalogs, ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``.
+        held_out_share: Share of the programs to hold out, between 0 and 1; at least one program.
+        num_negatives: Negatives per row.
+        rows_per_language: Maximum rows per language in the first source, drawn evenly over programs.
+        pairs_per_language: Maximum rows per language in the second source.
+        held_out_per_language: Maximum held-out messages per language, drawn evenly over programs.
+
+    Returns:
+        ``output_dir``.
+    """
+    if not 0 < held_out_share < 1:
+        raise UserError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
+    numbers = {
+        "num_negatives": num_negatives,
+        "rows_per_language": rows_per_language,
+        "pairs_per_language": pairs_per_language,
+        "held_out_per_language": held_out_per_language,
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    options = {
+        "format": _FORMAT,
+        "seed": seed,
+        "locale_dirs": [str(folder) for folder in locale_dirs],
+        "held_out_share": held_out_share,
+        **numbers,
+    }
+    return build_folder(Path(output_dir), "gettext", options, lambda folder: _write(folder, options))
+
+
+def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    corpus = read_corpus(options["locale_dirs"], options["seed"], options["held_out_share"])
+    folders, num_negatives = ", ".join(options["locale_dirs"]), options["num_negatives"]
+    training, held_out = corpus.training_rows(), corpus.held_out_rows()
+    if not len(training) or not len(held_out):
+        raise UserError(
+            f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; install more programs "
+            "and language packs, or name more folders in 'locale_dirs'"
+        )
+    negatives = Negatives(corpus, training, num_negatives)
+    translated = _evenly(corpus, training, options["rows_per_language"])
+    paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, options["pairs_per_language"]))
+    kinds = {
+        "gettext_translation": ("English negatives", translated, corpus.english(translated)),
+        "gettext_pairs": ("negatives of one language", paired, others),
+    }
+    entries, counts = [], {}
+    for name, (purpose, rows, passages) in kinds.items():
+        drawn = negatives.draw(rows, passages, purpose)
+        kept = drawn[:, 0] >= 0
+        if not kept.any():
+            continue
+        rows, passages, drawn = rows[kept], passages[kept], drawn[kept]
+        counts[name] = write_parquet(folder / f"{name}.parquet", _tables(corpus, rows, passages, drawn))
+        languages = np.unique(corpus.language[np.concatenate((rows, passages))]).tolist()
+        entries.append(
+            {
+                "name": name,
+                "files": [f"{name}.parquet"],
+                "task_type": "retrieval",
+                "symmetric": True,
+                "instruction": _INSTRUCTIONS[name],
+                "languages": sorted({corpus.languages[language][0] for language in languages}),
+                "licence": LICENCE,
+            }
+        )
+    if not entries:
+        raise UserError(
+            f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', install more "
+            "programs, or name more folders in 'locale_dirs'"
+        )
+    write_manifest(folder / MANIFEST, entries)
+    chosen = _evenly(corpus, held_out, options["held_out_per_language"])
+    write_parquet(folder / "held_out.parquet", _tables(corpus, chosen, corpus.english(chosen)))
+    candidates = pa.array(_texts(corpus, np.unique(corpus.english(held_out))), type=pa.string())
+    write_parquet(folder / "candidates.parquet", [pa.table({"passage": candidates})])
+    return {
+        **corpus.counts,
+        "english_texts": len(corpus.texts) - len(corpus.domain),
+        "translations": len(corpus.domain),
+        "languages": len({code for code, _ in corpus.languages[:-1]}),
+        "domains": len(corpus.domains),
+        "held_out_domains": [corpus.domains[domain] for domain in np.flatnonzero(corpus.held_out_domains).tolist()],
+        "training_rows": len(training),
+        "rows": counts,
+        "held_out": len(chosen),
+        "candidates": len(candidates),
+    }
+
+
+def _tables(corpus: Corpus, rows: Rows, passages: Rows, negatives: Rows | None = None) -> Iterator[pa.Table]:
+    """Yield queries, passages, negatives (rows, negatives) and the language, script and domain of the queries."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        languages = [corpus.languages[language] for language in corpus.language[rows[part]].tolist()]
+        yield rows_table(
+            _texts(corpus, rows[part]),
+            _texts(corpus, passages[part]),
+            [] if negatives is None else [_texts(corpus, column) for column in negatives[part].T],
+            lang=[code for code, _ in languages],
+            script=[script for _, script in languages],
+            domain=[corpus.domains[domain] for domain in corpus.domain[rows[part]].tolist()],
+        )
+
+
+def _texts(corpus: Corpus, rows: Rows) -> list[str]:
+    return [corpus.texts[row] for row in rows.tolist()]
+
+
+def _in_other_languages(corpus: Corpus, pool: Rows, rows: Rows) -> tuple[Rows, Rows]:
+    """Return the rows that have a translation in another language and other words, and one of these from ``pool``."""
+    ordered = pool[np.argsort(corpus.concept[pool], kind="stable")]
+    start = np.searchsorted(corpus.concept[ordered], corpus.concept[rows])
+    size = np.searchsorted(corpus.concept[ordered], corpus.concept[rows], side="right") - start
+    draws = keyed_bits(for_purpose(corpus.key[rows], "passage")[:, None], np.arange(_PASSAGES_DRAWN))
+    found = ordered[start[:, None] + (draws % size[:, None].astype(np.uint64)).astype(np.intp)]
+    other = corpus.language[found] != corpus.language[rows][:, None]
+    other &= corpus.text[found] != corpus.text[rows][:, None]
+    first = np.take_along_axis(found, other.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return rows[other.any(axis=1)], first[other.any(axis=1)]
+
+
+def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
+    """Return at most ``most`` rows per language, in order: first one of each domain, then a second one, and so on.
+
+    Programs differ in size by a factor of a thousand, so a uniform draw would be one of few programs.
+    """
+    columns = {"language": corpus.language[rows], "domain": corpus.domain[rows], "key": corpus.key[rows]}
+    frame = pd.DataFrame(columns, index=rows).sort_values("key")
+    frame["nth"] = frame.groupby(["language", "domain"]).cumcount()
+    frame = frame.sort_values(["nth", "key"])
+    return np.sort(frame.index[frame.groupby("language").cumcount() < most].to_numpy())
+
+
+class Negatives:
+    """Draws hard negatives: other messages of the same program that share words with the message.
+
+    No negative translates its query: two messages with a translation in common in any language are not negatives of
+    each other.
+
+    Args:
+        corpus: The corpus.
+        rows: The translations that may appear in training.
+        count: Negatives per row.
+    """
+
+    def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:
+        self._corpus, self._count = corpus, count
+        # Number of texts drawn from any program, for programs with few messages.
+        self._spare = 2 * count + 8
+        self._same_meaning = _same_meaning(corpus, rows)
+        self._neighbours = _neighbours(corpus, rows, count * _NEIGHBOURS_PER_NEGATIVE)
+        texts = np.concatenate((rows, np.unique(corpus.english(rows))))
+        self._of_language = dict(grouped(corpus.language[texts], texts))
+
+    def draw(self, rows: Rows, passages: Rows, purpose: str) -> Rows:
+        """Return texts in the languages of the passages, (rows, count); all -1 for a row with too few."""
+        corpus = self._corpus
+        drawn = np.full((len(rows), self._count), -1, dtype=np.intp)
+        step = max(1, _CHUNK_ELEMENTS // (self._neighbours.shape[1] + self._spare))
+        for language, positions in grouped(corpus.language[passages], np.arange(len(rows))):
+            pool = self._of_language[language]
+            text_of = np.full(corpus.concept.max() + 1, -1, dtype=np.intp)
+            # The first text of each concept.
+            text_of[corpus.concept[pool[::-1]]] = pool[::-1]
+            for start in range(0, len(positions), step):
+                part = positions[start : start + step]
+                keys = for_purpose(corpus.key[rows[part]], purpose)
+                near = self._neighbours[corpus.concept[rows[part]]]
+                order = np.argsort(keyed_bits(keys[:, None], np.arange(near.shape[1])), axis=1)
+                near = np.take_along_axis(near, order, axis=1)
+                draws = keyed_bits(for_purpose(keys, "anywhere")[:, None], np.arange(self._spare))
+                anywhere = pool[(draws % np.uint64(len(pool))).astype(np.intp)]
+                items = np.concatenate((np.where(near >= 0, text_of[near], -1), anywhere), axis=1)
+                valid = self._valid(rows[part][:, None], passages[part][:, None], items)
+                drawn[part] = first_distinct(items, valid, corpus.text, self._count)
+        return drawn
+
+    def _valid(self, row: Rows, passage: Rows, items: Rows) -> Mask:
+        text, concept = self._corpus.text, self._corpus.concept
+        valid = (items >= 0) & (text[items] != text[row]) & (text[items] != text[passage])
+        valid &= (concept[items] != concept[row]) & (text[self._corpus.english(items)] != text[row])
+        return valid & ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
+
+
+def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:
+    """Return the pairs of concepts with a translation in common, as ``first * len(corpus.concept) + second``."""
+    ordered = rows[np.lexsort((corpus.concept[rows], corpus.text[rows], corpus.language[rows]))]
+    language, text = corpus.language[ordered], corpus.text[ordered]
+    new = np.flatnonzero((language[1:] != language[:-1]) | (text[1:] != text[:-1])) + 1
+    found = [
+        (concepts[:, None] * len(corpus.concept) + concepts).ravel()
+        for concepts in np.split(corpus.concept[ordered], new)
+        if len(concepts) > 1
+    ]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.intp)
+
+
+def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:
+    """Return for each concept the concepts of the same domain that share most words, (concepts, count), padded with -1.
+
+    A concept of several domains has the neighbours of the first.
+    """
+    concepts, first = np.unique(corpus.concept[rows], return_index=True)
+    texts = _texts(corpus, corpus.english(rows[first]))
+    vectors = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True, dtype=np.float64).fit_transform(texts)
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    # Breaks ties in the same way on every machine; too small to matter otherwise.
+    unique = 1e-9 * keyed_uniform(np.array([text_key(text) for text in texts], dtype=np.uint64))
+    nearest = np.full((corpus.concept.max() + 1, count), -1, dtype=np.intp)
+    for _, members in grouped(corpus.domain[rows[first]], np.arange(len(concepts))):
+        kept = min(count, len(members) - 1)
+        step = max(1, _CHUNK_ELEMENTS // len(members))
+        transposed = vectors[members].T.tocsc()
+        for start in range(0, len(members) if kept else 0, step):
+            part = members[start : start + step]
+            similarity = (vectors[part] @ transposed).toarray()
+            shorter = np.minimum(lengths[part][:, None], lengths[members])
+            similarity += (
+                _LENGTH_WEIGHT * shorter / np.maximum(lengths[part][:, None], lengths[members]) + unique[members]
+            )
+            similarity[np.arange(len(part)), np.arange(start, start + len(part))] = -1.0
+            # A partition finds the nearest ones, but not in order.
+            best = np.argpartition(-similarity, kept - 1, axis=1)[:, :kept]
+            order = np.argsort(-np.take_along_axis(similarity, best, axis=1), axis=1)
+            nearest[concepts[part], :kept] = concepts[members[np.take_along_axis(best, order, axis=1)]]
+    return nearest

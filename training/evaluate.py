@@ -1,0 +1,67 @@
+"""Evaluate models with mteb on its tasks, its benchmarks or local data, and write a report.
+
+python training/evaluate.py MODEL --benchmark "MTEB(Multilingual, v2)" --against OTHER_MODEL
+python training/evaluate.py runs/mine --local my_pairs.parquet --dims 320 64 8 --precisions float32 int8 binary
+python training/evaluate.py --report runs/evaluation --compare MODEL OTHER_MODEL
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.common.command import require, run_command
+from training.evaluation.records import DEFAULT_MAX_LENGTH, PRECISIONS
+from training.evaluation.report import report_again
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    description, _, examples = __doc__.partition("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "evaluate.py", None, description, examples, formatter_class=raw, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", nargs="?", metavar="MODEL", help="folder, run or Hub name")
+    what.add_argument("--report", type=Path, metavar="FOLDER", help="only write the report of this evaluation again")
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument("--tasks", nargs="+", default=[], help="mteb's names")
+    tasks.add_argument("--benchmark", help="mteb's name")
+    tasks.add_argument("--local", nargs="+", default=[], help="parquet files of pairs; built or prepared folders")
+    views = parser.add_argument_group("models and views")
+    views.add_argument("--against", nargs="+", default=[], help="further models")
+    views.add_argument("--revision", nargs="+", default=[], help="revisions or checkpoints of MODEL, or 'all'")
+    views.add_argument("--dims", nargs="+", type=int, default=[], help="leading dimensions (default: all of them)")
+    views.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
+    views.add_argument("--max-length", type=int, default=DEFAULT_MAX_LENGTH, help="maximum tokens (%(default)s)")
+    prompts = "before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits (%(default)s)"
+    views.add_argument("--prompts", choices=["auto", "published", "model"], default="auto", help=prompts)
+    trust = "run code that comes with a model; it can do and read all that you can, your Hub token included"
+    views.add_argument("--trust-remote-code", action="store_true", help=trust)
+    report = parser.add_argument_group("report")
+    report.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test two models, by their labels in the tables")
+    report.add_argument("--manifest", type=Path, help="of the training, for resource classes (default: that of MODEL)")
+    report.add_argument("--run", nargs="+", type=Path, default=[], help="with --report: trainings, for their curves")
+    report.add_argument("--output", type=Path, help="folder (default: runs/evaluation, or that of --report)")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line and return its exit status, see :func:`~training.common.command.run_command`."""
+    args = make_parser().parse_args(words)
+    if args.report:
+        return run_command(lambda: report_again(args))
+    require("mteb", "eval")
+    # mteb takes seconds to load, and a report does not need it.
+    from training.evaluation.runner import evaluate
+
+    return run_command(lambda: evaluate(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

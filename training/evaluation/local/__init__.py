@@ -1,1 +1,0 @@
-"""mteb tasks over local files."""

@@ -1,1 +1,0 @@
-"""The tables of an evaluation, and how Markdown and HTML write them."""

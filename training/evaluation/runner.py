@@ -1,0 +1,146 @@
+"""Evaluation of models on mteb's tasks, its benchmarks or local data, from options to table and report."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mteb
+
+from training.common.errors import StoppedError, UserError
+from training.common.outputs import locked
+from training.common.run_folder import manifest_of, run_of
+from training.evaluation.figures.plots import find_log
+from training.evaluation.local_tasks import local_tasks
+from training.evaluation.models import load_model, revisions_of
+from training.evaluation.records import Evaluation, bytes_per_vector, load_evaluation
+from training.evaluation.report import check_report_folder, comparison_text, write_report
+from training.evaluation.scoring import evaluate_model
+from training.evaluation.selection import labels, view_means
+from training.evaluation.summary import known_rows, training_rows
+from training.models.model_ref import find_model
+
+logger = logging.getLogger("training")
+
+# A name and a revision.
+Model = tuple[str, str | None]
+
+
+def evaluate(args: Namespace) -> None:
+    """Evaluate models and write the report; see ``evaluate.py`` for the options."""
+    if args.max_length < 1:
+        raise UserError(f"--max-length must be at least 1, got {args.max_length}")
+    args.output = args.output or Path("runs/evaluation")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output}: there is a file of that name; give a folder")
+    check_report_folder(args.output, [*map(Path, args.local), *([args.manifest] if args.manifest else [])])
+    # Another command that evaluates into the folder would overwrite these scores with its own.
+    with locked(args.output):
+        _evaluate(args)
+
+
+def _evaluate(args: Namespace) -> None:
+    tasks = find_tasks(args.tasks, args.benchmark, args.local)
+    evaluation = load_evaluation(args.output, missing_ok=True)
+    revisions = [name for each in args.revision for name in (revisions_of(args.model) if each == "all" else [each])]
+    models = [(args.model, revision) for revision in revisions or [None]] + [(name, None) for name in args.against]
+    models = list(dict.fromkeys(models))
+    check_report_folder(args.output, [Path(find_model(*model)[0]) for model in models])
+    _check_compared(args.compare or (), evaluation, models)
+    run = run_of(args.model)
+    rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)
+    done = _evaluate_models(args, models, tasks, evaluation)
+    sys.stdout.write(f"{table(evaluation, done)}\n\n")
+    compared, fault = None, None
+    try:
+        compared = args.compare and comparison_text(evaluation, args.compare)
+    # The report is written all the same.
+    except UserError as error:
+        fault = error
+    runs = [run] if run and find_log(run) else []
+    page = write_report(evaluation, args.output, compare=args.compare if compared else None, rows=rows, runs=runs)
+    sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
+    if fault is not None:
+        raise fault
+    of_these = (*(f"{label}: " for label in done), *(_all_of(*model) for model in models))
+    if failed := [key for key in evaluation.failures if key.startswith(of_these)]:
+        raise StoppedError(f"{len(failed)} of {len(tasks) * len(models)} tasks failed, see {args.output}")
+
+
+def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: Sequence[str] = ()) -> list[Any]:
+    """Return the tasks of mteb by name, those of a benchmark, and those of local files and folders."""
+    tasks = []
+    if names:
+        known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
+        for name in names:
+            _check_known("task", name, known)
+            tasks.append(mteb.get_task(name))
+    if benchmark is not None:
+        _check_known("benchmark", benchmark, [each.name for each in mteb.get_benchmarks()])
+        tasks += list(mteb.get_benchmark(benchmark).tasks)
+    for path in map(Path, local):
+        tasks += local_tasks(path)
+    found = [task.metadata.name for task in tasks]
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise UserError(f"two tasks are called {', '.join(twice)}; name them once, or rename a local file")
+    if not tasks:
+        raise UserError("nothing to evaluate on; give --tasks, --benchmark or --local")
+    return tasks
+
+
+def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see mteb's documentation for the names"
+        raise UserError(f"{kind} {name!r} is unknown; {hint}")
+
+
+def _check_compared(compared: Sequence[str], evaluation: Evaluation, models: Sequence[Model]) -> None:
+    known = {*labels(evaluation), *(name if at is None else f"{name}@{at}" for name, at in models)}
+    for label in compared:
+        if not any(label == each or label.startswith(f"{each} (") for each in known):
+            near = difflib.get_close_matches(label, known, n=3, cutoff=0.4) or sorted(known)[:10]
+            raise UserError(f"--compare {label!r}: no such model; there are {', '.join(near)}")
+
+
+def _evaluate_models(
+    args: Namespace, models: Sequence[Model], tasks: Sequence[Any], evaluation: Evaluation
+) -> list[str]:
+    """Evaluate all models; return the labels of those that could be. A fault of one does not cost the others."""
+    done, dims, precisions = [], list(dict.fromkeys(args.dims)), list(dict.fromkeys(args.precisions))
+    for name, revision in models:
+        evaluation.failures.pop(_all_of(name, revision), None)
+        try:
+            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
+            evaluate_model(model, tasks, evaluation, args.output, dims=dims, precisions=precisions)
+            done.append(model.record.label)
+        except UserError as error:
+            if len(models) == 1:
+                raise
+            logger.error("%s", error)
+            evaluation.failures[_all_of(name, revision)] = str(error)
+            evaluation.save(args.output)
+    if not done:
+        raise UserError("none of the models could be evaluated; the reasons are above")
+    return done
+
+
+def _all_of(name: str, revision: str | None) -> str:
+    """Return the key of all tasks of a model in the failures."""
+    return f"{name}: all" if revision is None else f"{name}@{revision}: all"
+
+
+def table(evaluation: Evaluation, models: Sequence[str]) -> str:
+    """Return the mean over subsets by task, view and model (by label), for a terminal."""
+    lines = [f"{'task':<28}{'dims':>6} {'precision':<10}{'bytes':>7}{'score':>9}  metric, model"]
+    for (model, task, dim, precision, metric), mean in view_means(evaluation.scores).items():
+        if model in models:
+            size = bytes_per_vector(dim, precision)
+            lines.append(f"{task:<28}{dim:>6} {precision:<10}{size:>7}{mean:>9.4f}  {metric}, {model}")
+    lines += [f"failed: {which}: {reason}" for which, reason in evaluation.failures.items()]
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""Export a model for ONNX Runtime, OpenVINO or llama.cpp.
+
+    python training/export.py runs/mine/model --backend onnx --precision int8 --output mine-onnx
+    python training/export.py runs/mine/model --backend gguf --dtype f16 --output mine.gguf
+
+onnx and openvino run in their own environments, because the optimum libraries need an older transformers; see
+training/models/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# Run as a script from a checkout: the recipe is not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.common.command import run_command
+from training.common.errors import UserError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    summary, example, note = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description=f"{summary}\n\n{note}",
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, help="folder of the model")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; for gguf the file")
+    parser.add_argument("--backend", choices=["onnx", "openvino", "gguf"], required=True)
+    parser.add_argument("--precision", choices=["fp32", "int8"], help="of onnx and openvino (fp32)")
+    parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], help="of the matrices of gguf (f16)")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = make_parser().parse_args(words)
+    return run_command(lambda: _export(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    gguf = arguments.backend == "gguf"
+    option, value = ("--precision", arguments.precision) if gguf else ("--dtype", arguments.dtype)
+    if value is not None:
+        raise UserError(f"{option} has no effect with --backend {arguments.backend}; leave it out")
+    # The environments of onnx and openvino lack what gguf imports, and have another transformers.
+    if gguf:
+        from training.models.gguf import export_gguf
+
+        export_gguf(arguments.folder, arguments.output, arguments.dtype or "f16")
+        return
+    from training.models.export import export_graph
+
+    name = export_graph(arguments.folder, arguments.output, arguments.backend, arguments.precision or "fp32")
+    sys.stdout.write(
+        f"{arguments.output}: SentenceTransformer({str(arguments.output)!r}, backend={arguments.backend!r}, "
+        f'model_kwargs={{"file_name": {name!r}}})\n'
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

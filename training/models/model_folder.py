@@ -1,0 +1,242 @@
+"""A model's folder on disk: weights read tensor by tensor, checks of its files, and settings for older readers.
+
+Nothing here loads a model. The export environments import this file with transformers 4.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.common.errors import UserError, in_one_line
+from training.common.outputs import write_whole
+
+# File that says that a folder holds an adapter.
+ADAPTER = "adapter_config.json"
+NO_WORDS = "its tokenizer knows no token but special ones; put the tokenizer.json of this model beside it"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# As safetensors calls them.
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+@contextmanager
+def user_error(what: str, remedy: str | None = None) -> Iterator[None]:
+    """Turn any exception of the block into one UserError: ``from_pretrained`` can raise anything on a corrupt folder.
+
+    Args:
+        what: What failed, such as ``model 'x' cannot be used``; the library's message is added.
+        remedy: What the user can do.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = in_one_line(error)
+        raise UserError(f"{what}: {reason}" if remedy is None else f"{what} ({reason}); {remedy}") from None
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return the content of a JSON file; an empty ``kind`` if it is missing, damaged or of another kind."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return kind()
+    return content if isinstance(content, kind) else kind()
+
+
+class TensorInfo(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class WeightFiles:
+    """The safetensors of a model's folder: one file, or shards with an index.
+
+    Attributes:
+        file_of: The file of every tensor by name.
+        paths: The files, in alphabetical order.
+        tensors: Shape and dtype of every tensor by name, in alphabetical order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file_of: Mapping[str, Path] = _files_of_tensors(folder)
+        self.paths = sorted(set(self.file_of.values()))
+        found = {name: info for path in self.paths for name, info in _read_header(path).items()}
+        if missing := sorted(set(self.file_of) - set(found)):
+            raise UserError(f"{folder}: its weights lack {missing[0]}, which the index promises; fetch the model again")
+        self.tensors: Mapping[str, TensorInfo] = {name: found[name] for name in sorted(self.file_of)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor by name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor; nothing else of its file stays in memory."""
+        # An open file keeps all that was read from it mapped, so it is opened for each tensor.
+        with safe_open(self.file_of[name], framework="pt") as handle:
+            return handle.get_tensor(name)
+
+    def digest(self) -> str:
+        """Return a digest of the files' bytes, whatever folder they lie in."""
+        digest = blake2b(digest_size=16)
+        for path in self.paths:
+            update_digest(digest, path)
+        return digest.hexdigest()
+
+
+def update_digest(digest: Any, path: Path) -> None:
+    """Add a file's bytes to a ``hashlib`` digest."""
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+
+
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
+    if (folder / _INDEX).is_file():
+        try:
+            files = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            return {name: folder / file for name, file in files.items()}
+        # JSON of any other form: a list, a map to numbers.
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {in_one_line(error)}"
+            raise UserError(f"{folder / _INDEX}: damaged ({reason}); fetch the model again") from None
+    if (folder / _SINGLE).is_file():
+        return dict.fromkeys(_read_header(folder / _SINGLE), folder / _SINGLE)
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{folder}: an adapter without a model's weights; merge it into its base first (merge.py)")
+    if list(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder}: its weights are pickled, not safetensors; load it with transformers and save it again"
+        )
+    raise UserError(f"{folder}: the folder holds no weights as safetensors; it lacks {_SINGLE}")
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}
+            found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({in_one_line(error)}); fetch it again") from None
+    for name, (_, dtype) in found.items():
+        if dtype not in _DTYPES:
+            raise UserError(f"{path}: {name} holds {dtype}; only floating-point weights can be used")
+    return {name: TensorInfo(shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no element is NaN or infinite; an integer tensor always is finite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Both ends are NaN if one element is; isfinite itself would need a copy of the tensor.
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def check_tokenizer_file(folder: Path) -> None:
+    """Refuse a folder whose ``tokenizer.json``, which is copied or converted, is missing, damaged or has no words."""
+    path = folder / "tokenizer.json"
+    remedy = "put the tokenizer.json of this model beside it"
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: the model has no tokenizer.json; {remedy}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: is not a tokenizer ({in_one_line(error)}); {remedy}") from None
+    if not words:
+        raise UserError(f"{path}: {NO_WORDS}")
+
+
+def wrong_weight(shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> str | None:
+    """Return the first weight that is missing, left over or of another shape than configured, and how; else None."""
+    # The device of this thread only: a training may build models in another thread meanwhile.
+    with torch.device("meta"):
+        expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}
+    for name in sorted({*shapes, *expected}):
+        if shapes.get(name) != expected.get(name):
+            has, wants = (each.get(name, "absent") for each in (shapes, expected))
+            return f"weight {name} is {has}, the configuration wants {wants}"
+    return None
+
+
+def count_parameters(config: F2LLMConfig) -> int:
+    """Return the parameters of a model of this shape, embeddings included."""
+    with torch.device("meta"):
+        return F2LLMModel(deepcopy(config)).num_parameters()
+
+
+def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> float:
+    """Return the floating-point operations of a forward pass.
+
+    Args:
+        config: The model's shape.
+        tokens: Tokens of all texts.
+        squared_tokens: Sum over the texts of their squared token counts.
+    """
+    weights = count_parameters(config) - config.vocab_size * config.hidden_size
+    width = config.num_attention_heads * config.head_dim
+    return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
+
+
+def write_for_older_readers(folder: Path) -> None:
+    """Rewrite the settings of a SentenceTransformer folder with last-token pooling in the form that all versions read.
+
+    transformers 5 and sentence-transformers 5.4 moved and renamed settings; they still read the old form. Older
+    versions, and servers that parse the files themselves, read the old form alone:
+
+    - ``config.json``: ``rope_theta`` moved into ``rope_parameters``. transformers 4 assumes 10000 without it and
+      computes other embeddings without an error; text-embeddings-inference (until early 2026) and MLX stop.
+    - ``tokenizer_config.json``: transformers 4 cannot read ``extra_special_tokens`` as a list.
+    - ``modules.json``: the classes moved. sentence-transformers before 5.4 and llama.cpp's converter do not find them.
+    - ``1_Pooling/config.json``: one ``pooling_mode`` replaced a flag for each mode.
+    - ``sentence_bert_config.json``: text-embeddings-inference and vLLM read ``max_seq_length``.
+
+    A second call changes nothing.
+
+    Args:
+        folder: As ``SentenceTransformer.save_pretrained`` left it; an adapter has no ``config.json``.
+
+    Raises:
+        OSError: If a file is missing or cannot be written.
+        ValueError: If a file is damaged.
+    """
+
+    def read(name: str) -> Any:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+
+    tokenizer, pooling = read("tokenizer_config.json"), read("1_Pooling/config.json")
+    changed = {
+        "sentence_bert_config.json": {"max_seq_length": tokenizer["model_max_length"], "do_lower_case": False},
+        "modules.json": [
+            {**entry, "type": f"sentence_transformers.models.{entry['type'].rpartition('.')[2]}"}
+            for entry in read("modules.json")
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": pooling.get("word_embedding_dimension", pooling.get("embedding_dimension")),
+            **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in _POOLING_MODES},
+            "include_prompt": pooling["include_prompt"],
+        },
+    }
+    if (folder / "config.json").is_file():
+        config = read("config.json")
+        changed["config.json"] = dict(sorted({**config, "rope_theta": config["rope_parameters"]["rope_theta"]}.items()))
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+        tokenizer = dict(sorted(tokenizer.items()))
+    changed["tokenizer_config.json"] = tokenizer
+    for name, content in changed.items():
+        write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

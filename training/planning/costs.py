@@ -1,0 +1,370 @@
+"""What a stage costs: operations and memory by formula, time from ten measured steps.
+
+The forward pass of a token takes two operations for each weight outside the embeddings (Kaplan et al., "Scaling Laws
+for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads * head_dim`` for each token of its text
+(Chowdhery et al., "PaLM", 2022, appendix B: scores and their sum over values, without a discount for causality). The
+backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. A stage
+also has
+
+- the gradient cache's first pass over all chunks but the last (see :mod:`training.trainer.gradient_cache`);
+- with gradient checkpointing, a second forward pass: an upper bound, since PyTorch may skip the end of each layer;
+- the teacher's forward pass over the same tokens, unless a cache keeps its embeddings;
+- the forward passes of evaluations.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from training.common.outputs import locked, scratch_folder
+from training.config.arguments import StageArguments
+from training.config.recipe import Stage
+from training.data.prepared import PreparedSource
+from training.distillation.distillation import Distillation
+from training.distillation.projection import Projection
+from training.distillation.teacher import Teacher
+from training.models.adapters import adapter_config, add_adapter
+from training.models.encoding import embed_batch
+from training.models.model_folder import count_parameters, forward_flops
+from training.planning.batches import Batches
+from training.stages.setup import make_trainer, model_options
+from training.trainer.trainer import F2LLMTrainer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# Bytes of a frozen fp32 weight; of a trained one with its gradient and AdamW's two moments; of gradient buckets under
+# way between several processes.
+_BYTES_PER_FROZEN, _BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 4, 16, 4
+# Copies of the batch's embeddings that the loss and its gradient hold: own, gathered, by role, by width, gradients.
+_COPIES_OF_EMBEDDINGS = 10
+# The first steps allocate, compile and fill caches.
+_WARM_UP, _STEPS = 2, 10
+
+
+# Operations
+
+
+class StageFlops(NamedTuple):
+    """Operations of a stage: of its steps, of the teacher in them, and of its evaluations."""
+
+    steps: float = 0.0
+    teacher: float = 0.0
+    evaluations: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return sum(self)
+
+
+def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:
+    """Return the operations of an average step over all processes, without those of a teacher."""
+    forward = forward_flops(config, batches.tokens, batches.squared_tokens)
+    repeated = batches.repeated_tokens / batches.tokens if batches.tokens else 0.0
+    return forward * ((2 if adapter else 3) + repeated + gradient_checkpointing)
+
+
+def stage_flops(
+    args: StageArguments,
+    config: F2LLMConfig,
+    teacher: F2LLMConfig | None,
+    steps: int,
+    training: Batches,
+    validation: Batches,
+    evaluations: int,
+) -> StageFlops:
+    """Return the operations of a training stage with so many steps and evaluations."""
+    # A cached teacher encodes every text once, before the stage.
+    taught = steps if teacher is not None and args.teacher_cache_dir is None else 0
+    validated = evaluations * validation.count
+    return StageFlops(
+        steps=steps * step_flops(config, training, args.activation_checkpointing, args.lora),
+        teacher=taught * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
+        evaluations=validated * forward_flops(config, validation.tokens, validation.squared_tokens),
+    )
+
+
+# Memory
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device."""
+
+    state: int  # weights, gradients and optimizer
+    activations: int  # what one chunk keeps for its backward pass
+    loss: int  # embeddings of the whole batch and what the loss derives from them
+    teacher: int = 0
+    program: int = 0  # what the process holds already; 0 on a GPU
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.state + self.activations + self.loss + self.teacher + self.program
+
+
+def count_adapter(config: F2LLMConfig, adapter: LoraConfig) -> int:
+    """Return the parameters of an adapter of a model of this shape."""
+    with torch.device("meta"):
+        model = F2LLMModel(deepcopy(config))
+        add_adapter(model, deepcopy(adapter))
+        return model.num_parameters(only_trainable=True)
+
+
+def estimate_memory(
+    config: F2LLMConfig,
+    chunk_tokens: int,  # of the largest chunk
+    batch_texts: int,  # distinct texts of the global batch
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    teacher: F2LLMConfig | None = None,  # if it stays in memory
+    processes: int = 1,
+    sharded: bool = False,  # processes share weights, gradients and optimizer (FSDP)
+    adapter: LoraConfig | None = None,  # trained instead of the model
+) -> MemoryEstimate:
+    """Estimate the memory of a training step of a model of this shape."""
+    parameters = trained = count_parameters(config)
+    state = parameters * _BYTES_PER_PARAMETER
+    if adapter is not None:
+        trained = count_adapter(config, adapter)
+        state = parameters * _BYTES_PER_FROZEN + trained * _BYTES_PER_PARAMETER
+    if processes > 1:
+        state = state // processes if sharded else state + trained * _BYTES_OF_BUCKETS
+    if bf16:
+        # Autocast, or the graph if weights are frozen, keeps a copy of the weights of the layers.
+        state += 2 * (parameters - config.vocab_size * config.hidden_size)
+    outside, layer = _bytes_per_token(config, bf16, adapter)
+    layers = config.num_hidden_layers
+    if gradient_checkpointing:
+        per_token = outside + layers * 4 * config.hidden_size + layer
+    else:
+        per_token = outside + layers * layer
+    return MemoryEstimate(
+        state=state,
+        activations=int(chunk_tokens * per_token),
+        loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
+        teacher=0 if teacher is None else 4 * count_parameters(teacher),
+        program=_program(),
+    )
+
+
+def estimate_pruning_memory(
+    before: F2LLMConfig, after: F2LLMConfig, chunk_tokens: int, bf16: bool = False
+) -> MemoryEstimate:
+    """Estimate the memory of calibrating and pruning: both models in fp32, and one layer's activations.
+
+    ``chunk_tokens`` is the largest calibration pass; 0 if importances were measured before.
+    """
+    outside, layer = _bytes_per_token(before, bf16)
+    return MemoryEstimate(
+        state=4 * (count_parameters(before) + count_parameters(after)),
+        activations=int(chunk_tokens * (outside + layer)),
+        loss=0,
+        program=_program(),
+    )
+
+
+def _program() -> int:
+    return 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
+def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
+    """Return the bytes per token kept for the backward pass: outside of the layers, and by each layer."""
+    short, long = 64, 128
+    one, two = (
+        (_kept_bytes(config, layers, long, bf16, adapter) - _kept_bytes(config, layers, short, bf16, adapter))
+        / (long - short)
+        for layers in (1, 2)
+    )
+    return 2 * one - two, two - one
+
+
+def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapter: LoraConfig | None) -> int:
+    """Return the bytes that autograd keeps of a forward pass over one text, without weights.
+
+    They are proportional to every width, so a model with one key-value head is measured.
+    """
+    heads = config.num_key_value_heads
+    changes = {
+        **{"num_hidden_layers": layers, "layer_types": (2 * config.layer_types)[:layers], "max_window_layers": layers},
+        **{"matryoshka_dimensions": None, "is_matryoshka": False},
+        **{"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
+        **{"num_attention_heads": config.num_attention_heads // heads, "num_key_value_heads": 1},
+        **{name: getattr(config, name) // heads for name in ("hidden_size", "intermediate_size")},
+    }
+    model = F2LLMModel(F2LLMConfig.from_dict(config.to_dict() | changes)).train()
+    if adapter is not None:
+        narrow = deepcopy(adapter)
+        narrow.r = max(adapter.r // heads, 1)
+        add_adapter(model, narrow)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        # An output that keeps itself would never be freed.
+        return tensor.detach()
+
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        # Held until everything is counted: freed memory would be used, and counted, again.
+        output = model(input_ids=ids, sequence_lengths=[tokens])
+    counted = sum(size for address, size in kept.items() if address not in weights)
+    del output
+    return counted * heads
+
+
+# Time
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measured times, in seconds."""
+
+    seconds: list[float]  # of each step
+    tokens: list[int]  # of each step's batch, over all processes
+    warm_up: float  # extra time of the first steps
+    seconds_per_token: float  # of a forward pass
+    checkpoint: float  # of writing one
+    peak_bytes: int  # highest memory use of the GPU or, without one, of the process
+
+    def step_seconds(self, tokens: float) -> float:
+        """Return the time of a step of so many tokens, by a line through the measured steps.
+
+        If they hardly vary, or the line falls or starts below 0, time is taken as proportional to tokens.
+        """
+        seconds, counts = np.asarray(self.seconds), np.asarray(self.tokens, dtype=float)
+        slope, start = float(seconds.sum() / counts.sum()), 0.0
+        if np.ptp(counts) >= 0.2 * counts.mean():
+            fitted = np.polyfit(counts, seconds, 1)
+            if (fitted >= 0).all():
+                slope, start = fitted
+        return float(start + slope * tokens)
+
+
+class _Clock(TrainerCallback):
+    """Records the end and the tokens of each step."""
+
+    def __init__(self, trainer: F2LLMTrainer) -> None:
+        self.trainer = trainer
+        self.ends: list[float] = []
+        self.tokens: list[int] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        _synchronize()
+        self.ends.append(time.perf_counter())
+        self.tokens.append(self.trainer.last_batch["input_ids"].numel() * args.world_size)
+
+
+def measure_stage(
+    stage: Stage,
+    config: F2LLMConfig,
+    sources: list[PreparedSource],
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: F2LLMConfig | None = None,
+) -> Measurement:
+    """Run the first steps of a stage with random weights, and write one checkpoint, in a temporary folder."""
+    # On the disk of the stage's checkpoints. Each process has its own folder.
+    scratch = stage.arguments.prepared_folder / f"measure-{stage.arguments.process_index}"
+    with locked(scratch, busy="another command measures there; wait for it to end"), scratch_folder(scratch) as folder:
+        trainer = _trainer(stage, str(folder), config, sources, tokenizer, teacher)
+        clock = _Clock(trainer)
+        trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
+        _reset_peak()
+        trainer.train()
+        if trainer.interruption.signal:
+            raise KeyboardInterrupt(trainer.interruption.signal)
+        seconds = np.diff(clock.ends)
+        usual = float(np.mean(seconds[_WARM_UP:]))
+        start = time.perf_counter()
+        trainer._save_checkpoint(trainer.model, None)
+        checkpoint = time.perf_counter() - start
+        start = time.perf_counter()
+        with trainer.accelerator.autocast():
+            embed_batch(trainer.model, trainer.last_batch)
+        _synchronize()
+        forward = time.perf_counter() - start
+        return Measurement(
+            seconds=seconds[_WARM_UP:].tolist(),
+            tokens=clock.tokens[_WARM_UP:],
+            warm_up=max(float(sum(seconds[:_WARM_UP])) - _WARM_UP * usual, 0.0),
+            seconds_per_token=forward / clock.tokens[-1],
+            checkpoint=checkpoint,
+            peak_bytes=_peak_bytes(),
+        )
+
+
+def _trainer(
+    stage: Stage,
+    folder: str,
+    config: F2LLMConfig,
+    sources: list[PreparedSource],
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: F2LLMConfig | None,
+) -> F2LLMTrainer:
+    args = deepcopy(stage.arguments)
+    args.output_dir, args.max_steps = folder, _WARM_UP + _STEPS
+    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    args.logging_strategy, args.logging_first_step, args.report_to = IntervalStrategy.NO, False, []
+    args.load_best_model_at_end = False
+    options = model_options(args)
+    model = F2LLMModel._from_config(deepcopy(config), dtype=torch.float32, **options)
+    adapter = adapter_config(args)
+    if adapter is not None:
+        add_adapter(model, adapter)
+    guide = None
+    # Steps with a cache only read the teacher's embeddings.
+    if teacher is not None and args.teacher_cache_dir is None:
+        guide = Distillation(
+            config.hidden_size,
+            Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options)),
+            projection=Projection(config.hidden_size, teacher.hidden_size, args) if args.teacher_projection else None,
+        )
+    return make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Linux: the peak of data preparation, for example, is forgotten.
+    elif (reset := Path("/proc/self/clear_refs")).exists():
+        reset.write_text("5")
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return peak if sys.platform == "darwin" else peak * 1024

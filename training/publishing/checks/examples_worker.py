@@ -1,0 +1,144 @@
+"""Runs the examples of a card: a separate program that ``card.py`` starts.
+
+It imports nothing of this repository, and prevents that an example does. Where the system allows it, it runs without
+network devices, and so do the programs that an example starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import json
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+# Packages of this repository: a released folder must work without them.
+_OWN = ("modeling_f2llm", "training", "hub_cards")
+# linux/sched.h
+_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
+
+
+class _Hidden(MetaPathFinder):
+    """Hides the packages of this repository."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.partition(".")[0] in _OWN:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise OSError(f"no network: {event}{arguments[1:]!r}")
+
+
+def _leave_network() -> str | None:
+    """Move this process into a network namespace without devices; return why the system does not allow it.
+
+    An unprivileged process needs a user namespace for that. It keeps its user there: some libraries ask for it.
+    """
+    if sys.platform != "linux":
+        return "Linux alone has them"
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_USER | _NEW_NETWORK):
+        return os.strerror(ctypes.get_errno())
+    with contextlib.suppress(OSError):
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path("/proc/self", name).write_text(line)
+    return None
+
+
+class _Adapted(ast.NodeTransformer):
+    """The printed code, with folders for the names of models and more texts than are printed."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.task = task
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id in ("queries", "documents"):
+            more = ast.List([ast.Constant(text) for text in self.task[target.id]], ast.Load())
+            node.value = ast.BinOp(node.value, ast.Add(), more)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        name = getattr(node.func, "id", getattr(node.func, "attr", None))
+        if name in ("SentenceTransformer", "from_pretrained"):
+            # Any name but that of an adapter's base is the model's.
+            places, folder = self.task["places"], self.task["folder"]
+            node.args = [
+                ast.Constant(places.get(each.value, folder)) if isinstance(each, ast.Constant) else each
+                for each in node.args
+            ]
+        return node
+
+
+def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Run an example; return the class of its model and embeddings by variant."""
+    tree = ast.fix_missing_locations(_Adapted(task).visit(ast.parse(code)))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(tree, "example", "exec"), names)
+    documents, model = names["documents"], names["model"]
+    found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
+    is_plain = "embed" in names
+    embed = names["embed"] if is_plain else model.encode_document
+    if is_plain:
+        # The example itself puts the prompt before documents.
+        documents = [names.get("document_prompt", "") + document for document in documents]
+    tokenizer = names["tokenizer"] if is_plain else model.tokenizer
+    found["one by one"] = [row for text in documents for row in embed([text])]
+    tokenizer.padding_side = "left"
+    found["padded on the left"] = embed(documents)
+    tokenizer.padding_side = "right"
+    if not is_plain:
+        for width in task["dimensions"]:
+            cut = model.encode_document(documents, truncate_dim=width, normalize_embeddings=True)
+            found[f"documents@{width}"] = cut
+    kind = type(model if is_plain else model.transformers_model).__name__
+    return kind, {variant: _array(value) for variant, value in found.items()}
+
+
+def _array(embeddings: Any) -> Any:
+    import numpy as np
+
+    rows = [row.float().tolist() if hasattr(row, "float") else row for row in embeddings]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def main(folder: Path, network: str | None) -> None:
+    """Run the task of a folder; write ``report.json`` and ``embeddings.npz`` there.
+
+    Args:
+        folder: The folder.
+        network: Why there still is a network; None if there is none.
+    """
+    import numpy as np
+
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = {"errors": {}, "classes": {}, "network": network}
+    embeddings = {}
+    for name, code in task["codes"].items():
+        try:
+            # Examples print, and libraries draw bars.
+            with contextlib.redirect_stdout(sys.stderr):
+                report["classes"][name], found = _run(code, task)
+        # The reader of the card would see any exception.
+        except Exception as error:
+            report["errors"][name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        else:
+            embeddings |= {f"{name}/{variant}": array for variant, array in found.items()}
+    np.savez(folder / "embeddings.npz", **embeddings)
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    # Before any import that starts threads, which would prevent it.
+    kept = _leave_network()
+    sys.meta_path.insert(0, _Hidden())
+    sys.addaudithook(_refuse_network)
+    main(Path(sys.argv[1]), kept)

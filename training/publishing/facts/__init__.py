@@ -1,1 +1,0 @@
-"""What the cards say, as plain data: read from a release's record and evaluation alone."""

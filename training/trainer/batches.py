@@ -1,0 +1,200 @@
+"""Global batches: the order of rows, and rows of one source → a batch of distinct texts, divided over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from training.common.errors import UserError
+from training.common.keyed import keyed_bits
+from training.data.preparation.plan import required_negatives
+from training.data.prepared import PreparedSource
+from training.distillation.teacher_cache import TeacherCache
+from training.models.encoding import lay_out
+
+_ROW_ORDER, _BATCH_ORDER, _NEGATIVES = 11, 12, 21
+
+
+class RowKey(NamedTuple):
+    """Names a row at a point of the training; draws for the row are keyed by it."""
+
+    epoch: int
+    source: int
+    row: int
+
+
+class GlobalBatchSampler(Sampler[list[RowKey]]):
+    """Yields the rows of each global batch, the same on every process.
+
+    An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
+    ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
+    negatives); the batches of all sources are then shuffled together, so that a source turns up in proportion to its
+    size until all are exhausted. Both orders depend on seed and epoch only, so that all processes agree without
+    communication. :mod:`training.models.layout` decides which process encodes which texts of a batch.
+
+    Example:
+        >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
+        >>> sorted(len(batch) for batch in sampler)
+        [2, 2, 3]
+    """
+
+    def __init__(self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0) -> None:
+        if not sum(rows_per_source):
+            raise ValueError("no source has a training row")
+        self.rows_per_source = list(rows_per_source)
+        self.seed = seed
+        self.epoch = 0
+        # Source, number of the batch in it, and number of its batches.
+        counts = [-(-rows // global_batch_size) for rows in self.rows_per_source]
+        self._batches = [(source, each, count) for source, count in enumerate(counts) for each in range(count)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of global batches of an epoch, the same in every epoch."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[RowKey]]:
+        orders = [
+            np.argsort(keyed_bits(self.seed, _ROW_ORDER, self.epoch, source, np.arange(rows)), kind="stable")
+            for source, rows in enumerate(self.rows_per_source)
+        ]
+        draws = keyed_bits(self.seed, _BATCH_ORDER, self.epoch, np.arange(len(self._batches)))
+        for index in np.argsort(draws, kind="stable"):
+            source, number, count = self._batches[index]
+            rows = self.rows_per_source[source]
+            chosen = orders[source][number * rows // count : (number + 1) * rows // count]
+            yield [RowKey(self.epoch, source, int(row)) for row in chosen]
+
+
+class Row(NamedTuple):
+    """A row and its key; ``positions`` are those of query, passage and all negatives among the source's texts."""
+
+    key: RowKey
+    positions: np.ndarray
+
+
+class PreparedRows(Dataset[Row]):
+    """The rows of one split of prepared sources, by their keys."""
+
+    def __init__(self, sources: Sequence[PreparedSource], split: str = "train") -> None:
+        self.sources = list(sources)
+        self.split = split
+
+    def __len__(self) -> int:
+        return sum(len(source.rows[self.split]) for source in self.sources)
+
+    def __getitem__(self, key: RowKey) -> Row:
+        return Row(key, np.asarray(self.sources[key.source].rows[self.split][key.row]))
+
+
+class PackedCollator:
+    """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
+
+    The negatives of a row are drawn by (seed, epoch, source, row) alone. Every process is given all rows of the global
+    batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
+
+    Args:
+        sources: The sources that row keys refer to.
+        num_hard_negatives: Negatives drawn per row, by task type; none of a retrieval source that has none.
+        seed, rank, world_size: Of the draws, and of the processes.
+        max_tokens_per_forward: Maximum tokens of a chunk; None for one chunk.
+        teacher_cache, teacher_width: Embeddings of a teacher to read for each batch, and how many dimensions of them.
+
+    A batch is a dict of
+
+    - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
+    - ``chunk_lengths``: for each chunk the lengths of its texts;
+    - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
+      ``width``, how many of these each process hands in (see :class:`~training.models.encoding.BatchLayout`);
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
+    - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
+    - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
+    - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
+    - ``tokens``: tokens of all ``n`` texts;
+    - ``rows``: ``b`` numbers of the rows within their split of the source;
+    - ``source`` and ``task_type``: names.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PreparedSource],
+        num_hard_negatives: Mapping[str, int],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_tokens_per_forward: int | None = None,
+        teacher_cache: TeacherCache | None = None,
+        teacher_width: int = 0,
+    ) -> None:
+        self.sources = list(sources)
+        self.num_hard_negatives = dict(num_hard_negatives)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.max_tokens_per_forward = max_tokens_per_forward
+        self.teacher_cache, self.teacher_width = teacher_cache, teacher_width
+        for source in self.sources:
+            wanted = self._wanted(source)
+            if source.num_negatives < wanted:
+                raise UserError(
+                    f"{source.folder}: rows have {source.num_negatives} negatives, but {wanted} are to be drawn; "
+                    f"write 'num_hard_negatives_{source.task_type}: {source.num_negatives}'"
+                )
+
+    def _wanted(self, source: PreparedSource) -> int:
+        return required_negatives(self.num_hard_negatives, source.task_type, source.num_negatives)
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Build this process's part of the batch; all rows must be of one source."""
+        source = self.sources[rows[0].key.source]
+        texts, lengths, index = self._distinct_texts(source, rows)
+        layout = lay_out(lengths, self.rank, self.world_size, self.max_tokens_per_forward)
+        own = np.concatenate([texts[chunk] for chunk in layout.chunks])
+        tokens = np.concatenate([source.tokens(text) for text in own])
+        batch = {
+            "input_ids": torch.from_numpy(tokens.astype(np.int64))[None],
+            **layout.of_batch(lengths),
+            **{"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:]},
+            "forms": torch.from_numpy(source.forms(texts).astype(np.int64)),
+            "own_texts": own.tolist(),
+            "tokens": int(lengths.sum()),
+            "rows": [row.key.row for row in rows],
+            **{"source": source.name, "task_type": source.task_type},
+        }
+        # Of the whole batch on every process: reading is cheaper than gathering.
+        if self.teacher_cache is not None:
+            batch["teacher"] = torch.from_numpy(self.teacher_cache.read(source.name, texts, self.teacher_width))
+        return batch
+
+    def text_lengths(self, rows: Sequence[Row]) -> np.ndarray:
+        """Return the ``(n,)`` token counts of the batch's distinct texts, ascending, without reading a token."""
+        return self._distinct_texts(self.sources[rows[0].key.source], rows)[1]
+
+    def _distinct_texts(
+        self, source: PreparedSource, rows: Sequence[Row]
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """Return the ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices into them."""
+        positions = np.stack([row.positions for row in rows]).astype(np.int64)
+        negatives = self._draw_negatives(rows, positions[:, 2:], self._wanted(source))
+        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
+        lengths = source.lengths(texts)
+        order = np.argsort(lengths, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
+
+    def _draw_negatives(self, rows: Sequence[Row], negatives: np.ndarray, count: int) -> np.ndarray:
+        """``(b, n)`` positions, -1 where a row has none → ``(b, count)`` drawn without replacement."""
+        keys = np.array([row.key for row in rows], dtype=np.int64)
+        columns = np.arange(negatives.shape[1])
+        draws = keyed_bits(self.seed, _NEGATIVES, keys[:, :1], keys[:, 1:2], keys[:, 2:], columns)
+        draws = np.where(negatives >= 0, draws, np.iinfo(np.uint64).max)
+        chosen = np.argsort(draws, axis=1, kind="stable")[:, :count]
+        drawn = np.take_along_axis(negatives, chosen, axis=1)
+        assert (drawn >= 0).all(), "preparation checks that every row has enough negatives"
+        return drawn

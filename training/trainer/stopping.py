@@ -1,0 +1,157 @@
+"""Ends of a training before its last step: signals, and evaluations without improvement."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let either signal end the block with a KeyboardInterrupt whose argument is the signal's number."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    previous = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Interruption(TrainerCallback):
+    """Watches for signals inside a ``with`` block; as a Trainer's callback, stops the training after the step.
+
+    A signal to one process stops all of them at the same step. A second SIGINT ends the process at once; another
+    SIGTERM does not: schedulers send it to a launcher and its processes, and launchers pass it on.
+
+    Attributes:
+        signal: Number of the signal that stopped the training, None if none did.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.signal: int | None = None
+        self._accelerator = accelerator
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            self.__exit__()
+            os.kill(os.getpid(), number)
+        self._received = number
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+        """Ask for a checkpoint and the end if any process has received a signal."""
+        self.signal = self.received()
+        if self.signal and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            # The sender may not wait for long: only what decides by evaluations needs every one.
+            control.should_evaluate = control.should_evaluate and _decides(args)
+            control.should_save = not _decides_at_epoch_end(args, state)
+        return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+        """Keep the end of an interrupted epoch from being taken for the end of an epoch."""
+        if self.signal and state.global_step < state.max_steps:
+            control.should_save = _decides_at_epoch_end(args, state)
+            control.should_evaluate = control.should_evaluate and control.should_save
+        return control
+
+    def received(self) -> int | None:
+        """Return the signal that any process has received; every process must ask at the same point."""
+        if self._accelerator.num_processes == 1:
+            return self._received or None
+        received = torch.tensor([self._received], device=self._accelerator.device)
+        return int(self._accelerator.gather(received).max()) or None
+
+
+def _decides(args: TrainingArguments) -> bool:
+    """Whether evaluations choose the best model, the end of the training or the learning rate."""
+    return args.metric_for_best_model is not None
+
+
+def _decides_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether this step ends an epoch at whose end an evaluation decides: the checkpoint must come after it."""
+    return _decides(args) and args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loader worker outlive signals to the whole process group; a SIGTERM from the trainer still ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # macOS does not tell who sent a signal.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping, whose count a resumed run takes from its checkpoint.
+
+    Trainer could restore it, but also the order to stop that ended an interrupted run.
+    """
+
+    def __init__(self, early_stopping_patience: int, early_stopping_threshold: float = 0.0) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self._begun_at = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the patience is at its end."""
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+        """Take the count of a resumed run from its state; one that had been stopped trains no further."""
+        super().on_train_begin(args, state, control, **kwargs)
+        # A checkpoint of a run without early stopping holds nothing; Trainer wants an entry to replace.
+        counted = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = counted["attributes"]["early_stopping_patience_counter"]
+        self._begun_at = state.global_step
+        control.should_training_stop = control.should_training_stop or self.reached
+        return control
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Count the evaluation, other than one that `eval_on_start` repeats after an interruption."""
+        if state.global_step > self._begun_at:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Log why the training ended, if this is why."""
+        if self.reached and state.global_step < state.max_steps:
+            logger.info(
+                "early stopping at step %d of %d: %d evaluations in a row did not improve %s by more than %g; the best "
+                "was %.4f at step %s",
+                *(state.global_step, state.max_steps, self.early_stopping_patience_counter),
+                *(args.metric_for_best_model, self.early_stopping_threshold, state.best_metric),
+                state.best_global_step,
+            )
