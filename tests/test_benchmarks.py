@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from importlib.util import find_spec
 
 import pytest
 
@@ -20,38 +19,28 @@ def quick_run(tmp_path_factory):
 
 def test_a_quick_run_measures_every_suite(quick_run):
     status, folder = quick_run
-    results = json.loads((folder / "results.json").read_text())
-    assert status == 0, [suite["skipped"] for suite in results["suites"].values()]
-    assert list(results["suites"]) == list(run.SUITES)
-    for name in ("step", "trainer", "encode", "rate", "loss", "preparation", "pruning", "distillation", "evaluation"):
-        measurements = results["suites"][name]["measurements"]
-        assert measurements, name
-        for measurement in measurements:
+    suites = json.loads((folder / "results.json").read_text())["suites"]
+    assert status == 0, [suite["skipped"] for suite in suites.values()]
+    assert list(suites) == list(run.SUITES)
+    for name, suite in suites.items():
+        assert suite["measurements"] or name == "growth", name
+        for measurement in suite["measurements"]:
             assert measurement["contestants"] and measurement["ratios"], measurement["case"]
             assert all(len(contestant["samples"]) == 1 for contestant in measurement["contestants"].values())
-    points = {name: {point["axis"] for point in suite["points"]} for name, suite in results["suites"].items()}
-    assert points["growth"] == {"batch", "length"} and points["preparation"] == {"corpus"}
-    assert points["pruning"] == {"calibration", "cutting"}
-    ratios = {
-        (ratio["contestant"], ratio["baseline"])
-        for measurement in results["suites"]["encode"]["measurements"]
-        for ratio in measurement["ratios"]
+    points = {name: {point["axis"] for point in suite["points"]} for name, suite in suites.items() if suite["points"]}
+    assert points == {
+        **{"growth": {"batch", "length"}, "preparation": {"corpus"}, "pruning": {"calibration", "cutting"}}
     }
-    assert ratios == {("ours_fp32", "stock_fp32"), ("ours_bf16", "stock_bf16"), ("ours_bf16", "stock_fp32")}
+    ratios = [ratio for measurement in suites["encode"]["measurements"] for ratio in measurement["ratios"]]
+    assert {(ratio["contestant"], ratio["baseline"]) for ratio in ratios} == {
+        *(("ours_fp32", "stock_fp32"), ("ours_bf16", "stock_bf16"), ("ours_bf16", "stock_fp32"))
+    }
 
 
 def test_the_table_names_the_hardware_and_what_was_left_out(quick_run):
     text = (quick_run[1] / "results.md").read_text()
-    assert describe_hardware()["processor"] in text
-    assert "torch" in text and "Date:" in text
-    assert "A quick run" in text
-    assert "no --openvino-python was given" in text
-
-
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
-def test_the_figure_is_drawn(quick_run):
-    assert (quick_run[1] / "results.svg").stat().st_size
-    assert (quick_run[1] / "results.png").read_bytes().startswith(b"\x89PNG")
+    for part in (describe_hardware()["processor"], "torch", "Date:", "A quick run", "no --openvino-python was given"):
+        assert part in text
 
 
 def test_contestants_take_turns_and_ratios_are_taken_round_by_round():
@@ -59,12 +48,7 @@ def test_contestants_take_turns_and_ratios_are_taken_round_by_round():
 
     def contestant(name, seconds):
         seconds = iter(seconds)
-
-        def work():
-            calls.append(name)
-            return next(seconds)
-
-        return Contestant(work, reports_seconds=True)
+        return Contestant(lambda: calls.append(name) or next(seconds), reports_seconds=True)
 
     measurement = measure(
         "case", {"stock": contestant("stock", [9.0, 2.0, 6.0]), "ours": contestant("ours", [9.0, 1.0, 2.0])}, 2

@@ -25,34 +25,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="decontaminate.py", description=summary, epilog=f"example: {example}", allow_abbrev=False
     )
-    parser.add_argument("--manifest", type=Path, required=True, help="the sources")
-    parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the reports and the cleaned files")
-    parser.add_argument("--exact", action="store_true", help="find pairs that repeat in any spelling")
-    parser.add_argument("--near", action="store_true", help="find pairs that nearly repeat (MinHash)")
-    parser.add_argument(
-        "--similarity", type=_share, default=DeduplicationOptions.similarity, help="threshold of --near, from 0 to 1"
-    )
-    parser.add_argument("--across", action="store_true", help="also compare different sources with one another")
-    parser.add_argument(
-        "--evaluation",
-        nargs="+",
-        default=[],
-        metavar="FILE:COLUMN,COLUMN",
-        help="evaluation sets: parquet, jsonl, csv, tsv; or txt with one text per line, without columns",
-    )
-    parser.add_argument("--mteb", nargs="+", default=[], metavar="TASK", help="evaluation sets: mteb task names")
-    parser.add_argument("--negatives", action="store_true", help="also look for evaluation texts in the negatives")
-    parser.add_argument("--remove", action="store_true", help="write the sources without the rows found")
-    parser.add_argument("--executor", default="local", help="local, ray, slurm or jobs, or a JSON object with 'name'")
+    add, similarity = parser.add_argument, DeduplicationOptions.similarity
+    add("--manifest", type=Path, required=True, help="the sources")
+    add("--data-dir", help="folder of the files, instead of the manifest's")
+    add("--output", type=Path, required=True, help="folder for the reports and the cleaned files")
+    add("--exact", action="store_true", help="find pairs that repeat in any spelling")
+    add("--near", action="store_true", help="find pairs that nearly repeat (MinHash)")
+    add("--similarity", type=float, default=similarity, help="threshold of --near, over 0 and at most 1")
+    add("--across", action="store_true", help="also compare different sources with one another")
+    kinds = "evaluation sets: parquet, jsonl, csv, tsv; or txt with one text per line, without columns"
+    add("--evaluation", nargs="+", default=[], metavar="FILE:COLUMN,COLUMN", help=kinds)
+    add("--mteb", nargs="+", default=[], metavar="TASK", help="evaluation sets: mteb task names")
+    add("--negatives", action="store_true", help="also look for evaluation texts in the negatives")
+    add("--remove", action="store_true", help="write the sources without the rows found")
+    add("--executor", default="local", help="local, ray, slurm or jobs, or a JSON object with 'name'")
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not over 0 and at most 1")
-    return value
 
 
 def main(words: list[str] | None = None) -> int:

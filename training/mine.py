@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import BooleanOptionalAction
+from dataclasses import fields
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
@@ -32,26 +34,17 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    default, resources = MiningOptions(), Resources()
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a Hub name")
     parser.add_argument("--output", type=Path, required=True, help="folder of the mined sources")
     parser.add_argument("--data-dir", help="folder of the files, instead of the manifest's")
     parser.add_argument("--sources", nargs="+", help="mine these (`*` as in file names; default: retrieval sources)")
 
-    group = parser.add_argument_group("thresholds (defaults: the published ones)")
-    group.add_argument("--top", type=int, default=default.top, help="candidates per query (%(default)s)")
-    group.add_argument("--skip", type=int, default=default.skip, help="nearest candidates skipped (%(default)s)")
-    group.add_argument("--max-score", type=float, default=default.max_score, help="negatives score less (%(default)s)")
-    group.add_argument(
-        "--relative",
-        type=float,
-        default=default.relative,
-        help="negatives score less than this share of the positive's score (%(default)s)",
-    )
-    group.add_argument("--negatives", type=int, default=default.negatives, help="negatives per row (%(default)s)")
-    group.add_argument("--keep-short", action="store_true", help="keep rows with fewer negatives")
-    group.add_argument("--replace", action="store_true", help="drop the negatives that rows already have")
+    group = parser.add_argument_group("negatives (defaults: the published thresholds)")
+    for each in fields(MiningOptions):
+        option, default = f"--{each.name.replace('_', '-')}", each.default
+        kind = {"action": BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
+        group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
     group.add_argument(
@@ -60,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--no-instruction", action="store_true", help="embed queries with the model's own prompt")
     group.add_argument("--max-length", type=int, help="maximum tokens per text")
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
@@ -73,15 +65,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("resources")
     group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")
-    group.add_argument("--half-cache", action="store_true", help="cache embeddings in 16 bits")
     group.add_argument(
         "--max-corpus-in-memory",
         type=int,
-        default=resources.max_corpus_in_memory,
+        default=Resources.max_corpus_in_memory,
         metavar="N",
         help="passages searched at once; more are searched N by N (%(default)s)",
     )
-    group.add_argument("--search", choices=SEARCHES, default=resources.search, help="(%(default)s)")
+    group.add_argument("--search", choices=SEARCHES, default=Resources.search, help="(%(default)s)")
     group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
     return parser
 
@@ -99,23 +90,17 @@ def _run(arguments: argparse.Namespace) -> None:
     # The negatives of clustering and classification are texts of other classes, which scores do not tell.
     chosen = select_sources(sources, arguments.sources, None if arguments.sources else ["retrieval"])
     bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
-    model = ("max_length", "truncate_dim", "dtype", "batch_size", "trust_remote_code")
-    thresholds = ("top", "skip", "max_score", "relative", "negatives", "keep_short", "replace")
     given = vars(arguments)
+    model = {key: given[key] for key in ("max_length", "truncate_dim", "dtype", "batch_size", "trust_remote_code")}
+    executor = read_executor(arguments.executor) or Executor()
     mine(
         chosen,
-        find_miner(arguments.model, **{key: given[key] for key in model}),
+        find_miner(arguments.model, **model),
         arguments.output,
-        MiningOptions(**{key: given[key] for key in thresholds}, instructions=not arguments.no_instruction),
+        MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)}),
         bitext=[] if arguments.no_guard else bitext,
         others=[source for source in sources if source not in chosen],
-        half=arguments.half_cache,
-        resources=Resources(
-            arguments.cache,
-            arguments.max_corpus_in_memory,
-            arguments.search,
-            read_executor(arguments.executor) or Executor(),
-        ),
+        resources=Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor),
         manifest=arguments.manifest,
     )
 

@@ -6,16 +6,12 @@ python training/prepare.py --manifest data/clean/manifest.yaml --tokenizer Qwen/
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from training.common.command import run_command
 from training.common.errors import OutputError, UserError
@@ -47,12 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--cap", type=int, help="maximum rows per source (deterministic sample)")
     add("--max-length", type=int, default=defaults.max_length, help="maximum tokens of a text")
     add("--raw", action="store_true", help="no instructions, as in stage 1")
-    add(
-        "--document-instruction-share",
-        type=float,
-        default=defaults.document_instruction_share,
-        help="share of the documents of symmetric sources that get the instruction too",
-    )
+    share, text = defaults.document_instruction_share, "share of a symmetric source's documents under the instruction"
+    add("--document-instruction-share", type=float, default=share, help=text)
     add("--validation-share", type=float, default=defaults.validation_share)
     for task_type, number in defaults.num_hard_negatives:
         add(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that each row must have")
@@ -67,25 +59,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = make_parser().parse_args(words)
-
-    def work() -> None:
-        try:
-            sys.stdout.write(_dry_run(arguments) if arguments.dry_run else _prepare(arguments))
-        except OutputError as error:
-            raise error.advising("give another --output") from None
-        except UserError as error:
-            raise UserError(_with_options(str(error), vars(arguments))) from None
-
-    return run_command(work)
+    return run_command(lambda: _dry_run(arguments) if arguments.dry_run else _prepare(arguments))
 
 
-def _dry_run(arguments: argparse.Namespace) -> str:
+def _dry_run(arguments: argparse.Namespace) -> None:
     if arguments.sources or arguments.task_types or arguments.cap is not None:
         raise UserError("--dry-run looks at the whole manifest: leave out --sources, --task-types and --cap")
-    return report(survey(arguments.manifest, arguments.data_dir, arguments.stage)) + "\n"
+    sys.stdout.write(report(survey(arguments.manifest, arguments.data_dir, arguments.stage)) + "\n")
 
 
-def _prepare(arguments: argparse.Namespace) -> str:
+def _prepare(arguments: argparse.Namespace) -> None:
     for name in ("tokenizer", "output"):
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; add it, or --dry-run to look only")
@@ -101,39 +84,11 @@ def _prepare(arguments: argparse.Namespace) -> str:
     given = {key: value for key, value in vars(arguments).items() if key in PreparationOptions.__dataclass_fields__}
     counts = tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in TASK_TYPES)
     options = PreparationOptions(**given, instructions=not arguments.raw, num_hard_negatives=counts)
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    longest = _longest(arguments.tokenizer, tokenizer)
-    if options.max_length > longest:
-        raise UserError(
-            f"--max-length {options.max_length} is more than the {longest} tokens of a text that "
-            f"{arguments.tokenizer} reads; give --max-length {longest}"
-        )
-    prepared = prepare(sources, tokenizer, arguments.output, options, executor)
-    return "\n".join([sources_table(prepared), *filter(None, map(put_aside, prepared))]) + "\n"
-
-
-def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Maximum tokens of a text for a tokenizer and, if it belongs to one, its model."""
     try:
-        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
-    # A tokenizer without a model, or the model of another library: only the tokenizer matters.
-    except Exception:
-        return tokenizer.model_max_length
-    return min(positions, tokenizer.model_max_length)
-
-
-def _with_options(message: str, options: Collection[str]) -> str:
-    """Replace the keys of a recipe in a message by the options of this command.
-
-    Example:
-        >>> _with_options("max_length is 0; give on_bad_row: quarantine", ["max_length", "on_bad_row"])
-        '--max-length is 0; give --on-bad-row quarantine'
-    """
-    # Neither single words, which may mean anything, nor parts of paths.
-    names = "|".join(name for name in options if "_" in name)
-    message = re.sub(rf"'({names}): ([^']*)'", r"\1: \2", message)
-    key = rf"(?:\bkey )?(?<![\w./-])'?({names})'?(?![\w./-])(?:: )?"
-    return re.sub(key, lambda found: f"--{found[1].replace('_', '-')}" + " " * found[0].endswith(": "), message)
+        prepared = prepare(sources, load_tokenizer(arguments.tokenizer), arguments.output, options, executor)
+    except OutputError as error:
+        raise error.advising("give another --output") from None
+    sys.stdout.write("\n".join([sources_table(prepared), *filter(None, map(put_aside, prepared))]) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,33 +19,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.common.command import run_command
 
-# What each command does, and the function that does it. Only that of the given command is imported: most load torch.
+_HUB = "training.publishing.hub"
+# What each command does, the function that does it, and the arguments of those that upload, as named in _ARGUMENTS.
+# Only the function of the given command is imported: most load torch.
 _COMMANDS = {
-    "pack": ("turn a finished run into a folder that can be uploaded", "training.publishing.pack.run"),
-    "verify": ("check a packed folder; exits with 1 and a list of faults", "training.publishing.verify.run"),
-    "push": ("upload a packed folder", "training.publishing.hub.upload.run_push"),
-    "push-data": ("upload a dataset release", "training.publishing.hub.upload.run_push_data"),
+    "pack": ("turn a finished run into a folder that can be uploaded", "training.publishing.pack.run", ""),
+    "verify": ("check a packed folder; exits with 1 and a list of faults", "training.publishing.verify.run", ""),
+    "push": (
+        "upload a packed folder",
+        f"{_HUB}.upload.run_push",
+        "folder --repo --private --tag --revision --message --data --replace --no-verify --dry-run",
+    ),
+    "push-data": (
+        "upload a dataset release",
+        f"{_HUB}.upload.run_push_data",
+        "folder --repo --private --tag --revision --message --replace --dry-run",
+    ),
     "push-checkpoints": (
         "upload every checkpoint of a run as its own revision",
-        "training.publishing.hub.checkpoints.run_push_checkpoints",
+        f"{_HUB}.checkpoints.run_push_checkpoints",
+        "run_folder --repo --private --stage-name --replace --dry-run",
     ),
     "push-family": (
         "upload several models, with a collection and links between them",
-        "training.publishing.hub.family.run_push_family",
+        f"{_HUB}.family.run_push_family",
+        "folders --org --collection --private --tag --data --replace --no-verify --dry-run",
     ),
 }
-# The arguments of the commands that upload, in the order of their help.
+_FLAG = {"action": "store_true"}
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "folder": {"metavar": "FOLDER", "type": Path, "help": "packed folder, or folder of a dataset release"},
     "run_folder": {"metavar": "RUN", "type": Path, "help": "output_dir of a run, or of a recipe with several stages"},
-    "folders": {
-        **{"nargs": "+", "metavar": "FOLDER", "type": Path},
-        "help": "packed folders, in the order of the collection",
-    },
+    "folders": {"metavar": "FOLDER", "type": Path, "nargs": "+", "help": "packed, in the order of the collection"},
     "--repo": {"required": True, "metavar": "ORG/NAME", "help": "repository on the Hub, created if it does not exist"},
     "--org": {"required": True, "help": "user or organisation; each model goes to ORG/NAME, NAME as it was packed"},
     "--collection": {"default": "F2LLM-v2", "metavar": "TITLE", "help": "title of the collection (%(default)s)"},
-    "--private": {"action": "store_true", "help": "make what is new on the Hub private"},
+    "--private": {**_FLAG, "help": "make what is new on the Hub private"},
     "--tag": {"help": "tag the commit, such as v1.0"},
     "--revision": {"default": "main", "help": "branch to write to (%(default)s)"},
     "--message": {"help": "message of the commit"},
@@ -54,22 +63,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         **{"action": "append", "default": [], "metavar": "ORG/NAME"},
         "help": "dataset on the Hub that the model was trained on, for its card; may be given several times",
     },
-    "--replace": {
-        "action": "store_true",
-        "help": "even if the repository holds another model or dataset, the revision other weights, or the tag another "
-        "commit",
-    },
-    "--no-verify": {"action": "store_true", "help": "upload a packed folder even if its checks find faults"},
-    "--dry-run": {
-        "action": "store_true",
-        "help": "show what would be uploaded, and write the card beside the folder; needs no login",
-    },
-}
-_TAKES = {
-    "push": "folder --repo --private --tag --revision --message --data --replace --no-verify --dry-run",
-    "push-data": "folder --repo --private --tag --revision --message --replace --dry-run",
-    "push-checkpoints": "run_folder --repo --private --stage-name --replace --dry-run",
-    "push-family": "folders --org --collection --private --tag --data --replace --no-verify --dry-run",
+    "--replace": {**_FLAG, "help": "replace another model, dataset, tag or revision of other weights"},
+    "--no-verify": {**_FLAG, "help": "upload a packed folder even if its checks find faults"},
+    "--dry-run": {**_FLAG, "help": "show what would be uploaded, and write the card beside the folder; needs no login"},
 }
 
 
@@ -84,12 +80,12 @@ def make_parser(words: list[str] | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, function) in _COMMANDS.items():
+    for name, (purpose, function, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         command.set_defaults(run=function)
-        for argument in _TAKES.get(name, "").split():
+        for argument in arguments.split():
             command.add_argument(argument, **_ARGUMENTS[argument])
-        if name not in _TAKES and (words is None or name in words[:1]):
+        if not arguments and (words is None or name in words[:1]):
             import_module(function.rpartition(".")[0]).add_arguments(command)
     return parser
 

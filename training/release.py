@@ -16,6 +16,7 @@ from training.common.command import require, run_command
 
 if __name__ == "__main__":
     require("jinja2", "publish")
+    require("matplotlib", "publish")
 
 from training.data.releasing.release import MAX_FILE_BYTES, release
 

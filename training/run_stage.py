@@ -33,8 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
     summary, example = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(
         prog="run_stage.py",
-        usage="%(prog)s [RECIPE.yaml] [--stage NAME] [--dry-run [--measure] | --resume [--accept-changes]] "
-        "[--key value ...]",
         description=f"{summary} Without a recipe, the quickstart runs.",
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -40,25 +40,14 @@ def run(settings: Settings, suite: Suite) -> None:
         with TemporaryDirectory() as folder, torch.no_grad():
             online = _asked(teacher, batch, student_config.hidden_size, dtype)
             cached = _read(Path(folder), online(), teacher.config.hidden_size)
-            sources: dict[str, Callable[[], Tensor | None]] = {
-                "without": lambda: None,
-                "cached": cached,
-                "online": online,
-            }
             contestants = {
-                name: Contestant(stepper(build_models(student_config)[0]["ours"], batch, embed, dtype, targets))
-                for name, targets in sources.items()
+                name: Contestant(stepper(build_models(student_config)["ours"], batch, embed, dtype, targets))
+                for name, targets in (("without", lambda: None), ("cached", cached), ("online", online))
             }
             facts = {"rows": rows, "real_tokens": batch["input_ids"].numel(), "texts": len(batch["sequence_lengths"])}
+            known = {"precision": precision, "check": _check, "facts": facts}
             with torch.enable_grad():
-                measurement = measure(
-                    "a step of distillation",
-                    contestants,
-                    settings.repeats,
-                    precision=precision,
-                    check=_check,
-                    facts=facts,
-                )
+                measurement = measure("a step of distillation", contestants, settings.repeats, **known)
         for name in ("cached", "online"):
             add_ratio(measurement, name, "without", label=f"time of {name} over the time of without")
         suite.add(measurement)
@@ -68,7 +57,7 @@ def _teacher(settings: Settings) -> F2LLMModel:
     whole = configuration(settings, _TEACHER).num_hidden_layers
     share = settings.step_shape.get("num_hidden_layers")
     layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
-    teacher = build_models(configuration(settings, _TEACHER, **layers))[0]["ours"].eval()
+    teacher = build_models(configuration(settings, _TEACHER, **layers))["ours"].eval()
     # Where both have one shape, as in a quick run, it would say what the student says.
     with torch.no_grad():
         teacher.norm.weight.mul_(2)

@@ -7,6 +7,7 @@ distribution are timed in one round, so that bf16 may be compared with fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -24,45 +25,42 @@ def run(settings: Settings, suite: Suite) -> None:
     count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
     suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
-    encoders = _sentence_transformers(settings, suite)
-    with OpenVINO(settings.openvino_python, encoders[f"stock_{settings.precisions[0]}"]) as openvino:
-        if openvino.why_absent:
-            suite.skip("OpenVINO backend of sentence-transformers", openvino.why_absent)
-        names = settings.distributions or list(DISTRIBUTIONS)[: settings.pick(quick=2, cpu=None, cuda=None)]
-        for name in names:
+    encoders = _sentence_transformers(settings)
+    with ExitStack() as stack:
+        openvino = None
+        if settings.openvino_python:
+            stock = encoders[f"stock_{settings.precisions[0]}"]
+            openvino = stack.enter_context(OpenVINO(settings.openvino_python, stock))
+            suite.notes.append(
+                f"OpenVINO: {openvino.versions()}; its precision is asked for by INFERENCE_PRECISION_HINT."
+            )
+        else:
+            suite.skip("OpenVINO backend of sentence-transformers", "no --openvino-python was given")
+        for name in settings.distributions or list(DISTRIBUTIONS)[: settings.pick(quick=2, cpu=None, cuda=None)]:
             lengths = DISTRIBUTIONS[name](count)
             texts = write_texts(lengths)
             contestants = {
-                who: Contestant(
-                    _encode(model, texts, batch),
-                    warm_ups=2 if "compiled" in who else 1,
-                    optional="compiled" in who,
-                )
+                who: Contestant(_encode(model, texts, batch), 2 if "compiled" in who else 1, optional="compiled" in who)
                 for who, model in encoders.items()
             }
-            if not openvino.why_absent:
+            check = _check
+            if openvino:
                 contestants |= openvino.contestants(texts, batch, settings.precisions)
+                check = openvino.check(_check)
             facts = {"documents": count, "real_tokens": int(lengths.sum()), "longest": int(lengths.max())}
-            measurement = measure(
-                f"encode, {name}", contestants, settings.repeats, check=openvino.check(_check), facts=facts
-            )
+            measurement = measure(f"encode, {name}", contestants, settings.repeats, check=check, facts=facts)
             _add_ratios(measurement, settings.precisions)
             suite.add(measurement)
-        suite.notes += openvino.notes
 
 
-def _sentence_transformers(settings: Settings, suite: Suite) -> dict[str, Any]:
+def _sentence_transformers(settings: Settings) -> dict[str, Any]:
     """Return SentenceTransformers by model and precision: ``stock_fp32`` and so on."""
-    encoders = {}
-    for precision in settings.precisions:
-        models, missing = build_models(configuration(settings), PRECISIONS[precision], settings.compile)
-        for name, model in models.items():
-            # No prompts: a prompt's words would be no words of this tokenizer.
-            encoder = build_sentence_transformer(model.eval(), word_tokenizer(), prompts={})
-            encoders[f"{name}_{precision}"] = encoder
-        for name, why in missing.items():
-            suite.skip(name, why)
-    return encoders
+    # No prompts: a prompt's words would be no words of this tokenizer.
+    return {
+        f"{name}_{precision}": build_sentence_transformer(model.eval(), word_tokenizer(), prompts={})
+        for precision in settings.precisions
+        for name, model in build_models(configuration(settings), PRECISIONS[precision], settings.compile).items()
+    }
 
 
 def _encode(model: Any, texts: list[str], batch: int) -> Callable[[], np.ndarray]:

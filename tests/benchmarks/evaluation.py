@@ -1,6 +1,6 @@
 """Evaluating every width and precision beside one: all views share one encoding, so mteb's scoring is what adds up.
 
-Real mteb task classes over a file of pairs in several languages, by the code behind ``training/evaluation/run.py``.
+Real mteb task classes over a file of pairs in several languages, by the code behind ``training/evaluate.py``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
 from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.local_tasks import pair_tasks
 from training.evaluation.models import EvaluatedModel
-from training.evaluation.pair_tasks import pair_tasks
 from training.evaluation.records import Evaluation, ModelRecord
 from training.evaluation.scoring import evaluate_model
 from training.evaluation.views import Prompts
@@ -34,7 +34,7 @@ _PRECISIONS = ("float32", "int8", "binary")
 def run(settings: Settings, suite: Suite) -> None:
     """Time all views beside the one of full width in float32."""
     pairs = settings.pick(quick=16, cpu=400, cuda=4000)
-    model = build_models(configuration(settings))[0]["ours"].eval()
+    model = build_models(configuration(settings))["ours"].eval()
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = list(matryoshka_dims(model.config.hidden_size))
     suite.notes.append(
@@ -44,14 +44,10 @@ def run(settings: Settings, suite: Suite) -> None:
     with TemporaryDirectory() as folder:
         path = _write_pairs(Path(folder), pairs)
         views = {"one": (dims[:1], _PRECISIONS[:1]), "all": (dims, _PRECISIONS)}
-        contestants = {
-            name: Contestant(_evaluation(encoder, path, of_name, precisions))
-            for name, (of_name, precisions) in views.items()
-        }
+        contestants = {name: Contestant(_evaluation(encoder, path, *view)) for name, view in views.items()}
         facts = {"pairs": pairs, "widths": len(dims), "precisions": len(_PRECISIONS)}
-        measurement = measure(
-            "evaluation of all views", contestants, settings.repeats, precision="fp32", check=_check, facts=facts
-        )
+        known = {"precision": "fp32", "check": _check, "facts": facts}
+        measurement = measure("evaluation of all views", contestants, settings.repeats, **known)
     add_ratio(measurement, "all", "one", label="time of all over the time of one")
     suite.add(measurement)
 

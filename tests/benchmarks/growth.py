@@ -6,7 +6,6 @@ Each point runs in its own process, which this module starts: the peak memory of
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -50,17 +49,8 @@ def run(settings: Settings, suite: Suite) -> None:
     rows = settings.pick(quick=[2], cpu=[1, 2, 4, 8, 16, 32], cuda=[8, 16, 32, 64, 128])
     lengths = settings.pick(quick=[64], cpu=[64, 128, 256, 512, 1024, 2048], cuda=[128, 512, 2048, 8192])
     shared = {"precision": settings.precisions[0], "max_tokens": budget, "tokens": tokens}
-    axes = [
-        [{"axis": axis, "value": value, **shared} for value in values]
-        for axis, values in (("batch", rows), ("length", lengths))
-    ]
-    if settings.quick:
-        # One process for all: most of its time goes into its imports.
-        for point in measure_apart("growth", settings, [task for tasks in axes for task in tasks]):
-            suite.add_point(point)
-        return
-    for tasks in axes:
-        _measure_axis(settings, suite, tasks)
+    for axis, values in (("batch", rows), ("length", lengths)):
+        _measure_axis(settings, suite, [{"axis": axis, "value": value, **shared} for value in values])
 
 
 def _measure_axis(settings: Settings, suite: Suite, tasks: list[dict[str, Any]]) -> None:
@@ -68,29 +58,28 @@ def _measure_axis(settings: Settings, suite: Suite, tasks: list[dict[str, Any]])
     expected = 0.0
     for task in tasks:
         what = f"growth with {task['axis']}, {task['value']:,} and beyond"
-        limit = _MEMORY_SHARE * (available_memory() or math.inf)
+        limit = _MEMORY_SHARE * available_memory()
         if expected > limit:
             suite.skip(what, f"expected to need {expected / 2**30:.1f} GiB, more than {limit / 2**30:.1f}")
             return
         try:
-            (point,) = measure_apart("growth", settings, [task])
+            point = measure_apart("growth", settings, task)
         except RuntimeError as error:
             suite.skip(what, str(error))
             return
         suite.add_point(point)
-        # The next point has twice the rows or more. Along the length, the number of tokens stays.
-        following = next((each["value"] for each in tasks if each["value"] > task["value"]), task["value"])
-        growth = 1.0 if task["axis"] == "length" else following / task["value"]
+        # The next point has twice the rows. Along the length, the number of tokens stays.
+        growth = 1 if task["axis"] == "length" else 2
         expected = (point["peak_mib"] - point["before_mib"]) * growth * 2**20
 
 
-def measure_apart(module: str, settings: Settings, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run tasks in a new process, by a module of this folder that calls :func:`answer`.
+def measure_apart(module: str, settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+    """Measure a point in a new process, by a module of this folder that calls :func:`answer`.
 
     Raises:
         RuntimeError: If the process fails.
     """
-    request = json.dumps({"settings": asdict(settings), "tasks": tasks})
+    request = json.dumps({"settings": asdict(settings), "task": task})
     command = [sys.executable, "-m", f"tests.benchmarks.{module}"]
     finished = subprocess.run(command, input=request, cwd=_ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -100,18 +89,16 @@ def measure_apart(module: str, settings: Settings, tasks: list[dict[str, Any]]) 
 
 
 def answer(axes: Mapping[str, Point]) -> None:
-    """Read the tasks of :func:`measure_apart` from standard input, and write their points to standard output."""
+    """Read the task of :func:`measure_apart` from standard input, and write its point to standard output."""
     request = json.load(sys.stdin)
     # JSON has lists for tuples.
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in request["settings"].items()}
     settings = Settings(**known)
     if settings.quick:
         torch.set_num_threads(1)
-    points = []
-    for task in request["tasks"]:
-        known = {key: task[key] for key in ("axis", "value", "precision")}
-        points.append({**known, **axes[task["axis"]](settings, task)})
-    sys.stdout.write(json.dumps(points) + "\n")
+    task = request["task"]
+    known = {key: task[key] for key in ("axis", "value", "precision")}
+    sys.stdout.write(json.dumps({**known, **axes[task["axis"]](settings, task)}) + "\n")
 
 
 def time_and_memory(work: Callable[[], Any], repeats: int, where: torch.device) -> dict[str, Any]:
@@ -129,7 +116,7 @@ def _autocast(precision: str) -> AbstractContextManager:
 
 
 def _model(settings: Settings) -> nn.Module:
-    return build_models(configuration(settings))[0]["ours"].train()
+    return build_models(configuration(settings))["ours"].train()
 
 
 def _batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:

@@ -48,9 +48,6 @@ def run(settings: Settings, suite: Suite) -> None:
         measurement["ratios"].append(
             {"label": "share of the step", "baseline": "extrapolated step", "contestant": "losses", **share}
         )
-        measurement["facts"]["extrapolated_step_seconds"] = (
-            measurement["contestants"]["one_layer"]["median"] * scale + measurement["contestants"]["losses"]["median"]
-        )
         suite.add(measurement)
 
 
@@ -71,7 +68,7 @@ def _losses(rows: int, width: int) -> Callable[[], None]:
 
 
 def _layer(settings: Settings, rows: int, dtype: torch.dtype) -> Callable[[], None]:
-    models, _ = build_models(configuration(settings, _FAMILY_NAME, num_hidden_layers=1))
+    models = build_models(configuration(settings, _FAMILY_NAME, num_hidden_layers=1))
     model = models["ours"].train()
     packed, _ = batches(row_lengths(settings, rows))
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,29 +26,17 @@ def device() -> torch.device:
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices of the command line.
+    """The choices of the command line; what is None follows from the device."""
 
-    Attributes:
-        repeats: Timed rounds of each comparison.
-        precisions: Names among ``PRECISIONS``.
-        compile: Whether the compiled model takes part.
-        size: A published shape; one that suits the device if None.
-        rows: Rows of the training batch; as many of the published 16 as the machine can take if None.
-        step_layers: Layers of the model that is trained; two on a CPU and all on a GPU if None.
-        quick: Sizes at which everything runs in seconds and no figure means anything.
-        distributions: Distributions of lengths that are encoded; all if empty.
-        openvino_python: Interpreter of an environment with sentence-transformers' OpenVINO backend.
-    """
-
-    repeats: int = 3
+    repeats: int = 3  # timed rounds of each comparison
     precisions: tuple[str, ...] = ("fp32", "bf16")
-    compile: bool = True
-    size: str | None = None
-    rows: int | None = None
-    step_layers: int | None = None
-    quick: bool = False
-    openvino_python: str | None = None
-    distributions: tuple[str, ...] = ()
+    compile: bool = True  # whether the compiled model takes part
+    size: str | None = None  # a published shape
+    rows: int | None = None  # of the training batch; as many of the published 16 as the machine can take
+    step_layers: int | None = None  # of the model that is trained: two on a CPU and all on a GPU
+    quick: bool = False  # sizes at which everything runs in seconds and no figure means anything
+    openvino_python: str | None = None  # interpreter with sentence-transformers' OpenVINO backend
+    distributions: tuple[str, ...] = ()  # of lengths that are encoded; all if empty
 
     def pick(self, *, quick: _Value, cpu: _Value, cuda: _Value) -> _Value:
         """Return the value that fits the run and the device."""
@@ -73,54 +59,40 @@ class Settings:
 def describe_hardware() -> dict[str, Any]:
     """Return processor, GPU, memory and threads."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    total = _memory_field("MemTotal")
     flags = _field("/proc/cpuinfo", "flags").split()
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": [flag for flag in _FLAGS if flag in flags] or [torch.backends.cpu.get_cpu_capability()],
-        "memory_gib": round(total / 2**30, 1) if total else None,
+        "memory_gib": round(_kib("/proc/meminfo", "MemTotal") / 2**20, 1),
         "gpu": gpu.name if gpu else None,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
         "system": f"{platform.system()} on {platform.machine()}",
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the packages that matter; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    return {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}}
 
 
-def available_memory() -> int | None:
-    """Return the free bytes of the device; None if unknown."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _memory_field("MemAvailable")
+def available_memory() -> int:
+    """Return the free bytes of the device."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _kib("/proc/meminfo", "MemAvailable") * 1024
 
 
 def process_memory(field: str) -> float:
-    """Return the MiB that this process holds (``VmRSS``) or held at most (``VmHWM``).
-
-    On Linux, the peak of ``getrusage`` is no less than that of the parent.
-    """
-    value = _field("/proc/self/status", field)
-    if value:
-        return int(value.split()[0]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    """Return the MiB that this process holds (``VmRSS``) or held at most (``VmHWM``)."""
+    # Not the peak of getrusage: it is no less than that of the parent.
+    return _kib("/proc/self/status", field) / 1024
 
 
-def _memory_field(name: str) -> int | None:
-    value = _field("/proc/meminfo", name)
-    return int(value.split()[0]) * 1024 if value else None
+def _kib(path: str, name: str) -> int:
+    return int(_field(path, name).split()[0])
 
 
 def _field(path: str, name: str) -> str:
     """Return the value of the first ``name: value`` line of a file in /proc, or nothing."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    lines = Path(path).read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

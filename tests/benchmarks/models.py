@@ -15,12 +15,8 @@ from tests.benchmarks.machine import Settings, device
 # The published vocabulary would make the table of embeddings, which all models share, most of the memory.
 VOCAB_SIZE = 8192
 _TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
 }
 
 
@@ -33,30 +29,21 @@ def configuration(settings: Settings, name: str | None = None, **overrides: int)
 
 def build_models(
     config: F2LLMConfig, dtype: torch.dtype = torch.float32, compile: bool = False
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of the same weights.
-
-    Returns:
-        The models by name, and the reason why one is missing by name.
-    """
+) -> dict[str, nn.Module]:
+    """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of the same weights."""
     if compile:
         # Variants compiled for earlier comparisons would count towards torch's limit, beyond which it runs eagerly.
         torch.compiler.reset()
     torch.manual_seed(0)
-    models: dict[str, nn.Module] = {"ours": _ours(config)}
-    missing: dict[str, str] = {}
+    ours = F2LLMModel(deepcopy(config))
+    assert ours.config._attn_implementation == "packed", ours.config._attn_implementation
     # A config holds the attention implementation of its model: each model needs its own.
-    models["stock"] = Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa")
+    models = {"stock": Qwen3Model._from_config(deepcopy(config), attn_implementation="sdpa"), "ours": ours}
     if compile:
-        try:
-            models["ours_compiled"] = _ours(config, compile=True)
-        except TypeError as error:
-            missing["ours_compiled"] = f"this F2LLMModel cannot be compiled: {error}"
-    for name in models.keys() - {"ours"}:
-        models[name].load_state_dict(models["ours"].state_dict())
-    assert models["ours"].config._attn_implementation == "packed", models["ours"].config._attn_implementation
-    order = [name for name in ("stock", "ours", "ours_compiled") if name in models]
-    return {name: models[name].to(device(), dtype) for name in order}, missing
+        models["ours_compiled"] = F2LLMModel(deepcopy(config), compile=True)
+    for model in models.values():
+        model.load_state_dict(ours.state_dict())
+    return {name: model.to(device(), dtype) for name, model in models.items()}
 
 
 def random_model(config: F2LLMConfig) -> F2LLMModel:
@@ -72,7 +59,3 @@ def random_model(config: F2LLMConfig) -> F2LLMModel:
     }
     model.load_state_dict(weights, assign=True)
     return model
-
-
-def _ours(config: F2LLMConfig, **keywords: bool) -> F2LLMModel:
-    return F2LLMModel(deepcopy(config), **keywords)

@@ -24,66 +24,46 @@ class OpenVINO:
     """The other process; a context that ends it.
 
     Args:
-        python: Interpreter of the other environment; None if there is none.
+        python: Interpreter of the other environment.
         model: The stock SentenceTransformer, whose folder the other process loads.
-
-    Attributes:
-        why_absent: Why there is no such contestant; None if there is one.
-        notes: What it runs on.
     """
 
-    def __init__(self, python: str | None, model: Any) -> None:
+    def __init__(self, python: str, model: Any) -> None:
         self._python, self._model = python, model
-        self._process: subprocess.Popen | None = None
         self._embeddings: dict[str, np.ndarray] = {}
-        self.why_absent: str | None = None
-        self.notes: list[str] = []
 
     def __enter__(self) -> OpenVINO:
-        if self._python is None:
-            self.why_absent = "no --openvino-python was given"
-            return self
-        self._folder = TemporaryDirectory()
-        folder = Path(self._folder.name)
-        self._model.save_pretrained(str(folder / "model"), create_model_card=False)
-        try:
-            # Isolated: this folder's modules must not hide those of the other environment.
-            command = [self._python, "-I", str(_CHILD), str(folder)]
-            with (folder / "messages.txt").open("w") as messages:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True
-                )
-            hello = self._ask({})
-            self.notes.append(f"OpenVINO: {hello['versions']}; its precision is asked for by INFERENCE_PRECISION_HINT.")
-        except (OSError, RuntimeError) as error:
-            self.why_absent = f"{self._python}: {error}"
+        self._temporary = TemporaryDirectory()
+        self._folder = Path(self._temporary.name)
+        self._model.save_pretrained(str(self._folder / "model"), create_model_card=False)
+        # Isolated: this folder's modules must not hide those of the other environment.
+        command = [self._python, "-I", str(_CHILD), str(self._folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.stdin.close()
-            self._process.wait()
-        if self._python is not None:
-            self._folder.cleanup()
+        self._process.stdin.close()
+        self._process.wait()
+        self._temporary.cleanup()
+
+    def versions(self) -> str:
+        """Return the versions of its packages."""
+        return self._ask({})["versions"]
 
     def contestants(self, texts: list[str], batch: int, precisions: tuple[str, ...]) -> dict[str, Contestant]:
         """``openvino_fp32`` and so on."""
-        (Path(self._folder.name) / "texts.json").write_text(json.dumps(texts))
-        return {
-            f"openvino_{precision}": Contestant(
-                self._encode(precision, batch), warm_ups=1, reports_seconds=True, optional=True
-            )
-            for precision in precisions
-        }
+        (self._folder / "texts.json").write_text(json.dumps(texts))
+        keywords = {"reports_seconds": True, "optional": True}
+        return {f"openvino_{each}": Contestant(self._encode(each, batch), **keywords) for each in precisions}
 
     def check(self, check: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """``check`` with what the other process embedded in place of the seconds that it reported."""
-        return lambda results: check({**results, **{name: self._embeddings[name] for name in self._embeddings}})
+        return lambda results: check({**results, **self._embeddings})
 
     def _encode(self, precision: str, batch: int) -> Callable[[], float]:
         def encode() -> float:
             answer = self._ask({"precision": precision, "batch": batch})
-            self._embeddings[f"openvino_{precision}"] = np.load(Path(self._folder.name) / "embeddings.npy")
+            self._embeddings[f"openvino_{precision}"] = np.load(self._folder / "embeddings.npy")
             return answer["seconds"]
 
         return encode
@@ -93,9 +73,5 @@ class OpenVINO:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            messages = (Path(self._folder.name) / "messages.txt").read_text().split()
-            raise RuntimeError(f"status {self._process.wait()}: {' '.join(messages)[-300:]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+            raise RuntimeError(f"the process of {self._python} ended with status {self._process.wait()}")
+        return json.loads(line)

@@ -10,29 +10,24 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import optimum.intel.openvino  # noqa: F401 - an environment without it must say so before anything is timed
+from sentence_transformers import SentenceTransformer
+
+_PACKAGES = ("openvino", "optimum-intel", "sentence-transformers", "transformers", "torch")
+
 
 @cache
-def load(folder: Path, precision: str):
-    from sentence_transformers import SentenceTransformer
-
+def load(folder: Path, precision: str) -> SentenceTransformer:
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-    return SentenceTransformer(
-        str(folder / "model"),
-        backend="openvino",
-        device="cpu",
-        model_kwargs={"export": True, "ov_config": {"INFERENCE_PRECISION_HINT": hint}},
-    )
+    options = {"export": True, "ov_config": {"INFERENCE_PRECISION_HINT": hint}}
+    return SentenceTransformer(str(folder / "model"), backend="openvino", device="cpu", model_kwargs=options)
 
 
 def answer(folder: Path, question: dict) -> dict:
     """Versions to an empty question, else the seconds of encoding ``texts.json``; embeddings go into a file."""
     if not question:
-        import optimum.intel.openvino  # noqa: F401 - an environment without it must say so before anything is timed
-
-        packages = ("openvino", "optimum-intel", "sentence-transformers", "transformers", "torch")
-        return {"versions": ", ".join(f"{package} {version(package)}" for package in packages)}
-    import numpy as np
-
+        return {"versions": ", ".join(f"{package} {version(package)}" for package in _PACKAGES)}
     model = load(folder, question["precision"])
     texts = json.loads((folder / "texts.json").read_text())
     start = time.perf_counter()
@@ -42,18 +37,10 @@ def answer(folder: Path, question: dict) -> dict:
     return {"seconds": seconds}
 
 
-def main() -> None:
-    # Libraries print to standard output: the answers get a channel of their own.
+if __name__ == "__main__":
+    # Libraries print to standard output: the answers get their own channel.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        try:
-            reply = answer(Path(sys.argv[1]), json.loads(line))
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        answers.write(json.dumps(reply) + "\n")
+        answers.write(json.dumps(answer(Path(sys.argv[1]), json.loads(line))) + "\n")
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()

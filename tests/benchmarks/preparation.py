@@ -6,6 +6,7 @@ Each size is prepared in its own process, whose memory is watched, with that of 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from tests.benchmarks.machine import Settings
 from tests.benchmarks.texts import NEGATIVES
 from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure, spread
+from training.data.manifest import Source
+from training.data.preparation.pipeline import prepare
+from training.data.preparation.plan import PreparationOptions
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
+from training.models.loading import train_tokenizer
 
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1
@@ -30,8 +35,6 @@ _POLL_SECONDS = 0.1
 
 def run(settings: Settings, suite: Suite) -> None:
     """Time both ways to tokenise, then prepares larger and larger sources."""
-    from training.models.loading import train_tokenizer
-
     sizes = settings.pick(quick=[200], cpu=[200_000, 1_000_000, 2_000_000], cuda=[200_000, 1_000_000, 2_000_000])
     suite.notes += [
         "Rows have a query, a passage and seven negatives, passages of other rows; a byte-level BPE tokenizer "
@@ -62,19 +65,10 @@ def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list
     }
     measurement = measure("tokenising", contestants, settings.repeats, facts={"texts": len(passages)})
     prepared_tokens, row_tokens = contestants["preparation"].run()
-    for name in contestants:
-        own = prepared_tokens if name == "preparation" else tokens
-        seconds = measurement["contestants"][name]["median"]
-        measurement["facts"][f"{name}, tokens per second"] = int(own / seconds)
-    seconds = measurement["contestants"]["preparation"]["median"]
-    measurement["facts"]["preparation, tokens of rows per second"] = int(row_tokens / seconds)
     add_ratio(measurement, "string_by_string", "many_in_a_call")
-    add_ratio(
-        measurement, "string_by_string", "preparation", "tokens per second, times as many", prepared_tokens / tokens
-    )
-    add_ratio(
-        measurement, "string_by_string", "preparation", "tokens of rows per second, times as many", row_tokens / tokens
-    )
+    for label, found in (("tokens", prepared_tokens), ("tokens of rows", row_tokens)):
+        label = f"{label} per second, times as many"
+        add_ratio(measurement, "string_by_string", "preparation", label, found / tokens)
     return measurement
 
 
@@ -83,11 +77,6 @@ def _prepare(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Ca
 
     Returns the tokens of its distinct texts, and those of all texts of its rows, which a loop over rows would tokenise.
     """
-    import shutil
-
-    from training.data.manifest import Source
-    from training.data.preparation.pipeline import prepare
-    from training.data.preparation.plan import PreparationOptions
 
     def run() -> tuple[int, int]:
         shutil.rmtree(folder / "rate", ignore_errors=True)
@@ -104,18 +93,10 @@ def _point(rows: int, folder: Path) -> dict[str, Any]:
     peak, said = _watch(["prepare", str(folder), str(rows)])
     _, opened = _watch(["open", str(folder), str(rows)])
     (folder / f"{rows}.parquet").unlink()
-    return {
-        "axis": "corpus",
-        "value": rows,
-        "precision": None,
-        "tokens": said["tokens"],
-        "seconds": spread([said["seconds"]]),
-        "opening_seconds": opened["seconds"],
-        "opening_peak_mib": opened["peak_mib"],
-        "first_batch_seconds": opened["first_batch_seconds"],
-        "before_mib": 0.0,
-        "peak_mib": peak,
-    }
+    known = {"axis": "corpus", "value": rows, "precision": None, "tokens": said["tokens"]}
+    opening = {"opening_seconds": opened["seconds"], "opening_peak_mib": opened["peak_mib"]}
+    opening["first_batch_seconds"] = opened["first_batch_seconds"]
+    return {**known, **opening, "seconds": spread([said["seconds"]]), "before_mib": 0.0, "peak_mib": peak}
 
 
 def _watch(arguments: list[str]) -> tuple[float, dict[str, Any]]:
@@ -151,11 +132,12 @@ class MadeUpCorpus:
     def __init__(self, rows: int, seed: int = 0) -> None:
         self.rows = rows
         generator = np.random.default_rng(seed)
-        letters = generator.choice(list("etaoinshrdlucmfwypvbgkjqxz"), (50_000, 9), p=_frequencies(26))
-        words = [" ".join("".join(word)[: 2 + i % 8] for i, word in enumerate(letters)).split()]
+        frequencies = 1 / np.arange(1, 27)
+        alphabet = list("etaoinshrdlucmfwypvbgkjqxz")
+        letters = generator.choice(alphabet, (50_000, 9), p=frequencies / frequencies.sum())
+        words = ["".join(word)[: 2 + i % 8] for i, word in enumerate(letters)]
         # Zipf's law: a few words are most of a text, as in every language.
-        drawn = generator.zipf(1.3, 400_000) % len(words[0])
-        self._text = " ".join(words[0][i] for i in drawn)
+        self._text = " ".join(words[i] for i in generator.zipf(1.3, 400_000) % len(words))
         self._query_lengths = generator.lognormal(np.log(60), 0.4, rows).clip(10, 400).astype(int)
         self._lengths = generator.lognormal(np.log(200), 0.6, rows).clip(20, 4000).astype(int)
         self._starts = generator.integers(0, len(self._text) - 4000, (2, rows))
@@ -184,8 +166,3 @@ class MadeUpCorpus:
                 [self.passage(row) for row in rows],
                 [[self.passage(row) for row in column] for column in others],
             )
-
-
-def _frequencies(letters: int) -> np.ndarray:
-    weights = 1 / (1 + np.arange(letters))
-    return weights / weights.sum()

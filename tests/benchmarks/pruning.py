@@ -5,7 +5,6 @@ Each point runs in its own process, which this module starts: the peak memory of
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -43,16 +42,11 @@ def run(settings: Settings, suite: Suite) -> None:
     del model
     tasks = [{"axis": "calibration", "value": count} for count in texts]
     tasks += [{"axis": "cutting", "value": name} for name in (_TARGETS[:1] if settings.quick else _TARGETS)]
-    tasks = [{**task, "precision": _PRECISION} for task in tasks]
-    # In a quick run one process for all: most of its time goes into its imports.
-    for group in [tasks] if settings.quick else [[task] for task in tasks]:
+    for task in tasks:
         try:
-            points = measure_apart("pruning", settings, group)
+            suite.add_point(measure_apart("pruning", settings, {**task, "precision": _PRECISION}))
         except RuntimeError as error:
-            suite.skip(", ".join(f"{task['axis']} {task['value']}" for task in group), str(error))
-            continue
-        for point in points:
-            suite.add_point(point)
+            suite.skip(f"{task['axis']} {task['value']}", str(error))
 
 
 def _texts(count: int) -> tuple[Tensor, list[int]]:
@@ -80,7 +74,6 @@ def _calibration(settings: Settings, model: F2LLMModel, precision: str, texts: i
     return measurement
 
 
-@cache
 def _model(settings: Settings) -> F2LLMModel:
     # The published vocabulary: most of the smallest model that is cut out.
     return random_model(configuration(settings) if settings.quick else F2LLMConfig.from_family(_SOURCE))

@@ -25,13 +25,8 @@ def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
     """(input width, output width) of the linear layers of one transformer layer."""
     width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    return [
-        *((width, out) for out in (queries, keys, keys)),
-        (queries, width),
-        (width, inner),
-        (width, inner),
-        (inner, width),
-    ]
+    attention = [*((width, out) for out in (queries, keys, keys)), (queries, width)]
+    return [*attention, (width, inner), (width, inner), (inner, width)]
 
 
 def attention_operations(config: F2LLMConfig, lengths: list[int]) -> int:
@@ -51,34 +46,27 @@ def run(settings: Settings, suite: Suite) -> None:
         "the step fp32, with autocast in bf16.",
     ]
     for precision in settings.precisions:
-        suite.add(_measure(settings, suite, config, packed, precision))
+        suite.add(_measure(settings, config, packed, precision))
 
 
-def _measure(
-    settings: Settings, suite: Suite, config: F2LLMConfig, packed: dict[str, Any], precision: str
-) -> dict[str, Any]:
+def _measure(settings: Settings, config: F2LLMConfig, packed: dict[str, Any], precision: str) -> dict[str, Any]:
     dtype = PRECISIONS[precision]
     lengths = packed["sequence_lengths"]
     layers, tokens = config.num_hidden_layers, sum(lengths)
     linear = layers * 2 * tokens * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
     forward = linear + layers * attention_operations(config, lengths)
-    side = settings.pick(quick=256, cpu=2048, cuda=8192)
     operations = {
         "products": linear,
         "products_forward_and_backward": 3 * linear,
-        "square_product": 2 * side**3,
         **{name: forward for name in ("forward", "forward_compiled")},
         **{name: 3 * forward for name in ("step", "step_compiled")},
     }
     contestants = {
         "products": Contestant(_products(config, tokens, dtype, backward=False)),
         "products_forward_and_backward": Contestant(_products(config, tokens, dtype, backward=True)),
-        "square_product": Contestant(_square(side, dtype)),
-        **_contestants(settings, suite, config, packed, dtype),
+        **_contestants(settings, config, packed, dtype),
     }
-    measurement = measure(
-        "rate", contestants, settings.repeats, precision=precision, facts={"tokens": tokens, "side": side}
-    )
+    measurement = measure("rate", contestants, settings.repeats, precision=precision, facts={"tokens": tokens})
     for name in ("forward", "forward_compiled", "step", "step_compiled"):
         products = "products" if name.startswith("forward") else "products_forward_and_backward"
         add_ratio(measurement, products, name, "fraction of the rate", operations[name] / operations[products])
@@ -89,12 +77,10 @@ def _measure(
 
 
 def _contestants(
-    settings: Settings, suite: Suite, config: F2LLMConfig, packed: dict[str, Any], dtype: torch.dtype
+    settings: Settings, config: F2LLMConfig, packed: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, Contestant]:
-    encoders, _ = build_models(config, dtype, settings.compile)
-    learners, missing = build_models(config, compile=settings.compile)
-    for name, why in missing.items():
-        suite.skip(name, why)
+    encoders = build_models(config, dtype, settings.compile)
+    learners = build_models(config, compile=settings.compile)
     contestants = {}
     for name, ending in (("ours", ""), ("ours_compiled", "_compiled")):
         if name in encoders:
@@ -133,8 +119,3 @@ def _products(config: F2LLMConfig, tokens: int, dtype: torch.dtype, backward: bo
                     torch.mm(states[outputs].t(), states[inputs])
 
     return products
-
-
-def _square(side: int, dtype: torch.dtype) -> Callable[[], Tensor]:
-    left, right = (torch.randn(side, side, device=device()).to(dtype) for _ in range(2))
-    return lambda: torch.mm(left, right)

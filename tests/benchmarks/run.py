@@ -2,7 +2,7 @@
 
     python tests/benchmarks/run.py [--only step encode] [--repeats 3] [--output runs/benchmarks]
 
-Writes results.json, results.md and, with matplotlib, results.svg and results.png. What the suites measure and how to
+Writes results.json and results.md. What the suites measure and how to
 read them stands in README.md beside this file. Figures hold for the machine that is named in them.
 """
 
@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tests.benchmarks.figure import draw
 from tests.benchmarks.machine import PRECISIONS, Settings, describe_hardware, versions
 from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
 from tests.benchmarks.report import markdown
@@ -78,19 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning)
     check_output(output, ours=["results.*", ".*"])
     output.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
     if settings.quick:
         # At tiny sizes threads mostly wait for one another.
         torch.set_num_threads(1)
-    try:
-        return _run(settings, suites, output)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(settings: Settings, suites: Sequence[str], output: Path) -> int:
-    results = _about(settings)
-    failed = False
+    results, failed = _about(settings), False
     for name in suites:
         start = time.perf_counter()
         suite = Suite(on_result=partial(_write, results, output))
@@ -112,29 +102,17 @@ def _run(settings: Settings, suites: Sequence[str], output: Path) -> int:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    model = build_models(configuration(settings))[0]["ours"]
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": describe_hardware(),
-        "versions": versions(),
-        "settings": asdict(settings),
-        "model": {
-            "name": settings.family_name,
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "vocabulary": VOCAB_SIZE,
-        },
-        "suites": {},
-    }
+    parameters = build_models(configuration(settings))["ours"].num_parameters()
+    model = {"name": settings.family_name, "parameters": parameters, "vocabulary": VOCAB_SIZE}
+    machine = {"hardware": describe_hardware(), "versions": versions()}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, **machine, "settings": asdict(settings), "model": model, "suites": {}}
 
 
 def _write(results: dict[str, Any], output: Path) -> None:
-    """Write all files anew after each result, so that a run that is cut short leaves what it has."""
+    """Write both files after each result, so that a run that is cut short leaves what it has."""
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (output / "results.md").write_text(markdown(results))
-    try:
-        draw(results, output)
-    except ImportError as error:
-        print(f"no figure: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ them as the released training code gives them: in one batch, padded to one lengt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
     padded = {rows: batches(row_lengths(settings, rows))[1] for rows in (16, 8, 4, 2, 1)}
     tokens = {rows: batch["input_ids"].numel() for rows, batch in padded.items()}
     seconds, kept = _probe(settings, padded[1])
-    limit = _MEMORY_SHARE * (available_memory() or math.inf)
+    limit = _MEMORY_SHARE * available_memory()
     for rows in padded:
         scale = tokens[rows] / tokens[1]
         if (seconds * scale <= _MOST_SECONDS and kept * scale <= limit) or rows == 1:
@@ -58,7 +57,7 @@ def choose_rows(settings: Settings) -> tuple[int, str]:
 
 def _probe(settings: Settings, batch: dict[str, Any]) -> tuple[float, int]:
     """Return the seconds of a step of stock Qwen3 on one row, and the bytes that it keeps for the backward pass."""
-    model = build_models(configuration(settings, **settings.step_shape))[0]["stock"].train()
+    model = build_models(configuration(settings, **settings.step_shape))["stock"].train()
     kept: dict[int, int] = {}
     # What is kept includes the weights, which are there anyway.
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -131,36 +130,25 @@ def run(settings: Settings, suite: Suite) -> None:
         f"{facts['padded_tokens'] / facts['real_tokens']:.2f} times as many."
     )
     for precision in settings.precisions:
-        models, missing = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
-        contestants = {
-            name: Contestant(
-                stepper(
-                    model,
-                    padded if name == "stock" else packed,
-                    embed_padded if name == "stock" else embed,
-                    PRECISIONS[precision],
-                ),
-                warm_ups=2 if name == "ours_compiled" else 1,
-                optional=name == "ours_compiled",
-            )
-            for name, model in models.items()
+        models = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
+        contestants = {}
+        for name, model in models.items():
+            given = (padded, embed_padded) if name == "stock" else (packed, embed)
+            compiled = name == "ours_compiled"
+            step = stepper(model, *given, PRECISIONS[precision])
+            contestants[name] = Contestant(step, warm_ups=2 if compiled else 1, optional=compiled)
+        known = {
+            "precision": precision,
+            "check": partial(_check, tolerance=1e-3 if precision == "fp32" else 2e-2),
+            "facts": facts,
         }
-        for name, reason in missing.items():
-            suite.skip(name, reason)
-        measurement = measure(
-            "training step", contestants, settings.repeats, precision=precision, check=_check(precision), facts=facts
-        )
+        measurement = measure("training step", contestants, settings.repeats, **known)
         for name in ("ours", "ours_compiled"):
             add_ratio(measurement, "stock", name)
         suite.add(measurement)
 
 
-def _check(precision: str) -> Callable[[dict[str, dict[str, float]]], None]:
-    tolerance = 1e-3 if precision == "fp32" else 2e-2
-
-    def check(terms: dict[str, dict[str, float]]) -> None:
-        losses = {name: sum(each.values()) for name, each in terms.items()}
-        worst = max(abs(loss - losses["stock"]) for loss in losses.values())
-        assert worst <= tolerance * abs(losses["stock"]), f"the first losses differ: {losses}"
-
-    return check
+def _check(terms: dict[str, dict[str, float]], tolerance: float) -> None:
+    losses = {name: sum(each.values()) for name, each in terms.items()}
+    worst = max(abs(loss - losses["stock"]) for loss in losses.values())
+    assert worst <= tolerance * abs(losses["stock"]), f"the first losses differ: {losses}"

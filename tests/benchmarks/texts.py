@@ -48,7 +48,8 @@ def row_lengths(settings: Settings, rows: int) -> np.ndarray:
     return lengths
 
 
-def _bimodal(generator: np.random.Generator, count: int) -> np.ndarray:
+def _bimodal(count: int) -> np.ndarray:
+    generator = np.random.default_rng(1)
     passages = _log_normal(generator, 250, 0.4, count)
     return np.where(np.arange(count) % 2, passages, _log_normal(generator, 16, 0.4, count))
 
@@ -58,7 +59,7 @@ DISTRIBUTIONS = {
     "equal": lambda count: np.full(count, 90),
     "short": lambda count: _log_normal(np.random.default_rng(1), 20, 0.5, count),
     "log_normal": lambda count: _log_normal(np.random.default_rng(1), 90, 0.7, count),
-    "bimodal": lambda count: _bimodal(np.random.default_rng(1), count),
+    "bimodal": _bimodal,
     "long_tail": lambda count: _log_normal(np.random.default_rng(1), 60, 1.2, count),
 }
 
@@ -85,10 +86,5 @@ def batches(lengths: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _roles(index: Tensor) -> dict[str, Any]:
     index = index.to(device())
-    return {
-        "query": index[:, 0],
-        "positive": index[:, 1],
-        "negatives": index[:, 2:],
-        "source": "benchmark",
-        "task_type": "retrieval",
-    }
+    roles = {"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:]}
+    return {**roles, "source": "benchmark", "task_type": "retrieval"}

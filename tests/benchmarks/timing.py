@@ -13,19 +13,12 @@ import torch
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do the work.
+    """One way to do the work."""
 
-    Attributes:
-        run: Does it once.
-        warm_ups: Calls before the first that counts.
-        reports_seconds: Whether ``run`` returns the seconds itself: only a part counts, or another process works.
-        optional: Whether the others go on without it if its first call fails.
-    """
-
-    run: Callable[[], Any]
-    warm_ups: int = 1
-    reports_seconds: bool = False
-    optional: bool = False
+    run: Callable[[], Any]  # does it once
+    warm_ups: int = 1  # calls before the first that counts
+    reports_seconds: bool = False  # whether run returns the seconds: only a part counts, or another process works
+    optional: bool = False  # whether the others go on without it if its first call fails
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -64,7 +57,17 @@ def measure(
     Returns:
         A measurement for the JSON file; :func:`add_ratio` adds to its ``ratios``.
     """
-    warm_ups, first_results, left_out = _warm_up(contestants)
+    warm_ups: dict[str, float] = {}
+    first_results: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, contestant in contestants.items():
+        try:
+            calls = [time_call(contestant.run) for _ in range(contestant.warm_ups)]
+            warm_ups[name], first_results[name] = sum(elapsed for elapsed, _ in calls), calls[0][1]
+        except Exception as error:
+            if not contestant.optional:
+                raise
+            left_out[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if check is not None:
         check(first_results)
     names = list(first_results)
@@ -74,17 +77,13 @@ def measure(
         for name in names if repeat % 2 == 0 else reversed(names):
             elapsed, result = time_call(contestants[name].run)
             seconds[name].append(result if contestants[name].reports_seconds else elapsed)
-    return {
-        "case": case,
-        "precision": precision,
-        "contestants": {
-            name: {**spread(values), "samples": values, **_warm_up_cost(contestants[name], values, warm_ups[name])}
-            for name, values in seconds.items()
-        },
-        "ratios": [],
-        "left_out": left_out,
-        "facts": dict(facts or {}),
-    }
+    timed: dict[str, dict[str, Any]] = {name: {**spread(values), "samples": values} for name, values in seconds.items()}
+    for name, found in timed.items():
+        if not contestants[name].reports_seconds:
+            # What the warm-up calls took above the same number of timed ones: mostly compilation.
+            found["warm_up_extra"] = max(0.0, warm_ups[name] - contestants[name].warm_ups * found["median"])
+    known = {"case": case, "precision": precision, "facts": dict(facts or {})}
+    return {**known, "contestants": timed, "ratios": [], "left_out": left_out}
 
 
 def add_ratio(
@@ -98,28 +97,6 @@ def add_ratio(
         measurement["ratios"].append({"label": label, "baseline": baseline, "contestant": contestant, **ratio})
 
 
-def _warm_up(contestants: Mapping[str, Contestant]) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-    """Return seconds of all warm-up calls and first results by name, and who was left out and why."""
-    seconds, results, left_out = {}, {}, {}
-    for name, contestant in contestants.items():
-        try:
-            calls = [time_call(contestant.run) for _ in range(contestant.warm_ups)]
-        except Exception as error:
-            if not contestant.optional:
-                raise
-            left_out[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            continue
-        seconds[name], results[name] = sum(elapsed for elapsed, _ in calls), calls[0][1]
-    return seconds, results, left_out
-
-
-def _warm_up_cost(contestant: Contestant, values: Sequence[float], warm_up: float) -> dict[str, float]:
-    """Return what the warm-up calls took above the same number of timed ones: mostly compilation."""
-    if contestant.reports_seconds:
-        return {}
-    return {"warm_up_extra": max(0.0, warm_up - contestant.warm_ups * statistics.median(values))}
-
-
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -127,26 +104,17 @@ def _synchronise() -> None:
 
 @dataclass
 class Suite:
-    """Results of one suite; ``on_result`` is called after each, so that a run that is cut short keeps them.
+    """Results of one suite; ``on_result`` is called after each, so that a run that is cut short keeps them."""
 
-    Attributes:
-        measurements: What :func:`measure` returned.
-        points: Points of growth, each with its axis and value.
-        notes: What a reader must know to read the figures.
-        skipped: What was left out and why.
-    """
-
-    measurements: list[dict[str, Any]] = field(default_factory=list)
-    points: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)  # what measure returned
+    points: list[dict[str, Any]] = field(default_factory=list)  # of growth, each with its axis and value
+    notes: list[str] = field(default_factory=list)  # what a reader must know to read the figures
+    skipped: list[dict[str, str]] = field(default_factory=list)  # what was left out and why
     on_result: Callable[[], None] = lambda: None
 
     def skip(self, what: str, why: str) -> None:
-        """Record once that something could not be measured."""
-        entry = {"what": what, "why": why}
-        if entry not in self.skipped:
-            self.skipped.append(entry)
+        """Record that something could not be measured."""
+        self.skipped.append({"what": what, "why": why})
 
     def add(self, measurement: dict[str, Any]) -> None:
         """Record a measurement and the contestants that were left out."""

@@ -67,31 +67,23 @@ def run(settings: Settings, suite: Suite) -> None:
     columns = {name: texts.tolist() for name, texts in columns.items()}
     for precision in settings.precisions:
         with TemporaryDirectory() as folder:
-            measurement = _measure(settings, suite, columns, precision, Path(folder))
+            measurement = _measure(settings, columns, precision, Path(folder))
         measurement["facts"] |= {"rows": rows, "real_tokens": int(lengths.sum())}
         suite.add(measurement)
 
 
-def _measure(
-    settings: Settings, suite: Suite, columns: dict[str, list[str]], precision: str, folder: Path
-) -> dict[str, Any]:
-    models, missing = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
-    for name, reason in missing.items():
-        suite.skip(name, reason)
+def _measure(settings: Settings, columns: dict[str, list[str]], precision: str, folder: Path) -> dict[str, Any]:
+    models = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
     _check_embeddings(models, columns["passage"][:2])
     contestants = {}
     for name, model in models.items():
         build = _sentence_transformer_trainer if name == "stock" else _our_trainer
-        contestants["sentence_transformers" if name == "stock" else name] = Contestant(
-            _timed(build(model, columns, precision, folder / name)), reports_seconds=True, optional="compiled" in name
-        )
+        train = _timed(build(model, columns, precision, folder / name))
+        label, optional = "sentence_transformers" if name == "stock" else name, "compiled" in name
+        contestants[label] = Contestant(train, reports_seconds=True, optional=optional)
     measurement = measure("one step of a trainer", contestants, settings.repeats, precision=precision)
     for name in ("ours", "ours_compiled"):
         add_ratio(measurement, "sentence_transformers", name)
-    rows = len(columns["query"])
-    measurement["facts"]["seconds_per_row"] = {
-        name: seconds["median"] / rows for name, seconds in measurement["contestants"].items()
-    }
     return measurement
 
 
@@ -120,17 +112,9 @@ def _check_embeddings(models: dict[str, nn.Module], texts: list[str]) -> None:
 
 
 def _shared_arguments(precision: str, folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "max_steps": _STEPS,
-        "learning_rate": 1e-5,
-        "bf16": precision == "bf16",
-        "use_cpu": device().type == "cpu",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
+    nothing_else = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+    how = {"max_steps": _STEPS, "learning_rate": 1e-5, "bf16": precision == "bf16", "use_cpu": device().type == "cpu"}
+    return {"output_dir": str(folder), **how, **nothing_else}
 
 
 def _sentence_transformer_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:

@@ -46,18 +46,18 @@ def skeleton(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["README.md", CHECKPOINT])
-def test_examples_are_those_of_the_templates(renewed: Path, name: str) -> None:
+def test_examples_are_those_of_the_templates(renewed, name):
     hint = "render them again: python hub_cards/update_examples.py PACKED"
     assert skeleton(EXAMPLES / name) == skeleton(renewed / name), hint
 
 
-def test_the_figures_of_the_example_are_there() -> None:
+def test_the_figures_of_the_example_are_there():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"\]\((figures/[^)]*)\)", text))
     assert shown == {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("figures/*")} and shown
 
 
-def test_the_code_of_the_examples_is_python() -> None:
+def test_the_code_of_the_examples_is_python():
     for name, count in (("README.md", 3), (CHECKPOINT, 1)):
         found = snippets((EXAMPLES / name).read_text(encoding="utf-8"))
         assert len(found) == count
@@ -65,20 +65,20 @@ def test_the_code_of_the_examples_is_python() -> None:
             compile(code, name, "exec")
 
 
-def test_the_example_gives_other_libraries_its_prompt() -> None:
+def test_the_example_gives_other_libraries_its_prompt():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     prompt = "Instruct: Retrieve the English name.\nQuery: "
     assert library_calls(text) == expected_calls("example-org/f2llm-quickstart", prompt, "")
 
 
-def test_a_model_that_was_not_trained_is_no_example(tmp_path: Path) -> None:
+def test_a_model_that_was_not_trained_is_no_example(tmp_path):
     folder = write_release(tmp_path / "packed", make_release(stages=()), losses=False)
     with pytest.raises(UserError, match="pack a run that trained"):
         update_examples(folder, tmp_path / "examples")
     assert not (tmp_path / "examples").exists()
 
 
-def test_examples_are_not_written_over_the_model(tmp_path: Path) -> None:
+def test_examples_are_not_written_over_the_model(tmp_path):
     folder = write_release(tmp_path / "packed", make_release(trained_dtype=None), evaluate())
     draw_figures(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

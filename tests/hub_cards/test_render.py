@@ -40,13 +40,13 @@ def facts() -> dict[str, Any]:
     }
 
 
-def test_cells_hold_no_markup(facts: dict[str, Any]) -> None:
+def test_cells_hold_no_markup(facts):
     card = render_dataset_card(facts)
     assert "| bears | retrieval | no | eng | – | 1,234 | 2 | Find a \\| b &lt;b>bear&lt;/b>. |\n" in card
     assert "| `origin` |" in card
 
 
-def test_tables_are_whole(facts: dict[str, Any]) -> None:
+def test_tables_are_whole(facts):
     facts["contamination"] = {
         "rows": [["bears", 1234, 1, None, None, 2, 3, None]],
         "sets": [{"name": "exam", "texts": 5}],
@@ -64,13 +64,13 @@ def test_tables_are_whole(facts: dict[str, Any]) -> None:
         assert len({line.replace("\\|", "").count("|") for line in lines[number - 1 : end]}) == 1
 
 
-def test_the_header_is_read_back(facts: dict[str, Any]) -> None:
+def test_the_header_is_read_back(facts):
     card = DatasetCard(render_dataset_card(facts))
     assert card.data.to_dict() == {"language": ["en"], "pretty_name": "Pandas"}
     assert card.text.lstrip().startswith("# Pandas\n")
 
 
-def test_long_tables_are_folded(facts: dict[str, Any]) -> None:
+def test_long_tables_are_folded(facts):
     assert "<details>" not in render_dataset_card(facts)
     facts["languages"] = [[f"q{number:02d}", "A language", 1, "1.00 %"] for number in range(41)]
     card = render_dataset_card(facts)
@@ -79,7 +79,7 @@ def test_long_tables_are_folded(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_change_no_structure(facts: dict[str, Any], text: str) -> None:
+def test_hostile_texts_change_no_structure(facts, text):
     def card(added: str) -> str:
         named = [f"bears {added}", "retrieval", "no", "eng", added, 1234, 2, added]
         changed = {
@@ -110,7 +110,7 @@ def test_hostile_texts_change_no_structure(facts: dict[str, Any], text: str) -> 
         compile(block, "card", "exec")
 
 
-def test_a_missing_fact_is_an_error(facts: dict[str, Any]) -> None:
+def test_a_missing_fact_is_an_error(facts):
     del facts["licences"]
     with pytest.raises(UndefinedError, match="licences"):
         render_dataset_card(facts)

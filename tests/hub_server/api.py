@@ -1,8 +1,11 @@
-"""The Hub's API of accounts, repositories, branches, tags, listings and collections."""
+"""The Hub's API: accounts, repositories, branches, tags, listings, uploads, commits, downloads and collections."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import yaml
@@ -11,36 +14,28 @@ from tests.hub_server.routes import Answer, Call, json_answer, route
 from tests.hub_server.store import Entry, Refused
 
 _DATE = "2026-01-01T00:00:00.000Z"
+_LARGE = re.compile(r"\.(safetensors|parquet|npz|npy|bin|png|jpg|gz|zip|arrow|onnx)$")
 
 
 @route("GET", "/api/whoami-v2")
 def _whoami(call: Call) -> Answer:
     if call.account is None:
         raise Refused(401, "Invalid username or password.")
-    role = "write" if call.account.may_write else "read"
-    return json_answer(
-        {
-            "type": "user",
-            "name": call.account.name,
-            "orgs": [{"name": name, "roleInOrg": role} for name in call.account.organisations],
-            "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": role}},
-        }
-    )
+    organisations = [{"name": name, "roleInOrg": "write"} for name in call.account.organisations]
+    return json_answer({"type": "user", "name": call.account.name, "orgs": organisations})
 
 
 @route("POST", "/api/validate-yaml")
 def _validate_yaml(call: Call) -> Answer:
+    parts = call.json["content"].split("---\n")
     try:
-        _card(call.json["content"])
+        yaml.safe_load(parts[1] if len(parts) > 2 and not parts[0] else "")
     except yaml.YAMLError as error:
         return json_answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
     return json_answer({"errors": [], "warnings": []})
 
 
-def _card(text: str) -> Any:
-    """Return the metadata of a card; None if it has none."""
-    parts = text.split("---\n")
-    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
+# Repositories and their refs
 
 
 @route("POST", "/api/repos/create")
@@ -59,21 +54,48 @@ def _create(call: Call) -> Answer:
 @route("GET", "/api/{kinds}/{repo}/refs")
 def _refs(call: Call) -> Answer:
     repository = call.readable()
+    folders = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}
+    listed = {
+        key: [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit} for name, commit in refs.items()]
+        for key, (folder, refs) in folders.items()
+    }
+    return json_answer({**listed, "converts": [], "pullRequests": []})
 
-    def listed(folder: str, refs: dict[str, str]) -> list[dict[str, str]]:
-        return [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": refs[name]} for name in sorted(refs)]
 
-    branches, tags = listed("heads", repository.branches), listed("tags", repository.tags)
-    return json_answer({"branches": branches, "converts": [], "tags": tags, "pullRequests": []})
+@route("POST", "/api/{kinds}/{repo}/branch/{branch}")
+def _create_branch(call: Call) -> Answer:
+    repository, branch = call.writable(), call.parts["branch"]
+    if branch in repository.branches:
+        raise Refused(409, f"Reference already exists: {branch}")
+    repository.move(branch, repository.find(call.json.get("startingPoint", "main")).id)
+    return Answer()
+
+
+@route("POST", "/api/{kinds}/{repo}/tag/{revision}")
+def _create_tag(call: Call) -> Answer:
+    repository, tag = call.writable(), call.json["tag"]
+    if tag in repository.tags:
+        raise Refused(409, f"Tag already exists: {tag}")
+    repository.tags[tag] = repository.find(call.parts["revision"]).id
+    repository.moves.append((tag, repository.tags[tag]))
+    return Answer()
+
+
+@route("DELETE", "/api/{kinds}/{repo}/(?P<ref>branch|tag)/{name}")
+def _delete_ref(call: Call) -> Answer:
+    repository = call.writable()
+    refs = repository.branches if call.parts["ref"] == "branch" else repository.tags
+    if refs.pop(call.parts["name"], None) is None:
+        raise Refused(404, f"Invalid rev id: {call.parts['name']}", "RevisionNotFound")
+    return Answer()
+
+
+# Files
 
 
 def _file(path: str, entry: Entry) -> dict[str, Any]:
     lfs = {"lfs": {"oid": entry.sha256, "size": entry.size, "pointerSize": 130}} if entry.sha256 else {}
     return {"type": "file", "oid": entry.blob, "size": entry.size, "path": path, **lfs}
-
-
-def _folder(path: str) -> dict[str, Any]:
-    return {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
 
 
 @route("GET", "/api/{kinds}/{repo}/tree/{revision}(?:/{path})?")
@@ -88,77 +110,103 @@ def _tree(call: Call) -> Answer:
         parts = path[len(root) :].split("/")
         for depth in range(1, len(parts) if recursive else min(2, len(parts))):
             folder = root + "/".join(parts[:depth])
-            listed[folder] = _folder(folder)
+            listed[folder] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": folder}
         if recursive or len(parts) == 1:
             listed[path] = _file(path, entry)
-    entries, start = [listed[path] for path in sorted(listed)], int(call.query.get("cursor", ["0"])[0])
-    end, more = start + call.page_size, {}
-    if len(entries) > end:
-        more = {"Link": f'<{call.address}{call.path}?recursive={recursive}&cursor={end}>; rel="next"'}
-    return json_answer(entries[start:end], **more)
+    return json_answer([listed[path] for path in sorted(listed)])
 
 
-@route("POST", "/api/{kinds}/{repo}/branch/{branch}")
-def _create_branch(call: Call) -> Answer:
-    repository, branch = call.writable(), call.parts["branch"]
-    if branch in repository.branches:
-        raise Refused(409, f"Reference already exists: {branch}")
-    repository.move(branch, repository.find(call.json.get("startingPoint", "main")).id)
-    return Answer()
+@route("POST", "/api/{kinds}/{repo}/preupload/{revision}")
+def _preupload(call: Call) -> Answer:
+    tree = call.writable().find(call.parts["revision"]).tree
+    files = []
+    for file in call.json["files"]:
+        large = _LARGE.search(file["path"]) or file["size"] > 10 * 2**20 or b"\0" in b64decode(file["sample"])
+        held = tree.get(file["path"])
+        listed = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        files.append({**listed, "oid": held and (held.sha256 or held.blob)})
+    return json_answer({"files": files, "commitOid": call.parts["revision"]})
 
 
-@route("DELETE", "/api/{kinds}/{repo}/branch/{branch}")
-def _delete_branch(call: Call) -> Answer:
-    if call.parts["branch"] == "main":
-        raise Refused(403, "The main branch cannot be deleted")
-    if call.writable().branches.pop(call.parts["branch"], None) is None:
-        raise Refused(404, f"Invalid rev id: {call.parts['branch']}", "RevisionNotFound")
-    return Answer()
+@route("POST", r"/{prefix}{repo}\.git/info/lfs/objects/batch")
+def _batch(call: Call) -> Answer:
+    repository = call.writable()
+    objects = []
+    for each in call.json["objects"]:
+        listed: dict[str, Any] = {"oid": each["oid"], "size": each["size"]}
+        if each["oid"] not in repository.large:
+            where = f"{call.address}/storage/{call.kind}s/{repository.name}"
+            listed["actions"] = {"upload": {"href": f"{where}/{each['oid']}"}}
+        objects.append(listed)
+    return json_answer({"transfer": "basic", "objects": objects})
 
 
-@route("POST", "/api/{kinds}/{repo}/tag/{revision}")
-def _create_tag(call: Call) -> Answer:
-    repository, tag = call.writable(), call.json["tag"]
-    if tag in repository.tags:
-        raise Refused(409, f"Tag already exists: {tag}")
-    repository.tags[tag] = repository.find(call.parts["revision"]).id
-    repository.moves.append((tag, repository.tags[tag]))
-    return Answer()
+# Signed addresses, as those of a storage service: they are used without a token.
+@route("PUT", "/storage/{kinds}/{repo}/{sha256}")
+def _store(call: Call) -> Answer:
+    if hashlib.sha256(call.body).hexdigest() != call.parts["sha256"]:
+        raise Refused(400, "The content has another SHA-256 than its name says")
+    call.store.repository(call.parts["repo"], call.kind).large[call.parts["sha256"]] = call.body
+    return Answer(headers={"ETag": f'"{call.parts["sha256"]}"'})
 
 
-@route("DELETE", "/api/{kinds}/{repo}/tag/{tag}")
-def _delete_tag(call: Call) -> Answer:
-    if call.writable().tags.pop(call.parts["tag"], None) is None:
-        raise Refused(404, f"Invalid rev id: {call.parts['tag']}", "RevisionNotFound")
-    return Answer()
+@route("POST", "/api/{kinds}/{repo}/commit/{revision}")
+def _commit(call: Call) -> Answer:
+    repository = call.writable()
+    header, added, deleted = {}, {}, []
+    for line in call.body.splitlines():
+        key, value = (operation := json.loads(line))["key"], operation["value"]
+        if key == "header":
+            header = value
+        elif key == "file":
+            added[value["path"]] = repository.add_blob(b64decode(value["content"]))
+        elif key == "lfsFile":
+            added[value["path"]] = repository.large_entry(value["oid"])
+        else:
+            deleted.append(value["path"])
+    branch = call.parts["revision"]
+    commit = repository.commit(branch, header["summary"], added, deleted, header.get("parentCommit"))
+    url = f"{call.address}/{repository.name}/commit/{commit.id}"
+    return json_answer({"commitUrl": url, "commitOid": commit.id, "success": True})
+
+
+@route("GET HEAD", "/{prefix}{repo}/resolve/{revision}/{path}")
+def _resolve(call: Call) -> Answer:
+    repository = call.readable()
+    commit = repository.find(call.parts["revision"])
+    entry = commit.tree.get(call.parts["path"])
+    if entry is None:
+        raise Refused(404, "Entry not found", "EntryNotFound")
+    content = repository.content(entry)
+    headers = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+    headers["ETag"] = f'"{entry.sha256 or entry.blob}"'
+    if entry.sha256:
+        headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry.size)}
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("range", ""))
+    if not wanted:
+        return Answer(200, content, headers)
+    first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+    if first > last:
+        return Answer(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
+    headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+    return Answer(206, content[first : last + 1], headers)
 
 
 # Last of the repositories' routes: the name of a repository may hold any part of their paths.
 @route("GET", "/api/{kinds}/{repo}(?:/revision/{revision})?")
 def _info(call: Call) -> Answer:
     repository = call.readable()
-    commit, siblings = repository.find(call.parts["revision"] or "main"), []
-    for path, entry in sorted(commit.tree.items()):
-        lfs = {"lfs": {"sha256": entry.sha256, "size": entry.size, "pointerSize": 130}} if entry.sha256 else {}
-        siblings.append({"rfilename": path, "size": entry.size, "blobId": entry.blob, **lfs})
-    card = commit.tree.get("README.md")
+    commit = repository.find(call.parts["revision"] or "main")
     return json_answer(
         {
-            **{"_id": "0", "id": repository.name, "author": repository.name.split("/")[0], "sha": commit.id},
-            **{"private": repository.private, "gated": False, "disabled": False},
-            **{"lastModified": _DATE, "createdAt": _DATE, "downloads": 0, "likes": 0, "tags": []},
-            "cardData": _card(repository.content(card).decode()) if card else None,
-            "siblings": siblings,
+            **{"_id": "0", "id": repository.name, "sha": commit.id, "private": repository.private, "tags": []},
+            **{"lastModified": _DATE, "createdAt": _DATE, "downloads": 0, "likes": 0},
+            "siblings": [{"rfilename": path} for path in sorted(commit.tree)],
         }
     )
 
 
-@route("GET", "/api/collections")
-def _list_collections(call: Call) -> Answer:
-    shown = [each for each in call.store.collections.values() if each["owner"] in call.query["owner"]]
-    visible = [each for each in shown if not each["private"] or (call.account and call.account.owns(each["owner"]))]
-    # A list shows the first four items of a collection only.
-    return json_answer([{**each, "items": each["items"][:4]} for each in visible])
+# Collections
 
 
 @route("POST", "/api/collections")
@@ -171,43 +219,40 @@ def _create_collection(call: Call) -> Answer:
             return json_answer({"error": "Collection already exists", "slug": each["slug"]}, 409)
     slug = f"{owner}/{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}-{len(collections) + 1:024x}"
     collections[slug] = {
-        **{"slug": slug, "title": title, "owner": owner, "private": call.json.get("private", False)},
+        **{"slug": slug, "title": title, "owner": owner, "private": call.json.get("private", False), "position": 0},
         **{"description": None, "items": [], "lastUpdated": _DATE, "theme": "blue", "upvotes": 0},
     }
-    return json_answer({**collections[slug], "position": 0})
+    return json_answer(collections[slug])
 
 
-def _collection(call: Call, write: bool = False) -> dict[str, Any]:
+def _collection(call: Call) -> dict[str, Any]:
     found = call.store.collections.get(f"{call.parts['owner']}/{call.parts['slug']}")
-    if found is None or (found["private"] and not (call.account and call.account.owns(found["owner"]))):
+    if found is None:
         raise Refused(404, "Collection not found", "CollectionNotFound")
-    if write:
-        call.store.check_owner(found["owner"], call.account)
+    call.store.check_owner(found["owner"], call.account)
     return found
 
 
 @route("GET", "/api/collections/{owner}/{slug}")
 def _get_collection(call: Call) -> Answer:
-    return json_answer({**_collection(call), "position": 0})
+    return json_answer(_collection(call))
 
 
 @route("POST", "/api/collections/{owner}/{slug}/items")
 def _add_item(call: Call) -> Answer:
-    collection, item = _collection(call, write=True), call.json["item"]
+    collection, item = _collection(call), call.json["item"]
     call.store.readable(item["type"], item["id"], call.account)
     if any((each["type"], each["id"]) == (item["type"], item["id"]) for each in collection["items"]):
         raise Refused(409, "The item is in the collection already")
     number = len(collection["items"])
     collection["items"].append({"_id": f"{number + 1:024x}", **item, "position": number})
-    return json_answer({**collection, "position": 0})
+    return json_answer(collection)
 
 
 @route("PATCH", "/api/collections/{owner}/{slug}/items/{item}")
 def _move_item(call: Call) -> Answer:
-    items = _collection(call, write=True)["items"]
-    item = next((each for each in items if each["_id"] == call.parts["item"]), None)
-    if item is None:
-        raise Refused(404, "Item not found", "ItemNotFound")
+    items = _collection(call)["items"]
+    item = next(each for each in items if each["_id"] == call.parts["item"])
     items.remove(item)
     items.insert(call.json["position"], item)
     for position, each in enumerate(items):

@@ -32,23 +32,13 @@ def client_waits(hub_server: HubServer, tmp_path: Path) -> Iterator[list[float]]
         yield waits
 
 
-def environment(hub: HubServer, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+def environment(hub: HubServer, home: Path, token: str = TOKEN) -> dict[str, str]:
     """Return the environment of a subprocess that knows only this Hub, with its cache and login in ``home``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return {
-        **inherited,
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(_ROOT),
-        **({} if token is None else {"HF_TOKEN": token}),
-    }
+    disabled = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "UPDATE_CHECK", "TELEMETRY", "PROGRESS_BARS")}
+    known = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_TOKEN": token}
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(_ROOT)}
+    return {**inherited, **disabled, **known, **threads}
 
 
 @contextmanager
@@ -62,12 +52,11 @@ def connected(hub: HubServer, home: Path, token: str | None = TOKEN) -> Iterator
     """
     waits: list[float] = []
     address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    changed = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.address}
+    changed |= {"HUGGINGFACE_CO_URL_TEMPLATE": address}
+    changed |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token")}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            **{"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.address},
-            **{"HUGGINGFACE_CO_URL_TEMPLATE": address, "HF_HUB_CACHE": str(home / "hub")},
-            "HF_TOKEN_PATH": str(home / "token"),
-        }.items():
+        for name, value in changed.items():
             patch.setattr(constants, name, value)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""A request that was read, the answer to it, and the table of routes that :mod:`.api` and :mod:`.contents` fill."""
+"""A request that was read, the answer to it, and the table of routes that :mod:`.api` fills."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.hub_server.store import Account, Repository, Store
+from tests.hub_server.store import Account, Refused, Repository, Store
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,6 @@ class Call:
 
     store: Store
     address: str
-    page_size: int
-    path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
     body: bytes
@@ -69,10 +67,10 @@ def route(methods: str, pattern: str) -> Callable[[Route], Route]:
     return register
 
 
-def find_route(method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+def find_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
     """Return the first route of a path (still quoted), and the path's parts."""
     for known, pattern, function in _ROUTES:
         match = pattern.fullmatch(path) if known == method else None
         if match:
             return function, match.groupdict("")
-    return None
+    raise Refused(404, f"there is nothing at {method} {path}")

@@ -1,7 +1,4 @@
-"""A Hub on the loopback: the HTTP API that huggingface_hub, ``hf`` and the libraries above them use.
-
-No Xet (``HF_HUB_DISABLE_XET=1``), no pull requests, no separate storage service.
-"""
+"""A Hub on the loopback: the HTTP API that huggingface_hub, ``hf`` and the libraries above them use, without Xet."""
 
 from __future__ import annotations
 
@@ -14,17 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_server import api, contents  # noqa: F401  (their routes)
+from tests.hub_server import api  # noqa: F401  (its routes)
 from tests.hub_server.faults import Fault, Faults
 from tests.hub_server.routes import Answer, Call, find_route, json_answer
 from tests.hub_server.store import Account, Refused, Repository, Store
 
-# The account of TOKEN may write to its own name and to ORGANISATION; READ_TOKEN may not write.
-TOKEN, READ_TOKEN, ORGANISATION = "hf_" + "loopbackWriteToken", "hf_" + "loopbackReadToken", "org"
-_ACCOUNTS = {
-    TOKEN: Account("ada", (ORGANISATION,)),
-    READ_TOKEN: Account("grace", (ORGANISATION,), may_write=False),
-}
+# The account of TOKEN may write to its own name and to ORGANISATION.
+TOKEN, ORGANISATION = "hf_" + "loopbackWriteToken", "org"
 
 
 class Logged(NamedTuple):
@@ -38,19 +31,11 @@ class Logged(NamedTuple):
 
 @dataclass
 class HubServer:
-    """A Hub that serves until it is closed; a context manager.
+    """A Hub that serves until it is closed; a context manager."""
 
-    Attributes:
-        store: Accounts, repositories and collections.
-        faults: What goes wrong next.
-        log: All requests, in the order of their ends.
-        page_size: Entries of a tree in one answer.
-    """
-
-    store: Store = field(default_factory=lambda: Store(dict(_ACCOUNTS)))
+    store: Store = field(default_factory=lambda: Store({TOKEN: Account("ada", (ORGANISATION,))}))
     faults: Faults = field(default_factory=Faults)
-    log: list[Logged] = field(default_factory=list)
-    page_size: int = 1000
+    log: list[Logged] = field(default_factory=list)  # all requests, in the order of their ends
 
     def __enter__(self) -> HubServer:
         self._http = _Server(("127.0.0.1", 0), _Connection)
@@ -78,18 +63,13 @@ class HubServer:
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         """Carry out a request; names of headers are in lower case."""
         parts, token = urlsplit(target), _token(headers)
-        account, found = self.store.accounts.get(token or ""), find_route(method, parts.path)
+        account = self.store.accounts.get(token or "")
         try:
             if token and account is None:
                 raise Refused(401, "Invalid credentials in Authorization header")
-            if found is None:
-                raise Refused(404, f"Sorry, there is nothing at {method} {parts.path}")
-            function, names = found
+            function, names = find_route(method, parts.path)
             known = {name: unquote(part) for name, part in names.items()}
-            query = parse_qs(parts.query)
-            return function(
-                Call(self.store, self.address, self.page_size, parts.path, query, headers, body, account, known)
-            )
+            return function(Call(self.store, self.address, parse_qs(parts.query), headers, body, account, known))
         except Refused as refused:
             code = {"X-Error-Code": refused.code} if refused.code else {}
             return json_answer({"error": str(refused)}, refused.status, **{"X-Error-Message": str(refused)}, **code)

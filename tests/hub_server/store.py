@@ -31,7 +31,6 @@ class Account:
 
     name: str
     organisations: tuple[str, ...] = ()
-    may_write: bool = True
 
     def owns(self, namespace: str) -> bool:
         return namespace in (self.name, *self.organisations)
@@ -126,13 +125,6 @@ class Repository:
         self.branches[branch] = commit
         self.moves.append((branch, commit))
 
-    def history(self, revision: str) -> list[Commit]:
-        """Return the commits of a revision, newest first."""
-        commits = [self.find(revision)]
-        while commits[-1].parent:
-            commits.append(self.commits[commits[-1].parent])
-        return commits
-
 
 @dataclass
 class Store:
@@ -146,8 +138,6 @@ class Store:
         return self.repositories.setdefault((kind, name), Repository(kind, name, private))
 
     def repository(self, name: str, kind: str = "model") -> Repository:
-        if (kind, name) not in self.repositories:
-            raise Refused(404, "Repository not found", "RepoNotFound")
         return self.repositories[kind, name]
 
     def readable(self, kind: str, name: str, account: Account | None) -> Repository:
@@ -166,5 +156,5 @@ class Store:
     def check_owner(self, namespace: str, account: Account | None) -> None:
         if account is None:
             raise Refused(401, "Invalid username or password.")
-        if not account.owns(namespace) or not account.may_write:
+        if not account.owns(namespace):
             raise Refused(403, f'You don\'t have the rights to write under the namespace "{namespace}"')

@@ -14,8 +14,6 @@ from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.recipes import write_sources
 
-__all__ = ["STAGES", "STEPS", "save_model", "write_distributed_recipe"]
-
 STEPS = 10
 # By name, the keys in which a stage differs from the others.
 STAGES: dict[str, dict[str, Any]] = {

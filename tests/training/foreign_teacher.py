@@ -11,8 +11,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-__all__ = ["save_foreign_teacher"]
-
 _WORDS = "the red green blue river city lake answer question negative Instruct Query query passage : , ? . |".split()
 
 

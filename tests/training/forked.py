@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 
 from training.run_stage import main
 
-__all__ = ["Run", "SignalAt", "start"]
-
 _CONTEXT = multiprocessing.get_context("fork")
 _PLACES = {
     "setup": ("training.stages.setup", "set_seed"),

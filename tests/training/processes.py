@@ -11,8 +11,6 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["ROOT", "accelerate", "free_port", "run_bounded", "torchrun"]
-
 ROOT = Path(__file__).parents[2]
 
 

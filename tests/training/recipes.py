@@ -171,12 +171,12 @@ def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2
 
 def grow_loss(patch: pytest.MonkeyPatch) -> None:
     """Lets every evaluation of a training, also of those forked from here, find a greater loss than the one before."""
-    means = F2LLMTrainer._task_type_means
+    metrics = F2LLMTrainer._metrics
 
     def grown(self: F2LLMTrainer, by_source: dict[str, float], prefix: str) -> dict[str, float]:
-        return {**means(self, by_source, prefix), f"{prefix}_loss": float(self.state.global_step)}
+        return {**metrics(self, by_source, prefix), f"{prefix}_loss": float(self.state.global_step)}
 
-    patch.setattr(F2LLMTrainer, "_task_type_means", grown)
+    patch.setattr(F2LLMTrainer, "_metrics", grown)
 
 
 def only_stage(recipe: Recipe) -> StageArguments:

@@ -1,4 +1,4 @@
-"""What all commands share: logging, exit status and the one line that reports an error."""
+"""What all commands share: logging, exit status, the one line that reports an error, and numbers as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
 # addresses), the signature of a URL.
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
-_SHORTEST_SECRET = 6
 
 
 def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
@@ -28,9 +27,8 @@ def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
     program has a bug, whose traceback goes to a file; 2 for faulty input; 128 plus the number of the signal that ended
     it (130 for Ctrl-C). Finished work is kept in all cases. Ranks other than 0 name themselves.
 
-    Args:
-        work: Does everything, or raises; a result is the exit status.
-        resumes: Whether the command continues with ``--resume`` and its errors say where it stopped.
+    A result of ``work`` is the exit status. ``resumes``: the command continues with ``--resume`` and its errors say
+    where it stopped.
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
@@ -39,19 +37,14 @@ def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
     try:
         return work() or 0
     except (Exception, KeyboardInterrupt) as error:
-        kind, message, status = _ending(error, resumes)
+        message, status = _ending(error, resumes)
         process = f"[process {rank}] " if rank else ""
-        sys.stderr.write(f"{process}{kind}: {message}\n")
+        sys.stderr.write(f"{process}{message}\n")
         return status
 
 
 def require(package: str, extra: str) -> None:
-    """End a script with one line if an optional package that its imports need is missing.
-
-    Args:
-        package: The package to import.
-        extra: The extra of this project that installs it.
-    """
+    """End a script with one line if a package that its imports need, and an ``extra`` installs, is missing."""
     try:
         __import__(package)
     except ImportError as error:
@@ -59,32 +52,33 @@ def require(package: str, extra: str) -> None:
         raise SystemExit(2) from None
 
 
-def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, str, int]:
-    """Return the kind, the message and the exit status of an error."""
+def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, int]:
+    """Return the message and the exit status of an error."""
     again = f"To go on, run the same command {'with --resume' if resumes else 'again'}"
+    status, what = 1, in_one_line(error)
     if isinstance(error, UserError):
-        return "error", str(error), 2
+        return f"error: {error}", 2
     if isinstance(error, StoppedError) and resumes:
-        return "stopped", str(error), 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
-    # A full disk or a folder that cannot be written loses no work. The remedy in a StoppedError is about training.
-    if isinstance(error, StoppedError | OSError):
-        return "stopped", f"{error.what if isinstance(error, StoppedError) else error}. {again}", 1
-    if isinstance(error, KeyboardInterrupt):
+        return f"stopped: {error}", 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
+    # The remedy in a StoppedError is about training.
+    if isinstance(error, StoppedError):
+        what = error.what
+    # A full disk or a folder that cannot be written loses no work.
+    elif isinstance(error, OSError):
+        what = str(error)
+    elif isinstance(error, KeyboardInterrupt):
         number = signal.Signals(*error.args or [signal.SIGINT])
-        return "stopped", f"{f'{number.name}: ended at once' if resumes else 'interrupted'}. {again}", 128 + number
-    # How pathlib reports links in a circle.
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
-        return "error", f"{in_one_line(error)}; correct the link, or give another path", 2
+        what, status = f"{number.name}: ended at once" if resumes else "interrupted", 128 + number
     # torch's error is recognised by name: not every command loads torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        what = f"out of memory ({in_one_line(error) or type(error).__name__})"
-        return "stopped", f"{what}; free some, or give the command less at once. {again}", 1
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        what = f"out of memory ({what or type(error).__name__}); free some, or give the command less at once"
     # Without torch, there are no other ranks to lose.
-    if "torch" in sys.modules and lost_contact(error):
-        what = "lost contact with another process: look above for what ended that one"
-        return "stopped", f"{what} ({in_one_line(error)}). {again}", 1
-    what = _without_secrets(f"{type(error).__name__}: {in_one_line(error)}")
-    return "error", f"unexpected {what}; please report it, with its traceback: {_saved_traceback(error)}", 1
+    elif "torch" in sys.modules and lost_contact(error):
+        what = f"lost contact with another process: look above for what ended that one ({what})"
+    else:
+        what = _without_secrets(f"{type(error).__name__}: {what}")
+        return f"error: unexpected {what}; please report it, with its traceback: {_saved_traceback(error)}", 1
+    return f"stopped: {what}. {again}", status
 
 
 def _saved_traceback(error: Exception) -> str:
@@ -102,6 +96,23 @@ def _saved_traceback(error: Exception) -> str:
 
 def _without_secrets(text: str) -> str:
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
+        if _SECRET_NAME.search(name) and len(value) > 5:
             text = text.replace(value, f"<{name}>")
     return _TOKEN.sub("<token>", text)
+
+
+def size(number: float) -> str:
+    """Format bytes as MiB or GiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Format a time span as minutes or hours."""
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def operations(number: float) -> str:
+    """Format floating-point operations; large numbers also as days of a device that does 1e15 per second."""
+    days = number / (1e15 * 86_400)
+    return f"{number:.3g} FLOPs" + (f" ({days:,.1f} petaflop/s-days)" if days >= 0.1 else "")

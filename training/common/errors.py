@@ -4,12 +4,7 @@ from __future__ import annotations
 
 
 class _AdvisingError(Exception):
-    """An error with a remedy that another command can replace by its own.
-
-    Args:
-        what: What happened and where; also what to do, if that is the same in every command.
-        remedy: What to do in the command that usually does this work.
-    """
+    """An error with a ``remedy`` that another command can replace; one that is the same everywhere is in ``what``."""
 
     _between = "; "
 
@@ -26,11 +21,7 @@ class _AdvisingError(Exception):
 
     def advising(self, remedy: str) -> _AdvisingError:
         """Return the same error with another command's remedy, if its remedy depends on the command."""
-        if len(self.args) < 2:
-            return self
-        other = type(self)(self.what, remedy)
-        other.__dict__.update(self.__dict__)
-        return other
+        return self if len(self.args) < 2 else type(self)(self.what, remedy)
 
 
 class UserError(_AdvisingError, ValueError):

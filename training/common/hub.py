@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -20,20 +22,17 @@ SCRATCH = ".partial"
 _REVISION = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\.)")
 # The Hub's own file of a repository, which says which names are large files. It is never removed.
 ATTRIBUTES = ".gitattributes"
-# Larger files are read in chunks and uploaded one by one before the commit.
+# Larger files are uploaded one by one before the commit.
 LARGE_BYTES = 2**20
-_CHUNK_BYTES = 2**20
 
 
 def check_repository(name: str, option: str = "--repo") -> str:
     """Return the name of a repository if it is ``ORG/NAME``; ``option`` is where the user gave it."""
-    owner, slash, own = name.partition("/")
-    fault = "" if owner and slash and own and "/" not in own else "it is not ORG/NAME"
-    if not fault:
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            fault = in_one_line(error)
+    fault = "it is not ORG/NAME" if name.count("/") != 1 else ""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        fault = fault or in_one_line(error)
     if fault:
         raise UserError(f"{option} {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
     return name
@@ -74,7 +73,9 @@ class Content:
 
     @cached_property
     def _stamp(self) -> tuple[int, ...]:
-        return _stamp_of(self.source) if isinstance(self.source, Path) else ()
+        """What changes with every write to a file: size and times."""
+        status = self.source.stat()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     @cached_property
     def payload(self) -> Path | bytes:
@@ -83,50 +84,37 @@ class Content:
             return self.source
         return self.source.read_bytes()
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Bytes."""
         return len(self.payload) if isinstance(self.payload, bytes) else self._stamp[0]
 
+    def _digest(self, digest: Any) -> str:
+        with BytesIO(self.payload) if isinstance(self.payload, bytes) else self.payload.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
     @cached_property
-    def _hashes(self) -> tuple[str, str]:
-        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        blob, sha256 = hashlib.sha1(b"blob %d\0" % self.size), hashlib.sha256()
-        for chunk in self._chunks():
-            blob.update(chunk)
-            sha256.update(chunk)
-        return blob.hexdigest(), sha256.hexdigest()
-
-    def _chunks(self) -> Iterator[bytes]:
-        if isinstance(self.payload, bytes):
-            yield self.payload
-            return
-        with self.payload.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-
-    @property
     def sha256(self) -> str:
         """Hash of the content, in hexadecimal digits."""
-        return self._hashes[1]
+        return self._digest(hashlib.sha256())
+
+    @cached_property
+    def _blob(self) -> str:
+        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
 
     @property
     def is_unchanged(self) -> bool:
         """Whether what is sent is still what was hashed."""
-        return isinstance(self.payload, bytes) or _stamp_of(self.payload) == self._stamp
+        return isinstance(self.payload, bytes) or Content(self.payload)._stamp == self._stamp
 
     def is_in(self, remote: RemoteFile) -> bool:
         """Return whether a file of a revision has this content; only files of the same size are hashed."""
         if remote.size != self.size:
             return False
-        blob, sha256 = self._hashes
-        return blob == remote.blob if remote.sha256 is None else sha256 == remote.sha256
-
-
-def _stamp_of(path: Path) -> tuple[int, ...]:
-    """Return what changes with every write to a file."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        return self._blob == remote.blob if remote.sha256 is None else self.sha256 == remote.sha256
 
 
 def same_files(wanted: Mapping[str, Content], found: Mapping[str, RemoteFile]) -> bool:

@@ -1,9 +1,13 @@
-"""Language codes: ISO 639-1, ISO 639-3, ISO 15924 scripts and BCP 47 tags, by way of ``langcodes`` and CLDR."""
+"""Language codes: ISO 639-1, ISO 639-3, ISO 15924 scripts and BCP 47 tags, by way of ``langcodes`` and CLDR.
+
+A tag that is malformed or has no answer raises a ``ValueError``, except where None or a default is documented.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import langcodes
@@ -17,24 +21,15 @@ _LOCALE = re.compile(
 )
 # Modifiers that name a script; others ("@valencia", "@euro", "@ijekavian") keep the usual one.
 _MODIFIER_SCRIPTS = {
-    "latin": "Latn",
-    "ijekavianlatin": "Latn",
-    "iqtelif": "Latn",
-    "cyrillic": "Cyrl",
-    "devanagari": "Deva",
-    "arabic": "Arab",
-    "shaw": "Shaw",
+    **{"latin": "Latn", "ijekavianlatin": "Latn", "iqtelif": "Latn", "cyrillic": "Cyrl"},
+    **{"devanagari": "Deva", "arabic": "Arab", "shaw": "Shaw"},
 }
 # Languages whose catalogs are in another script than most texts of their speakers.
 _CATALOG_SCRIPTS = {"crh": "Latn"}
 
 
 def locale_tag(name: str) -> str:
-    """Return the BCP 47 tag of a POSIX locale: ``"pt-BR"`` for ``"pt_BR"``, ``"sr-Latn"`` for ``"sr@latin"``.
-
-    Raises:
-        ValueError: The name is not a locale's, such as ``"C"``.
-    """
+    """Return the BCP 47 tag of a POSIX locale: ``"pt-BR"`` for ``"pt_BR"``, ``"sr-Latn"`` for ``"sr@latin"``."""
     match = _LOCALE.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} does not name a locale; use a name such as 'de', 'pt_BR' or 'sr@latin'")
@@ -43,16 +38,18 @@ def locale_tag(name: str) -> str:
     return "-".join(part for part in (match["language"], script, match["region"]) if part)
 
 
-def iso639_3(tag: str) -> str:
-    """Return the ISO 639-3 code of a BCP 47 tag or CLDR locale: ``"deu"`` for ``"de"``, ``"zho"`` for ``"zh_Hant"``.
-
-    Raises:
-        ValueError: The tag is malformed, or its language has no ISO 639-3 code.
-    """
+@contextmanager
+def _reading(tag: str) -> Iterator[None]:
     try:
-        return langcodes.Language.get(tag).to_alpha3()
+        yield
     except (LookupError, ValueError) as error:
-        raise ValueError(f"no ISO 639-3 code for language tag {tag!r} ({error}); use a tag such as 'de'") from error
+        raise ValueError(f"language tag {tag!r}: {error}; use a tag such as 'de' or 'sr_Latn'") from error
+
+
+def iso639_3(tag: str) -> str:
+    """Return the ISO 639-3 code of a BCP 47 tag or CLDR locale: ``"deu"`` for ``"de"``, ``"zho"`` for ``"zh_Hant"``."""
+    with _reading(tag):
+        return langcodes.Language.get(tag).to_alpha3()
 
 
 def iso639_3_as_written(tag: str) -> str | None:
@@ -72,17 +69,11 @@ def iso639_1(code: str) -> str | None:
 
 
 def script_of(tag: str) -> str:
-    """Return the ISO 15924 code of a language's usual script, or of the script in the tag.
-
-    Raises:
-        ValueError: The tag is malformed, or no script is known for its language.
-    """
-    try:
+    """Return the ISO 15924 code of a language's usual script, or of the script in the tag."""
+    with _reading(tag):
         script = langcodes.Language.get(tag).maximize().script
-    except ValueError as error:
-        raise ValueError(f"malformed language tag {tag!r} ({error}); use a tag such as 'de' or 'sr_Latn'") from error
-    if script is None:
-        raise ValueError(f"no script is known for language tag {tag!r}; name one in the tag, as in 'sr_Latn'")
+        if script is None:
+            raise ValueError("no script is known; name one in the tag")
     return script
 
 
@@ -100,21 +91,14 @@ def macrolanguage(tag: str) -> str:
 
     Tags with the same macrolanguage may name the same speech: ``"mo"`` and ``"ro"``, ``"tl"`` and ``"fil"``,
     ``"fa_AF"`` and ``"prs"``.
-
-    Raises:
-        ValueError: The tag is malformed.
     """
-    try:
-        standard = langcodes.standardize_tag(tag, macro=True)
-    except ValueError as error:
-        raise ValueError(f"malformed language tag {tag!r} ({error}); use a tag such as 'de' or 'sr_Latn'") from error
-    return standard.split("-")[0]
+    with _reading(tag):
+        return langcodes.standardize_tag(tag, macro=True).split("-")[0]
 
 
 def language_name(code: str) -> str:
     """Return the English name of an ISO 639-3 code, or the code if CLDR has no name for it."""
-    names = Locale("en").languages
-    return names.get(_two_letters().get(code, code), code)
+    return Locale("en").languages.get(_two_letters().get(code, code), code)
 
 
 @cache
@@ -129,10 +113,8 @@ def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
 
     Examples are ``webfaq_kor``, ``mqa_ko``, ``mrtidy_korean`` and ``unpc_ar2en``.
 
-    Args:
-        stem: The name without its suffix.
-        among: The languages to consider. If it is empty or contains ``mul`` (several languages), all are, but only in
-            the last part of the name.
+    Only languages ``among`` these are considered. If it is empty or contains ``mul`` (several languages), all are, but
+    only in the last part of the name. ``stem`` is a name without its suffix.
     """
     free = not among or SEVERAL in among
     pieces = re.sub(r"_part\d+$", "", stem).split("_")[1:]
@@ -146,10 +128,10 @@ def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
 
 def _code_of_word(word: str) -> str | None:
     """Return the ISO 639-3 code of a two- or three-letter code or an English name."""
-    tag = word if re.fullmatch("[a-z]{2,3}", word) else _english_names().get(word.lower())
+    tag = word if re.fullmatch("[a-z]{2,3}", word) else _tags_by_name().get(word.lower())
     return iso639_3_as_written(tag) if tag else None
 
 
 @cache
-def _english_names() -> dict[str, str]:
+def _tags_by_name() -> dict[str, str]:
     return {name.lower(): tag for tag, name in Locale("en").languages.items()}

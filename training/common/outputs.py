@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from random import SystemRandom
-from tempfile import gettempdir
-from uuid import uuid4
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,19 +20,11 @@ from training.common.errors import OutputError, UserError
 
 logger = logging.getLogger("training")
 
-# Suffix of the checksums file of a large file: the XXH3 of every block, as little-endian uint64.
-CHECKSUMS = ".xxh3"
 _BLOCK_BYTES = 1 << 20
-# Blocks read of a file when it is opened, at most.
-_MOST_BLOCKS = 64
 # Suffix of a folder that is being deleted.
 DISCARDED = ".discarded"
-_TEMPORARY_PREFIX = "f2llm-scratch-"
 # The lock inside a folder whose parent cannot be written.
 _LOCK = ".lock"
-
-
-# Files
 
 
 @contextmanager
@@ -65,8 +56,8 @@ def _sync(path: Path) -> None:
 
 
 def checksums_of(path: Path) -> Path:
-    """Return the path of a file's checksums."""
-    return path.with_name(path.name + CHECKSUMS)
+    """Return the path of a file's checksums: the XXH3 of every block, as little-endian uint64."""
+    return path.with_name(f"{path.name}.xxh3")
 
 
 def write_checksums(path: Path, content: Path | None = None) -> None:
@@ -76,28 +67,25 @@ def write_checksums(path: Path, content: Path | None = None) -> None:
     checksums_of(path).write_bytes(np.array(sums, dtype="<u8").tobytes())
 
 
-def check_file(path: Path, remedy: str, most_blocks: int = _MOST_BLOCKS) -> None:
+def check_file(path: Path, remedy: str, most_blocks: int = 64) -> None:
     """Refuse a file that differs from its checksums; ``remedy`` is what the user has to do then.
 
     Of a file with more than ``most_blocks`` blocks of 1 MiB, each call reads another random sample.
     """
     try:
-        sums, size = np.fromfile(checksums_of(path), dtype="<u8"), path.stat().st_size
-        blocks = -(-size // _BLOCK_BYTES)
+        sums = np.fromfile(checksums_of(path), dtype="<u8")
+        blocks = -(-path.stat().st_size // _BLOCK_BYTES)
         same = len(sums) == blocks
         # Not keyed: the draw decides only where a fault is looked for.
-        drawn = sorted(SystemRandom().sample(range(blocks), min(blocks, most_blocks)))
+        drawn = sorted(SystemRandom().sample(range(blocks), min(blocks, most_blocks))) if same else []
         with path.open("rb") as file:
-            for block in drawn if same else ():
+            for block in drawn:
                 file.seek(block * _BLOCK_BYTES)
                 same &= xxh3_64_intdigest(file.read(_BLOCK_BYTES)) == int(sums[block])
     except OSError as error:
         raise UserError(f"{path}: cannot be checked ({error.strerror}: {error.filename}); {remedy}") from None
     if not same:
         raise UserError(f"{path}: is damaged, its bytes are not those that were written; {remedy}")
-
-
-# Folders
 
 
 @contextmanager
@@ -122,21 +110,9 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def temporary_folder() -> Iterator[str]:
-    """Give an empty temporary folder for the time of the block; those of killed commands are removed."""
-    parent = Path(gettempdir())
-    for left in parent.glob(f"{_TEMPORARY_PREFIX}*"):
-        # Folders of other users can neither be locked nor removed.
-        with suppress(UserError), locked(left, busy="is in use"):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = parent / f"{_TEMPORARY_PREFIX}{uuid4().hex}"
-    with locked(folder):
-        folder.mkdir(mode=0o700)
-        try:
-            yield str(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+def temporary_folder() -> TemporaryDirectory[str]:
+    """Give an empty temporary folder for the time of a block."""
+    return TemporaryDirectory(prefix="f2llm-", ignore_cleanup_errors=True)
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -172,10 +148,7 @@ def clear_partials(folder: Path) -> None:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             else:
-                partial.unlink(missing_ok=True)
-
-
-# One writer at a time, and never over an input
+                partial.unlink()
 
 
 @contextmanager
@@ -214,26 +187,24 @@ def check_output(
 ) -> None:
     """Refuse an output that is, contains or lies in an input, or that holds files of other programs.
 
-    Args:
-        output: The file or folder to write.
-        reads: The inputs; those that do not exist, such as Hub names, are ignored.
-        ours: Names that the folder may hold already (``*`` as in file names); None allows any.
-        option: The option to change.
+    Inputs that do not exist, such as Hub names, are ignored. ``ours`` are names that the folder may hold already (``*``
+    as in file names); None allows any. ``option`` is the one to change.
     """
-    path = output.resolve()
+    other, path = f"give another {option}", output.resolve()
     for each in reads:
         read = each.resolve()
-        if not read.exists() or not (read.is_relative_to(path) or path.is_relative_to(read)):
+        if not read.exists():
             continue
-        what = "is read" if read == path else f"holds {each.name}, which is read"
-        if path != read and path.is_relative_to(read):
-            what = f"lies in {each}, which is read"
-        raise OutputError(f"{output}: {what}", f"give another {option}")
+        if path == read:
+            raise OutputError(f"{output}: is read", other)
+        if read.is_relative_to(path):
+            raise OutputError(f"{output}: holds {each.name}, which is read", other)
+        if path.is_relative_to(read):
+            raise OutputError(f"{output}: lies in {each}, which is read", other)
     if ours is None or not output.exists():
         return
     if not output.is_dir():
-        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", f"give another {option}")
-    known = (*ours, _LOCK)
-    foreign = sorted(path.name for path in output.iterdir() if not any(fnmatch(path.name, each) for each in known))
-    if foreign:
-        raise OutputError(f"{output}: holds {foreign[0]}, which this command did not write", f"give another {option}")
+        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", other)
+    for path in sorted(output.iterdir()):
+        if not any(fnmatch(path.name, each) for each in (*ours, _LOCK)):
+            raise OutputError(f"{output}: holds {path.name}, which this command did not write", other)

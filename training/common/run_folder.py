@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,12 @@ from training.common.yaml_file import PATH_KEYS, load_yaml
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-# Importances of layers and channels, measured by pruning.
-IMPORTANCE_FILE = "importance.safetensors"
-# The stage's keys, written when everything is ready to train.
-RECIPE = "recipe.yaml"
-# What a stage is made of: fingerprints of its prepared sources by name, and of teacher and base.
-DATA = "data.json"
-# The folder of a stage's finished model, below its output folder.
-FINAL_MODEL = "model"
-# The folder in which a checkpoint is written; never resumed from.
-STAGING = ".checkpoint.partial"
+IMPORTANCE_FILE = "importance.safetensors"  # importances of layers and channels, measured by pruning
+RECIPE = "recipe.yaml"  # the stage's keys, written when everything is ready to train
+DATA = "data.json"  # fingerprints of the stage's prepared sources by name, and of teacher and base
+FINAL_MODEL = "model"  # folder of the finished model
+STAGING = ".checkpoint.partial"  # folder in which a checkpoint is written; never resumed from
+_PREFIX = "checkpoint-"
 # Files without which training cannot resume exactly, and what may replace them where weights and optimizer are sharded.
 _NEEDED = {
     "trainer_state.json": (),
@@ -36,7 +33,6 @@ _NEEDED = {
     "model.safetensors": ("*.safetensors", "pytorch_model*"),
     "rng_state.pth": ("rng_state_*.pth",),
 }
-_INDEX = "model.safetensors.index.json"
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 # What a recipe sets for a parameter group. Other entries of a group may be states of the optimizer.
 _OPTIONS = ("betas", "eps", "weight_decay")
@@ -47,12 +43,9 @@ def holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _MODEL_CONFIGS)
 
 
-# Checkpoints
-
-
 def numbered_checkpoints(output_dir: Path) -> list[Path]:
     """Return all folders named as checkpoints, oldest first."""
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    folders = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(folders, key=step_of)
 
 
@@ -68,7 +61,7 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 def step_of(checkpoint: Path) -> int:
     """Return the step in a checkpoint's name."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def missing_part(checkpoint: Path) -> str | None:
@@ -78,24 +71,20 @@ def missing_part(checkpoint: Path) -> str | None:
     for name, others in _NEEDED.items():
         if not (checkpoint / name).is_file() and not any(any(checkpoint.glob(other)) for other in others):
             return name
-    return next((name for name in _shards(checkpoint) if not (checkpoint / name).is_file()), None)
-
-
-def _shards(checkpoint: Path) -> list[str]:
-    """Return the weight files that an index names; loading reports a damaged index."""
     try:
-        return sorted({*json.loads((checkpoint / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()})
+        index = json.loads((checkpoint / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        shards = sorted({*index["weight_map"].values()})
+    # Most checkpoints have no index; loading reports a damaged one.
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []
+        shards = []
+    return next((name for name in shards if not (checkpoint / name).is_file()), None)
 
 
 def rotate(output_dir: Path, limit: int | None, best: Path | None = None) -> None:
     """Delete the oldest checkpoints above ``limit``, but never the newest or the best one."""
-    if not limit:
-        return
-    whole = checkpoints(output_dir)
+    whole = checkpoints(output_dir) if limit else []
+    surplus = max(len(whole) - (limit or 0), 0)
     spared = {path.resolve() for path in (*whole[-1:], *([best] if best else []))}
-    surplus = max(len(whole) - limit, 0)
     for checkpoint in [path for path in whole if path.resolve() not in spared][:surplus]:
         discard(checkpoint)
 
@@ -115,9 +104,6 @@ def apply_options(optimizer: Optimizer, options: Sequence[dict[str, Any]]) -> No
     """Set the recipe's options in an optimizer from a checkpoint, except the learning rate, which the schedule sets."""
     for group, own in zip(optimizer.param_groups, options, strict=False):
         group.update({key: own[key] for key in _OPTIONS if key in own and key in group})
-
-
-# Runs and paths in their recipes
 
 
 def run_of(name: str) -> Path | None:
@@ -160,17 +146,10 @@ def place_of(run: Path, keys: Mapping[str, Any], written: str) -> Path:
 
 def public_name(path: str) -> str:
     """Return the last part of a path, or nothing if it contains the name of this machine or user."""
-    name = Path(path).name
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    return "" if set(words) & {each.lower() for each in _own_names()} else name
-
-
-def _own_names() -> set[str]:
-    host = platform.node()
-    names = {host, host.split(".")[0], Path.home().name}
-    try:
-        names.add(getpass.getuser())
+    name, host = Path(path).name, platform.node()
+    own = {host, host.split(".")[0], Path.home().name}
     # The user of a container may have no name.
-    except (KeyError, OSError):
-        pass
-    return names - {""}
+    with suppress(KeyError, OSError):
+        own.add(getpass.getuser())
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return "" if {each.lower() for each in own if each} & set(words) else name

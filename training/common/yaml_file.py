@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from training.common.errors import UserError
+from training.common.errors import UserError, in_one_line
 
 RULE = (
     "a relative path starts at the folder of the file in which it stands, on the command line at the working directory"
@@ -28,18 +28,6 @@ _WRITTEN = ("output_dir", "prepared_dir", "teacher_cache_dir")
 _READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed")
 _MODELS = ("model", "teacher", "tokenizer", "importance")
 PATH_KEYS = (*_WRITTEN, *_READ, *_MODELS)
-
-# A manifest of the largest collection has some ten thousand values.
-_MOST_VALUES = 1_000_000
-_MOST_LEVELS = 100
-# Length of a short key, and the similarity from which it counts as a misspelling of another.
-_SHORT, _NEAR = 3, 0.75
-_TAGS = {
-    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
-}
-
-
-# Reading
 
 
 # libyaml reads a manifest of thousands of lines ten times as fast; not every build of PyYAML has it.
@@ -51,7 +39,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in written:
-                    raise _fault(key, f"key {key.value!r} stands twice")
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
                 written.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -67,74 +55,19 @@ _Loader.add_implicit_resolver(
 
 def load_yaml(path: Path, named_in_file: bool = False) -> dict[str, Any]:
     """Read a YAML mapping; if it may be ``named_in_file``, errors explain relative paths."""
-    rule = f" ({RULE})" if named_in_file else ""
     try:
-        content = _construct(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
+        rule = f" ({RULE})" if named_in_file else ""
         raise UserError(f"{path}: no such file; check the path{rule}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
-    # Values that do not fit their explicit tag raise errors of Python.
+    # A number of thousands of digits, for one, raises a ValueError.
     except (yaml.YAMLError, ValueError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: not valid YAML ({problem}); correct that line") from None
+        raise UserError(f"{path}: not valid YAML ({in_one_line(error)}); correct that line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
     return content
-
-
-def _construct(text: str) -> Any:
-    _check_depth(text)
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        # Before values are built: a few lines of aliases may stand for more than a machine can hold.
-        _count_values(node, {}, set())
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _check_depth(text: str) -> None:
-    """Refuse nesting so deep that libyaml would crash."""
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MOST_LEVELS:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {_MOST_LEVELS} levels deep")
-
-
-def _count_values(node: yaml.Node, counts: dict[int, int], open_nodes: set[int]) -> int:
-    """Return how many values a node stands for, aliases expanded; refuse tags, NUL and values that hold themselves.
-
-    An alias names an earlier node, which is counted or open: the recursion is no deeper than the text is nested.
-    """
-    if id(node) in open_nodes:
-        raise _fault(node, "the value holds itself; take out one alias")
-    if id(node) in counts:
-        return counts[id(node)]
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        raise _fault(node, "the character NUL stands in no name, path or text; take it out")
-    if node.tag not in _TAGS:
-        raise _fault(node, f"values of the tag {node.tag!r} mean nothing here; write text, a number or true or false")
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        children = [each for pair in node.value for each in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        children = node.value
-    open_nodes.add(id(node))
-    count = 1 + sum(_count_values(child, counts, open_nodes) for child in children)
-    open_nodes.remove(id(node))
-    if count > _MOST_VALUES:
-        raise _fault(node, f"aliases stand for more than {_MOST_VALUES:,} values; write fewer")
-    counts[id(node)] = count
-    return count
-
-
-def _fault(node: yaml.Node, what: str) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, str] | None = None) -> UserError:
@@ -142,18 +75,18 @@ def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, 
 
     ``meant`` has known keys by their names in other programs.
     """
-    other = (meant or {}).get(str(key).lower())
-    near = [other] if other in known else difflib.get_close_matches(str(key), known, n=1)
+    name = str(key)
+    other = (meant or {}).get(name.lower())
+    if other in known:
+        near = [other]
     # Half the letters of short words are equal by chance: "lr" is near "lora".
-    if len(str(key)) <= _SHORT and other not in known:
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=_NEAR)
-        near += [name for name in known if name.startswith(str(key))][: not near]
+    elif len(name) <= 3:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        near = near or [each for each in known if each.startswith(name)]
+    else:
+        near = difflib.get_close_matches(name, known, n=1)
     listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
-    remedy = f"did you mean {near[0]!r}?" if near else listed
-    return UserError(f"{where}: unknown key {key!r}; {remedy}")
-
-
-# Relative paths
+    return UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else listed}")
 
 
 class _InFile(str):
@@ -187,25 +120,21 @@ def placed(keys: Mapping[str, Any], output_dir: str | None = None) -> dict[str, 
 
     ``output_dir`` is that of the recipe, which the command line may have replaced in ``keys``.
     """
-    folders = [str(each) for each in (output_dir, keys.get("output_dir")) if each is not None]
+    folders = [os.path.normpath(str(each)) for each in (output_dir, keys.get("output_dir")) if each is not None]
     # Every relative path lies below the working directory: it says nothing about a path.
-    written = [folder for folder in folders if os.path.normpath(folder) != "."]
+    written = [folder for folder in folders if folder != "."]
     if keys.get("builder") is not None and keys.get("manifest") is not None:
-        written.append(os.path.dirname(str(keys["manifest"])))
+        written.append(os.path.normpath(os.path.dirname(str(keys["manifest"]))))
     return {key: _placed(key, value, written) if isinstance(value, _InFile) else value for key, value in keys.items()}
 
 
 def _placed(key: str, value: _InFile, written: list[str]) -> str:
     text = str(value)
-    if "://" in text or any(_is_below(text, folder) for folder in written):
+    if "://" in text or any(Path(os.path.normpath(text)).is_relative_to(folder) for folder in written):
         return text
     if key in _MODELS and ((key, text) == ("tokenizer", "train") or not os.path.exists(value.folder / text)):
         return text
     return _from_file(value.folder, text)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
 
 
 def _from_file(folder: Path, path: str) -> str:

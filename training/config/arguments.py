@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -50,9 +50,7 @@ class LoraArguments:
     lora_rank: int | None = learnt(None, "Rank of the adapter; 16 if left out.", least=1, resume="never")
     lora_alpha: int | None = learnt(None, "Updates are scaled by alpha / rank; 2 * rank if left out.", least=1)
     lora_dropout: float | None = learnt(None, "Dropout on the adapter's inputs; none if left out.")
-    lora_target_modules: list[str] | None = learnt(
-        None, "Names of the linear layers to adapt; all of attention and MLP if left out.", resume="never"
-    )
+    lora_target_modules: list[str] | None = learnt(None, "Linear layers to adapt; all if left out.", resume="never")
     lora_dora: bool = learnt(False, "DoRA: learn the length of each weight vector, too.", resume="never")
     lora_rslora: bool = learnt(False, "Scale by the square root of the rank, which large ranks need.")
 
@@ -75,12 +73,8 @@ class StageArguments(LoraArguments, TrainingArguments):
     cap: int | None = learnt(None, "Maximum rows per source (deterministic sample).", least=1)
     source_caps: str | None = learnt(None, "Maximum rows of single sources, as JSON: name (with *) to number.")
     validation_share: float = learnt(0.01, "Share of the rows kept for validation.", least=0, most=1)
-    prepared_dir: str | None = path(
-        None, "Folder of the tokenised sources, or an earlier stage with the same; OUTPUT_DIR/prepared if left out."
-    )
-    executor: str | None = path(
-        None, "Where data is prepared: local, ray, slurm or jobs; or JSON of name, workers and own arguments."
-    )
+    prepared_dir: str | None = path(None, "Folder of tokenised sources, or a stage; default: OUTPUT_DIR/prepared.")
+    executor: str | None = path(None, "Where data is prepared: local, ray, slurm or jobs; or JSON with its arguments.")
     on_bad_row: str = learnt("error", "Bad rows of the data: error stops, quarantine sets them aside.")
 
     # Text
@@ -90,24 +84,18 @@ class StageArguments(LoraArguments, TrainingArguments):
     max_length: int = learnt(1024, "Maximum tokens of a text, EOS included.", least=1)
     instructions: bool = learnt(True, "Put the source's instruction before queries (stage 2), or train on raw text.")
     document_instruction_share: float = learnt(0.3, "Share of symmetric documents with instruction.", least=0, most=1)
-    query_instruction: str | None = learnt(
-        None, "Instruction of the saved query prompt, empty for none; the sources' own if left out.", resume="sample"
-    )
+    query_instruction: str | None = learnt(None, "Instruction of the saved query prompt.", resume="sample")
 
     # Model
     model: str | None = path(None, "Folder, Hub name or earlier stage of the recipe to start from.")
     model_config: str | None = learnt(None, "A new model: F2LLMConfig fields, or 'family', as JSON.", resume="never")
-    model_family: str | None = running(
-        None, "Published shape of 'model', such as f2llm-v2-0.6b, for --dry-run; another shape is refused."
-    )
+    model_family: str | None = running(None, "Published shape of 'model', such as f2llm-v2-0.6b, for --dry-run.")
     attn_implementation: str | None = machine(None, "Attention backend; chosen by device and precision if left out.")
     compile: bool = running(False, "Compile the layers; needs minutes of warm-up, and a C++ compiler on a CPU.")
 
     # Batches
     global_batch_size: int = learnt(512, "Maximum rows of a batch over all processes.", least=1)
-    max_tokens_per_forward: int | None = running(
-        None, "Maximum tokens that a process encodes at once: it sets the memory, not the result.", resume="chunks"
-    )
+    max_tokens_per_forward: int | None = running(None, "Maximum tokens encoded at once: the memory.", resume="chunks")
     num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
     num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
     num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
@@ -122,30 +110,22 @@ class StageArguments(LoraArguments, TrainingArguments):
 
     # Distillation
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
-    distillation_weight: float = learnt(1.0, "Factor of the distillation term.")
-    teacher_query_template: str | None = learnt(
-        None, "How a teacher with another tokenizer reads texts with an instruction: {text}, {instruction}."
-    )
+    distillation_weight: float = learnt(1.0, "Factor of the distillation term.", least=0)
+    teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
     teacher_document_template: str | None = learnt(None, "How it reads {text} without; unchanged if left out.")
-    teacher_cache_dir: str | None = machine(
-        None, "Folder that keeps the teacher's embeddings for all epochs and students; none if left out."
-    )
+    teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
     teacher_projection: bool = learnt(False, "Learn a map to a narrower teacher; kept with the run.", resume="never")
 
     # Pruning
     prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
-    prune_hidden: str = learnt(
-        "activation_norm", "Channels: activation_norm, leading, reordered.", choices=HIDDEN_METHODS
-    )
+    prune_hidden: str = learnt("activation_norm", "Channels: activation_norm, leading, …", choices=HIDDEN_METHODS)
     prune_layers: str = learnt("first", "Layers that stay: first, or those of most change.", choices=LAYER_METHODS)
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
     importance: str | None = path(None, "Earlier measurement: importance.safetensors, its folder, or an earlier stage.")
     trim_vocabulary: bool = learnt(False, "Keep only the tokens that the sources use, all bytes and special tokens.")
 
     # Evaluation
-    evaluation_pairs: str | None = path(
-        None, "File (.parquet, .csv, .jsonl) of query and passage, perhaps lang and script.", resume="evaluation"
-    )
+    evaluation_pairs: str | None = path(None, "File of query, passage and maybe lang, script.", resume="evaluation")
     evaluation_candidates: str | None = path(None, "File of more passages to find them among.", resume="evaluation")
     evaluation_sample: int = running(0, "Pairs scored at each evaluation in training, too.", least=0, resume="sample")
     evaluation_sample_candidates: int = running(2000, "Maximum candidates of these pairs.", least=1, resume="sample")
@@ -164,9 +144,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     optim_target_modules: list[str] | None = learnt(None, "Modules that GaLore or APOLLO adapt.", resume="never")
     # Releases of transformers before 5.23 have these under their older names only.
     activation_checkpointing: bool | None = running(None, "Compute layers again in the backward pass, to save memory.")
-    activation_checkpointing_kwargs: dict[str, Any] | str | None = running(
-        None, "Options of torch.utils.checkpoint as JSON, such as use_reentrant."
-    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = running(None, "Its options, as JSON.")
     liger_kernel_config: str | None = learnt(None, "Which Liger kernels are used, as JSON: name to true or false.")
     # All weights are used in every step and no buffer changes: DDP's work for either would cost time for nothing.
     ddp_find_unused_parameters: bool | None = machine(False, "See DDP.")
@@ -216,21 +194,21 @@ class StageArguments(LoraArguments, TrainingArguments):
             return
         greater = greater_is_better(metric)
         what = f"of {metric!r} the {'greater' if greater else 'lower'} value is better"
-        if self.greater_is_better not in (None, greater):
+        if self.greater_is_better is (not greater):
             line = f"greater_is_better: {str(greater).lower()}"
             raise UserError(f"key 'greater_is_better': {what}; give '{line}' or take the key out")
         self.greater_is_better = greater
         if follows:
-            options, mode = self.mapping("lr_scheduler_kwargs"), "max" if greater else "min"
-            if options.setdefault("mode", mode) != mode:
+            mode = "max" if greater else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **self.mapping("lr_scheduler_kwargs")}
+            if self.lr_scheduler_kwargs["mode"] != mode:
                 raise UserError(f"key 'lr_scheduler_kwargs': {what}; give 'mode: {mode}' or take 'mode' out")
-            self.lr_scheduler_kwargs = options
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return a copy of the value of a key that holds a mapping, which a recipe gives as JSON."""
         value = getattr(self, name) or "{}"
         try:
-            value = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else {**value}
+            value = json.loads(value) if isinstance(value, str) else {**value}
         except ValueError as error:
             raise UserError(f"key {name!r} is not valid JSON ({error})") from None
         if not isinstance(value, dict):
@@ -279,10 +257,6 @@ class StageArguments(LoraArguments, TrainingArguments):
         """Return the fields of ``model_config``."""
         return self.mapping("model_config")
 
-    def builder_fields(self) -> dict[str, Any]:
-        """Return the options of ``builder_options``."""
-        return self.mapping("builder_options")
-
     def prune_to_fields(self) -> dict[str, Any]:
         """Return the shape of ``prune_to``."""
         return self.mapping("prune_to")
@@ -303,10 +277,8 @@ class StageArguments(LoraArguments, TrainingArguments):
                 raise UserError(f"key 'matryoshka_min_dim': {error}") from None
         wrong = [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]
         if wrong:
-            raise UserError(
-                f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions; "
-                f"give widths from 1 to {hidden_size}"
-            )
+            what = f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions"
+            raise UserError(f"{what}; give widths from 1 to {hidden_size}")
         # The full width is what the model is used at when nobody truncates.
         return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)
 
@@ -318,22 +290,12 @@ class StageArguments(LoraArguments, TrainingArguments):
         for name in SHAPE:
             has, wants = getattr(config, name), getattr(published, name)
             if has != wants:
-                raise UserError(
-                    f"model {self.model!r} is not {self.model_family}: its {name} is {has}, not {wants}; give another "
-                    "'model', or correct 'model_family' or take it out"
-                )
+                what = f"model {self.model!r} is not {self.model_family}: its {name} is {has}, not {wants}"
+                raise UserError(f"{what}; give another 'model', or correct 'model_family' or take it out")
 
 
 def greater_is_better(metric: str) -> bool:
-    """Return whether greater values of an evaluation metric are better.
-
-    Args:
-        metric: Its name, with or without ``eval_``: ``loss``, ``retrieval``, ``source/NAME``, ``pairs_accuracy_dim64``.
-    """
+    """Return whether greater values of an evaluation metric, such as ``pairs_accuracy_dim64``, are better."""
     name = metric.removeprefix("eval_")
     # A source's loss, even if the source is named after a score.
     return not name.startswith("source/") and any(score in name for score in _SCORES)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
-from itertools import chain
 from typing import Any
 
 from transformers.utils import is_liger_kernel_available
@@ -38,19 +37,14 @@ _MODEL_FIELDS = (*(each.name for each in fields(F2LLMConfig)), "family")
 _MAPPINGS = ("model_config", "builder_options", "source_caps", "prune_to", "activation_checkpointing_kwargs")
 # Optimizers that read the keys of Adam, but no options.
 _WITHOUT_OPTIONS = ("adamw_torch", "adafactor")
-_PAIRS = "evaluation_pairs: FILE"
 
 
 def check_finite(args: Any) -> None:
-    """Refuse numbers that are not finite and integers of more than 64 bits, also in lists and mappings."""
+    """Refuse numbers that are not finite, also in lists and mappings."""
     for each in fields(args):
         for number in _numbers(getattr(args, each.name, None)):
-            if number == math.inf and each.name in _MAY_BE_INFINITE:
-                continue
-            if isinstance(number, float) and not math.isfinite(number):
+            if not math.isfinite(number) and (number != math.inf or each.name not in _MAY_BE_INFINITE):
                 raise UserError(f"key {each.name!r} must be a finite number, got {number}")
-            if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                raise UserError(f"key {each.name!r} must fit in 64 bits, got {number}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -83,9 +77,9 @@ def check_keys_together(args: Any) -> None:
         for name in names.split():
             if getattr(args, name) and not is_there:
                 raise UserError(f"key {name!r} has no effect without {needed}; {remedy}")
-    faults = chain(_faults_of_numbers(args), _faults_of_computation(args), _faults_of_task(args))
-    if (message := next(faults, None)) is not None:
-        raise UserError(message)
+    for wrong, message in (*_number_faults(args), *_computation_faults(args), *_task_faults(args)):
+        if wrong:
+            raise UserError(message)
 
 
 def _check_names(args: Any) -> None:
@@ -94,22 +88,17 @@ def _check_names(args: Any) -> None:
     mappings = {name: args.mapping(name) for name in _MAPPINGS}
     for name, known in (("model_config", _MODEL_FIELDS), ("activation_checkpointing_kwargs", _CHECKPOINT_OPTIONS)):
         for each in mappings[name].keys() - {*known}:
-            of = " (fields of F2LLMConfig)" if known is _MODEL_FIELDS else ""
-            raise unknown_key(f"key {name!r}{of}", each, known)
+            raise unknown_key(f"key {name!r}", each, known)
     if args.model_family is not None and args.model_family.lower() not in FAMILY:
         raise unknown_key("key 'model_family'", args.model_family, list(FAMILY))
     for pattern, cap in mappings["source_caps"].items():
         # 1e4 is a number with a fraction to YAML and JSON.
-        whole = isinstance(cap, float) and cap.is_integer()
-        if not (isinstance(cap, int) or whole) or isinstance(cap, bool) or cap < 1:
+        if not isinstance(cap, int | float) or isinstance(cap, bool) or cap < 1 or cap != int(cap):
             raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
     # Checks the two templates.
     _ = args.text_format
     if args.push_checkpoints is not None:
-        try:
-            check_repository(args.push_checkpoints)
-        except UserError as error:
-            raise UserError(f"key 'push_checkpoints': {str(error).removeprefix('--repo ')}") from None
+        check_repository(args.push_checkpoints, "key 'push_checkpoints'")
 
 
 def _needs(a: Any) -> list[tuple[str, str, Any, str]]:
@@ -120,7 +109,12 @@ def _needs(a: Any) -> list[tuple[str, str, Any, str]]:
     sampled, saved = not (a.evaluation_pairs and never and not a.prunes), a.prunes or a.save_strategy != "no"
     patience, add = "early_stopping_patience", "give that, too, as in"
     return [
-        ("builder_options", "'builder'", a.builder or not a.builder_fields(), "name the builder or take it out"),
+        (
+            "builder_options",
+            "'builder'",
+            a.builder or not a.mapping("builder_options"),
+            "name the builder or take it out",
+        ),
         (of_teacher, "'teacher'", a.teacher, "name one or take the key out"),
         ("importance", "'prune_to'", a.prune_to, "give the shape or take it out"),
         (" ".join(a.lora_keys), "'lora: true'", a.lora, "add that or take the key out"),
@@ -134,78 +128,69 @@ def _needs(a: Any) -> list[tuple[str, str, Any, str]]:
     ]
 
 
-def _faults_of_numbers(a: Any) -> Iterator[str]:
-    if not a.temperature > 0:
-        yield f"key 'temperature' must be positive, got {a.temperature}"
-    if a.distillation_weight < 0:
-        yield f"key 'distillation_weight' must not be negative, got {a.distillation_weight}"
-    if not 0 < a.num_train_epochs <= _MOST_EPOCHS:
-        yield (
-            f"key 'num_train_epochs' must be more than 0 and at most {_MOST_EPOCHS}, got {a.num_train_epochs}; "
-            "give 'num_train_epochs: 1', a part of an epoch as a fraction, or 'max_steps'"
-        )
-    if a.max_steps < 1 and a.max_steps != -1:
-        yield f"key 'max_steps' must be at least 1, got {a.max_steps}; take it out to train by 'num_train_epochs'"
-    if not a.save_steps > 0:
-        yield f"key 'save_steps' must be more than 0, got {a.save_steps}; for no checkpoints give 'save_strategy: no'"
-    if a.lora_dropout is not None and not 0 <= a.lora_dropout < 1:
-        yield f"key 'lora_dropout' must lie between 0 and 1, got {a.lora_dropout}"
-    if (tokens := a.max_tokens_per_forward) is not None and tokens < a.max_length:
-        yield (
-            f"key 'max_tokens_per_forward' ({tokens}) must hold the longest text; give at least 'max_length' "
-            f"({a.max_length})"
-        )
+# Whether something is wrong, and the message then.
+_Faults = list[tuple[Any, str]]
 
 
-def _faults_of_computation(a: Any) -> Iterator[str]:
-    if a.fp16 and a.device.type == "cpu":
-        yield "key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out"
-    if a.use_liger_kernel and not is_liger_kernel_available():
-        yield "key 'use_liger_kernel' needs a package; 'pip install liger-kernel', or take the key out"
-    for kernel in ("cross_entropy", "fused_linear_cross_entropy"):
-        if (a.liger_kernel_config or {}).get(kernel):
-            yield f"key 'liger_kernel_config': an embedding model has no {kernel!r}; give false"
-    if a.dataloader_persistent_workers and not a.dataloader_num_workers:
-        yield "key 'dataloader_persistent_workers' needs workers; give 'dataloader_num_workers: 2', or take it out"
-    if a.optim_args is not None and (optimizer := a.optim.value).startswith(_WITHOUT_OPTIONS):
-        yield (
-            f"key 'optim_args' has no effect on 'optim: {optimizer}'; give 'adam_beta1', 'adam_epsilon' and "
-            "'weight_decay', or take it out"
-        )
-    if (counted := a.include_num_input_tokens_seen) not in ("all", "no"):
-        yield f"key 'include_num_input_tokens_seen' cannot be {counted!r}; give 'all', 'non_padding' or 'no'"
-    if a.compile and a.lora_dropout:
-        yield "key 'lora_dropout' cannot be drawn twice the same in compiled layers; take 'compile' out"
-    if a.compile and a.lora_dora:
-        yield "key 'compile': torch compiles DoRA again for every layer, up to its limit; take it out"
+def _number_faults(a: Any) -> _Faults:
+    tokens, dropout = a.max_tokens_per_forward, a.lora_dropout
+    epochs = f"must be more than 0 and at most {_MOST_EPOCHS}, got {a.num_train_epochs}; give 'num_train_epochs: 1'"
+    holds = f"must hold the longest text; give at least 'max_length' ({a.max_length})"
+    return [
+        (not a.temperature > 0, f"key 'temperature' must be positive, got {a.temperature}"),
+        (not 0 < a.num_train_epochs <= _MOST_EPOCHS, f"key 'num_train_epochs' {epochs}, or 'max_steps'"),
+        (a.max_steps < 1 and a.max_steps != -1, f"key 'max_steps' must be at least 1 or -1, got {a.max_steps}"),
+        (not a.save_steps > 0, f"key 'save_steps' must be more than 0, got {a.save_steps}; or 'save_strategy: no'"),
+        (dropout and not 0 <= dropout < 1, f"key 'lora_dropout' must lie between 0 and 1, got {dropout}"),
+        (tokens is not None and tokens < a.max_length, f"key 'max_tokens_per_forward' ({tokens}) {holds}"),
+    ]
 
 
-def _faults_of_task(a: Any) -> Iterator[str]:
-    cut = "keys 'prune_to' and 'trim_vocabulary' cut a model"
-    if a.prunes and a.model is None:
-        yield f"{cut}; give it as 'model'"
-    if a.prunes and a.lora:
-        yield f"{cut} and train nothing; take 'lora' out"
-    if a.prunes and a.teacher:
-        yield "key 'teacher' has no effect in a stage that cuts a model; give it to the stage that trains the result"
-    if a.lora and a.model is None:
-        yield "key 'lora' trains an adapter of an existing model; give it as 'model'"
-    if a.tokenizer == "train" and a.model is not None:
-        yield "key 'tokenizer': a model that is trained already needs its own; leave the key out"
-    if (a.model is None) == (a.model_config is None):
-        yield "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)"
-    if a.chooses_by_pairs and not (a.evaluation_pairs and a.evaluation_sample):
-        yield (
-            f"key 'metric_for_best_model': {a.metric_for_best_model!r} is measured on pairs; give 'evaluation_pairs' "
-            "and 'evaluation_sample', the number of pairs, as in 'evaluation_sample: 500'"
-        )
-    if a.save_strategy == "best" and a.eval_strategy == "no" and not a.prunes:
-        yield "key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'"
-    if a.push_checkpoints and a.lora:
-        yield (
-            "key 'push_checkpoints': checkpoints of a stage with 'lora' hold an adapter alone, which cannot be a "
-            "revision of a model; leave it out, and merge and publish the finished adapter"
-        )
+def _computation_faults(a: Any) -> _Faults:
+    optimizer, counted, kernels = a.optim.value, a.include_num_input_tokens_seen, a.liger_kernel_config or {}
+    no_liger = a.use_liger_kernel and not is_liger_kernel_available()
+    no_workers = a.dataloader_persistent_workers and not a.dataloader_num_workers
+    no_options = a.optim_args is not None and optimizer.startswith(_WITHOUT_OPTIONS)
+    unread = f"has no effect on 'optim: {optimizer}'; give 'adam_beta1', 'adam_epsilon' and 'weight_decay'"
+    needs_workers = "needs workers; give 'dataloader_num_workers: 2', or take it out"
+    return [
+        (a.fp16 and a.device.type == "cpu", "key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out"),
+        (no_liger, "key 'use_liger_kernel' needs a package; 'pip install liger-kernel', or take the key out"),
+        *(
+            (kernels.get(kernel), f"key 'liger_kernel_config': an embedding model has no {kernel!r}; give false")
+            for kernel in ("cross_entropy", "fused_linear_cross_entropy")
+        ),
+        (no_workers, f"key 'dataloader_persistent_workers' {needs_workers}"),
+        (no_options, f"key 'optim_args' {unread}"),
+        (
+            counted not in ("all", "no"),
+            f"key 'include_num_input_tokens_seen' cannot be {counted!r}; give 'all' or 'no'",
+        ),
+        (a.compile and a.lora_dropout, "key 'lora_dropout' draws differently in compiled layers; take 'compile' out"),
+        (a.compile and a.lora_dora, "key 'compile': torch compiles DoRA again for every layer; take it out"),
+    ]
+
+
+def _task_faults(a: Any) -> _Faults:
+    cut, best = "keys 'prune_to' and 'trim_vocabulary' cut a model", a.metric_for_best_model
+    no_pairs = a.chooses_by_pairs and not (a.evaluation_pairs and a.evaluation_sample)
+    pairs = f"{best!r} is measured on pairs; give 'evaluation_pairs' and 'evaluation_sample', their number"
+    saves_nothing = a.save_strategy == "best" and a.eval_strategy == "no" and not a.prunes
+    alone = "hold an adapter alone; leave it out, and merge and publish the finished adapter"
+    return [
+        (a.prunes and a.model is None, f"{cut}; give it as 'model'"),
+        (a.prunes and a.lora, f"{cut} and train nothing; take 'lora' out"),
+        (a.prunes and a.teacher, "key 'teacher' has no effect in a stage that cuts a model; give it to a later stage"),
+        (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
+        (a.tokenizer == "train" and a.model is not None, "key 'tokenizer': 'model' needs its own; leave the key out"),
+        (
+            (a.model is None) == (a.model_config is None),
+            "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)",
+        ),
+        (no_pairs, f"key 'metric_for_best_model': {pairs}"),
+        (saves_nothing, "key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'"),
+        (a.push_checkpoints and a.lora, f"key 'push_checkpoints': checkpoints of a stage with 'lora' {alone}"),
+    ]
 
 
 def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
@@ -213,15 +198,13 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
 
     These are no errors: a recipe gives keys to all of its stages, and the command line to all that run.
     """
-    schedule, optimizer = args.lr_scheduler_type.value, args.optim.value
-    adam = "adam" in optimizer or "lion" in optimizer
+    schedule, optimizer, pairs = args.lr_scheduler_type.value, args.optim.value, args.evaluation_pairs is not None
+    adam, warms = "adam" in optimizer or "lion" in optimizer, schedule not in ("constant", *FOLLOWING_SCHEDULERS)
     chooses = args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience is not None
+    follows, narrows = chooses or schedule in FOLLOWING_SCHEDULERS, args.matryoshka_dimensions is None
+    recomputes = "activation_checkpointing_kwargs gradient_checkpointing_kwargs"
     rules = (
-        (
-            "warmup_steps",
-            schedule not in ("constant", *FOLLOWING_SCHEDULERS),
-            "lr_scheduler_type: constant_with_warmup",
-        ),
+        ("warmup_steps", warms, "lr_scheduler_type: constant_with_warmup"),
         ("num_train_epochs", args.max_steps < 1, "max_steps: -1"),
         ("optim_target_modules", optimizer.startswith(("galore", "apollo")), "optim: apollo_adamw"),
         ("lr_scheduler_kwargs", not schedule.startswith("constant"), "lr_scheduler_type: TYPE"),
@@ -231,28 +214,16 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
         ("save_steps", args.save_strategy == "steps", "save_strategy: steps"),
         ("save_total_limit", args.save_strategy != "no", "save_strategy: steps"),
         ("logging_steps", args.logging_strategy == "steps", "logging_strategy: steps"),
-        (
-            "metric_for_best_model greater_is_better",
-            chooses or schedule in FOLLOWING_SCHEDULERS,
-            "load_best_model_at_end: true",
-        ),
-        ("evaluation_candidates evaluation_sample", args.evaluation_pairs is not None, _PAIRS),
+        ("metric_for_best_model greater_is_better", follows, "load_best_model_at_end: true"),
+        ("evaluation_candidates evaluation_sample", pairs, "evaluation_pairs: FILE"),
         ("evaluation_sample_candidates", args.evaluation_sample, "evaluation_sample: NUMBER"),
         ("tokenizer_vocab_size", args.tokenizer == "train", "tokenizer: train"),
         ("document_instruction_share", args.instructions, "instructions: true"),
         ("matryoshka_dimensions matryoshka_min_dim", args.matryoshka, "matryoshka: true"),
-        (
-            "matryoshka_min_dim",
-            not args.matryoshka or args.matryoshka_dimensions is None,
-            "matryoshka_dimensions: null",
-        ),
+        ("matryoshka_min_dim", not args.matryoshka or narrows, "matryoshka_dimensions: null"),
         ("calibration_texts prune_hidden prune_layers", args.prunes, "prune_to: SHAPE"),
         ("distillation_weight", args.teacher is not None, "teacher: MODEL"),
-        (
-            "activation_checkpointing_kwargs gradient_checkpointing_kwargs",
-            args.activation_checkpointing,
-            "activation_checkpointing: true",
-        ),
+        (recomputes, args.activation_checkpointing, "activation_checkpointing: true"),
         ("liger_kernel_config", args.use_liger_kernel, "use_liger_kernel: true"),
     )
     for names, read, line in rules:

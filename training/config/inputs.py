@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,9 @@ class Maker(NamedTuple):
 
 @dataclass(frozen=True)
 class Input:
-    """One thing that a stage reads.
+    """One thing that a stage reads: a path or a name on the Hub, given as ``key``.
 
     Attributes:
-        key: The key that names it: ``model``, ``teacher``, ``tokenizer`` or ``importance``.
-        name: Its path, or its name on the Hub.
         there: Whether it is on this machine.
         maker: The stage that makes it, if it is not there and such a stage is known.
         on_hub: Whether it is not there, no stage makes it, and its name may be one of the Hub.
@@ -50,11 +49,8 @@ class Input:
 
     def described(self) -> str:
         """Describe where it comes from."""
-        if self.there:
-            return f"{self.name}, there"
-        if self.maker is not None:
-            return f"{self.name}, made by stage {self.maker.name}"
-        return f"{self.name}, {'on the Hub' if self.on_hub else 'missing: no stage makes it'}"
+        made = "missing: no stage makes it" if self.maker is None else f"made by stage {self.maker.name}"
+        return f"{self.name}, {'there' if self.there else 'on the Hub' if self.on_hub else made}"
 
 
 def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
@@ -86,25 +82,19 @@ def _may_be_on_hub(name: str) -> bool:
 
 
 def _makers(recipe: Recipe, stage: Stage, path: Path) -> Iterator[Maker]:
-    """Yield the stages that make a path: those of the recipe, then those of the files beside it, the shortest first.
-
-    A file beside it is a recipe if it can be read as one; other faults in it show when it is run.
-    """
+    """Yield the stages that make a path: those of the recipe, then those of the files beside it, the shortest first."""
     for each in recipe.stages:
         if each.name != stage.name and _makes(each.keys, path):
             yield Maker(each.name, each.keys, _command(recipe.path, each.name, recipe.overrides))
-    beside = {file: _stages_in(file) for file in sorted(recipe.path.parent.glob("*.y*ml")) if file != recipe.path}
-    for file, stages in sorted(beside.items(), key=lambda item: len(item[1])):
+    beside: list[tuple[Path, dict[str, dict[str, Any]]]] = []
+    for file in sorted(recipe.path.parent.glob("*.y*ml")):
+        # A file is a recipe if it can be read as one; other faults in it show when it is run.
+        with suppress(UserError):
+            beside += [(file, read_stages(file, {})[1])] if file != recipe.path else []
+    for file, stages in sorted(beside, key=lambda item: len(item[1])):
         for name, keys in stages.items():
             if _makes(keys, path):
                 yield Maker(name, keys, _command(file, None if len(stages) == 1 else name, {}))
-
-
-def _stages_in(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return read_stages(file, {})[1]
-    except UserError:
-        return {}
 
 
 def _makes(keys: Mapping[str, Any], path: Path) -> bool:

@@ -6,17 +6,17 @@ A recipe is a mapping of the keys of :class:`~training.config.arguments.StageArg
 - ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
   writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
   ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may also extend a recipe of one stage: it takes all keys
-  of it but ``output_dir``, which says where that recipe writes when it runs by itself.
+  of it but ``output_dir``.
 
-:mod:`training.common.paths` says where relative paths start.
+:mod:`training.common.yaml_file` says where relative paths start.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -35,36 +35,15 @@ _MADE_BY_STAGES = {
     **dict.fromkeys(("model", "teacher", "tokenizer"), FINAL_MODEL),
     **{"importance": "", "prepared_dir": "prepared"},
 }
-# An integer written as a float.
-_AS_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 # Every key with its type, as written.
 _STAGE_KEYS = {each.name: str(each.type) for each in fields(StageArguments) if each.init}
 # Declared as texts, but may be true.
 _MAY_BE_TRUE = ("fsdp", "include_num_input_tokens_seen")
 # What other programs call the keys.
 _MEANT = {
-    alias: key
-    for key, aliases in {
-        "learning_rate": "lr base_lr",
-        "global_batch_size": "batch_size bs train_batch_size per_device_batch_size",
-        "num_train_epochs": "epochs num_epochs train_epochs",
-        "max_steps": "steps num_steps",
-        "output_dir": "output out out_dir",
-        "manifest": "data dataset train_file",
-        "model": "base_model model_name model_name_or_path",
-        "max_length": "max_len max_seq_length max_seq_len seq_length",
-        "num_hard_negatives_retrieval": "negatives num_negatives num_hard_negatives",
-        "lora_rank": "rank lora_r",
-        "weight_decay": "wd",
-        "warmup_steps": "warmup",
-        "lr_scheduler_type": "scheduler",
-        "optim": "optimizer",
-        "max_grad_norm": "clip",
-        "temperature": "tau",
-        "matryoshka_dimensions": "dims",
-        "query_instruction": "prompt",
-    }.items()
-    for alias in aliases.split()
+    **{"lr": "learning_rate", "batch_size": "global_batch_size", "epochs": "num_train_epochs", "steps": "max_steps"},
+    **{"data": "manifest", "dataset": "manifest", "model_name_or_path": "model", "max_seq_length": "max_length"},
+    **{"num_hard_negatives": "num_hard_negatives_retrieval", "lora_r": "lora_rank", "optimizer": "optim"},
 }
 
 
@@ -142,9 +121,7 @@ def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, 
             if value not in stages or (key, value) == ("tokenizer", "train"):
                 continue
             if value not in result:
-                raise UserError(
-                    f"{path}: stage {name!r}: {key} {value!r} comes from a stage that has not run; put it before"
-                )
+                raise UserError(f"{path}: stage {name!r}: stage {value!r}, named as {key}, has not run; put it before")
             stage_keys[key] = str(Path(str(result[value]["output_dir"])) / part)
         result[name] = placed(stage_keys, keys.get("output_dir"))
     return output_dir, result
@@ -169,32 +146,25 @@ def _output_dir(path: Path, keys: dict[str, Any]) -> Path:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a recipe file with what it and its stages extend."""
-    # Of links in a circle it is the path itself, whose error follows.
-    real = Path(os.path.realpath(path))
-    if real in seen:
+    if path.resolve() in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    seen = (*seen, real)
-    keys = load_yaml(path, named_in_file=len(seen) > 1)
+    keys, seen = load_yaml(path, named_in_file=bool(seen)), (*seen, path.resolve())
     _check_known(path, keys, "stages", "extends")
     if isinstance(stages := keys.get("stages"), dict):
         # Here, not where stages are made: the paths are relative to the file in which they stand.
-        keys["stages"] = {name: _read_stage(path, name, own, seen) for name, own in stages.items()}
+        own = {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
+        keys["stages"] = stages | {name: _read_stage(path, name, stage, seen) for name, stage in own.items()}
     base, keys = keys.pop("extends", None), in_file(path, keys)
     return keys if base is None else {**_read(path.parent / str(base), seen), **keys}
 
 
-def _read_stage(path: Path, name: Any, keys: Any, seen: tuple[Path, ...]) -> Any:
-    """Return a stage's keys after those of the recipe that it extends, if they are keys at all."""
-    if not isinstance(keys, dict):
-        return keys
+def _read_stage(path: Path, name: Any, keys: dict[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a stage's keys after those of the recipe that it extends."""
     _check_known(path, keys, "extends")
     extended, keys = keys.get("extends"), in_file(path, {key: own for key, own in keys.items() if key != "extends"})
     if extended is None:
         return keys
-    try:
-        base = _read(path.parent / str(extended), seen)
-    except UserError as error:
-        raise UserError(f"{path}: stage {name!r}: {error}") from None
+    base = _read(path.parent / str(extended), seen)
     if "stages" in base:
         raise UserError(f"{path}: stage {name!r} extends {extended}, which has stages; extend a recipe of one")
     base.pop("output_dir", None)
@@ -213,10 +183,10 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
     try:
         check_given(keys)
         (arguments,) = _parser().parse_args_into_dataclasses(_as_words(keys), look_for_args_file=False)
-        return Stage(name, keys, arguments)
     # A configuration that is a file may be missing.
     except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{path}: stage {name!r}: {' '.join(str(error).split())}") from None
+    return Stage(name, keys, arguments)
 
 
 def read_values(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,8 +203,8 @@ def _as_words(keys: Mapping[str, Any]) -> list[str]:
         value = "none" if (key, value) == ("report_to", []) else value
         if isinstance(value, list) and "list" not in _STAGE_KEYS[key]:
             raise UserError(f"key {key!r} takes one value, got {value!r}")
-        values = [_word(key, item) for item in value] if isinstance(value, list) else None
-        words += [f"--{key}={_word(key, value)}"] if values is None else [f"--{key}", *values]
+        several = isinstance(value, list)
+        words += [f"--{key}", *(_word(key, each) for each in value)] if several else [f"--{key}={_word(key, value)}"]
     return words
 
 
@@ -244,28 +214,28 @@ def _word(key: str, value: Any) -> str:
         return "no"
     word = json.dumps(value) if isinstance(value, dict | bool) else str(value)
     # `1e3` is a number with a fraction to YAML, and so it is to Python.
-    if re.search(r"\bint\b", _STAGE_KEYS[key]) and _AS_FLOAT.fullmatch(word) and float(word).is_integer():
-        return str(int(float(word)))
+    if re.search(r"\bint\b", _STAGE_KEYS[key]):
+        with suppress(ValueError, OverflowError):
+            word = str(int(float(word))) if float(word).is_integer() and not word.isdecimal() else word
     return word
 
 
 def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Read ``--key value …`` and ``--key=value`` words; a key of a truth value means true without one."""
-    overrides: dict[str, Any] = {}
-    values: list[str] = []
+    given: dict[str, list[str]] = {}
+    key = None
     for word in words:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if key not in _STAGE_KEYS:
                 raise unknown_key("command line", key, sorted(_STAGE_KEYS), _MEANT)
-            overrides[key] = values = [value] if equals else []
-        elif not overrides:
+            given[key] = [value] if equals else []
+        elif key is None:
             raise UserError(f"command line: {word!r} belongs to no key; write --key value")
         else:
-            values.append(word)
-    for key, values in overrides.items():
+            given[key].append(word)
+    for key, values in given.items():
         if not values and "bool" not in _STAGE_KEYS[key] and key not in _MAY_BE_TRUE:
             raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
-        overrides[key] = (values[0] if len(values) == 1 else values) if values else True
-    return overrides
+    return {key: values if len(values) > 1 else values[0] if values else True for key, values in given.items()}

@@ -18,6 +18,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -59,46 +60,32 @@ CHUNKS = _keys_by("resume", "chunks")
 # Keys of the finished model's evaluation, which may change afterwards.
 EVALUATION = _keys_by("resume", "evaluation")
 
-_TAKE_OUT = "take it out"
-_BATCHES = (
-    "a batch is that of all processes: give 'global_batch_size' for its rows and 'max_tokens_per_forward' for what is "
-    "encoded at once"
-)
 # Keys of transformers that this trainer does not read, or that would do harm, with what to do instead.
 _REFUSED = {
-    "per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size": _BATCHES,
-    "per_device_eval_batch_size eval_accumulation_steps prediction_loss_only eval_do_concat_batches "
-    "eval_use_gather_object batch_eval_metrics include_for_metrics label_names": "validation and pairs are evaluated "
-    f"in global batches of packed texts; {_TAKE_OUT}",
-    "bf16_full_eval fp16_full_eval": "validation is computed in the precision of the training, which 'bf16' sets; "
-    f"{_TAKE_OUT}",
+    "per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size": "a batch is that of all processes: "
+    "give 'global_batch_size' for its rows and 'max_tokens_per_forward' for what is encoded at once",
+    "bf16_full_eval fp16_full_eval": "validation is computed in the precision of the training, which 'bf16' sets; take "
+    "it out",
     "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": "give 'push_checkpoints: "
     "ORG/NAME' to publish checkpoints, and publish the finished model by training/publish.py",
     "hub_token": "a token in a recipe would be copied to the run's folder; set the variable HF_TOKEN or run 'hf auth "
     "login'",
     "torch_compile torch_compile_backend torch_compile_mode": "it compiles what packed batches never run; give "
     "'compile: true'",
-    "do_train do_eval do_predict": f"a stage always trains, and evaluates as 'eval_strategy' says; {_TAKE_OUT}",
-    "resume_from_checkpoint": "add --resume to the command to go on from the last checkpoint of 'output_dir', or give "
-    "'model: FOLDER' to start from the weights of another",
-    "data_seed": "every draw follows 'seed'; give that",
-    "dataloader_drop_last train_sampling_strategy length_column_name dataloader_in_order remove_unused_columns": "the "
-    f"order of the batches follows 'seed' on any number of processes and workers; {_TAKE_OUT}",
-    "dataloader_multiprocessing_context": f"workers start as Python's default on this system; {_TAKE_OUT}",
-    "accelerator_config": f"nothing of it is read, for batches are divided over processes here; {_TAKE_OUT}",
+    "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": "add --resume to the command to "
+    "go on from the last checkpoint of 'output_dir', or give 'model: FOLDER' to start from the weights of another",
+    "data_seed dataloader_drop_last train_sampling_strategy length_column_name dataloader_in_order": "the order of the "
+    "batches follows 'seed' on any number of processes and workers; give that",
     "parallelism_config": "give 'fsdp' or 'deepspeed', or start with 'accelerate launch --config_file'",
-    "average_tokens_across_devices": f"the loss is that of the whole batch on every process; {_TAKE_OUT}",
-    "label_smoothing_factor neftune_noise_alpha": "the contrastive objective of packed texts has no such term; "
-    f"{_TAKE_OUT}",
     "torch_empty_cache_steps": "give 'max_tokens_per_forward' to bound memory",
-    "logging_nan_inf_filter": f"a loss that is not finite ends the training; {_TAKE_OUT}",
-    "use_cache": f"an embedding model generates nothing; {_TAKE_OUT}",
     "save_only_model": "it leaves checkpoints that cannot be resumed from; give 'save_strategy: no' to save the "
     "finished model alone",
-    "enable_jit_checkpoint": f"SIGTERM and SIGINT write a checkpoint already; {_TAKE_OUT}",
-    "ignore_data_skip restore_callback_states_from_checkpoint": "--resume goes on exactly where a run stopped; "
-    f"{_TAKE_OUT}",
-    "local_rank": f"the launcher sets it by the variable LOCAL_RANK; {_TAKE_OUT}",
+    "enable_jit_checkpoint": "SIGTERM and SIGINT write a checkpoint already; take it out",
+    "per_device_eval_batch_size eval_accumulation_steps prediction_loss_only eval_do_concat_batches local_rank "
+    "eval_use_gather_object batch_eval_metrics include_for_metrics label_names do_train do_eval do_predict "
+    "remove_unused_columns dataloader_multiprocessing_context accelerator_config average_tokens_across_devices "
+    "label_smoothing_factor neftune_noise_alpha logging_nan_inf_filter use_cache": "this trainer, which packs texts "
+    "and divides batches itself, does not read it; take it out",
 }
 REFUSED: Mapping[str, str] = {name: reason for names, reason in _REFUSED.items() for name in names.split()}
 
@@ -111,30 +98,22 @@ _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")
 
 
 def check_given(keys: Mapping[str, Any]) -> None:
-    """Refuse keys that would have no effect with any value, and values that hold a secret.
-
-    Args:
-        keys: What a stage was given by recipe and command line, without keys that have no value.
-    """
+    """Refuse keys given to a stage that would have no effect with any value, and values that hold a secret."""
     for key, value in keys.items():
         if key in REFUSED:
             raise UserError(f"key {key!r} has no effect: {REFUSED[key]}")
         if key not in LEARNT | RUNNING | PLACES | MACHINE:
             logger.warning("key %r is new in this version of transformers: it may have no effect here", key)
         if _holds_secret(value):
-            raise UserError(
-                f"key {key!r} holds a secret, which would be copied to the run's folder; take it out and set it as a "
-                "variable of the environment, such as HF_TOKEN"
-            )
+            what = f"key {key!r} holds a secret, which would be copied to the run's folder"
+            raise UserError(f"{what}; take it out and set it as a variable of the environment, such as HF_TOKEN")
 
 
 def _holds_secret(value: Any) -> bool:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         # A mapping as the command line gives it; invalid JSON is refused where it is read.
-        try:
+        with suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            pass
     if isinstance(value, Mapping):
         named = any(isinstance(each, str) and each and _SECRET_NAME.search(str(name)) for name, each in value.items())
         return named or any(map(_holds_secret, value.values()))

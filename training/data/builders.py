@@ -16,14 +16,7 @@ _BUILDERS = {"cldr": build_cldr, "gettext": build_gettext}
 
 
 def build(name: str, folder: Path, seed: int, options: Mapping[str, Any] | None = None) -> Path:
-    """Build a folder of data unless it exists, and return it.
-
-    Args:
-        name: The builder.
-        folder: The folder to build.
-        seed: The seed of every draw.
-        options: Keyword arguments of the builder.
-    """
+    """Build a folder of data unless it exists, and return it; ``options`` are keyword arguments of the builder."""
     if name not in _BUILDERS:
         raise UserError(f"unknown builder {name!r}; there are {', '.join(_BUILDERS)}")
     builder, options = _BUILDERS[name], options or {}
@@ -41,6 +34,5 @@ def build(name: str, folder: Path, seed: int, options: Mapping[str, Any] | None 
 def _is_like(value: Any, default: Any) -> bool:
     """Return whether an option is a number or a list of texts like its default."""
     if isinstance(default, int | float):
-        kinds = (int, float) if isinstance(default, float) else int
-        return isinstance(value, kinds) and not isinstance(value, bool)
+        return type(value) in {int, type(default)}
     return value is default or (isinstance(value, list) and all(isinstance(item, str) for item in value))

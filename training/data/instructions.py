@@ -57,8 +57,19 @@ class TextFormat:
     document_template: str = "{text}"
 
     def __post_init__(self) -> None:
-        _check("teacher_query_template", self.query_template, ("text", "instruction"))
-        _check("teacher_document_template", self.document_template, ("text",))
+        for name, known in (("query_template", {"text", "instruction"}), ("document_template", {"text"})):
+            template = getattr(self, name)
+            try:
+                list(Formatter().parse(template))
+            except ValueError as error:
+                reason = f"is no template ({error}); write {{{{ and }}}} for braces"
+                raise UserError(f"key 'teacher_{name}': {template!r} {reason}") from None
+            fields = set(re.findall("{([^{}]*)}", template.replace("{{", "").replace("}}", "")))
+            for field in sorted(fields - known):
+                may = " and ".join(f"{{{each}}}" for each in sorted(known, reverse=True))
+                raise UserError(f"key 'teacher_{name}': {template!r} has the field {{{field}}}; it may have {may} only")
+            if "text" not in fields:
+                raise UserError(f"key 'teacher_{name}': {template!r} lacks {{text}}, where the text goes; add it")
 
     def apply(self, text: str) -> str:
         """Return a text of the student, with or without an instruction, as the teacher reads it."""
@@ -69,17 +80,3 @@ class TextFormat:
         if self.query_template == _UNCHANGED:
             return text
         return self.query_template.format(text=bare, instruction=instruction)
-
-
-def _check(key: str, template: str, known: tuple[str, ...]) -> None:
-    try:
-        found = [field[1:] for field in Formatter().parse(template) if field[1] is not None]
-    except ValueError as error:
-        raise UserError(f"key {key!r}: {template!r} is no template ({error}); write {{{{ and }}}} for braces") from None
-    for name, specification, conversion in found:
-        if name not in known or specification or conversion:
-            whole = name + (f"!{conversion}" if conversion else "") + (f":{specification}" if specification else "")
-            fields = " and ".join(f"{{{name}}}" for name in known)
-            raise UserError(f"key {key!r}: {template!r} has the field {{{whole}}}; it may have {fields} only")
-    if "text" not in [name for name, _, _ in found]:
-        raise UserError(f"key {key!r}: {template!r} lacks {{text}}, where the text goes; add it")

@@ -15,11 +15,9 @@ A manifest is a YAML file::
         licence: CC-BY-4.0
         stages: [stage1, stage2]           # stages that train on it; all if left out
 
-``category``, ``published_rows``, ``published_files`` and ``instruction_from`` (v1, mteb or written) are for reports, as
-are ``stage_rows`` (published rows under the caps, by stage) and ``published_shares`` beside ``sources``.
-
 With ``each_file: true`` an entry is a collection: each of its files is a source that is named after the file, in the
 language that the file name ends with. ``name_tells_language: false`` gives every file the languages of the entry.
+``published_…``, ``category``, ``instruction_from`` and ``stage_rows`` are for reports.
 """
 
 from __future__ import annotations
@@ -29,9 +27,10 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
+from huggingface_hub.dataclasses import type_validator
 
 from training.common.errors import UserError
 from training.common.languages import languages_in_name
@@ -49,10 +48,7 @@ INSTRUCTION_ORIGINS = ("v1", "mteb", "written")
 
 @dataclass(frozen=True)
 class Source:
-    """One set of rows; a batch holds rows of one source.
-
-    The name is unique: the log and the prepared folder use it. Files are in reading order.
-    """
+    """One set of rows, with a unique name and its files in reading order; a batch holds rows of one source."""
 
     name: str
     files: list[SourceFile]
@@ -87,11 +83,6 @@ class PublishedShares:
     category_percent: dict[str, int | float] = field(default_factory=dict)
 
 
-_ENTRY_KINDS = get_type_hints(Entry)
-_TOP_KINDS = {"sources": object, "root": str, "published_shares": dict}
-_TOP_KINDS |= dict.fromkeys(("stage_caps", "stage_rows"), dict[str, int])
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The content of a manifest file, before its data files are looked for."""
@@ -121,33 +112,28 @@ class Manifest:
         return min((cap for cap in caps if cap is not None), default=None)
 
 
+_TOP_KINDS = {"sources": list, "root": str, "published_shares": dict}
+_TOP_KINDS |= dict.fromkeys(("stage_caps", "stage_rows"), dict[str, int])
+
+
 def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manifest:
     """Read a manifest without looking for its files; ``data_dir`` replaces its ``root`` or folder."""
     path = Path(path)
     content = {key: value for key, value in load_yaml(path, named_in_file=True).items() if value is not None}
-    _check(str(path), content, _TOP_KINDS)
-    if not content.get("sources") or not isinstance(content["sources"], list):
-        raise UserError(f"{path}: key 'sources' must list at least one source")
-    entries: dict[str, Entry] = {}
-    for number, written in enumerate(content["sources"], start=1):
-        entry = _entry(path, number, written)
-        if entry.name in entries:
-            raise UserError(f"{path}: two sources are named {entry.name!r}; rename one of them")
-        entries[entry.name] = entry
+    _check(str(path), content, _TOP_KINDS, ["sources"])
+    entries = [_entry(path, number, written) for number, written in enumerate(content["sources"], start=1)]
     shares = content.get("published_shares")
     if shares is not None:
         _check(f"{path}: key 'published_shares'", shares, get_type_hints(PublishedShares), ["total_rows"])
         shares = PublishedShares(**shares)
     root = content.get("root", ".")
-    if not root:
-        raise UserError(f"{path}: key 'root' cannot be ''; give a folder or an address such as hf://datasets/…")
     folder = DataFolder(data_dir if data_dir is not None else root if "://" in root else path.parent / root)
     caps, rows = content.get("stage_caps", {}), content.get("stage_rows", {})
-    manifest = Manifest(path, folder, list(entries.values()), caps, shares, rows)
-    for stage in (*caps, *rows):
-        if stage not in manifest.stages:
-            key = "stage_caps" if stage in caps else "stage_rows"
-            raise unknown_key(f"{path}: key {key!r}", stage, manifest.stages)
+    manifest = Manifest(path, folder, entries, caps, shares, rows)
+    for key, stages in (("stage_caps", caps), ("stage_rows", rows)):
+        for stage in stages:
+            if stage not in manifest.stages:
+                raise unknown_key(f"{path}: key {key!r}", stage, manifest.stages)
     return manifest
 
 
@@ -157,18 +143,19 @@ def _entry(path: Path, number: int, written: Any) -> Entry:
         where = f"{path}: source {written['name']!r}" if isinstance(written.get("name"), str) else where
         files = written.get("files")
         written = {**written, "files": [files]} if isinstance(files, str) else written
-    _check(where, written, _ENTRY_KINDS, ["name", "files", "task_type", "instruction"])
-    check_name(where, written["name"])
+    _check(where, written, get_type_hints(Entry), ["name", "files", "task_type", "instruction"])
+    if "/" in written["name"] or written["name"].startswith("."):
+        raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
     for key, known in (("task_type", TASK_TYPES), ("instruction_from", INSTRUCTION_ORIGINS)):
         if written.get(key) is not None and written[key] not in known:
             raise UserError(f"{where}: unknown {key} {written[key]!r}; use one of {', '.join(known)}")
     return Entry(**written)
 
 
-def _check(where: str, written: Any, kinds: Mapping[str, Any], required: Sequence[str] = ()) -> None:
-    """Check the keys of a mapping and the types of their values."""
+def _check(where: str, written: Any, kinds: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Check the keys of a mapping and the types of their values; all numbers must be positive."""
     if not isinstance(written, dict):
-        raise UserError(f"{where}: expected a mapping of keys to values, got {written!r} ({type(written).__name__})")
+        raise UserError(f"{where}: expected a mapping of keys to values, got {written!r}")
     for key in written:
         if key not in kinds:
             raise unknown_key(where, key, list(kinds))
@@ -176,66 +163,42 @@ def _check(where: str, written: Any, kinds: Mapping[str, Any], required: Sequenc
         if not written.get(key):
             raise UserError(f"{where}: key {key!r} is missing; add it")
     for key, value in written.items():
-        if not _fits(value, kinds[key]):
-            least = "; it must be at least 1" if type(value) is int else "; see the manifest format"
-            raise UserError(f"{where}: key {key!r} cannot be {value!r}{least}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is dict:
-        names_fit = isinstance(value, dict) and _fits(list(value), list[str])
-        return names_fit and all(_fits(each, get_args(kind)[1]) for each in value.values())
-    if get_origin(kind) is list:
-        # YAML reads the language code `no` as false.
-        return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-    # To Python, true is an integer.
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) and (not isinstance(value, int | float) or value > 0)
-
-
-def check_name(where: str, name: str) -> None:
-    """Refuse a source's name that cannot be the name of a folder."""
-    if "/" in name or name.startswith("."):
-        raise UserError(f"{where}: the name {name!r} becomes a folder; leave out '/' and a leading '.'")
+        try:
+            # YAML reads the language code `no` as false.
+            type_validator(key, value, kinds[key])
+        except TypeError:
+            raise UserError(f"{where}: key {key!r} cannot be {value!r}; see the manifest format") from None
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if any(type(number) in (int, float) and number <= 0 for number in numbers):
+            raise UserError(f"{where}: key {key!r} cannot be {value!r}; it must be at least 1")
 
 
 def load_manifest(path: Path | str, data_dir: Path | str | None = None, stage: str | None = None) -> list[Source]:
-    """Read a manifest and find the files of its sources.
+    """Read a manifest and find the files of its sources, or of those of one stage, under its cap.
 
-    Args:
-        path: The manifest.
-        data_dir: Folder or address of the files, instead of the manifest's ``root`` or folder.
-        stage: Load only the sources of this stage, under its cap.
+    ``data_dir`` is the folder or address of the files, instead of the manifest's ``root`` or folder.
     """
     manifest = read_manifest(path, data_dir)
     sources: dict[str, Source] = {}
     for entry in manifest.of_stage(stage):
         for source in _sources(manifest, entry, manifest.cap_of(entry, stage)):
             if source.name in sources:
-                raise UserError(
-                    f"{path}: two sources are named {source.name!r}, the second one in {entry.name!r}; "
-                    "rename one of them or narrow its 'files'"
-                )
+                what = f"{path}: two sources are named {source.name!r}, the second one in {entry.name!r}"
+                raise UserError(f"{what}; rename one of them or narrow its 'files'")
             sources[source.name] = source
     return list(sources.values())
 
 
 def _sources(manifest: Manifest, entry: Entry, cap: int | None) -> list[Source]:
     found = find_entry_files(manifest, entry)
-    where = f"{manifest.path}: source {entry.name!r}"
     for pattern, matches in found.items():
         if not matches:
-            raise UserError(
-                f"{where}: no file matches {manifest.folder.path(pattern)}; download or build it, or correct 'files' "
-                f"({RULE})"
-            )
+            what = f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}"
+            raise UserError(f"{what}; download or build it, or correct 'files' ({RULE})")
     files = list(dict.fromkeys(file for matches in found.values() for file in matches))
-    described = {**{each.name: getattr(entry, each.name) for each in fields(Source)}, "files": files, "cap": cap}
+    described = {each.name: getattr(entry, each.name) for each in fields(Source)} | {"files": files, "cap": cap}
     if not entry.each_file:
         return [Source(**described)]
-    for file in files:
-        check_name(where, file.stem)
     own = ({"name": file.stem, "files": [file], "languages": file_languages(entry, file)} for file in files)
     return [Source(**{**described, **each}) for each in own]
 
@@ -256,10 +219,8 @@ def require_local(sources: Sequence[Source]) -> None:
     for source in sources:
         for file in source.files:
             if not isinstance(file, Path):
-                raise UserError(
-                    f"source {source.name!r}: {file} is not on this machine; download the files and give their folder "
-                    "as --data-dir"
-                )
+                what = f"source {source.name!r}: {file} is not on this machine"
+                raise UserError(f"{what}; download the files and give their folder as --data-dir")
 
 
 def select_sources(
@@ -272,12 +233,9 @@ def select_sources(
     for pattern in patterns or []:
         if not any(fnmatch(source.name, pattern) for source in sources):
             raise UserError(f"no source fits {pattern!r}; there are {', '.join(source.name for source in sources)}")
-    selected = [
-        source
-        for source in sources
-        if any(fnmatch(source.name, pattern) for pattern in patterns or "*")
-        and source.task_type in (task_types or TASK_TYPES)
-    ]
+    types = task_types or TASK_TYPES
+    named = [each for each in sources if any(fnmatch(each.name, pattern) for pattern in patterns or "*")]
+    selected = [source for source in named if source.task_type in types]
     if not selected:
         raise UserError(f"no source is left of {len(sources)}: name more of them, or other task types")
     return selected

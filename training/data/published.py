@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.common.errors import UserError
+from training.common.outputs import whole_file
 from training.data.cleaning.normalise import form_keys, same_form
 from training.data.instructions import without_instruction
-from training.data.storage import RemoteFile, SourceFile, as_file, opened
+from training.data.storage import RemoteFile, SourceFile, opened
 
-# No text of the published data is nearly as long: longer ones are broken dumps rather than documents.
+# Longer texts are broken dumps rather than documents.
 MOST_CHARACTERS = 1_000_000
 # Some megabytes, so that readers of a few rows need not fetch the whole file.
 ROW_GROUP_ROWS = 10_000
@@ -32,11 +34,11 @@ _PROBE_ROWS, _REMOTE_BATCH_ROWS = 64, 1024
 
 
 class Fault(NamedTuple):
-    """What is wrong with one row."""
+    """What is wrong with one row of a batch; the reason is such as ``is null``."""
 
-    row: int  # within the batch
+    row: int
     column: str
-    reason: str  # such as "is null"
+    reason: str
 
 
 def bad_row(path: object, first_row: int, fault: Fault, remedy: str = "correct or drop the row") -> UserError:
@@ -54,6 +56,10 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negatives: int) -> list[Fault]:
     """Return every fault of every row of a batch, sorted by row; negatives may be null as long as enough are left."""
+
+    def true(mask: pa.Array) -> np.ndarray:
+        return np.asarray(pc.fill_null(mask, False))
+
     faults: list[Fault] = []
     count = np.zeros(len(batch), dtype=np.int64)
     passage = keys = None
@@ -63,31 +69,20 @@ def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negati
         found = {"is not UTF-8": undecodable}
         if name in negatives:
             count += ~missing
-            equal = _true(pc.equal(column, passage))
+            equal = true(pc.equal(column, passage))
             found["equals column 'passage'"] = equal
             found["is column 'passage' in another spelling"] = same_form(column, passage, keys) & ~equal
         else:
             found["is null"] = missing
-        found["is empty"] = _true(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
-        found[f"has more than {MOST_CHARACTERS:,} characters"] = _true(
-            pc.greater(pc.utf8_length(column), MOST_CHARACTERS)
-        )
+        found["is empty"] = true(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
+        too_long = true(pc.greater(pc.utf8_length(column), MOST_CHARACTERS))
+        found[f"has more than {MOST_CHARACTERS:,} characters"] = too_long
         if name == "passage":
             passage, keys = column, form_keys(column) if negatives else None
         faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
     short = np.flatnonzero(count < required_negatives).tolist()
     faults += [Fault(row, "negative_*", f"has fewer than {required_negatives} texts") for row in short]
     return sorted(faults, key=lambda fault: fault.row)
-
-
-def query_is_passage(batch: pa.RecordBatch) -> np.ndarray:
-    """Return ``(n,)`` whether the query of a good row is its passage in any spelling: it teaches next to nothing."""
-    raw = [without_instruction(text) for text in text_column(batch, "query").to_pylist()]
-    return same_form(pa.array(raw, type=pa.large_string()), text_column(batch, "passage"))
-
-
-def _true(mask: pa.Array) -> np.ndarray:
-    return np.asarray(pc.fill_null(mask, False))
 
 
 def _decoded(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -97,12 +92,15 @@ def _decoded(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
         column.validate(full=True)
     except pa.ArrowInvalid:
         for row, value in enumerate(column.view(pa.large_binary()).to_pylist()):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError:
-                undecodable[row] = True
+            undecodable[row] = value is not None and value.decode(errors="ignore").encode() != value
         column = pc.if_else(pa.array(undecodable), pa.scalar(None, column.type), column)
     return column, undecodable
+
+
+def query_is_passage(batch: pa.RecordBatch) -> np.ndarray:
+    """Return ``(n,)`` whether the query of a good row is its passage in any spelling: it teaches next to nothing."""
+    raw = [without_instruction(text) for text in text_column(batch, "query").to_pylist()]
+    return same_form(pa.array(raw, type=pa.large_string()), text_column(batch, "passage"))
 
 
 @dataclass(frozen=True)
@@ -125,19 +123,20 @@ class PublishedFile:
     """
 
     def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
-        self.path = as_file(path)
-        self.required_negatives = required_negatives
+        if isinstance(path, str):
+            path = RemoteFile(path) if "://" in path else Path(path)
+        self.path, self.required_negatives = path, required_negatives
         with self._open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
         negatives = [name for name in schema.names if re.fullmatch(r"negative_\d+", name)]
         self.negatives = sorted(negatives, key=lambda name: int(name.removeprefix("negative_")))
-        for name in ("query", "passage"):
-            if name not in schema.names:
-                raise UserError(f"{self.path}: column {name!r} is missing; it has {', '.join(schema.names)}")
         self.require(required_negatives, "retrieval")
+        # Arrow cannot filter views.
+        plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+        fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
+        self.schema = pa.schema(fields, metadata=schema.metadata)
         for name in ("query", "passage", *self.negatives):
-            self._check_text(schema, name)
-        self.schema = pa.schema([_without_view(field) for field in schema], metadata=schema.metadata)
+            self._check_text(name)
         self.num_rows = metadata.num_rows
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; build it again or leave it out")
@@ -162,30 +161,29 @@ class PublishedFile:
         there = len(self.negatives)
         if there >= negatives:
             return
+        what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
         remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
         if there == 0 and task_type != "retrieval":
             remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
-        raise UserError(
-            f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row; {remedy}, or "
-            "add columns (training/mine.py finds negatives)"
-        )
+        raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
 
-    def _check_text(self, schema: pa.Schema, name: str) -> None:
-        if schema.names.count(name) > 1:
-            raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them")
-        kind = schema.field(name).type
+    def _check_text(self, name: str) -> None:
+        count = self.schema.names.count(name)
+        if count != 1:
+            fault = (
+                "is there twice; rename one of them" if count else f"is missing; it has {', '.join(self.schema.names)}"
+            )
+            raise UserError(f"{self.path}: column {name!r} {fault}")
+        kind = self.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         # A column that holds only nulls has the type null.
-        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+        if kind not in (pa.string(), pa.large_string(), pa.null()):
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
-        """Yield the rows in order and stop at the first bad row.
+        """Yield the rows in order, and stop at the first bad row or leave out bad rows.
 
-        Args:
-            batch_rows: Maximum rows of a batch; by default as many as fit into some megabytes.
-            raw: Whether to remove the instructions that queries contain.
-            skip_bad: Whether to leave out bad rows instead.
+        A batch has at most ``batch_rows`` rows and some megabytes. ``raw`` removes the instructions of queries.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
@@ -193,8 +191,7 @@ class PublishedFile:
             if faults and not skip_bad:
                 raise bad_row(self.path, row, faults[0])
             if faults:
-                bad = {fault.row for fault in faults}
-                batch = batch.take(pa.array([number for number in range(rows) if number not in bad], type=pa.int64()))
+                batch = batch.filter(pa.array(~np.isin(np.arange(rows), [fault.row for fault in faults])))
             columns = batch.to_pydict()
             if raw:
                 columns["query"] = [without_instruction(text) for text in columns["query"]]
@@ -204,12 +201,9 @@ class PublishedFile:
     def record_batches(
         self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield query, passage and negatives unchecked, bad rows included.
+        """Yield query, passage and negatives, or all columns, unchecked, bad rows included.
 
-        Args:
-            batch_rows: Maximum rows of a batch; by default as many as fit into some megabytes.
-            row_groups: First row group to read and the one after the last; all if None.
-            all_columns: Whether to yield every column of the file.
+        ``row_groups`` are the first row group to read and the one after the last.
         """
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
@@ -227,16 +221,10 @@ class PublishedFile:
     def further_columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield other text columns of the file as ``large_string``."""
         for name in names:
-            self._check_text(self.schema, name)
+            self._check_text(name)
         with self._open() as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(names)):
                 yield pa.record_batch({name: text_column(batch, name) for name in names})
-
-
-def _without_view(field: pa.Field) -> pa.Field:
-    # Arrow cannot filter views.
-    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    return field.with_type(plain.get(field.type, field.type))
 
 
 def rows_table(
@@ -263,17 +251,13 @@ def columns_of(table: pa.Table) -> dict[str, list[Any]]:
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows."""
-    partial = path.with_name(f".{path.name}.partial")
-    writer, rows = None, 0
-    try:
-        for table in tables:
-            writer = writer or pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True)
+    tables, rows = iter(tables), 0
+    first = next(tables, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no rows to write")
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with whole_file(path) as partial, pq.ParquetWriter(partial, first.schema, **options) as writer:
+        for table in chain([first], tables):
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             rows += len(table)
-        if writer is None:
-            raise ValueError(f"{path}: there are no rows to write")
-        writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return rows

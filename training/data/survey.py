@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from training.common.errors import UserError
@@ -32,6 +33,7 @@ class SourceSurvey:
     """One source: an entry, or one file of a collection."""
 
     files: list[FileSurvey]
+    rows: int
     kept: int  # rows under the cap
     languages: list[str]
 
@@ -49,14 +51,14 @@ class CollectionSurvey:
     @property
     def sources(self) -> list[SourceSurvey]:
         """Its sources: each file of a collection, or all files together."""
-        each = [([file], file.languages) for file in self.files]
+        groups = [([file], file.languages) for file in self.files]
         if not self.entry.each_file:
-            each = [(self.files, self.entry.languages)]
-        return [SourceSurvey(files, self._kept(files), languages) for files, languages in each]
+            groups = [(self.files, self.entry.languages)]
+        counted = [(files, sum(file.rows for file in files), languages) for files, languages in groups]
+        return [SourceSurvey(files, rows, self._capped(rows), languages) for files, rows, languages in counted]
 
-    def _kept(self, files: Sequence[FileSurvey]) -> int:
-        rows = sum(file.rows for file in files)
-        return rows if self.cap is None else min(rows, self.cap)
+    def _capped(self, rows: int, sources: int = 1) -> int:
+        return rows if self.cap is None else min(rows, self.cap * sources)
 
     @property
     def rows(self) -> int:
@@ -71,8 +73,8 @@ class CollectionSurvey:
     @property
     def published_kept(self) -> int:
         """Published rows under the cap: an upper bound, because the sizes of a collection's files are unknown."""
-        rows, count = self.entry.published_rows or 0, self.entry.published_files or 1
-        return rows if self.cap is None else min(rows, self.cap * (count if self.entry.each_file else 1))
+        files = (self.entry.published_files or 1) if self.entry.each_file else 1
+        return self._capped(self.entry.published_rows or 0, files)
 
 
 def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
@@ -88,9 +90,8 @@ def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
 class Survey:
     """What a manifest would read."""
 
-    manifest: str
+    title: str  # the manifest and the stage
     folder: str
-    stage: str | None  # None for all data
     collections: list[CollectionSurvey]
     unclaimed: list[str]  # parquet files in the folder that no entry names
     unreachable: str | None  # why the folder cannot be listed
@@ -142,7 +143,8 @@ def survey(
             unreachable = str(error)
     bar = tqdm(entries, desc="survey", unit="source", disable=None if found else True)
     collections = [_collection(manifest, entry, stage, found.get(entry.name)) for entry in bar]
-    return Survey(str(manifest.path), str(manifest.folder), stage, collections, unclaimed, unreachable)
+    title = f"{manifest.path}, stage {stage}" if stage else str(manifest.path)
+    return Survey(title, str(manifest.folder), collections, unclaimed, unreachable)
 
 
 def _collection(
@@ -170,32 +172,36 @@ def _collection(
 
 def report(survey: Survey, languages: int = 20) -> str:
     """Lay out a survey as text: sources, tasks, the ``languages`` with most rows, missing and unclaimed files."""
-    stage = f", stage {survey.stage}" if survey.stage else ""
-    head = [
-        f"{survey.manifest}{stage}: {len(survey.collections)} sources and collections, "
-        f"{survey.published_rows:,} rows as published",
-        f"{survey.folder}: {sum(len(each.files) for each in survey.collections)} files found, {survey.rows:,} rows, "
-        f"{survey.kept:,} under the caps",
-        *([f"not looked into: {survey.unreachable}"] if survey.unreachable else []),
+    each_file = sum(len(each.files) for each in survey.collections)
+    head = (
+        f"{survey.title}: {len(survey.collections)} sources and collections, "
+        f"{survey.published_rows:,} rows as published\n"
+        f"{survey.folder}: {each_file} files found, {survey.rows:,} rows, {survey.kept:,} under the caps"
+    )
+    if survey.unreachable:
+        head += f"\nnot looked into: {survey.unreachable}"
+    tasks = [
+        (each.entry.category or each.entry.task_type, each.rows, each.kept, each.entry.published_rows or 0)
+        for each in survey.collections
     ]
     parts = [
-        "\n".join(head),
-        _sources(survey),
-        _counts("task", survey, _by_task),
-        _counts("language", survey, _by_language, languages),
+        head,
+        _sources(survey, each_file),
+        _counts("task", tasks),
+        _counts("language", _by_language(survey), languages),
         _missing(survey),
     ]
     if survey.unclaimed:
-        parts.append(_indented(f"{len(survey.unclaimed)} files that no source claims:", survey.unclaimed))
+        parts.append("\n  ".join([f"{len(survey.unclaimed)} files that no source claims:", *survey.unclaimed]))
     return "\n\n".join(parts) + "\n"
 
 
-def _sources(survey: Survey) -> str:
-    rows: list[list[str | int | None]] = []
+def _sources(survey: Survey, each_file: int) -> str:
+    rows: list[Sequence[str | int | None]] = []
     for each in survey.collections:
         entry, negatives = each.entry, sorted({file.negatives for file in each.files})
         rows.append(
-            [
+            (
                 entry.name,
                 entry.task_type,
                 entry.category,
@@ -206,64 +212,45 @@ def _sources(survey: Survey) -> str:
                 each.kept if each.files else None,
                 entry.published_rows,
                 each.published_kept if entry.published_rows else None,
-            ]
+            )
         )
-    files = sum(len(each.files) for each in survey.collections)
     most = sum(each.published_kept for each in survey.collections)
-    rows.append(["total", None, None, None, files, None, survey.rows, survey.kept, survey.published_rows, most])
+    rows.append(("total", None, None, None, each_file, None, survey.rows, survey.kept, survey.published_rows, most))
     # The last column is a bound: the caps are of a collection's files, whose published sizes are unknown.
     head = ["source", "task", "category", "lang", "files", "neg", "rows", "capped", "published", "capped ≤"]
     width = 10 if any(each.cap is not None for each in survey.collections) else 9
     return _table(head[:width], [row[:width] for row in rows], left=4)
 
 
-def _by_task(each: CollectionSurvey) -> list[Counter[str]]:
-    task = each.entry.category or each.entry.task_type
-    return [Counter({task: rows}) for rows in (each.rows, each.kept, each.entry.published_rows or 0)]
-
-
-def _by_language(each: CollectionSurvey) -> list[Counter[str]]:
-    found, kept = Counter(), Counter()
-    for source in each.sources:
-        pair = each.entry.each_file
-        found += divided(sum(file.rows for file in source.files), source.languages, pair)
-        kept += divided(source.kept, source.languages, pair)
-    return [found, kept, divided(each.entry.published_rows or 0, each.entry.languages, pair=False)]
-
-
-def _counts(
-    kind: str, survey: Survey, divide: Callable[[CollectionSurvey], list[Counter[str]]], shown: int | None = None
-) -> str:
-    """Return a table of rows found, under the caps and published, with the largest kinds first."""
-    found, kept, published = Counter(), Counter(), Counter()
+def _by_language(survey: Survey) -> Iterator[tuple[str, int, int, int]]:
     for each in survey.collections:
-        for total, counts in zip((found, kept, published), divide(each), strict=True):
-            total.update(counts)
-    names = sorted({*found, *published}, key=lambda name: (-found[name], -published[name], name))
-    rows = [
-        ["several" if name == SEVERAL else name, found[name], kept[name], published[name]] for name in names[:shown]
-    ]
-    more = len(names) - len(rows)
-    return _table([kind, "rows", "capped", "published"], rows) + f"\n… and {more} more {kind}s" * (more > 0)
+        for source in each.sources:
+            kept = divided(source.kept, source.languages, each.entry.each_file)
+            for language, rows in divided(source.rows, source.languages, each.entry.each_file).items():
+                yield language, rows, kept[language], 0
+        for language, rows in divided(each.entry.published_rows or 0, each.entry.languages, pair=False).items():
+            yield language, 0, 0, rows
+
+
+def _counts(kind: str, counted: Iterable[tuple[str, int, int, int]], shown: int | None = None) -> str:
+    """Return a table of rows found, under the caps and published, with the largest kinds first."""
+    frame = pd.DataFrame(counted, columns=[kind, "rows", "capped", "published"]).groupby(kind, as_index=False).sum()
+    frame = frame.sort_values(["rows", "published", kind], ascending=[False, False, True]).replace(SEVERAL, "several")
+    more = len(frame) - len(frame[:shown])
+    return _table(list(frame), frame[:shown].values.tolist()) + f"\n… and {more} more {kind}s" * (more > 0)
 
 
 def _missing(survey: Survey) -> str:
+    count = len(survey.collections)
     if not any(each.files or each.faults for each in survey.collections):
-        return f"none of the {len(survey.collections)} sources was found: download them, or give another data folder"
-    lines = []
-    for each in survey.missing:
-        if each.missing:
-            show_rows = each.entry.published_rows and not each.files
-            rows = f" ({each.entry.published_rows:,} rows as published)" if show_rows else ""
-            lines.append(f"{each.entry.name}: {', '.join(each.missing)}{rows}")
-        lines += [f"{each.entry.name}: {fault}" for fault in each.faults]
-    if not lines:
+        return f"none of the {count} sources was found: download them, or give another data folder"
+    if not survey.missing:
         return "nothing is missing"
-    return _indented(f"missing or unreadable, {len(survey.missing)} of {len(survey.collections)} sources:", lines)
-
-
-def _indented(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+    lines = [f"missing or unreadable, {len(survey.missing)} of {count} sources:"]
+    for each in survey.missing:
+        reasons = [", ".join(each.missing), *each.faults] if each.missing else each.faults
+        lines += [f"{each.entry.name}: {reason}" for reason in reasons]
+    return "\n  ".join(lines)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str | int | None]], left: int = 1) -> str:

@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.common.command import operations, size
 from training.common.errors import UserError
-from training.common.formatting import operations, size
 from training.common.outputs import check_file, locked, write_checksums, write_whole
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource

@@ -16,8 +16,6 @@ from sentence_transformers.util.quantization import quantize_embeddings
 
 Floats = NDArray[np.float32]
 
-# FAISS's name of a precision for which there are several.
-QUANTIZERS = {"int8": "QT_8bit"}
 # Steps between the smallest and the largest value of a dimension in int8.
 _STEPS = 255
 # From this many texts on, encoding shows a progress bar.
@@ -83,8 +81,7 @@ class EmbeddingStore:
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
         """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
         side = side if self._routes else None
-        new = [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]
-        if new:
+        if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
             self._encode_new(new, prompt, side)
         return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
 
@@ -98,14 +95,8 @@ class EmbeddingStore:
             found = encode(texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
         self.seconds += time.perf_counter() - started
         self.encoded += len(texts)
-        held = len(self._rows)
-        needed = held + len(texts)
-        if needed > len(self._embeddings):
-            grown = np.empty((max(needed, 2 * held), self.width), np.float32)
-            grown[:held] = self._embeddings[:held]
-            self._embeddings = grown
-        self._embeddings[held:needed] = found
-        self._rows.update(((side, prompt, text), held + number) for number, text in enumerate(texts))
+        self._rows.update(((side, prompt, text), number) for number, text in enumerate(texts, len(self._rows)))
+        self._embeddings = np.concatenate([self._embeddings, found])
 
     def forget(self, most_bytes: int = 0) -> None:
         """Drop the texts that were read, and the embeddings if they take more than ``most_bytes``."""

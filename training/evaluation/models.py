@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import TEMPLATE
 from modeling_f2llm.tokenizer import append_eos
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
 from training.evaluation.views import Prompts
 from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
+from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
 
 logger = logging.getLogger("training")
@@ -37,8 +39,8 @@ _SUPPORTED = {
     *("model_kwargs", "tokenizer_kwargs", "processor_kwargs", "config_kwargs", "device", "embed_dim", "include_prompt"),
     *("padding_side", "add_eos_token", "max_seq_length", "trust_remote_code"),
     *("model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
+    *("num_frames", "max_frames", "min_frames", "fps", "max_samples", "target_sampling_rate"),
 }
-_OTHER_MEDIA = {"num_frames", "max_frames", "min_frames", "fps", "max_samples", "target_sampling_rate"}
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,8 @@ def revisions_of(name: str) -> list[str]:
     """Return all checkpoints of a run, oldest first, or all branches and tags of a Hub repository."""
     if Path(name).is_dir():
         return revisions_in(Path(name))
-    try:
+    with user_error(f"{name}: its revisions cannot be listed", "name them"):
         refs = HfApi().list_repo_refs(name)
-    # The Hub client's errors differ by network, name and version.
-    except Exception as error:
-        raise UserError(f"{name}: its revisions cannot be listed ({in_one_line(error)}); name them") from None
     return [ref.name for ref in (*refs.branches, *refs.tags)]
 
 
@@ -80,41 +79,36 @@ def load_model(
     if longest < max_length != DEFAULT_MAX_LENGTH:
         logger.warning("%s reads %d tokens of a text at most, not --max-length %d", name, longest, max_length)
     used = _prompts(prompts, options, model)
-    if not any(used.own.values()) and used.template is None:
-        logger.warning("%s has no prompts: queries and documents are encoded without one", name)
     # Options that change the embeddings are part of the label and of the key in mteb's cache.
     experiment = {"prompts": prompts} if prompts != "auto" else {}
     experiment |= {"max_length": max_length} if max_length != DEFAULT_MAX_LENGTH else {}
     experiment |= {"pooling": "lasttoken"} if reads_as_ours(found.place, found.revision) else {}
-    store = EmbeddingStore(model)
-    record = ModelRecord(
-        name,
-        revision,
-        sum(weights.numel() for weights in model.parameters()),
-        store.width,
-        identity=found.identity,
-        options=", ".join(f"{key} {value}" for key, value in experiment.items()),
-    )
+    parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
+    options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
+    record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
     logger.info(
         "%s: loaded %s; prompts: %s; %s; pooled by %s; texts of at most %d tokens",
         *(name, "as mteb's registry says" if known else "as it was saved", used.described),
         *(str(model.dtype).removeprefix("torch."), pooling_of(model), model.max_seq_length),
     )
+    if known is None:
+        public = "/".join(Path(found.place).resolve().parts[-2:]) if found.revision is None else found.place
+        fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": model.max_seq_length}
+        known = ModelMeta.create_empty({**fields, "framework": ["Sentence Transformers", "PyTorch"]})
     # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
-    return EvaluatedModel(record, store, (known or _meta(model, found)).model_copy(update=update), used)
+    return EvaluatedModel(record, EmbeddingStore(model), known.model_copy(update=update), used)
 
 
 def registered_options(known: ModelMeta) -> dict[str, Any]:
     """Return the options of a model in mteb's registry; refuse models that only mteb evaluates as intended."""
     loader = getattr(known.loader, "__qualname__", str(known.loader))
     options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
-    unknown = sorted(set(options) - _SUPPORTED - _OTHER_MEDIA)
-    if loader not in _LOADERS or unknown:
-        what = f"loader {loader}" if loader not in _LOADERS else f"option {unknown[0]!r}"
+    unknown = [] if loader in _LOADERS else [f"loader {loader}"]
+    if unknown := [*unknown, *(f"option {name!r}" for name in sorted(set(options) - _SUPPORTED))]:
         raise UserError(
-            f"{known.name}: mteb loads this model with the {what}, which is not supported here; evaluate it with mteb: "
-            f"mteb run -m {known.name} -t TASK"
+            f"{known.name}: mteb loads this model with the {unknown[0]}, which is not supported here; evaluate it with "
+            f"mteb: mteb run -m {known.name} -t TASK"
         )
     if loader in _INSTRUCTS:
         # Without a template, mteb gives these the plain instruction.
@@ -140,29 +134,13 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> 
         config_kwargs=options.get("config_kwargs"),
     )
     if options.get("add_eos_token"):
-        try:
+        with user_error(f"MODEL: {found.name!r} cannot be used as mteb's registry says"):
             append_eos(model.tokenizer)
-        except ValueError as error:
-            raise UserError(f"MODEL: {found.name!r} cannot be used as mteb's registry says ({error})") from None
     if "padding_side" in options:
         model.tokenizer.padding_side = options["padding_side"]
     if not options.get("include_prompt", True):
         model.set_pooling_include_prompt(include_prompt=False)
     return model
-
-
-def _meta(model: SentenceTransformer, found: ModelRef) -> ModelMeta:
-    """Return mteb's description of a model that is not in its registry."""
-    local = found.revision is None
-    return ModelMeta.create_empty(
-        {
-            "name": "/".join(Path(found.place).resolve().parts[-2:]) if local else found.place,
-            "n_parameters": sum(weights.numel() for weights in model.parameters()),
-            "embed_dim": model.get_embedding_dimension(),
-            "max_tokens": model.max_seq_length,
-            "framework": ["Sentence Transformers", "PyTorch"],
-        }
-    )
 
 
 def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) -> Prompts:
@@ -176,7 +154,10 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
     if which == "auto" and options.get("model_prompts"):
         return Prompts(own=dict(options["model_prompts"]), described="those of mteb's registry")
     own = {name: text or "" for name, text in model.prompts.items()}
-    instructed = _is_ours(own)
+    # The whole template before queries, none before documents. Qwen3-Embedding's only lacks the last space.
+    start, end = TEMPLATE.split("{instruction}")
+    template = re.escape(start) + ".*" + re.escape(end)
+    instructed = not own.get("document") and bool(re.fullmatch(template, own.get("query", ""), re.DOTALL))
     # F2LLM puts its instruction before texts of symmetric tasks, too.
     default = own.get("query" if instructed else model.default_prompt_name, "")
     if which == "published" or (which == "auto" and instructed):
@@ -186,11 +167,3 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
         return Prompts({"document": "", **own}, by_task, template, default=default, described=described)
     kept = {"document": "", **own} if instructed else own
     return Prompts(kept, default=default, described="its own" if any(own.values()) else "none")
-
-
-def _is_ours(prompts: dict[str, str]) -> bool:
-    # The whole template before queries, none before documents. Qwen3-Embedding's only lacks the last space.
-    start, end = TEMPLATE.split("{instruction}")
-    query = prompts.get("query", "")
-    whole = len(query) >= len(start + end) and query.startswith(start) and query.endswith(end)
-    return whole and not prompts.get("document")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,16 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.common.languages import usual_script
 from training.common.yaml_file import RULE
 from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
+from training.models.model_folder import user_error
 
 # Ranks that nDCG looks at.
 CUTOFF = 10
@@ -31,25 +31,19 @@ CUTOFF = 10
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (1, 3), "lowercase": True}
 # Queries compared with all candidates at once.
 _BLOCK = 4096
+# Bytes of a line of JSON, at most.
+_LONGEST_LINE = 1 << 27
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Queries and the passages to be found.
+    """Queries and the passages to be found."""
 
-    Attributes:
-        queries: ``n`` texts, each once per language and script.
-        candidates: Distinct texts, the passages among them.
-        relevant: ``n`` ascending tuples of positions among the candidates, all of which are right.
-        languages: ``n`` language codes; None if not known.
-        scripts: ``n`` ISO 15924 codes; None if not known.
-    """
-
-    queries: list[str]
-    candidates: list[str]
-    relevant: list[tuple[int, ...]]
+    queries: list[str]  # each once per language and script
+    candidates: list[str]  # distinct texts, the passages among them
+    relevant: list[tuple[int, ...]]  # of each query, ascending positions among the candidates, all of which are right
     languages: list[str] | None = None
-    scripts: list[str] | None = None
+    scripts: list[str] | None = None  # ISO 15924
 
     def hits(self, found: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` whether ``(n,)`` positions among the candidates are those of a passage of each query."""
@@ -78,22 +72,14 @@ def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs
                 "or drop the row"
             )
         right[query].update(found)
-    languages, scripts = columns.get("lang"), columns.get("script")
-    if scripts is None and languages is not None:
-        scripts = [usual_script(language) for language in languages]
-    keys = zip(*(each for each in (columns["query"], languages, scripts) if each is not None), strict=True)
-    first: dict[tuple[str, ...], int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    rows = list(first.values())
-    queries = [columns["query"][row] for row in rows]
-    return Pairs(
-        queries,
-        texts,
-        [tuple(sorted(right[query])) for query in queries],
-        languages and [languages[row] for row in rows],
-        scripts and [scripts[row] for row in rows],
-    )
+    if "lang" in columns:
+        columns.setdefault("script", [usual_script(language) for language in columns["lang"]])
+    names = [name for name in ("query", "lang", "script") if name in columns]
+    # Each query once per language and script.
+    rows = list(dict.fromkeys(zip(*(columns[name] for name in names), strict=True)))
+    distinct = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    relevant = [tuple(sorted(right[query])) for query in distinct["query"]]
+    return Pairs(distinct["query"], texts, relevant, distinct.get("lang"), distinct.get("script"))
 
 
 def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -104,21 +90,15 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path ({RULE})")
-    kind, read = {".csv": ("csv", _read_csv), ".jsonl": ("jsonl", _read_jsonl)}.get(
-        path.suffix.lower(), ("parquet", pq.read_table)
-    )
-    try:
-        table = read(path)
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        reason = in_one_line(error)
-        raise UserError(f"{path}: not a readable {kind} file ({reason}); give .parquet, .csv or .jsonl") from None
-    for name in columns:
-        if name not in table.column_names:
-            raise UserError(f"{path}: column {name!r} is missing; it has {', '.join(table.column_names) or 'none'}")
-    names = [*columns, *(name for name in optional if name in table.column_names and name not in columns)]
+    kind = {".csv": "csv", ".jsonl": "jsonl"}.get(path.suffix.lower(), "parquet")
+    with user_error(f"{path}: not a readable {kind} file", "give .parquet, .csv or .jsonl"):
+        table = _read_table(path, kind, pa.schema(dict.fromkeys([*columns, *optional], pa.string())))
+        table.validate(full=True)
+    names = [*columns, *(name for name in optional if name in table.column_names)]
     for name in names:
-        if table.column_names.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} is there twice; rename one of them")
+        if (count := table.column_names.count(name)) != 1:
+            what = "there twice" if count else "missing"
+            raise UserError(f"{path}: column {name!r} is {what}; it has {', '.join(table.column_names)}")
     if not table.num_rows:
         raise UserError(f"{path}: the file has no rows; build it again")
     texts = columns_of(table.select(names))
@@ -129,36 +109,24 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
     return texts
 
 
-def _read_csv(path: Path) -> pa.Table:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        names = next(csv.reader(handle), [])
-    # Without types, "01" would be a number and "NA" would be missing.
-    texts = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=texts)
+def _read_table(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
+    if kind == "parquet":
+        return pq.read_table(path)
+    if kind == "csv":
+        # Without types, "01" would be a number.
+        types = pa.csv.ConvertOptions(column_types=schema)
+        return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=types)
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    table = pa.json.read_json(path, pa.json.ReadOptions(block_size=_LONGEST_LINE), options)
+    # A column of the schema that is not in the file is null. Without any, the message names the file's columns.
+    present = [name for name in table.column_names if table[name].null_count < len(table)]
+    return table.select(present) if present else pa.json.read_json(path)
 
 
-def _read_jsonl(path: Path) -> pa.Table:
-    rows = []
-    with path.open(encoding="utf-8-sig") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number} is not an object such as {{'query': …, 'passage': …}}")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    # A value that is not text is refused like a missing one, by its row and column.
-    texts = {name: [text if isinstance(text := row.get(name), str) else None for row in rows] for name in names}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
-
-
-def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int, rows_per_block: int = _BLOCK) -> np.ndarray:
+def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int) -> np.ndarray:
     """Return the ``(n,)`` nearest of ``(m, d)`` candidates to ``(n, d)`` queries by cosine of ``dim`` dimensions."""
     candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
-    return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(rows_per_block)]).numpy()
+    return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(_BLOCK)]).numpy()
 
 
 def nearest_by_tfidf(queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
@@ -171,16 +139,14 @@ def nearest_by_tfidf(queries: Sequence[str], candidates: Sequence[str]) -> np.nd
     )
 
 
-def passage_ranks(
-    queries: torch.Tensor, candidates: torch.Tensor, passages: np.ndarray, dim: int, rows_per_block: int = _BLOCK
-) -> np.ndarray:
+def passage_ranks(queries: torch.Tensor, candidates: torch.Tensor, passages: np.ndarray, dim: int) -> np.ndarray:
     """Return the ``(n,)`` ranks, from 1, of one candidate for each query, given by its position.
 
     Of equally near candidates the first has the best rank, so rank 1 is what :func:`nearest` finds.
     """
     candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
     positions, ranks = torch.arange(len(candidates)), []
-    for block, own in zip(queries.split(rows_per_block), torch.from_numpy(passages).split(rows_per_block), strict=True):
+    for block, own in zip(queries.split(_BLOCK), torch.from_numpy(passages).split(_BLOCK), strict=True):
         scores = block[:, :dim] @ candidates.T
         score = scores.gather(1, own[:, None])
         ahead = (scores > score) | ((scores == score) & (positions < own[:, None]))
@@ -241,9 +207,6 @@ def _groups(names: Sequence[str] | None, correct: np.ndarray, baseline: np.ndarr
     groups = {}
     for name in sorted(set(names or ())):
         of_group = np.asarray(names) == name
-        groups[name] = {
-            "pairs": int(of_group.sum()),
-            "accuracy": round(float(correct[of_group].mean()), 4),
-            "tfidf": round(float(baseline[of_group].mean()), 4),
-        }
+        accuracy, tfidf = (round(float(hits[of_group].mean()), 4) for hits in (correct, baseline))
+        groups[name] = {"pairs": int(of_group.sum()), "accuracy": accuracy, "tfidf": tfidf}
     return groups

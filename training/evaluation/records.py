@@ -1,19 +1,23 @@
-"""Records of an evaluation: its models, their scores, and what each example scored."""
+"""Records of an evaluation (models, scores, examples), and those that a table, figure or comparison is about."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.common.errors import UserError
-from training.common.outputs import write_whole
+from training.common.outputs import whole_file, write_whole
 
 logger = logging.getLogger("training")
 
@@ -22,8 +26,13 @@ PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
 # Tokens per text in the published evaluation.
 DEFAULT_MAX_LENGTH = 8192
 SCORES, EXAMPLES = "scores.json", "examples.npz"
-# Of the meaning of scores. In version 1, int8 was the cosine of the codes, which no vector index compares.
+# Of the meaning of scores.
 VERSION = 2
+# A word, a separator and the step: step-1000, stage2-checkpoint_200; step1000 is common, too. Digits at the end of a
+# commit's hash follow no separator.
+_REVISION = re.compile(r"(?P<before>|.*[-_/.])(?P<word>[a-z]+)(?:[-_/]|(?<=step))(?P<step>\d+)", re.IGNORECASE)
+# Folders of a run. Other models are called something-2, too.
+_FOLDER = re.compile(r"(?P<run>.+)/(?P<word>checkpoint)-(?P<step>\d+)")
 
 
 def bytes_per_vector(dimension: int, precision: str) -> int:
@@ -35,11 +44,8 @@ def bytes_per_vector(dimension: int, precision: str) -> int:
 class ModelRecord:
     """A model that was evaluated; name and revision are as the user gave them.
 
-    Attributes:
-        dimension: Full width of its embeddings.
-        texts_per_second: Encoding rate in the last evaluation.
-        identity: The commit, or a digest of the files, that the scores belong to.
-        options: Options that change embeddings and differ from the defaults: ``prompts model``.
+    ``dimension`` is the full width, ``identity`` the commit or a digest of the files, ``options`` those that change
+    embeddings and differ from the defaults: ``prompts model``.
     """
 
     name: str
@@ -59,15 +65,10 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Score:
-    """One score; tasks, types, subsets, splits and metrics are mteb's.
+    """One score; tasks, types, subsets, splits and metrics are mteb's, and ``data`` is the revision of a task's data.
 
-    Attributes:
-        model: Label of the model (:attr:`ModelRecord.label`).
-        languages: ISO 639-3 codes with script, such as ``deu-Latn``; two for a bitext.
-        dimension: Leading dimensions used.
-        value: The main metric, not in percent.
-        examples: Number of queries, pairs or texts that were scored.
-        data: Revision of the task's data.
+    ``model`` is a label. ``languages`` are ISO 639-3 codes with script, such as ``deu-Latn``; two for a bitext.
+    ``value`` is the main metric, not in percent, and ``examples`` the number of queries, pairs or texts.
     """
 
     model: str
@@ -91,12 +92,10 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """All results of an evaluation.
+    """All results of an evaluation; ``failures`` say by ``label: task`` why a task could not be run.
 
-    Attributes:
-        examples: By :attr:`Score.key`, ``(n,)`` scores of the examples in the task's order, where the metric is their
-            mean. Intervals and paired tests are computed from these.
-        failures: By ``label: task``, why a task could not be run.
+    ``examples`` are by :attr:`Score.key` the ``(n,)`` scores of the examples in the task's order, where the metric is
+    their mean. Intervals and paired tests are computed from these.
     """
 
     models: list[ModelRecord] = field(default_factory=list)
@@ -111,17 +110,15 @@ class Evaluation:
 
     def add_model(self, record: ModelRecord) -> None:
         """Add a model or replace its record; scores of another identity of the model are dropped."""
-        before = next((model for model in self.models if model.label == record.label), None)
-        if before is None:
-            self.models.append(record)
-            return
+        models = {model.label: model for model in self.models}
+        before = models.get(record.label, record)
         if before.identity != record.identity:
             self._drop(self.select(model=record.label))
             prefix = f"{record.label}: "
             self.failures = {key: why for key, why in self.failures.items() if not key.startswith(prefix)}
         elif record.texts_per_second is None:
             record = replace(record, texts_per_second=before.texts_per_second)
-        self.models[self.models.index(before)] = record
+        self.models = list({**models, record.label: record}.values())
 
     def put(self, scores: Sequence[Score], examples: Mapping[str, NDArray[np.float32]]) -> None:
         """Add all scores of a model, task, dimension and precision, with their examples; they replace earlier ones."""
@@ -138,10 +135,8 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """Write ``scores.json`` and ``examples.npz`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{EXAMPLES}.partial"
-        with partial.open("wb") as handle:
+        with whole_file(folder / EXAMPLES) as partial, partial.open("wb") as handle:
             np.savez_compressed(handle, **self.examples)
-        partial.replace(folder / EXAMPLES)
         content = {
             "version": VERSION,
             "models": [asdict(model) for model in self.models],
@@ -157,7 +152,7 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         return Evaluation()
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        evaluation = Evaluation(
+        return Evaluation(
             [ModelRecord(**model) for model in content["models"]],
             [Score(**{**score, "languages": tuple(score["languages"])}) for score in content["scores"]],
             _load_examples(folder / EXAMPLES),
@@ -167,15 +162,6 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         raise UserError(
             f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {SCORES} and run it again"
         ) from None
-    outdated = evaluation.select(precision="int8") if content.get("version", 1) < VERSION else []
-    if outdated:
-        evaluation._drop(outdated)
-        logger.warning(
-            "%s: its %d int8 scores compared codes instead of the vectors they stand for; they are left out, evaluate "
-            "again to have them",
-            *(folder, len(outdated)),
-        )
-    return evaluation
 
 
 def _load_examples(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -186,3 +172,114 @@ def _load_examples(path: Path) -> dict[str, NDArray[np.float32]]:
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         logger.warning("%s: cannot be read (%s); evaluate again to have them", path, type(error).__name__)
         return {}
+
+
+def labels(evaluation: Evaluation) -> list[str]:
+    """Return the labels of the models that have scores, in the order of the evaluation's models."""
+    scored = dict.fromkeys(score.model for score in evaluation.scores)
+    listed = [model.label for model in evaluation.models if model.label in scored]
+    return list(dict.fromkeys([*listed, *scored]))
+
+
+def model_scores(
+    evaluation: Evaluation, model: str, dimension: int | None = None, precision: str = "float32"
+) -> list[Score]:
+    """Return the scores of one model at one dimension (default: the largest) and precision."""
+    known = labels(evaluation)
+    if model not in known:
+        near = difflib.get_close_matches(model, known, n=3, cutoff=0.4) or known[:10]
+        raise UserError(f"no scores of model {model!r}; there are scores of {', '.join(near) or 'no model'}")
+    of_model = evaluation.select(model=model, precision=precision)
+    dimensions = sorted({score.dimension for score in of_model}, reverse=True)
+    if not dimensions or dimension not in (None, *dimensions):
+        offered = ", ".join(map(str, dimensions)) or "none"
+        raise UserError(f"model {model!r} lacks these scores in {precision}; dimensions with scores: {offered}")
+    return evaluation.select(of_model, dimension=dimension or dimensions[0])
+
+
+def shared_scores(evaluation: Evaluation, models: Iterable[str]) -> dict[str, list[Score]]:
+    """Return the float32 scores at full width, by model, of the tasks that all models have; empty if there are none.
+
+    Models without such scores are ignored.
+    """
+    scored = [model for model in models if evaluation.select(model=model, precision="float32")]
+    found = {model: model_scores(evaluation, model) for model in scored}
+    tasks = shared_tasks(found.values())
+    return {model: [score for score in scores if score.task in tasks] for model, scores in found.items() if tasks}
+
+
+def shared_tasks(groups: Iterable[Iterable[Score]]) -> set[str]:
+    """Return the tasks that all groups of scores have."""
+    tasks = [{score.task for score in scores} for scores in groups]
+    return set.intersection(*tasks) if tasks else set()
+
+
+def by_task(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    """Return the scores of each task, sorted by split and subset."""
+    tasks: dict[str, list[Score]] = {}
+    for score in scores:
+        tasks.setdefault(score.task, []).append(score)
+    return {task: sorted(found, key=lambda score: (score.split, score.subset)) for task, found in tasks.items()}
+
+
+def task_mean(scores: Iterable[Score]) -> float:
+    """Return the macro mean: the mean over tasks of their means over subsets, as MTEB averages."""
+    return fmean(fmean(score.value for score in subsets) for subsets in by_task(scores).values())
+
+
+def view_means(scores: Iterable[Score]) -> dict[tuple[str, str, int, str, str], float]:
+    """Return the means over subsets by model, task, dimension, precision and metric."""
+    groups: dict[tuple[str, str, int, str, str], list[float]] = defaultdict(list)
+    for score in scores:
+        groups[score.model, score.task, score.dimension, score.precision, score.metric].append(score.value)
+    return {key: fmean(values) for key, values in groups.items()}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Checkpoints of one training: labels by step (or checkpoint, epoch, …), and that of the finished model."""
+
+    name: str
+    unit: str
+    steps: list[tuple[int, str]]
+    final: str | None
+
+
+def find_sweeps(evaluation: Evaluation) -> list[Sweep]:
+    """Return the trainings of which two or more checkpoints were scored.
+
+    A step is the number at the end of a revision, or of a folder ``checkpoint-N``. The finished model of such a folder
+    is the run's folder or ``model`` in it.
+    """
+    scored = set(labels(evaluation))
+    records = [record for record in evaluation.models if record.label in scored]
+    plain = {record.name.rstrip("/"): record.label for record in records if record.revision is None}
+    steps: dict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
+    for record in records:
+        if found := _series_and_step(record):
+            steps[found[0]][found[1]] = record.label
+    sweeps = []
+    for (model, before, unit), found in steps.items():
+        if len(found) > 1:
+            final = plain.get(model) or plain.get(f"{model}/model")
+            sweeps.append(Sweep(f"{model}@{before}{unit}" if before else model, unit, sorted(found.items()), final))
+    return sweeps
+
+
+def _series_and_step(record: ModelRecord) -> tuple[tuple[str, str, str], int] | None:
+    """Return (model, what comes before the word in its revision, word) and the step."""
+    name = record.name.rstrip("/")
+    if record.revision is not None:
+        found = _REVISION.fullmatch(record.revision)
+        return found and ((name, found["before"], found["word"]), int(found["step"]))
+    found = _FOLDER.fullmatch(name)
+    return found and ((found["run"], "", found["word"]), int(found["step"]))
+
+
+def finished_models(evaluation: Evaluation) -> list[str]:
+    """Return labels of scored models without intermediate checkpoints; an unfinished run has its last one."""
+    passed = set()
+    for sweep in find_sweeps(evaluation):
+        of_sweep = [label for _, label in sweep.steps]
+        passed |= set(of_sweep if sweep.final else of_sweep[:-1])
+    return [label for label in labels(evaluation) if label not in passed]

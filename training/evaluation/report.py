@@ -14,10 +14,17 @@ from pathlib import Path
 from jinja2 import Environment
 
 from training.common.outputs import check_output, write_whole
-from training.evaluation.figures.languages import draw_languages
-from training.evaluation.figures.plots import draw_curves, draw_dimensions, draw_learning, draw_pareto
-from training.evaluation.records import EXAMPLES, PRECISIONS, SCORES, Evaluation, bytes_per_vector, load_evaluation
-from training.evaluation.selection import finished_models, view_means
+from training.evaluation.figures.plots import draw_curves, draw_dimensions, draw_languages, draw_learning, draw_pareto
+from training.evaluation.records import (
+    EXAMPLES,
+    PRECISIONS,
+    SCORES,
+    Evaluation,
+    bytes_per_vector,
+    finished_models,
+    load_evaluation,
+    view_means,
+)
 from training.evaluation.significance import Comparison, Interval, PairedTest, compare_models
 from training.evaluation.summary import Summary, as_dict, summarize, training_rows
 
@@ -65,22 +72,21 @@ def write_report(
     tables += [table for summary in summaries for table in summary_tables(summary)]
     figures: list[Path] = []
     if find_spec("matplotlib"):
-        figures += [*draw_dimensions(evaluation, output), *draw_pareto(evaluation, output)]
-        figures += draw_learning(evaluation, output)
+        figures += [path for draw in (draw_dimensions, draw_pareto, draw_learning) for path in draw(evaluation, output)]
         for number, summary in enumerate(summaries):
             figures += draw_languages(summary, output, f"languages-{number}")
         for number, run in enumerate(runs):
             figures += draw_curves(run, output, f"curves-{number}")
     else:
         logger.warning("the report has no figures: they need matplotlib, pip install matplotlib")
-    write_whole(output / "report.html", as_html(title, tables, [each for each in figures if each.suffix == ".svg"]))
-    write_whole(output / "report.md", as_markdown(title, tables, [each for each in figures if each.suffix == ".png"]))
     content = {
         "summaries": [as_dict(summary) for summary in summaries],
         "comparison": asdict(comparison) if comparison else None,
         "failures": evaluation.failures,
     }
     write_whole(output / "report.json", json.dumps(content, indent=1) + "\n")
+    write_whole(output / "report.md", as_markdown(title, tables, figures[1::2]))
+    write_whole(output / "report.html", as_html(title, tables, figures[::2]))
     return output / "report.html"
 
 
@@ -103,11 +109,10 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
     ]
     yield Table("Models", ("model", "parameters", "dimensions", "texts per second"), models)
     means = view_means(evaluation.scores)
-    order = sorted(means, key=lambda view: (view[1], view[0], -view[2], list(PRECISIONS).index(view[3])))
     # A baseline such as TF-IDF has no width.
     rows = [
         (model, task, width or None, precision, bytes_per_vector(width, precision) or None, 100 * means[view])
-        for view in order
+        for view in sorted(means, key=lambda view: (view[1], view[0], -view[2], list(PRECISIONS).index(view[3])))
         for model, task, width, precision, _ in [view]
     ]
     head = ("model", "task", "dimensions", "precision", "bytes per vector", "score (%), mean over subsets")
@@ -131,8 +136,8 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         for each in summary.tasks
     ]
     yield Table(f"{of_model}: tasks", head, rows)
+    # From the worst language on.
     groups = {
-        f"the {len(summary.worst)} worst languages": summary.worst if len(summary.languages) > 10 else [],
         "languages": summary.languages,
         "scripts": summary.scripts,
         "resource classes, by share of training rows": summary.classes,
@@ -172,13 +177,12 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
 
 
 def as_html(title: str, tables: Sequence[Table], figures: Sequence[Path]) -> str:
-    """Return a page with sortable tables and SVG figures that loads nothing from elsewhere."""
+    """Return a page with tables and SVG figures that loads nothing from elsewhere."""
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters["shown"] = _shown
-    drawn = [path.read_text(encoding="utf-8") for path in figures]
-    drawn = [text[text.index("<svg") :] for text in drawn]
+    drawn = [path.read_text(encoding="utf-8").partition("<svg") for path in figures]
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, tables=tables, figures=drawn) + "\n"
+    return template.render(title=title, tables=tables, figures=["<svg" + svg for _, _, svg in drawn]) + "\n"
 
 
 def as_markdown(title: str, tables: Sequence[Table], figures: Sequence[Path]) -> str:

@@ -18,10 +18,9 @@ from training.common.run_folder import manifest_of, run_of
 from training.evaluation.figures.plots import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import load_model, revisions_of
-from training.evaluation.records import Evaluation, bytes_per_vector, load_evaluation
+from training.evaluation.records import Evaluation, bytes_per_vector, labels, load_evaluation, view_means
 from training.evaluation.report import check_report_folder, comparison_text, write_report
 from training.evaluation.scoring import evaluate_model
-from training.evaluation.selection import labels, view_means
 from training.evaluation.summary import known_rows, training_rows
 from training.models.model_ref import find_model
 
@@ -51,23 +50,24 @@ def _evaluate(args: Namespace) -> None:
     models = [(args.model, revision) for revision in revisions or [None]] + [(name, None) for name in args.against]
     models = list(dict.fromkeys(models))
     check_report_folder(args.output, [Path(find_model(*model)[0]) for model in models])
-    _check_compared(args.compare or (), evaluation, models)
+    known = {*labels(evaluation), *map(_name, models)}
+    for label in args.compare or ():
+        # Labels end in the options that differ from the defaults.
+        _check_known("--compare", label.partition(" (")[0], {each.partition(" (")[0] for each in known})
     run = run_of(args.model)
     rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)
     done = _evaluate_models(args, models, tasks, evaluation)
     sys.stdout.write(f"{table(evaluation, done)}\n\n")
-    compared, fault = None, None
+    runs = [run] if run and find_log(run) else []
+    compared = None
     try:
         compared = args.compare and comparison_text(evaluation, args.compare)
-    # The report is written all the same.
-    except UserError as error:
-        fault = error
-    runs = [run] if run and find_log(run) else []
-    page = write_report(evaluation, args.output, compare=args.compare if compared else None, rows=rows, runs=runs)
+    # If the models cannot be compared, there is a report all the same.
+    finally:
+        compare = args.compare if compared else None
+        page = write_report(evaluation, args.output, compare=compare, rows=rows, runs=runs)
     sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
-    if fault is not None:
-        raise fault
-    of_these = (*(f"{label}: " for label in done), *(_all_of(*model) for model in models))
+    of_these = tuple(f"{name}: " for name in (*done, *map(_name, models)))
     if failed := [key for key in evaluation.failures if key.startswith(of_these)]:
         raise StoppedError(f"{len(failed)} of {len(tasks) * len(models)} tasks failed, see {args.output}")
 
@@ -95,17 +95,8 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
 
 def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see mteb's documentation for the names"
-        raise UserError(f"{kind} {name!r} is unknown; {hint}")
-
-
-def _check_compared(compared: Sequence[str], evaluation: Evaluation, models: Sequence[Model]) -> None:
-    known = {*labels(evaluation), *(name if at is None else f"{name}@{at}" for name, at in models)}
-    for label in compared:
-        if not any(label == each or label.startswith(f"{each} (") for each in known):
-            near = difflib.get_close_matches(label, known, n=3, cutoff=0.4) or sorted(known)[:10]
-            raise UserError(f"--compare {label!r}: no such model; there are {', '.join(near)}")
+        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or sorted(known)[:10]
+        raise UserError(f"{kind} {name!r} is unknown; there are {', '.join(near)}")
 
 
 def _evaluate_models(
@@ -114,7 +105,8 @@ def _evaluate_models(
     """Evaluate all models; return the labels of those that could be. A fault of one does not cost the others."""
     done, dims, precisions = [], list(dict.fromkeys(args.dims)), list(dict.fromkeys(args.precisions))
     for name, revision in models:
-        evaluation.failures.pop(_all_of(name, revision), None)
+        all_tasks = f"{_name((name, revision))}: all"
+        evaluation.failures.pop(all_tasks, None)
         try:
             model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
             evaluate_model(model, tasks, evaluation, args.output, dims=dims, precisions=precisions)
@@ -123,16 +115,15 @@ def _evaluate_models(
             if len(models) == 1:
                 raise
             logger.error("%s", error)
-            evaluation.failures[_all_of(name, revision)] = str(error)
+            evaluation.failures[all_tasks] = str(error)
             evaluation.save(args.output)
     if not done:
         raise UserError("none of the models could be evaluated; the reasons are above")
     return done
 
 
-def _all_of(name: str, revision: str | None) -> str:
-    """Return the key of all tasks of a model in the failures."""
-    return f"{name}: all" if revision is None else f"{name}@{revision}: all"
+def _name(model: Model) -> str:
+    return model[0] if model[1] is None else "@".join(model)
 
 
 def table(evaluation: Evaluation, models: Sequence[str]) -> str:

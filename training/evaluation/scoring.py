@@ -33,13 +33,10 @@ logger = logging.getLogger("training")
 
 # Embeddings kept for the next task: local tasks share texts.
 _HELD_BYTES = 4 << 30
-# trec_eval's names of mteb's metrics; both end in a number of ranks.
+# trec_eval's names of mteb's metrics; all but the reciprocal rank are followed by the number of ranks.
 _TREC = {
-    "ndcg_at": "ndcg_cut",
-    "map_at": "map_cut",
-    "recall_at": "recall",
-    "precision_at": "P",
-    "hit_rate_at": "success",
+    **{"ndcg_at": "ndcg_cut", "map_at": "map_cut", "mrr_at": "recip_rank"},
+    **{"recall_at": "recall", "precision_at": "P", "hit_rate_at": "success"},
 }
 # If the mean of the examples is further from the score, the task computes its metric in another way.
 _TOLERANCE = 1e-4
@@ -59,7 +56,8 @@ def evaluate_model(
 ) -> None:
     """Add the scores of a model to an evaluation, and save it after each task.
 
-    Results in mteb's cache below ``output`` are not computed again. A task that fails is recorded in ``failures``.
+    Scores that the evaluation has are not computed again; a task that fails is recorded in its ``failures``. Results
+    in mteb's format go to ``output/mteb``.
     """
     store, label = model.store, model.record.label
     views = [
@@ -107,14 +105,13 @@ def _quietly() -> Iterator[None]:
 def _evaluate_task(
     model: EvaluatedModel, task: AbsTask, views: Sequence[EncoderView], evaluation: Evaluation, cache: mteb.ResultCache
 ) -> None:
-    """Evaluate all views; the data are loaded once, and only if a view is not in the cache."""
+    """Evaluate the views that have no scores on these data, which are loaded once."""
     prefix = f"{model.record.label}: {task.metadata.name}"
     for view in views:
+        if _is_known(model, view, task, evaluation):
+            continue
         key = prefix
         try:
-            known = _cached(task, view, cache)
-            if known is not None and _take(model, view, task, known, {}, evaluation):
-                continue
             # An aggregate's data are those of its tasks.
             if not task.data_loaded and not isinstance(task, AbsTaskAggregate):
                 task.load_data()
@@ -128,15 +125,14 @@ def _evaluate_task(
                 return
 
 
-def _cached(task: AbsTask, view: EncoderView, cache: mteb.ResultCache) -> Any:
-    """Return the whole result on these data that mteb's cache holds, or None."""
-    try:
-        known = cache.load_task_result(task.metadata.name, view.mteb_model_meta)
-    # A damaged file.
-    except ValueError:
-        return None
-    current = known is not None and known.dataset_revision == task.metadata.revision
-    return known if current and not known.get_missing_evaluations(task) else None
+def _is_known(model: EvaluatedModel, view: EncoderView, task: AbsTask, evaluation: Evaluation) -> bool:
+    """Return whether the evaluation has all scores of a view on these data, with their examples."""
+    fields = {"model": model.record.label, "task": task.metadata.name, "data": task.metadata.revision}
+    scores = evaluation.select(dimension=view.dimension, precision=view.precision, **fields)
+    asked = {(split, subset) for split in task.eval_splits for subset in task.hf_subsets}
+    if not asked <= {(score.split, score.subset) for score in scores}:
+        return False
+    return not has_examples(task) or all(score.key in evaluation.examples for score in scores)
 
 
 def _run(
@@ -155,63 +151,54 @@ def _run(
         raise StoppedError(results.exceptions[0].exception)
     for result in results.task_results:
         cache.save_to_cache(result, view.mteb_model_meta)
-        _take(model, view, task, result, found, evaluation)
+        _add(model, view, task, result, found, evaluation)
 
 
-def _take(
+def _add(
     model: EvaluatedModel, view: EncoderView, task: AbsTask, result: Any, found: Found, evaluation: Evaluation
-) -> bool:
-    """Add a result's scores and examples, found now or earlier; return False if examples must be computed first."""
-    known = {score.key: score.examples for score in evaluation.scores}
+) -> None:
+    """Add a result's scores and examples."""
     scores, examples = [], {}
     for split, subsets in result.scores.items():
         for subset in subsets:
+            name = subset["hf_subset"]
+            values, data = found.get((split, name)), _data_of(task, split, name)
             score = Score(
                 model=model.record.label,
                 task=task.metadata.name,
                 task_type=task.metadata.type,
-                subset=subset["hf_subset"],
+                subset=name,
                 languages=tuple(subset["languages"]),
                 dimension=view.dimension,
                 precision=view.precision,
                 metric=task.metadata.main_score,
-                # As mteb's cache rounds, so that a resumed run gives the same.
+                # As mteb's results are rounded.
                 value=round(float(subset["main_score"]), 6),
-                examples=0,
+                examples=0 if data is None else len(data["queries"] if isinstance(data, dict) else data),
                 split=split,
                 data=task.metadata.revision,
             )
-            values = found.get((split, score.subset), evaluation.examples.get(score.key))
-            count = _count(task, split, score.subset) if task.data_loaded and task.dataset else known.get(score.key, 0)
             if values is not None:
                 # An empty array says that the task computes its score in another way.
                 examples[score.key] = values if agree(values, score.value) else values[:0]
-                count = len(examples[score.key]) or count
-            elif not found and has_examples(task):
-                return False
-            scores.append(replace(score, examples=count))
+                score = replace(score, examples=len(examples[score.key]) or score.examples)
+            scores.append(score)
     evaluation.put(scores, examples)
-    return True
-
-
-def _count(task: AbsTask, split: str, subset: str) -> int:
-    """Return the number of queries, pairs or texts; 0 for data in another form."""
-    try:
-        data = _data_of(task, split, subset)
-    except (KeyError, TypeError):
-        return 0
-    return len(data["queries"]) if isinstance(data, dict) else len(data)
 
 
 def _data_of(task: AbsTask, split: str, subset: str) -> Any:
-    return task.dataset.get(subset, task.dataset)[split]
+    """Return the data of a split and subset; None for data in another form, and for aggregates, which have none."""
+    try:
+        return task.dataset.get(subset, task.dataset)[split]
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def has_examples(task: AbsTask) -> bool:
     """Whether the task's score is the mean of scores of its examples."""
     metric = task.metadata.main_score
     if isinstance(task, AbsTaskRetrieval):
-        return metric.rpartition("_")[0] in (*_TREC, "mrr_at")
+        return metric.rpartition("_")[0] in _TREC
     if isinstance(task, AbsTaskMultilabelClassification):
         return False
     if isinstance(task, AbsTaskClassification):
@@ -264,30 +251,20 @@ def _scores(task: AbsTask, predictions: Any, data: Any) -> Floats:
     return np.mean(np.asarray(predictions) == labels[None], axis=0).astype(np.float32)
 
 
-def _retrieval(
-    task: AbsTaskRetrieval, results: Mapping[str, Mapping[str, float]], relevant: Mapping[str, Mapping[str, int]]
-) -> Floats:
+def _retrieval(task: AbsTaskRetrieval, results: Mapping[str, Mapping[str, float]], relevant: Any) -> Floats:
     """Return the main metric of each query."""
-    if task.ignore_identical_ids:
-        results = {query: {doc: s for doc, s in docs.items() if doc != query} for query, docs in results.items()}
-    if task.skip_first_result:
-        results = {query: {doc: docs[doc] for doc in _ranked(docs)[1:]} for query, docs in results.items()}
     name, _, ranks = task.metadata.main_score.rpartition("_")
+    measure = "recip_rank" if name == "mrr_at" else f"{_TREC[name]}.{ranks}"
     queries = sorted(set(results) & set(relevant))
-    if name == "mrr_at":
-        return np.array([_reciprocal_rank(results[q], relevant[q], int(ranks)) for q in queries], np.float32)
-    measure = f"{_TREC[name]}.{ranks}"
-    evaluator = pytrec_eval.RelevanceEvaluator({q: dict(relevant[q]) for q in queries}, {measure})
-    scored = evaluator.evaluate({q: dict(results[q]) for q in queries})
-    return np.array([scored[q][measure.replace(".", "_")] for q in queries], np.float32)
-
-
-def _ranked(docs: Mapping[str, float]) -> list[str]:
-    return sorted(docs, key=lambda doc: docs[doc], reverse=True)
-
-
-def _reciprocal_rank(docs: Mapping[str, float], relevant: Mapping[str, int], ranks: int) -> float:
-    return next((1 / rank for rank, doc in enumerate(_ranked(docs)[:ranks], 1) if relevant.get(doc, 0) > 0), 0.0)
+    ranked: dict[str, dict[str, float]] = {}
+    for query in queries:
+        found = sorted(results[query].items(), key=lambda item: item[1], reverse=True)
+        found = [(doc, value) for doc, value in found if doc != query or not task.ignore_identical_ids]
+        found = found[1:] if task.skip_first_result else found
+        ranked[query] = dict(found[: int(ranks)] if name == "mrr_at" else found)
+    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(relevant[query]) for query in queries}, {measure})
+    scored = evaluator.evaluate(ranked)
+    return np.array([scored[query][measure.replace(".", "_")] for query in queries], np.float32)
 
 
 def _bitext(task: AbsTask, neighbours: Sequence[Mapping[str, float]], gold: Sequence[int]) -> Floats:

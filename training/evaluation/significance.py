@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from training.common.errors import UserError
-from training.evaluation.records import Evaluation, Score, load_evaluation
-from training.evaluation.selection import by_task, labels, model_scores
+from training.evaluation.records import Evaluation, Score, by_task, model_scores
 
 Floats = NDArray[np.float64]
+# Of both models, the examples of each group.
+Examples = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 LEVEL = 0.95
 # Resampled values held at once: 32 MiB of float64.
@@ -63,9 +63,7 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of the mean of group means (Efron and Tibshirani, 1993, chapter 13)."""
     arrays = _arrays(groups)
     rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for values in arrays:
-        means += _resampled_means(values, resamples, rng) / len(arrays)
+    means = np.mean([_resampled_means(values, resamples, rng) for values in arrays], axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(_mean_of_means(arrays), float(low), float(high), level, sum(map(len, arrays)))
 
@@ -74,13 +72,9 @@ def _resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -
     """Return ``(resamples,)`` means of samples drawn with replacement."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _FEW_VALUES:
-        drawn = rng.multinomial(len(values), counts / len(values), size=resamples)
-        return drawn @ distinct / len(values)
-    drawn = (
-        values[rng.integers(len(values), size=(rows, len(values)), dtype=np.int32)]
-        for rows in _blocks(resamples, len(values))
-    )
-    return np.concatenate([each.mean(axis=1) for each in drawn])
+        return rng.multinomial(len(values), counts / len(values), size=resamples) @ distinct / len(values)
+    draws = (rng.integers(len(values), size=(rows, len(values)), dtype=np.int32) for rows in _blocks(resamples, values))
+    return np.concatenate([values[drawn].mean(axis=1) for drawn in draws])
 
 
 def paired_test(
@@ -106,39 +100,22 @@ def paired_test(
 
 def _sign_flip_p_value(shares: Floats, resamples: int, rng: np.random.Generator) -> float:
     count = len(shares)
-    if not count:
-        return 1.0
     # The same sum in another order may be smaller by a rounding error.
     observed = abs(shares.sum()) * (1 - 1e-9)
     if count <= _EXACT:
         flipped = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         return float(np.mean(np.abs((1 - 2 * flipped) @ shares) >= observed))
     extreme = 0
-    for rows in _blocks(resamples, count):
+    for rows in _blocks(resamples, shares):
         bits = np.frombuffer(rng.bytes(-(-rows * count // 8)), np.uint8)
         flipped = np.unpackbits(bits, count=rows * count).reshape(rows, count)
         extreme += int((np.abs(shares.sum() - 2 * (flipped.astype(np.float64) @ shares)) >= observed).sum())
     return (extreme + 1) / (resamples + 1)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values of several tests (Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
-        adjusted[number] = largest
-    return adjusted
-
-
-def examples_of(evaluation: Evaluation, scores: Sequence[Score]) -> list[NDArray[np.float32]] | None:
-    """Return the ``(n,)`` examples of each score; None if a score has none, because its metric is not their mean."""
-    found = [evaluation.examples.get(score.key) for score in scores]
-    return None if not found or any(values is None or not len(values) for values in found) else found
-
-
-def _blocks(rows: int, columns: int) -> Iterator[int]:
-    at_once = max(1, _BLOCK // columns)
+def _blocks(rows: int, values: Floats) -> Iterator[int]:
+    """Yield the numbers of rows, as wide as the values, that are drawn at once."""
+    at_once = max(1, _BLOCK // len(values))
     for start in range(0, rows, at_once):
         yield min(at_once, rows - start)
 
@@ -152,6 +129,21 @@ def _arrays(groups: Sequence[ArrayLike]) -> list[Floats]:
     if not all(np.isfinite(values).all() for values in arrays):
         raise UserError("an example's score is not finite; evaluate the model again")
     return arrays
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values of several tests (Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.asarray(p_values, np.float64)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted.tolist()
+
+
+def examples_of(evaluation: Evaluation, scores: Sequence[Score]) -> list[NDArray[np.float32]] | None:
+    """Return the ``(n,)`` examples of each score; None if a score has none, because its metric is not their mean."""
+    found = [evaluation.examples.get(score.key) for score in scores]
+    return None if not found or any(values is None or not len(values) for values in found) else found
 
 
 @dataclass(frozen=True)
@@ -208,39 +200,27 @@ def compare_models(
             differs = adjusted[task] <= 1 - LEVEL
             verdict = _verdict(differs, means[0] - means[1])
         tasks.append(TaskComparison(task, *means, len(pairs), tests.get(task), adjusted.get(task), differs, verdict))
-    overall = _overall(list(examples.values()))
+    overall = _overall(list(examples.values())) if examples else None
     verdict = "no task could be tested" if overall is None else _verdict(overall.differs, overall.difference.mean)
     left_out = sorted((ours.keys() | theirs.keys()) - common.keys())
     return Comparison(first, second, LEVEL, tasks, overall, left_out, verdict)
 
 
-Examples = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
-
-
 def _common(ours: Sequence[Score], theirs: Sequence[Score]) -> list[tuple[Score, Score]]:
     """Return the scores of both on the subsets that both have."""
     others = {(score.split, score.subset): score for score in theirs}
-    pairs = [(score, others[key]) for score in ours if (key := (score.split, score.subset)) in others]
-    for score, other in pairs:
-        if score.data != other.data:
-            raise UserError(
-                f"task {score.task!r}, subset {score.subset!r}: the two models were scored on different data; "
-                "evaluate both on the same version of the task"
-            )
-    return pairs
+    return [(score, others[key]) for score in ours if (key := (score.split, score.subset)) in others]
 
 
 def _examples(evaluation: Evaluation, pairs: Sequence[tuple[Score, Score]]) -> Examples | None:
     first, second = (examples_of(evaluation, scores) for scores in zip(*pairs, strict=True))
-    if first is None or second is None:
-        return None
-    for (score, _), a, b in zip(pairs, first, second, strict=True):
-        if len(a) != len(b):
-            raise UserError(
-                f"task {score.task!r}, subset {score.subset!r}: {len(a)} examples of the first model against {len(b)} "
-                "of the second; evaluate both on the same version of the task"
-            )
-    return first, second
+    lengths = [list(map(len, found or [])) for found in (first, second)]
+    if any(one.data != other.data for one, other in pairs) or (first and second and lengths[0] != lengths[1]):
+        raise UserError(
+            f"task {pairs[0][0].task!r}: the two models were scored on different data; evaluate both on the same "
+            "version of the task"
+        )
+    return (first, second) if first and second else None
 
 
 def _verdict(differs: bool, difference: float) -> str:
@@ -249,10 +229,8 @@ def _verdict(differs: bool, difference: float) -> str:
     return "the first is better" if difference > 0 else "the second is better"
 
 
-def _overall(examples: Sequence[Examples]) -> PairedTest | None:
+def _overall(examples: Sequence[Examples]) -> PairedTest:
     """Test the mean over tasks: an example counts by its share of its subset, the subset by its share of its task."""
-    if not examples:
-        return None
     # The test weights all groups equally; scaled by (groups / tasks / subsets), their mean is the mean over tasks.
     groups = sum(len(first) for first, _ in examples)
     scaled: Examples = ([], [])
@@ -261,23 +239,3 @@ def _overall(examples: Sequence[Examples]) -> PairedTest | None:
         for side, values in zip(scaled, task, strict=True):
             side.extend(weight * np.asarray(each, np.float64) for each in values)
     return paired_test(*scaled)
-
-
-def comparison_of_folders(first: Path, second: Path, models: tuple[str, str] | None = None) -> Comparison:
-    """Compare a model of one evaluation's folder with one of another's; default: the only one of each folder."""
-    merged, chosen = Evaluation(), []
-    for number, folder in enumerate((first, second)):
-        evaluation = load_evaluation(folder)
-        known = labels(evaluation)
-        if models is None and len(known) != 1:
-            raise UserError(f"{folder}: has scores of {len(known)} models ({', '.join(known[:10])}); name one of them")
-        model = models[number] if models else known[0]
-        # The same name may stand for two trainings: the folder tells them apart.
-        label = model if model not in chosen else f"{folder}: {model}"
-        names = {score.key: replace(score, model=label) for score in evaluation.select(model=model)}
-        merged.scores += names.values()
-        merged.examples |= {
-            score.key: evaluation.examples[key] for key, score in names.items() if key in evaluation.examples
-        }
-        chosen.append(label)
-    return compare_models(merged, *chosen)

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from training.common.executor import as_first_process
 from training.common.languages import iso639_3
@@ -43,8 +43,8 @@ from training.models.encoding import embed_batch, lay_out
 from training.models.model_ref import resolve
 
 TASK, TFIDF = "HeldOutPairs", "TF-IDF"
-# The recommended width keeps this share of the full width's accuracy; texts are shown up to this many characters.
-_KEPT, _SHOWN = 0.95, 60
+# Share of the full width's accuracy that the recommended width keeps.
+_KEPT = 0.95
 
 
 def load_stage_pairs(args: StageArguments) -> Pairs | None:
@@ -59,7 +59,7 @@ def check_stage_pairs(stages: Sequence[StageArguments]) -> None:
     """
     builds = any(args.builder is not None for args in stages)
     for args in stages:
-        files = [name for name in (args.evaluation_pairs, args.evaluation_candidates) if name is not None]
+        files = filter(None, [args.evaluation_pairs, args.evaluation_candidates])
         if not builds or all(Path(name).exists() for name in files):
             load_stage_pairs(args)
 
@@ -133,13 +133,7 @@ class PairsCallback(TrainerCallback):
         return [f"eval_pairs_{kind}{suffix}" for suffix in suffixes for kind in ("accuracy", f"ndcg_at_{CUTOFF}")]
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        metrics: dict[str, float],
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """Encode all texts on all processes together and add the metrics."""
         device = self._accelerator.device
@@ -225,9 +219,8 @@ def _scores_by_language(
     for code in dict.fromkeys(codes):
         found = hits[subsets == code].astype(np.float32)
         value, languages = round(float(found.mean()), 6), (code,) if known else ()
-        score = Score(
-            *(label, TASK, "Retrieval", code, languages, dimension, precision, "accuracy_at_1", value, len(found))
-        )
+        task = (TASK, "Retrieval", code, languages)
+        score = Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found))
         scores.append(score)
         examples[score.key] = found
     return scores, examples
@@ -246,38 +239,28 @@ def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
     lines = [f"{'dimensions':<14}{'accuracy@1':>10}"]
     widths = {**result["accuracy"], "TF-IDF": result["tfidf"]}
     lines += [f"{name:<14}{accuracy:>10.3f}" for name, accuracy in widths.items()]
-    if not result["scripts"]:
-        return "\n".join(lines)
-    lines += ["", f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
-    largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])
-    for name, group in largest[:most_scripts]:
+    if result["scripts"]:
+        lines += ["", f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
+    largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])[:most_scripts]
+    for name, group in largest:
         lines.append(f"{name:<14}{group['pairs']:>10}{group['accuracy']:>12.3f}{group['tfidf']:>10.3f}")
-    if len(largest) > most_scripts:
-        lines.append(f"and {len(largest) - most_scripts} more scripts")
     return "\n".join(lines)
 
 
 def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
-    """Return a program that finds a query's passage with the model, at the recommended width."""
-    width = narrowest_width(accuracy)
-    truncated = "" if width == max(map(int, accuracy)) else f", truncate_dim={width}"
+    """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
+    widths = {int(width): score for width, score in accuracy.items()}
+    full = max(widths)
+    width = min(width for width, score in widths.items() if score >= _KEPT * widths[full]) if widths[full] else full
+    truncated = "" if width == full else f", truncate_dim={width}"
     positions = list(dict.fromkeys([pairs.relevant[0][0], *range(min(3, len(pairs.candidates)))]))[:3]
+    texts = [pairs.queries[0], *(pairs.candidates[position] for position in positions)]
+    query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
     return (
         "from sentence_transformers import SentenceTransformer\n\n"
         f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
-        f"query = model.encode_query({_shortened(pairs.queries[0])!r})\n"
-        f"passages = model.encode_document({[_shortened(pairs.candidates[each]) for each in positions]!r})\n"
+        f"query = model.encode_query({query!r})\n"
+        f"passages = model.encode_document({passages!r})\n"
         # Cosine: truncated embeddings are not normalized.
         "print(model.similarity(query, passages))\n"
     )
-
-
-def narrowest_width(accuracy: Mapping[str, float]) -> int:
-    """Return the narrowest width that keeps 95 % of the full width's accuracy; the full one if that is zero."""
-    scores = {int(width): score for width, score in accuracy.items()}
-    full = max(scores)
-    return min(width for width, score in scores.items() if score >= _KEPT * scores[full]) if scores[full] else full
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

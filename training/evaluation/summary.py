@@ -22,13 +22,11 @@ from training.common.languages import SEVERAL, iso639_3
 from training.data.manifest import read_manifest
 from training.data.published import PublishedFile
 from training.data.survey import SourceSurvey, divided, survey
-from training.evaluation.records import Evaluation, Score
-from training.evaluation.selection import by_task, model_scores, task_mean
+from training.evaluation.records import Evaluation, Score, by_task, model_scores, task_mean
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 
 logger = logging.getLogger("training")
 
-WORST = 10
 # Minimum share of all training rows. Of the 60 million published rows, 1 % are 600 000 and 0.1 % are 60 000; shares
 # classify a run on little data, too.
 SHARES = {"high": 0.01, "middle": 0.001, "low": 0.0}
@@ -52,10 +50,8 @@ class TaskScore:
 class GroupScore:
     """The score of one language, script, class or kind of bitext.
 
-    Attributes:
-        name: ``deu-Latn``, ``Latn``, ``high``, …
-        macro: A language's mean over its tasks; of other groups, the mean over their languages.
-        micro: The mean over scores, weighted by their examples.
+    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group; ``micro`` is the
+    mean over scores, weighted by their examples.
     """
 
     name: str
@@ -69,12 +65,8 @@ class GroupScore:
 class Summary:
     """The scores of one model; languages and scripts are sorted, the lowest first.
 
-    Attributes:
-        classes: By class of training data; empty if the training rows are not known.
-        bitext: ``English-centred`` and ``any-to-any`` pairs.
-        macro: Mean over the tasks of their means over subsets.
-        micro: Mean over all scores, weighted by their examples.
-        language_macro: Mean over the languages; None if no score has a language.
+    ``macro`` is the mean over the tasks of their means over subsets, ``micro`` the mean over all scores, weighted by
+    their examples. Without languages, ``language_macro`` is None; without known training rows, there are no classes.
     """
 
     model: str
@@ -92,7 +84,7 @@ class Summary:
     @property
     def worst(self) -> list[GroupScore]:
         """The ten languages with the lowest scores."""
-        return self.languages[:WORST]
+        return self.languages[:10]
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
@@ -162,35 +154,26 @@ def _group(name: str, scores: Sequence[Score], macro: float, languages: int) -> 
 
 
 def _bitext(scores: Iterable[Score]) -> list[GroupScore]:
-    kinds: dict[str, list[Score]] = {"English-centred": [], "any-to-any": []}
-    for score in scores:
-        if score.task_type == "BitextMining" and len(score.languages) == 2:
-            kinds["English-centred" if any(map(_is_english, score.languages)) else "any-to-any"].append(score)
-    return [
-        _group(name, found, task_mean(found), len({language for score in found for language in score.languages}))
-        for name, found in kinds.items()
-        if found
-    ]
+    bitexts = [score for score in scores if score.task_type == "BitextMining" and len(score.languages) == 2]
+    groups = []
+    for name, is_centred in (("English-centred", True), ("any-to-any", False)):
+        found = [score for score in bitexts if any(map(_is_english, score.languages)) == is_centred]
+        if found:
+            languages = {language for score in found for language in score.languages}
+            groups.append(_group(name, found, task_mean(found), len(languages)))
+    return groups
 
 
 def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
     first, examples = scores[0], examples_of(evaluation, scores)
-    return TaskScore(
-        first.task,
-        first.task_type,
-        first.metric,
-        fmean(score.value for score in scores),
-        len(scores),
-        sum(score.examples for score in scores),
-        None if examples is None else bootstrap_interval(examples),
-    )
+    value, count = fmean(score.value for score in scores), sum(score.examples for score in scores)
+    interval = None if examples is None else bootstrap_interval(examples)
+    return TaskScore(first.task, first.task_type, first.metric, value, len(scores), count, interval)
 
 
 def _micro(scores: Sequence[Score]) -> float:
-    examples = sum(score.examples for score in scores)
-    if not examples:
-        return fmean(score.value for score in scores)
-    return sum(score.value * score.examples for score in scores) / examples
+    weights = [score.examples for score in scores]
+    return fmean((score.value for score in scores), weights if any(weights) else None)
 
 
 def _is_english(language: str) -> bool:
@@ -224,13 +207,12 @@ def training_rows(manifest: Path) -> dict[str, int]:
     for collection in survey(manifest).collections:
         for source in collection.sources:
             found += _rows(source, pair=collection.entry.each_file)
-    rows = {code: count for code, count in found.items() if code != SEVERAL}
-    if not rows:
-        shares = read_manifest(manifest).published_shares
-        rows = dict(shares.language_rows) if shares else {}
-    if not rows:
+    del found[SEVERAL]
+    if not found and (shares := read_manifest(manifest).published_shares):
+        found.update(shares.language_rows)
+    if not found:
         raise UserError(f"{manifest}: has no rows by language; give its 'languages' and have its files in place")
-    return rows
+    return dict(found)
 
 
 def _rows(source: SourceSurvey, pair: bool) -> Counter[str]:
@@ -246,18 +228,14 @@ def _rows(source: SourceSurvey, pair: bool) -> Counter[str]:
 def _counted(file: PublishedFile) -> Counter[str]:
     """Count the rows of a file by language, reading only the columns that name it."""
     names = [name for name in ("lang", "script") if name in file.schema.names]
-    counts: Counter[tuple[str | None, ...]] = Counter()
-    for batch in file.further_columns(names):
-        grouped = pa.Table.from_batches([batch]).group_by(names).aggregate([([], "count_all")]).to_pydict()
-        for *cells, count in zip(*(grouped[name] for name in (*names, "count_all")), strict=True):
-            counts[tuple(cells)] += count
     found: Counter[str] = Counter()
-    for cells, count in counts.items():
-        found[_code(file, *cells)] += count
+    for batch in file.further_columns(names):
+        for row in pa.Table.from_batches([batch]).group_by(names).aggregate([([], "count_all")]).to_pylist():
+            found[_code(file, row["lang"], row.get("script"))] += row["count_all"]
     return found
 
 
-def _code(file: PublishedFile, tag: str | None, script: str | None = None) -> str:
+def _code(file: PublishedFile, tag: str | None, script: str | None) -> str:
     if tag is None:
         return SEVERAL
     try:
@@ -270,10 +248,8 @@ def _code(file: PublishedFile, tag: str | None, script: str | None = None) -> st
 
 def known_rows(manifest: Path | None) -> dict[str, int] | None:
     """Return :func:`training_rows`, or None (with a warning) if the manifest is gone or has none."""
-    if manifest is None:
-        return None
     try:
-        return training_rows(manifest)
+        return training_rows(manifest) if manifest is not None else None
     except UserError as error:
         logger.warning("no resource classes: %s", error)
         return None

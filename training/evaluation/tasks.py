@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def make_task(task_type: str, name: str, path: Path, languages: Languages, data:
         name=name,
         description=f"Local data: {path.name}",
         # Results on other data of the same name are other results.
-        dataset={"path": str(path), "revision": _revision(data)},
+        dataset={"path": str(path), "revision": _hash(data, cache(lambda part: _hash(part.to_dict())))[:16]},
         type=task_type,
         category=category,
         eval_splits=[SPLIT],
@@ -62,18 +64,6 @@ def make_task(task_type: str, name: str, path: Path, languages: Languages, data:
 def camel_case(name: str) -> str:
     """Return ``held_out`` as ``HeldOut``, as mteb names tasks."""
     return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
-
-
-def _revision(data: Mapping[str, Any]) -> str:
-    """Hash all data; a corpus shared by several subsets is read once."""
-    known: dict[int, str] = {}
-
-    def digest(dataset: Dataset) -> str:
-        if id(dataset) not in known:
-            known[id(dataset)] = _hash(dataset.to_dict())
-        return known[id(dataset)]
-
-    return _hash(data, digest)[:16]
 
 
 def _hash(value: Any, default: Any = None) -> str:
@@ -99,15 +89,15 @@ class Corpus:
         All passages of rows with the same query are right, and so are texts of the corpus with the same normal form. A
         query does not find itself, unless it is its passage.
         """
-        relevant: dict[str, dict[str, int]] = {}
-        candidates: dict[str, dict[str, None]] = {}
-        for row, (query, passage) in enumerate(zip(queries, passages, strict=True)):
-            relevant.setdefault(query, {}).update(dict.fromkeys(self._spellings[normalise(passage)], 1))
-            if negatives is not None:
-                own = candidates.setdefault(query, {})
-                own.update(dict.fromkeys(self._ids[text] for text in (passage, *negatives[row])))
-        for query, own in candidates.items():
-            relevant[query] = {each: 1 for each in relevant[query] if each in own}
+        relevant: dict[str, dict[str, int]] = defaultdict(dict)
+        candidates: dict[str, dict[str, None]] = defaultdict(dict)
+        for query, passage, others in zip(queries, passages, negatives or repeat(()), strict=False):
+            relevant[query].update(dict.fromkeys(self._spellings[normalise(passage)], 1))
+            candidates[query].update(dict.fromkeys(self._ids[text] for text in (passage, *others)))
+        if negatives is not None:
+            relevant = {
+                query: {each: 1 for each in own if each in candidates[query]} for query, own in relevant.items()
+            }
         ids = {}
         for query, found in relevant.items():
             own_id = f"{text_key(query):016x}"
@@ -116,7 +106,7 @@ class Corpus:
             "corpus": self.dataset,
             "queries": Dataset.from_dict({"id": list(ids.values()), "text": list(ids)}),
             "relevant_docs": {ids[query]: found for query, found in relevant.items()},
-            "top_ranked": {ids[query]: list(own) for query, own in candidates.items()} or None,
+            "top_ranked": negatives and {ids[query]: list(own) for query, own in candidates.items()},
         }
 
 
@@ -129,7 +119,7 @@ def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> dic
     for text, label in zip(texts, labels, strict=True):
         found[text].add(label)
     clear = {text: own.pop() for text, own in found.items() if len(own) == 1}
-    if sum(len(own) >= 2 for own in _by_label(clear).values()) < 2:
+    if sum(count >= 2 for count in Counter(clear.values()).values()) < 2:
         raise TooFewError(
             f"{where}: fewer than two labels have two texts, of {len(set(labels))} labels and {len(found)} texts; two "
             "are needed to classify"
@@ -139,28 +129,22 @@ def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> dic
 
 def classification(name: str, path: Path, languages: Sequence[str], labels: Mapping[str, str]) -> AbsTask:
     """Make a classification task of :func:`labels_of`; half of each label's texts (rounded up) are for training."""
-    # The texts are in pseudo-random order, so every second one is a random half.
-    halves = [{text for texts in _by_label(labels).values() for text in texts[start::2]} for start in (0, 1)]
-    data = {
-        split: _dataset(labels, [text for text in labels if text in half], "text", "label")
-        for split, half in zip(("train", SPLIT), halves, strict=True)
-    }
+    halves: dict[str, dict[str, str]] = {"train": {}, SPLIT: {}}
+    seen: Counter[str] = Counter()
+    for text, label in labels.items():
+        # The texts are in pseudo-random order, so every second one is a random half.
+        halves["train" if seen[label] % 2 == 0 else SPLIT][text] = label
+        seen[label] += 1
+    data = {split: _dataset(labels, half, "text", "label") for split, half in halves.items()}
     return make_task("Classification", name, path, languages, DatasetDict(data))
 
 
 def clustering(name: str, path: Path, languages: Sequence[str], labels: Mapping[str, str]) -> AbsTask:
     """Make a clustering task of :func:`labels_of`."""
-    data = {SPLIT: _dataset(labels, list(labels), "sentences", "labels")}
+    data = {SPLIT: _dataset(labels, labels, "sentences", "labels")}
     return make_task("Clustering", name, path, languages, DatasetDict(data))
 
 
-def _by_label(labels: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for text, label in labels.items():
-        found[label].append(text)
-    return found
-
-
-def _dataset(labels: Mapping[str, str], texts: list[str], text_column: str, label_column: str) -> Dataset:
+def _dataset(labels: Mapping[str, str], part: Mapping[str, str], text_column: str, label_column: str) -> Dataset:
     numbers = {label: number for number, label in enumerate(sorted(set(labels.values())))}
-    return Dataset.from_dict({text_column: texts, label_column: [numbers[labels[text]] for text in texts]})
+    return Dataset.from_dict({text_column: list(part), label_column: [numbers[label] for label in part.values()]})

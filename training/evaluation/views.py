@@ -18,7 +18,7 @@ from mteb.types import PromptType
 from torch import Tensor
 
 from training.common.errors import UserError
-from training.evaluation.encoding import QUANTIZERS, EmbeddingStore, Floats, calibrate, quantized, unit_length
+from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 
 # Documents compared with queries at once, and queries per block: 512 MiB of float32 similarities.
 _DOCUMENTS, _QUERIES = 1 << 16, 1 << 11
@@ -28,23 +28,15 @@ Results = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts before the texts of a task.
+    """Prompts before the texts of a task, by mteb's names: task, type of task, ``query``, ``document``."""
 
-    Attributes:
-        own: Whole prompts by mteb's names: task, type of task, ``query``, ``document``.
-        by_task: Instructions by the same names.
-        template: Text with ``{instruction}``, or (in mteb's registry) a function of instruction and type of prompt.
-        on_documents: Whether documents get the template, too.
-        default: Prompt where no other fits.
-        described: Where the prompts come from, for the log.
-    """
-
-    own: dict[str, str] = field(default_factory=dict)
-    by_task: dict[str, Any] | None = None
+    own: dict[str, str] = field(default_factory=dict)  # whole prompts
+    by_task: dict[str, Any] | None = None  # instructions
+    # Text with ``{instruction}``, or (in mteb's registry) a function of instruction and type of prompt.
     template: Any = None
-    on_documents: bool = False
-    default: str = ""
-    described: str = "none"
+    on_documents: bool = False  # whether documents get the template, too
+    default: str = ""  # where no other fits
+    described: str = "none"  # for the log
 
 
 class EncoderView(AbsEncoder):
@@ -77,8 +69,8 @@ class EncoderView(AbsEncoder):
         self._similarity = meta.similarity_fn_name or store.model.similarity_fn_name
         # mteb's cache keeps results by these: views must not share one.
         experiment = {**(meta.experiment_kwargs or {}), "dimension": dimension, "precision": precision}
-        if precision in QUANTIZERS:
-            experiment["quantizer"] = QUANTIZERS[precision]
+        if precision == "int8":
+            experiment["quantizer"] = "QT_8bit"
         full = dimension == store.width and precision == "float32"
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 
@@ -86,10 +78,10 @@ class EncoderView(AbsEncoder):
         """Return the instruction for the task or its type, or else the model's prompt."""
         used = self.prompts
         # Local tasks get the model's own instruction: they are what it was trained for.
-        if used.template is not None and (
-            not used.own
-            or (get_prompt_name(used.by_task, task_metadata, prompt_type) and _is_of_mteb(task_metadata.name))
-        ):
+        instructed = not used.own or (
+            get_prompt_name(used.by_task, task_metadata, prompt_type) and _is_of_mteb(task_metadata.name)
+        )
+        if used.template is not None and instructed:
             if prompt_type == PromptType.document and not used.on_documents:
                 return ""
             return self.get_task_instruction(task_metadata, prompt_type)
@@ -97,18 +89,10 @@ class EncoderView(AbsEncoder):
         return used.default if own is None else own
 
     def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
-        **kwargs: Any,
+        self, inputs: Any, *, task_metadata: Any, prompt_type: PromptType | None = None, **kwargs: Any
     ) -> Floats:
         """Return ``(n, dimension)`` embeddings of mteb's batches of texts."""
-        texts = [text for batch in inputs for text in batch["text"]]
-        return self.embed(texts, task_metadata, prompt_type)
+        return self.embed([text for batch in inputs for text in batch["text"]], task_metadata, prompt_type)
 
     def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> Floats:
         """Return ``(n, dimension)`` embeddings of a task's texts."""
@@ -124,7 +108,7 @@ class EncoderView(AbsEncoder):
         found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
         return unit_length(found) if self.precision == "int8" and self._similarity == "cosine" else found
 
-    def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **kwargs: Any) -> None:
+    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
         """Set the documents that are searched, and their scale in int8."""
         self._ids, self._documents = self._read(corpus, task_metadata, PromptType.document)
         if self.precision == "int8":
@@ -136,8 +120,6 @@ class EncoderView(AbsEncoder):
         queries: Any,
         *,
         task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
         top_k: int,
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
@@ -148,10 +130,8 @@ class EncoderView(AbsEncoder):
         if top_ranked is not None:
             return self._rank(names, embeddings, top_ranked, task_metadata)
         values, rows = best_documents(embeddings, self._chunks(task_metadata), self.similarity, top_k)
-        return {
-            name: {self._ids[row]: value for value, row in zip(*found, strict=True)}
-            for name, found in zip(names, zip(values.tolist(), rows.tolist(), strict=True), strict=True)
-        }
+        found = zip(names, rows.tolist(), values.tolist(), strict=True)
+        return {name: {self._ids[row]: value for row, value in zip(*of, strict=True)} for name, *of in found}
 
     def _rank(
         self, names: Sequence[str], queries: Tensor, given: Mapping[str, Sequence[str]], task_metadata: Any
@@ -160,9 +140,8 @@ class EncoderView(AbsEncoder):
         results: Results = {name: {} for name in names}
         for name, query in zip(names, queries, strict=True):
             if documents := list(given.get(name, ())):
-                texts = [text_of[each] for each in documents]
-                embeddings = torch.from_numpy(self.embed(texts, task_metadata, PromptType.document))
-                found = torch.as_tensor(self.similarity(query[None], embeddings))[0]
+                embeddings = self.embed([text_of[each] for each in documents], task_metadata, PromptType.document)
+                found = torch.as_tensor(self.similarity(query[None], torch.from_numpy(embeddings)))[0]
                 results[name] = dict(zip(documents, found.tolist(), strict=True))
         return results
 
@@ -197,9 +176,8 @@ def best_documents(
         ]
         values = torch.cat([values, torch.cat([each.values for each in found])], dim=1)
         rows = torch.cat([rows, torch.cat([each.indices for each in found]) + first], dim=1)
-        if values.shape[1] > top_k:
-            values, kept = values.topk(top_k, dim=1)
-            rows = rows.gather(1, kept)
+        values, kept = values.topk(min(top_k, values.shape[1]), dim=1)
+        rows = rows.gather(1, kept)
     return values, rows
 
 

@@ -48,15 +48,13 @@ _COLUMNS = ("query", "passage", "lang", "script")
 
 
 def split_program(held_out: Path, output: Path, program: str | None, replayed: Path) -> str:
-    """Write the data of an adaptation and return the program.
+    """Write the data of an adaptation and return the program (default: that with the most English texts).
 
     The English texts of the program are divided by key: ``program.parquet`` has the messages of some of them, to be
     found afterwards, ``train.parquet`` those of the others. The English texts of all other held-out programs are halved
     by key: ``elsewhere_validation.parquet`` to choose settings on, ``elsewhere.parquet`` to report. No English text is
-    in two files. The manifest has two stages: ``alone`` trains on the program, ``replay`` also on ``replayed``.
-
-    ``replayed`` is a file of pairs of which the model was trained on rows; the default program is that with the most
-    English texts.
+    in two files. The manifest has two stages: ``alone`` trains on the program, ``replay`` also on ``replayed``, pairs
+    that the model was trained on.
     """
     columns = read_texts(held_out, [*_COLUMNS, "domain"])
     domains, found = columns["domain"], columns["passage"]
@@ -101,11 +99,11 @@ def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], ne
     for number in range(_NEGATIVES if negatives else 0):
         drawn = keyed_bits(_NEGATIVE, number, np.array(rows, dtype=np.uint64)) % np.uint64(len(negatives))
         pairs = zip(drawn.tolist(), table["passage"], strict=True)
-        table[f"negative_{number + 1}"] = [_another(negatives, start, passage) for start, passage in pairs]
+        table[f"negative_{number + 1}"] = [another(negatives, start, passage) for start, passage in pairs]
     pq.write_table(pa.table(table), path)
 
 
-def _another(texts: Sequence[str], start: int, passage: str) -> str:
+def another(texts: Sequence[str], start: int, passage: str) -> str:
     """Return the text at ``start``, or the nearest before it that is not a spelling of the passage."""
     around = (texts[start - back] for back in range(len(texts)))
     return next((text for text in around if normalise(text) != normalise(passage)), texts[start - 1])
@@ -131,18 +129,14 @@ def table(program: str, result: Mapping[str, Mapping[str, Any]]) -> str:
     """Format the result in Markdown: accuracies, and changes from the first model in points with 95 % intervals."""
     lines = [f"| | {program} | change | elsewhere | change | weights saved |", "| --- " * 6 + "|"]
     for name, row in result.items():
-        cells = [cell for where in ("program", "elsewhere") for cell in _cells(row.get(where))]
-        lines.append(f"| {' | '.join([name, *cells])} | {row['megabytes']:.2f} MB |")
+        cells = [name]
+        for score in (row.get("program"), row.get("elsewhere")):
+            change = ""
+            if score and "change" in score:
+                change = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * score[n] for n in ("change", "low", "high")))
+            cells += [f"{score['accuracy']:.3f}" if score else "not measured", change]
+        lines.append(f"| {' | '.join(cells)} | {row['megabytes']:.2f} MB |")
     return "\n".join(lines)
-
-
-def _cells(score: Mapping[str, float] | None) -> tuple[str, str]:
-    if score is None:
-        return "not measured", ""
-    if "change" not in score:
-        return f"{score['accuracy']:.3f}", ""
-    change, low, high = (f"{100 * score[name]:+.1f}" for name in ("change", "low", "high"))
-    return f"{score['accuracy']:.3f}", f"{change} ({low} to {high})"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -175,9 +169,8 @@ def _run(arguments: argparse.Namespace) -> None:
         models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
     except OutputError as error:
         raise error.advising("mend or undo that, or give another --output") from None
-    files = {"program": "program", "elsewhere": "elsewhere"}
-    if arguments.validate:
-        files = {"elsewhere": "elsewhere_validation"}
+    reported = {"program": "program", "elsewhere": "elsewhere"}
+    files = {"elsewhere": "elsewhere_validation"} if arguments.validate else reported
     candidates = arguments.data / "candidates.parquet"
     pairs = {where: load_pairs(data / f"{name}.parquet", candidates) for where, name in files.items()}
     result = _measure(models, pairs)
@@ -196,8 +189,7 @@ def _measure(models: Mapping[str, Path], pairs: Mapping[str, Pairs]) -> dict[str
         result[name] = {"megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6}
         for where, each in pairs.items():
             encoded = encode_pairs(model, each)
-            found = nearest(encoded.queries, encoded.candidates, encoded.queries.shape[1])
-            hits = each.hits(found).astype(np.float64)
+            hits = each.hits(nearest(encoded.queries, encoded.candidates, encoded.queries.shape[1])).astype(np.float64)
             result[name][where] = {"accuracy": float(hits.mean())}
             if where in first:
                 # A message with several English texts counts with the first of them.

@@ -50,13 +50,8 @@ _TOKENS_AT_ONCE = 8192
 class Claim:
     """A stage of the recipe that should score higher than another.
 
-    Attributes:
-        statement: The paper's claim, in short.
-        better: The stage that should be ahead.
-        worse: The stage that it is compared with.
-        metric: ``held_out`` (accuracy@1 on held-out names at full width), ``narrow`` (at an eighth of the width) or
-            ``mixed`` (see :func:`mixed_accuracy`).
-        published: What the paper reports for it.
+    ``metric`` is ``held_out`` (accuracy@1 on held-out names at full width), ``narrow`` (at an eighth of the width) or
+    ``mixed`` (see :func:`mixed_accuracy`); ``published`` is what the paper reports.
     """
 
     statement: str
@@ -80,7 +75,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of both stages of a claim by seed, in percent."""
+    """Scores of both stages of a claim by seed, in percent; the stages of a seed share data, order and start."""
 
     claim: Claim
     better: list[float]
@@ -88,7 +83,7 @@ class Outcome:
 
     @property
     def differences(self) -> list[float]:
-        """Percentage points by seed: both stages of a seed share data, order and start."""
+        """Percentage points by seed."""
         return [a - b for a, b in zip(self.better, self.worse, strict=True)]
 
     @property
@@ -102,8 +97,7 @@ class Outcome:
 def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> float:
     """Return the share of validation rows whose query is nearer to its passage than to every negative, over sources.
 
-    Each source asks for something else about the same names: their English form, their currency, names of the same
-    kind or of the same language.
+    Each source asks for something else about the same names, such as their English form or their currency.
     """
     scores = [_row_accuracy(model, source) for source in sources if len(source.rows["validation"])]
     if not scores:
@@ -152,15 +146,12 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """Format the outcomes in Markdown: percent, mean ± standard deviation over the seeds."""
     lines = ["| claim | ahead | behind | difference, points | here | published |", "| --- " * 6 + "|"]
     for outcome in outcomes:
-        numbers = [_mean_and_deviation(each) for each in (outcome.better, outcome.worse)]
-        numbers.append(_mean_and_deviation(outcome.differences, sign="+"))
+        numbers = [
+            f"{statistics.fmean(values):{sign}.1f} ± {np.std(values, ddof=len(values) > 1):.1f}"
+            for values, sign in ((outcome.better, ""), (outcome.worse, ""), (outcome.differences, "+"))
+        ]
         lines.append(f"| {' | '.join([outcome.claim.statement, *numbers, outcome.verdict, outcome.claim.published])} |")
     return "\n".join(lines)
-
-
-def _mean_and_deviation(values: Sequence[float], sign: str = "") -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):{sign}.1f} ± {deviation:.1f}"
 
 
 def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs) -> dict[str, dict[str, float]]:
@@ -205,15 +196,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     disable_progress_bar()
-    parser = make_parser()
-    arguments = parser.parse_args(words)
-    for name in ("seeds", "processes"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = make_parser().parse_args(words)
     return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if min(arguments.seeds, arguments.processes) < 1:
+        raise UserError("--seeds and --processes must be at least 1")
     stages = {stage.name for stage in load_recipe(arguments.recipe).stages}
     if missing := sorted({arm for claim in CLAIMS for arm in (claim.better, claim.worse)} - stages):
         names = ", ".join(missing)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -28,6 +28,7 @@ from training.common.command import run_command
 from training.common.errors import UserError
 from training.data.cldr.names import read_names
 from training.evaluation.encoding import unit_length
+from training.evaluation.records import bytes_per_vector
 from training.models.encoders import load_encoder
 from training.models.model_ref import resolve
 
@@ -42,10 +43,8 @@ Positions = NDArray[np.int64]
 class Searched(NamedTuple):
     """A measured way to search.
 
-    Attributes:
-        index_bytes: Bytes of the vectors in the index.
-        recall: Share of the ten nearest texts that are among the ten found.
-        milliseconds: Per query, all queries in one call, on one thread.
+    ``recall`` is the share of the ten nearest texts that are among the ten found, ``milliseconds`` are per query, all
+    queries in one call, on one thread.
     """
 
     name: str
@@ -54,90 +53,65 @@ class Searched(NamedTuple):
     milliseconds: float
 
 
-class _Index(NamedTuple):
-    """A FAISS index of the texts, with the queries in its form."""
-
-    name: str
-    faiss: Any
-    queries: NDArray[Any]
-    size: int
-
-    def nearest(self, count: int) -> Positions:
-        return self.faiss.search(self.queries, count)[1]
-
-
 def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Iterator[Searched]:
     """Search in several ways; the first is exact, and the reference of the others.
 
-    Args:
-        texts: ``(n, d)`` embeddings of unit length.
-        queries: ``(q, d)`` embeddings of unit length.
-        short: Leading dimensions of the smaller indices.
-        shortlist: Texts that the full vectors rank.
+    ``texts`` are ``(n, d)`` and ``queries`` ``(q, d)`` embeddings of unit length. Smaller indices have ``short``
+    leading dimensions, and the full vectors rank a ``shortlist`` of texts.
     """
     width = texts.shape[1]
     _check(width, len(texts), short, shortlist)
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    per_query = 1000 / len(queries)
-    whole = _index(faiss, texts, queries, width, "float32")
-    exact, seconds = _timed(partial(whole.nearest, TOP))
-    yield Searched(f"{whole.name}, exact", whole.size, 1.0, seconds * per_query)
-    ways = [(short, "float32"), (width, "int8"), (short, "int8"), (width, "binary"), (short, "binary")]
-    for index in (_index(faiss, texts, queries, dims, precision) for dims, precision in ways):
-        two_steps = partial(_two_steps, texts, queries, index, shortlist)
-        for name, search in ((index.name, partial(index.nearest, TOP)), (f"{index.name}, then full", two_steps)):
-            found, seconds = _timed(search)
-            recall = np.mean([len(set(one) & set(other)) / TOP for one, other in zip(found, exact, strict=True)])
-            yield Searched(name, index.size, float(recall), seconds * per_query)
+    exact = None
+    ways = [(width, "float32"), (short, "float32"), (width, "int8"), (short, "int8")]
+    for dims, precision in [*ways, (width, "binary"), (short, "binary")]:
+        nearest, size = _index(texts, queries, dims, precision)
+        name = f"{dims} × {precision}"
+        if exact is None:
+            exact = nearest(TOP)
+            searches = {f"{name}, exact": partial(nearest, TOP)}
+        else:
+            two_steps = partial(_two_steps, texts, queries, nearest, shortlist)
+            searches = {name: partial(nearest, TOP), f"{name}, then full": two_steps}
+        for way, search in searches.items():
+            recall = np.mean([len(set(one) & set(other)) / TOP for one, other in zip(search(), exact, strict=True)])
+            seconds = min(timeit.repeat(search, number=1, repeat=ROUNDS))
+            yield Searched(way, size, float(recall), 1000 * seconds / len(queries))
 
 
 def _check(width: int, texts: int, short: int, shortlist: int) -> None:
     if find_spec("faiss") is None:
         raise UserError("this example searches with FAISS; pip install 'f2llm[mine]'")
-    if width < 8:
-        raise UserError(f"the model has {width} dimensions, and a binary index takes 8 at a time; name a wider model")
     if not 8 <= short <= width or short % 8:
         raise UserError(f"--short {short}: give a multiple of 8 up to the model's width, {width}")
     if not TOP <= shortlist <= texts:
         raise UserError(f"--shortlist {shortlist}: give a number from {TOP} to that of the texts, {texts}")
 
 
-def _index(faiss: Any, texts: Vectors, queries: Vectors, dims: int, precision: str) -> _Index:
-    name = f"{dims} × {precision}"
+def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple[Callable[[int], Positions], int]:
+    """Return a search of the texts for a number of neighbours of each query, and the bytes of its index."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
     if precision == "binary":
         stored, asked = (quantize_embeddings(each[:, :dims], "ubinary") for each in (texts, queries))
         index = faiss.IndexBinaryFlat(stored.shape[1] * 8)
-        index.add(stored)
-        return _Index(name, index, asked, stored.nbytes)
-    stored, asked = (unit_length(each[:, :dims]) for each in (texts, queries))
-    if precision == "float32":
-        index = faiss.IndexFlatIP(dims)
     else:
+        stored, asked = (unit_length(each[:, :dims]) for each in (texts, queries))
+        index = faiss.IndexFlatIP(dims)
+    if precision == "int8":
         # For vectors of unit length, the nearest are the most similar. The inner product finds less: it depends on the
         # lengths of the decoded vectors, which differ a little.
         index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
         index.train(stored)
     index.add(stored)
-    return _Index(name, index, asked, len(texts) * dims * (4 if precision == "float32" else 1))
+    return lambda count: index.search(asked, count)[1], bytes_per_vector(dims, precision) * len(texts)
 
 
-def _two_steps(texts: Vectors, queries: Vectors, index: _Index, shortlist: int) -> Positions:
+def _two_steps(texts: Vectors, queries: Vectors, nearest: Callable[[int], Positions], shortlist: int) -> Positions:
     """Return the ``(q, 10)`` nearest by the full vectors in each query's shortlist."""
-    found = index.nearest(shortlist)
+    found = nearest(shortlist)
     scores = np.einsum("qd,qkd->qk", queries, texts[found])
     return np.take_along_axis(found, np.argsort(-scores, axis=1)[:, :TOP], axis=1)
-
-
-def _timed(search: Callable[[], Positions]) -> tuple[Positions, float]:
-    """Return what a search finds, and the seconds of its fastest round."""
-    fastest = float("inf")
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        found = search()
-        fastest = min(fastest, time.perf_counter() - started)
-    return found, fastest
 
 
 def read_texts(texts: int, queries: int) -> tuple[list[str], list[str]]:

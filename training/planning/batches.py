@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,6 @@ from training.trainer.batches import GlobalBatchSampler, PackedCollator, Prepare
 
 # Batches whose tokens are counted, spread over an epoch.
 _SAMPLE = 256
-
-
-# Rows
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,8 @@ def why_not_local(args: StageArguments) -> str | None:
     if not isinstance(manifest.folder.root, Path):
         return f"{manifest.folder} is remote"
     entries = manifest.of_stage(args.manifest_stage)
-    missing = [entry for entry in entries if not all(find_entry_files(manifest, entry).values())]
-    if not missing:
-        return None
-    return f"{manifest.folder} lacks files of {len(missing)} of {len(entries)} entries"
+    missing = sum(not all(find_entry_files(manifest, entry).values()) for entry in entries)
+    return f"{manifest.folder} lacks files of {missing} of {len(entries)} entries" if missing else None
 
 
 def estimated_sizes(args: StageArguments) -> list[SourceSizes]:
@@ -60,24 +56,20 @@ def estimated_sizes(args: StageArguments) -> list[SourceSizes]:
     ``stage_rows``, the capped collections are scaled down to that total.
     """
     manifest = read_manifest(args.manifest, args.data_dir)
-    found = survey(args.manifest, args.data_dir, args.manifest_stage, reach=isinstance(manifest.folder.root, Path))
-    scale = _scale(found.collections, manifest.stage_rows.get(args.manifest_stage))
+    local = isinstance(manifest.folder.root, Path)
+    found = survey(args.manifest, args.data_dir, args.manifest_stage, reach=local).collections
+    total, scale = manifest.stage_rows.get(args.manifest_stage), 1.0
+    uncertain = sum(each.published_kept for each in found if _is_uncertain(each))
+    if total is not None and uncertain:
+        certain = sum(each.published_kept for each in found if not _is_uncertain(each))
+        scale = min(max((total - certain) / uncertain, 0.0), 1.0)
     # Names of a collection's sources are not known: those of its entry stand for them here.
-    stand_ins = [Source(each.entry.name, [], each.entry.task_type, "") for each in found.collections]
+    stand_ins = [Source(each.entry.name, [], each.entry.task_type, "") for each in found]
     kept = {source.name for source in select_sources(stand_ins, None, args.task_types)}
-    sizes = [_sizes(args, each, scale) for each in found.collections if each.entry.name in kept]
+    sizes = [_sizes(args, each, scale) for each in found if each.entry.name in kept]
     if not any(each.rows for each in sizes):
         raise UserError(f"{args.manifest}: no source fits {args.sources!r} in 'sources'; see the names in the manifest")
     return [each for each in sizes if each.rows]
-
-
-def _scale(collections: Sequence[CollectionSurvey], stage_rows: int | None) -> float:
-    """Return the factor of capped collections that gives the published rows of the stage."""
-    uncertain = sum(each.published_kept for each in collections if _is_uncertain(each))
-    certain = sum(each.published_kept for each in collections if not _is_uncertain(each))
-    if stage_rows is None or not uncertain:
-        return 1.0
-    return min(max((stage_rows - certain) / uncertain, 0.0), 1.0)
 
 
 def _is_uncertain(found: CollectionSurvey) -> bool:
@@ -86,18 +78,18 @@ def _is_uncertain(found: CollectionSurvey) -> bool:
 
 
 def _sizes(args: StageArguments, found: CollectionSurvey, scale: float) -> SourceSizes:
-    entry = found.entry
+    entry, patterns = found.entry, args.sources or ["*"]
     caps = [cap for cap in (found.cap, args.cap_of(entry.name)) if cap is not None]
     capped = replace(found, cap=min(caps, default=None))
     whole = bool(found.files) and not found.missing and not found.faults
     if whole and entry.each_file:
-        fitting = [file for file in found.files if _fits(Path(file.name).stem, args.sources)]
+        fitting = [file for file in found.files if _fits(Path(file.name).stem, patterns)]
         rows = [float(replace(capped, files=[file]).kept) for file in fitting]
     elif whole:
-        rows = [float(capped.kept)] * _fits(entry.name, args.sources)
+        rows = [float(capped.kept)] * _fits(entry.name, patterns)
     else:
         number = (entry.published_files or 1) if entry.each_file else 1
-        selected = _number_selected(entry, args.sources, number)
+        selected = _number_selected(entry, patterns, number)
         if selected and entry.published_rows is None:
             raise UserError(
                 f"{args.manifest}: source {entry.name!r}: its files are missing here and it has no 'published_rows' to "
@@ -108,22 +100,17 @@ def _sizes(args: StageArguments, found: CollectionSurvey, scale: float) -> Sourc
     return SourceSizes(entry.name, entry.task_type, rows, published=not whole)
 
 
-def _fits(name: str, patterns: Sequence[str] | None) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _number_selected(entry: Entry, patterns: Sequence[str] | None, number: int) -> int:
+def _number_selected(entry: Entry, patterns: Sequence[str], number: int) -> int:
     """Return how many of an entry's sources, whose names may be unknown, the patterns can select."""
-    if not entry.each_file:
-        return number if _fits(entry.name, patterns) else 0
-    stems = [Path(file).stem for file in entry.files]
+    stems = [Path(file).stem for file in entry.files] if entry.each_file else [entry.name]
     # A pattern that covers the entry's own, such as `webfaq_*`, selects all files; a name that fits it, one file.
     if any(_fits(stem, patterns) for stem in stems):
         return number
-    return min(number, sum(any(fnmatch(pattern, stem) for stem in stems) for pattern in patterns or []))
-
-
-# Batches
+    return min(number, sum(_fits(pattern, stems) for pattern in patterns)) if entry.each_file else 0
 
 
 @dataclass(frozen=True)
@@ -149,24 +136,24 @@ def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split
     collator = PackedCollator(sources, args.num_hard_negatives, args.seed)
     dataset = PreparedRows(sources, split)
     every = max(len(sampler) // _SAMPLE, 1)
-    lengths = [
-        collator.text_lengths([dataset[key] for key in keys]) for i, keys in enumerate(sampler) if i % every == 0
-    ]
-    # Process 0 stands for all: their shares differ by less than one text.
-    layouts = [lay_out(each, 0, args.world_size, args.max_tokens_per_forward) for each in lengths]
-    chunk_tokens = [
-        [int(each[chunk].sum()) for chunk in layout.chunks] for each, layout in zip(lengths, layouts, strict=True)
-    ]
-    repeated = [sum(chunks[:-1]) / sum(chunks) for chunks in chunk_tokens]
+    batches = []
+    for keys in islice(sampler, 0, None, every):
+        lengths = collator.text_lengths([dataset[key] for key in keys])
+        # Process 0 stands for all: their shares differ by less than one text.
+        layout = lay_out(lengths, 0, args.world_size, args.max_tokens_per_forward)
+        chunks = [int(lengths[chunk].sum()) for chunk in layout.chunks]
+        squared, repeated = (lengths.astype(float) ** 2).sum(), lengths.sum() * (sum(chunks[:-1]) / sum(chunks))
+        batches.append((lengths.sum(), len(lengths), len(chunks), max(chunks), squared, repeated))
+    tokens, texts, chunks, most_tokens, squared, repeated = np.array(batches, dtype=float).T
     return Batches(
         count=len(sampler),
-        tokens=float(np.mean([each.sum() for each in lengths])),
-        texts=float(np.mean([len(each) for each in lengths])),
-        chunks=float(np.mean([len(layout.chunks) for layout in layouts])),
-        most_texts=max(len(each) for each in lengths),
-        most_chunk_tokens=max(max(chunks) for chunks in chunk_tokens),
-        squared_tokens=float(np.mean([(each.astype(float) ** 2).sum() for each in lengths])),
-        repeated_tokens=float(np.mean([each.sum() * share for each, share in zip(lengths, repeated, strict=True)])),
+        tokens=float(tokens.mean()),
+        texts=float(texts.mean()),
+        chunks=float(chunks.mean()),
+        most_texts=int(texts.max()),
+        most_chunk_tokens=int(most_tokens.max()),
+        squared_tokens=float(squared.mean()),
+        repeated_tokens=float(repeated.mean()),
     )
 
 
@@ -177,26 +164,25 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
     length = min(args.planned_text_tokens, args.max_length)
-    columns = {task_type: 2 + count for task_type, count in args.num_hard_negatives.items()}
     # Batches of each source, and texts of each of them.
     counts, texts = [], []
     for each in sizes:
+        columns = 2 + args.num_hard_negatives[each.task_type]
         for rows in each.rows:
-            kept = rows * share
-            counts.append(math.ceil(kept / args.global_batch_size))
-            texts.append(columns[each.task_type] * kept / counts[-1] if counts[-1] else 0.0)
+            counts.append(math.ceil(rows * share / args.global_batch_size))
+            texts.append(columns * rows * share / max(counts[-1], 1))
     if not sum(counts):
         return Batches()
-    weights, texts = np.array(counts), np.array(texts)
+    texts = np.array(texts)
     of_process, budget = texts / args.world_size, args.max_tokens_per_forward
     # A chunk holds whole texts.
     chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
 
     def mean(values: np.ndarray) -> float:
-        return float(np.average(values, weights=weights))
+        return float(np.average(values, weights=counts))
 
     return Batches(
-        count=int(weights.sum()),
+        count=sum(counts),
         tokens=mean(texts * length),
         texts=mean(texts),
         chunks=mean(chunks),

@@ -56,14 +56,11 @@ _COPIES_OF_EMBEDDINGS = 10
 _WARM_UP, _STEPS = 2, 10
 
 
-# Operations
-
-
 class StageFlops(NamedTuple):
-    """Operations of a stage: of its steps, of the teacher in them, and of its evaluations."""
+    """Operations of a stage."""
 
     steps: float = 0.0
-    teacher: float = 0.0
+    teacher: float = 0.0  # in the steps
     evaluations: float = 0.0
 
     @property
@@ -90,32 +87,28 @@ def stage_flops(
 ) -> StageFlops:
     """Return the operations of a training stage with so many steps and evaluations."""
     # A cached teacher encodes every text once, before the stage.
-    taught = steps if teacher is not None and args.teacher_cache_dir is None else 0
+    taught = teacher is not None and args.teacher_cache_dir is None
     validated = evaluations * validation.count
     return StageFlops(
         steps=steps * step_flops(config, training, args.activation_checkpointing, args.lora),
-        teacher=taught * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
+        teacher=steps * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
         evaluations=validated * forward_flops(config, validation.tokens, validation.squared_tokens),
     )
 
 
-# Memory
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Bytes on one device."""
 
     state: int  # weights, gradients and optimizer
     activations: int  # what one chunk keeps for its backward pass
-    loss: int  # embeddings of the whole batch and what the loss derives from them
+    loss: int = 0  # embeddings of the whole batch and what the loss derives from them
     teacher: int = 0
     program: int = 0  # what the process holds already; 0 on a GPU
 
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.state + self.activations + self.loss + self.teacher + self.program
+        return sum(self)
 
 
 def count_adapter(config: F2LLMConfig, adapter: LoraConfig) -> int:
@@ -149,11 +142,9 @@ def estimate_memory(
         # Autocast, or the graph if weights are frozen, keeps a copy of the weights of the layers.
         state += 2 * (parameters - config.vocab_size * config.hidden_size)
     outside, layer = _bytes_per_token(config, bf16, adapter)
-    layers = config.num_hidden_layers
+    per_token = outside + config.num_hidden_layers * layer
     if gradient_checkpointing:
-        per_token = outside + layers * 4 * config.hidden_size + layer
-    else:
-        per_token = outside + layers * layer
+        per_token = outside + config.num_hidden_layers * 4 * config.hidden_size + layer
     return MemoryEstimate(
         state=state,
         activations=int(chunk_tokens * per_token),
@@ -174,7 +165,6 @@ def estimate_pruning_memory(
     return MemoryEstimate(
         state=4 * (count_parameters(before) + count_parameters(after)),
         activations=int(chunk_tokens * (outside + layer)),
-        loss=0,
         program=_program(),
     )
 
@@ -185,12 +175,8 @@ def _program() -> int:
 
 def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
     """Return the bytes per token kept for the backward pass: outside of the layers, and by each layer."""
-    short, long = 64, 128
-    one, two = (
-        (_kept_bytes(config, layers, long, bf16, adapter) - _kept_bytes(config, layers, short, bf16, adapter))
-        / (long - short)
-        for layers in (1, 2)
-    )
+    of_64, of_128 = ([_kept_bytes(config, layers, tokens, bf16, adapter) for layers in (1, 2)] for tokens in (64, 128))
+    one, two = ((long - short) / 64 for short, long in zip(of_64, of_128, strict=True))
     return 2 * one - two, two - one
 
 
@@ -200,14 +186,12 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
     They are proportional to every width, so a model with one key-value head is measured.
     """
     heads = config.num_key_value_heads
-    changes = {
-        **{"num_hidden_layers": layers, "layer_types": (2 * config.layer_types)[:layers], "max_window_layers": layers},
-        **{"matryoshka_dimensions": None, "is_matryoshka": False},
-        **{"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
-        **{"num_attention_heads": config.num_attention_heads // heads, "num_key_value_heads": 1},
-        **{name: getattr(config, name) // heads for name in ("hidden_size", "intermediate_size")},
-    }
-    model = F2LLMModel(F2LLMConfig.from_dict(config.to_dict() | changes)).train()
+    fields = config.to_dict()
+    fields |= {name: fields[name] // heads for name in ("num_attention_heads", "hidden_size", "intermediate_size")}
+    fields |= {"num_key_value_heads": 1, "matryoshka_dimensions": None, "is_matryoshka": False}
+    fields |= {"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    fields |= {"num_hidden_layers": layers, "max_window_layers": layers}
+    model = F2LLMModel(F2LLMConfig.from_dict({**fields, "layer_types": (2 * config.layer_types)[:layers]})).train()
     if adapter is not None:
         narrow = deepcopy(adapter)
         narrow.r = max(adapter.r // heads, 1)
@@ -231,9 +215,6 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
     counted = sum(size for address, size in kept.items() if address not in weights)
     del output
     return counted * heads
-
-
-# Time
 
 
 @dataclass(frozen=True)
@@ -265,17 +246,21 @@ class _Clock(TrainerCallback):
     """Records the end and the tokens of each step."""
 
     def __init__(self, trainer: F2LLMTrainer) -> None:
-        self.trainer = trainer
-        self.ends: list[float] = []
-        self.tokens: list[int] = []
+        self.trainer, self.ends, self.tokens = trainer, [], []
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.ends.append(time.perf_counter())
 
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        _synchronize()
-        self.ends.append(time.perf_counter())
+    def on_step_end(self, args: TrainingArguments, *states: Any, **kwargs: Any) -> None:
+        self.ends.append(_now())
         self.tokens.append(self.trainer.last_batch["input_ids"].numel() * args.world_size)
+
+
+def _now() -> float:
+    """Return the time when the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure_stage(
@@ -286,10 +271,25 @@ def measure_stage(
     teacher: F2LLMConfig | None = None,
 ) -> Measurement:
     """Run the first steps of a stage with random weights, and write one checkpoint, in a temporary folder."""
+    args = deepcopy(stage.arguments)
+    args.max_steps, args.load_best_model_at_end = _WARM_UP + _STEPS, False
+    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    args.logging_strategy, args.logging_first_step, args.report_to = IntervalStrategy.NO, False, []
+    options = {"dtype": torch.float32, **model_options(args)}
+    model = F2LLMModel._from_config(deepcopy(config), **options)
+    if (adapter := adapter_config(args)) is not None:
+        add_adapter(model, adapter)
+    guide = None
+    # Steps with a cache only read the teacher's embeddings.
+    if teacher is not None and args.teacher_cache_dir is None:
+        width = config.hidden_size
+        projection = Projection(width, teacher.hidden_size, args) if args.teacher_projection else None
+        guide = Distillation(width, Teacher(F2LLMModel._from_config(teacher, **options)), projection=projection)
     # On the disk of the stage's checkpoints. Each process has its own folder.
-    scratch = stage.arguments.prepared_folder / f"measure-{stage.arguments.process_index}"
+    scratch = args.prepared_folder / f"measure-{args.process_index}"
     with locked(scratch, busy="another command measures there; wait for it to end"), scratch_folder(scratch) as folder:
-        trainer = _trainer(stage, str(folder), config, sources, tokenizer, teacher)
+        args.output_dir = str(folder)
+        trainer = make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
         clock = _Clock(trainer)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
@@ -298,57 +298,20 @@ def measure_stage(
         if trainer.interruption.signal:
             raise KeyboardInterrupt(trainer.interruption.signal)
         seconds = np.diff(clock.ends)
-        usual = float(np.mean(seconds[_WARM_UP:]))
-        start = time.perf_counter()
+        before = _now()
         trainer._save_checkpoint(trainer.model, None)
-        checkpoint = time.perf_counter() - start
-        start = time.perf_counter()
+        saved = _now()
         with trainer.accelerator.autocast():
             embed_batch(trainer.model, trainer.last_batch)
-        _synchronize()
-        forward = time.perf_counter() - start
-        return Measurement(
-            seconds=seconds[_WARM_UP:].tolist(),
-            tokens=clock.tokens[_WARM_UP:],
-            warm_up=max(float(sum(seconds[:_WARM_UP])) - _WARM_UP * usual, 0.0),
-            seconds_per_token=forward / clock.tokens[-1],
-            checkpoint=checkpoint,
-            peak_bytes=_peak_bytes(),
-        )
-
-
-def _trainer(
-    stage: Stage,
-    folder: str,
-    config: F2LLMConfig,
-    sources: list[PreparedSource],
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: F2LLMConfig | None,
-) -> F2LLMTrainer:
-    args = deepcopy(stage.arguments)
-    args.output_dir, args.max_steps = folder, _WARM_UP + _STEPS
-    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-    args.logging_strategy, args.logging_first_step, args.report_to = IntervalStrategy.NO, False, []
-    args.load_best_model_at_end = False
-    options = model_options(args)
-    model = F2LLMModel._from_config(deepcopy(config), dtype=torch.float32, **options)
-    adapter = adapter_config(args)
-    if adapter is not None:
-        add_adapter(model, adapter)
-    guide = None
-    # Steps with a cache only read the teacher's embeddings.
-    if teacher is not None and args.teacher_cache_dir is None:
-        guide = Distillation(
-            config.hidden_size,
-            Teacher(F2LLMModel._from_config(teacher, dtype=torch.float32, **options)),
-            projection=Projection(config.hidden_size, teacher.hidden_size, args) if args.teacher_projection else None,
-        )
-    return make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        encoded = _now()
+    return Measurement(
+        seconds=seconds[_WARM_UP:].tolist(),
+        tokens=clock.tokens[_WARM_UP:],
+        warm_up=max(float(seconds[:_WARM_UP].sum() - _WARM_UP * seconds[_WARM_UP:].mean()), 0.0),
+        seconds_per_token=(encoded - saved) / clock.tokens[-1],
+        checkpoint=saved - before,
+        peak_bytes=_peak_bytes(),
+    )
 
 
 def _reset_peak() -> None:
@@ -363,8 +326,4 @@ def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
     return peak if sys.platform == "darwin" else peak * 1024

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from training.common.command import duration, operations, size
 from training.common.errors import UserError, in_one_line
-from training.common.formatting import duration, operations, size
 from training.config.arguments import StageArguments
 from training.config.inputs import Input, find_inputs, missing_error
 from training.config.recipe import Recipe, Stage, made_by
@@ -48,9 +48,6 @@ from training.stages.setup import (
     warn_of_single_rows,
 )
 
-# Tokens of a calibration pass if the recipe does not limit them.
-_TOKENS_AT_ONCE = 8192
-
 
 def device_overrides() -> dict[str, bool]:
     """Return keys with which a recipe for GPUs is planned without one, where transformers refuses bf16."""
@@ -60,38 +57,30 @@ def device_overrides() -> dict[str, bool]:
 def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
     """Write the plans of stages to the standard output, each as soon as it is made."""
     origins: dict[str, Origin] = {}
-    seconds, total = 0.0, 0.0
-    speaks = chosen[0].arguments.process_index == 0
+    seconds = flops = 0.0
     for stage in chosen:
-        inputs = find_inputs(recipe, stage)
-        _require_shapes(recipe, stage, inputs, origins)
+        args, inputs = stage.arguments, find_inputs(recipe, stage)
+        for each in inputs:
+            family = args.model_family
+            if each.key == "teacher":
+                family = each.maker.keys.get("model_family") if each.maker else None
+            if each.key in ("model", "teacher") and each.missing and family is None and each.name not in origins:
+                raise missing_error(recipe, stage, each)
         plan = make_plan(stage, origins, measure, inputs)
         # After the builder, which may make the pairs; a pruning stage may have built nothing.
-        if not stage.arguments.prunes:
-            load_stage_pairs(stage.arguments)
+        if not args.prunes:
+            load_stage_pairs(args)
         origins[made_by(stage)] = plan.origin
         seconds += plan.seconds or 0.0
-        total += plan.flops.total
-        if speaks:
-            sys.stdout.write("\n".join(plan.lines()) + "\n")
-    if len(chosen) > 1 and speaks:
-        sys.stdout.write(f"all stages: about {operations(total)}\n")
-        if measure:
-            left_out = "data preparation, pruning and evaluation of the result left out"
-            sys.stdout.write(f"all stages: {duration(seconds)}, {left_out}\n")
-
-
-def _require_shapes(recipe: Recipe, stage: Stage, inputs: Sequence[Input], origins: Mapping[str, Origin]) -> None:
-    """Refuse a missing model or teacher of unknown shape."""
-    for each in inputs:
-        family = stage.arguments.model_family
-        if each.key == "teacher":
-            family = each.maker.keys.get("model_family") if each.maker is not None else None
-        if each.key in ("model", "teacher") and each.missing and each.name not in origins and family is None:
-            raise missing_error(recipe, stage, each)
-
-
-# Models
+        flops += plan.flops.total
+        lines = list(plan.lines())
+        if stage is chosen[-1] and len(chosen) > 1:
+            lines.append(f"all stages: about {operations(flops)}")
+            if measure:
+                left_out = "data preparation, pruning and evaluation of the result left out"
+                lines.append(f"all stages: {duration(seconds)}, {left_out}")
+        if args.process_index == 0:
+            sys.stdout.write("\n".join(lines) + "\n")
 
 
 class Origin(NamedTuple):
@@ -103,43 +92,29 @@ class Origin(NamedTuple):
 
 def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None) -> Origin:
     """Return what a stage starts from; ``sources`` can train a tokenizer, None says that no tokenizer is of use."""
-    tokenizer = _tokenizer(args, earlier, sources)
-    made = earlier.get(str(args.model))
-    if made is None:
-        return Origin(_config(args, tokenizer), tokenizer)
-    args.check_family(made.config)
-    check_max_length(args, made.config, tokenizer)
-    return Origin(made.config, tokenizer)
-
-
-def _tokenizer(
-    args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None
-) -> PreTrainedTokenizerBase | None:
+    absent = args.model is not None and args.model_family is not None and not Path(args.model).exists()
     made = earlier.get(str(args.tokenizer or args.model))
-    if made is not None:
-        return made.tokenizer
-    if sources is None:
-        return None
-    try:
-        return make_tokenizer(args, list(sources))
-    except UserError:
-        # The tokenizer of a model that is not here, whose shape the family tells.
-        if args.model_family is None or args.tokenizer is not None or Path(args.model).exists():
-            raise
-        return None
-
-
-def _config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
-    """Return the shape of a model that no earlier stage makes; the published one if the model is not here."""
-    if args.model is None or args.model_family is None or Path(args.model).exists():
-        return make_config(args, tokenizer)
-    try:
-        cached = F2LLMConfig.from_pretrained(args.model, local_files_only=True)
-    # Not in the Hub's cache. A damaged file can raise any exception.
-    except Exception:
-        return F2LLMConfig.from_family(args.model_family)
-    args.check_family(cached)
-    return cached
+    tokenizer = None if made is None else made.tokenizer
+    if made is None and sources is not None:
+        try:
+            tokenizer = make_tokenizer(args, list(sources))
+        except UserError:
+            # The tokenizer of a model that is not here; the family says its shape.
+            if not absent or args.tokenizer is not None:
+                raise
+    if str(args.model) in earlier:
+        config = earlier[str(args.model)].config
+        check_max_length(args, config, tokenizer)
+    elif absent:
+        try:
+            config = F2LLMConfig.from_pretrained(args.model, local_files_only=True)
+        # Not in the Hub's cache. A damaged file can raise any exception.
+        except Exception:
+            config = F2LLMConfig.from_family(args.model_family)
+    else:
+        config = make_config(args, tokenizer)
+    args.check_family(config)
+    return Origin(config, tokenizer)
 
 
 def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> F2LLMConfig | None:
@@ -154,15 +129,11 @@ def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs:
         if maker is not None and maker.keys.get("model_family") is not None:
             return F2LLMConfig.from_family(maker.keys["model_family"])
         teacher = base_of(args.teacher)
-        if AutoConfig.from_pretrained(teacher, trust_remote_code=False).model_type != "qwen3":
-            return None
-        return F2LLMConfig.from_pretrained(teacher)
+        is_ours = AutoConfig.from_pretrained(teacher, trust_remote_code=False).model_type == "qwen3"
+        return F2LLMConfig.from_pretrained(teacher) if is_ours else None
     # `from_pretrained` can raise any exception on a corrupt folder.
     except Exception as error:
         raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None
-
-
-# Plans
 
 
 @dataclass(frozen=True)
@@ -181,22 +152,18 @@ class Data:
 class Plan:
     """What a training stage would do."""
 
-    name: str
+    stage: Stage
     inputs: Sequence[Input]
-    output: str  # folder of the finished model
     data: Data
-    parameters: int
+    origin: Origin  # what a later stage starts from
     adapter: int  # parameters of the adapter that is trained instead of the model; 0 without one
-    steps: int
+    steps: int  # these three are upper bounds if the stage may end early
     evaluations: int
     checkpoints: int
-    may_end_early: bool  # the three numbers above are upper bounds
-    pairs: int  # pairs of each evaluation; not among tokens, operations and time
     memory: MemoryEstimate  # of a step on one device
     flops: StageFlops  # over all devices
     cache: TeacherPass | None  # pass that fills the teacher's cache; not among the operations
     measured: Measurement | None
-    origin: Origin  # what a later stage starts from
 
     @property
     def seconds(self) -> float | None:
@@ -214,20 +181,22 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines that the user reads."""
-        batches, memory, flops = self.data.training, self.memory, self.flops
+        args, batches, memory, flops = self.stage.arguments, self.data.training, self.memory, self.flops
         about = "about " if self.data.prepared is None else ""
         yield (
-            f"stage {self.name}: {about}{self.data.rows:,} rows of {self.data.sources:,} sources, "
-            f"{self.parameters:,} parameters{f', frozen; {self.adapter:,} of an adapter' if self.adapter else ''}"
+            f"stage {self.stage.name}: {about}{self.data.rows:,} rows of {self.data.sources:,} sources, "
+            f"{count_parameters(self.origin.config):,} parameters"
+            f"{f', frozen; {self.adapter:,} of an adapter' if self.adapter else ''}"
         )
-        yield from _input_lines(self.inputs, self.data.description, self.output)
-        ends = ", fewer if it is stopped early" if self.may_end_early else ""
+        yield from _io_lines(self.stage, self.inputs, self.data.description)
+        ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
         yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch){ends}"
         yield (
             f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
             f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
         )
-        pairs = f" (up to {self.pairs:,} pairs in each, not counted here)" if self.pairs else ""
+        sample = args.evaluation_sample
+        pairs = f" (up to {sample:,} pairs in each, not counted here)" if sample else ""
         yield f"  evaluations  {self.evaluations:,}{pairs}, checkpoints {self.checkpoints:,}"
         yield (
             f"  memory       {about}{size(memory.total)} on each device: {size(memory.state)} weights, gradients, "
@@ -247,11 +216,9 @@ class Plan:
             yield f"  time         {duration(self.seconds)}"
 
 
-def _input_lines(inputs: Sequence[Input], data: str, output: str) -> Iterator[str]:
-    for each in inputs:
-        yield f"  {each.key:<12} {each.described()}"
-    yield f"  {'data':<12} {data}"
-    yield f"  {'output':<12} {output}"
+def _io_lines(stage: Stage, inputs: Sequence[Input], data: str) -> Iterator[str]:
+    for key, what in (*((each.key, each.described()) for each in inputs), ("data", data), ("output", made_by(stage))):
+        yield f"  {key:<12} {what}"
 
 
 def make_plan(
@@ -260,19 +227,14 @@ def make_plan(
     """Plan a stage: prepare its data, which the run uses again, and count; or estimate if data or tokenizer are remote.
 
     Nothing remote is listed or fetched. Estimates take the published rows of the manifest, under the caps, and
-    ``planned_text_tokens`` for every text.
-
-    Args:
-        stage: The stage.
-        earlier: What earlier stages of the recipe would make, by folder.
-        measure: Run ten steps for their time and memory; not for pruning.
-        inputs: What the stage reads that other stages may make.
+    ``planned_text_tokens`` for every text. ``earlier`` is what earlier stages of the recipe would make, by folder;
+    ``inputs`` is what the stage reads that others may make. ``measure`` runs ten steps, except for pruning.
     """
     args = stage.arguments
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
         if args.prunes:
-            return plan_pruning(stage, earlier, inputs)
+            return _plan_pruning(stage, earlier, inputs)
         away = why_not_local(args)
         all_sources, selected = read_sources(args) if away is None else (None, [])
         check_contrasts(args, selected)
@@ -286,12 +248,13 @@ def make_plan(
             data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")
     if measure and data.prepared is None:
         raise UserError(f"stage {stage.name!r} cannot be measured: {data.description}; take --measure out")
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * data.training.count)
-    evaluations = _occasions(args.eval_strategy, args.eval_steps, steps, data.training.count)
+    training = data.training
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * training.count)
+    evaluations = _occasions(args.eval_strategy, args.eval_steps, steps, training.count)
     memory = estimate_memory(
         origin.config,
-        data.training.most_chunk_tokens,
-        data.training.most_texts,
+        training.most_chunk_tokens,
+        training.most_texts,
         args.bf16,
         args.activation_checkpointing,
         # A teacher with a cache is gone before the first step.
@@ -301,51 +264,39 @@ def make_plan(
         adapter=adapter,
     )
     return Plan(
-        name=stage.name,
-        inputs=inputs,
-        output=made_by(stage),
-        data=data,
-        parameters=count_parameters(origin.config),
+        stage,
+        inputs,
+        data,
+        origin,
         adapter=0 if adapter is None else count_adapter(origin.config, adapter),
         steps=steps,
         evaluations=evaluations,
-        checkpoints=_occasions(args.save_strategy, args.save_steps, steps, data.training.count),
-        may_end_early=args.early_stopping_patience is not None,
-        pairs=args.evaluation_sample,
+        checkpoints=_occasions(args.save_strategy, args.save_steps, steps, training.count),
         memory=memory,
-        flops=stage_flops(args, origin.config, teacher, steps, data.training, data.validation, evaluations),
+        flops=stage_flops(args, origin.config, teacher, steps, training, data.validation, evaluations),
         cache=teacher_pass(args, origin.config, teacher, data.prepared),
         measured=measure_stage(stage, origin.config, data.prepared, origin.tokenizer, teacher) if measure else None,
-        origin=origin,
     )
 
 
 def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
     check_contrasts(args, prepared)
     warn_of_single_rows(args, prepared)
-    return Data(
-        description=f"{args.manifest} (local)",
-        rows=sum(len(source.rows["train"]) for source in prepared),
-        sources=len(prepared),
-        training=count_batches(args, prepared, "train"),
-        validation=count_batches(args, prepared, "validation"),
-        prepared=prepared,
-    )
+    rows = sum(len(source.rows["train"]) for source in prepared)
+    training, validation = (count_batches(args, prepared, split) for split in ("train", "validation"))
+    return Data(f"{args.manifest} (local)", rows, len(prepared), training, validation, prepared)
 
 
 def _estimated(args: StageArguments, why: str) -> Data:
-    sizes = estimated_sizes(args)
+    sizes, share = estimated_sizes(args), args.validation_share
     rows = sum(sum(each.rows) for each in sizes)
     known = "published" if any(each.published for each in sizes) else "counted"
-    length = min(args.planned_text_tokens, args.max_length)
-    return Data(
-        description=f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is "
-        f"distinct and has {length} tokens (planned_text_tokens)",
-        rows=round(rows * (1 - args.validation_share)),
-        sources=sum(len(each.rows) for each in sizes),
-        training=estimate_batches(args, sizes, 1 - args.validation_share),
-        validation=estimate_batches(args, sizes, args.validation_share),
+    description = (
+        f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is distinct and "
+        f"has {min(args.planned_text_tokens, args.max_length)} tokens (planned_text_tokens)"
     )
+    training, validation = (estimate_batches(args, sizes, each) for each in (1 - share, share))
+    return Data(description, round(rows * (1 - share)), sum(len(each.rows) for each in sizes), training, validation)
 
 
 def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) -> int:
@@ -358,11 +309,7 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
     return math.ceil(steps / (math.ceil(every * steps) if every < 1 else int(every)))
 
 
-# Pruning
-
-
-@dataclass(frozen=True)
-class PruningStagePlan:
+class PruningStagePlan(NamedTuple):
     """What a pruning stage would do; its time is not measured, because pruning is short beside training."""
 
     text: list[str]
@@ -370,12 +317,12 @@ class PruningStagePlan:
     origin: Origin  # what a later stage starts from
     seconds: None = None
 
-    def lines(self) -> Iterator[str]:
-        """Yield the lines that the user reads."""
-        return iter(self.text)
+    def lines(self) -> list[str]:
+        """Return the lines that the user reads."""
+        return self.text
 
 
-def plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input] = ()) -> PruningStagePlan:
+def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> PruningStagePlan:
     """Plan a pruning stage; no data is prepared."""
     args = stage.arguments
     needs_data = args.trim_vocabulary or args.importance is None
@@ -392,14 +339,14 @@ def plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[I
         data.append(f"about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)")
     if args.trim_vocabulary:
         data.append("all texts are read for their tokens")
-    chunk_tokens = min(tokens, args.max_tokens_per_forward or _TOKENS_AT_ONCE)
+    chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
     memory = estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
     flops = StageFlops(evaluations=forward_flops(origin.config, tokens, tokens * length))
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     text = [
         f"stage {stage.name}: cuts {before:,} parameters to {after:,} parameters{at_most}",
-        *_input_lines(inputs, "; ".join(data), made_by(stage)),
+        *_io_lines(stage, inputs, "; ".join(data)),
         f"  memory       {size(memory.total)} on one device: {size(memory.state)} weights before and after; "
         f"{size(memory.activations)} activations; {size(memory.program)} the program",
         f"  FLOPs        about {operations(flops.total)}, the calibration",

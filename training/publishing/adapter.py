@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
@@ -19,24 +19,19 @@ from training.common.errors import UserError, in_one_line
 from training.common.run_folder import FINAL_MODEL, numbered_checkpoints, public_name
 from training.models.adapter_merging import trained_widths
 from training.models.adapters import ADAPTER_WEIGHTS, expected_shapes
-from training.models.model_ref import (
-    MERGED_ADAPTER,
-    AdapterFolder,
-    base_revision,
-    find_adapter,
-)
+from training.models.model_folder import user_error
+from training.models.model_ref import MERGED_ADAPTER, AdapterFolder, base_revision, find_adapter
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
     CONFIG,
     ModelToPack,
     copy_sentence_files,
-    family_of,
+    model_fields,
     read_sentence_files,
-    shape_of,
 )
 from training.publishing.record import AdapterRecord, Reference
 from training.publishing.states import COMMIT, ModelState, is_hub_name, read_json
-from training.publishing.weights import DTYPES, SAVED_DTYPES, Weights, read_header, read_weights, weights_digest
+from training.publishing.weights import SAVED_DTYPES, Weights, read_weights, weights_digest
 
 logger = logging.getLogger("training")
 
@@ -94,20 +89,12 @@ def cached_base(name: str, revision: str | None = None) -> BaseModel | None:
 
 
 def find_base(adapter: AdapterFolder, given: str | None = None) -> FoundBase:
-    """Find an adapter's base on the Hub and compare it with the model that the adapter was trained on.
-
-    Args:
-        adapter: The adapter.
-        given: Name of the base on the Hub, for an adapter that was trained on a folder.
-    """
+    """Find an adapter's base on the Hub, ``given`` by name for one that was trained on a folder, and compare both."""
     name = given or adapter.base
     if not is_hub_name(name):
-        if given is None:
-            raise UserError(
-                f"{adapter.name}: adapts {adapter.base}, which is a folder of this machine; give the name of that "
-                "model on the Hub: --base ORG/NAME"
-            )
-        raise UserError(f"--base {given!r}: is not a name on the Hub; give the owner and the name: --base ORG/NAME")
+        raise UserError(
+            f"{adapter.name}: its base {name!r} is not a name on the Hub; give the owner and the name: --base ORG/NAME"
+        )
     if name == adapter.base:
         commit = _commit(adapter)
         model = cached_base(name, commit)
@@ -144,82 +131,65 @@ def _match(adapter: AdapterFolder, name: str, model: BaseModel, trained_on: Base
             return "stated"
         raise UserError(
             f"--base {name}: its weights are not those that {adapter.name} was trained on, byte by byte, and "
-            f"{adapter.base} is no longer there to compare them one by one; restore it, or give another --base"
+            f"{adapter.base} no longer exists to compare them one by one; restore it, or give another --base"
         )
-    different = _difference(trained_on.weights, model.weights)
-    if different is not None:
-        raise UserError(
-            f"--base {name}: {different} differs from that of {adapter.base}, which {adapter.name} was trained on; "
-            "give the name of that model"
-        )
-    return "same" if model.weights.dtype == trained_on.weights.dtype else "rounded"
-
-
-def _difference(trained: Weights, published: Weights) -> str | None:
-    """The first weight that differs after rounding to the published dtype; loads one weight of each at a time."""
-    for name in sorted({*trained.shapes, *published.shapes}):
-        if trained.shapes.get(name) != published.shapes.get(name):
-            return f"the shape of {name}"
-        one, other = trained.load(name), published.load(name)
-        if not torch.equal(one.to(DTYPES.get(published.dtype, other.dtype)), other):
-            return name
-    return None
+    ours, theirs = trained_on.weights, model.weights
+    # After rounding to the published dtype; one weight of each is in memory at a time.
+    for weight in sorted({*ours.shapes, *theirs.shapes}):
+        if ours.shapes.get(weight) != theirs.shapes.get(weight) or not torch.equal(
+            ours.load(weight).to(getattr(torch, theirs.dtype)), theirs.load(weight)
+        ):
+            raise UserError(
+                f"--base {name}: {weight} differs from that of {adapter.base}, which {adapter.name} was trained on; "
+                "give the name of that model"
+            )
+    return "same" if theirs.dtype == ours.dtype else "rounded"
 
 
 def read_adapter(state: ModelState, base: str | None = None) -> ModelToPack:
-    """Look at the adapter of a run, and check that it fits its base.
-
-    Args:
-        state: The run's state.
-        base: Name of the base on the Hub, if the adapter was trained on a folder.
-    """
+    """Look at the adapter of a run, and check that it fits its base; ``base`` is its name on the Hub, if not known."""
     folder = state.folder
-    adapter = find_adapter(str(folder))
-    weights = adapter_weights(folder)
-    sentences, modules = read_sentence_files(folder)
-    try:
-        length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).model_max_length
-        pooling = read_json(folder / "1_Pooling/config.json")
-        width = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
-    except UserError:
-        raise
-    # `from_pretrained` can raise any exception on a corrupt folder.
-    except Exception as error:
-        raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); pack another state of the run") from None
-    config = read_json(folder / ADAPTER_CONFIG)
-    found = find_base(adapter, base)
+    # A damaged adapter is reported before its base is searched.
+    adapter_weights(folder)
+    found = find_base(find_adapter(str(folder)), base)
     known = found.model or found.trained_on
-    widths = trained_widths(read_json(folder / "training_arguments.json"), width)
     if known is None:
         logger.warning("%s: its base is not on this machine, so nothing is checked against it", folder)
-    else:
-        _check_fit(folder, weights, width, known)
-        length = min(length, known.config.max_position_embeddings)
-        widths = known.config.matryoshka_dimensions if widths is None else widths
+    model = read_adapter_files(folder, known, found.reference.name)
     record = AdapterRecord(
         base=found.reference,
         match=found.match,
-        **adapter_fields(config),
-        parameters=weights.parameters,
+        **adapter_fields(read_json(folder / ADAPTER_CONFIG)),
+        parameters=model.weights.parameters,
         base_weights=None if found.model is None else weights_digest(found.model.folder),
         base_code=known is not None and bool(known.code),
     )
-    fields = {
-        "parameters": weights.parameters,
-        "dimension": width,
-        "dimensions": (width, *(each for each in widths or () if each != width)),
-        "max_length": int(length),
-        "shape": shape_of(known.config) if known else {},
-        "prompts": dict(sentences.get("prompts") or {}),
-        "versions": {**(sentences.get("__version__") or {}), "peft": config.get("peft_version") or "unknown"},
-        "family": family_of(known.config) if known else None,
-        "adapter": record,
-    }
+    return replace(model, fields={**model.fields, "adapter": record})
+
+
+def read_adapter_files(folder: Path, base: BaseModel | None, name: str | None = None) -> ModelToPack:
+    """Look at an adapter, and check that it fits its base if that is known; ``name`` is what to call the base."""
+    weights, config = adapter_weights(folder), read_json(folder / ADAPTER_CONFIG)
+    sentences, modules = read_sentence_files(folder)
+    with user_error(f"{folder}: cannot be read", "pack another state of the run"):
+        length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).model_max_length
+        pooling = read_json(folder / "1_Pooling/config.json")
+        width = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
+    widths = trained_widths(read_json(folder / "training_arguments.json"), width)
+    if base is not None:
+        _check_fit(folder, weights, width, base)
+        length = min(length, base.config.max_position_embeddings)
+        widths = base.config.matryoshka_dimensions if widths is None else widths
+    widths = (width, *(each for each in widths or () if each != width))
+    versions = {**(sentences.get("__version__") or {}), "peft": config.get("peft_version") or "unknown"}
+    prompts = dict(sentences.get("prompts") or {})
+    fields = model_fields(weights, widths, int(length), base and base.config, prompts, versions)
 
     def copy_files(output: Path, _dtype: str) -> None:
         # The base is referenced by its name on the Hub, and has the code.
-        named = {**config, "base_model_name_or_path": found.reference.name, "inference_mode": True}
-        (output / ADAPTER_CONFIG).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        named = {"base_model_name_or_path": name} if name else {}
+        content = json.dumps({**config, **named, "inference_mode": True}, indent=2, sort_keys=True)
+        (output / ADAPTER_CONFIG).write_text(f"{content}\n", encoding="utf-8")
         copy_sentence_files(folder, modules, output)
 
     return ModelToPack(weights, fields, copy_files)
@@ -228,14 +198,12 @@ def read_adapter(state: ModelState, base: str | None = None) -> ModelToPack:
 def adapter_weights(folder: Path) -> Weights:
     """Look at the weights of an adapter."""
     path = folder / ADAPTER_WEIGHTS
-    try:
-        header = read_header(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({in_one_line(error)}); pack another state of the run") from None
-    dtypes = {dtype for _, dtype in header.values()}
+    with user_error(f"{path}: damaged", "pack another state of the run"):
+        tensors = load_file(path)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     if len(dtypes) != 1 or not dtypes <= set(SAVED_DTYPES):
         raise UserError(f"{path}: has weights of {', '.join(sorted(dtypes)) or 'no dtype'}; pack another state")
-    shapes = {name: shape for name, (shape, _) in header.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Weights(folder, dict.fromkeys(shapes, ADAPTER_WEIGHTS), shapes, dtypes.pop())
 
 
@@ -265,12 +233,7 @@ def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord | None:
-    """Return the record of the adapter that was merged into a model; None if none was.
-
-    Args:
-        state: The model.
-        base: Name of the adapter's base on the Hub, if it was trained on a folder.
-    """
+    """Return the record of the adapter that was merged into a model, of a ``base`` on the Hub; None if none was."""
     path = state.folder / MERGED_ADAPTER
     if not path.is_file():
         if base is not None:
@@ -278,11 +241,9 @@ def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord 
                 f"--base {base}: {state.folder} is not an adapter and has none merged into it; leave it out"
             )
         return None
-    try:
+    with user_error(f"{path}: is damaged", "merge the adapter again"):
         noted = read_json(path)["base"]
         merged = AdapterFolder(str(state.folder), noted["name"], noted["revision"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); merge the adapter again") from None
     if base is not None:
         found = find_base(merged, base)
     elif is_hub_name(merged.base):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,27 @@ from hub_cards.render import render_model_card
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.languages import language_name
 from training.evaluation.figures.plots import dimension_points
-from training.evaluation.records import Evaluation, Score, bytes_per_vector, load_evaluation
-from training.evaluation.selection import finished_models, model_scores, shared_scores, task_mean
+from training.evaluation.records import (
+    Evaluation,
+    Score,
+    bytes_per_vector,
+    finished_models,
+    load_evaluation,
+    model_scores,
+    shared_scores,
+    task_mean,
+)
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 from training.evaluation.stage_pairs import TASK
-from training.evaluation.summary import SHARES, GroupScore, Summary, languages_of, resource_class, summarize
+from training.evaluation.summary import SHARES, GroupScore, languages_of, resource_class, summarize
+from training.models.model_folder import count_parameters
 from training.publishing.card_lineage import base_links, lineage_facts, model_metadata, origins, reference_text
 from training.publishing.evaluation import EVALUATION, RESULTS, drawn_figures, own_label
-from training.publishing.record import AdapterRecord, ModelRelease, load_release
+from training.publishing.record import ModelRelease, load_release
 
 CARD = "README.md"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_UNITS = ("bytes", "kB", "MB", "GB")
-_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-# With fewer examples, one more hit changes a score by more than three points.
-_FEW = 30
+_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size")
 _QUESTION = "Where do giant pandas live?"
 # Classes of languages by their share of the training rows.
 _CLASS_NAMES = {
@@ -105,28 +111,23 @@ def _adapter_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str,
     adapter = release.adapter
     if adapter is None:
         return None
-    size = release.parameters * _BYTES[release.dtype]
-    power = max(power for power in range(len(_UNITS)) if power == 0 or size >= 1000**power)
     base = reference_text(adapter.base, links)
+    shape = None
+    if adapter.rank is not None and adapter.alpha is not None:
+        root = " (over the square root of the rank)" if adapter.rslora else ""
+        targets = ", ".join(map(code, adapter.targets))
+        shape = Markdown(f"rank {adapter.rank}, alpha {adapter.alpha:g}{root}, on {targets}")
     return {
         "kind": "DoRA" if adapter.dora else "LoRA",
         "base": base,
         "base_link": link(adapter.base.name) if adapter.base.kind == "hub" else base,
         "base_name": adapter.base.name,
         "base_code": adapter.base_code,
-        "size": f"{size / 1000**power:.3g} {_UNITS[power]}",
-        "shape": _adapter_shape(adapter),
+        "size": f"{release.parameters * _BYTES[release.dtype] / 1e6:.3g} MB",
+        "shape": shape,
         "merged": adapter.merged,
         "match": adapter.match,
     }
-
-
-def _adapter_shape(adapter: AdapterRecord) -> Markdown | None:
-    if adapter.rank is None or adapter.alpha is None:
-        return None
-    root = " (over the square root of the rank)" if adapter.rslora else ""
-    targets = ", ".join(map(code, adapter.targets))
-    return Markdown(f"rank {adapter.rank}, alpha {adapter.alpha:g}{root}, on {targets}")
 
 
 def _server_facts(release: ModelRelease, repository: str, width: int | None) -> dict[str, str]:
@@ -149,38 +150,33 @@ def family_rows(
 ) -> list[list[Any]]:
     """Return model, width, layers, MLP, heads and parameters of each published shape, the smallest first.
 
-    The release, in bold, and the models released with it replace the published shapes that they have.
-
-    Args:
-        release: The model.
-        links: Repositories on the Hub by the names of models.
-        members: The models released with it, by their repositories on the Hub.
+    The release, in bold, and its ``members`` (by their repositories) replace the published shapes that they have.
     """
-    members = members or {}
-    taken = {release.family, *(member.family for member in members.values())}
-    rows = []
+    released = [(link(repository), member) for repository, member in (members or {}).items()]
+    released.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
+    taken = {each.family for _, each in released}
+    rows = [(each.parameters, shown, each.shape) for shown, each in released]
     for name in FAMILY:
         if name not in taken:
-            config = F2LLMConfig.from_family(name)
-            shown = link(links[name]) if name in links else plain(name)
-            rows.append((family_parameters(config), shown, [getattr(config, key) for key in _SHAPE]))
-    released = [(link(repository), member) for repository, member in members.items()]
-    released.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
-    rows += [(each.parameters, shown, [each.shape.get(key) for key in _SHAPE]) for shown, each in released]
+            rows.append(
+                (_published_parameters(name), link(links[name]) if name in links else plain(name), _shape(name))
+            )
     rows.sort(key=lambda row: row[0])
-    return [
-        [name, width, layers, mlp, None if heads is None else f"{heads} / {kv}", count]
-        for count, name, (width, layers, mlp, heads, kv) in rows
-    ]
+    return [[name, *map(shape.get, _SHAPE), _heads(shape), parameters] for parameters, name, shape in rows]
 
 
-def family_parameters(config: F2LLMConfig) -> int:
-    """Return the parameters of a published shape, embeddings included, without building the model."""
-    width, head = config.hidden_size, config.head_dim
-    heads = config.num_attention_heads + config.num_key_value_heads
-    # Queries and output, keys and values; their norms; the MLP; the two norms of a layer.
-    layer = 2 * width * heads * head + 2 * head + 3 * width * config.intermediate_size + 2 * width
-    return config.vocab_size * width + config.num_hidden_layers * layer + width
+def _heads(shape: Mapping[str, Any]) -> str | None:
+    heads = shape.get("num_attention_heads")
+    return None if heads is None else f"{heads} / {shape.get('num_key_value_heads')}"
+
+
+def _shape(name: str) -> dict[str, Any]:
+    return F2LLMConfig.from_family(name).to_dict()
+
+
+@cache
+def _published_parameters(name: str) -> int:
+    return count_parameters(F2LLMConfig.from_family(name))
 
 
 def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> dict[str, Any]:
@@ -193,6 +189,8 @@ def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) ->
         ("By script", "script", by_script, lambda language: language.partition("-")[2] or "unknown"),
         ("By training data", "rows", summary.classes, lambda language: resource_class(language, rows)),
     ]
+    means = [("tasks", summary.macro)] if len(summary.tasks) > 1 else []
+    means += [("examples", summary.micro), ("languages", summary.language_macro)]
     return {
         "width": summary.dimension,
         "tasks": [
@@ -202,7 +200,7 @@ def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) ->
             ]
             for task in summary.tasks
         ],
-        "means": _means(summary),
+        "means": [[name, f"{100 * value:.1f}"] for name, value in means if value is not None],
         "groups": [
             {"title": title, "name": name, "rows": _group_rows(evaluation, scores, own, group_of)}
             for title, name, own, group_of in groups
@@ -212,9 +210,6 @@ def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) ->
             [code(name), language_name(name.partition("-")[0]), score, interval, examples]
             for name, score, interval, _, examples in _group_rows(evaluation, scores, summary.languages, str)
         ],
-        "worst": [f"{code(group.name)} ({group.examples:,})" for group in summary.worst]
-        if len(summary.languages) > len(summary.worst)
-        else [],
         "others": _others(evaluation, label),
     }
 
@@ -223,12 +218,6 @@ def _score(value: float, interval: Interval | None) -> list[str | None]:
     # One example, or examples with equal scores, give an interval of width zero, which says nothing.
     known = interval is not None and interval.low < interval.high
     return [f"{100 * value:.1f}", f"{100 * interval.low:.1f} – {100 * interval.high:.1f}" if known else None]
-
-
-def _means(summary: Summary) -> list[list[str]]:
-    means = [("tasks", summary.macro)] if len(summary.tasks) > 1 else []
-    means += [("examples", summary.micro), ("languages", summary.language_macro)]
-    return [[name, f"{100 * value:.1f}"] for name, value in means if value is not None]
 
 
 def _group_rows(
@@ -268,19 +257,16 @@ def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> 
         ``precisions``; ``rows`` of a width and, for each precision, bytes of a vector and score; ``share``, the percent
         of the full score at ``width``, if known.
     """
-    points = dimension_points(evaluation, label)
+    points = {precision: dict(line) for precision, line in dimension_points(evaluation, label).items()}
     if sum(map(len, points.values())) < 2:
         return None
-    scores = {(precision, width): value for precision, line in points.items() for width, value in line}
-    widths = sorted({width for _, width in scores}, reverse=True)
-    rows = []
-    for each in widths:
-        row: list[Any] = [each]
-        for precision in points:
-            value = scores.get((precision, each))
-            row += [None, None] if value is None else [bytes_per_vector(each, precision), f"{value:.1f}"]
-        rows.append(row)
-    full, cut = scores.get(("float32", widths[0])), scores.get(("float32", width))
+    widths = sorted({width for line in points.values() for width in line}, reverse=True)
+    rows: list[list[Any]] = [[each] for each in widths]
+    for row in rows:
+        for precision, line in points.items():
+            known = row[0] in line
+            row += [bytes_per_vector(row[0], precision), f"{line[row[0]]:.1f}"] if known else [None, None]
+    full, cut = (points.get("float32", {}).get(each) for each in (widths[0], width))
     share = f"{100 * cut / full:.0f}" if full and cut is not None else None
     return {"precisions": list(points), "rows": rows, "share": share}
 
@@ -289,22 +275,15 @@ def _limits_facts(release: ModelRelease, evaluation: Evaluation, label: str | No
     """Languages without scores, tasks that failed, and limits of lengths and weights."""
     scores = model_scores(evaluation, label) if label else []
     scored = {language.partition("-")[0] for score in scores for language in score.languages}
-    examples: Counter[str] = Counter()
-    for score in scores:
-        examples.update(dict.fromkeys(languages_of(score), score.examples))
     trained = set(release.languages) - SPECIAL_LANGUAGES.keys()
     trained_length = max((stage.arguments.get("max_length") or 0 for stage in release.stages), default=0)
-    failed = evaluation.failures.items() if label else ()
     prefix = f"{label}: "
     return {
         "untested": [code(each) for each in sorted(trained - scored)] if scored else [],
-        "untrained": [code(each) for each in sorted(scored - trained)] if trained else [],
-        "few_examples": sum(count < _FEW for count in examples.values()),
-        "scored": len(examples),
-        "few": _FEW,
-        "failures": [[code(key.removeprefix(prefix)), why] for key, why in failed if key.startswith(prefix)],
+        "failures": [
+            [code(key.removeprefix(prefix)), why] for key, why in evaluation.failures.items() if key.startswith(prefix)
+        ],
         "held_out": any(score.task == TASK for score in scores),
-        "held_out_only": bool(scores) and all(score.task == TASK for score in scores),
         "trained_length": trained_length if 0 < trained_length < release.max_length else None,
         "rounded": release.trained_dtype not in (None, release.dtype),
     }

@@ -10,8 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hub_cards.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metadata
 from hub_cards.markdown import Markdown, code, link, one_line, setting
 from hub_cards.metadata import header
-from training.evaluation.records import Evaluation, Score
-from training.evaluation.selection import by_task, model_scores, task_mean
+from training.evaluation.records import Evaluation, by_task, model_scores, task_mean
 from training.publishing.record import ModelRelease, Reference, SourceRecord, StageRecord
 
 LIBRARY, PIPELINE = "sentence-transformers", "sentence-similarity"
@@ -26,25 +25,13 @@ _WITHOUT_NAME = {"scratch": "random weights", "unknown": "what is not recorded"}
 
 
 def shared_tags(matryoshka: bool, languages: Sequence[str]) -> list[str]:
-    """Return the tags of every model of this architecture.
-
-    Args:
-        matryoshka: Whether its embeddings may be truncated.
-        languages: The Hub's codes of its languages.
-    """
+    """Return the tags of every model of this architecture."""
     tags = [LIBRARY, "transformers", "qwen3", "feature-extraction", PIPELINE, "text-embeddings-inference"]
     return tags + ["matryoshka"] * matryoshka + ["multilingual"] * (len(languages) > 1)
 
 
 def model_metadata(release: ModelRelease, evaluation: Evaluation, label: str | None, *, datasets: Sequence[str]) -> str:
-    """Return the YAML header of a model's card.
-
-    Args:
-        release: The model.
-        evaluation: Its scores.
-        label: Its label among them; None if it has none.
-        datasets: Data sets on the Hub besides those of the record.
-    """
+    """Return the YAML header of a model's card; ``label`` is its name among the scores, None if it has none."""
     languages = hub_languages(release.languages)
     tags = shared_tags(len(release.dimensions) > 1, languages)
     if release.is_adapter:
@@ -73,36 +60,29 @@ def model_metadata(release: ModelRelease, evaluation: Evaluation, label: str | N
 def _evaluation_results(evaluation: Evaluation, label: str) -> list[EvalResult]:
     """The float32 scores by width and task: means over the subsets of a task, in [0, 1]."""
     widths = sorted({score.dimension for score in evaluation.select(model=label, precision="float32")}, reverse=True)
-    return [
-        _result(scores, "" if width == widths[0] else f", first {width} dimensions")
-        for width in widths
-        for scores in by_task(model_scores(evaluation, label, width)).values()
-    ]
-
-
-def _result(scores: Sequence[Score], view: str) -> EvalResult:
-    first = scores[0]
-    return EvalResult(
-        task_type=first.task_type.lower() or "unknown",
-        task_name=first.task_type,
-        dataset_type="-".join(one_line(first.task).split()) or "unknown",
-        dataset_name=first.task,
-        dataset_config=first.subset if len(scores) == 1 else None,
-        dataset_split=first.split,
-        dataset_revision=first.data or None,
-        metric_type=first.metric,
-        metric_name=f"{first.metric}{view}",
-        metric_value=round(task_mean(scores), 6),
-    )
+    results = []
+    for width in widths:
+        view = "" if width == widths[0] else f", first {width} dimensions"
+        for scores in by_task(model_scores(evaluation, label, width)).values():
+            first = scores[0]
+            result = EvalResult(
+                task_type=first.task_type.lower() or "unknown",
+                task_name=first.task_type,
+                dataset_type="-".join(one_line(first.task).split()) or "unknown",
+                dataset_name=first.task,
+                dataset_config=first.subset if len(scores) == 1 else None,
+                dataset_split=first.split,
+                dataset_revision=first.data or None,
+                metric_type=first.metric,
+                metric_name=f"{first.metric}{view}",
+                metric_value=round(task_mean(scores), 6),
+            )
+            results.append(result)
+    return results
 
 
 def reference_text(reference: Reference, links: Mapping[str, str]) -> Markdown:
-    """Return a model's name as text of a card.
-
-    Args:
-        reference: The model.
-        links: Repositories on the Hub by the names of stages and models.
-    """
+    """Return a model's name as text of a card; ``links`` are Hub repositories by the names of stages and models."""
     if reference.kind in _WITHOUT_NAME:
         return Markdown(_WITHOUT_NAME[reference.kind])
     if reference.kind == "hub" or reference.name in links:
@@ -133,81 +113,60 @@ def base_links(release: ModelRelease) -> dict[str, str]:
     """Return the Hub name of an adapter's base by its name in the lineage."""
     if release.adapter is None or release.adapter.base.kind != "hub" or not release.stages:
         return {}
-    stages = {stage.name: stage for stage in release.stages}
-    start = release.stages[-1].start
     # Training that continued an adapter has that adapter's base.
-    for _ in release.stages:
-        if start.kind != "stage" or start.name not in stages or stages[start.name].kind != "adapter":
-            break
-        start = stages[start.name].start
+    continued = {stage.name: stage.start for stage in release.stages if stage.kind == "adapter"}
+    start = release.stages[-1].start
+    while start.kind == "stage" and start.name in continued:
+        start = continued.pop(start.name)
     return {start.name: release.adapter.base.name} if start.kind in ("stage", "local") else {}
 
 
 def lineage_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, Any]:
-    """Return the tables and sentences of the card's section on training.
-
-    Args:
-        release: The model.
-        links: Repositories on the Hub by the names of stages and models.
-    """
-    stages = release.stages
+    """Return the tables and sentences of the card's section on training."""
+    stages = [_stage(stage, links) for stage in release.stages]
+    with_sources = [stage for stage in release.stages if stage.sources]
+    instructions = {source.name: source.instruction for stage in with_sources for source in stage.sources}
     return {
-        "stages": [_stage(stage, links) for stage in stages],
-        "stage_rows": [_row(stage, links) for stage in stages],
-        "settings": _settings(stages, given_only=True),
-        "all_settings": _settings(stages, given_only=False),
-        "setting_stages": [code(stage.name) for stage in stages if stage.arguments],
-        "sources": _sources(stages),
-        "source_stages": [code(stage.name) for stage in stages if stage.sources],
-        "instructions": [
-            [code(name), instruction]
-            for name, instruction in {s.name: s.instruction for stage in stages for s in stage.sources}.items()
-            if instruction is not None
-        ],
+        "stages": stages,
+        "stage_rows": [_row(facts) for facts in stages],
+        "settings": _settings(release.stages, given_only=True),
+        "all_settings": _settings(release.stages, given_only=False),
+        "setting_stages": [code(stage.name) for stage in release.stages if stage.arguments],
+        "sources": _sources(with_sources),
+        "source_stages": [code(stage.name) for stage in with_sources],
+        "instructions": [[code(name), text] for name, text in instructions.items() if text is not None],
     }
 
 
-def _row(stage: StageRecord, links: Mapping[str, str]) -> list[Any]:
-    losses = [stage.metrics.get(name) for name in ("train_loss", "eval_loss")]
-    return [
-        code(stage.name),
-        _KINDS.get(stage.kind, stage.kind),
-        _start(stage, links),
-        stage.teacher and reference_text(stage.teacher, links),
-        stage.parameters,
-        _rows(stage),
-        stage.steps,
-        None if stage.epochs is None else f"{stage.epochs:.3g}",
-        *(None if loss is None else f"{loss:.4g}" for loss in losses),
-    ]
-
-
-def _start(stage: StageRecord, links: Mapping[str, str]) -> Markdown:
-    return Markdown(", ".join(reference_text(reference, links) for reference in stage.parents or (stage.start,)))
-
-
 def _stage(stage: StageRecord, links: Mapping[str, str]) -> dict[str, Any]:
-    """What the sentences on a stage say."""
+    """A stage's record with its references as text, and what follows from its sources."""
+    rows = [source.rows for source in stage.sources]
     task_types = dict.fromkeys(source.task_type for source in stage.sources)
     keys = {each: f"num_hard_negatives_{each}" for each in task_types}
     languages = {each for source in stage.sources for each in source.languages} - SPECIAL_LANGUAGES.keys()
     return {
-        **{"name": stage.name, "kind": stage.kind, "start": _start(stage, links), "arguments": stage.arguments},
+        **vars(stage),
+        "start": Markdown(", ".join(reference_text(each, links) for each in stage.parents or (stage.start,))),
         "known_start": stage.start.kind != "unknown",
         "teacher": stage.teacher and reference_text(stage.teacher, links),
-        **{"sources": len(stage.sources), "rows": _rows(stage), "languages": len(languages)},
-        "steps": stage.steps,
+        "sources": len(stage.sources),
+        # None if those of one source are unknown.
+        "rows": None if not rows or None in rows else sum(rows),
+        "languages": len(languages),
         "epochs": None if stage.epochs is None else float(f"{stage.epochs:.3g}"),
-        "changes": stage.changes,
         "negatives": [f"{stage.arguments[key]} for {each}" for each, key in keys.items() if key in stage.arguments],
         "retrieves": "retrieval" in task_types,
     }
 
 
-def _rows(stage: StageRecord) -> int | None:
-    """Rows of all sources; None if those of one are unknown."""
-    rows = [source.rows for source in stage.sources]
-    return None if not rows or None in rows else sum(rows)
+def _row(stage: Mapping[str, Any]) -> list[Any]:
+    losses = [stage["metrics"].get(name) for name in ("train_loss", "eval_loss")]
+    return [
+        *(code(stage["name"]), _KINDS.get(stage["kind"], stage["kind"]), stage["start"], stage["teacher"]),
+        *(stage["parameters"], stage["rows"], stage["steps"]),
+        None if stage["epochs"] is None else f"{stage['epochs']:g}",
+        *(None if loss is None else f"{loss:.4g}" for loss in losses),
+    ]
 
 
 def _settings(stages: Sequence[StageRecord], given_only: bool) -> list[list[Any]]:
@@ -221,17 +180,16 @@ def _settings(stages: Sequence[StageRecord], given_only: bool) -> list[list[Any]
 
 
 def _sources(stages: Sequence[StageRecord]) -> list[list[Any]]:
-    """A row per source: what it is, then the rows that each stage with sources read of it."""
-    rows = [{source.name: source.rows for source in stage.sources} for stage in stages if stage.sources]
-    first: dict[str, SourceRecord] = {}
-    for source in (source for stage in stages for source in stage.sources):
-        first.setdefault(source.name, source)
-    return [[*_source(source), *(of_stage.get(name) for of_stage in rows)] for name, source in first.items()]
+    """A row per source: what it is, then the rows that each stage read of it."""
+    rows = [{source.name: source.rows for source in stage.sources} for stage in stages]
+    # The first stage that read a source describes it.
+    first = {source.name: source for stage in reversed(stages) for source in stage.sources}
+    names = dict.fromkeys(source.name for stage in stages for source in stage.sources)
+    return [[*_source(first[name]), *(of_stage.get(name) for of_stage in rows)] for name in names]
 
 
 def _source(source: SourceRecord) -> list[Any]:
-    languages = sorted(source.languages)
-    shown = ", ".join(languages) if len(languages) < 5 else str(len(languages))
+    shown = ", ".join(sorted(source.languages)) if len(source.languages) < 5 else str(len(source.languages))
     name = code(source.name)
     if source.dataset:
         name = Markdown(f"{name} of {link(source.dataset, 'datasets/')}")

@@ -11,20 +11,20 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.outputs import write_whole
-from training.evaluation.figures.languages import draw_languages
 from training.evaluation.figures.plots import (
     Curves,
     curves_figure,
     draw_dimensions,
+    draw_languages,
     draw_learning,
     draw_pareto,
     find_log,
     load_curves,
 )
 from training.evaluation.figures.style import save
-from training.evaluation.records import SCORES, Evaluation, ModelRecord, load_evaluation
-from training.evaluation.selection import labels
+from training.evaluation.records import SCORES, Evaluation, ModelRecord, Score, labels, load_evaluation
 from training.evaluation.summary import summarize
+from training.models.model_folder import user_error
 from training.models.model_ref import find_model, model_revision
 from training.publishing.record import load_release
 from training.publishing.states import COMMIT, ModelState
@@ -50,16 +50,17 @@ def write_evaluation(
     Args:
         state: The model.
         stages: All stages of its lineage, by name.
-        name: Of the release.
+        name: Name of the release.
         output: The packed folder.
         given: Folder of an evaluation; if None, the first one of this model in the run or beside it.
     """
     identity = model_revision(str(state.folder), "RUN")
     # A recipe of one stage writes its report into the run, one of several beside it.
-    folders = [state.run, state.run.absolute().parent]
-    source = given or _find_evaluation(folders, identity)
-    evaluation = Evaluation() if source is None else load_evaluation(source, missing_ok=True)
-    names = _public_names(evaluation.models, identity, state, stages, name)
+    folders = [state.run, state.run.absolute().parent] if given is None else [given]
+    evaluation = _find_evaluation(folders, identity) if given is None else load_evaluation(given, missing_ok=True)
+    names = {record.label: _public_name(record, identity, state, stages, name) for record in evaluation.models}
+    for label in (label for label, public in names.items() if public is None):
+        logger.warning("scores of %s are left out: a model of this machine, or another state of it", label)
     if name in names.values():
         _renamed(evaluation, names).save(output / EVALUATION)
     elif given is not None:
@@ -71,13 +72,13 @@ def write_evaluation(
             "now; evaluate %s and give the output as --evaluation",
             *(state.run, state.folder),
         )
-    folders = folders if given is None else [given]
-    results = (path for folder in folders for path in sorted(folder.glob("evaluation*.json")))
-    _write_results(results, identity, name, output)
+    _write_results(
+        (path for folder in folders for path in sorted(folder.glob("evaluation*.json"))), identity, name, output
+    )
 
 
-def _find_evaluation(folders: Iterable[Path], identity: str) -> Path | None:
-    """The first folder with an evaluation of this model; the report of the run must not be damaged."""
+def _find_evaluation(folders: Iterable[Path], identity: str) -> Evaluation:
+    """The first evaluation of this model; the report of the run must not be damaged."""
     reports = [folder / REPORT for folder in folders]
     others = (path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}")))
     for folder in dict.fromkeys([*reports, *others]):
@@ -89,65 +90,51 @@ def _find_evaluation(folders: Iterable[Path], identity: str) -> Path | None:
             logger.warning("%s: left out, %s", folder, error)
             continue
         if any(record.identity == identity for record in evaluation.models):
-            return folder
-    return None
+            return evaluation
+    return Evaluation()
 
 
-def _public_names(
-    models: Iterable[ModelRecord], identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
-) -> dict[str, str]:
-    """The public name by label, for the models that have one."""
-    names = {}
-    of_stages = {each.folder.resolve(): stage for stage, each in stages.items() if each is not state}
-    for record in models:
-        public = None
-        if record.identity == identity:
-            public = name
-        elif record.identity is None:
-            public = record.name if record.name in _BASELINES else None
-        elif COMMIT.fullmatch(record.identity):
-            public = record.name
-        else:
-            public = _stage_of(record, state, of_stages)
-        if public is None:
-            logger.warning("scores of %s are left out: a model of this machine, or another state of it", record.label)
-        else:
-            names[record.label] = public
-    return names
-
-
-def _stage_of(record: ModelRecord, state: ModelState, of_stages: Mapping[Path, str]) -> str | None:
-    """The stage whose model was evaluated, if that model is unchanged."""
+def _public_name(
+    record: ModelRecord, identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
+) -> str | None:
+    """What a model of an evaluation is called in public; None for a model of this machine, or a changed one."""
+    if record.identity == identity:
+        return name
+    if record.identity is None:
+        return record.name if record.name in _BASELINES else None
+    if COMMIT.fullmatch(record.identity):
+        return record.name
     try:
         folder, _ = find_model(str(state.resolve(record.name)), record.revision)
     except UserError:
         return None
-    stage = of_stages.get(Path(folder).resolve())
+    same = (stage for stage, each in stages.items() if each.folder.resolve() == Path(folder).resolve())
+    stage = next(same, None)
     return stage if stage is not None and model_revision(folder, "RUN") == record.identity else None
 
 
-def _renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
+def _renamed(evaluation: Evaluation, names: Mapping[str, str | None]) -> Evaluation:
     """The models of an evaluation that have new ``names`` by label; without failures, whose reasons name paths."""
     result, new_labels = Evaluation(), {}
     for record in evaluation.models:
-        if record.label not in names:
+        name = names[record.label]
+        if name is None:
             continue
         on_hub = record.identity is not None and COMMIT.fullmatch(record.identity)
         known = {} if on_hub else {"revision": None, "identity": None}
         # Speed says more about the machine, which is not named.
-        public = replace(record, name=names[record.label], texts_per_second=None, **known)
+        public = replace(record, name=name, texts_per_second=None, **known)
         new_labels[record.label] = public.label
         result.add_model(public)
-    taken: set[str] = set()
+    moved: dict[str, Score] = {}
     for score in evaluation.scores:
-        moved = replace(score, model=new_labels.get(score.model, ""))
+        public = replace(score, model=new_labels.get(score.model, ""))
         # A model may have been evaluated under two names.
-        if not moved.model or moved.key in taken:
-            continue
-        taken.add(moved.key)
-        result.scores.append(moved)
-        if score.key in evaluation.examples:
-            result.examples[moved.key] = evaluation.examples[score.key]
+        if public.model and public.key not in moved:
+            moved[public.key] = public
+            if score.key in evaluation.examples:
+                result.examples[public.key] = evaluation.examples[score.key]
+    result.scores = list(moved.values())
     return result
 
 
@@ -175,14 +162,8 @@ def own_label(evaluation: Evaluation, name: str) -> str | None:
 
 
 def save_losses(runs: Mapping[str, Path], folder: Path) -> None:
-    """Write the logged losses of stages to a packed folder, as far as there are logs.
-
-    Args:
-        runs: Folders of runs by the names of their stages.
-        folder: The packed folder.
-    """
-    found = {stage: load_curves(run) for stage, run in runs.items() if find_log(run)}
-    curves = {stage: of_stage for stage, of_stage in found.items() if of_stage}
+    """Write the logged losses of stages, by the name of the stage, to a packed folder, as far as there are logs."""
+    curves = {stage: of_stage for stage, run in runs.items() if find_log(run) and (of_stage := load_curves(run))}
     if curves:
         (folder / LOSSES).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / LOSSES, json.dumps(curves, ensure_ascii=False) + "\n")
@@ -228,7 +209,5 @@ def _load_losses(folder: Path) -> dict[str, Curves]:
     path = folder / LOSSES
     if not path.is_file():
         return {}
-    try:
+    with user_error(f"{path}: holds no losses", "pack the run again"):
         return {str(stage): dict(curves) for stage, curves in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: holds no losses ({type(error).__name__}); pack the run again") from None

@@ -9,9 +9,11 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from training.common.errors import UserError
+from training.models.model_folder import user_error
 from training.publishing.lineage import Lineage
 from training.publishing.model_files import card_field
 from training.publishing.record import StageRecord
+from training.publishing.states import is_repository
 from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
@@ -33,13 +35,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def licence_of(lineage: Lineage, stages: Iterable[StageRecord]) -> str:
-    """Return the licence of this repository if everything that a model was made of is permissive; refuse otherwise.
-
-    Args:
-        lineage: The stages behind the model.
-        stages: Their records.
-    """
-    doubts = [*_doubtful_sources(stages), *_changed_data(lineage), *_doubtful_models(lineage)]
+    """Return the licence of this repository if everything that a model was made of is permissive; refuse otherwise."""
+    doubts = list(dict.fromkeys(_doubts(lineage, stages)))
     if not doubts:
         logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
         return OWN_LICENCE
@@ -50,26 +47,19 @@ def licence_of(lineage: Lineage, stages: Iterable[StageRecord]) -> str:
     )
 
 
-def _doubtful_sources(stages: Iterable[StageRecord]) -> Iterator[str]:
-    named = set()
+def _doubts(lineage: Lineage, stages: Iterable[StageRecord]) -> Iterator[str]:
+    """Sources and models whose licence is unknown or asks for more than a notice."""
     for stage in stages:
         if stage.kind == "unknown" or (stage.kind in _TRAINED and not stage.sources):
             yield f"the data of {stage.name} (not known)"
         for source in stage.sources:
-            if not _is_permissive(source.licence) and source.name not in named:
-                named.add(source.name)
+            if not _is_permissive(source.licence):
                 yield f"source {source.name} ({source.licence or 'no licence in the manifest'})"
-
-
-def _changed_data(lineage: Lineage) -> Iterator[str]:
-    """Stages that first read other data, which neither their recipe nor their manifest names any more."""
     for name, state in lineage.states.items():
+        # Neither recipe nor manifest names the first data any more.
         if any(CHANGED_DATA in note["keys"] for note in read_changes(state.run)):
             yield f"the data of {name} (changed while it was trained)"
-
-
-def _doubtful_models(lineage: Lineage) -> Iterator[str]:
-    for name, path in lineage.outside():
+    for name, path in lineage.outside:
         licence = _card_licence(path)
         if not _is_permissive(licence):
             yield f"model {name or path} ({licence or 'no licence on a card here'})"
@@ -81,34 +71,22 @@ def _is_permissive(licence: str | None) -> bool:
 
 def _card_licence(model: str) -> str | None:
     """The licence on the local card of a folder or Hub model; None if there is none."""
-    if Path(model).is_dir():
-        card = Path(model) / "README.md"
-    else:
-        try:
-            cached = try_to_load_from_cache(model, "README.md")
-        # Not the name of a repository.
-        except ValueError:
-            return None
-        card = Path(cached) if isinstance(cached, str) else None
-    licence = card and card_field(card, "license")
+    card: object = Path(model) / "README.md"
+    if not Path(model).is_dir():
+        # The remains of a path are not the name of a repository.
+        card = try_to_load_from_cache(model, "README.md") if is_repository(model) else None
+    licence = card_field(Path(card), "license") if isinstance(card, str | Path) else None
     return licence if isinstance(licence, str) else None
 
 
 def licence_text(licence: str, path: Path | None) -> str:
-    """Return the text of a licence.
-
-    Args:
-        licence: Its SPDX identifier.
-        path: File with the text; that of this checkout if None.
-    """
+    """Return the text of a licence by its SPDX identifier: that in a file, or that of this checkout."""
     if path is None:
         if licence.lower() != OWN_LICENCE:
             raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")
         path = _ROOT / "LICENSE"
-    try:
+    with user_error(f"--licence-file {path}: cannot be read", "give the licence's text"):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--licence-file {path}: cannot be read ({error}); give the licence's text") from None
     if not text.strip():
         raise UserError(f"--licence-file {path}: is empty; give the licence's text")
     return text

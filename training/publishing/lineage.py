@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ logger = logging.getLogger("training")
 ARGUMENTS = "training_arguments.json"
 # Entries of a run's data.json that are not sources.
 _TEACHER, _BASE = "the teacher", "the base"
+# Starts of a stage, its teacher, and the models among them that are outside of the lineage, as in `Lineage.outside`.
+_Origins = tuple[tuple[Reference, ...], Reference | None, list[tuple[str, str]]]
 _HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
 # Keys of pruning, and of the data that it reads; all other keys are about training.
 _PRUNING = ("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary")
@@ -50,32 +52,21 @@ _DEPENDENT = {
 }
 
 
-@dataclass(frozen=True)
-class _Parent:
-    """A model that was merged: what may be published of it, its state if it is here, its folder or Hub name."""
-
-    reference: Reference
-    state: ModelState | None
-    path: str
-
-
 class Lineage:
     """The stages behind a model.
-
-    Args:
-        state: The model.
 
     Attributes:
         states: The model that each stage made, by name; predecessors and teachers come before their stage, and the
             model itself is last.
+        outside: Public name and path of each model that a stage used and that is not a stage itself.
     """
 
     def __init__(self, state: ModelState) -> None:
         self.states: dict[str, ModelState] = {}
+        self.outside: list[tuple[str, str]] = []
         self._references: dict[Path, Reference] = {}
-        self._parents: dict[Path, list[_Parent]] = {}
-        # Comparing a teacher with the one that taught reads its weights.
-        self._predecessors: dict[tuple[Path, str], ModelState | None] = {}
+        # What each stage started from (a merged model: its parents), and its teacher.
+        self._starts: dict[str, tuple[tuple[Reference, ...], Reference | None]] = {}
         self._visit(state, ())
 
     def records(self) -> tuple[StageRecord, ...]:
@@ -84,19 +75,8 @@ class Lineage:
 
     def origins(self) -> tuple[Reference, Reference | None]:
         """Return what the model itself started from, and its teacher if it has one."""
-        *_, state = self.states.values()
-        return self._reference(state, "model"), self._teacher(state)
-
-    def outside(self) -> list[tuple[str, str]]:
-        """Return public name and path of each model that a stage used and that is not a stage itself."""
-        found = []
-        for state in self.states.values():
-            parents = self._parents.get(state.folder.resolve(), ())
-            found += [(parent.reference.name, parent.path) for parent in parents if parent.state is None]
-            for key in ("model", "teacher"):
-                if state.keys.get(key) is not None and self._predecessor(state, key) is None:
-                    found.append((self._reference(state, key).name, str(state.resolve(str(state.keys[key])))))
-        return list(dict.fromkeys(found))
+        *_, (starts, teacher) = self._starts.values()
+        return starts[0], teacher
 
     def _visit(self, state: ModelState, above: tuple[Path, ...]) -> Reference:
         """Add a stage after its predecessors; ``above`` are the folders that led to it."""
@@ -106,79 +86,64 @@ class Lineage:
                 f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in its recipe.yaml"
             )
         if folder not in self._references:
-            if state.merges:
-                self._visit_merged(state, (*above, folder))
-            else:
-                for before in filter(None, (self._predecessor(state, key) for key in ("teacher", "model"))):
-                    self._visit(before, (*above, folder))
+            visit = self._visit_merged if state.merges else self._visit_trained
+            starts, teacher, outside = visit(state, (*above, folder))
             name, number = state.name, 1
             while name in self.states:
                 number += 1
                 name = f"{state.name}-{number}"
             self.states[name] = state
+            self._starts[name] = starts, teacher
             self._references[folder] = Reference("stage", name)
+            self.outside += [each for each in outside if each not in self.outside]
         return self._references[folder]
 
-    def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> None:
-        """Add what a model was merged from; several states of one run are one stage."""
-        parents = [_parent(state.folder, noted) for noted in read_merge(state.folder)["parents"]]
-        states = [parent.state for parent in parents if parent.state is not None]
-        of_runs = {run: self._visit(newest, above) for run, newest in _newest_of_runs(states).items()}
-        for before in states:
-            self._references.setdefault(before.folder.resolve(), of_runs[before.run.resolve()])
-        self._parents[state.folder.resolve()] = parents
+    def _visit_trained(self, state: ModelState, above: tuple[Path, ...]) -> _Origins:
+        keys = [key for key in ("teacher", "model") if state.keys.get(key) is not None]
+        before = {key: _predecessor(state, key) for key in keys}
+        found = {key: self._visit(each, above) if each else _reference(state, key) for key, each in before.items()}
+        start = found.get("model") or _unrecorded_start(state)
+        outside = [
+            (found[key].name, str(state.resolve(str(state.keys[key])))) for key in reversed(keys) if not before[key]
+        ]
+        return (start,), found.get("teacher"), outside
 
-    def _predecessor(self, state: ModelState, key: str) -> ModelState | None:
-        """The model that ``model`` or ``teacher`` names, if a run made it and it is still the same."""
-        place = state.folder, key
-        if place not in self._predecessors:
-            path = state.keys.get(key)
-            before = state_of(state.resolve(str(path))) if path is not None else None
-            changed = before is not None and key == "teacher" and not _taught(before, state)
-            self._predecessors[place] = None if changed else before
-        return self._predecessors[place]
-
-    def _reference(self, state: ModelState, key: str) -> Reference:
-        if state.is_unknown:
-            base = base_named(state.folder)
-            return Reference("hub", base) if base else Reference("unknown")
-        if state.keys.get(key) is None:
-            return Reference("scratch")
-        before, path = self._predecessor(state, key), str(state.keys[key])
-        if before is not None:
-            return self._references[before.folder.resolve()]
-        if state.is_hub_name(path):
-            noted = _noted_teacher(state) if key == "teacher" else None
-            return Reference("hub", path, noted if noted and COMMIT.fullmatch(noted) else None)
-        if state.resolve(path).exists():
-            logger.warning(
-                "%s: %s %s was not made by a run, or changed since; its stages are left out", state.name, key, path
-            )
-        return local_reference(path)
-
-    def _teacher(self, state: ModelState) -> Reference | None:
-        return None if state.keys.get("teacher") is None else self._reference(state, "teacher")
+    def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> _Origins:
+        """Several states of one run are one stage: the training of the last one includes that of the others."""
+        noted = read_merge(state.folder)["parents"]
+        folders = [find_beside(state.folder, parent) for parent in noted]
+        states = [folder and state_of(folder) for folder in folders]
+        here = [each for each in states if each is not None]
+        for run in dict.fromkeys(each.run.resolve() for each in here):
+            of_run = [each for each in here if each.run.resolve() == run]
+            reference = self._visit(max(of_run, key=_age), above)
+            for each in of_run:
+                self._references.setdefault(each.folder.resolve(), reference)
+        starts, outside = [], []
+        for parent, folder, before in zip(noted, folders, states, strict=True):
+            if before is not None:
+                starts.append(self._references[before.folder.resolve()])
+                continue
+            commit = parent.get("revision")
+            starts.append(Reference("hub" if "revision" in parent else "local", parent["name"], commit))
+            outside.append((parent["name"], str(folder or (parent["name"] if "revision" in parent else ""))))
+        return tuple(dict.fromkeys(starts)), None, outside
 
     def _record(self, name: str, state: ModelState) -> StageRecord:
+        starts, teacher = self._starts[name]
         known = {"parameters": _parameters(state.folder), "arguments": stage_arguments(state)}
         if state.merges:
-            references = (
-                self._references[parent.state.folder.resolve()] if parent.state else parent.reference
-                for parent in self._parents[state.folder.resolve()]
-            )
-            parents = tuple(dict.fromkeys(references))
-            return StageRecord(name, "merging", parents[0], given=(*known["arguments"],), parents=parents, **known)
-        start = self._reference(state, "model")
+            return StageRecord(name, "merging", starts[0], given=(*known["arguments"],), parents=starts, **known)
         if state.is_unknown:
-            return StageRecord(name, "unknown", start, **known)
+            return StageRecord(name, "unknown", starts[0], **known)
         progress, given = progress_of(state), _in_effect(state, clean_arguments(state.keys))
         # The run's list wins where a recipe was edited since.
         known["arguments"] = {**known["arguments"], **given, **known["arguments"]}
         return StageRecord(
             name=name,
             kind=_kind(state),
-            start=start,
-            teacher=self._teacher(state),
+            start=starts[0],
+            teacher=teacher,
             **known,
             given=tuple(given),
             sources=sources_of(state),
@@ -189,20 +154,31 @@ class Lineage:
         )
 
 
-def _parent(folder: Path, noted: Mapping[str, Any]) -> _Parent:
-    is_on_hub = "revision" in noted
-    reference = Reference("hub" if is_on_hub else "local", noted["name"], noted.get("revision"))
-    found = find_beside(folder, noted)
-    return _Parent(reference, found and state_of(found), str(found or (noted["name"] if is_on_hub else "")))
+def _predecessor(state: ModelState, key: str) -> ModelState | None:
+    """The model that ``model`` or ``teacher`` names, if a run made it and it is still the same."""
+    before = state_of(state.resolve(str(state.keys[key])))
+    changed = before is not None and key == "teacher" and not _taught(before, state)
+    return None if changed else before
 
 
-def _newest_of_runs(states: Iterable[ModelState]) -> dict[Path, ModelState]:
-    """The last state of each run: its training includes that of the others."""
-    newest: dict[Path, ModelState] = {}
-    for state in states:
-        run = state.run.resolve()
-        newest[run] = max(newest.get(run, state), state, key=_age)
-    return newest
+def _reference(state: ModelState, key: str) -> Reference:
+    """What may be published of a model that no run made."""
+    path = str(state.keys[key])
+    if state.is_hub_name(path):
+        noted = read_json(state.run / DATA).get(_TEACHER) if key == "teacher" else None
+        return Reference("hub", path, noted if noted and COMMIT.fullmatch(noted) else None)
+    if state.resolve(path).exists():
+        logger.warning(
+            "%s: %s %s was not made by a run, or changed since; its stages are left out", state.name, key, path
+        )
+    return local_reference(path)
+
+
+def _unrecorded_start(state: ModelState) -> Reference:
+    if not state.is_unknown:
+        return Reference("scratch")
+    base = base_named(state.folder)
+    return Reference("hub", base) if base else Reference("unknown")
 
 
 def _age(state: ModelState) -> float:
@@ -231,22 +207,17 @@ def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
 
 def _taught(teacher: ModelState, student: ModelState) -> bool:
     """Whether a model is still the teacher whose identity the student's run noted."""
-    noted, revision = _noted_teacher(student), model_revision(str(teacher.folder), "key 'teacher'")
+    # The teacher's identity that the run noted: a commit on the Hub, or a digest.
+    noted, revision = read_json(student.run / DATA).get(_TEACHER), model_revision(str(teacher.folder), "key 'teacher'")
     if noted in (None, revision):
         return True
     # The identity of a teacher that reads texts includes how it was given them.
     templates = {name: student.keys.get(f"teacher_{name}") for name in ("query_template", "document_template")}
     text_format = TextFormat(**{name: template for name, template in templates.items() if template is not None})
     try:
-        longest = read_model_files(teacher.folder).max_length
+        return noted == text_teacher_identity(revision, text_format, read_model_files(teacher.folder).max_length)
     except UserError:
         return False
-    return noted == text_teacher_identity(revision, text_format, longest)
-
-
-def _noted_teacher(state: ModelState) -> str | None:
-    """The teacher's identity that a run noted: a commit on the Hub, or a digest."""
-    return read_json(state.run / DATA).get(_TEACHER)
 
 
 def _parameters(folder: Path) -> int | None:
@@ -294,8 +265,7 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     folder = (
         state.resolve(str(state.keys["prepared_dir"])) if state.keys.get("prepared_dir") else state.run / "prepared"
     )
-    # Pruning in earlier versions did not write the file.
-    noted = {} if state.prunes and not (state.run / DATA).exists() else read_json(state.run / DATA)
+    noted = read_json(state.run / DATA)
     fingerprints = {name: each for name, each in noted.items() if name not in (_TEACHER, _BASE)}
     prepared = [read_json(path / DESCRIPTION) for path in find_prepared(folder, fingerprints)]
     found = {name: {} for name in fingerprints} | {each["name"]: each for each in prepared}
@@ -309,13 +279,17 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
 
 
 def _source(name: str, prepared: Mapping[str, Any], entry: Entry | None, dataset: str | None) -> SourceRecord:
-    licence = entry.licence if entry else None
-    if not prepared:
-        task_type, languages = (entry.task_type, tuple(entry.languages)) if entry else (None, ())
-        return SourceRecord(name, task_type, languages, None, None, None, licence, dataset)
-    task_type, languages, rows = prepared["task_type"], tuple(prepared["languages"]), prepared["rows"]
-    instruction = prepared["instruction"]
-    return SourceRecord(name, task_type, languages, rows["train"], rows["validation"], instruction, licence, dataset)
+    rows = prepared.get("rows") or {}
+    return SourceRecord(
+        name,
+        task_type=prepared.get("task_type", entry and entry.task_type),
+        languages=tuple(prepared.get("languages", entry.languages if entry else ())),
+        rows=rows.get("train"),
+        validation_rows=rows.get("validation"),
+        instruction=prepared.get("instruction"),
+        licence=entry and entry.licence,
+        dataset=dataset,
+    )
 
 
 def _manifest(state: ModelState) -> Manifest | None:

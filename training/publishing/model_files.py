@@ -16,18 +16,21 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import modeling_f2llm
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from modeling_f2llm.tokenizer import end_token_id
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.common.outputs import temporary_folder
 from training.config.checks import SHAPE
-from training.models.model_folder import check_tokenizer_file, write_for_older_readers
+from training.models.model_folder import check_tokenizer_file, user_error, write_for_older_readers
+from training.models.model_folder import read_json as read_settings
 from training.models.model_ref import MERGED_ADAPTER, why_not_last_token
 from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, read_json, write_json
-from training.publishing.weights import Weights, copy_weights
+from training.publishing.weights import Weights
 
 CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE = "config_sentence_transformers.json", "sentence_bert_config.json"
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
+# The code of this repository computes any Qwen3.
+AUTO_MAP = {"AutoConfig": "configuration_f2llm.F2LLMConfig", "AutoModel": "modeling_f2llm.F2LLMModel"}
 # Files that only some tokenizers and versions write.
 _TOKENIZER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", *VOCABULARIES[1:])
 # Fields of the configuration in the record.
@@ -43,31 +46,22 @@ class ModelFiles:
 
     folder: Path
     config: F2LLMConfig
-    sentences: Mapping[str, Any]  # config_sentence_transformers.json
     code: tuple[Path, ...]  # files of remote code
     modules: tuple[str, ...]  # subfolders of sentence-transformers modules
     max_length: int  # maximum tokens of a text
+    prompts: dict[str, str]  # by name
+    versions: dict[str, str]  # of the libraries that wrote the model, by name
 
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return shape_of(self.config)
+        return {name: getattr(self.config, name) for name in _SHAPE}
 
     @property
     def dimensions(self) -> tuple[int, ...]:
         """Trained widths, the full one first."""
         width = self.config.hidden_size
         return (width, *(each for each in self.config.matryoshka_dimensions or () if each != width))
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """Prompts by name."""
-        return dict(self.sentences.get("prompts") or {})
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries that wrote the model, by name."""
-        return dict(self.sentences.get("__version__") or {})
 
 
 @dataclass(frozen=True)
@@ -78,21 +72,31 @@ class ModelToPack:
     fields: dict[str, Any]  # of the release's record
     copy_files: Callable[[Path, str], None]  # copies all but the weights to a folder, for weights of a dtype
 
-    def copy_weights(self, folder: Path, dtype: str, max_shard_size: str) -> None:
-        """Write the weights as ``dtype``, in files of at most a size."""
-        copy_weights(self.weights, folder, dtype, max_shard_size)
 
-
-def shape_of(config: F2LLMConfig) -> dict[str, Any]:
-    """Return the fields of a configuration that make the shape."""
-    return {name: getattr(config, name) for name in _SHAPE}
-
-
-def family_of(config: F2LLMConfig) -> str | None:
-    """Return the name of the published model of the same shape, if there is one."""
-    published = {name: F2LLMConfig.from_family(name) for name in FAMILY}
-    same = (n for n, each in published.items() if all(getattr(config, f) == getattr(each, f) for f in SHAPE))
-    return next(same, None)
+def model_fields(
+    weights: Weights,
+    dimensions: tuple[int, ...],
+    max_length: int,
+    config: F2LLMConfig | None,
+    prompts: dict[str, str],
+    versions: dict[str, str],
+) -> dict[str, Any]:
+    """Return the fields of a release's record that its files give; ``config`` of an adapter is that of its base."""
+    family = None
+    for name in FAMILY if config else ():
+        published = F2LLMConfig.from_family(name)
+        if all(getattr(config, field) == getattr(published, field) for field in SHAPE):
+            family = name
+    return {
+        "parameters": weights.parameters,
+        "dimension": dimensions[0],
+        "dimensions": dimensions,
+        "max_length": max_length,
+        "shape": {name: getattr(config, name) for name in _SHAPE} if config else {},
+        "prompts": prompts,
+        "versions": versions,
+        "family": family,
+    }
 
 
 def read_model_files(folder: Path) -> ModelFiles:
@@ -102,8 +106,10 @@ def read_model_files(folder: Path) -> ModelFiles:
     _require(folder, CONFIG)
     sentences, modules = read_sentence_files(folder)
     tokenizer, config = _load(folder, "pack another state of the run")
+    code = code_files(read_json(folder / CONFIG).get("auto_map", {}), folder)
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return ModelFiles(folder, config, sentences, _code(folder), modules, length)
+    prompts, versions = (dict(sentences.get(key) or {}) for key in ("prompts", "__version__"))
+    return ModelFiles(folder, config, code, modules, length, prompts, versions)
 
 
 def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -123,24 +129,20 @@ def _require(folder: Path, name: str) -> None:
 
 
 def _load(folder: Path, remedy: str) -> tuple[PreTrainedTokenizerBase, F2LLMConfig]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return tokenizer, F2LLMConfig.from_pretrained(folder)
-    # `from_pretrained` can raise any exception on a corrupt folder.
-    except Exception as error:
-        raise UserError(f"{folder}: cannot be read ({in_one_line(error)}); {remedy}") from None
+    with user_error(f"{folder}: cannot be read", remedy):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), F2LLMConfig.from_pretrained(folder)
 
 
-def _code(folder: Path) -> tuple[Path, ...]:
-    """The files that ``auto_map`` names, and those that they import.
+def code_files(auto_map: Mapping[str, str], folder: Path | None = None) -> tuple[Path, ...]:
+    """Return the files that an ``auto_map`` names and those that they import; ``folder`` is named in an error.
 
     They come from this checkout, not from the run: a release gets the code that is tested.
     """
     found = set()
-    for target in read_json(folder / CONFIG).get("auto_map", {}).values():
+    for target in auto_map.values():
         path = _PACKAGE / f"{target.rpartition('.')[0]}.py"
         if not path.is_file():
-            raise UserError(f"{folder / CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
+            raise UserError(f"{folder}/{CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
         found |= {path, *map(Path, get_relative_import_files(path))}
     return tuple(sorted(found))
 
@@ -169,11 +171,7 @@ def copy_sentence_files(source: Path, modules: Iterable[str], folder: Path) -> N
 
 @contextmanager
 def standard_settings(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder with settings and tokenizer of a model without a run, as a run would save them.
-
-    Args:
-        folder: Folder of a Qwen3 model of sentence-transformers with last-token pooling and normalisation.
-    """
+    """Yield a temporary folder with settings and tokenizer of a model without a run, as a run would save them."""
     _check_kind(folder)
     tokenizer, config = _load(folder, "save the model again")
     if not read_json(folder / CONFIG).get("is_matryoshka"):
@@ -184,7 +182,8 @@ def standard_settings(folder: Path) -> Iterator[Path]:
             f"{folder}: its tokenizer puts no token after a text, of which the embedding could be read; fine-tune it "
             "here (key 'model'), or save it with a post-processor that appends one"
         )
-    sentences, transformer = (_read_optional(folder / name) for name in (SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE))
+    # Either may be missing.
+    sentences, transformer = (read_settings(folder / name) for name in (SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE))
     if transformer.get("do_lower_case"):
         raise UserError(
             f"{folder / TRANSFORMER_MODULE}: do_lower_case changes texts, which servers do not; it is not packed"
@@ -201,9 +200,7 @@ def standard_settings(folder: Path) -> Iterator[Path]:
         tokenizer.save_pretrained(output)
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         config.save_pretrained(output)
-        # The code of this repository computes any Qwen3.
-        code = {"AutoConfig": "configuration_f2llm.F2LLMConfig", "AutoModel": "modeling_f2llm.F2LLMModel"}
-        write_json(output / CONFIG, {**read_json(output / CONFIG), "auto_map": code})
+        write_json(output / CONFIG, {**read_json(output / CONFIG), "auto_map": AUTO_MAP})
         _write_modules(output, config.hidden_size)
         prompts = {"query": "", "document": "", **(sentences.get("prompts") or {})}
         settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
@@ -220,17 +217,14 @@ def _check_kind(folder: Path) -> None:
     if (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
         raise UserError(f"{folder}: holds an adapter, or a model that one was merged into; pack the adapter's run")
     check_tokenizer_file(folder)
-    wrong = why_not_last_token(str(folder))
+    if wrong := why_not_packed(folder):
+        raise UserError(f"{folder}: {wrong}; only models with last-token pooling and normalisation are packed")
+
+
+def why_not_packed(folder: Path) -> str | None:
+    """Return what of a model's modules is not last-token pooling and normalisation; None if they are that."""
     kinds = [str(module.get("type")).rpartition(".")[2] for module in read_json(folder / MODULES)]
-    if wrong or "Normalize" not in kinds:
-        raise UserError(
-            f"{folder}: {wrong or 'does not normalise its embeddings'}; only models with last-token pooling and "
-            "normalisation are packed"
-        )
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return why_not_last_token(str(folder)) or (None if "Normalize" in kinds else "does not normalise its embeddings")
 
 
 def _write_modules(folder: Path, width: int) -> None:

@@ -12,19 +12,18 @@ import filecmp
 import logging
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.hub import Content
+from training.common.hub import Content, check_repository
 from training.common.outputs import check_output, locked, publish, scratch_folder
 from training.common.run_folder import FINAL_MODEL
+from training.models.model_folder import user_error
 from training.publishing.adapter import merged_adapter, read_adapter
 from training.publishing.evaluation import draw_figures, save_losses, write_evaluation
 from training.publishing.licence import OWN_LICENCE, licence_of, licence_text
@@ -33,60 +32,19 @@ from training.publishing.model_files import (
     ADAPTER_CONFIG,
     ModelToPack,
     copy_model_files,
-    family_of,
+    model_fields,
     read_model_files,
     standard_settings,
 )
-from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
+from training.publishing.record import RECORD, ModelRelease, load_release
 from training.publishing.states import ModelState, check_nothing_private, find_state, private_texts, write_json
-from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, parse_size, read_weights
+from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, copy_weights, read_weights
 
 logger = logging.getLogger("training")
 
 CARD, LICENCE = "README.md", "LICENSE"
 # Optional packages that draw figures and render the card.
 _EXTRA = ("jinja2", "matplotlib")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``publish.py pack``."""
-    parser.add_argument(
-        "run_folder",
-        metavar="RUN",
-        type=Path,
-        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
-    )
-    parser.add_argument("--name", required=True, help="name of the model, without organisation: f2llm-v2-330m")
-    parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
-    parser.add_argument(
-        "--dtype", help=f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)"
-    )
-    parser.add_argument(
-        "--max-shard-size", default=MAX_SHARD_SIZE, help="maximum size of a weight file (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--licence",
-        help=f"SPDX identifier of the weights' licence (default: {OWN_LICENCE} if all sources, the start and the "
-        "teacher have licences that ask at most for a notice; required otherwise)",
-    )
-    parser.add_argument("--licence-file", type=Path, help=f"text of the licence, if it is not {OWN_LICENCE}")
-    parser.add_argument("--author", help="author on the card")
-    parser.add_argument("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
-    parser.add_argument(
-        "--evaluation",
-        type=Path,
-        help="folder of the model's evaluation (default: report in the run or beside it, or another there)",
-    )
-    parser.add_argument(
-        "--base", metavar="ORG/NAME", help="name on the Hub of an adapter's base, if it was trained on a folder"
-    )
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Run ``publish.py pack``."""
-    options = PackOptions(**{each.name: getattr(arguments, each.name) for each in fields(PackOptions)})
-    beside = arguments.run_folder.absolute().parent / "packed"
-    pack(arguments.run_folder, arguments.output or beside / arguments.name, options)
 
 
 @dataclass(frozen=True)
@@ -104,28 +62,54 @@ class PackOptions:
     base: str | None = None
 
 
-def read_whole_model(state: ModelState, base: str | None = None, settings: Path | None = None) -> ModelToPack:
-    """Look at a whole model.
+_HELP = {
+    "name": "name of the model, without organisation: f2llm-v2-330m",
+    "dtype": f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)",
+    "max_shard_size": "maximum size of a weight file (default: %(default)s)",
+    "licence": f"SPDX identifier of the weights' licence (default: {OWN_LICENCE} if all sources, the start and the "
+    "teacher have licences that ask at most for a notice; required otherwise)",
+    "licence_file": f"text of the licence, if it is not {OWN_LICENCE}",
+    "author": "author on the card",
+    "checkpoint": "pack this checkpoint of the run: checkpoint-N",
+    "evaluation": "folder of the model's evaluation (default: report in the run or beside it, or another there)",
+    "base": "name on the Hub of an adapter's base, if it was trained on a folder: ORG/NAME",
+}
 
-    Args:
-        state: The model.
-        base: Hub name of the base of an adapter that was merged into it.
-        settings: Folder of its files without the weights, if that is another one.
-    """
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``publish.py pack``."""
+    parser.add_argument(
+        "run_folder",
+        metavar="RUN",
+        type=Path,
+        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
+    )
+    parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
+    for each in fields(PackOptions):
+        default = None if each.default is MISSING else each.default
+        parser.add_argument(
+            f"--{each.name.replace('_', '-')}",
+            type=Path if each.name in ("licence_file", "evaluation") else str,
+            required=each.default is MISSING,
+            default=default,
+            help=_HELP[each.name],
+        )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run ``publish.py pack``."""
+    options = PackOptions(**{each.name: getattr(arguments, each.name) for each in fields(PackOptions)})
+    beside = arguments.run_folder.absolute().parent / "packed"
+    pack(arguments.run_folder, arguments.output or beside / arguments.name, options)
+
+
+def read_whole_model(state: ModelState, base: str | None = None, settings: Path | None = None) -> ModelToPack:
+    """Look at a whole model, whose other files may lie in the folder ``settings``; ``base`` as for a merged adapter."""
     files = read_model_files(settings or state.folder)
     weights = read_weights(state.folder, files.config)
-    record = {
-        "parameters": weights.parameters,
-        "dimension": files.config.hidden_size,
-        "dimensions": files.dimensions,
-        "max_length": files.max_length,
-        "shape": files.shape,
-        "prompts": files.prompts,
-        "versions": files.versions,
-        "family": family_of(files.config),
-        "adapter": merged_adapter(state, base),
-    }
-    return ModelToPack(weights, record, partial(copy_model_files, files))
+    fields = model_fields(weights, files.dimensions, files.max_length, files.config, files.prompts, files.versions)
+    fields["adapter"] = merged_adapter(state, base)
+    return ModelToPack(weights, fields, partial(copy_model_files, files))
 
 
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
@@ -156,7 +140,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         stack.enter_context(locked(output))
         _check_output(output)
         if (state.folder / ADAPTER_CONFIG).is_file() and not state.is_unknown:
-            model: ModelToPack = read_adapter(state, options.base)
+            model = read_adapter(state, options.base)
         else:
             settings = stack.enter_context(standard_settings(state.folder)) if state.is_unknown else None
             model = read_whole_model(state, options.base, settings)
@@ -169,7 +153,18 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
     stages = lineage.records()
     licence = options.licence or licence_of(lineage, stages)
     text = licence_text(licence, options.licence_file)
-    release = _release(options, licence, model, lineage, stages)
+    trained = [each for each in lineage.states.values() if not (each.prunes or each.merges)]
+    release = ModelRelease(
+        name=options.name,
+        licence=licence,
+        dtype=options.dtype or model.weights.dtype,
+        languages=tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages})),
+        stages=stages,
+        trained_dtype=model.weights.dtype,
+        author=options.author,
+        language_rows=language_rows_of(trained[-1]) if trained else {},
+        **model.fields,
+    )
     try:
         with scratch_folder(output) as scratch:
             model.copy_files(scratch, release.dtype)
@@ -177,10 +172,11 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
             (scratch / LICENCE).write_text(text, encoding="utf-8")
             write_evaluation(state, lineage.states, options.name, scratch, options.evaluation)
             # After everything that may be refused: weights may take minutes.
-            model.copy_weights(scratch, release.dtype, options.max_shard_size)
+            copy_weights(model.weights, scratch, release.dtype, options.max_shard_size)
             _describe(scratch, release, lineage)
             check_nothing_private(scratch, private_texts(lineage.states.values()))
-            if _same(scratch, output):
+            # The record has the hashes of all other files.
+            if (output / RECORD).is_file() and filecmp.cmp(scratch / RECORD, output / RECORD, shallow=False):
                 logger.info("%s: holds this release already", output)
             else:
                 publish(scratch, output)
@@ -191,19 +187,10 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
 
 
 def _check(options: PackOptions) -> None:
-    try:
-        validate_repo_id(options.name)
-        fault = "it has a slash" if "/" in options.name else None
-    except HFValidationError as error:
-        fault = in_one_line(error)
-    if fault:
-        raise UserError(
-            f"--name {options.name!r} cannot name a repository ({fault}); give one without organisation, of letters, "
-            "digits and single - _ ."
-        )
+    with user_error(f"--name {options.name!r}", "give a name for a repository, without its organisation"):
+        check_repository(f"org/{options.name}", "the repository")
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    parse_size(options.max_shard_size)
     if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
     missing = [package for package in _EXTRA if find_spec(package) is None]
@@ -217,34 +204,12 @@ def _check_output(output: Path) -> None:
         return
     if not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    recorded, found = load_release(output).files, _files(output)
+    recorded, found = load_release(output).sha256, _hashes(output)
     changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:
         raise UserError(
             f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it or give another --output"
         )
-
-
-def _release(
-    options: PackOptions,
-    licence: str,
-    model: ModelToPack,
-    lineage: Lineage,
-    stages: tuple[StageRecord, ...],
-) -> ModelRelease:
-    trained = [state for state in lineage.states.values() if not (state.prunes or state.merges)]
-    languages = {code for stage in stages for source in stage.sources for code in source.languages}
-    return ModelRelease(
-        name=options.name,
-        licence=licence,
-        dtype=options.dtype or model.weights.dtype,
-        languages=tuple(sorted(languages)),
-        stages=stages,
-        trained_dtype=model.weights.dtype,
-        author=options.author,
-        language_rows=language_rows_of(trained[-1]) if trained else {},
-        **model.fields,
-    )
 
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
@@ -258,9 +223,8 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    files = _files(folder)
-    hashes = {name: Content(folder / name).sha256 for name in files}
-    (folder / RECORD).write_text(replace(release, files=files, sha256=hashes).to_json(), encoding="utf-8")
+    complete = replace(release, files=_files(folder), sha256=_hashes(folder))
+    (folder / RECORD).write_text(complete.to_json(), encoding="utf-8")
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -273,9 +237,5 @@ def _files(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two packed folders hold the same bytes."""
-    names = [RECORD, *_files(one)]
-    if not (other / RECORD).is_file() or _files(one) != _files(other):
-        return False
-    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: Content(folder / name).sha256 for name in _files(folder)}

@@ -18,8 +18,8 @@ RECORD = "release.json"
 class Reference:
     """Another model, by what may be published of it.
 
-    ``kind`` is ``stage`` (a stage of the same lineage), ``hub`` (a repository), ``local`` (a folder, of which only the
-    last part is published), ``scratch`` (random weights) or ``unknown``; the last two have no name.
+    ``kind`` is ``stage`` (of the same lineage), ``hub``, ``local`` (the last part of a folder), ``scratch`` (random
+    weights) or ``unknown``; the last two have no name.
     """
 
     kind: str
@@ -134,27 +134,23 @@ def load_release(folder: Path) -> ModelRelease:
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        stages = tuple(_stage(stage) for stage in content["stages"])
-        lists = {key: tuple(content[key]) for key in ("dimensions", "languages")}
+        parsed = {key: tuple(content[key]) for key in ("dimensions", "languages")}
+        parsed["stages"] = tuple(map(_stage, content["stages"]))
         if adapter := content.get("adapter"):
-            targets = tuple(adapter["targets"])
-            adapter = AdapterRecord(**{**adapter, "base": Reference(**adapter["base"]), "targets": targets})
-        return ModelRelease(**{**content, **lists, "stages": stages, "adapter": adapter})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            typed = {"base": Reference(**adapter["base"]), "targets": tuple(adapter["targets"])}
+            parsed["adapter"] = AdapterRecord(**{**adapter, **typed})
+        return ModelRelease(**{**content, **parsed})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no record of a packed model ({type(error).__name__}: {error}); pack it") from None
 
 
 def _stage(content: dict[str, Any]) -> StageRecord:
-    # Records of earlier versions repeat the values of the arguments that a recipe gave.
-    given = content.pop("written", None) or content.get("given", ())
+    sources = (SourceRecord(**{**each, "languages": tuple(each["languages"])}) for each in content["sources"])
     parsed = {
         "start": Reference(**content["start"]),
         "teacher": content["teacher"] and Reference(**content["teacher"]),
-        "given": tuple(given),
-        "sources": tuple(
-            SourceRecord(**{**each, "languages": tuple(each["languages"])}) for each in content["sources"]
-        ),
-        "parents": tuple(Reference(**parent) for parent in content.get("parents", ())),
-        "changes": tuple(content.get("changes", ())),
+        "sources": tuple(sources),
+        "parents": tuple(Reference(**parent) for parent in content["parents"]),
+        **{key: tuple(content[key]) for key in ("given", "changes")},
     }
     return StageRecord(**{**content, **parsed})

@@ -12,14 +12,14 @@ from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from training.common.errors import UserError
+from training.common.hub import check_repository
 from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints, place_of
 from training.common.yaml_file import load_yaml
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.models.merging import MERGE
+from training.publishing.record import RECORD
 
 # The identity of a model on the Hub; the digest of a folder is shorter.
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -83,10 +83,9 @@ class ModelState:
 def is_repository(name: str) -> bool:
     """Whether a text has the form ``ORG/NAME`` of a Hub repository."""
     try:
-        validate_repo_id(name)
-    except HFValidationError:
+        return bool(check_repository(name)) and len(Path(name).parts) == 2
+    except UserError:
         return False
-    return name.count("/") == 1 and len(Path(name).parts) == 2
 
 
 def is_hub_name(name: str) -> bool:
@@ -98,11 +97,19 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
     """Return the finished model of a run, one of its checkpoints, a merged model, or a model without a run."""
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a run")
-    is_run = (run / RECIPE).is_file()
-    if checkpoint is None and ((run / MERGE).is_file() or (not is_run and _is_alone(run))):
+    is_run, above = (run / RECIPE).is_file(), run.absolute().parent
+    holds_whole = all((run / name).is_file() for name in ("config.json", "modules.json"))
+    is_alone = holds_whole and not is_run and not (above / RECIPE).is_file()
+    if checkpoint is None and ((run / MERGE).is_file() or is_alone):
+        if (run / RECORD).is_file():
+            raise UserError(f"{run}: is packed already; upload it with `publish.py push`, or give its run")
         return ModelState(run, run, {})
     if not is_run:
-        raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {_hint(run)}")
+        stages = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
+        hint = (
+            f"give its run, {above}" if (above / RECIPE).is_file() else f"name a stage: {', '.join(stages) or 'none'}"
+        )
+        raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {hint}")
     known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
     if checkpoint is not None and not holds_model(run / checkpoint):
         raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
@@ -112,22 +119,6 @@ def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
             f"one of its checkpoints with --checkpoint ({known})"
         )
     return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
-
-
-def _is_alone(folder: Path) -> bool:
-    """Whether a folder holds a SentenceTransformer that is neither part of a run nor packed."""
-    if not all((folder / name).is_file() for name in ("config.json", "modules.json")):
-        return False
-    if (folder / "release.json").is_file():
-        raise UserError(f"{folder}: is packed already; upload it with `publish.py push`, or give its run")
-    return not (folder.absolute().parent / RECIPE).is_file()
-
-
-def _hint(folder: Path) -> str:
-    if (folder.absolute().parent / RECIPE).is_file():
-        return f"give its run, {folder.absolute().parent}"
-    stages = sorted(path.parent.name for path in folder.glob(f"*/{RECIPE}"))
-    return f"name one of its stages: {', '.join(stages)}" if stages else "give the output_dir of a stage"
 
 
 def state_of(folder: Path) -> ModelState | None:
@@ -181,10 +172,14 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     These are the folders of the runs, the paths in their recipes, the home folder, and secrets of the environment and
     of the Hub's client.
     """
-    texts = _folders(Path.home(), "the home folder") | _folders(Path.cwd(), "the working folder")
+    states = list(states)
+    folders = [(Path.home(), "the home folder"), (Path.cwd(), "the working folder")]
     for state in states:
-        for run in (state.run.absolute(), state.run.resolve()):
-            texts |= _folders(run, f"the place of run {state.name}")
+        folders += [(run, f"the place of run {state.name}") for run in (state.run.absolute(), state.run.resolve())]
+    # Not folders that exist on any machine: `/home`, `/workspace`.
+    parts = ((each, what) for folder, what in folders for each in (folder, *folder.parents))
+    texts = {str(each): what for each, what in parts if len(each.parts) > 2}
+    for state in states:
         for key in (WITHHELD_KEYS | {"builder_options"}) & state.keys.keys():
             for text in _texts(state.keys[key]):
                 if "/" in text and not state.is_hub_name(text):
@@ -192,11 +187,6 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     texts |= {value: f"the variable {name}" for name, value in os.environ.items() if _SECRET.search(name)}
     texts |= {token: "the Hub's token" for token in [get_token()] if token}
     return {text: what for text, what in texts.items() if len(text) >= _SHORTEST}
-
-
-def _folders(folder: Path, what: str) -> dict[str, str]:
-    """A folder and its parents, except those that exist on any machine: ``/home``, ``/workspace``."""
-    return {str(each): what for each in (folder, *folder.parents) if len(each.parts) > 2}
 
 
 def _texts(value: Any) -> list[str]:
@@ -217,15 +207,12 @@ def check_nothing_private(folder: Path, texts: Mapping[str, str]) -> None:
         # Weights are numbers under checked names, and a vocabulary may well hold `/usr/local`.
         if path.suffix == ".safetensors" or path.name in VOCABULARIES:
             continue
-        content = _uncompressed(path)
+        content = path.read_bytes()
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                content = b"\0".join(
+                    each for name in archive.namelist() for each in (name.encode(), archive.read(name))
+                )
         for text, what in wanted.items():
             if text in content:
                 raise UserError(f"{path.name} would tell {what}; take it out of the run's files and pack again")
-
-
-def _uncompressed(path: Path) -> bytes:
-    """The bytes of a file; of an archive those of its members and their names."""
-    if not is_zipfile(path):
-        return path.read_bytes()
-    with ZipFile(path) as archive:
-        return b"\0".join(each for name in archive.namelist() for each in (name.encode(), archive.read(name)))

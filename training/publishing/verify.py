@@ -17,7 +17,7 @@ from typing import NamedTuple
 from training.common.errors import UserError, in_one_line
 from training.publishing.adapter import read_base
 from training.publishing.checks import card, files, settings
-from training.publishing.checks.packed import CARD, REPACK, Finding, PackedFolder, UnreadableError
+from training.publishing.checks.packed import CARD, FaultError, Finding, PackedFolder
 
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
@@ -26,19 +26,19 @@ RUN = "embeddings"
 # Checks by what they look at, in order.
 CHECKS: Mapping[str, Sequence[Check]] = {
     "contents": (files.check_contents, files.check_listed),
-    "configuration": (settings.check_configuration, settings.check_validity, settings.check_lengths),
+    "configuration": (settings.check_configuration,),
     "tokenizer": (settings.check_eos, settings.check_auto_tokenizer, settings.check_special_tokens),
-    "modules": (settings.check_modules, settings.check_pooling, settings.check_prompts),
-    "weights": (files.check_shards, files.check_weights),
+    "modules": (settings.check_modules, settings.check_form),
+    "weights": (files.check_record, files.check_weights),
     "remote code": (files.check_remote_code,),
     "servers": (settings.check_llama_cpp,),
-    "card": (card.check_metadata, card.check_links, card.check_numbers, card.check_snippets),
+    "card": (card.check_card, card.check_examples),
     RUN: (card.check_embeddings,),
 }
-# An adapter has no model weights, configuration or code of its own, and servers load whole models.
+# An adapter has no configuration or code of its own, and servers load whole models.
 ADAPTER_CHECKS: Mapping[str, Sequence[Check]] = {
-    **{name: CHECKS[name] for name in ("contents", "tokenizer", "modules")},
-    "adapter": (files.check_base, files.check_adapter_configuration, files.check_adapter_weights),
+    **{name: CHECKS[name] for name in ("contents", "tokenizer", "modules", "weights")},
+    "adapter": (files.check_base,),
     **{name: CHECKS[name] for name in ("card", RUN)},
 }
 
@@ -103,45 +103,36 @@ def examine(
     packed = PackedFolder(folder.resolve(), base)
     if base is not None:
         _check_base(packed, base)
-    checks = dict(checks_of(folder) if checks is None else checks)
-    run = checks.pop(RUN, None)
-    found = _findings(packed, checks)
-    if run is not None:
-        unrun = _unrun(packed, any(finding.fault for finding in found), trust)
-        found += _findings(packed, {RUN: run}) if unrun is None else [unrun]
-        checks |= {RUN: run} if unrun is None else {}
-    found = list(dict.fromkeys(found))
-    return Examination(
-        tuple(finding for finding in found if finding.fault),
-        tuple(finding for finding in found if not finding.fault),
-        tuple(checks),
-    )
-
-
-def _findings(packed: PackedFolder, checks: Mapping[str, Sequence[Check]]) -> list[Finding]:
-    """Findings of checks; a damaged file is named once, with the groups of checks that need it."""
     found: list[Finding] = []
-    hindered: dict[str, tuple[str, dict[str, None]]] = {}
-    for name, own in checks.items():
+    done = []
+    for name, own in (checks_of(folder) if checks is None else checks).items():
+        unrun = _unrun(packed, found, trust) if name == RUN else None
+        if unrun is not None:
+            found.append(unrun)
+            continue
+        done.append(name)
         for check in own:
-            try:
-                found += check(packed)
-            except UnreadableError as error:
-                hindered.setdefault(error.file, (error.why, {}))[1][name] = None
-            # Damage that still parses, such as a text in the place of a number, can raise any exception.
-            except Exception as error:
-                why = f"{type(error).__name__}: {in_one_line(error)}"
-                wrong = f"{check.__name__.replace('_', ' ')} cannot be done ({why})"
-                found.append(Finding(name, wrong, "look for damage in what is named here and pack the run again"))
-    for file, (why, names) in hindered.items():
-        found = [finding for finding in found if (finding.file, finding.wrong) != (file, why)]
-        found.append(Finding(file, why, f"{REPACK} (not checked for it, or not in full: {', '.join(names)})"))
-    return found
+            found += _findings(packed, name, check)
+    # Several checks may find the same damage.
+    found = list(dict.fromkeys(found))
+    faults = tuple(finding for finding in found if finding.fault)
+    return Examination(faults, tuple(finding for finding in found if not finding.fault), tuple(done))
 
 
-def _unrun(packed: PackedFolder, faulty: bool, trust: bool) -> Finding | None:
+def _findings(packed: PackedFolder, name: str, check: Check) -> Iterator[Finding]:
+    try:
+        yield from check(packed)
+    except FaultError as error:
+        yield error.finding
+    # Damage that still parses, such as a text in the place of a number, can raise any exception.
+    except Exception as error:
+        wrong = f"{check.__name__} cannot be done ({type(error).__name__}: {in_one_line(error)})"
+        yield Finding(name, wrong, "look for damage in what is named here and pack the run again")
+
+
+def _unrun(packed: PackedFolder, found: Sequence[Finding], trust: bool) -> Finding | None:
     """Why no code of a folder is run; None if it is."""
-    if faulty:
+    if any(finding.fault for finding in found):
         wrong, remedy = "its examples were not run: the folder has faults", "mend them and verify it again"
     elif trust or not (foreign := [*files.foreign_code(packed), *card.foreign_examples(packed)]):
         return None

@@ -5,7 +5,6 @@ No more than one shard is in memory, so that a machine can pack models that it c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +19,7 @@ from torch import Tensor
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
 from training.models.adapters import ADAPTER_WEIGHTS
-from training.models.model_folder import WeightFiles, is_finite, wrong_weight
+from training.models.model_folder import WeightFiles, is_finite, user_error, wrong_weight
 from training.models.model_ref import model_revision
 from training.publishing.states import write_json
 
@@ -29,7 +28,6 @@ MAX_SHARD_SIZE = "5GB"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAVED_DTYPES = (*DTYPES, "float16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_HEADER_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,6 @@ class Weights:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each tensor of a safetensors file; an error of the library if it is damaged."""
-    with safe_open(path, framework="pt") as stored:
-        slices = {name: stored.get_slice(name) for name in stored.keys()}
-        dtypes = {name: each.get_dtype() for name, each in slices.items()}
-        return {
-            name: (tuple(each.get_shape()), _HEADER_NAMES.get(dtypes[name], dtypes[name]))
-            for name, each in slices.items()
-        }
-
-
 def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     """Look at the weights of a model, which must be exactly those of ``config``."""
     stored = WeightFiles(folder)
@@ -91,14 +78,6 @@ def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     return Weights(folder, {name: path.name for name, path in stored.file_of.items()}, shapes, dtypes.pop())
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as ``5GB``."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?B)", text.strip().upper())
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"a file cannot have the size {text!r}; give one such as 5GB or 500MB")
-    return int(float(match[1]) * 1000 ** "BKMGT".index(match[2][0]))
-
-
 def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str = MAX_SHARD_SIZE) -> None:
     """Write weights to a folder as ``dtype``: in one file, or in shards with an index if that would be too large."""
     if ADAPTER_WEIGHTS in weights.files.values():
@@ -106,12 +85,13 @@ def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str
         weights.save(sorted(weights.shapes), folder / ADAPTER_WEIGHTS, dtype)
         return
     itemsize = getattr(torch, dtype).itemsize
-    split = split_state_dict_into_shards_factory(
-        {name: prod(shape) * itemsize for name, shape in sorted(weights.shapes.items())},
-        get_storage_size=int,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=parse_size(max_shard_size),
-    )
+    with user_error(f"--max-shard-size {max_shard_size!r}", "give a size such as 5GB or 500MB"):
+        split = split_state_dict_into_shards_factory(
+            {name: prod(shape) * itemsize for name, shape in sorted(weights.shapes.items())},
+            get_storage_size=int,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
     for file, names in split.filename_to_tensors.items():
         weights.save(names, folder / file, dtype)
     if split.is_sharded:

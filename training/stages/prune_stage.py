@@ -1,4 +1,4 @@
-"""A stage that cuts a model instead of training one: calibrate, plan, slice, trim the vocabulary, save."""
+"""A stage that prunes a model instead of training one: calibrate, plan, slice, trim the vocabulary, save."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import new_folder, write_whole
-from training.common.run_folder import (
-    DATA,
-    FINAL_MODEL,
-    IMPORTANCE_FILE,
-    RECIPE,
-)
+from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.prepared import PreparedSource
@@ -37,10 +30,10 @@ from training.pruning.pruning import apply_plan
 from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources
+from training.trainer.resumption import writing
 
 logger = logging.getLogger(__name__)
 
-# What a pruning leaves beside the model: what was measured, what of the model stayed, what trimming saved.
 _PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
 PRUNING_FILES = (IMPORTANCE_FILE, _PLAN, _VOCABULARY)
 _CALIBRATION = 41
@@ -48,7 +41,7 @@ _TOKENS_AT_ONCE = 8192
 
 
 def prune_stage(stage: Stage) -> None:
-    """Cut the stage's model and write the result to the stage's folder.
+    """Prune the stage's model and write the result to the stage's folder.
 
     Beside the model lie its recipe, ``importance.safetensors`` (the measurement, for other cuts of the same model),
     ``pruning.yaml`` (what of the model stayed) and, if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
@@ -62,30 +55,24 @@ def prune_stage(stage: Stage) -> None:
     target = None if args.prune_to is None else pruned_config(model.config, args.prune_to_fields(), "key 'prune_to'")
     sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
     output_dir, before = Path(args.output_dir), model.num_parameters()
-    try:
-        write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
-        data = {source.name: source.description["fingerprint"] for source in sources}
-        write_whole(output_dir / DATA, json.dumps(data, indent=2))
-        if target is not None:
-            model = _cut(model, target, sources, args)
-        if args.trim_vocabulary:
-            model, tokenizer = _trim(model, tokenizer, sources, output_dir)
-        prompts = kept_prompts(args)
-        with new_folder(output_dir / FINAL_MODEL) as partial:
-            saved = build_sentence_transformer(model, tokenizer, prompts.prompts)
-            saved.save_pretrained(str(partial), create_model_card=False)
-    except UserError:
-        raise
-    # safetensors and tokenizers raise other errors than OSError for a full disk.
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error).lower():
-            raise
-        raise StoppedError(
-            f"{output_dir}: the cut model could not be written ({in_one_line(error)})",
-            "Mend that and run the same command again",
-        ) from error
+    write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+    data = {source.name: source.description["fingerprint"] for source in sources}
+    write_whole(output_dir / DATA, json.dumps(data, indent=2))
+    if target is not None:
+        model = _cut(model, target, sources, args)
+    if args.trim_vocabulary:
+        used = np.zeros(model.config.vocab_size, dtype=bool)
+        for tokens in (block for source in sources for block in source.token_blocks()):
+            used[tokens] = True
+        model, tokenizer, report = trim_vocabulary(model, tokenizer, np.flatnonzero(used).tolist())
+        write_whole(output_dir / _VOCABULARY, json.dumps(asdict(report), indent=2) + "\n")
+        logger.info("vocabulary: %s", report)
+    prompts = kept_prompts(args)
+    with writing(f"{output_dir}: the pruned model", output_dir), new_folder(output_dir / FINAL_MODEL) as partial:
+        saved = build_sentence_transformer(model, tokenizer, prompts.prompts)
+        saved.save_pretrained(str(partial), create_model_card=False)
     logger.info("%s", prompts.line())
-    logger.info("%s: cut from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
+    logger.info("%s: pruned from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
 
 
 def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments) -> F2LLMModel:
@@ -99,7 +86,8 @@ def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSourc
         batches = calibration_batches(sources, args.calibration_texts, args.seed, args.max_tokens_per_forward)
         importance = calibrate(model.to(args.device), batches, digest.hexdigest(), autocast=args.bf16)
         model.cpu()
-        importance.save(output_dir / IMPORTANCE_FILE)
+        with writing(f"{output_dir}: the importance", output_dir):
+            importance.save(output_dir / IMPORTANCE_FILE)
     else:
         importance = Importance.load(Path(args.importance), model.config, digest.hexdigest())
     plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
@@ -120,16 +108,3 @@ def calibration_batches(
         drawn = np.sort(np.argsort(draws, kind="stable")[:each])
         for batch in packed_texts(source, drawn, max_tokens or _TOKENS_AT_ONCE):
             yield batch.input_ids, batch.lengths
-
-
-def _trim(
-    model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sources: Sequence[PreparedSource], output_dir: Path
-) -> tuple[F2LLMModel, PreTrainedTokenizerBase]:
-    used = np.zeros(model.config.vocab_size, dtype=bool)
-    for source in sources:
-        for tokens in source.token_blocks():
-            used[tokens] = True
-    model, tokenizer, report = trim_vocabulary(model, tokenizer, np.flatnonzero(used).tolist())
-    write_whole(output_dir / _VOCABULARY, json.dumps(asdict(report), indent=2) + "\n")
-    logger.info("vocabulary: %s", report)
-    return model, tokenizer

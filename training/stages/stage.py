@@ -1,38 +1,23 @@
-"""Running the stages of a recipe: what may be written where, training or pruning, saving, and evaluating."""
+"""Run the stages of a recipe: what may be written where, training or pruning, saving, and evaluating."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 
-from training.common.errors import (
-    InterruptedTrainingError,
-    OutputError,
-    StoppedError,
-    UserError,
-    in_one_line,
-    lost_contact,
-)
-from training.common.outputs import check_output, locked, publish, write_whole
-from training.common.run_folder import (
-    DATA,
-    FINAL_MODEL,
-    RECIPE,
-    holds_model,
-    last_checkpoint,
-    missing_part,
-    numbered_checkpoints,
-)
+from training.common import run_folder
+from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line
+from training.common.outputs import check_output, locked, new_folder, write_whole
+from training.common.run_folder import DATA, FINAL_MODEL, RECIPE, holds_model, last_checkpoint
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
@@ -44,18 +29,16 @@ from training.models.saved_prompts import given_prompt, set_query_prompt
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.prune_stage import PRUNING_FILES, prune_stage
 from training.stages.setup import set_up
-from training.trainer.resumption import checkpoint_to_resume
+from training.trainer.resumption import GO_ON, checkpoint_to_resume, writing
 from training.trainer.stopping import Interruption
 from training.trainer.trainer import F2LLMTrainer
 
 logger = logging.getLogger("training")
 
-_GO_ON = "run the same command with --resume"
+_LOCK = f".{FINAL_MODEL}.lock"
 # What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {
-    *("prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", f".{FINAL_MODEL}.lock"),
-    *PRUNING_FILES,
-}
+_PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", _LOCK}
+_PREPARATIONS |= {*PRUNING_FILES}
 
 
 class Uploads(NamedTuple):
@@ -77,10 +60,7 @@ def run_recipe(
     accept_changes: bool,
     uploads_of: Callable[[Stage], Uploads | None],
 ) -> None:
-    """Run stages of a recipe in order; an evaluation follows each that has ``evaluation_pairs``.
-
-    The other arguments are those of :func:`run_stage`.
-    """
+    """Run stages of a recipe in order, each as in :func:`run_stage`, and evaluate those with ``evaluation_pairs``."""
     require_inputs(recipe, chosen, finished=[stage.name for stage in chosen if holds_model(Path(made_by(stage)))])
     evaluations = _evaluation_files(recipe)
     for stage in chosen:
@@ -121,37 +101,32 @@ def run_stage(
         accept_changes: Go on although recipe or data changed since the run was started.
         more: Whether other stages follow. A signal that comes too late to stop this one then stops before them.
         uploads: Uploads the checkpoints, if the stage has ``push_checkpoints``.
-
-    Raises:
-        UserError: If something the user gave is faulty, or the output folder holds another run.
-        StoppedError: If the training had to stop; its last checkpoint is whole.
     """
-    args, output_dir = stage.arguments, Path(stage.arguments.output_dir)
+    args, final = stage.arguments, Path(made_by(stage))
     if args.n_gpu > 1:
-        raise UserError(
-            f"stage {stage.name!r}: one process drives one device; start one for each of the {args.n_gpu} with "
-            "'accelerate launch', or set CUDA_VISIBLE_DEVICES to one of them"
-        )
+        what = f"stage {stage.name!r}: one process drives one device, of which there are {args.n_gpu}"
+        raise UserError(f"{what}; start with 'accelerate launch', or set CUDA_VISIBLE_DEVICES to one")
     _check_paths(args)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(output_dir, os.R_OK | os.W_OK):
-            raise PermissionError("permission denied")
-    except OSError as error:
-        raise OutputError(f"{output_dir}: cannot be written ({error})", "give another output_dir") from None
-    with _alone(args, output_dir / FINAL_MODEL):
-        if args.prunes:
-            return _prune(stage, output_dir / FINAL_MODEL, resume, accept_changes)
-        return _train(stage, output_dir / FINAL_MODEL, resume, accept_changes, more, uploads)
+    with _alone(args, final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not args.prunes:
+            return _train(stage, final, resume, accept_changes, more, uploads)
+        # Only the first process prunes; the others find what it made.
+        with args.main_process_first(local=args.save_on_each_node):
+            if args.should_save:
+                _check_run(final.parent, stage, resume, accept_changes)
+                if not _is_finished(stage, final):
+                    prune_stage(stage)
+        return final
 
 
 def _check_paths(args: StageArguments) -> None:
     """Refuse to write where the stage reads: into a model's folder, or into that of the data."""
     models = [Path(name) for name in (args.model, args.teacher) if name is not None]
-    for key in ("output_dir", "prepared_dir", "teacher_cache_dir"):
-        folder = args.prepared_folder if key == "prepared_dir" else getattr(args, key)
-        if not folder:
-            continue
+    outputs = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
+    if args.teacher_cache_dir:
+        outputs["teacher_cache_dir"] = args.teacher_cache_dir
+    for key, folder in outputs.items():
         check_output(Path(folder), models, option=key)
         if args.manifest is not None and Path(folder).resolve() == Path(args.manifest).resolve().parent:
             raise UserError(f"{folder}: is the folder of {args.manifest}, which is read; give another {key}")
@@ -159,31 +134,19 @@ def _check_paths(args: StageArguments) -> None:
 
 @contextmanager
 def _alone(args: StageArguments, final: Path) -> Iterator[None]:
-    """Lock the folder for this command; all of its processes raise a UserError if another command holds it."""
+    """Lock the model's folder for this command; if another holds it, all processes raise a UserError."""
+    refused: list[str | None] = [None]
+    busy = "another process trains there; wait for it to end, or give another output_dir"
     with ExitStack() as stack:
-        refused: list[str | None] = [None]
-        if args.process_index == 0:
-            try:
-                busy = "another process trains there; wait for it to end, or give another output_dir"
-                stack.enter_context(locked(final, busy))
-            except UserError as error:
-                refused = [str(error)]
+        try:
+            stack.enter_context(locked(final, busy) if args.process_index == 0 else nullcontext())
+        except UserError as error:
+            refused = [str(error)]
         if args.world_size > 1:
             torch.distributed.broadcast_object_list(refused)
         if refused[0] is not None:
             raise UserError(refused[0])
         yield
-
-
-def _prune(stage: Stage, final: Path, resume: bool, accept_changes: bool) -> Path:
-    args = stage.arguments
-    # Only the first process works; the others find what it made.
-    with args.main_process_first(local=args.save_on_each_node):
-        if args.should_save:
-            _check_run(final.parent, stage, resume, accept_changes)
-            if not _is_finished(stage, final):
-                prune_stage(stage)
-    return final
 
 
 def _train(stage: Stage, final: Path, resume: bool, accept_changes: bool, more: bool, uploads: Uploads | None) -> Path:
@@ -208,24 +171,22 @@ def _train(stage: Stage, final: Path, resume: bool, accept_changes: bool, more: 
         logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
     with _uploading(trainer, uploads):
         with _stopped_by(trainer):
-            _fill_teacher_cache(trainer)
+            trainer.fill_teacher_cache()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         number, state = trainer.interruption.signal, trainer.state
         if number and state.global_step < state.max_steps:
-            raise InterruptedTrainingError(
-                f"{signal.Signals(number).name} at step {state.global_step} of {state.max_steps}; saved "
-                f"{last_checkpoint(output_dir)}",
-                f"To go on, {_GO_ON}",
-                number,
-            )
+            saved = last_checkpoint(output_dir)
+            raise _interrupted(number, f"at step {state.global_step} of {state.max_steps}; saved {saved}")
         _save(trainer, final)
         logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
     number = trainer.interruption.received()
     if number and more:
-        raise InterruptedTrainingError(
-            f"{signal.Signals(number).name} after the last step; saved {final}", f"To go on, {_GO_ON}", number
-        )
+        raise _interrupted(number, f"after the last step; saved {final}")
     return final
+
+
+def _interrupted(number: int, where: str) -> InterruptedTrainingError:
+    return InterruptedTrainingError(f"{signal.Signals(number).name} {where}", f"To go on, {GO_ON}", number)
 
 
 def _check_run(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
@@ -233,25 +194,22 @@ def _check_run(output_dir: Path, stage: Stage, resume: bool, accept_changes: boo
     args = stage.arguments
     # Written below the output folder before the training.
     folders = [args.prepared_folder, args.teacher_cache_dir, args.builder and Path(args.manifest or "").parent]
-    names = [name for place in folders if place for name in Path(os.path.relpath(place, output_dir)).parts[:1]]
+    names = [name for folder in folders if folder for name in Path(os.path.relpath(folder, output_dir)).parts[:1]]
     ours = {form for name in names for form in (name, f".{name}.partial", f".{name}.lock")}
     held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS - ours
     if held and RECIPE not in held:
         raise OutputError(f"{output_dir}: the folder holds something else", "give another output_dir")
-    numbered = numbered_checkpoints(output_dir)
-    if numbered and FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
-        raise OutputError(
-            f"{output_dir}: none of the checkpoints can be resumed from, {numbered[-1].name} lacks "
-            f"{missing_part(numbered[-1])}",
-            f"start again from 'model: {numbered[-1]}' with another output_dir",
-        )
+    numbered = run_folder.numbered_checkpoints(output_dir)
     # A run that ended before its first checkpoint has nothing to lose: its recipe may be corrected.
     if FINAL_MODEL not in held and not numbered:
         return {}
+    if FINAL_MODEL not in held and last_checkpoint(output_dir) is None:
+        newest = numbered[-1]
+        what = f"none of the checkpoints can be resumed from, {newest.name} lacks {run_folder.missing_part(newest)}"
+        raise OutputError(f"{output_dir}: {what}", f"start again from 'model: {newest}' with another output_dir")
     if not resume:
-        raise OutputError(
-            f"{output_dir}: the folder holds another run", "add --resume to go on, or give another output_dir"
-        )
+        remedy = "add --resume to go on, or give another output_dir"
+        raise OutputError(f"{output_dir}: the folder holds another run", remedy)
     return check_keys(output_dir, stage, accept_changes)
 
 
@@ -264,9 +222,9 @@ def _is_finished(stage: Stage, final: Path) -> bool:
     if prompt is not None and set_query_prompt(final, prompt):
         now = {"query_instruction": stage.arguments.query_instruction}
         recipe, arguments = final.parent / RECIPE, final / "training_arguments.json"
-        write_whole(recipe, yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **now}, sort_keys=False))
-        # A stage that cuts a model has none; a damaged one, which is only for people, stays.
-        with suppress(FileNotFoundError, ValueError, TypeError):
+        write_whole(recipe, yaml.safe_dump({**load_yaml(recipe), **now}, sort_keys=False))
+        # A stage that prunes a model has none.
+        if arguments.exists():
             write_whole(arguments, json.dumps({**json.loads(arguments.read_text()), **now}, indent=2))
         logger.info("%s: its query prompt is now %r", final, prompt)
     return True
@@ -313,54 +271,27 @@ def _uploading(trainer: F2LLMTrainer, uploads: Uploads | None) -> Iterator[None]
     upload.end()
 
 
-def _fill_teacher_cache(trainer: F2LLMTrainer) -> None:
-    try:
-        trainer.fill_teacher_cache()
-    except OSError as error:
-        raise StoppedError(
-            f"{trainer.args.teacher_cache_dir}: the teacher's embeddings could not be written ({error}); those that "
-            "were stay",
-            f"Mend that and {_GO_ON}",
-        ) from error
-
-
 @contextmanager
 def _stopped_by(trainer: F2LLMTrainer) -> Iterator[None]:
     """Turn a full disk, a lack of memory or a dead loader worker into a StoppedError that says how to go on."""
     try:
         yield
-    except StoppedError:
-        raise
     except (OSError, RuntimeError) as error:
         lacks_memory = isinstance(error, torch.OutOfMemoryError)
-        if not isinstance(error, OSError) and not lacks_memory and "DataLoader worker" not in str(error):
+        expected = isinstance(error, OSError) or lacks_memory or "DataLoader worker" in str(error)
+        if isinstance(error, StoppedError) or not expected:
             raise
         limit = trainer.args.max_tokens_per_forward or "without limit"
         mend = f"Lower 'max_tokens_per_forward', now {limit}," if lacks_memory else "Mend that"
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
-        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"{mend} and {_GO_ON}") from error
+        raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"{mend} and {GO_ON}") from error
 
 
 def _save(trainer: F2LLMTrainer, final: Path) -> None:
-    partial = final.with_name(f".{FINAL_MODEL}.partial")
-    try:
-        if trainer.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-            # Fails if the run's folder has vanished.
-            partial.mkdir()
+    # All processes gather the weights; some write them.
+    target = new_folder(final) if trainer.args.should_save else nullcontext(final)
+    with writing(f"{final}: the finished model", final.parent), target as partial:
         trainer.save_model(str(partial))
-        if trainer.args.should_save:
-            if trainer.projection is not None:
-                trainer.projection.export(final.parent)
-            publish(partial, final)
-    # safetensors raises another error than OSError for a full disk.
-    except Exception as error:
-        if isinstance(error, StoppedError) or lost_contact(error):
-            raise
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StoppedError(
-            f"{final}: the finished model could not be written ({in_one_line(error)}); last good checkpoint: "
-            f"{last_checkpoint(final.parent) or 'none yet'}",
-            f"Mend that and {_GO_ON}",
-        ) from error
+        if trainer.args.should_save and trainer.projection is not None:
+            trainer.projection.export(final.parent)
     trainer.accelerator.wait_for_everyone()

@@ -32,9 +32,7 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
 
     An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
-    negatives); the batches of all sources are then shuffled together, so that a source turns up in proportion to its
-    size until all are exhausted. Both orders depend on seed and epoch only, so that all processes agree without
-    communication. :mod:`training.models.layout` decides which process encodes which texts of a batch.
+    negatives); the batches of all sources are then shuffled together. Both orders depend on seed and epoch only.
 
     Example:
         >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
@@ -57,7 +55,6 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of global batches of an epoch, the same in every epoch."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[RowKey]]:
@@ -100,24 +97,18 @@ class PackedCollator:
     The negatives of a row are drawn by (seed, epoch, source, row) alone. Every process is given all rows of the global
     batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
 
-    Args:
-        sources: The sources that row keys refer to.
-        num_hard_negatives: Negatives drawn per row, by task type; none of a retrieval source that has none.
-        seed, rank, world_size: Of the draws, and of the processes.
-        max_tokens_per_forward: Maximum tokens of a chunk; None for one chunk.
-        teacher_cache, teacher_width: Embeddings of a teacher to read for each batch, and how many dimensions of them.
+    ``num_hard_negatives`` are drawn per row, by task type; none of a retrieval source that has none. Of the embeddings
+    in ``teacher_cache``, the first ``teacher_width`` dimensions are read.
 
     A batch is a dict of
 
     - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
-    - ``chunk_lengths``: for each chunk the lengths of its texts;
-    - ``slots``: ``(n,)``, where each of the global batch's ``n`` distinct texts lies among the gathered embeddings, and
-      ``width``, how many of these each process hands in (see :class:`~training.models.encoding.BatchLayout`);
+    - ``chunk_lengths``, ``slots`` and ``width``: see :class:`~training.models.encoding.BatchLayout`;
     - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
     - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
     - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
-    - ``tokens``: tokens of all ``n`` texts;
+    - ``tokens``: tokens of all ``n`` distinct texts;
     - ``rows``: ``b`` numbers of the rows within their split of the source;
     - ``source`` and ``task_type``: names.
     """
@@ -139,8 +130,7 @@ class PackedCollator:
         self.max_tokens_per_forward = max_tokens_per_forward
         self.teacher_cache, self.teacher_width = teacher_cache, teacher_width
         for source in self.sources:
-            wanted = self._wanted(source)
-            if source.num_negatives < wanted:
+            if source.num_negatives < (wanted := self._wanted(source)):
                 raise UserError(
                     f"{source.folder}: rows have {source.num_negatives} negatives, but {wanted} are to be drawn; "
                     f"write 'num_hard_negatives_{source.task_type}: {source.num_negatives}'"
@@ -161,9 +151,7 @@ class PackedCollator:
             **layout.of_batch(lengths),
             **{"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:]},
             "forms": torch.from_numpy(source.forms(texts).astype(np.int64)),
-            "own_texts": own.tolist(),
-            "tokens": int(lengths.sum()),
-            "rows": [row.key.row for row in rows],
+            **{"own_texts": own.tolist(), "tokens": int(lengths.sum()), "rows": [row.key.row for row in rows]},
             **{"source": source.name, "task_type": source.task_type},
         }
         # Of the whole batch on every process: reading is cheaper than gathering.

@@ -1,4 +1,4 @@
-"""The training log for people: one aligned line per log step and evaluation, and a table of the sources."""
+"""The training log for people: one aligned line per log step and evaluation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerState
 
-from training.data.prepared import PreparedSource
-
 logger = logging.getLogger("training")
 
 _GIB = 2**30
@@ -27,8 +25,8 @@ _GIB = 2**30
 class Console(TrainerCallback):
     """Log a line per log step and evaluation, by the ``training`` logger; on a terminal, show a progress bar below.
 
-    Losses by source and scores by width are left to TensorBoard and the JSON log. Each of the loss's ``terms`` has a
-    column. Use it as a context manager around the training, which removes the bar at the end or after an error.
+    Each of the loss's ``terms`` has a column. Losses by source and scores by width are left to TensorBoard and the JSON
+    log. Use it as a context manager around the training, which removes the bar at the end or after an error.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
@@ -54,7 +52,8 @@ class Console(TrainerCallback):
         """Start the clock, and the bar where there is a terminal."""
         self._started = self._mark = time.perf_counter()
         self._first_step, self._tokens, self._seconds = state.global_step, 0, 0.0
-        if state.is_world_process_zero and not args.disable_tqdm and _is_terminal():
+        terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        if state.is_world_process_zero and not args.disable_tqdm and terminal:
             bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, dynamic_ncols=True)
             self._bar = self._stack.enter_context(bar)
             self._stack.enter_context(logging_redirect_tqdm())
@@ -66,11 +65,10 @@ class Console(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Leave the time of an evaluation out of the speed of steps."""
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the time of an evaluation or a checkpoint out of the speed of steps."""
         self._mark = time.perf_counter()
 
-    # Likewise the time of writing a checkpoint.
     on_save = on_evaluate
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
@@ -106,21 +104,6 @@ def evaluation_line(logs: Mapping[str, float], state: TrainerState) -> str:
     return "  ".join([f"{_step(state)}  validation", *parts])
 
 
-def source_lines(sources: Sequence[PreparedSource]) -> str:
-    """Return a table of prepared sources: name, task type, rows of training and validation, texts and tokens."""
-    counted = [
-        (len(each.rows["train"]), len(each.rows["validation"]), each.description["texts"], each.description["tokens"])
-        for each in sources
-    ]
-    rows = [("source", "task", "rows", "validation", "texts", "tokens")]
-    rows += [(each.name, each.task_type, *(f"{n:,}" for n in of)) for each, of in zip(sources, counted, strict=True)]
-    if len(sources) > 1:
-        rows.append(("total", "", *(f"{sum(column):,}" for column in zip(*counted, strict=True))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    forms = [f"<{widths[0]}", f"<{widths[1]}", *(f">{width}" for width in widths[2:])]
-    return "\n".join("  ".join(map(format, row, forms)).rstrip() for row in rows)
-
-
 def _step(state: TrainerState) -> str:
     last = f"{state.max_steps:,}"
     return f"step {state.global_step:>{len(last)},}/{last}"
@@ -136,7 +119,3 @@ def _memory() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"

@@ -5,9 +5,9 @@ chunk without a graph, the loss gives the gradient of every embedding, and each 
 part of that gradient on to the weights (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
 Setup", 2021). The last chunk's first pass keeps its graph, so a batch of one chunk is encoded once.
 
-On several processes each encodes its share of the batch's texts. The embeddings are gathered, every process computes
-the same loss over all of them, and takes from its gradient the part that belongs to its own texts: the gathered
-embeddings of others need no graph, and the sum of all processes' gradients is that of the whole batch.
+On several processes each encodes its share of the texts. The embeddings are gathered, every process computes the same
+loss over all of them and takes from its gradient the part of its own texts: the sum of all processes' gradients is that
+of the whole batch.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ def draws_dropout(model: Any) -> bool:
 class CachedStep(NamedTuple):
     """Forward and backward pass of one global batch.
 
-    Attributes:
-        accelerator: Scales the gradient in mixed precision and delays its reduction until the last chunk.
-        model: The model as it was wrapped for training.
-        context: Makes the context of each forward pass, such as autocast.
-        key: Numbers that name this step; dropout is drawn by them, so that both passes of a chunk draw the same.
+    ``context`` makes the context of each forward pass, such as autocast. ``key`` has the numbers that name this step:
+    dropout is drawn by them, so that both passes of a chunk draw the same.
     """
 
     accelerator: Accelerator
@@ -50,13 +47,10 @@ class CachedStep(NamedTuple):
     def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of the loss in the model's parameters.
 
-        Args:
-            batch: This process's part of the batch, from :class:`~training.trainer.batches.PackedCollator`.
-            loss_of: Scalar loss of the ``(n, d)`` embeddings of the whole batch; it may raise to stop the step.
-
-        Returns:
-            The detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the gradients
-            that its texts' embeddings received.
+        ``batch`` is this process's part of the batch, from :class:`~training.trainer.batches.PackedCollator`;
+        ``loss_of`` gives the scalar loss of the ``(n, d)`` embeddings of the whole batch, and may raise to stop the
+        step. Return the detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the
+        gradients that its texts' embeddings received.
         """
         *early, last = enumerate(_chunks(batch))
         with torch.no_grad():

@@ -19,15 +19,11 @@ class Objective:
     Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
     positives of other rows may be of the same class.
 
-    Attributes:
-        temperature: Divisor of the cosines.
-        dims: Widths of matryoshka learning, widest first; None trains the full width only.
-        mask_duplicates: Whether another row's positive is left out of a row's in-batch negatives if it is the text of
-            this row's positive or query, or the rows share their query, in any spelling and with or without
-            instruction. The published training keeps it in.
-        gather_gradients: Whether positives learn from the in-batch term too. In the published training on several GPUs
-            they do not: it gathers them without gradient.
-        distillation_weight: Factor of the distillation term.
+    ``dims`` are the widths of matryoshka learning, widest first; None trains the full width only. ``mask_duplicates``
+    leaves another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
+    or the rows share their query, in any spelling and with or without instruction; the published training keeps it in.
+    Without ``gather_gradients`` positives do not learn from the in-batch term: the published training on several GPUs
+    gathers them without gradient.
     """
 
     temperature: float = TEMPERATURE

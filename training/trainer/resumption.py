@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,12 @@ from transformers import TrainerState, TrainingArguments
 
 from training.common.errors import OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.common.run_folder import checkpoints, last_checkpoint, missing_part, numbered_checkpoints, step_of
+from training.models.model_folder import read_json
 from training.trainer.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 
-# Averages that have the shape of their weights, in all optimizers that keep them.
-_AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+GO_ON = "run the same command with --resume"
 
 
 def checkpoint_to_resume(output_dir: Path) -> Path | None:
@@ -49,36 +48,46 @@ def checkpoint_to_resume(output_dir: Path) -> Path | None:
 def _check_file(path: Path) -> None:
     """Read the structure of a checkpoint's file, not the values of its tensors."""
     if path.suffix == ".json":
-        state = TrainerState.load_from_json(str(path))
-        if state.global_step != step_of(path.parent) or not isinstance(state.log_history, list):
-            raise ValueError(f"it is of step {state.global_step!r}")
-        if not isinstance(state.stateful_callbacks, dict):
-            raise TypeError("it holds no states of callbacks")
+        TrainerState.load_from_json(str(path))
     elif path.suffix == ".safetensors":
         # Opening compares the size of the file with its header.
         with safe_open(path, "pt"):
             pass
+    elif path.suffix == ".pt":
+        torch.load(path, map_location="meta", weights_only=True)
+    # Random states have types of numpy, which Trainer allows.
     elif not zipfile.is_zipfile(path):
         raise ValueError("it is cut or overwritten")
-    # Random states have types of numpy; Trainer reads them.
-    elif path.suffix == ".pt":
-        content = torch.load(path, map_location="meta", weights_only=True)
-        if path.name == "optimizer.pt" and not content["param_groups"]:
-            raise ValueError("it holds no parameters")
+
+
+@contextmanager
+def writing(what: str, output_dir: Path) -> Iterator[None]:
+    """Turn an error of the block, such as a full disk, into a StoppedError that names the run's last checkpoint.
+
+    ``what`` is written, such as ``a/model: the finished model``.
+    """
+    try:
+        yield
+    # torch, safetensors and tokenizers raise other errors than OSError for a full disk.
+    except Exception as error:
+        if isinstance(error, UserError | StoppedError | torch.OutOfMemoryError) or lost_contact(error):
+            raise
+        saved = last_checkpoint(output_dir) or "none yet"
+        raise StoppedError(
+            f"{what} could not be written ({in_one_line(error)}); last good checkpoint: {saved}",
+            f"Mend that and {GO_ON}",
+        ) from error
 
 
 @contextmanager
 def reading_checkpoint(checkpoint: Path | str | None, best: bool = False) -> Iterator[None]:
     """Let an error of the block, which reads a checkpoint, say how to go on without it.
 
-    Args:
-        checkpoint: The checkpoint to go on from; with None, errors stay as they are.
-        best: Whether it is read at the end, as the best one.
+    With None as checkpoint, errors stay as they are; ``best`` says that it is read at the end, as the best one.
     """
-    checkpoint = None if checkpoint is None else Path(checkpoint)
     try:
         # Trainer would pass over a best one without weights.
-        if best and (missing := missing_part(checkpoint)) is not None:
+        if best and (missing := missing_part(Path(checkpoint))) is not None:
             raise ValueError(f"it lacks {missing}")
         yield
     except Exception as error:
@@ -86,48 +95,29 @@ def reading_checkpoint(checkpoint: Path | str | None, best: bool = False) -> Ite
         # Libraries can raise any other exception on a damaged file.
         if checkpoint is None or isinstance(error, others) or lost_contact(error):
             raise
-        move = "move that folder elsewhere and run the same command with --resume to"
+        checkpoint = Path(checkpoint)
         before = [each for each in checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
-        if best:
-            what, remedy = "is the best checkpoint, but cannot be read", f"{move} end in the last one"
-        elif before:
-            what, remedy = "cannot be resumed from", f"{move} go on from {before[-1].name}"
-        else:
+        what = "is the best checkpoint, but cannot be read" if best else "cannot be resumed from"
+        goal = "end in the last one" if best else f"go on from {before[-1].name}" if before else None
+        remedy = f"move that folder elsewhere and {GO_ON} to {goal}"
+        if goal is None:
             remedy = "no other checkpoint is before it: start again with another output_dir"
-            what = "cannot be resumed from"
         raise OutputError(f"{checkpoint}: {what}: {in_one_line(error)}", remedy) from error
 
 
 def apply_schedule(scheduler: Any, optimizer: torch.optim.Optimizer, options: Sequence[dict[str, Any]]) -> None:
     """Set the learning rates to those that the stage's schedule has at the step of the checkpoint.
 
-    A schedule that is a function of the step gives the same value again where nothing was changed. One that follows a
-    metric has no such value: a stage cannot change it (:mod:`training.stages.continuation`).
+    One that follows a metric has no such rates: a stage cannot change it (:mod:`training.stages.continuation`).
     """
     groups = optimizer.param_groups
-    if not isinstance(scheduler, LambdaLR) or len(groups) != len(options) or any("lr" not in own for own in options):
+    if not isinstance(scheduler, LambdaLR) or len(groups) != len(options):
         return
     scheduler.base_lrs = [own["lr"] for own in options]
     factors = [function(scheduler.last_epoch) for function in scheduler.lr_lambdas]
-    rates = [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)]
-    for group, base, rate in zip(groups, scheduler.base_lrs, rates, strict=True):
-        group["initial_lr"], group["lr"] = base, rate
-    scheduler._last_lr = rates
-
-
-def check_loaded(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError if an optimizer's state is not that of its weights."""
-    # Out of accelerate's wrapping.
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    for group in optimizer.param_groups:
-        for weights in group["params"]:
-            state = optimizer.state.get(weights, {})
-            for average in (state.get(name) for name in _AVERAGES):
-                if torch.is_tensor(average) and average.shape != weights.shape:
-                    shapes = f"{tuple(average.shape)}, not {tuple(weights.shape)}"
-                    raise ValueError(f"the optimizer's state is that of other weights: a shape is {shapes}")
-            if "betas" in group and "exp_avg" not in state and type(optimizer).__name__ == "AdamW":
-                raise ValueError("the optimizer's state lacks that of some weights")
+    for group, base, factor in zip(groups, scheduler.base_lrs, factors, strict=True):
+        group["initial_lr"], group["lr"] = base, base * factor
+    scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def follow_arguments(state: TrainerState, args: TrainingArguments, checkpoint: Path) -> None:
@@ -138,12 +128,8 @@ def follow_arguments(state: TrainerState, args: TrainingArguments, checkpoint: P
             f"undo the change, or start again from 'model: {checkpoint}' with another output_dir",
         )
     state.compute_steps(args, state.max_steps)
-    try:
-        before = json.loads((checkpoint / "training_arguments.json").read_text(encoding="utf-8"))
-        same = all(before[key] == getattr(args, key) for key in ("metric_for_best_model", "greater_is_better"))
-    # Written for people; nothing else depends on it.
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    before = read_json(checkpoint / "training_arguments.json")
+    same = all(before.get(key) == getattr(args, key) for key in ("metric_for_best_model", "greater_is_better"))
     if not same and state.best_metric is not None:
         logger.warning("another metric chooses the best model: it is looked for from step %d on", state.global_step)
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None

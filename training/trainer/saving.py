@@ -13,34 +13,16 @@ from transformers import PreTrainedModel, Trainer
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from training.common.errors import NonFiniteError, StoppedError, UserError, in_one_line, lost_contact
+from training.common.errors import NonFiniteError
 from training.common.outputs import publish
-from training.common.run_folder import (
-    STAGING,
-    apply_options,
-    last_checkpoint,
-    options_of,
-    remove_leftovers,
-    rotate,
-)
+from training.common.run_folder import STAGING, apply_options, last_checkpoint, options_of, remove_leftovers, rotate
 from training.config.arguments import StageArguments
 from training.distillation.projection import Projection
-from training.models.adapters import (
-    ADAPTER_NAME,
-    ADAPTER_WEIGHTS,
-    add_adapter,
-    has_adapter,
-    mend_saved,
-    read_adapter,
-)
+from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
+from training.models.model_folder import user_error
 from training.models.model_ref import note_base
 from training.models.saved_prompts import SavedPrompts
-from training.trainer.resumption import (
-    apply_schedule,
-    check_loaded,
-    follow_arguments,
-    reading_checkpoint,
-)
+from training.trainer.resumption import apply_schedule, follow_arguments, reading_checkpoint, writing
 
 
 class SavingTrainer(Trainer):
@@ -49,9 +31,7 @@ class SavingTrainer(Trainer):
     A checkpoint is written to a hidden folder and renamed when it is whole, by all processes together. Where an adapter
     is trained, folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
 
-    Attributes:
-        base_revision: Revision of the base of a trained adapter; None where the whole model is trained.
-        saved_prompts: Where the prompts come from.
+    ``base_revision`` is that of the base of a trained adapter, ``saved_prompts`` says where the prompts come from.
     """
 
     args: StageArguments
@@ -67,7 +47,6 @@ class SavingTrainer(Trainer):
         super().__init__(**kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Return the folder that Trainer writes to: a hidden one while a checkpoint is written."""
         output_dir = super()._get_output_dir(trial)
         return str(Path(output_dir) / STAGING) if self._staged else output_dir
 
@@ -78,33 +57,23 @@ class SavingTrainer(Trainer):
         # The end of an epoch may ask again. Every process must decide the same, so none looks at a shared disk for it.
         if self._saved_step == self.state.global_step:
             return
-        if self.args.should_save:
-            remove_leftovers(output_dir)
-        self.accelerator.wait_for_everyone()
         self._staged = True
         try:
-            if self.args.should_save:
-                # Fails if the run's folder has vanished: what is left could not be resumed.
-                (output_dir / STAGING).mkdir()
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self._publish(output_dir / STAGING / final.name, final)
-        # torch and safetensors raise other errors than OSError for a full disk.
-        except Exception as error:
-            if isinstance(error, NonFiniteError) or lost_contact(error):
-                raise
-            remove_leftovers(output_dir)
-            raise StoppedError(
-                f"{final}: the checkpoint could not be written ({in_one_line(error)}); last good "
-                f"checkpoint: {last_checkpoint(output_dir) or 'none yet'}",
-                "Mend that and run the same command with --resume",
-            ) from error
+            with writing(f"{final}: the checkpoint", output_dir):
+                if self.args.should_save:
+                    # Fails if the run's folder has vanished: what is left could not be resumed.
+                    (output_dir / STAGING).mkdir()
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self._publish(output_dir / STAGING / final.name, final)
         finally:
             self._staged = False
+            if self.args.should_save:
+                remove_leftovers(output_dir)
         self._saved_step = self.state.global_step
         self.accelerator.wait_for_everyone()
 
@@ -119,7 +88,6 @@ class SavingTrainer(Trainer):
         # Trainer wrote down the hidden folder as that of the best model.
         self.state.save_to_json(str(partial / "trainer_state.json"))
         publish(partial, final)
-        remove_leftovers(final.parent)
         best = self.state.best_model_checkpoint
         rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
 
@@ -131,21 +99,20 @@ class SavingTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer and remember the options that the stage gives it."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+        with user_error("the optimizer cannot be set up", "correct 'optim' and the keys that it reads"):
+            optimizer = super().create_optimizer(*args, **kwargs)
         self._options = self._options or options_of(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Create the schedule, and refuse one that cannot be computed to its end."""
-        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
-        try:
+        with user_error(
+            f"a schedule of {num_training_steps} steps cannot be set up",
+            f"correct 'lr_scheduler_type', 'lr_scheduler_kwargs' or 'warmup_steps: {self.args.warmup_steps:g}'",
+        ):
+            scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
             for function in getattr(scheduler, "lr_lambdas", ()):
                 function(num_training_steps)
-        except ArithmeticError:
-            raise UserError(
-                f"key 'lr_scheduler_type': a schedule of {num_training_steps} steps cannot be computed with "
-                f"'warmup_steps: {self.args.warmup_steps:g}'; give fewer"
-            ) from None
         return scheduler
 
     def _init_training_state(
@@ -162,21 +129,11 @@ class SavingTrainer(Trainer):
             return
         with reading_checkpoint(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-                check_loaded(self.optimizer)
             if self.projection is not None:
                 self.projection.load(Path(checkpoint))
         # Learning rate, decay and schedule of the checkpoint are those of the stage as it was then.
         apply_options(self.optimizer, self._options)
         apply_schedule(self.lr_scheduler, self.optimizer, self._options)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with reading_checkpoint(checkpoint):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading_checkpoint(checkpoint):
-            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with reading_checkpoint(resume_from_checkpoint):
@@ -185,16 +142,10 @@ class SavingTrainer(Trainer):
 
     def _read_adapter(self, checkpoint: Path) -> bool:
         """Read an adapter, which Trainer knows only as models of peft's own class; return whether there is one."""
-        there = has_adapter(self.model) and not self.is_fsdp_enabled
-        if there:
-            read_adapter(self.model, checkpoint / ADAPTER_WEIGHTS)
-        return there
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Trainer would go on with what the model had before.
-        if load_result.missing_keys:
-            raise ValueError(f"its weights lack {load_result.missing_keys[0]}")
-        super()._issue_warnings_after_load(load_result)
+        if not has_adapter(self.model) or self.is_fsdp_enabled:
+            return False
+        read_adapter(self.model, checkpoint / ADAPTER_WEIGHTS)
+        return True
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
@@ -226,14 +177,13 @@ class SavingTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        if state_dict is not None:
-            model = _with_weights(model, state_dict)
+        model = model if state_dict is None else _with_weights(model, state_dict)
         broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
         if broken:
-            checkpoint = last_checkpoint(Path(self.args.output_dir))
+            saved = last_checkpoint(Path(self.args.output_dir)) or "none yet"
             raise NonFiniteError(
                 f"weights ({broken[0]}, …) became NaN or infinite by step {self.state.global_step} and were not saved; "
-                f"last good checkpoint: {checkpoint or 'none yet'}. Start again with a lower learning_rate"
+                f"last good checkpoint: {saved}. Start again with a lower learning_rate"
             )
         folder.mkdir(parents=True, exist_ok=True)
         sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)

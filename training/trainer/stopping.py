@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -21,48 +21,46 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let either signal end the block with a KeyboardInterrupt whose argument is the signal's number."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
-    previous = {number: signal.signal(number, end) for number in _SIGNALS}
-    try:
+    with _handled_by(end):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Interruption(TrainerCallback):
-    """Watches for signals inside a ``with`` block; as a Trainer's callback, stops the training after the step.
+    """Watches for signals in the block of :meth:`watching`; as a Trainer's callback, stops the training after the step.
 
-    A signal to one process stops all of them at the same step. A second SIGINT ends the process at once; another
-    SIGTERM does not: schedulers send it to a launcher and its processes, and launchers pass it on.
-
-    Attributes:
-        signal: Number of the signal that stopped the training, None if none did.
+    A signal to one process stops all of them at the same step; ``signal`` is then its number. A second SIGINT ends the
+    process at once; another SIGTERM does not: schedulers send it to a launcher and its processes, and launchers pass
+    it on.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.signal: int | None = None
         self._accelerator = accelerator
         self._received = 0
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Interruption:
-        self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def watching(self) -> AbstractContextManager[None]:
+        """Watch for signals until the block ends."""
+        return _handled_by(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
-            self.__exit__()
-            os.kill(os.getpid(), number)
+            raise KeyboardInterrupt(number)
         self._received = number
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
@@ -125,11 +123,6 @@ class EarlyStopping(EarlyStoppingCallback):
         super().__init__(early_stopping_patience, early_stopping_threshold)
         self._begun_at = 0
 
-    @property
-    def reached(self) -> bool:
-        """Whether the patience is at its end."""
-        return self.early_stopping_patience_counter >= self.early_stopping_patience
-
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
         """Take the count of a resumed run from its state; one that had been stopped trains no further."""
         super().on_train_begin(args, state, control, **kwargs)
@@ -137,7 +130,7 @@ class EarlyStopping(EarlyStoppingCallback):
         counted = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self.early_stopping_patience_counter = counted["attributes"]["early_stopping_patience_counter"]
         self._begun_at = state.global_step
-        control.should_training_stop = control.should_training_stop or self.reached
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
         return control
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any, **kwargs: Any) -> None:
@@ -147,11 +140,9 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Log why the training ended, if this is why."""
-        if self.reached and state.global_step < state.max_steps:
+        counter = self.early_stopping_patience_counter
+        if counter >= self.early_stopping_patience and state.global_step < state.max_steps:
+            given = (state.global_step, state.max_steps, counter, args.metric_for_best_model, state.best_global_step)
             logger.info(
-                "early stopping at step %d of %d: %d evaluations in a row did not improve %s by more than %g; the best "
-                "was %.4f at step %s",
-                *(state.global_step, state.max_steps, self.early_stopping_patience_counter),
-                *(args.metric_for_best_model, self.early_stopping_threshold, state.best_metric),
-                state.best_global_step,
+                "early stopping at step %d of %d: %d evaluations did not improve %s; the best is step %s", *given
             )

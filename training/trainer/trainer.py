@@ -43,22 +43,11 @@ class _EpochLoader(DataLoader):
 
 
 class F2LLMTrainer(SavingTrainer):
-    """Trains an F2LLMModel on prepared sources.
+    """Trains an F2LLMModel in fp32 weights on prepared sources; ``bf16: true`` computes in bf16 by autocast.
 
     Each step is one global batch of one source, encoded by all processes in chunks of ``max_tokens_per_forward``. The
-    log has the mean of every loss term and of every source's loss since the last line. Checkpoints are folders that
-    SentenceTransformer loads, with the optimizer's state beside; each is whole or absent.
-
-    Args:
-        model: The model to train, fp32; ``bf16: true`` computes in bf16 by autocast.
-        args: The stage.
-        sources: Prepared sources.
-        tokenizer: Saved with every checkpoint.
-        prompts: Prompts of the saved model by name.
-        distillation: The teacher to learn from, if there is one.
-
-    Raises:
-        StoppedError: In training: the loss, the gradient or a weight is not finite, or a checkpoint cannot be written.
+    log has the mean of every loss term and of every source's loss since the last line. The tokenizer and the
+    ``prompts`` are saved with every checkpoint; ``distillation`` is the teacher to learn from, if there is one.
     """
 
     args: StageArguments
@@ -76,9 +65,8 @@ class F2LLMTrainer(SavingTrainer):
         self.sources = list(sources)
         self.distillation = distillation
         dims = args.train_dims(model.config.hidden_size)
-        self.objective = Objective(
-            args.temperature, dims, args.mask_duplicates, args.gather_gradients, args.distillation_weight
-        )
+        terms = (args.mask_duplicates, args.gather_gradients, args.distillation_weight)
+        self.objective = Objective(args.temperature, dims, *terms)
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
@@ -107,24 +95,17 @@ class F2LLMTrainer(SavingTrainer):
         self.add_callback(self.interruption)
         retrieves = any(source.task_type == "retrieval" for source in self.sources)
         self.console = Console(["in_batch"] * retrieves + ["hard"] + ["distillation"] * (distillation is not None))
-        for unread in (PrinterCallback, ProgressCallback):
-            self.remove_callback(unread)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
         self.add_callback(self.console)
         self.projection = None if distillation is None else distillation.projection
         if self.projection is not None:
             self.projection.attach(self)
 
     def _collator(self, args: StageArguments, distillation: Distillation | None) -> PackedCollator:
-        return PackedCollator(
-            self.sources,
-            args.num_hard_negatives,
-            args.seed,
-            args.process_index,
-            args.world_size,
-            args.max_tokens_per_forward,
-            None if distillation is None else distillation.cache,
-            0 if distillation is None else distillation.width,
-        )
+        of_processes = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
+        teacher = () if distillation is None else (distillation.cache, distillation.width)
+        return PackedCollator(self.sources, args.num_hard_negatives, *of_processes, *teacher)
 
     def fill_teacher_cache(self) -> None:
         """Embed with the teacher what its cache misses, on all processes together, before the training."""
@@ -139,7 +120,7 @@ class F2LLMTrainer(SavingTrainer):
         self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Load this process's share of each global batch; accelerate shards nothing again."""
+        """Load this process's share of each global batch, which accelerate must not divide again."""
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
@@ -161,10 +142,9 @@ class F2LLMTrainer(SavingTrainer):
             remove_leftovers(Path(self.args.output_dir))
         if draws_dropout(self.accelerator.unwrap_model(self.model)):
             logger.warning(
-                "dropout is drawn per chunk: another max_tokens_per_forward or number of processes changes the draws, "
-                "and so the weights"
+                "dropout is drawn per chunk: max_tokens_per_forward and the number of processes change weights"
             )
-        with self.interruption, self.console:
+        with self.interruption.watching(), self.console:
             result = super().train(*args, **kwargs)
         self.watch.warn_of_idle_steps()
         return result
@@ -203,8 +183,7 @@ class F2LLMTrainer(SavingTrainer):
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
-            self.watch.record("non-finite loss", self.state.global_step + 1, batch, scores, loss=loss.item())
-            raise NonFiniteError(self._non_finite_message(f"the loss became {loss.item()}", batch["source"]))
+            raise self._non_finite("loss", loss.item(), batch, scores)
         for name, term in {**terms, f"source/{batch['source']}": loss}.items():
             total, count = self._since_last_log.get(f"loss_{name}", (0.0, 0))
             self._since_last_log[f"loss_{name}"] = (total + term.detach(), count + 1)
@@ -213,29 +192,26 @@ class F2LLMTrainer(SavingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         """Return the norm of the gradient that the optimizer is about to apply, if it is finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        value, batch = float(norm), self.last_batch
         # With the scaler of fp16, infinity only means that the loss was scaled too far.
-        if not math.isfinite(value) and self.accelerator.scaler is None:
-            step = self.state.global_step + 1
-            self.watch.record("non-finite gradient", step, batch, self._gradients, norm=value)
-            raise NonFiniteError(self._non_finite_message(f"the gradient became {value}", batch["source"]))
+        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
+            raise self._non_finite("gradient", float(norm), self.last_batch, self._gradients)
         return norm
 
-    def _non_finite_message(self, what: str, source: str) -> str:
-        checkpoint = last_checkpoint(Path(self.args.output_dir))
-        start = f"'model: {checkpoint}'" if checkpoint else "the same model"
-        return (
-            f"{what} at step {self.state.global_step + 1}, on a batch of source {source!r}; "
-            f"last good checkpoint: {checkpoint or 'none yet'}. Look at the rows in {self.watch.path}, or start again "
-            f"from {start} with a lower learning_rate and another output_dir"
+    def _non_finite(self, what: str, value: float, batch: dict[str, Any], scores: Tensor) -> NonFiniteError:
+        """Record the batch, and return the error with the way on."""
+        step, saved = self.state.global_step + 1, last_checkpoint(Path(self.args.output_dir))
+        self.watch.record(f"non-finite {what}", step, batch, scores, **{what: value})
+        start = f"'model: {saved}'" if saved else "the same model"
+        return NonFiniteError(
+            f"the {what} became {value} at step {step}, on a batch of source {batch['source']!r}; last good "
+            f"checkpoint: {saved or 'none yet'}. Look at the rows in {self.watch.path}, or start again from {start} "
+            "with a lower learning_rate and another output_dir"
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of this process's part of a step: six per token and weight, without attention."""
-        model = self.accelerator.unwrap_model(self.model)
-        # Under an adapter, frozen weights have no gradient.
-        factor = 4 if has_adapter(model) else 6
-        return factor * inputs["input_ids"].numel() * model.num_parameters(exclude_embeddings=True)
+        """Return the operations of this process's part of a step; under an adapter, frozen weights have no gradient."""
+        operations = super().floating_point_ops(inputs)
+        return operations // 6 * 4 if has_adapter(self.accelerator.unwrap_model(self.model)) else operations
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every term and source since the last log step."""
@@ -249,10 +225,9 @@ class F2LLMTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean loss on the validation rows: per source, per task type (mean of its sources) and overall.
+        """Return the mean loss on the validation rows, as the first process measures it, and what callbacks add.
 
-        Callbacks add to it (:class:`~.stage_pairs.PairsCallback`). The metrics are those of the first
-        process.
+        It is the mean per source, per task type (mean of its sources) and overall.
         """
         self.model.eval()
         # The counterpart of what a training step does to such optimizers.
@@ -283,15 +258,12 @@ class F2LLMTrainer(SavingTrainer):
         return [*self._metrics(measured, "eval"), *chain.from_iterable(of_callbacks)]
 
     def _metrics(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
-        of_sources = {f"{prefix}_source/{name}": loss for name, loss in by_source.items()}
-        return {**of_sources, **self._task_type_means(by_source, prefix)}
-
-    def _task_type_means(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+        means = {f"{prefix}_source/{name}": loss for name, loss in by_source.items()}
         groups: dict[str, list[float]] = defaultdict(list)
         for source in self.sources:
             if source.name in by_source:
                 groups[source.task_type].append(by_source[source.name])
-        means = {f"{prefix}_{task_type}": sum(values) / len(values) for task_type, values in groups.items()}
+        means |= {f"{prefix}_{task_type}": sum(values) / len(values) for task_type, values in groups.items()}
         if by_source:
             means[f"{prefix}_loss"] = sum(by_source.values()) / len(by_source)
         return means

@@ -31,8 +31,7 @@ class StepWatch:
     """Writes a line to ``spikes.jsonl`` in the run's folder for every step with an anomaly.
 
     A loss spikes when it lies more than ``factor`` standard deviations above the mean of the last losses of its source.
-    The rows are ranked by the gradient that their query, positive and negatives received. Every process watches, but
-    only one that ``writes`` does so.
+    The rows are ranked by the gradient that their texts received. Only a process that ``writes`` writes.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class StepWatch:
             if idle and self._writes:
                 logger.warning(
                     "source %r: %d of %d steps had a loss of 0 and taught nothing: their rows have no negatives (one "
-                    "row in a batch, or rows that are all each other's duplicates), or are told apart perfectly",
+                    "row in a batch, or all duplicates), or are told apart perfectly",
                     *(source, idle, self._steps[source]),
                 )
 
@@ -84,7 +83,7 @@ class StepWatch:
         )
         entry = {
             **{"kind": kind, "step": step, "source": batch["source"]},
-            **{name: value if math.isfinite(value) else str(value) for name, value in numbers.items()},
+            **{name: _json(value) for name, value in numbers.items()},
             **{"rows": batch["rows"], "worst": self._worst(batch, scores)},
         }
         try:
@@ -101,12 +100,13 @@ class StepWatch:
         source = self._sources[batch["source"]]
         worst = []
         for index in of_row.argsort(descending=True, stable=True)[:_ROWS].tolist():
-            row, score = batch["rows"][index], float(of_row[index])
-            query, passage = (self._text(source, int(text)) for text in source.rows["train"][row][:2])
-            score = score if math.isfinite(score) else "not finite"
-            worst.append({"row": row, "score": score, "query": query, "passage": passage})
+            row = batch["rows"][index]
+            texts = [source.tokens(int(text)).tolist() for text in source.rows["train"][row][:2]]
+            query, passage = (self._tokenizer.decode(each, skip_special_tokens=True)[:_CHARACTERS] for each in texts)
+            worst.append({"row": row, "score": _json(float(of_row[index])), "query": query, "passage": passage})
         return worst
 
-    def _text(self, source: PreparedSource, text: int) -> str:
-        words = self._tokenizer.decode(source.tokens(text).tolist(), skip_special_tokens=True)
-        return words if len(words) <= _CHARACTERS else words[:_CHARACTERS] + "…"
+
+def _json(number: float) -> float | str:
+    """Return a number as strict JSON has it."""
+    return number if math.isfinite(number) else str(number)

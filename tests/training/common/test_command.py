@@ -1,32 +1,42 @@
-"""How the commands end: a status and one line, whatever happened."""
+"""How the commands end: a status and one line, whatever happened; what to do is said in the command's own words."""
 
 from __future__ import annotations
 
+import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.training.recipes import write_recipe, write_single_stage
+from training import prepare as prepare_command
+from training import run_stage
 from training.common.command import run_command
-from training.common.errors import StoppedError, UserError
+from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError
 from training.common.executor import SubmittedError
+from training.examples import claims
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def ending_in(error: BaseException) -> int:
-    def work() -> None:
+def ending_in(error):
+    def work():
         raise error
 
     return run_command(work)
 
 
-def test_work_that_is_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(lambda: None) == 0
-    assert capsys.readouterr().err == ""
+@pytest.fixture
+def traces(tmp_path, monkeypatch):
+    """The folder of temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -34,27 +44,20 @@ def test_work_that_is_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> N
     [
         (UserError("a.parquet: row 3 is bad"), 2, "error: a.parquet: row 3 is bad"),
         (OSError(28, "No space left on device"), 1, "stopped: [Errno 28] No space left on device. To go on, run"),
-        (StoppedError("read, task 3: it failed"), 1, "stopped: read, task 3: it failed. To go on, run"),
+        (StoppedError("task 3: it failed", "Use --resume"), 1, "stopped: task 3: it failed. To go on, run the same"),
         (SubmittedError("submitted to Slurm"), 1, "stopped: submitted to Slurm. To go on, run"),
         (KeyboardInterrupt(), 130, "stopped: interrupted. To go on, run"),
         (MemoryError(), 1, "stopped: out of memory (MemoryError); free some, or give the command less at once. To go"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "stopped: out of memory (CUDA out of memory); free some"),
     ],
 )
-def test_each_way_to_end(capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str) -> None:
+def test_each_way_to_end(capsys, error, status, line):
     assert ending_in(error) == status
     said = capsys.readouterr().err
     assert said.startswith(line) and len(said.splitlines()) == 1
 
 
-@pytest.fixture
-def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
-
-
-def test_a_fault_of_the_program_is_one_line_and_a_file(capsys: pytest.CaptureFixture[str], traces: Path) -> None:
+def test_a_fault_of_the_program_is_one_line_and_a_file(capsys, traces):
     assert ending_in(ZeroDivisionError("division\nby zero")) == 1
     (file,) = traces.iterdir()
     (line,) = capsys.readouterr().err.splitlines()
@@ -62,13 +65,9 @@ def test_a_fault_of_the_program_is_one_line_and_a_file(capsys: pytest.CaptureFix
     assert line.endswith(str(file)) and file.stat().st_mode & 0o777 == 0o600
     written = file.read_text()
     assert written.startswith("Traceback (most recent call last)") and "raise error" in written
-    ending_in(ZeroDivisionError())
-    assert len(list(traces.iterdir())) == 2
 
 
-def test_no_secret_is_in_the_file(
-    capsys: pytest.CaptureFixture[str], traces: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_secret_is_in_the_file(capsys, traces, monkeypatch):
     secrets = {"HF_TOKEN": "secret-of-mine", "MY_PASSWORD": "pass word", "AWS_SECRET_ACCESS_KEY": "abc/def+123"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
@@ -82,10 +81,8 @@ def test_no_secret_is_in_the_file(
         assert "@proxy:80/" in text and "&b=1" in text
 
 
-def test_a_full_disk_takes_the_file_but_not_the_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_a_full_disk_takes_the_file_but_not_the_line(capsys, monkeypatch):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
@@ -94,62 +91,34 @@ def test_a_full_disk_takes_the_file_but_not_the_line(
     assert "TypeError: x" in line and "not saved" in line and "No space left" in line
 
 
-def test_every_process_names_itself(
-    capsys: pytest.CaptureFixture[str], traces: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_an_error_says_nothing(capsys):
+    assert run_command(lambda: None) == 0
+    with pytest.raises(SystemExit):
+        ending_in(SystemExit(5))
+    assert capsys.readouterr().err == ""
+
+
+def test_every_process_names_itself(capsys, traces, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     assert ending_in(TypeError("x")) == 1 and ending_in(UserError("y")) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("[process 3] error: unexpected TypeError: x") and second == "[process 3] error: y"
 
 
-def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to(tmp_path / "b")
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-
-    def work() -> None:
-        (tmp_path / "a").resolve(strict=True)
-
-    assert run_command(work) in (1, 2)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path) in line and "unexpected" not in line
-
-
-def test_the_end_of_the_program_is_not_held_up() -> None:
-    with pytest.raises(SystemExit):
-        ending_in(SystemExit(5))
-
-
-def commands() -> list[Path]:
+def commands():
     found = [path for room in ("training", "hub_cards") for path in sorted((ROOT / room).rglob("*.py"))]
     return [path for path in found if re.search(r"(SystemExit|sys\.exit)\(main\(", path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("path", commands(), ids=lambda path: path.stem)
-def test_every_command_ends_here(path: Path) -> None:
+def test_every_command_ends_here(path):
     text = path.read_text(encoding="utf-8")
-    imported = re.search(r"^ *from ([\w.]+) import main$", text, re.MULTILINE)
-    if imported:
-        text = (ROOT / f"{imported[1].replace('.', '/')}.py").read_text(encoding="utf-8")
-    main = text[text.index("\ndef main(") :].split("\ndef ")[1]
-    assert "run_command(" in main
-
-
-def test_training_ends_here(capsys: pytest.CaptureFixture[str], traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import run_stage
-
-    def fail(_: object) -> None:
-        raise IndexError("list index out of range")
-
-    monkeypatch.setattr(run_stage, "_run", fail)
-    assert run_stage.main([]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "unexpected IndexError" in line and line.endswith(str(next(traces.iterdir())))
+    assert "run_command(" in text[text.index("\ndef main(") :].split("\ndef ")[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", commands(), ids=lambda path: path.stem)
-def test_a_missing_optional_package_is_one_line(path: Path) -> None:
+def test_a_missing_optional_package_is_one_line(path):
     optional = ["mteb", "faiss", "gguf", "peft", "jinja2", "matplotlib", "ray", "tensorboard"]
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({optional})); sys.argv = [{str(path)!r}, '--help']; "
@@ -159,3 +128,48 @@ def test_a_missing_optional_package_is_one_line(path: Path) -> None:
     if ended.returncode:
         (line,) = ended.stderr.splitlines()
         assert ended.returncode == 2 and line.startswith("error: this command needs") and "pip install" in line
+
+
+def test_another_command_puts_its_own_remedy_in_the_place():
+    error = OutputError("there: holds another run", "add --resume")
+    assert str(error) == "there: holds another run; add --resume" and error.what == "there: holds another run"
+    other = error.advising("give another --output")
+    assert str(other) == "there: holds another run; give another --output" and type(other) is OutputError
+    # A remedy that is the same everywhere stays.
+    assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"
+
+
+@pytest.mark.parametrize("error", [UserError("a", "b"), InterruptedTrainingError("a", "b", signal.SIGTERM)])
+def test_errors_come_out_of_other_processes_as_they_are(error):
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+
+
+def test_bad_rows_are_put_aside_only_where_that_can_be_done(tmp_path, capsys, tiny_tokenizer):
+    tokenizer, data = str(tmp_path / "tokenizer"), tmp_path / "data"
+    tiny_tokenizer.save_pretrained(tokenizer)
+    recipe = write_single_stage(tmp_path, tokenizer=tokenizer)
+    columns = pq.read_table(data / "retrieval.parquet").to_pydict()
+    columns["query"][3] = " "
+    pq.write_table(pa.table(columns), data / "retrieval.parquet")
+    assert run_stage.main([str(recipe), "--dry-run"]) == 2
+    assert "put bad rows aside with on_bad_row: quarantine" in capsys.readouterr().err
+    words = [
+        "--manifest",
+        str(data / "manifest.yaml"),
+        "--tokenizer",
+        tokenizer,
+        "--output",
+        str(tmp_path / "prepared"),
+    ]
+    assert prepare_command.main([*words, "--sources", "tiny_retrieval", "--num-hard-negatives-retrieval", "3"]) == 2
+    assert "put bad rows aside with --on-bad-row quarantine" in capsys.readouterr().err
+
+
+def test_a_command_that_runs_recipes_does_not_advise_options_of_theirs(tmp_path, monkeypatch, refuses):
+    def refuse(stage, resume):
+        raise OutputError("run: the recipe changed", "add --accept-changes to go on regardless")
+
+    monkeypatch.setattr(claims, "run_stage", refuse)
+    with refuses("run: the recipe changed; mend or undo that, or give another --output"):
+        claims.run_seed(write_recipe(tmp_path), 0, tmp_path, tmp_path / "data/manifest.yaml", None)

@@ -8,9 +8,6 @@ import re
 import signal
 import stat
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import filelock
@@ -27,15 +24,14 @@ from training.common.outputs import (
     locked,
     new_folder,
     publish,
-    temporary_folder,
     write_checksums,
     write_whole,
 )
 
-Refuses = Callable[..., AbstractContextManager[None]]
+FORK = multiprocessing.get_context("fork")
 
 
-def _write(output: Path, text: str, entered: multiprocessing.Queue) -> None:
+def _write(output, text, entered):
     with locked(output):
         entered.put(text)
         before = output.read_text() if output.exists() else ""
@@ -43,19 +39,7 @@ def _write(output: Path, text: str, entered: multiprocessing.Queue) -> None:
         output.write_text(before + text)
 
 
-def test_commands_that_write_the_same_wait_for_one_another(tmp_path: Path) -> None:
-    context, output = multiprocessing.get_context("fork"), tmp_path / "new" / "file"
-    entered = context.Queue()
-    writers = [context.Process(target=_write, args=(output, text, entered)) for text in "abc"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(30)
-    assert sorted(output.read_text()) == ["a", "b", "c"]
-    assert [path.name for path in output.parent.iterdir()] == ["file"]
-
-
-def _enter(output: Path, times: int, together: Synchronized) -> None:
+def _enter(output, times, together):
     for _ in range(times):
         with locked(output):
             try:
@@ -65,18 +49,29 @@ def _enter(output: Path, times: int, together: Synchronized) -> None:
                 together.value += 1
 
 
-def test_two_are_never_in_together_however_they_meet(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    together = context.Value("i", 0)
-    each = [context.Process(target=_enter, args=(tmp_path / "a", 100, together)) for _ in range(4)]
-    for process in each:
+def _run(work, *arguments):
+    processes = [FORK.Process(target=work, args=each) for each in arguments]
+    for process in processes:
         process.start()
-    for process in each:
+    for process in processes:
         process.join(60)
-    assert [process.exitcode for process in each] == [0] * 4 and together.value == 0
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for() -> None:
+def test_commands_that_write_the_same_wait_for_one_another(tmp_path):
+    output, entered = tmp_path / "new" / "file", FORK.Queue()
+    _run(_write, *((output, text, entered) for text in "abc"))
+    assert sorted(output.read_text()) == ["a", "b", "c"]
+    assert [path.name for path in output.parent.iterdir()] == ["file"]
+
+
+def test_two_are_never_in_together_however_they_meet(tmp_path):
+    together = FORK.Value("i", 0)
+    _run(_enter, *[(tmp_path / "a", 100, together)] * 4)
+    assert together.value == 0
+
+
+def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for():
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
     # Training, and the environments of the two exports.
     asked = re.findall(r'"filelock([^"]*)"', project)
@@ -86,40 +81,45 @@ def test_releases_that_let_two_commands_hold_a_lock_are_not_asked_for() -> None:
         assert "3.24" not in SpecifierSet(each) and filelock.__version__ in SpecifierSet(each)
 
 
-def test_a_killed_command_keeps_nobody_waiting(tmp_path: Path) -> None:
-    context, output = multiprocessing.get_context("fork"), tmp_path / "file"
-    entered = context.Queue()
-    killed = context.Process(target=_write, args=(output, "lost", entered))
+def test_a_killed_command_keeps_nobody_waiting(tmp_path):
+    output, entered = tmp_path / "file", FORK.Queue()
+    killed = FORK.Process(target=_write, args=(output, "lost", entered))
     killed.start()
     assert entered.get(timeout=30) == "lost"
     os.kill(killed.pid, signal.SIGKILL)
     killed.join(30)
     # Not the same queue: the killed process may have held its lock.
-    _write(output, "kept", context.Queue())
+    _write(output, "kept", FORK.Queue())
     assert output.read_text() == "kept"
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_an_output_that_cannot_be_written_or_is_being_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file" / "output"):
+        pass
+    # Spelled in another way, it is the same.
+    other = tmp_path / "folder" / ".." / "output"
+    with locked(tmp_path / "output"), pytest.raises(UserError, match="output: is in use"), locked(other, "is in use"):
+        pass
+    with locked(other, "is in use"):
         pass
 
 
-def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+def test_a_folder_is_whole_or_absent(tmp_path):
     output = tmp_path / "output"
     (tmp_path / ".output.partial").mkdir()
-    (tmp_path / ".output.partial" / "left by a kill").write_text("")
+    (tmp_path / ".output.partial" / "left by a kill").touch()
     with pytest.raises(ZeroDivisionError), new_folder(output) as folder:
-        (folder / "half").write_text("")
+        (folder / "half").touch()
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
     with new_folder(output) as folder:
-        (folder / "file").write_text("")
+        (folder / "file").touch()
         assert not output.exists()
     assert [path.name for path in output.iterdir()] == ["file"]
 
 
-def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+def test_what_a_link_leads_to_is_written(tmp_path):
     place, link = tmp_path / "disk" / "place", tmp_path / "link"
     place.mkdir(parents=True)
     link.symlink_to(place)
@@ -130,65 +130,42 @@ def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "file", "link", "place"]
 
 
-def test_a_file_system_without_modes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, mode: int) -> None:
+def test_a_file_system_without_modes_is_written_to(tmp_path, monkeypatch):
+    def refuse(self, mode):
         raise PermissionError(1, "Operation not permitted", str(self))
 
     monkeypatch.setattr(Path, "chmod", refuse)
     with new_folder(tmp_path / "output") as folder:
-        (folder / "file").write_text("")
+        (folder / "file").touch()
     assert (tmp_path / "output/file").is_file()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
-def test_published_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+def test_published_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        partial = tmp_path / "partial"
-        (partial / "inner").mkdir(parents=True)
+        (tmp_path / "partial" / "inner").mkdir(parents=True)
         # As safetensors leaves them.
-        for file in (partial / "model.safetensors", partial / "inner" / "model.safetensors"):
-            file.touch(mode=0o600)
-        publish(partial, tmp_path / "final")
+        (tmp_path / "partial" / "inner" / "model.safetensors").touch(mode=0o600)
+        publish(tmp_path / "partial", tmp_path / "final")
     finally:
         os.umask(before)
-    for file in (tmp_path / "final").rglob("*.safetensors"):
-        assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "final" / "inner" / "model.safetensors").stat().st_mode) == mode
 
 
-def test_an_output_that_is_being_written_can_be_refused(tmp_path: Path) -> None:
-    # Spelled in another way, it is the same.
-    other = tmp_path / "folder" / ".." / "output"
-    with locked(tmp_path / "output"), pytest.raises(UserError, match="output: is in use"), locked(other, "is in use"):
-        pass
-    with locked(other, "is in use"):
-        pass
-
-
-def test_what_killed_commands_left_is_cleared_but_not_what_is_written(tmp_path: Path) -> None:
+def test_what_killed_commands_left_is_cleared_but_not_what_is_written(tmp_path):
     (tmp_path / ".a.partial").mkdir()
     for name in (".a.partial/file", ".b.partial", ".c.partial", "d.partial", ".e"):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).touch()
     with locked(tmp_path / "c"):
         clear_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".c.partial", ".e", "d.partial"]
 
 
-def test_temporary_folders_of_killed_commands_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "gettempdir", lambda: str(tmp_path))
-    (tmp_path / "f2llm-scratch-killed" / "model").mkdir(parents=True)
-    (tmp_path / "another").mkdir()
-    with temporary_folder() as first, temporary_folder() as second:
-        assert sorted(tmp_path.glob("[!.]*")) == sorted([tmp_path / "another", Path(first), Path(second)])
-        assert stat.S_IMODE(Path(first).stat().st_mode) == 0o700
-    assert list(tmp_path.iterdir()) == [tmp_path / "another"]
-
-
-def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:
-    source = tmp_path / "data" / "a.parquet"
+def test_an_output_is_not_written_over_what_is_read(tmp_path):
+    source, link = tmp_path / "data" / "a.parquet", tmp_path / "link"
     source.parent.mkdir()
-    source.write_text("")
-    link = tmp_path / "link"
+    source.touch()
     link.symlink_to(source.parent)
     for output in (source, source.parent, tmp_path, link):
         with pytest.raises(UserError, match="is read; give another --to"):
@@ -198,27 +175,28 @@ def test_an_output_is_not_written_over_what_is_read(tmp_path: Path) -> None:
     # A folder that is read as a whole would be another one.
     with pytest.raises(UserError, match=r"lies in .*data, which is read"):
         check_output(source.parent / "mined", [source.parent])
-    # A name on the Hub is no folder.
+    # A name on the Hub is not a folder.
     check_output(tmp_path / "org", [tmp_path / "org" / "name"])
 
 
-def test_foreign_files_in_an_output_are_refused(tmp_path: Path) -> None:
+def test_foreign_files_in_an_output_are_refused(tmp_path):
     check_output(tmp_path / "new", ours=[])
-    (tmp_path / "report.json").write_text("")
-    check_output(tmp_path, ours=["report.json"])
+    (tmp_path / "report.json").touch()
     check_output(tmp_path, ours=["*.json"])
-    (tmp_path / "thesis.tex").write_text("")
+    (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis\.tex"):
         check_output(tmp_path, ours=["report.json"])
+    with pytest.raises(UserError, match="is a file"):
+        check_output(tmp_path / "thesis.tex", ours=[])
     check_output(tmp_path)
 
 
-def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "recipe.yaml"
     write_whole(path, "größer")
     assert path.read_text(encoding="utf-8") == "größer"
 
-    def no_room(descriptor: int) -> None:
+    def no_room(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_room)
@@ -227,16 +205,13 @@ def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatc
     assert path.read_text(encoding="utf-8") == "größer"
 
 
-# Checksums
-
-
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch):
     monkeypatch.setattr(outputs, "_BLOCK_BYTES", 100)
 
 
 @pytest.fixture
-def written(tmp_path: Path, small_blocks: None) -> Path:
+def written(tmp_path, small_blocks):
     """A file of 64 blocks, the last of which is cut."""
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 24 + b"the end" * 30)
@@ -245,44 +220,33 @@ def written(tmp_path: Path, small_blocks: None) -> Path:
     return path
 
 
-def flipped(place: int) -> Callable[[bytes], bytes]:
-    def flip(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[place] ^= 1
-        return bytes(changed)
-
-    return flip
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *map(flipped, (0, 99, 100, 3000, -1)),
-        *(lambda content: content[:-1], lambda content: content + b"x", lambda content: b""),
-    ],
-)
-def test_changed_bytes_are_noticed(written: Path, refuses: Refuses, change: Callable[[bytes], bytes]) -> None:
-    written.write_bytes(change(written.read_bytes()))
-    with refuses(written, "is damaged", "mend it"):
-        check_file(written, "mend it")
+@pytest.mark.parametrize("flipped", [0, 99, 100, 3000, -1, None])
+def test_changed_bytes_are_noticed(written, refuses, flipped):
+    content = bytearray(written.read_bytes())
+    changes = [content[:-1], content + b"x", b""]
+    if flipped is not None:
+        content[flipped] ^= 1
+        changes = [content]
+    for changed in changes:
+        written.write_bytes(changed)
+        with refuses(written, "is damaged", "mend it"):
+            check_file(written, "mend it")
 
 
-def test_missing_files_are_named(written: Path, refuses: Refuses) -> None:
+def test_missing_files_are_named(written, refuses):
     for path in (checksums_of(written), written):
         path.unlink()
         with refuses(written, "cannot be checked", "mend it"):
             check_file(written, "mend it")
 
 
-def test_an_empty_file_is_whole(tmp_path: Path) -> None:
+def test_an_empty_file_is_whole(tmp_path):
     (tmp_path / "empty").touch()
     write_checksums(tmp_path / "empty")
     check_file(tmp_path / "empty", "mend it")
 
 
-def test_a_large_file_is_read_in_part_each_time_another(
-    tmp_path: Path, small_blocks: None, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_read_in_part_each_time_another(tmp_path, small_blocks, refuses, monkeypatch):
     path, read = tmp_path / "large", []
     path.write_bytes(bytes(100_000))
     write_checksums(path)
@@ -290,9 +254,7 @@ def test_a_large_file_is_read_in_part_each_time_another(
     monkeypatch.setattr(outputs, "xxh3_64_intdigest", lambda block: read.append(len(block)) or digest(block))
     check_file(path, "mend it")
     assert read == [100] * 64
-    content = bytearray(path.read_bytes())
-    content[12_345] = 1
-    path.write_bytes(content)
+    path.write_bytes(bytes(12_345) + b"\x01" + bytes(87_654))
     with refuses(path, "is damaged"):
         # One of a thousand blocks is found in 16 tries on average; in 2000 it is missed once in 10^55 times.
         for _ in range(2000):

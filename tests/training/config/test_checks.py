@@ -13,39 +13,19 @@ from training.config.recipe import load_recipe
 from training.run_stage import main
 
 OUT_OF_RANGE = {
-    "validation_share": [-0.1, 1.1, math.nan],
-    "document_instruction_share": [-0.1, 30],
-    "max_length": [0],
-    "tokenizer_vocab_size": [0, 258],
-    "matryoshka_min_dim": [0],
-    "cap": [0, -1],
-    "global_batch_size": [0],
-    "num_hard_negatives_retrieval": [-1],
-    "num_hard_negatives_clustering": [-1],
-    "num_hard_negatives_classification": [-1],
-    "temperature": [0.0, -1.0, math.nan],
-    "distillation_weight": [-1.0],
-    "num_train_epochs": [0.0, -1.0, 1e30],
-    "max_steps": [0, -2],
-    "save_steps": [0],
-    "save_total_limit": [0],
-    "eval_steps": [-5],
-    "logging_steps": [-5],
-    "learning_rate": [-1e-3],
-    "max_grad_norm": [-1.0],
-    "dataloader_num_workers": [-1],
-    "seed": [-1, 2**32, 2**70],
-    "evaluation_sample": [-1],
-    "evaluation_sample_candidates": [0],
-    "early_stopping_patience": [0],
-    "early_stopping_threshold": [-0.1, math.nan],
-    "calibration_texts": [0],
-    "planned_text_tokens": [0],
-    "lora_rank": [0],
-    "lora_alpha": [-2],
-    "lora_dropout": [1.0],
-    "prune_hidden": ["norm"],
-    "prune_layers": ["last"],
+    **{"validation_share": [-0.1, 1.1, math.nan], "document_instruction_share": [-0.1, 30]},
+    **{"tokenizer_vocab_size": [0, 258], "temperature": [0.0, -1.0, math.nan], "num_train_epochs": [0.0, -1.0, 1e30]},
+    **{"max_steps": [0, -2], "seed": [-1, 2**32, 2**70], "lora_alpha": [-2], "lora_dropout": [1.0], "cap": [0, -1]},
+    **{"prune_hidden": ["norm"], "prune_layers": ["last"], "early_stopping_threshold": [-0.1, math.nan]},
+    **{key: [0] for key in ("max_length", "matryoshka_min_dim", "global_batch_size", "save_steps", "save_total_limit")},
+    **{
+        key: [0]
+        for key in ("evaluation_sample_candidates", "early_stopping_patience", "calibration_texts", "lora_rank")
+    },
+    **{key: [0] for key in ("planned_text_tokens", "max_tokens_per_forward", "calibration_texts")},
+    **{key: [-1] for key in (f"num_hard_negatives_{kind}" for kind in ("retrieval", "clustering", "classification"))},
+    **{key: [-5] for key in ("eval_steps", "logging_steps", "dataloader_num_workers", "evaluation_sample")},
+    **{key: [-1.0] for key in ("distillation_weight", "learning_rate", "max_grad_norm")},
 }
 # At the end of its range; every byte and three special tokens make up the smallest vocabulary.
 IN_RANGE = {
@@ -85,16 +65,9 @@ def test_number_that_is_not_finite(refuses, key, value):
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity"])
 def test_number_in_a_mapping_that_is_not_finite(refuses, number):
-    with refuses("'lr_scheduler_kwargs'", f"{number} is not a number"):
-        stage(lr_scheduler_kwargs=f'{{"min_lr": {number}}}', lr_scheduler_type="cosine_with_min_lr")
-    with refuses("'lr_scheduler_kwargs'", "finite number"):
-        stage(lr_scheduler_kwargs={"min_lr": float(number)})
-
-
-@pytest.mark.parametrize("key", ["max_steps", "cap", "matryoshka_dimensions"])
-def test_integer_of_more_than_64_bits(refuses, key):
-    with refuses(repr(key), "64 bits"):
-        stage(**{key: [8, 2**64] if key.endswith("dimensions") else 2**64})
+    for kwargs in (f'{{"min_lr": {number}}}', {"min_lr": float(number)}):
+        with refuses("'lr_scheduler_kwargs'", "finite number"):
+            stage(lr_scheduler_kwargs=kwargs, lr_scheduler_type="cosine_with_min_lr")
 
 
 @pytest.mark.parametrize("value", ["{", "hidden_size: 64", "[64]", "64", '"x"'])

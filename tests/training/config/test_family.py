@@ -150,35 +150,6 @@ def test_a_single_recipe_is_planned_though_nothing_is_there(capsys):
     assert "teacher      runs/f2llm-v2/stage2-0.6b/model" in text and "GiB teacher" in text
 
 
-def test_a_stage_without_its_model_names_the_stage_that_makes_it(capsys, tmp_path):
-    words = [str(FAMILY), "--stage", "stage2-80m", "--use_cpu", "--output_dir", str(tmp_path)]
-    error = error_of(words, capsys)
-    assert error.startswith("error: ") and f"model '{tmp_path}/pruned-80m/model' is missing" in error
-    command = f"python training/run_stage.py {FAMILY} --stage pruned-80m --use_cpu True --output_dir {tmp_path}"
-    assert error.endswith(f"stage 'pruned-80m' makes it: {command}")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("name", "missing", "maker"),
-    [
-        ("stage2-80m", "model 'runs/f2llm-v2/pruned-80m/model'", "pruned-80m"),
-        ("pruned-160m", "model 'runs/f2llm-v2/stage1-0.6b/model'", "stage1-0.6b"),
-    ],
-)
-def test_a_single_recipe_without_its_model_names_the_recipe_that_makes_it(
-    capsys, tmp_path, monkeypatch, name, missing, maker
-):
-    # Where the checkout has no runs.
-    (tmp_path / "training").symlink_to(ROOT / "training")
-    monkeypatch.chdir(tmp_path)
-    path = FAMILY.with_name(f"{name}.yaml")
-    error = error_of([path, "--use_cpu"], capsys)
-    assert f"stage {name!r}: {missing} is missing; stage {maker!r} makes it" in error
-    assert error.endswith(f"python training/run_stage.py {FAMILY.with_name(maker)}.yaml")
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_model_of_another_shape_is_refused(capsys, tmp_path):
     recipe = write_recipe(tmp_path)
     content = yaml.safe_load(recipe.read_text())

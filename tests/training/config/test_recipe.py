@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from enum import Enum
-from typing import get_args, get_type_hints
 
 import pytest
-from transformers import TrainingArguments
 
 from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
 from training.config import recipe
 from training.config.arguments import StageArguments
 from training.config.recipe import command_line_overrides, load_recipe
-from training.config.stage_keys import REFUSED
 
 
 @pytest.fixture
@@ -142,24 +138,6 @@ def test_checkpointing_by_its_newer_and_its_older_name(read, key):
         assert getattr(arguments, f"{name}_kwargs") == {"use_reentrant": False}
 
 
-def _choices():
-    """Every value of every key of transformers that has a list of them."""
-    found = []
-    for key, hint in get_type_hints(TrainingArguments).items():
-        kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
-        found += [(key, each.value) for kind in kinds for each in kind if key not in REFUSED]
-    return found
-
-
-@pytest.mark.parametrize(("key", "value"), _choices())
-def test_every_choice_is_read(read, key, value):
-    # Some need another key beside.
-    beside = {"metric_for_best_model": "loss", "eval_strategy": "epoch"} if key != "eval_strategy" else {}
-    for arguments in (read({**beside, key: value}), read(beside, f"--{key}", value)):
-        found = getattr(arguments, key)
-        assert getattr(found, "value", found) == value
-
-
 # The command line
 
 
@@ -250,7 +228,7 @@ def test_overridden_output_dir_moves_all_stages(write):
             for name in (1, True, None, "a/b", "/root", "..", "")
         ),
         *(
-            ({"stages": {"a": {"model": stage}, "b": {}}}, ["stage 'a'", f"model {stage!r}", "has not run"])
+            ({"stages": {"a": {"model": stage}, "b": {}}}, ["stage 'a'", f"{stage!r}, named as model", "has not run"])
             for stage in "ab"
         ),
         *(
@@ -282,7 +260,7 @@ def test_two_overrides_where_one_name_is_wanted(write, refuses, keys, key):
         ("global_batch_size", "many", "'many'"),
         ("global_batch_size", 2.5, "'2.5'"),
         ("cap", "1.5e0", "'1.5'"),
-        ("seed", 2**70, "64 bits"),
+        ("seed", 2**70, "between 0 and"),
         ("seed", True, "'true'"),
         ("matryoshka", "maybe", "maybe"),
         ("matryoshka", 2, "2"),
@@ -291,7 +269,7 @@ def test_two_overrides_where_one_name_is_wanted(write, refuses, keys, key):
         ("eval_strategy", "sometimes", "'sometimes'"),
         ("lr_scheduler_type", "round", "'round'"),
         ("source_caps", {"web_*": 1e-4}, "0.0001"),
-        ("include_num_input_tokens_seen", "some", "'non_padding'"),
+        ("include_num_input_tokens_seen", "some", "'all'"),
         ("fsdp_config", "/nowhere.json", "/nowhere.json"),
     ],
 )

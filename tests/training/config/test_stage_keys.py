@@ -31,11 +31,6 @@ def test_every_key_has_one_role():
     assert {key: of for key, of in roles.items() if len(of) > 1} == {}
 
 
-def test_no_key_of_this_project_is_refused():
-    own = {each.name for each in fields(StageArguments)} - {each.name for each in fields(TrainingArguments)}
-    assert not own & REFUSED.keys()
-
-
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_key_without_effect_is_refused_whatever_its_value(write, refuses, key):
     default = {each.name: each for each in fields(TrainingArguments)}[key].default
@@ -47,30 +42,6 @@ def test_key_without_effect_is_refused_whatever_its_value(write, refuses, key):
         load_recipe(write({}), command_line_overrides([f"--{key}=x"]))
     # Nothing was given.
     load_recipe(write({key: None}))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "instead"),
-    [
-        ("resume_from_checkpoint", "/nowhere/at/all", "--resume"),
-        ("per_device_train_batch_size", 8, "'global_batch_size'"),
-        ("do_train", False, "take it out"),
-        ("data_seed", 3, "'seed'"),
-        ("bf16_full_eval", True, "'bf16'"),
-        ("accelerator_config", {"split_batches": True}, "take it out"),
-        ("hub_model_id", "org/name", "'push_checkpoints: ORG/NAME'"),
-        ("hub_strategy", "end", "'push_checkpoints: ORG/NAME'"),
-        ("hub_private_repo", True, "'push_checkpoints: ORG/NAME'"),
-        ("push_to_hub", True, "training/publish.py"),
-        ("torch_compile", True, "'compile: true'"),
-        ("dataloader_multiprocessing_context", "spawn", "take it out"),
-        ("ignore_data_skip", True, "--resume"),
-        ("enable_jit_checkpoint", True, "SIGTERM"),
-    ],
-)
-def test_what_to_give_instead(write, refuses, key, value, instead):
-    with refuses(repr(key), instead):
-        load_recipe(write({"stages": {"first": {key: value}}}))
 
 
 def test_key_of_another_version_of_transformers(caplog):

@@ -11,14 +11,14 @@ BARE = ["Why?", "", "Instruct: the art", "What is\nQuery: for?", " Instruct: a\n
 
 
 @pytest.mark.parametrize("text", BARE)
-def test_text_without_an_instruction(text: str) -> None:
+def test_text_without_an_instruction(text):
     assert split_instruction(text) == (None, text) and without_instruction(text) == text
     assert with_instruction("Find.", text) == instruct("Find.", text)
 
 
 @pytest.mark.parametrize("text", [*BARE, "two\nlines", "Instruct: a\nQuery: b"])
 @pytest.mark.parametrize("instruction", ["Find.", "Find {it}.", "Find\nit.", "找到它。"])
-def test_instruction_is_taken_off_as_it_was_put_on(instruction: str, text: str) -> None:
+def test_instruction_is_taken_off_as_it_was_put_on(instruction, text):
     assert split_instruction(instruct(instruction, text)) == (instruction, text)
     assert with_instruction("Another.", instruct(instruction, text)) == instruct(instruction, text)
 
@@ -34,12 +34,7 @@ def test_instruction_is_taken_off_as_it_was_put_on(instruction: str, text: str) 
         ("Instruct: Find.\r\nQuery: Why?", "Why?"),
     ],
 )
-def test_other_templates_are_instructions_too(whole: str, text: str) -> None:
+def test_other_templates_are_instructions_too(whole, text):
     assert split_instruction(whole) == ("Find.", text)
     assert with_instruction("Another.", whole) == whole
     assert without_instruction(whole) == text
-
-
-def test_instruction_is_not_added_twice() -> None:
-    once = with_instruction("Find.", "Why?")
-    assert with_instruction("Find.", once) == once == instruct("Find.", "Why?")

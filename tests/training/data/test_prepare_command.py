@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
 from tests.training.recipes import write_single_stage
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 OWN = "Given a question, name the place."
 
 
-def write_layout(folder: Path) -> None:
+def write_layout(folder):
     """Three files of 3, 26 and 28 columns with one row group each; the second brings its instruction along."""
     folder.mkdir()
     rows = range(40)
@@ -52,64 +51,38 @@ sources:
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> Path:
+def manifest(tmp_path):
     write_layout(tmp_path / "published")
     path = tmp_path / "manifest.yaml"
     path.write_text(MANIFEST)
     return path
 
 
-def test_three_sources_of_different_columns_train_a_step(tmp_path: Path, manifest: Path) -> None:
+def test_a_recipe_and_the_command_prepare_the_same(tmp_path, manifest, capsys):
     keys = {"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "max_length": 64}
-    keys |= {"task_types": None, "instructions": True, "max_steps": 3, "manifest": str(manifest)}
-    assert main([str(write_single_stage(tmp_path, **keys))]) == 0
+    keys |= {"task_types": None, "instructions": True, "max_steps": 2, "eval_strategy": "no", "manifest": str(manifest)}
+    assert main([str(write_single_stage(tmp_path, **keys, validation_share=0.01, seed=0))]) == 0
     folders = (tmp_path / "run/prepared").glob("[!.]*")
     prepared = {source.name: source for source in map(PreparedSource, folders)}
-    assert {name: source.num_negatives for name, source in prepared.items()} == {
-        "polarity": 1,
-        "places_kor": 24,
-        "topics": 24,
-    }
+    widths = {name: source.num_negatives for name, source in prepared.items()}
+    assert widths == {"polarity": 1, "places_kor": 24, "topics": 24}
     assert prepared["places_kor"].description["languages"] == ["kor"]
     tokenizer = load_tokenizer(str(tmp_path / "run/model"))
-    queries = {
-        name: tokenizer.decode(source.tokens(source.rows["train"][0, 0])[:-1]) for name, source in prepared.items()
-    }
+    first = {name: source.tokens(source.rows["train"][0, 0])[:-1] for name, source in prepared.items()}
+    queries = {name: tokenizer.decode(tokens) for name, tokens in first.items()}
     assert queries["topics"].startswith(instruct("Name the topic."))
     assert queries["places_kor"].startswith(instruct(OWN)) and queries["places_kor"].count("Instruct: ") == 1
-
-
-def test_raw_text_has_no_instruction_that_came_along(tmp_path: Path, manifest: Path) -> None:
-    keys = {"num_hard_negatives_retrieval": 7, "max_length": 64, "max_steps": 1, "manifest": str(manifest)}
-    assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-    source = PreparedSource(*tmp_path.glob("run/prepared/places_kor-*"))
-    tokenizer = load_tokenizer(str(tmp_path / "run/model"))
-    texts = [tokenizer.decode(source.tokens(text)) for text in range(source.description["texts"])]
-    assert not any("Instruct: " in text or "Query: " in text for text in texts)
-
-
-def test_the_command_line_prepares_the_same_and_shows_it(
-    tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keys = {"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "max_length": 64}
-    keys |= {"task_types": None, "instructions": True, "max_steps": 1, "eval_strategy": "no", "manifest": str(manifest)}
-    assert main([str(write_single_stage(tmp_path, **keys, validation_share=0.01, seed=0))]) == 0
     words = ["--manifest", str(manifest), "--tokenizer", str(tmp_path / "run/model"), "--max-length", "64"]
-    words += ["--output", str(tmp_path / "apart")]
-    # What has texts serves where none are needed.
-    for more in (["--keep-texts"], []):
-        capsys.readouterr()
-        assert prepare_main([*words, *more]) == 0
-        assert [folder.name[-6:] for folder in (tmp_path / "apart").glob("[!.]*")] == ["-texts"] * 3
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == ["source", "polarity", "places_kor", "topics", "all"]
-    assert prepare_main([*words, "--output", str(tmp_path / "bare")]) == 0
-    for name in ("polarity", "places_kor", "topics"):
-        files = [sorted(tmp_path.glob(f"{folder}/{name}-*/*")) for folder in ("run/prepared", "bare")]
+    capsys.readouterr()
+    assert prepare_main([*words, "--output", str(tmp_path / "apart")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["source", "polarity", "places_kor", "topics", "all"]
+    for name in prepared:
+        files = [sorted(tmp_path.glob(f"{folder}/{name}-*/*")) for folder in ("run/prepared", "apart")]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
-def test_a_dry_run_reads_no_row(tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reads_no_row(tmp_path, manifest, capsys):
     (tmp_path / "published/topics.parquet").unlink()
     assert prepare_main(["--manifest", str(manifest), "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -125,18 +98,16 @@ def test_a_dry_run_reads_no_row(tmp_path: Path, manifest: Path, capsys: pytest.C
         (["--tokenizer", "t", "--output", "x", "--sources", "none*"], "no source fits 'none*'"),
         (["--tokenizer", "t", "--output", "x", "--executor", "dask"], "'dask'"),
         (["--tokenizer", "t", "--output", "x", "--cap", "0"], "--cap must be at least 1"),
-        (["--tokenizer", "t", "--output", "x", "--max-length", "0"], "--max-length must be at least 1"),
+        (["--tokenizer", "t", "--output", "x", "--max-length", "0"], "max_length must be at least 1"),
         (["--dry-run", "--cap", "5"], "leave out --sources, --task-types and --cap"),
     ],
 )
-def test_faulty_command_lines(manifest: Path, capsys: pytest.CaptureFixture[str], words: list[str], wrong: str) -> None:
+def test_faulty_command_lines(manifest, capsys, words, wrong):
     assert prepare_main(["--manifest", str(manifest), *words]) == 2
     assert wrong in capsys.readouterr().err
 
 
-def test_bad_rows_stop_the_command_or_are_put_aside(
-    tmp_path: Path, manifest: Path, small_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_rows_stop_the_command_or_are_put_aside(tmp_path, manifest, small_tokenizer, capsys):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "published/polarity.parquet"
     columns = pq.read_table(file).to_pydict()
@@ -153,9 +124,7 @@ def test_bad_rows_stop_the_command_or_are_put_aside(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(
-    tmp_path: Path, manifest: Path, small_tokenizer: PreTrainedTokenizerBase, workers: int
-) -> None:
+def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(tmp_path, manifest, small_tokenizer, workers):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "training/prepare.py", "--manifest", str(manifest), "--output", str(tmp_path / "out")]
     command += ["--tokenizer", str(tmp_path / "tokenizer"), "--executor", json.dumps({"workers": workers})]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -28,27 +24,19 @@ from training.data.releasing.release import release
 from training.data.survey import survey
 from training.release import main
 
-Refuses = Callable[..., AbstractContextManager[None]]
-
 LONG = 25_000
+CHECKED = ("name", "rows", "exact_duplicates", "near_duplicates", "across_sources", "contaminated", "removed")
+COUNTS = [
+    ("polarity", 60, 4, None, {"exact": {"faq_kor": 2}}, {"rows": 5, "whole": 3, "overlap": 2, "sets": {}}, 10),
+    ("code", 7, 1, None, None, None, None),
+]
 CONTAMINATION = {
     "evaluation_sets": [{"name": "exam", "texts": {"question": 30, "answer": 12}}],
-    "sources": [
-        {
-            "name": "polarity",
-            "rows": 60,
-            "exact_duplicates": 4,
-            "near_duplicates": None,
-            "across_sources": {"exact": {"faq_kor": 2}},
-            "contaminated": {"rows": 5, "whole": 3, "overlap": 2, "sets": {}},
-            "removed": 10,
-            "examples": {},
-        }
-    ],
+    "sources": [dict(zip(CHECKED, counts, strict=True)) for counts in COUNTS],
 }
 
 
-def entry(name: str, task_type: str, languages: list[str], **keys: Any) -> dict[str, Any]:
+def entry(name, task_type, languages, **keys):
     told = {"task_type": task_type, "instruction": f"Find {name}.", "languages": languages}
     return {"name": name, "files": f"{name}.parquet", **told, **keys}
 
@@ -64,17 +52,24 @@ ENTRIES = [
     ),
     entry("code", "retrieval", ["zxx"], licence="MIT"),
 ]
+NAMES = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
 
 
-def write(path: Path, rows: int, negatives: int, **more: Any) -> None:
+def write(path, rows, negatives, **more):
     names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives))]
     columns = {name: [f"{name} {row}" for row in range(rows)] for name in names}
     # As the published files are: one row group, however large.
     pq.write_table(pa.table(columns | more), path, row_group_size=rows)
 
 
+def write_manifest(folder, *entries, **top):
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({**top, "sources": list(entries)}))
+    return path
+
+
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manifest(tmp_path_factory):
     """A manifest and its data: sources of different columns, a collection, a pair of languages, two files."""
     folder = tmp_path_factory.mktemp("generated")
     write(folder / "polarity.parquet", 50, 1)
@@ -83,64 +78,58 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
     write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
     write(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
-    write(folder / "code.parquet", 7, 1)
-    blank = pq.read_table(folder / "code.parquet").to_pylist()
-    blank[3]["query"] = " "
-    pq.write_table(pa.Table.from_pylist(blank), folder / "code.parquet")
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({"stage_caps": {"two": 20}, "sources": ENTRIES}))
-    return path
+    write(folder / "code.parquet", 7, 1, query=["a", "b", "c", " ", "e", "f", "g"])
+    return write_manifest(folder, *ENTRIES, stage_caps={"two": 20})
 
 
 @pytest.fixture(scope="module")
-def released(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(manifest, tmp_path_factory):
     return release(manifest, tmp_path_factory.mktemp("out") / "set", name="Generated")
 
 
 @pytest.fixture(scope="module")
-def cldr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cldr(tmp_path_factory):
     return build_cldr(tmp_path_factory.mktemp("cldr") / "data", languages=["de", "sw"], num_negatives=3)
 
 
 @pytest.fixture(scope="module")
-def cldr_release(cldr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cldr_release(cldr, tmp_path_factory):
     return release(cldr / "manifest.yaml", tmp_path_factory.mktemp("out") / "names", name="CLDR names")
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
 
-def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({"sources": list(entries)}))
-    return path
-
-
-def card_of(folder: Path) -> str:
+def card_of(folder):
     return (folder / "README.md").read_text()
 
 
-def metadata(folder: Path) -> dict[str, Any]:
+def metadata(folder):
     return DatasetCard.load(folder / "README.md").data.to_dict()
 
 
-def table(folder: Path, head: str) -> dict[str, list[str]]:
+def table(folder, head):
     """The rows of one table of the card by their first cell."""
     lines = card_of(folder).split(f"\n| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_rows_and_columns_are_unchanged(manifest: Path, released: Path) -> None:
+def row_groups(path):
+    with pq.ParquetFile(path) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def test_rows_and_columns_are_unchanged(manifest, released):
     before, after = load_manifest(manifest), load_manifest(released / "manifest.yaml")
-    assert [source.name for source in after] == ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
+    assert [source.name for source in after] == NAMES
     for old, new in zip(before, after, strict=True):
         rows = [row for file in old.files for row in pq.read_table(file).to_pylist()]
         assert [row for file in new.files for row in pq.read_table(file).to_pylist()] == rows
@@ -149,25 +138,22 @@ def test_rows_and_columns_are_unchanged(manifest: Path, released: Path) -> None:
     assert pq.read_schema(after[1].files[0]).names == ["query", "passage", "negative_1", "negative_2", "lang", "score"]
 
 
-def test_row_groups_stream(manifest: Path, released: Path) -> None:
-    assert pq.ParquetFile(manifest.parent / "faq_kor.parquet").num_row_groups == 1
-    with pq.ParquetFile(released / "data" / "faq_kor.parquet", page_checksum_verification=True) as file:
-        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+def test_row_groups_stream(manifest, released, tmp_path):
+    assert row_groups(manifest.parent / "faq_kor.parquet") == [LONG]
+    path = released / "data" / "faq_kor.parquet"
+    assert row_groups(path) == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, LONG - 2 * ROW_GROUP_ROWS]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
         file.read()
-    assert groups == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, LONG - 2 * ROW_GROUP_ROWS]
-
-
-def test_row_groups_of_long_texts_are_small(tmp_path: Path) -> None:
+    # Those of long texts are small.
     text = pa.array(["word " * 20_000] * 1000)
     pq.write_table(pa.table({"query": [str(row) for row in range(1000)], "passage": text}), tmp_path / "long.parquet")
     release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "out")
-    with pq.ParquetFile(tmp_path / "out" / "data" / "long.parquet") as file:
-        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    groups = row_groups(tmp_path / "out" / "data" / "long.parquet")
     assert sum(groups) == 1000 and max(groups) * 100_000 < 40 << 20
 
 
-def test_large_sources_have_several_files(manifest: Path, tmp_path: Path, cache: None) -> None:
+def test_large_sources_have_several_files(manifest, tmp_path, cache):
     out = release(manifest, tmp_path / "out", sources=["faq_kor", "code"], max_file_bytes=1000)
     files = sorted(path.relative_to(out).as_posix() for path in (out / "data").rglob("*.parquet"))
     assert files == ["data/code.parquet", *(f"data/faq_kor/train-0000{number}-of-00003.parquet" for number in range(3))]
@@ -177,14 +163,14 @@ def test_large_sources_have_several_files(manifest: Path, tmp_path: Path, cache:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_every_configuration_loads(released: Path, cldr_release: Path, cache: None, streaming: bool) -> None:
+def test_every_configuration_loads(released, cldr_release, cache, streaming):
     for folder in (released, cldr_release):
         for source in load_manifest(folder / "manifest.yaml"):
             rows = datasets.load_dataset(str(folder), source.name, split="train", streaming=streaming)
             assert list(rows) == pq.read_table(source.files[0]).to_pylist()
 
 
-def test_metadata(released: Path, cldr_release: Path) -> None:
+def test_metadata(released, cldr_release):
     found = metadata(released)
     # faq_kor's rows without a code of their own are in the language of its name.
     assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
@@ -192,43 +178,41 @@ def test_metadata(released: Path, cldr_release: Path) -> None:
     assert found["size_categories"] == ["10K<n<100K"]
     tasks = ["feature-extraction", "sentence-similarity", "text-classification", "text-retrieval"]
     assert found["task_categories"] == tasks
-    names = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
-    assert [config["config_name"] for config in found["configs"]] == names
+    assert [config["config_name"] for config in found["configs"]] == NAMES
     assert [info["splits"][0]["num_examples"] for info in found["dataset_info"]] == [50, LONG, 21, 70, 7]
     real = metadata(cldr_release)
     assert (real["language"], real["license"], real["license_name"]) == (["de", "en", "sw"], "other", "unicode-3.0")
     assert real["pretty_name"] == "CLDR names"
 
 
-def test_tables_count_the_rows(released: Path, cldr: Path, cldr_release: Path) -> None:
+def test_tables_count_the_rows(released, cldr, cldr_release):
     languages = {code: cells[1] for code, cells in table(released, "code | language").items()}
     expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "tok": "10", "zxx": "7"}
     assert languages == expected
-    assert {name: cells[4:6] for name, cells in table(released, "source").items()} == {
-        **{"polarity": ["50", "1"], "faq_kor": [f"{LONG:,}", "2"], "crawl_ko-en": ["21", "3"]},
-        **{"world": ["70", "2"], "code": ["7", "1"]},
-    }
+    counts = [["50", "1"], [f"{LONG:,}", "2"], ["21", "3"], ["70", "2"], ["7", "1"]]
+    assert {name: cells[4:6] for name, cells in table(released, "source").items()} == dict(
+        zip(NAMES, counts, strict=True)
+    )
     assert table(released, "task type")["clustering"][:2] == ["1", "70"]
     assert table(released, "category")["QA"][:2] == ["1", f"{LONG:,}"]
     assert table(released, "licence")["MIT"] == ["2", "57"]
     assert "leaves out" in card_of(released) and "1 of `code`" in card_of(released)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     for source in load_manifest(cldr / "manifest.yaml"):
         counts.update(pq.read_table(source.files[0])["lang"].to_pylist())
-    assert {
-        code: int(cells[1].replace(",", "")) for code, cells in table(cldr_release, "code | language").items()
-    } == counts
+    languages = table(cldr_release, "code | language")
+    assert {code: int(cells[1].replace(",", "")) for code, cells in languages.items()} == counts
     assert json.loads((cldr_release / "release.json").read_text())["languages"] == counts
 
 
-def test_a_release_is_surveyed_as_its_source_was(manifest: Path, released: Path) -> None:
+def test_a_release_is_surveyed_as_its_source_was(manifest, released):
     before, after = survey(manifest), survey(released / "manifest.yaml")
     assert after.rows == before.rows == after.published_rows and not after.missing and not after.unclaimed
     # Stages and their caps go with the sources.
     assert load_manifest(released / "manifest.yaml", stage="two")[0].cap == 20
 
 
-def test_provenance(cldr: Path, cldr_release: Path, manifest: Path, released: Path, tmp_path: Path) -> None:
+def test_provenance(cldr, cldr_release, released, tmp_path, refuses):
     dropped = json.loads((cldr / "build.json").read_text())["dropped"]
     card = card_of(cldr_release).split("## Provenance")[1]
     for name, count in dropped.items():
@@ -245,41 +229,35 @@ def test_provenance(cldr: Path, cldr_release: Path, manifest: Path, released: Pa
     card = card_of(release(data / "manifest.yaml", tmp_path / "out"))
     assert "| a | built from raw data | 9 | 4 | no label 3, empty 1 |\n" in card
     assert "| a | negatives mined | 7 | 2 | miner: top 100 |\n" in card
+    (data / "build.json").write_text('{"rows": 5}')
+    with refuses(data / "build.json", "remove it"):
+        release(data / "manifest.yaml", tmp_path / "other")
 
 
-def test_contamination(manifest: Path, released: Path, tmp_path: Path) -> None:
+def test_contamination(manifest, released, tmp_path, refuses):
     assert "**not checked**" in card_of(released)
-    (tmp_path / "contamination.json").write_text(json.dumps(CONTAMINATION))
-    out = release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
-    card = card_of(out)
+    path = tmp_path / "contamination.json"
+    path.write_text(json.dumps(CONTAMINATION))
+    card = card_of(release(manifest, tmp_path / "out", contamination=path))
     assert "| polarity | 60 | 4 | – | 2 | 3 | 2 | 10 |\n" in card and "`exam` (42\ntexts)" in card
-    assert "Not checked: `faq_kor`, `crawl_ko-en`, `world`, `code`." in card and "**not checked**" not in card
-
-
-def test_contamination_of_other_data(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
-    report = json.loads(json.dumps(CONTAMINATION))
-    report["sources"][0]["removed"] = 9
-    (tmp_path / "contamination.json").write_text(json.dumps(report))
+    assert "| code | 7 | 1 | – | – | – | – | – |\n" in card and "| all | 67 | 5 | – | 2 | 3 | 2 | 10 |\n" in card
+    assert "Not checked: `faq_kor`, `crawl_ko-en`, `world`." in card and "**not checked**" not in card
+    # A report of other data, and no report.
+    path.write_text(json.dumps(CONTAMINATION).replace('"removed": 10', '"removed": 9'))
     with refuses("'polarity' had 60 rows", "50 are released"):
-        release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
+        release(manifest, tmp_path / "other", contamination=path)
     for faulty in ("{", "[]", '{"sources": []}', '{"evaluation_sets": [], "sources": [{"name": "polarity"}]}'):
-        (tmp_path / "contamination.json").write_text(faulty)
+        path.write_text(faulty)
         with refuses("contamination.json"):
-            release(manifest, tmp_path / "out", contamination=tmp_path / "contamination.json")
+            release(manifest, tmp_path / "other", contamination=path)
     # Neither a release nor a beginning of one.
-    assert [path.name for path in tmp_path.iterdir()] == ["contamination.json"]
+    assert {each.name for each in tmp_path.iterdir()} == {"contamination.json", "out"}
 
 
-def test_bytes_repeat(manifest: Path, released: Path, tmp_path: Path) -> None:
-    # What a killed run leaves behind does not matter.
+def test_bytes_repeat(manifest, released, tmp_path):
+    """Two commands at once make one release, whatever a killed one left behind."""
     (tmp_path / ".set.partial").mkdir()
     (tmp_path / ".set.partial" / "README.md").write_text("half a c")
-    again = release(manifest, tmp_path / "set", name="Generated")
-    assert contents(again) == contents(released)
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_two_commands_release_once(manifest: Path, released: Path, tmp_path: Path) -> None:
     output = tmp_path / released.name
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: release(manifest, output, name="Generated"), range(2))) == [output, output]
@@ -287,50 +265,36 @@ def test_two_commands_release_once(manifest: Path, released: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
-def test_an_unchanged_release_is_left_alone(cldr: Path, tmp_path: Path, refuses: Refuses) -> None:
-    def run(**keys: Any) -> Path:
-        return release(cldr / "manifest.yaml", tmp_path / "out", sources=["cldr_kind", "cldr_is*"], **keys)
-
-    out = run()
+def test_an_unchanged_release_is_left_alone(cldr, tmp_path, refuses):
+    chosen = {"sources": ["cldr_kind", "cldr_is*"]}
+    out = release(cldr / "manifest.yaml", tmp_path / "out", **chosen)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert run() == out and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert release(cldr / "manifest.yaml", out, **chosen) == out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with refuses("other options"):
-        run(licence="MIT")
-    (out / "data" / "cldr_kind.parquet").write_bytes(b"")
-    with refuses("cldr_kind.parquet", "changed since its release"):
-        run()
+        release(cldr / "manifest.yaml", out, licence="MIT", **chosen)
 
 
-def test_bad_inputs(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("no such file"):
-        release(tmp_path / "none.yaml", tmp_path / "out")
-    with refuses("no source fits 'owls'"):
-        release(manifest, tmp_path / "out", sources=["owls"])
-    with refuses(manifest.parent, "holds manifest.yaml, which is read"):
-        release(manifest, manifest.parent)
-    with refuses(manifest, "is read"):
-        release(manifest, manifest)
-    (tmp_path / "thesis.txt").write_text("mine")
-    with refuses("is no release"):
-        release(manifest, tmp_path / "thesis.txt")
-    for name in ("a: b", "a[0]", "_a"):
-        write(tmp_path / "a.parquet", 3, 1)
-        manifest = write_manifest(tmp_path, entry(name, "retrieval", ["eng"], files="a.parquet"))
-        with refuses("cannot be a configuration"):
-            release(manifest, tmp_path / "out")
-
-
-def test_files_of_a_source_share_columns(tmp_path: Path, refuses: Refuses) -> None:
+@pytest.mark.parametrize("name", ["a: b", "a[0]", "_a"])
+def test_names_that_cannot_be_configurations(tmp_path, refuses, name):
     write(tmp_path / "a.parquet", 3, 1)
+    with refuses("cannot be a configuration"):
+        release(write_manifest(tmp_path, entry(name, "retrieval", ["eng"], files="a.parquet")), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [({"score": [1, 2, 3], "negative_1": ["n"] * 3}, "score"), ({}, "negative_1")]
+)
+def test_files_of_a_source_share_columns(tmp_path, refuses, more, said):
+    write(tmp_path / "a.parquet", 3, 1)
+    write(tmp_path / "b.parquet", 3, 0, **more)
     manifest = write_manifest(tmp_path, entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"]))
-    for more, said in (({"score": [1, 2, 3], "negative_1": ["n"] * 3}, "score"), ({"negative_1": None}, "negative_1")):
-        write(tmp_path / "b.parquet", 3, 0, **{key: value for key, value in more.items() if value})
-        with refuses("'both'", said, "each_file"):
-            release(manifest, tmp_path / "out")
+    with refuses("'both'", said, "each_file"):
+        release(manifest, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_command_line(cldr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(cldr, tmp_path, capsys):
     words = ["--manifest", str(cldr / "manifest.yaml"), "--output", str(tmp_path / "out"), "--sources"]
     assert main([*words, "cldr_kind", "--licence", "CC0-1.0"]) == 0
     assert metadata(tmp_path / "out")["license"] == "cc0-1.0"
@@ -338,21 +302,15 @@ def test_command_line(cldr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "error: no source fits" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("count", [1, 5, 280])
-def test_plot(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 280])
+def test_plot(tmp_path, count):
     rows = {f"q{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}": 1000 // (n + 1) for n in range(count)}
     plot_languages(rows, tmp_path, "A $ set")
     assert (tmp_path / "languages.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "languages.svg").read_text()
 
 
-def test_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with refuses("pip install matplotlib"):
-        plot_languages({"eng": 3}, tmp_path, "A set")
-
-
-def test_identifiers_of_the_hub() -> None:
+def test_identifiers_of_the_hub():
     hub = {"deu": "de", "ceb": "ceb", "hbs": "hbs", "mul": "multilingual", "zxx": "code"}
     assert {code: hub_language(code) for code in hub} == hub
     known = {"Apache-2.0": "apache-2.0", "CC0-1.0": "cc0-1.0", "GPL-3.0-or-later": "gpl-3.0", "ODC-By-1.0": "odc-by"}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-
 import mteb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sentence_transformers import SentenceTransformer
 
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.records import Evaluation, Score
@@ -17,17 +13,17 @@ from training.evaluation.records import Evaluation, Score
 WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet green tower".split()
 
 
-def text(kind: str, number: int) -> str:
+def text(kind, number):
     """A different text for each kind and number."""
     return f"{kind} {WORDS[number % 16]} {WORDS[(3 * number + len(kind)) % 16]} {number}"
 
 
-def write(path: Path, **columns: Iterable[object]) -> Path:
+def write(path, **columns):
     pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path)
     return path
 
 
-def evaluate(model: SentenceTransformer, path: Path) -> Evaluation:
+def evaluate(model, path):
     """The scores of all tasks of a path, by mteb alone."""
     found = Evaluation()
     for task in local_tasks(path):
@@ -42,7 +38,7 @@ def evaluate(model: SentenceTransformer, path: Path) -> Evaluation:
     return found
 
 
-def cosines(model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+def cosines(model, queries, documents):
     """``(queries, documents)`` cosines."""
     one, other = model.encode(list(queries)), model.encode(list(documents))
     return one @ other.T / (np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1))

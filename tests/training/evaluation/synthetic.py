@@ -9,7 +9,7 @@ from training.evaluation.records import Evaluation, ModelRecord, Score
 LANGUAGES = ("deu-Latn", "eng-Latn", "fra-Latn", "rus-Cyrl", "srp-Cyrl", "jpn-Jpan")
 
 
-def score(languages: tuple[str, ...] = ("deu-Latn",), examples: int = 40, **fields: object) -> Score:
+def score(languages=("deu-Latn",), examples=40, **fields):
     return Score(
         **{
             **{"model": "small", "task": "Names", "task_type": "Retrieval", "subset": "-".join(languages)},
@@ -20,12 +20,12 @@ def score(languages: tuple[str, ...] = ("deu-Latn",), examples: int = 40, **fiel
 
 
 def evaluation(
-    languages: tuple[str, ...] = LANGUAGES,
-    qualities: dict[str, float] | None = None,
-    dimensions: tuple[int, ...] = (64, 16),
-    precisions: tuple[str, ...] = ("float32", "binary"),
-    examples: int = 40,
-) -> Evaluation:
+    languages=LANGUAGES,
+    qualities=None,
+    dimensions=(64, 16),
+    precisions=("float32", "binary"),
+    examples=40,
+):
     """Retrieval in every language, bitexts with English and without, and a clustering whose examples have no scores.
 
     Args:
@@ -43,7 +43,7 @@ def evaluation(
     return found
 
 
-def _add(found: Evaluation, languages: tuple[str, ...], quality: float, examples: int, options: dict) -> None:
+def _add(found, languages, quality, examples, options):
     # All models, dimensions and precisions find the same examples easy.
     rng = np.random.default_rng(0)
     for language in languages:
@@ -56,14 +56,14 @@ def _add(found: Evaluation, languages: tuple[str, ...], quality: float, examples
     found.scores.append(score((), 100, value=0.8 * quality, **clustering))
 
 
-def _add_hits(found: Evaluation, made: Score, rng: np.random.Generator, quality: float) -> None:
+def _add_hits(found, made, rng, quality):
     hits = (rng.random(made.examples) < quality).astype(np.float32)
     made = Score(**{**made.__dict__, "value": float(hits.mean())})
     found.scores.append(made)
     found.examples[made.key] = hits
 
 
-def many_languages(count: int = 240) -> tuple[str, ...]:
+def many_languages(count=240):
     """Made-up codes in thirty scripts of different sizes."""
     scripts = "Latn Cyrl Arab Deva Beng Ethi Hebr Thai Hang Jpan Hans Hant Grek Geor Armn Taml Telu Knda Mlym".split()
     scripts += "Gujr Guru Orya Sinh Khmr Laoo Mymr Tibt Tfng Cher Thaa".split()

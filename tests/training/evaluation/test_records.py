@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,7 @@ from tests.training.evaluation.synthetic import score
 from training.evaluation.records import Evaluation, ModelRecord, bytes_per_vector, load_evaluation
 
 
-def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
+def test_an_evaluation_is_read_back(tmp_path):
     made, models = score(), [ModelRecord("m", None, 100, 64, 10.5)]
     written = Evaluation(models, [made], {made.key: np.array([0, 1, 0.5], np.float32)}, {"other": "offline"})
     written.save(tmp_path / "run")
@@ -21,31 +18,18 @@ def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.examples[made.key], written.examples[made.key])
 
 
-def test_int8_scores_of_version_1_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scores = [score(precision="int8"), score()]
-    examples = {each.key: np.array([0, 1, 0.5], np.float32) for each in scores}
-    Evaluation([ModelRecord("m")], scores, examples).save(tmp_path)
-    assert load_evaluation(tmp_path).scores == scores and not caplog.records
-    content = json.loads((tmp_path / "scores.json").read_text())
-    assert content.pop("version") == 2
-    (tmp_path / "scores.json").write_text(json.dumps(content))
-    found = load_evaluation(tmp_path)
-    assert found.scores == scores[1:] and list(found.examples) == [scores[1].key]
-    assert "its 1 int8 scores compared codes" in caplog.text
-
-
-def test_scores_are_selected_by_their_fields() -> None:
+def test_scores_are_selected_by_their_fields():
     evaluation = Evaluation(scores=[score(), score(dimension=32), score(task="u")])
     assert evaluation.select(task="Names", dimension=32) == [score(dimension=32)]
     assert evaluation.select(evaluation.scores[:2], precision="float32") == evaluation.scores[:2]
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", 40), ("int8", 10), ("binary", 2)])
-def test_bytes_per_vector(precision: str, expected: int) -> None:
+def test_bytes_per_vector(precision, expected):
     assert bytes_per_vector(10, precision) == expected
 
 
-def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, refuses) -> None:
+def test_a_folder_without_an_evaluation_is_refused(tmp_path, refuses):
     with refuses(tmp_path, "holds no whole evaluation"):
         load_evaluation(tmp_path)
     (tmp_path / "scores.json").write_text("{}")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -29,8 +25,8 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
 from training.evaluation import views
 from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.local_tasks import pair_tasks
 from training.evaluation.models import EvaluatedModel
-from training.evaluation.pair_tasks import pair_tasks
 from training.evaluation.records import Evaluation, ModelRecord
 from training.evaluation.scoring import agree, evaluate_model, has_examples, recorded
 from training.evaluation.tasks import classification as classification_task
@@ -40,7 +36,7 @@ TEXTS = [f"{word} {number} {other}" for number in range(5) for word in "ab" for 
 HALF = len(TEXTS) // 2
 
 
-def make(kind: type, task_type: str, metric: str, data: Any, languages: Any = ("eng-Latn",)) -> Any:
+def make(kind, task_type, metric, data, languages=("eng-Latn",)):
     name = f"Memory{task_type}"
     metadata = TaskMetadata(
         name=name,
@@ -57,41 +53,41 @@ def make(kind: type, task_type: str, metric: str, data: Any, languages: Any = ("
     return task
 
 
-def split(**columns: Any) -> DatasetDict:
+def split(**columns):
     return DatasetDict({"test": Dataset.from_dict(columns)})
 
 
-def sts() -> Any:
+def sts():
     data = split(sentence1=TEXTS[:HALF], sentence2=TEXTS[HALF:], score=np.linspace(0, 5, HALF).tolist())
     return make(AbsTaskSTS, "STS", "cosine_spearman", data)
 
 
-def pair_classification() -> Any:
+def pair_classification():
     data = split(sentence1=TEXTS[:HALF], sentence2=TEXTS[HALF:], labels=[n % 2 for n in range(HALF)])
     return make(AbsTaskPairClassification, "PairClassification", "max_ap", data)
 
 
-def clustering() -> Any:
+def clustering():
     data = split(sentences=TEXTS, labels=[n % 3 for n in range(len(TEXTS))])
     task = make(AbsTaskClustering, "Clustering", "v_measure", data)
     task.max_fraction_of_documents_to_embed, task.max_documents_to_embed, task.max_documents_per_cluster = None, 20, 10
     return task
 
 
-def multilabel() -> Any:
+def multilabel():
     labels = [[n % 2, 2 + n % 3] for n in range(len(TEXTS))]
     data = DatasetDict({name: Dataset.from_dict({"text": TEXTS, "label": labels}) for name in ("train", "test")})
     return make(AbsTaskMultilabelClassification, "MultilabelClassification", "accuracy", data)
 
 
-def classification() -> Any:
+def classification():
     labels = [n // 3 % 2 for n in range(len(TEXTS))]
     of_language = {name: Dataset.from_dict({"text": TEXTS, "label": labels}) for name in ("train", "test")}
     data = {language: DatasetDict(of_language) for language in ("en", "de")}
     return make(AbsTaskClassification, "Classification", "accuracy", data, {"en": ["eng-Latn"], "de": ["deu-Latn"]})
 
 
-def parallel_bitext() -> Any:
+def parallel_bitext():
     data = split(eng=TEXTS[:HALF], deu=TEXTS[HALF:], fra=TEXTS[:HALF][::-1])
     languages = {"eng-deu": ["eng-Latn", "deu-Latn"], "eng-fra": ["eng-Latn", "fra-Latn"]}
     task = make(AbsTaskBitextMining, "BitextMining", "f1", data, languages)
@@ -99,7 +95,7 @@ def parallel_bitext() -> Any:
     return task
 
 
-def retrieval() -> Any:
+def retrieval():
     corpus = [{"id": f"d{n}", "title": text[:1], "text": text} for n, text in enumerate(TEXTS)]
     queries = [{"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS[::4])]
     relevant = {f"q{n}": {f"d{(5 * n) % len(TEXTS)}": 2, f"d{n}": 1} for n in range(len(queries))}
@@ -116,8 +112,8 @@ def encoder(tiny_model, tiny_tokenizer):
 
 
 @pytest.fixture
-def evaluate(encoder, tmp_path) -> Callable[..., Evaluation]:
-    def run(*tasks: Any, output: Path | None = None, into: Evaluation | None = None, **options: Any) -> Evaluation:
+def evaluate(encoder, tmp_path):
+    def run(*tasks, output=None, into=None, **options):
         found = Evaluation() if into is None else into
         meta = ModelMeta.create_empty({"name": "a/b", "revision": "1"})
         model = EvaluatedModel(ModelRecord("model", identity="1"), EmbeddingStore(encoder), meta, Prompts())
@@ -127,7 +123,7 @@ def evaluate(encoder, tmp_path) -> Callable[..., Evaluation]:
     return run
 
 
-def values(evaluation: Evaluation, **fields: Any) -> dict[str, float]:
+def values(evaluation, **fields):
     assert not evaluation.failures
     return {score.subset: score.value for score in evaluation.select(**fields)}
 
@@ -170,7 +166,7 @@ def test_a_resumed_evaluation_is_the_same_and_encodes_nothing(kind, evaluate, tm
 
 
 def test_a_view_that_fails_is_named_and_the_others_stay(evaluate, monkeypatch):
-    def fails(*arguments: Any) -> None:
+    def fails(*arguments):
         raise RuntimeError("no bits")
 
     monkeypatch.setattr(views, "quantized", fails)

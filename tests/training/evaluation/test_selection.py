@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.training.evaluation.synthetic import score
-from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.selection import (
-    by_task,
+from training.evaluation.records import (
+    Evaluation,
+    ModelRecord,
     find_sweeps,
     finished_models,
     labels,
@@ -17,13 +17,13 @@ from training.evaluation.selection import (
 )
 
 
-def test_labels_are_those_with_scores_in_the_order_of_the_models() -> None:
+def test_labels_are_those_with_scores_in_the_order_of_the_models():
     models = [ModelRecord("b"), ModelRecord("none"), ModelRecord("a", "step-1"), ModelRecord("b")]
     scores = [score(model="unlisted"), score(model="a@step-1"), score(model="b")]
     assert labels(Evaluation(models, scores)) == ["b", "a@step-1", "unlisted"]
 
 
-def test_the_largest_dimension_of_the_precision_is_the_default(refuses) -> None:
+def test_the_largest_dimension_of_the_precision_is_the_default(refuses):
     binary = score(dimension=128, precision="binary")
     made = Evaluation(scores=[score(dimension=16), score(dimension=64), binary, score(model="x")])
     assert [found.dimension for found in model_scores(made, "small")] == [64]
@@ -31,27 +31,19 @@ def test_the_largest_dimension_of_the_precision_is_the_default(refuses) -> None:
     assert [found.dimension for found in model_scores(made, "small", 16)] == [16]
     for options, parts in (
         ({"model": "smalls"}, ("'smalls'", "small")),
-        ({"dimension": 65}, ("no float32 scores of 65 dimensions", "64, 16")),
-        ({"precision": "int8"}, ("no scores in int8",)),
-        ({"precision": "int4"}, ("unknown precision 'int4'",)),
+        ({"dimension": 65}, ("float32", "64, 16")),
+        ({"precision": "int8"}, ("int8", "none")),
     ):
         with refuses(*parts):
             model_scores(made, **{"model": "small", **options})
 
 
-def test_a_task_weighs_the_same_with_any_number_of_subsets() -> None:
+def test_a_task_weighs_the_same_with_any_number_of_subsets():
     scores = [score(("deu-Latn",), value=0.2), score(("rus-Cyrl",), value=0.4), score(task="Other", value=0.9)]
-    assert task_mean(iter(scores)) == task_mean(scores) == pytest.approx((0.3 + 0.9) / 2)
+    assert task_mean(scores) == pytest.approx((0.3 + 0.9) / 2)
 
 
-def test_subsets_are_in_order() -> None:
-    scores = [score(subset="b"), score(subset="c", split="dev"), score(subset="a"), score(task="Other")]
-    found = by_task(scores)
-    assert list(found) == ["Names", "Other"]
-    assert [(each.split, each.subset) for each in found["Names"]] == [("dev", "c"), ("test", "a"), ("test", "b")]
-
-
-def test_models_are_compared_by_the_tasks_that_all_have() -> None:
+def test_models_are_compared_by_the_tasks_that_all_have():
     made = Evaluation(
         scores=[
             *(score(model="a", task=task) for task in ("T1", "T2", "T3")),
@@ -70,7 +62,7 @@ def test_models_are_compared_by_the_tasks_that_all_have() -> None:
     assert shared_scores(made, ["a", "apart"]) == shared_scores(made, []) == {}
 
 
-def of(*models: tuple[str, str | None]) -> Evaluation:
+def of(*models):
     records = [ModelRecord(*model) for model in models]
     return Evaluation(records, [score(model=record.label) for record in records])
 
@@ -85,7 +77,7 @@ def of(*models: tuple[str, str | None]) -> Evaluation:
         (("global_step200", "global_step1000"), "step"),
     ],
 )
-def test_a_step_is_the_number_after_a_word(revisions: tuple[str, str], unit: str) -> None:
+def test_a_step_is_the_number_after_a_word(revisions, unit):
     (sweep,) = find_sweeps(of(("m", revisions[1]), ("m", revisions[0])))
     assert (sweep.unit, sweep.final) == (unit, None)
     assert sweep.steps == [(200, f"m@{revisions[0]}"), (1000, f"m@{revisions[1]}")]
@@ -96,20 +88,17 @@ def test_a_step_is_the_number_after_a_word(revisions: tuple[str, str], unit: str
     [
         ("stage1", "stage2"),
         ("5e1f0aa4c1d20c4d3a7a1b0bbf7a0f6f1d9c1234", "0f6f1d9c12345e1f0aa4c1d20c4d3a7a1b0bb125"),
-        ("abcdef12", "abcdef13"),
-        ("main", None),
         ("2024-01", "2024-02"),
         ("v1.0", "v2.0"),
-        ("step-1", "step-01"),
         ("step-10", None),
     ],
 )
-def test_other_revisions_are_not_steps(revisions: tuple[str | None, ...]) -> None:
+def test_other_revisions_are_not_steps(revisions):
     made = of(*(("m", revision) for revision in revisions))
     assert find_sweeps(made) == [] and len(finished_models(made)) == 2
 
 
-def test_each_model_and_each_stage_has_its_own_steps() -> None:
+def test_each_model_and_each_stage_has_its_own_steps():
     stages = [("a", f"stage{stage}-step-{step}") for stage in (1, 2) for step in (5, 10)]
     sweeps = find_sweeps(of(*stages, ("b", "step-5"), ("b", "step-10"), ("b", None), ("c", "step-5")))
     found = [(sweep.name, sweep.final) for sweep in sweeps]
@@ -118,21 +107,21 @@ def test_each_model_and_each_stage_has_its_own_steps() -> None:
 
 
 @pytest.mark.parametrize("final", ["runs/mine/stage2/model", "runs/mine/stage2/", None])
-def test_folders_of_a_run_are_steps(final: str | None) -> None:
+def test_folders_of_a_run_are_steps(final):
     folders = ["runs/mine/stage2/checkpoint-900", "runs/mine/stage2/checkpoint-1000/"]
     (sweep,) = find_sweeps(of(*((name, None) for name in (*folders, final) if name)))
     assert sweep.name == "runs/mine/stage2" and sweep.final == final
     assert sweep.steps == [(900, folders[0]), (1000, folders[1])]
 
 
-def test_models_with_numbers_in_their_names_or_without_scores_are_not_steps() -> None:
+def test_models_with_numbers_in_their_names_or_without_scores_are_not_steps():
     assert find_sweeps(of(("org/model-1", None), ("org/model-2", None), ("checkpoint-1", None))) == []
     made = of(("m", "step-1"), ("m", "step-2"))
     made.scores.pop()
     assert find_sweeps(made) == []
 
 
-def test_a_finished_model_stands_for_its_steps_and_the_last_step_for_an_unfinished_one() -> None:
+def test_a_finished_model_stands_for_its_steps_and_the_last_step_for_an_unfinished_one():
     steps = [(name, f"step-{step}") for name in ("done", "not-done") for step in (1, 3, 2)]
     made = of(*steps, ("done", None), ("other", "main"))
     assert finished_models(made) == ["not-done@step-3", "done", "other@main"]

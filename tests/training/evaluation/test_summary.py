@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import yaml
 
 from tests.training.evaluation.synthetic import evaluation, many_languages, score
-from training.data.cldr.sources import build_cldr
 from training.evaluation.records import Evaluation
 from training.evaluation.summary import as_dict, languages_of, resource_class, summarize, training_rows
 
@@ -28,11 +26,11 @@ HAND = Evaluation(
 )
 
 
-def macro(groups) -> dict[str, float]:
+def macro(groups):
     return {group.name: group.macro for group in groups}
 
 
-def test_languages_scripts_and_classes_by_hand() -> None:
+def test_languages_scripts_and_classes_by_hand():
     summary = summarize(HAND, "small", {"deu": 999_000, "rus": 500})
     # German: retrieval 0.2, bitexts (0.4 + 0.9) / 2; Russian: 0.6 and 0.9; English: its own texts alone.
     german = (0.2 + 0.65) / 2
@@ -45,21 +43,21 @@ def test_languages_scripts_and_classes_by_hand() -> None:
     assert latin.micro == pytest.approx((0.2 * 10 + 0.4 * 10 + 0.9 * 50 + 100) / 170)
 
 
-def test_macro_and_micro_means_by_hand() -> None:
+def test_macro_and_micro_means_by_hand():
     summary = summarize(HAND, "small")
     assert summary.macro == pytest.approx(((0.2 + 0.6) / 2 + (0.4 + 0.9 + 1.0) / 3) / 2)
     assert summary.micro == pytest.approx((0.2 * 10 + 0.6 * 30 + 0.4 * 10 + 0.9 * 50 + 100) / 200)
     assert summary.language_macro == pytest.approx((0.425 + 0.75 + 1.0) / 3) and summary.classes == []
 
 
-def test_languages_of_a_score() -> None:
+def test_languages_of_a_score():
     assert languages_of(score(("eng-Latn", "deu-Latn"))) == ("deu-Latn",)
     assert languages_of(score(("deu-Latn", "rus-Cyrl"))) == ("deu-Latn", "rus-Cyrl")
     assert languages_of(score(("eng-Latn", "eng-Latn"))) == ("eng-Latn",)
     assert languages_of(score(("a", "b", "c"))) == languages_of(score(())) == ()
 
 
-def test_the_worst_ten_of_many_are_named() -> None:
+def test_the_worst_ten_of_many_are_named():
     summary = summarize(evaluation(many_languages(), dimensions=(8,), precisions=("float32",)), "large")
     values = [group.macro for group in summary.languages]
     assert values == sorted(values) and len(values) == 240
@@ -67,7 +65,7 @@ def test_the_worst_ten_of_many_are_named() -> None:
     assert len(worst) == 10 and worst[0] == summary.languages[0].name
 
 
-def test_tasks_have_intervals_where_examples_have_scores() -> None:
+def test_tasks_have_intervals_where_examples_have_scores():
     made = evaluation()
     tasks = {task.task: task for task in summarize(made, "large").tasks}
     scores = made.select(model="large", task="Names", dimension=64, precision="float32")
@@ -89,40 +87,40 @@ MIXED = {"deu": 2, "deu-Latn": 98, "srp-Cyrl": 1, "srp": 1, "eng": 99_898}
         *[("deu-Latn", MIXED, "middle"), ("deu", MIXED, "middle"), ("deu-Runr", MIXED, "low"), ("srp", MIXED, "low")],
     ],
 )
-def test_classes_are_shares_of_the_rows(language: str, rows: dict[str, int], expected: str) -> None:
+def test_classes_are_shares_of_the_rows(language, rows, expected):
     assert resource_class(language, rows) == expected
 
 
-def _manifest(folder: Path, *sources: dict[str, object]) -> Path:
+def _manifest(folder, *sources):
     shared = {"task_type": "retrieval", "instruction": "Find it"}
     path = folder / "manifest.yaml"
     path.write_text(yaml.safe_dump({"sources": [{**shared, **source} for source in sources]}), encoding="utf-8")
     return path
 
 
-def _source(name: str, *languages: str, files: str = "", **more: object) -> dict[str, object]:
+def _source(name, *languages, files="", **more):
     return {"name": name, "files": files or f"{name}.parquet", "languages": list(languages), **more}
 
 
-def _write(folder: Path, name: str, *counts: tuple, columns: tuple[str, ...] = ("lang", "script")) -> None:
+def _write(folder, name, *counts, columns=("lang", "script")):
     rows = [cells for count, *cells in counts for _ in range(count)]
     more = {column: [cells[number] for cells in rows] for number, column in enumerate(columns)}
     pq.write_table(pa.table({"query": ["q"] * len(rows), "passage": ["p"] * len(rows), **more}), folder / name)
 
 
-def test_rows_are_those_of_the_files_under_their_caps(tmp_path: Path) -> None:
+def test_rows_are_those_of_the_files_under_their_caps(tmp_path):
     for name, count in (("a", 30), ("b", 50), ("c", 70)):
         _write(tmp_path, f"{name}.parquet", (count,), columns=())
     sources = [_source("a", "deu"), _source("b", "fra", cap=20), _source("c", "deu", "fra", "rus")]
     assert training_rows(_manifest(tmp_path, *sources)) == {"deu": 30, "fra": 20}
 
 
-def test_the_published_rows_stand_in_for_absent_files() -> None:
+def test_the_published_rows_stand_in_for_absent_files():
     rows = training_rows(next(PUBLISHED.glob("*.yaml")))
     assert resource_class("eng-Latn", rows) == "high" and len(rows) > 20
 
 
-def test_files_have_the_languages_of_sources_in_several(tmp_path: Path) -> None:
+def test_files_have_the_languages_of_sources_in_several(tmp_path):
     _write(tmp_path, "a_0.parquet", (20, "de", "Latn"), (9_000, "sr", "Cyrl"), (1_000, "sr", "Latn"))
     _write(tmp_path, "a_1.parquet", (9_979, "fra", "Latn"), (1, "isl", None), (20, None, None))
     _write(tmp_path, "b.parquet", (3, "zh-Hant"), (4, "pt-BR"), columns=("lang",))
@@ -135,16 +133,7 @@ def test_files_have_the_languages_of_sources_in_several(tmp_path: Path) -> None:
     }
 
 
-def test_the_quickstarts_own_manifest(tmp_path: Path) -> None:
-    folder = build_cldr(tmp_path / "cldr", languages=["de", "no", "sr"])
-    rows = training_rows(folder / "manifest.yaml")
-    names = [source["name"] for source in yaml.safe_load((folder / "manifest.yaml").read_text())["sources"]]
-    columns = (pq.read_table(folder / f"{name}.parquet")["lang"].to_pylist() for name in names)
-    assert rows == Counter(code for column in columns for code in column) and set(rows) == {"deu", "eng", "nor", "srp"}
-    assert resource_class("deu-Latn", rows) == "high" and resource_class("fra-Latn", rows) == "none"
-
-
-def test_missing_and_unknown_languages_are_refused(tmp_path: Path, refuses) -> None:
+def test_missing_and_unknown_languages_are_refused(tmp_path, refuses):
     with refuses("has no rows by language"):
         training_rows(_manifest(tmp_path, _source("a")))
     _write(tmp_path, "a.parquet", (2, "de"), (1, "English"), columns=("lang",))

@@ -19,7 +19,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
 from training.evaluation import views
 from training.evaluation.encoding import EmbeddingStore, calibrate, quantized, unit_length
-from training.evaluation.pair_tasks import pair_tasks
+from training.evaluation.local_tasks import pair_tasks
 from training.evaluation.views import EncoderView, Prompts, best_documents
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -27,7 +27,7 @@ QUERY, DOCUMENT = PromptType.query, PromptType.document
 
 
 @pytest.fixture
-def store(tiny_model, tiny_tokenizer) -> EmbeddingStore:
+def store(tiny_model, tiny_tokenizer):
     return EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
 
 

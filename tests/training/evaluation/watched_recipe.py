@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.training.recipes import write_single_stage
-from training.evaluation.pairs import Pairs, load_pairs
+from training.evaluation.pairs import load_pairs
 from training.evaluation.stage_pairs import sample_pairs
 
 # Ten steps; every second one is evaluated and saved.
@@ -29,13 +27,13 @@ WATCHED = {
 }
 
 
-def pairs_keys(folder: Path) -> dict[str, str]:
+def pairs_keys(folder):
     """The keys that name the files of :func:`write_pairs`."""
     names = {"evaluation_pairs": "found", "evaluation_candidates": "candidates"}
     return {key: str(folder / f"data/{name}.parquet") for key, name in names.items()}
 
 
-def write_pairs(folder: Path) -> Path:
+def write_pairs(folder):
     """Sixty pairs of the kind that is trained on, in two languages by turns of three, and twenty more candidates."""
     columns = pq.read_table(folder / "data/retrieval.parquet", columns=["query", "passage"]).to_pydict()
     kept = {name: values[:60] for name, values in columns.items()}
@@ -46,20 +44,20 @@ def write_pairs(folder: Path) -> Path:
     return folder / "data/found.parquet"
 
 
-def write_watched(folder: Path, **keys: Any) -> Path:
+def write_watched(folder, **keys):
     """Writes the stage as a recipe; ``keys`` replace those of ``WATCHED``, None takes one out."""
     recipe = write_single_stage(folder, **{**pairs_keys(folder), **WATCHED, **keys})
     write_pairs(folder)
     return recipe
 
 
-def sample(folder: Path) -> Pairs:
+def sample(folder):
     """What the stage evaluates."""
     pairs = load_pairs(*pairs_keys(folder).values())
     return sample_pairs(pairs, WATCHED["evaluation_sample"], WATCHED["evaluation_sample_candidates"])
 
 
-def history(run: Path) -> dict[int, dict[str, float]]:
+def history(run):
     """The metrics of pairs by step, from the newest checkpoint's state."""
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     lines = json.loads((newest / "trainer_state.json").read_text())["log_history"]

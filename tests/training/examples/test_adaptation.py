@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,11 +7,11 @@ import pytest
 
 from training.config.recipe import load_recipe
 from training.data.manifest import load_manifest
-from training.examples.adaptation import RECIPE, _another, compare_by_text, split_program, table
+from training.examples.adaptation import RECIPE, another, compare_by_text, split_program, table
 
 
 @pytest.fixture
-def held_out(tmp_path: Path) -> Path:
+def held_out(tmp_path):
     """Messages of two programs in two languages; ``quit`` has one English text that ``edit`` has, too."""
     rows = [
         (f"{lang} {program} {n}", f"{program} {n}", lang, "Latn", program)
@@ -30,16 +27,16 @@ def held_out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path, held_out: Path) -> Path:
+def data(tmp_path, held_out):
     assert split_program(held_out, tmp_path / "data", None, held_out) == "edit"
     return tmp_path / "data"
 
 
-def _passages(path: Path) -> set[str]:
+def _passages(path):
     return set(pq.read_table(path).column("passage").to_pylist())
 
 
-def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data: Path, held_out: Path, tmp_path: Path) -> None:
+def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp_path):
     names = ("train", "program", "elsewhere_validation", "elsewhere")
     trained, tested, validation, elsewhere = (_passages(data / f"{name}.parquet") for name in names)
     assert trained | tested == {f"edit {n}" for n in range(40)} and len(tested) == 12
@@ -49,7 +46,7 @@ def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data: Path, held_ou
     assert _passages(tmp_path / "other/program.parquet") == tested
 
 
-def test_only_the_stages_of_the_recipe_that_replay_read_the_replayed_source(data: Path) -> None:
+def test_only_the_stages_of_the_recipe_that_replay_read_the_replayed_source(data):
     names = [source.name for source in load_manifest(data / "manifest.yaml", stage="alone")]
     assert names == ["edit"]
     for stage in load_recipe(RECIPE, {"manifest": str(data / "manifest.yaml")}).stages:
@@ -57,7 +54,7 @@ def test_only_the_stages_of_the_recipe_that_replay_read_the_replayed_source(data
         assert ("replayed" in [source.name for source in sources]) == stage.name.endswith("_replay")
 
 
-def test_negatives_are_other_texts_of_the_training(data: Path) -> None:
+def test_negatives_are_other_texts_of_the_training(data):
     (source,) = load_manifest(data / "manifest.yaml", stage="alone")
     rows = pq.read_table(source.files[0]).to_pylist()
     trained = {row["passage"] for row in rows}
@@ -65,23 +62,23 @@ def test_negatives_are_other_texts_of_the_training(data: Path) -> None:
     assert all(negative in trained and negative != passage for passage, negative in negatives)
     # Another spelling of the passage is not a negative.
     texts = ["File", "FILE", "file.", "Edit"]
-    assert [_another(texts, start, "file") for start in range(4)] == ["Edit"] * 4
-    assert _another(texts, 3, "Quit") == "Edit"
+    assert [another(texts, start, "file") for start in range(4)] == ["Edit"] * 4
+    assert another(texts, 3, "Quit") == "Edit"
 
 
-def test_an_unknown_program_is_refused(tmp_path: Path, held_out: Path, refuses: Callable) -> None:
+def test_an_unknown_program_is_refused(tmp_path, held_out, refuses):
     with refuses(held_out, "edit, quit", "--program"):
         split_program(held_out, tmp_path / "data", "emacs", held_out)
 
 
-def test_the_change_is_that_over_messages_however_many_a_text_has() -> None:
+def test_the_change_is_that_over_messages_however_many_a_text_has():
     labels, before = np.array([7, 7, 7, 2]), np.array([1.0, 0.0, 1.0, 0.0])
     compared = compare_by_text(np.ones(4), before, labels)
     assert compared.difference.mean == pytest.approx(0.5) and compared.first == 1.0
     assert compared.difference.examples == 2
 
 
-def test_translations_of_one_text_do_not_count_as_independent() -> None:
+def test_translations_of_one_text_do_not_count_as_independent():
     rng = np.random.default_rng(0)
     after, before = (rng.integers(2, size=200).astype(float) for _ in range(2))
     once = compare_by_text(after, before, np.arange(200)).difference
@@ -89,7 +86,7 @@ def test_translations_of_one_text_do_not_count_as_independent() -> None:
     assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
 
 
-def test_the_table_has_both_measures_with_the_change_of_each() -> None:
+def test_the_table_has_both_measures_with_the_change_of_each():
     before = {"program": {"accuracy": 0.25}, "elsewhere": {"accuracy": 0.5}, "megabytes": 17.0}
     change = {"accuracy": 0.375, "change": 0.125, "low": 0.1, "high": 0.15}
     written = table("edit", {"before": before, "full": {**before, "program": change}})

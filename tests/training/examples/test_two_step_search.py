@@ -9,7 +9,7 @@ from training.examples.two_step_search import compare, main, read_texts
 pytest.importorskip("faiss")
 
 
-def _embeddings(rows: int, width: int = 32, seed: int = 0, offset: float = 0.0) -> np.ndarray:
+def _embeddings(rows, width=32, seed=0, offset=0.0):
     """Unit vectors whose leading dimensions carry most, as in a matryoshka model."""
     drawn = np.random.default_rng(seed).normal(size=(rows, width)) / np.arange(1, width + 1)
     drawn = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)

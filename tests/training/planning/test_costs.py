@@ -24,100 +24,70 @@ from training.planning.batches import Batches
 from training.planning.costs import Measurement, estimate_memory, estimate_pruning_memory, stage_flops, step_flops
 
 
-def _config(layers: int, heads: int) -> F2LLMConfig:
-    return F2LLMConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=layers,
-        num_attention_heads=2 * heads,
-        num_key_value_heads=heads,
-        head_dim=16,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+def _config(layers, heads):
+    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
+    shape |= {"num_hidden_layers": layers, "num_attention_heads": 2 * heads, "num_key_value_heads": heads}
+    return F2LLMConfig(**shape, pad_token_id=0, bos_token_id=0, eos_token_id=1)
 
 
 CONFIG = _config(layers=3, heads=2)
 LENGTHS = np.sort(np.random.default_rng(0).integers(20, 120, 16))
 
 
-def _batches(max_tokens: int | None) -> tuple[Batches, dict]:
+def _batches(max_tokens=None):
     """What the plan says of a batch, and the batch."""
     layout = lay_out(LENGTHS, max_tokens=max_tokens)
     tokens = int(LENGTHS.sum())
     batch = {"input_ids": torch.ones(1, tokens, dtype=torch.long), **layout.of_batch(LENGTHS)}
-    return Batches(
-        count=1,
-        tokens=tokens,
-        squared_tokens=float((LENGTHS**2).sum()),
-        repeated_tokens=float(tokens - LENGTHS[layout.chunks[-1]].sum()),
-    ), batch
+    squared, repeated = float((LENGTHS**2).sum()), float(tokens - LENGTHS[layout.chunks[-1]].sum())
+    return Batches(count=1, tokens=tokens, squared_tokens=squared, repeated_tokens=repeated), batch
 
 
-def _counted(max_tokens: int | None, checkpointing: bool) -> int:
+def _counted(max_tokens=None, checkpointing=False):
     model = F2LLMModel(deepcopy(CONFIG)).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    _, batch = _batches(max_tokens)
     # The formula knows matrices only, as the plain backend of attention uses them.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        cached_step(model).run(batch, lambda embeddings: embeddings.pow(2).sum())
+        cached_step(model).run(_batches(max_tokens)[1], lambda embeddings: embeddings.pow(2).sum())
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("max_tokens", [None, 400])
-def test_a_step_takes_the_operations_that_pytorch_counts(max_tokens: int | None) -> None:
+def test_a_step_takes_the_operations_that_pytorch_counts(max_tokens):
     batches, _ = _batches(max_tokens)
     assert (batches.repeated_tokens > 0) == (max_tokens is not None)
-    assert step_flops(CONFIG, batches, False) == pytest.approx(_counted(max_tokens, False), rel=0.03)
+    assert step_flops(CONFIG, batches, False) == pytest.approx(_counted(max_tokens), rel=0.03)
 
 
-def test_checkpointing_takes_another_forward_pass_at_most() -> None:
-    batches, _ = _batches(None)
+def test_checkpointing_takes_another_forward_pass_at_most():
+    batches, _ = _batches()
     without, estimate = step_flops(CONFIG, batches, False), step_flops(CONFIG, batches, True)
-    counted = _counted(None, True)
+    counted = _counted(checkpointing=True)
     assert counted <= 1.01 * estimate
     # All but the last operations of each layer, which PyTorch leaves out.
     assert counted - without > 0.7 * (estimate - without)
 
 
-def test_attention_counts_texts_by_themselves() -> None:
-    whole, halves = forward_flops(CONFIG, 200, 200**2), forward_flops(CONFIG, 200, 2 * 100**2)
-    assert whole - halves == 4 * 3 * (4 * 16) * (200**2 - 2 * 100**2)
-
-
-def test_a_teacher_counts_in_every_step_unless_it_is_cached(tmp_path) -> None:
+def test_a_teacher_counts_in_every_step_unless_it_is_cached(tmp_path):
     args = load_recipe(write_single_stage(tmp_path, teacher="some/model")).stages[0].arguments
-    batches, _ = _batches(None)
+    batches, _ = _batches()
     validation = dataclasses.replace(batches, count=3)
     flops = stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2)
     forward = forward_flops(CONFIG, batches.tokens, batches.squared_tokens)
-    assert (flops.steps, flops.teacher, flops.evaluations) == (7 * 3 * forward, 7 * forward, 6 * forward)
-    assert flops.total == 34 * forward
+    assert flops == (7 * 3 * forward, 7 * forward, 6 * forward) and flops.total == 34 * forward
     args.teacher_cache_dir = "cache"
     assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2).teacher == 0
     assert stage_flops(args, CONFIG, None, 7, batches, Batches(), 2) == (7 * 3 * forward, 0, 0)
 
 
-def test_a_step_costs_three_forward_passes_and_what_is_computed_again(tiny_config: F2LLMConfig) -> None:
-    batches = Batches(count=1, tokens=100.0, squared_tokens=1000.0, repeated_tokens=50.0)
-    forward = forward_flops(tiny_config, 100.0, 1000.0)
-    assert step_flops(tiny_config, batches, False) == pytest.approx(3.5 * forward)
-    assert step_flops(tiny_config, batches, True) == pytest.approx(4.5 * forward)
-
-
-# Memory
-
-
-def _kept_for_backward(config: F2LLMConfig, tokens: int) -> int:
+def _kept_for_backward(config, tokens):
     """Bytes that autograd keeps of a whole model's forward pass, weights left out."""
     model = F2LLMModel(deepcopy(config)).train()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, int] = {}
+    kept = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -129,32 +99,28 @@ def _kept_for_backward(config: F2LLMConfig, tokens: int) -> int:
 
 
 @pytest.mark.parametrize(("heads", "layers"), [(2, 2), (4, 5)])
-def test_activations_are_those_that_autograd_keeps(heads: int, layers: int) -> None:
+def test_activations_are_those_that_autograd_keeps(heads, layers):
     config = _config(layers, heads)
     estimate = estimate_memory(config, chunk_tokens=512, batch_texts=0)
     assert estimate.activations == pytest.approx(_kept_for_backward(config, 512), rel=0.05)
 
 
-def test_parameters_are_the_published_ones() -> None:
-    assert count_parameters(F2LLMConfig.from_family("f2llm-v2-80m")) == 80_084_288
-    assert count_parameters(F2LLMConfig.from_family("f2llm-v2-14b")) == 13_990_394_880
-
-
-def test_what_saves_memory_saves_it_in_the_estimate(tiny_config: F2LLMConfig) -> None:
-    whole = estimate_memory(tiny_config, 10_000, 1_000)
-    assert whole.state == 16 * count_parameters(tiny_config)
+def test_what_takes_and_saves_memory_is_in_the_estimate(tiny_config):
+    parameters, whole = count_parameters(tiny_config), estimate_memory(tiny_config, 10_000, 1_000)
+    assert whole.state == 16 * parameters
     assert whole.total == whole.state + whole.activations + whole.loss + whole.program
     chunked = estimate_memory(tiny_config, 1_000, 1_000)
     assert chunked.activations == pytest.approx(whole.activations / 10, rel=1e-3)
     several, shared = (estimate_memory(tiny_config, 1, 1, processes=4, sharded=sharded) for sharded in (False, True))
-    assert several.state == 20 * count_parameters(tiny_config) and shared.state == whole.state // 4
+    assert several.state == 20 * parameters and shared.state == whole.state // 4
+    assert estimate_memory(tiny_config, 100, 10, teacher=tiny_config).teacher == 4 * parameters
     deep = F2LLMConfig.from_family("f2llm-v2-0.6b")
     plain = estimate_memory(deep, 8_192, 4_000).activations
     assert estimate_memory(deep, 8_192, 4_000, gradient_checkpointing=True).activations < plain / 5
     assert plain / 2 < estimate_memory(deep, 8_192, 4_000, bf16=True).activations < plain
 
 
-def test_an_estimate_leaves_nothing_behind() -> None:
+def test_an_estimate_leaves_nothing_behind():
     config = F2LLMConfig.from_family("f2llm-v2-14b")
     estimate_memory(config, 1, 1, bf16=True)
     before = psutil.Process().memory_info().rss
@@ -163,26 +129,17 @@ def test_an_estimate_leaves_nothing_behind() -> None:
     assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
-def test_cutting_holds_both_models(tiny_config: F2LLMConfig) -> None:
+def test_cutting_holds_both_models(tiny_config):
     measured, known = (estimate_pruning_memory(tiny_config, tiny_config, tokens) for tokens in (1_000, 0))
     assert measured.state == known.state == 8 * count_parameters(tiny_config)
     assert measured.activations > known.activations == 0
 
 
-def test_a_teacher_takes_its_weights(tiny_config: F2LLMConfig) -> None:
-    estimate = estimate_memory(tiny_config, 100, 10, teacher=tiny_config)
-    assert estimate.teacher == 4 * count_parameters(tiny_config)
-    # No second model was made on the way that would share or change the config.
-    assert F2LLMModel(deepcopy(tiny_config)).config._attn_implementation == "packed"
-
-
-WORKER = ROOT / "tests/training/peak_memory_worker.py"
-
-
-def _chunks_and_peak(rows: int, max_tokens: int) -> tuple[int, float]:
+def _chunks_and_peak(rows, max_tokens):
     # Blocks that are freed go back to the system at once: what is measured is what the step holds, not how the C
     # library keeps holes of odd sizes for later.
-    command = ["env", "MALLOC_MMAP_THRESHOLD_=65536", sys.executable, str(WORKER), str(rows), str(max_tokens)]
+    worker = str(ROOT / "tests/training/peak_memory_worker.py")
+    command = ["env", "MALLOC_MMAP_THRESHOLD_=65536", sys.executable, worker, str(rows), str(max_tokens)]
     ended = run_bounded(command, seconds=900)
     assert ended.returncode == 0, ended.stdout
     chunks, peak = ended.stdout.split()[-2:]
@@ -191,7 +148,7 @@ def _chunks_and_peak(rows: int, max_tokens: int) -> tuple[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
-def test_batch_512_needs_the_memory_of_batch_32() -> None:
+def test_batch_512_needs_the_memory_of_batch_32():
     chunks, small = _chunks_and_peak(32, 1024)
     assert chunks == 4
     chunks, large = _chunks_and_peak(512, 1024)
@@ -199,18 +156,13 @@ def test_batch_512_needs_the_memory_of_batch_32() -> None:
     assert large <= 1.1 * small
 
 
-# Time
+def test_the_time_of_a_step_follows_its_tokens():
+    def seconds(tokens, of_steps, counts):
+        return Measurement(of_steps, counts, 0.0, 0.0, 0.0, 0).step_seconds(tokens)
 
-
-def test_the_time_of_a_step_follows_its_tokens() -> None:
-    def measurement(seconds: list[float], tokens: list[int]) -> Measurement:
-        return Measurement(seconds, tokens, 0.0, 0.0, 0.0, 0)
-
-    line = measurement([0.5 + 0.001 * tokens for tokens in range(1000, 3000, 200)], list(range(1000, 3000, 200)))
-    assert line.step_seconds(5000) == pytest.approx(5.5)
+    counts = list(range(1000, 3000, 200))
+    assert seconds(5000, [0.5 + 0.001 * tokens for tokens in counts], counts) == pytest.approx(5.5)
     # Batches of one size say nothing about another: in proportion.
-    alike = measurement([1.0, 1.1, 0.9], [1000, 1001, 999])
-    assert alike.step_seconds(2000) == pytest.approx(2.0)
+    assert seconds(2000, [1.0, 1.1, 0.9], [1000, 1001, 999]) == pytest.approx(2.0)
     # Nor does noise in which larger batches seem faster.
-    noisy = measurement([2.0, 1.0], [1000, 2000])
-    assert noisy.step_seconds(1500) == pytest.approx(1.5)
+    assert seconds(1500, [2.0, 1.0], [1000, 2000]) == pytest.approx(1.5)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,25 +16,19 @@ from training.stages.setup import make_tokenizer, prepare_sources, read_sources
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 
 
-def _stage(folder: Path, **keys):
+def _stage(folder, **keys):
     return load_recipe(write_single_stage(folder, **keys)).stages[0]
 
 
-def test_steps_and_tokens_are_those_of_the_training(tmp_path: Path) -> None:
+def test_steps_and_batches_are_those_of_the_training(tmp_path):
     stage = _stage(tmp_path, max_tokens_per_forward=150, eval_strategy="steps", eval_steps=4)
-    plan = make_plan(stage, {})
+    plan, args = make_plan(stage, {}), stage.arguments
     assert main([str(tmp_path / "single.yaml")]) == 0
     checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
     assert plan.steps == state["global_step"]
     assert plan.checkpoints == len(checkpoints)
     assert plan.evaluations == len([line for line in state["log_history"] if "eval_loss" in line])
-
-
-def test_all_batches_are_counted(tmp_path: Path) -> None:
-    stage = _stage(tmp_path, max_tokens_per_forward=150)
-    args = stage.arguments
-    plan = make_plan(stage, {})
     all_sources, sources = read_sources(args)
     prepared = prepare_sources(stage, sources, make_tokenizer(args, all_sources))
     collator = PackedCollator(prepared, args.num_hard_negatives, args.seed, max_tokens_per_forward=150)
@@ -51,7 +44,7 @@ def test_all_batches_are_counted(tmp_path: Path) -> None:
     assert counted.most_chunk_tokens == max(sum(chunk) for batch in batches for chunk in batch["chunk_lengths"]) <= 150
 
 
-def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     recipe = str(write_recipe(tmp_path))
     assert main([recipe, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -64,9 +57,11 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path: Path, capsys: pyt
     assert before and main([recipe]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "run/stage1" / RECIPE).exists()
+    assert main([recipe, "--measure"]) == 2
+    assert "--measure belongs to --dry-run" in capsys.readouterr().err
 
 
-def test_measuring_takes_ten_steps_and_tells_the_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_measuring_takes_ten_steps_and_adds_the_time(tmp_path):
     plan = make_plan(_stage(tmp_path, teacher=None), {}, measure=True)
     assert len(plan.measured.seconds) == len(plan.measured.tokens) == 10
     assert plan.measured.peak_bytes > 0 and plan.seconds > 0
@@ -75,21 +70,16 @@ def test_measuring_takes_ten_steps_and_tells_the_time(tmp_path: Path, capsys: py
     assert "tokens a second" in lines and "  time  " in lines
 
 
-def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path: Path) -> None:
+def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path):
     keys = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 2, "early_stopping_patience": 3}
-    lines = list(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines())
-    starts = ("  steps ", "  evaluations ")
-    steps, evaluations = (next(line for line in lines if line.startswith(start)) for start in starts)
-    assert steps.endswith("an epoch), fewer if it is stopped early")
-    assert evaluations.startswith("  evaluations  2 (up to 2 pairs in each, not counted here)")
+    text = "\n".join(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines())
+    assert "an epoch), fewer if it is stopped early\n" in text
+    assert "\n  evaluations  2 (up to 2 pairs in each, not counted here)" in text
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
-def test_pairs_are_checked_before_anything_is_prepared(
-    tmp_path: Path, capsys: pytest.CaptureFixture, dry: list[str]
-) -> None:
-    recipe = str(write_recipe(tmp_path))
-    pairs = tmp_path / "pairs.csv"
+def test_pairs_are_checked_before_anything_is_prepared(tmp_path, capsys, dry):
+    recipe, pairs = str(write_recipe(tmp_path)), tmp_path / "pairs.csv"
     pairs.write_text("query,answer\na,b\n")
     # Those of the second stage.
     assert main([recipe, *dry, "--evaluation_pairs", str(pairs)]) == 2
@@ -97,7 +87,7 @@ def test_pairs_are_checked_before_anything_is_prepared(
     assert not (tmp_path / "run").exists()
 
 
-def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path, capsys):
     manifest = tmp_path / "built/manifest.yaml"
     keys = {"builder": "cldr", "builder_options": {"languages": ["de", "fr"]}, "manifest": str(manifest)}
     pairs = manifest.with_name("held_out.parquet")
@@ -107,12 +97,7 @@ def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path: Path, capsys:
     assert "nothing.parquet: no such file" in capsys.readouterr().err
 
 
-def test_measure_without_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main([str(write_recipe(tmp_path)), "--measure"]) == 2
-    assert "--measure belongs to --dry-run" in capsys.readouterr().err
-
-
-def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> None:
+def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path):
     recipe = write_recipe(tmp_path)
     content = yaml.safe_load(recipe.read_text())
     content["stages"]["stage2"] |= {"teacher": "stage1", "teacher_cache_dir": str(tmp_path / "cache")}
@@ -131,12 +116,11 @@ def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path: Path) -> N
     assert plan.cache is None and plan.flops.teacher > 0 and plan.memory.teacher > 0
 
 
-def test_a_stage_that_prunes_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_stage_that_prunes_is_planned(tmp_path, capsys):
     assert main([str(write_pruning(tmp_path)), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (cut,) = (line for line in lines if line.startswith("stage pruned: cuts "))
-    (before,) = (line for line in lines if line.startswith("stage stage1: "))
-    (student,) = (line for line in lines if line.startswith("stage student: "))
+    starts = ("stage stage1: ", "stage pruned: cuts ", "stage student: ")
+    before, cut, student = (next(line for line in lines if line.startswith(start)) for start in starts)
     parameters = [line.split()[-2] for line in (before, cut, student)]
     assert cut.split()[3] == parameters[0] != parameters[1] == parameters[2]
     assert any(line.startswith("all stages: about ") for line in lines)

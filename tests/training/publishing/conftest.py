@@ -26,7 +26,7 @@ PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
     """Spares the drawing, which takes most of the time, where nothing depends on it."""
-    monkeypatch.setattr("training.publishing.evaluation.draw_figures", lambda folder: [])
+    monkeypatch.setattr("training.publishing.pack.draw_figures", lambda folder: [])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
 from tests.training.publishing.packed import (
@@ -56,7 +55,7 @@ def base_in_metadata(run: Path) -> tuple[str | None, str | None]:
     return metadata.get("base_model"), metadata.get("base_model_relation")
 
 
-def test_an_adapter_is_packed_with_its_base_by_name(adapter_run: Path, adapter_base: Path, sentences) -> None:
+def test_an_adapter_is_packed_with_its_base_by_name(adapter_run, adapter_base, sentences):
     put_in_cache(adapter_base)
     assert pack(adapter_run, "--base", BASE) == 0
     packed = adapter_run.parent / "packed"
@@ -89,7 +88,7 @@ def test_an_adapter_is_packed_with_its_base_by_name(adapter_run: Path, adapter_b
     assert (loaded == trained).all() and abs(loaded - bare).max() > 1e-3
 
 
-def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run: Path) -> None:
+def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run):
     assert pack(adapter_run, "--base", BASE) == 0
     adapter = adapter_of(adapter_run)
     assert (adapter.match, adapter.base.revision, adapter.base_weights) == ("stated", None, None)
@@ -101,7 +100,7 @@ def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run: Path) -> None
     assert "was stated, not checked" in second
 
 
-def test_a_base_that_was_rounded(adapter_run: Path, adapter_base: Path) -> None:
+def test_a_base_that_was_rounded(adapter_run, adapter_base):
     cached = put_in_cache(adapter_base)
     change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
     assert pack(adapter_run, "--base", BASE) == 0
@@ -109,7 +108,7 @@ def test_a_base_that_was_rounded(adapter_run: Path, adapter_base: Path) -> None:
     assert "before these were rounded" in card_of(adapter_run)
 
 
-def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run: Path, adapter_base: Path) -> None:
+def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run, adapter_base):
     put_in_cache(adapter_base)
     rewrite_json(adapter_run / "model/adapter_config.json", base_model_name_or_path=BASE)
     (adapter_run / "model/base_model.json").write_text(json.dumps({"name": BASE, "revision": COMMIT}))
@@ -119,7 +118,7 @@ def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run: Path, 
     assert examine(adapter_run.parent / "packed", QUICK_FOR_ADAPTERS).notices == ()
 
 
-def test_a_base_that_moved_is_known_by_its_digest(adapter_base: Path, tmp_path: Path, hub_cache: Path, capsys) -> None:
+def test_a_base_that_moved_is_known_by_its_digest(adapter_base, tmp_path, hub_cache, capsys):
     moved = Path(shutil.copytree(adapter_base, tmp_path / "base"))
     run = train_adapter(tmp_path / "own", moved)
     cached = put_in_cache(moved)
@@ -127,10 +126,10 @@ def test_a_base_that_moved_is_known_by_its_digest(adapter_base: Path, tmp_path: 
     assert pack(run, "--base", BASE) == 0 and adapter_of(run).match == "same"
     change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
     assert pack(run, "--base", BASE) == 2
-    assert "no longer there to compare" in capsys.readouterr().err
+    assert "no longer exists to compare" in capsys.readouterr().err
 
 
-def test_dora_rounded_and_a_checkpoint(adapter_base: Path, tmp_path: Path, hub_cache: Path) -> None:
+def test_dora_rounded_and_a_checkpoint(adapter_base, tmp_path, hub_cache):
     run = train_adapter(tmp_path / "dora", adapter_base, lora_dora=True)
     put_in_cache(adapter_base)
     checkpoint = next(run.glob("checkpoint-*")).name
@@ -142,9 +141,7 @@ def test_dora_rounded_and_a_checkpoint(adapter_base: Path, tmp_path: Path, hub_c
     assert examine(packed, QUICK_FOR_ADAPTERS).faults == ()
 
 
-def test_training_that_went_on_has_the_base_in_its_lineage(
-    adapter_run: Path, adapter_base: Path, tmp_path: Path
-) -> None:
+def test_training_that_went_on_has_the_base_in_its_lineage(adapter_run, adapter_base, tmp_path):
     run = train_adapter(tmp_path / "more", adapter_run / "model", lora_rank=None, max_steps=1)
     assert pack(run, "--base", BASE) == 0
     stages = load_release(tmp_path / "more/packed").stages
@@ -152,7 +149,7 @@ def test_training_that_went_on_has_the_base_in_its_lineage(
     assert f"| `adapter` | training of an adapter | [{BASE}]" in card_of(run)
 
 
-def test_a_merged_adapter_names_its_base(adapter_run: Path, adapter_base: Path, capsys) -> None:
+def test_a_merged_adapter_names_its_base(adapter_run, adapter_base, capsys):
     put_in_cache(adapter_base)
     merged = ["--checkpoint", "merged"]
     assert merge([str(adapter_run / "model"), "--output", str(adapter_run / "merged")]) == 0
@@ -173,17 +170,12 @@ def test_a_merged_adapter_names_its_base(adapter_run: Path, adapter_base: Path, 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["folder of this machine", "--base ORG/NAME"]),
-        (["--base", "tiny-base"], ["--base 'tiny-base'", "ORG/NAME"]),
-        (["--base", "a/b/c"], ["--base 'a/b/c'", "ORG/NAME"]),
-        (["--base", ""], ["--base ''", "ORG/NAME"]),
-        (["--base", "org/a b"], ["not a name on the Hub"]),
-        (["--base", "folder/model"], ["not a name on the Hub"]),
+        ([], ["is not a name on the Hub", "--base ORG/NAME"]),
+        (["--base", "tiny-base"], ["base 'tiny-base' is not a name on the Hub", "--base ORG/NAME"]),
+        (["--base", "folder/model"], ["base 'folder/model' is not a name on the Hub"]),
     ],
 )
-def test_a_base_without_a_name_is_refused(
-    adapter_run: Path, tmp_path: Path, capsys, monkeypatch, words: list[str], parts: list[str]
-) -> None:
+def test_a_base_without_a_name_is_refused(adapter_run, tmp_path, capsys, monkeypatch, words, parts):
     (tmp_path / "here/folder/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert pack(adapter_run, *words) == 2
@@ -192,9 +184,7 @@ def test_a_base_without_a_name_is_refused(
     assert not (adapter_run.parent / "packed").exists()
 
 
-def test_another_base_is_refused(
-    adapter_run: Path, runs: Path, tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer, capsys
-) -> None:
+def test_another_base_is_refused(adapter_run, runs, tmp_path, tiny_config, tiny_tokenizer, capsys):
     save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
     narrow = {"hidden_size": 16, "matryoshka_dimensions": [16]}
     for name, fields in {"narrow": narrow, "flat": {"intermediate_size": 48}}.items():
@@ -218,17 +208,15 @@ def test_another_base_is_refused(
     ("name", "content", "part"),
     [
         (WEIGHTS, None, "damaged"),
-        (WEIGHTS, b"x", "damaged"),
         ("adapter_config.json", b"{", "adapter_config.json: cannot be read"),
         ("adapter_config.json", b'{"base_model_name_or_path": null}', "does not say what it adapts"),
         ("tokenizer.json", None, "it lacks tokenizer.json"),
         ("1_Pooling/config.json", None, "it lacks 1_Pooling/config.json"),
         ("1_Pooling/config.json", b"{", "1_Pooling/config.json: cannot be read"),
-        ("1_Pooling/config.json", b"[]", "cannot be read"),
         ("training_arguments.json", None, "training_arguments.json: cannot be read"),
     ],
 )
-def test_a_damaged_adapter_is_refused(adapter_run: Path, capsys, name: str, content: bytes | None, part: str) -> None:
+def test_a_damaged_adapter_is_refused(adapter_run, capsys, name, content, part):
     path = adapter_run / "model" / name
     path.unlink() if content is None else path.write_bytes(content)
     assert pack(adapter_run, "--base", BASE) == 2
@@ -237,7 +225,7 @@ def test_a_damaged_adapter_is_refused(adapter_run: Path, capsys, name: str, cont
     assert not (adapter_run.parent / "packed").exists()
 
 
-def test_weights_that_are_faulty_are_refused(adapter_run: Path, trained_adapter: Path, capsys) -> None:
+def test_weights_that_are_faulty_are_refused(adapter_run, trained_adapter, capsys):
     path, first = adapter_run / "model" / WEIGHTS, next(iter(load_file(trained_adapter / "model" / WEIGHTS)))
     for change, part in (
         (lambda name, tensor: tensor * torch.nan if name == first else tensor, f"weight {first} is NaN"),
@@ -251,7 +239,7 @@ def test_weights_that_are_faulty_are_refused(adapter_run: Path, trained_adapter:
         assert part in capsys.readouterr().err
 
 
-def test_without_peft_the_extra_is_named(adapter_run: Path, adapter_base: Path, monkeypatch, capsys) -> None:
+def test_without_peft_the_extra_is_named(adapter_run, adapter_base, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "peft", None)
     assert pack(adapter_run, "--base", BASE) == 2
     assert "[train,lora]" in capsys.readouterr().err

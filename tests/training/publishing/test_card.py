@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import PreTrainedTokenizerBase
 
 from hub_cards.markdown import one_line
 from hub_cards.snippets import snippets
-from modeling_f2llm import F2LLMModel, build_sentence_transformer
-from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from modeling_f2llm import build_sentence_transformer
+from modeling_f2llm.configuration_f2llm import FAMILY
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
-from training.evaluation.records import Evaluation
-from training.models.model_folder import count_parameters
-from training.publishing.card import family_parameters, family_rows, model_card
+from training import export
+from training.publishing.card import family_rows, model_card
 from training.publishing.evaluation import draw_figures
 from training.publishing.record import AdapterRecord, Reference, StageRecord
 
@@ -49,7 +46,7 @@ def rows_of(card: str, first: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_metadata_is_what_the_hub_reads(card: str) -> None:
+def test_the_metadata_is_what_the_hub_reads(card):
     data = ModelCard(card).data
     assert data.language == ["de", "fi", "ja", "multilingual", "ru", "sw"]
     assert (data.license, data.library_name, data.pipeline_tag) == (
@@ -69,7 +66,7 @@ def test_the_metadata_is_what_the_hub_reads(card: str) -> None:
     assert {result.task_type for result in data.eval_results} == {"retrieval"}
 
 
-def test_scores_are_those_of_the_evaluation(card: str) -> None:
+def test_scores_are_those_of_the_evaluation(card):
     task = rows_of(card, "`Names`")
     assert task[:4] == ["`Names`", "Retrieval", "`accuracy_at_1`", "52.5"] and task[5:] == ["4", "40"]
     low, high = map(float, task[4].split(" – "))
@@ -83,14 +80,14 @@ def test_scores_are_those_of_the_evaluation(card: str) -> None:
     assert [rows_of(card, f"`{name}`")[3] for name in ("large", NAME, "TF-IDF")] == ["62.5", "52.5", "42.5"]
 
 
-def test_truncation_is_measured(card: str) -> None:
+def test_truncation_is_measured(card):
     assert rows_of(card, "32") == ["32", "128", "52.5", "32", "42.5", "4", "32.5"]
     assert rows_of(card, "8") == ["8", "32", "25.0", "8", "17.5", "1", "10.0"]
     assert "The first 16 of 32 dimensions keep 62 % of the score." in card
     assert "truncate_dim=16)" in card
 
 
-def test_the_lineage_is_told_stage_by_stage(card: str) -> None:
+def test_the_lineage_is_told_stage_by_stage(card):
     assert rows_of(card, "`stage1`")[1:] == [
         "training",
         "[org/base](https://huggingface.co/org/base) at `0123456789ab`",
@@ -105,7 +102,7 @@ def test_the_lineage_is_told_stage_by_stage(card: str) -> None:
     assert rows_of(card, kinds)[1:] == ["clustering", "jpn, mul", "–", "–", "–", "100"]
 
 
-def test_limits(card: str) -> None:
+def test_limits(card):
     assert "1 of the 5 languages of the training data has no score: `swa`." in card
     assert "Training cut texts after 64 tokens. Longer ones, up to 512" in card
     assert "The scores are of the weights in `float32`; here they are rounded to `bfloat16`." in card
@@ -113,7 +110,7 @@ def test_limits(card: str) -> None:
     assert "HeldOutPairs" not in card
 
 
-def test_what_was_not_measured_is_not_there(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_not_there(tmp_path):
     release = make_release(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
     card = model_card(write_release(tmp_path, release, losses=False))
     assert not {"Truncation", "By script", "By language", "Beside other models"} & set(headings(card))
@@ -123,34 +120,10 @@ def test_what_was_not_measured_is_not_there(tmp_path: Path) -> None:
     assert "Neither queries nor documents carry an instruction" in card
 
 
-def test_without_stages_nothing_is_told_of_training(tmp_path: Path) -> None:
+def test_without_stages_nothing_is_told_of_training(tmp_path):
     card = model_card(write_release(tmp_path, make_release(stages=()), losses=False))
     assert "No record of its training came with this model." in card
     assert "base_model" not in ModelCard(card).data.to_dict() and "Settings" not in headings(card)
-
-
-def test_unmeasured_widths_are_said_to_be_so(tmp_path: Path) -> None:
-    whole = evaluate()
-    narrow = Evaluation(whole.models, whole.select(dimension=32, precision="float32"), whole.examples)
-    card = model_card(write_release(tmp_path, evaluation=narrow, losses=False))
-    assert "How much quality that costs was not measured" in card
-    assert "No other model was measured on the same tasks." in card
-
-
-def test_rows_that_are_not_known_are_not_summed(tmp_path: Path) -> None:
-    release = make_release()
-    stage = release.stages[-1]
-    first, second = stage.sources
-    stage = replace(stage, sources=(first, replace(second, rows=None, validation_rows=None, task_type=None)))
-    card = model_card(write_release(tmp_path, replace(release, stages=(*release.stages[:-1], stage))))
-    assert rows_of(card, "`student`")[5] == "–" and "on 2 sources in 4 languages" in card
-
-
-def test_the_same_folder_gives_the_same_card(packed: Path, card: str) -> None:
-    assert model_card(packed, f"org/{NAME}") == card
-    assert set(re.findall(r"\]\((figures/[^)]*)\)", card)) == {
-        f"figures/{name}.png" for name in ("dimensions", "languages", "pareto", "curves-0", "curves-1")
-    }
 
 
 @pytest.mark.parametrize(
@@ -161,7 +134,7 @@ def test_the_same_folder_gives_the_same_card(packed: Path, card: str) -> None:
         ("quantization", (), "quantized"),
     ],
 )
-def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Reference, ...], relation: str) -> None:
+def test_the_relation_to_the_base(tmp_path, kind, parents, relation):
     merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}
     stage = StageRecord("last", kind, Reference("hub", "org/base"), arguments=merged, parents=parents)
     folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
@@ -170,20 +143,20 @@ def test_the_relation_to_the_base(tmp_path: Path, kind: str, parents: tuple[Refe
     assert data.base_model == (["org/a", "org/b"] if parents else "org/base")
 
 
-def test_an_adapter_names_its_base(tmp_path: Path) -> None:
+def test_an_adapter_names_its_base(tmp_path):
     adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
     card = model_card(write_release(tmp_path, make_release(adapter=adapter), losses=False))
     data = ModelCard(card).data
     assert (data.base_model, data["base_model_relation"]) == ("org/big", "adapter")
     assert {"peft", "lora"} <= set(data.tags) and "text-embeddings-inference" not in data.tags
     assert rows_of(card, "adapter")[1] == "LoRA, rank 8, alpha 16, on `q_proj`, `v_proj`"
-    assert rows_of(card, "size of the adapter")[1] == "42 kB"
+    assert rows_of(card, "size of the adapter")[1] == "0.042 MB"
     assert list(snippets(card)) == ["sentence-transformers", "transformers"]
     assert 'AutoModel.from_pretrained("org/big")' in card and f'PeftModel.from_pretrained(base, "{NAME}")' in card
     assert "is stated; it was not checked" in card and "docker" not in card
 
 
-def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path: Path) -> None:
+def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path):
     adapter = AdapterRecord(
         Reference("hub", "org/big", "0123456789abcdef"), "trained", 8, 16.0, ("q_proj",), merged=True
     )
@@ -197,14 +170,14 @@ def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["scratch", "local"])
-def test_a_base_that_is_not_public_is_not_in_the_metadata(tmp_path: Path, kind: str) -> None:
+def test_a_base_that_is_not_public_is_not_in_the_metadata(tmp_path, kind):
     stage = StageRecord("only", "training", Reference(kind, "" if kind == "scratch" else "mine"))
     card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert rows_of(card, "made from") == ["made from", "random weights" if kind == "scratch" else "`mine`"]
 
 
-def test_links_to_the_family(packed: Path) -> None:
+def test_links_to_the_family(packed):
     links = {"f2llm-v2-80m": "org/f2llm-v2-80m", "stage1": "org/first"}
     card = model_card(packed, links=links, datasets=["org/data"], collection="org/family-0123")
     assert "| [org/f2llm-v2-80m](https://huggingface.co/org/f2llm-v2-80m) | 320 |" in card
@@ -213,13 +186,7 @@ def test_links_to_the_family(packed: Path) -> None:
     assert "(https://huggingface.co/collections/org/family-0123)" in card
 
 
-def test_the_published_shapes_have_the_parameters_of_their_models() -> None:
-    for name in FAMILY:
-        config = F2LLMConfig.from_family(name)
-        assert family_parameters(config) == count_parameters(config)
-
-
-def test_the_models_released_with_it_stand_in_the_family() -> None:
+def test_the_models_released_with_it_stand_in_the_family():
     release = make_release(family="f2llm-v2-330m", parameters=334_349_184)
     members = {
         "org/smallest": make_release(shape={**release.shape, "num_hidden_layers": 9}),
@@ -236,14 +203,6 @@ def test_the_models_released_with_it_stand_in_the_family() -> None:
     assert len(rows) == len(FAMILY) + 1
 
 
-def test_the_family_marks_this_model() -> None:
-    own = family_rows(make_release(), {})
-    assert [row[0] for row in own][:2] == [f"**{NAME}** (this model)", "f2llm-v2-80m"] and len(own) == 9
-    assert [row[5] for row in own][1:4] == [80_084_288, 159_185_024, 334_349_184]
-    published = family_rows(make_release(family="f2llm-v2-330m", parameters=334_349_184), {})
-    assert len(published) == 8 and published[2][0] == f"**{NAME}** (this model)"
-
-
 @pytest.fixture(scope="module")
 def benign_structure(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     folder = tmp_path_factory.mktemp("benign")
@@ -258,7 +217,7 @@ def _card_of(folder: Path, rename: Any) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_change_no_structure(tmp_path: Path, text: str, benign_structure: list[tuple[str, str]]) -> None:
+def test_hostile_texts_change_no_structure(tmp_path, text, benign_structure):
     card = _card_of(tmp_path, lambda own: f"{own} {text}")
     assert structure(card) == benign_structure
     data = ModelCard(card).data
@@ -271,7 +230,7 @@ def test_hostile_texts_change_no_structure(tmp_path: Path, text: str, benign_str
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 @pytest.mark.parametrize("document", ["", 'Title: "'])
 @pytest.mark.parametrize("query", ["", "Instruct: Find it.\nQuery: "])
-def test_other_libraries_are_given_the_prompts(tmp_path: Path, query: str, document: str, kind: str) -> None:
+def test_other_libraries_are_given_the_prompts(tmp_path, query, document, kind):
     adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
     changes = {"adapter": adapter} if kind == "adapter" else {}
     release = make_release(prompts={"query": query, "document": document}, **changes)
@@ -280,9 +239,7 @@ def test_other_libraries_are_given_the_prompts(tmp_path: Path, query: str, docum
     assert library_calls(card) == expected
 
 
-def test_the_printed_code_that_truncates_ranks_by_cosine(
-    tmp_path: Path, tiny_model: F2LLMModel, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_printed_code_that_truncates_ranks_by_cosine(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
     folder = tmp_path / "org" / NAME
     build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(folder))
     write_release(folder, make_release(dimensions=[32, 8]), losses=False)
@@ -298,8 +255,7 @@ def test_the_printed_code_that_truncates_ranks_by_cosine(
     torch.testing.assert_close(printed[0], expected, atol=1e-5, rtol=0)
 
 
-def test_the_export_that_the_card_names_is_a_command(card: str, tmp_path: Path) -> None:
-    export = pytest.importorskip("training.export")
+def test_the_export_that_the_card_names_is_a_command(card, tmp_path):
     (command,) = re.findall(r"^python training/export.py (.*)$", card, re.MULTILINE)
     # The command has these options: what it lacks is the model.
     assert export.main(command.replace("model --", f"{tmp_path / 'model'} --").split()) == 2

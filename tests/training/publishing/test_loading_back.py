@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from modeling_f2llm import F2LLMModel
 from tests.hub_server import load_worker
 from tests.hub_server.client import environment
-from tests.hub_server.server import HubServer
 from tests.training.publishing.packed import write_packed
 from tests.training.recipes import write_sources
 from training.data.releasing.release import release
@@ -25,7 +23,7 @@ MODEL, DATA = "org/tiny", "org/tiny-data"
 
 
 @pytest.mark.usefixtures("client_waits")
-def test_model_and_data_load_back_the_same(hub_server: HubServer, tmp_path: Path) -> None:
+def test_model_and_data_load_back_the_same(hub_server, tmp_path):
     packed = write_packed(tmp_path / "first")
     newer = write_packed(tmp_path / "second", seed=7)
     assert (packed / "model.safetensors").read_bytes() != (newer / "model.safetensors").read_bytes()

@@ -49,7 +49,7 @@ def pack(folder: Path, *words: str) -> int:
     return main(["pack", str(folder), "--name", NAME, *output, *words])
 
 
-def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned: Path, sentences: list[str]) -> None:
+def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned, sentences):
     before = content_of(tuned)
     own = SentenceTransformer(str(tuned), device="cpu")
     assert pack(tuned) == 0
@@ -65,7 +65,7 @@ def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned: Path, se
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_its_card_says_what_is_not_known(tuned: Path) -> None:
+def test_its_card_says_what_is_not_known(tuned):
     assert pack(tuned) == 0
     packed = tuned.parent / "packed"
     release = load_release(packed)
@@ -94,7 +94,7 @@ def test_its_card_says_what_is_not_known(tuned: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_model_of_ours_without_its_run(trained_runs: Path, tmp_path: Path, sentences: list[str]) -> None:
+def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     model = Path(shutil.copytree(trained_runs / "student/model", tmp_path / "moved"))
     assert pack(model) == 0
     packed = model.parent / "packed"
@@ -132,9 +132,7 @@ def _without_norm(folder: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_whole_or_of_another_kind_is_refused(
-    tuned: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], part: str
-) -> None:
+def test_what_is_not_whole_or_of_another_kind_is_refused(tuned, capsys, spoil, part):
     spoil(tuned)
     assert pack(tuned) == 2
     error = capsys.readouterr().err
@@ -142,9 +140,7 @@ def test_what_is_not_whole_or_of_another_kind_is_refused(
     assert not (tuned.parent / "packed").exists()
 
 
-def test_other_architectures_and_poolings_are_refused(
-    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture
-) -> None:
+def test_other_architectures_and_poolings_are_refused(tmp_path, tiny_config, tiny_tokenizer, capsys):
     (tmp_path / "bert").mkdir()
     shutil.copytree(save_foreign_teacher(tmp_path / "saved", 16), tmp_path / "bert", dirs_exist_ok=True)
     assert pack(tmp_path / "bert") == 2
@@ -157,9 +153,7 @@ def test_other_architectures_and_poolings_are_refused(
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_packed_folder_and_a_runs_own_model_are_told_apart(
-    tuned: Path, trained_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, trained_runs, tmp_path, capsys):
     output = ["--name", NAME, "--output", str(tmp_path / "x")]
     assert main(["pack", str(tuned), *output]) == 2
     assert "--licence is missing" in capsys.readouterr().err

@@ -17,15 +17,9 @@ from training.publishing.pack import PackOptions, pack
 NAME = "f2llm-v2-tiny"
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        *(("org/name", "slash"), ("-name", "name"), ("na me", "name"), ("a--b", "--"), ("name.git", ".git")),
-        *(("", "name"), ("größe", "name"), ("a" * 97, "name"), ("../name", "name"), ("..", "name")),
-    ],
-)
-def test_a_name_that_no_repository_could_have_is_refused(trained_runs, tmp_path, refuses, name, part):
-    with refuses("--name", repr(name), part):
+@pytest.mark.parametrize("name", ["org/name", "na me", "a--b", "", "größe", ".."])
+def test_a_name_that_no_repository_could_have_is_refused(trained_runs, tmp_path, refuses, name):
+    with refuses("--name", repr(name)):
         pack(trained_runs / "student", tmp_path / "packed", PackOptions(name))
 
 
@@ -55,7 +49,7 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
     with refuses("no run", f"give its run, {runs / 'student'}"):
         pack(runs / "student/model", output, options)
     (tmp_path / "empty").mkdir()
-    with refuses("no run", "output_dir"):
+    with refuses("no run", "name a stage: none"):
         pack(tmp_path / "empty", output, options)
     checkpoint = next((runs / "student").glob("checkpoint-*")).name
     shutil.rmtree(runs / "student/model")
@@ -64,23 +58,17 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
     assert not output.exists()
 
 
-_JSON = (
-    *("config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"),
-    *("1_Pooling/config.json", "training_arguments.json"),
+@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json"),
+        *("1_Pooling/config.json", "training_arguments.json", "model.safetensors"),
+    ],
 )
-
-
-@pytest.mark.parametrize("name", [*_JSON, "model.safetensors"])
-def test_a_model_that_lacks_a_file_is_refused(runs, tmp_path, refuses, name):
-    (runs / "student/model" / name).unlink()
-    with refuses(runs / "student/model"):
-        pack(runs / "student", tmp_path / "out", PackOptions(NAME))
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("name", _JSON)
-def test_a_model_with_a_damaged_file_is_refused(runs, tmp_path, refuses, name):
-    (runs / "student/model" / name).write_text("{")
+def test_a_model_with_a_missing_or_damaged_file_is_refused(runs, tmp_path, refuses, name, content):
+    path = runs / "student/model" / name
+    path.unlink() if content is None else path.write_text(content)
     with refuses(runs / "student/model"):
         pack(runs / "student", tmp_path / "out", PackOptions(NAME))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
@@ -95,12 +83,6 @@ def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuse
     config.write_text(config.read_text().replace("modeling_f2llm.F2LLMModel", "my_code.F2LLMModel"))
     with refuses(config, "my_code.F2LLMModel"):
         pack(runs / "student", tmp_path / "other", PackOptions(NAME))
-
-
-def test_an_adapter_is_told_apart(runs, tmp_path, refuses):
-    (runs / "student/model/adapter_config.json").write_text("{}")
-    with refuses("adapter"):
-        pack(runs / "student", tmp_path / "out", PackOptions(NAME))
 
 
 def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):

@@ -28,21 +28,18 @@ open({marker!r}, "w").write(repr((dict(os.environ), _called.returncode, _called.
 """
 
 
-def test_faults_in_several_files_are_all_found(broken: BrokenRelease) -> None:
+def test_faults_in_several_files_are_all_found(broken):
     broken.write("config.json", "{")
     broken.edit("config_sentence_transformers.json", similarity_fn_name="dot")
     broken.write("optimizer.pt", b"x")
-    groups = "configuration, tokenizer, weights, remote code"
-    broken.expect(
-        ("config.json", "is not JSON", f"not checked for it, or not in full: {groups}"),
-        ("config_sentence_transformers.json", "similarity_fn_name"),
-        ("optimizer.pt", "training state"),
-    )
+    faults = "\n".join(broken.faults())
+    for said in ("config.json: is not JSON", "similarity_fn_name is 'dot'", "optimizer.pt: is training state"):
+        assert faults.count(said) == 1, faults
 
 
 @pytest.mark.parametrize("name", sorted({*NEEDED, "model.safetensors", "packing.py", "2_Normalize/config.json"}))
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"[]", b'{"a": {"b": [1, null]}}', b"[" * 20_000])
-def test_a_damaged_file_is_a_finding(broken: BrokenRelease, name: str, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b'{"a": {"b": [1, null]}}'])
+def test_a_damaged_file_is_a_finding(broken, name, content):
     if content is None:
         (broken.folder / name).unlink()
     else:
@@ -52,13 +49,13 @@ def test_a_damaged_file_is_a_finding(broken: BrokenRelease, name: str, content: 
     assert all(len(fault.splitlines()) == 1 for fault in faults)
 
 
-def test_no_folder_and_an_empty_one(tmp_path: Path) -> None:
+def test_no_folder_and_an_empty_one(tmp_path):
     assert {finding.file for finding in examine(tmp_path).faults} >= set(NEEDED)
     with pytest.raises(UserError, match="no such folder"):
         examine(tmp_path / "nowhere")
 
 
-def test_the_command_lists_faults(broken: BrokenRelease, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_faults(broken, capsys):
     (broken.folder / "README.md").unlink()
     broken.write("optimizer.pt", b"x")
     assert main(["verify", str(broken.folder)]) == 1
@@ -67,9 +64,7 @@ def test_the_command_lists_faults(broken: BrokenRelease, capsys: pytest.CaptureF
     assert "no fault" not in printed
 
 
-def test_the_command_says_what_was_checked(
-    release: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_what_was_checked(release, capsys, monkeypatch):
     monkeypatch.setattr(verify, "examine", lambda folder, base, trust: Examination((), (), tuple(CHECKS)))
     assert main(["verify", str(release)]) == 0
     printed = capsys.readouterr().out
@@ -104,9 +99,7 @@ def add_to_card(broken: BrokenRelease, code: str) -> None:
     broken.replace("README.md", "\nimport torch\n", f"\nimport torch\n{code}")
 
 
-def test_nothing_is_run_of_a_folder_with_a_fault(
-    broken: BrokenRelease, code: str, marker: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_run_of_a_folder_with_a_fault(broken, code, marker, capsys):
     add_code(broken, code, listed=False)
     assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
     printed = capsys.readouterr().out
@@ -119,9 +112,7 @@ def test_nothing_is_run_of_a_folder_with_a_fault(
 
 
 @pytest.mark.parametrize(("add", "named"), [(add_code, "packing.py"), (add_to_card, "the example transformers")])
-def test_code_that_is_not_this_checkouts_is_not_run_unasked(
-    broken: BrokenRelease, code: str, marker: Path, capsys: pytest.CaptureFixture[str], add, named: str
-) -> None:
+def test_code_that_is_not_this_checkouts_is_not_run_unasked(broken, code, marker, capsys, add, named):
     add(broken, code)
     assert main(["verify", str(broken.folder)]) == 0
     printed = capsys.readouterr().out
@@ -130,9 +121,7 @@ def test_code_that_is_not_this_checkouts_is_not_run_unasked(
     assert not marker.exists()
 
 
-def test_code_of_a_base_is_not_run_unasked(
-    broken_adapter: BrokenRelease, adapter_base: Path, tmp_path: Path, code: str, marker: Path, capsys
-) -> None:
+def test_code_of_a_base_is_not_run_unasked(broken_adapter, adapter_base, tmp_path, code, marker, capsys):
     base = Path(shutil.copytree(adapter_base, tmp_path / "base"))
     (base / "packing.py").write_text((base / "packing.py").read_text() + code)
     main(["verify", str(broken_adapter.folder), "--base", str(base)])
@@ -140,7 +129,7 @@ def test_code_of_a_base_is_not_run_unasked(
     assert not marker.exists()
 
 
-def test_code_that_a_module_or_a_tokenizer_names_is_not_run(broken: BrokenRelease, code: str, marker: Path) -> None:
+def test_code_that_a_module_or_a_tokenizer_names_is_not_run(broken, code, marker):
     add_code(broken, code)
     broken.edit("tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": [None, "packing.Own"]})
     main(["verify", str(broken.folder)])
@@ -150,9 +139,7 @@ def test_code_that_a_module_or_a_tokenizer_names_is_not_run(broken: BrokenReleas
     assert not marker.exists()
 
 
-def test_what_is_run_has_neither_login_nor_network(
-    broken: BrokenRelease, code: str, marker: Path, listener: socket.socket, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_run_has_neither_login_nor_network(broken, code, marker, listener, capsys):
     add_code(broken, code)
     assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 0
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.publishing.weights import copy_weights, parse_size, read_weights
+from training.publishing.weights import copy_weights, read_weights
 
 
 @pytest.fixture
@@ -119,17 +119,6 @@ def test_files_that_are_damaged_or_missing_are_refused(saved, tiny_model, refuse
     weights.unlink()
     with refuses(saved, "holds no weights"):
         read_weights(saved, tiny_model.config)
-
-
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200KB", 200_000), ("7B", 7)])
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "5", "0GB", "-1GB", "5 bananas", "GB", "1.5 gb"])
-def test_other_sizes_are_refused(text, refuses):
-    with refuses(repr(text), "5GB"):
-        parse_size(text)
 
 
 def test_reading_leaves_what_another_thread_makes_alone(saved, tiny_model, monkeypatch):

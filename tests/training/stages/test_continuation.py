@@ -155,8 +155,6 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
         {"step": 4, "keys": {"seed": [1, 2]}},
         {"step": 4, "keys": {"cap": [None, 5]}},
     ]
-    (tmp_path / "changes.json").write_bytes(b"\x00[")
-    assert read_changes(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -257,29 +255,10 @@ def test_a_finished_run_says_how_to_train_on(finished, capsys, caplog, words, ke
     assert "going on" not in caplog.text
 
 
-def test_a_finished_run_trains_on_that_way(finished, tmp_path):
-    keys = {"model": str(finished / "run/model"), "model_config": None, "tokenizer": None, "max_steps": 2}
-    assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-
-
 def test_a_finished_run_may_be_evaluated_on_other_pairs(finished):
     pairs = str(finished / "data/pairs.parquet")
     assert main([str(finished / "single.yaml"), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
     assert (finished / "run/evaluation.json").exists()
-
-
-def test_damaged_notes_of_a_finished_run_are_written_again(tmp_path, capsys, caplog):
-    recipe, run = write_single_stage(tmp_path, max_steps=1), tmp_path / "run"
-    assert main([str(recipe)]) == 0
-    (run / "recipe.yaml").write_bytes(b"\x00[")
-    (run / "model/training_arguments.json").write_text("{")
-    assert "--accept-changes to go on and write it again" in error_of([str(recipe), "--resume"], capsys)
-    words = [str(recipe), "--resume", "--query_instruction", "Find it."]
-    assert main([*words, "--accept-changes"]) == 0
-    assert "it is written again" in caplog.text
-    assert yaml.safe_load((run / "recipe.yaml").read_text())["query_instruction"] == "Find it."
-    caplog.clear()
-    assert main(words) == 0 and "written again" not in caplog.text
 
 
 # The end
@@ -305,22 +284,6 @@ def test_a_checkpoint_at_its_end_is_only_saved(tmp_path, check_same_weights, key
         check_same_weights(run, tmp_path)
         assert {path.name for path in run.glob("checkpoint-*")} == before
         cut_back(run)
-
-
-def test_a_run_killed_before_its_last_save_ends_in_the_same_weights(tmp_path, check_same_weights):
-    keys = {"max_steps": 7, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3}
-    recipe = write_single_stage(tmp_path, **keys)
-    assert main([str(recipe)]) == 0
-    run = tmp_path / "run"
-    shutil.move(run / "model", tmp_path / "model")
-    # The last checkpoint, too, is not written: the last step is done again.
-    shutil.rmtree(run / "checkpoint-7")
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(run, tmp_path)
-    # Then all is there but the model.
-    cut_back(run)
-    assert main([str(recipe), "--resume"]) == 0
-    check_same_weights(run, tmp_path)
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 3}, {"global_batch_size": 1000}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -19,11 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.training.forked import SignalAt, start
 from tests.training.processes import ROOT, run_bounded, torchrun
-from tests.training.recipes import at_step, error_of, write_single_stage, write_sources
+from tests.training.recipes import at_step, error_of, write_single_stage
 from training.common.outputs import locked
 from training.common.run_folder import STAGING, last_checkpoint
 from training.config.recipe import load_recipe
-from training.data.prepared import PreparedSource
 from training.run_stage import main
 from training.stages.continuation import read_changes
 from training.stages.setup import make_tokenizer, read_sources
@@ -138,14 +136,6 @@ def test_a_full_disk_before_the_first_step_is_one_line(tmp_path, resumes_exactly
     resumes_exactly(recipe)
 
 
-def test_a_full_disk_at_a_resumption_keeps_the_notes_of_the_run(tmp_path, stopped, resumes_exactly):
-    run = tmp_path / "run"
-    noted = {name: (run / name).read_text() for name in ("recipe.yaml", "data.json")}
-    assert start([stopped, "--resume"], tmp_path, file_size=300).wait() != 0
-    assert {name: (run / name).read_text() for name in noted} == noted
-    resumes_exactly(stopped)
-
-
 def test_a_full_disk_for_tensorboard_stops_with_a_clear_line(tmp_path):
     pytest.importorskip("tensorboard")
     recipe = write_single_stage(tmp_path, num_train_epochs=20, save_strategy="no", save_steps=None)
@@ -171,29 +161,10 @@ def test_an_output_folder_that_vanishes_stops_the_training(tmp_path, monkeypatch
     assert "last good checkpoint: none yet" in line and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_prepared_data_deleted_while_a_training_reads_it_is_not_missed(
-    tmp_path, monkeypatch, check_same_weights, workers
-):
-    at_step(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run/prepared"))
-    assert main([str(write_single_stage(tmp_path, dataloader_num_workers=workers))]) == 0
-    check_same_weights(tmp_path / "run")
-
-
 def test_a_loader_worker_that_dies_stops_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.trainer.trainer.outlive_signals", lambda worker: os._exit(7))
     line = error_of([write_single_stage(tmp_path, dataloader_num_workers=2)], capsys, 1)
     assert line.startswith("stopped: ") and "DataLoader worker" in line and "--resume" in line
-
-
-def test_vanished_data_is_named_and_the_checkpoint_stays(tmp_path, stopped, capsys, resumes_exactly):
-    raw = tmp_path / "data/retrieval.parquet"
-    raw.rename(tmp_path / "elsewhere")
-    line = error_of([stopped, "--resume"], capsys)
-    assert line.startswith("error: ") and "no file matches" in line and "retrieval.parquet" in line
-    _assert_whole(last_checkpoint(tmp_path / "run"))
-    (tmp_path / "elsewhere").rename(raw)
-    resumes_exactly(stopped)
 
 
 @pytest.mark.parametrize("file", ["tokens.int32", "train.int32", "source.json"])
@@ -201,23 +172,6 @@ def test_truncated_prepared_data_is_prepared_again(tmp_path, stopped, resumes_ex
     (path,) = tmp_path.glob(f"run/prepared/tiny_retrieval-*/{file}")
     path.write_bytes(path.read_bytes()[:-4])
     resumes_exactly(stopped)
-
-
-def test_data_of_the_same_content_is_the_same(tmp_path, stopped, resumes_exactly):
-    # Copied, or downloaded again.
-    write_sources(tmp_path / "data")
-    os.utime(tmp_path / "data/retrieval.parquet", ns=(1, 1))
-    resumes_exactly(stopped)
-
-
-def test_flipped_bytes_of_prepared_data_are_noticed(tmp_path, stopped, capsys):
-    (path,) = tmp_path.glob("run/prepared/tiny_retrieval-*/tokens.int32")
-    content, stat = bytearray(path.read_bytes()), path.stat()
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    line = error_of([stopped, "--resume"], capsys)
-    assert line.startswith(f"error: {path}: is damaged") and f"delete {path.parent}" in line
 
 
 def test_changed_data_is_refused_unless_accepted(tmp_path, stopped, capsys, caplog):
@@ -267,32 +221,6 @@ def test_too_little_memory_names_the_key_and_the_checkpoint(tmp_path, capsys, mo
     assert f"last good checkpoint: {tmp_path / 'run/checkpoint-3'}." in line
     assert "Lower 'max_tokens_per_forward', now without limit, and run the same command with --resume" in line
     assert main([str(recipe), "--resume", "--max_tokens_per_forward", "64"]) == 0
-
-
-def test_two_recipes_prepare_into_one_folder_at_once(tmp_path):
-    shared, runs = tmp_path / "prepared", []
-    for number, rate in enumerate((1e-3, 2e-3)):
-        folder = tmp_path / str(number)
-        keys = {"learning_rate": rate, "prepared_dir": str(shared), "manifest": str(tmp_path / "0/data/manifest.yaml")}
-        runs.append((write_single_stage(folder, **keys), folder))
-    started = [start([recipe], folder, []) for recipe, folder in runs]
-    assert [run.wait() for run in started] == [0, 0], [run.output for run in started]
-    (folder,) = shared.glob("[!.]*")
-    source = PreparedSource(folder).check()
-    assert sum(source.description["rows"].values()) == 80 and (source.lengths(source.rows["train"]) > 1).all()
-    noted = [json.loads((folder / "run/data.json").read_text()) for _, folder in runs]
-    assert noted == [{"tiny_retrieval": source.description["fingerprint"]}] * 2
-
-
-def test_a_run_that_is_started_twice_goes_on_alone(tmp_path, check_same_weights):
-    recipe = write_single_stage(tmp_path)
-    first = start([recipe], tmp_path, [])
-    assert first.wait_for((tmp_path / "run/.model.lock").exists)
-    second = start([recipe, "--resume"], tmp_path / "data", [])
-    assert second.wait() == 2
-    assert "another process trains there" in second.line()
-    assert first.wait() == 0
-    check_same_weights(tmp_path / "run")
 
 
 def test_a_trained_tokenizer_is_whole_or_absent(tmp_path, monkeypatch):

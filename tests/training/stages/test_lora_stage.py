@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from training.config.recipe import load_recipe
 from training.merge import main as merge
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.model_ref import find_adapter
-from training.publish import main as publish
-from training.publishing.record import load_release
 from training.run_stage import main
 
 # What write_single_stage's stage says of a new model.
@@ -93,12 +90,6 @@ def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path, base, trained):
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
 
 
-def test_the_base_teaches_and_autocast_computes(tmp_path, base):
-    words = ["--teacher", base, "--bf16", "--teacher_cache_dir", tmp_path / "cache", "--max_steps", 2]
-    assert main([str(write(tmp_path, base)), *map(str, words)]) == 0
-    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run/model").values())
-
-
 def test_a_run_over_another_base_does_not_go_on(tmp_path, base, tiny_config, tiny_tokenizer, capsys):
     own = shutil.copytree(base, tmp_path / "own")
     recipe = write(tmp_path, own)
@@ -135,43 +126,6 @@ def test_the_recipe_for_adapters_is_valid(base):
     assert only_stage(load_recipe(path, {"model": str(base), "use_cpu": True})).lora
     with pytest.raises(UserError, match="'model'"):
         load_recipe(path, {"use_cpu": True})
-
-
-def test_merged_is_adapted(tmp_path, trained, sentences, base):
-    words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
-    assert merge(words) == 0 and merge(words) == 0
-    adapted = SentenceTransformer(str(trained / "model"), trust_remote_code=True)
-    merged = SentenceTransformer(str(tmp_path / "merged"))
-    assert merged.encode(sentences) == pytest.approx(adapted.encode(sentences), abs=1e-5)
-    assert merged.prompts == adapted.prompts
-    config = json.loads((tmp_path / "merged/config.json").read_text())
-    assert config["matryoshka_dimensions"] == [32, 16, 8] and config["model_type"] == "qwen3"
-    record = json.loads((tmp_path / "merged/adapter.json").read_text())
-    assert record["base"]["name"] == str(base) and record["adapter"]["name"] == str(trained / "model")
-    # It is a model like any other.
-    recipe = write(tmp_path, tmp_path / "merged", lora=None, lora_rank=None, max_steps=1)
-    assert main([str(recipe)]) == 0
-
-
-def test_merged_has_no_prompt_where_neither_adapter_nor_base_has_one(tmp_path, trained, base):
-    adapter, bare = shutil.copytree(trained / "model", tmp_path / "adapter"), shutil.copytree(base, tmp_path / "base")
-    for path in tmp_path.glob("*/config_sentence_transformers.json"):
-        path.unlink()
-    config = adapter / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(bare)}))
-    assert merge([str(adapter), "--output", str(tmp_path / "merged")]) == 0
-    assert not any(SentenceTransformer(str(tmp_path / "merged")).prompts.values())
-
-
-def test_a_merged_adapter_is_packed_as_a_state_of_its_run(tmp_path, trained):
-    run = shutil.copytree(trained, tmp_path / "run")
-    assert merge([str(run / "model"), "--output", str(run / "merged")]) == 0
-    packed = tmp_path / "packed"
-    words = ["--checkpoint", "merged", "--name", "adapted", "--output", str(packed), "--licence", "apache-2.0"]
-    assert publish(["pack", str(run), *words]) == 0
-    (stage,) = load_release(packed).stages
-    assert stage.written["lora"] and stage.steps == 10 and [each.name for each in stage.sources] == ["tiny_retrieval"]
-    assert not (packed / "adapter.json").exists() and (packed / "model.safetensors").exists()
 
 
 def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_config, tiny_tokenizer, capsys):

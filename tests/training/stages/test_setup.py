@@ -6,7 +6,6 @@ import logging
 from copy import deepcopy
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from modeling_f2llm import build_sentence_transformer
@@ -93,15 +92,6 @@ def test_steps_of_loss_0_are_told_at_the_end(tmp_path, caplog):
     assert "source 'tiny_retrieval': 2 of 2 steps had a loss of 0" in caplog.text
 
 
-def test_rows_that_all_share_their_passage_teach_nothing(tmp_path, caplog):
-    words = _run(tmp_path, num_hard_negatives_retrieval=0, mask_duplicates=True)
-    path = tmp_path / "data/retrieval.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(1, "passage", [["the same"] * len(table)]).select(["query", "passage"]), path)
-    assert main(words) == 0
-    assert "source 'tiny_retrieval': 2 of 2 steps had a loss of 0" in caplog.text
-
-
 # Texts longer than the model reads
 
 
@@ -123,7 +113,7 @@ def test_more_than_the_start_reads_is_refused_before_anything_is_prepared(start,
     recipe = write_single_stage(tmp_path, **keys, max_length=4096)
     for dry_run in (["--dry-run"], []):
         error = refused(capsys, main([str(recipe), *dry_run]))
-        assert "key 'max_length': 4096 is more than the 512 positions" in error and "write 'max_length: 512'" in error
+        assert "key 'max_length': 4096 is more than the 512 positions" in error
     assert not (tmp_path / "run/prepared").exists()
 
 
@@ -134,18 +124,17 @@ def test_more_than_the_tokenizer_reads_is_refused(start, tiny_tokenizer, tmp_pat
     keys = {"model": str(start), "tokenizer": None, "model_config": None, "tokenizer_vocab_size": None}
     error = refused(capsys, main([str(write_single_stage(tmp_path, **keys, max_length=101))]))
     assert "101 is more than the 100 tokens of a text that the tokenizer reads" in error
-    assert "write 'max_length: 100'" in error
 
 
 def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys):
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     small |= {"intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 64}
     recipe = write_single_stage(tmp_path, model_config=small, max_length=65)
-    assert "write 'max_length: 64'" in refused(capsys, main([str(recipe)]))
+    assert "more than the 64 positions" in refused(capsys, main([str(recipe)]))
     recipe = write_recipe(tmp_path)
     text = recipe.read_text().replace("head_dim: 8", "head_dim: 8\n      max_position_embeddings: 64")
     recipe.write_text(text.replace("    model: stage1", "    model: stage1\n    max_length: 65"))
-    assert "write 'max_length: 64'" in refused(capsys, main([str(recipe), "--dry-run"]))
+    assert "more than the 64 positions" in refused(capsys, main([str(recipe), "--dry-run"]))
 
 
 def test_more_than_a_teacher_of_tokens_reads_is_refused(start, tiny_tokenizer, tmp_path, refuses):

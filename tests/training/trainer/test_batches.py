@@ -38,15 +38,6 @@ def test_epoch_visits_every_row_once_in_even_batches_of_one_source(rows, global_
     assert len(order) == len(sampler)
 
 
-def test_order_is_repeated_for_the_same_seed_and_epoch():
-    assert batches(GlobalBatchSampler(ROWS, 8, seed=1), 2) == batches(GlobalBatchSampler(ROWS, 8, seed=1), 2)
-    sampler = GlobalBatchSampler(ROWS, 8, seed=1)
-    first = batches(sampler, 2)
-    batches(sampler, 3)
-    torch.manual_seed(9)
-    assert batches(sampler, 2) == first
-
-
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
 def test_order_differs_between_seeds_and_epochs(seed, epoch):
     one = batches(GlobalBatchSampler([200, 200], 10))
@@ -56,18 +47,6 @@ def test_order_differs_between_seeds_and_epochs(seed, epoch):
     rows = [{frozenset(key[1:] for key in batch) for batch in order} for order in (one, other)]
     assert not rows[0] & rows[1]
     assert sum(a[1:] == b[1:] for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) < 20
-
-
-def test_sources_of_one_size_have_orders_of_their_own():
-    order = batches(GlobalBatchSampler([200, 200], 200))
-    assert [key.row for key in order[0]] != [key.row for key in order[1]]
-
-
-def test_rows_are_shuffled_over_the_whole_source():
-    order = batches(GlobalBatchSampler([10_000], 500))
-    for batch in order:
-        in_first_half = sum(key.row < 5000 for key in batch)
-        assert 250 - 5 * math.sqrt(125) < in_first_half < 250 + 5 * math.sqrt(125)
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -150,15 +129,6 @@ def test_workers_follow_the_epoch(prepared_sources, num_hard_negatives, uninterr
         assert all_same(list(whole), uninterrupted[epoch])
 
 
-def test_rows_of_a_split(prepared_sources):
-    for split in ("train", "validation"):
-        rows = PreparedRows(prepared_sources, split)
-        assert len(rows) == sum(len(source.rows[split]) for source in prepared_sources)
-    row = PreparedRows(prepared_sources)[RowKey(4, 1, 6)]
-    assert row.key == (4, 1, 6)
-    assert row.positions.tolist() == prepared_sources[1].rows["train"][6].tolist()
-
-
 def lengths_of(batch):
     return [length for chunk in batch["chunk_lengths"] for length in chunk]
 
@@ -219,15 +189,6 @@ def test_distinct_texts_are_packed_once_and_shortest_first(collator, prepared_so
     assert all(text[-1] == texts[0][-1] for text in texts)  # EOS
 
 
-def test_text_in_several_roles_is_packed_once(prepared_sources):
-    collator = PackedCollator(prepared_sources, {"retrieval": 2, "clustering": 3, "classification": 1})
-    positions = np.array([4, 4, 4, 5, -1, -1, -1])
-    batch = collator([Row(RowKey(0, 0, row), positions) for row in (0, 1)])
-    assert len(lengths_of(batch)) == 2
-    assert rows_of(batch, prepared_sources[0])[:, :2].tolist() == [[4, 4], [4, 4]]
-    assert {tuple(sorted(row)) for row in rows_of(batch, prepared_sources[0])[:, 2:].tolist()} == {(4, 5)}
-
-
 # Negatives
 
 
@@ -260,20 +221,6 @@ def test_draw_differs_between_rows_epochs_and_seeds(collator, prepared_sources, 
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
 
 
-def test_draw_is_without_replacement_and_even_over_columns(collator):
-    negatives = list(range(2, 8))
-    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(3000)], negatives))
-    assert all(len(set(row)) == 3 for row in draws)
-    for place in range(3):
-        counts = Counter(row[place] for row in draws)
-        assert set(counts) == set(negatives)
-        # 500 expected, standard deviation 20.
-        assert all(400 < count < 600 for count in counts.values())
-    pairs = Counter(frozenset(row[:2]) for row in draws)
-    assert len(pairs) == 15
-    assert all(130 < count < 270 for count in pairs.values())  # 200 expected, standard deviation 14
-
-
 def test_missing_negatives_are_never_drawn_and_the_rest_evenly(collator):
     draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(2000)], [-1, 3, 4, -1, 6, 7]))
     counts = Counter(position for row in draws for position in row)
@@ -283,15 +230,6 @@ def test_missing_negatives_are_never_drawn_and_the_rest_evenly(collator):
     # A row with just enough negatives draws all of them.
     draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(50)], [-1, 3, -1, -1, 6, 7]))
     assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
-
-
-def test_prepared_rows_with_fewer_columns_draw_from_their_own(collator, prepared_sources):
-    # The first source's files have 2 and 5 negatives.
-    rows = prepared_sources[0].rows["train"]
-    short = [number for number, row in enumerate(rows) if (row == -1).any()]
-    assert 0 < len(short) < len(rows)
-    draws = drawn(collator, take(prepared_sources, 0, short))
-    assert [sorted(row) for row in draws] == np.sort(rows[short, 2:4], axis=1).tolist()
 
 
 def test_zero_negatives(prepared_sources, num_hard_negatives):

@@ -1,4 +1,4 @@
-"""The training log as people read it: aligned lines, a table of sources, and nothing but lines in a file."""
+"""The training log as people read it: aligned lines, and nothing but lines in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainerState
 
 from tests.training.recipes import write_single_stage
 from training.run_stage import main
-from training.trainer.console import Console, evaluation_line, source_lines, step_line
+from training.trainer.console import Console, evaluation_line, step_line
 
 LOGS = {"loss": 3.25, "loss_in_batch": 2.0, "loss_hard": 1.25, "loss_source/qa": 3.25, "learning_rate": 4e-3}
 ARGS = SimpleNamespace(disable_tqdm=False)
@@ -58,17 +58,6 @@ def test_speed_counts_the_steps_and_their_loading_but_no_evaluation(monkeypatch,
     (line,) = caplog.messages
     # 1,000 tokens in 4 s; 988 steps of the 12 s that each took.
     assert " 250 tokens/s" in line and "3:17:36 left" in line
-
-
-def test_source_lines(prepared_sources):
-    lines = source_lines(prepared_sources).splitlines()
-    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in lines}) == 1
-    assert lines[0].split() == ["source", "task", "rows", "validation", "texts", "tokens"]
-    for line, source in zip(lines[1:], prepared_sources, strict=False):
-        assert line.split()[:3] == [source.name, source.task_type, str(len(source.rows["train"]))]
-    texts = sum(source.description["texts"] for source in prepared_sources)
-    assert lines[-1].split()[0] == "total" and lines[-1].split()[3] == str(texts)
-    assert len(source_lines(prepared_sources[:1]).splitlines()) == 2
 
 
 def test_a_training_logs_lines_and_no_dicts(tmp_path, caplog, capsys):

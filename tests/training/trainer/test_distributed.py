@@ -181,23 +181,3 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, two_proces
     assert "Traceback" not in ended.stdout
     assert main([str(recipe), "--resume"]) == 0
     assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
-
-
-@pytest.mark.slow
-def test_a_launcher_reports_the_death_of_a_process(tmp_path, models):
-    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
-    ended = run_bounded(torchrun(2, WORKER, "dies:1:5", recipe), seconds=120)
-    assert ended.returncode == 1 and "SIGKILL" in ended.stdout
-    assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
-
-
-def test_other_positives_get_no_gradient_as_published(single):
-    # Both runs read the same batches; they part at the first retrieval batch, whose loss is still the same.
-    published, gathered = losses(single / "published"), losses(single / "mixed")
-    parted = next(step for step, line in enumerate(gathered) if "loss_in_batch" in line)
-    for line, wanted in zip(published[:parted], gathered[:parted], strict=True):
-        assert line == pytest.approx(wanted)
-    assert published[parted]["loss"] == pytest.approx(gathered[parted]["loss"])
-    # Before, they agree to a millionth.
-    assert published[parted]["grad_norm"] != pytest.approx(gathered[parted]["grad_norm"], rel=1e-4)
-    assert largest_difference(single / "published", single / "mixed") > 1e-3

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
-from training.models.encoding import embed_batch, embed_chunk, lay_out
+from training.models.encoding import embed_chunk, lay_out
 from training.trainer.gradient_cache import CachedStep
 from training.trainer.objective import Objective
 
@@ -100,11 +100,6 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     assert_step_equals_plain_autograd(tiny_model, objective, batch_of(max_tokens, task_type))
 
 
-@pytest.mark.parametrize("objective", ["plain", "distillation"])
-def test_rows_without_negatives(tiny_model, objective):
-    assert_step_equals_plain_autograd(tiny_model, objective, batch_of(60, negatives=0))
-
-
 def assert_step_equals_plain_autograd(tiny_model, objective, batch):
     # The teacher is wider than the student.
     wide = torch.randn(TEXTS, 2 * WIDTH, generator=torch.Generator().manual_seed(1))
@@ -116,25 +111,6 @@ def assert_step_equals_plain_autograd(tiny_model, objective, batch):
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], weights, name)
-
-
-def test_gradients_add_to_those_that_are_there(tiny_model):
-    batch = batch_of(60)
-    step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
-    step.run(batch, loss_of)
-    once = gradients(tiny_model)
-    step.run(batch, loss_of)
-    step.run(batch, loss_of)
-    for name, weights in gradients(tiny_model).items():
-        torch.testing.assert_close(weights, 2 * once[name])
-
-
-@pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_embeddings_without_gradient_are_the_same(tiny_model, max_tokens):
-    whole = batch_of()
-    wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens), width=8), wanted[:, :8])
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)
@@ -168,22 +144,6 @@ def test_bf16_stays_close(tiny_model, max_tokens):
         torch.cat([weights.flatten() for weights in of.values()]) for of in (gradients(tiny_model), wanted)
     )
     assert torch.cosine_similarity(found, wanted, dim=0) > 0.995
-
-
-def test_both_passes_of_a_chunk_drop_the_same(dropping_model):
-    batch = batch_of(60)
-    passes = passes_of(dropping_model)
-    cached_step(dropping_model, (3, 14)).run(batch, loss_function(Objective(), batch, None))
-    chunks = len(batch["chunk_lengths"])
-    first, again = passes[: chunks - 1], passes[chunks:]
-    assert chunks > 3
-    for (ids, states), (ids_again, states_again) in zip(first, again, strict=True):
-        assert ids == ids_again
-        assert torch.equal(states, states_again)
-    dropping_model.eval()
-    ids, states = first[0]
-    undropped = dropping_model(input_ids=torch.tensor([ids]), sequence_lengths=batch["chunk_lengths"][0])
-    assert not torch.allclose(undropped.last_hidden_state, states, atol=1e-3)
 
 
 def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model):

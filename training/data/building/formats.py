@@ -5,28 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
-from math import isfinite
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
 from training.data.building.raw_rows import RawRows, is_text
 from training.data.cleaning.normalise import normalise
 
 # The default of a key without one.
 REQUIRED: Any = object()
-# In this order: what is contradicted is certainly wrong.
-_NLI_NEGATIVES = ("contradiction", "neutral")
-_NLI_LABELS = ("entailment", *_NLI_NEGATIVES)
+_NLI_LABELS = ("entailment", "contradiction", "neutral")
+_IDENTICAL = "query and passage are identical"
 # A score of single precision may miss a threshold by rounding: 0.8 of 1 is 4 of 5.
 _TOLERANCE = 1e-6
 # Rows drawn for at a time, to limit the memory of a draw to some megabytes.
 _CHUNK_ROWS = 10_000
-
-_Integers = NDArray[np.int64]
 
 
 class Row(NamedTuple):
@@ -45,6 +42,15 @@ class Key(NamedTuple):
     fits: Callable[[Any], bool]
     default: Any = REQUIRED
 
+    def value(self, where: str, name: str, entry: Mapping[str, Any]) -> Any:
+        """Return the value of the key in a part of the build file, or its default."""
+        value = entry.get(name, self.default)
+        if value is REQUIRED:
+            raise UserError(f"{where}: key {name!r} is missing; give {self.expected}")
+        if value is not self.default and not self.fits(value):
+            raise UserError(f"{where}: key {name!r} cannot be {value!r}; give {self.expected}")
+        return value
+
 
 @dataclass(frozen=True)
 class Format:
@@ -61,30 +67,19 @@ class Format:
     keys: Mapping[str, Key] = field(default_factory=dict)
 
 
-def pairs(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
+def pairs(raw: RawRows, *, both_directions: bool = False) -> Iterator[Row]:
     """Yield every pair as a row, and with ``both_directions`` also the passage as query."""
+    query, passage = raw.texts
     for _, row in raw:
-        yield from _directed(raw, **row, both_directions=both_directions)
-
-
-def summaries(raw: RawRows) -> Iterator[Row]:
-    """Yield every summary as a query for its article."""
-    for _, row in raw:
-        yield from _directed(raw, row["summary"], row["article"], lang=row["lang"])
+        yield from _directed(raw, row[query], row[passage], both_directions, row["lang"], row.get("passage_lang"))
 
 
 def _directed(
-    raw: RawRows,
-    query: str,
-    passage: str,
-    *,
-    both_directions: bool = False,
-    lang: str | None = None,
-    passage_lang: str | None = None,
+    raw: RawRows, query: str, passage: str, both_directions: bool, lang: str | None, passage_lang: str | None = None
 ) -> Iterator[Row]:
     """Yield a pair in one or both directions; count and leave out a pair of equal texts."""
     if query.strip() == passage.strip():
-        raw.dropped["query and passage are identical"] += 1
+        raw.dropped[_IDENTICAL] += 1
         return
     yield Row(query, passage, lang=lang)
     if both_directions:
@@ -94,20 +89,17 @@ def _directed(
 def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -> Iterator[Row]:
     """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives.
 
-    Keeps all rows in memory, because the hypotheses of a premise may be far apart.
-
-    Args:
-        raw: The raw rows.
-        labels: The meaning of each label: entailment, neutral, contradiction, or None to leave out the row.
-        num_negatives: Maximum negatives per row.
+    ``labels`` gives the meaning of each label: entailment, neutral, contradiction, or None to leave out the row. Keeps
+    all rows in memory, because the hypotheses of a premise may be far apart.
     """
+    meanings = {_label_text(label): meaning for label, meaning in labels.items()}
     # Hypotheses by premise and by label; dicts keep them distinct and in order.
     grouped: dict[tuple[str, str | None], dict[str, dict[str, None]]] = {}
     for _, row in raw:
-        label = _meaning(raw, row["label"], labels, "labels")
+        label = _meaning(raw, row["label"], meanings, "labels")
         premise, hypothesis = row["premise"], row["hypothesis"]
         if label == "entailment" and premise.strip() == hypothesis.strip():
-            raw.dropped["query and passage are identical"] += 1
+            raw.dropped[_IDENTICAL] += 1
         elif label is not None:
             hypotheses = grouped.setdefault((premise, row["lang"]), {known: {} for known in _NLI_LABELS})
             raw.dropped["row is repeated"] += hypothesis in hypotheses[label]
@@ -118,8 +110,8 @@ def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -
         if not entailed:
             raw.dropped["premise entails no hypothesis"] += 1
             continue
-        others = dict.fromkeys(chain.from_iterable(hypotheses[label] for label in _NLI_NEGATIVES))
-        # Annotators may disagree about a hypothesis.
+        # What is contradicted is certainly wrong: it comes first. Annotators may disagree about a hypothesis.
+        others = hypotheses["contradiction"] | hypotheses["neutral"]
         right = {normalise(text) for text in (*entailed, premise)}
         negatives = [text for text in others if normalise(text) not in right]
         reason = "hypothesis is labelled entailed, or is the premise, and cannot be a negative"
@@ -129,24 +121,19 @@ def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -
 
 
 def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[Row]:
-    """Yield every pair of at least the threshold's similarity in both directions.
+    """Yield every pair of at least the threshold's similarity, on a scale from 0 to 5, in both directions.
 
-    Args:
-        raw: The raw rows.
-        threshold: The lowest score to keep, on a scale from 0 to 5.
-        scale: The scores of the least and of the most similar pairs, which are mapped to 0 and 5.
+    ``scale`` has the scores of the least and of the most similar pairs, which are mapped to 0 and 5.
     """
     lowest, highest = scale
     for _, row in raw:
-        written = row.pop("score")
+        score = row.pop("score")
         try:
             # Scores of csv files are texts.
-            score = float(written) if isinstance(written, str) else written
-        except ValueError:
-            score = None
-        if not _is_number(score):
-            raise raw.refuse("score", f"holds {written!r}, which is not a number; correct it")
-        similarity = (score - lowest) / (highest - lowest)
+            similarity = (float(score) - lowest) / (highest - lowest)
+        except (TypeError, ValueError):
+            raise raw.refuse("score", f"holds {score!r}, which is not a number; correct it") from None
+        # Nor is NaN on the scale.
         if not -_TOLERANCE <= similarity <= 1 + _TOLERANCE:
             raise raw.refuse("score", f"holds {score}, which is off the scale {list(scale)}; correct 'scale'")
         if 5 * similarity < threshold - _TOLERANCE:
@@ -173,39 +160,56 @@ def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
     for _, row in raw:
         group = row["group"]
         if not isinstance(group, list) or not all(text is None or is_text(text) for text in group):
-            shown = f"holds {repr(group)[:100]}, which is not a list of texts"
-            raw.dropped[raw.refuse_or_count("group", shown, "correct the row")] += 1
+            raw.dropped[raw.not_text("group", group, "a list of texts")] += 1
             continue
         texts = list(dict.fromkeys(text for text in group if text and text.strip()))
         if len(texts) < 2:
             raw.dropped["group has fewer than two different texts"] += 1
         for query, passage in pairwise(texts):
-            yield from _directed(raw, query, passage, both_directions=both_directions, lang=row["lang"])
+            yield from _directed(raw, query, passage, both_directions, row["lang"])
 
 
 def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[Row]:
     """Yield every text with the text of its label and that of the other one; a label of None leaves out a row."""
-    first, second = _label_names(label_texts)
-    other = {first: second, second: first}
+    meanings = {_label_text(label): text for label, text in label_texts.items()}
+    first, second = dict.fromkeys(text for text in label_texts.values() if text is not None)
     for _, row in raw:
-        own = _meaning(raw, row["label"], label_texts, "label_texts")
+        own = _meaning(raw, row["label"], meanings, "label_texts")
         if own is not None:
-            yield Row(row["text"], own, (other[own],), row["lang"])
+            yield Row(row["text"], own, (second if own == first else first,), row["lang"])
 
 
 def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
     """Yield every text as a row of clustering, with a drawn text of its class and drawn negatives of other classes.
 
-    Keeps all texts in memory. Texts with fewer than ``num_negatives`` texts of other classes are left out.
+    Keeps all texts in memory. Left out are texts of several classes and texts with fewer than ``num_negatives`` texts
+    of other classes. Of a text in several spellings the first is kept.
     """
-    texts, numbers, classes, langs = _texts_of_one_class(raw)
+    # By normal form: text, number of the raw row, class and language.
+    found: dict[str, tuple[str, int, int, str | None]] = {}
+    ambiguous: set[str] = set()
+    class_numbers: dict[str, int] = {}
+    for number, row in raw:
+        if not _is_label(row["label"]):
+            raise raw.refuse("label", f"holds {str(row['label'])[:100]!r}, which is neither text nor number")
+        own = class_numbers.setdefault(_label_text(row["label"]), len(class_numbers))
+        form = normalise(row["text"])
+        if form not in found:
+            found[form] = (row["text"], number, own, row["lang"])
+        elif found[form][2] == own:
+            raw.dropped["text is repeated"] += 1
+        else:
+            raw.dropped["text has several labels"] += 1 + (form not in ambiguous)
+            ambiguous.add(form)
+    kept = [each for form, each in found.items() if form not in ambiguous]
+    numbers, classes = (np.array([each[column] for each in kept], dtype=np.int64) for column in (1, 2))
+
     sizes = np.bincount(classes)
     size = sizes[classes]
-    alone, few = size < 2, len(texts) - size < num_negatives
+    alone, few = size < 2, len(kept) - size < num_negatives
     raw.dropped["class has no other text"] += int(alone.sum())
     raw.dropped[f"other classes have fewer than {num_negatives} texts"] += int((few & ~alone).sum())
     wanted = np.flatnonzero(~alone & ~few)
-
     # A class is contiguous in this order, so the other classes are what comes before and after it.
     order = np.argsort(classes, kind="stable")
     starts = np.cumsum(sizes) - sizes
@@ -222,10 +226,11 @@ def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
         negatives = distinct_below(keys[1], len(order) - own, num_negatives)
         negatives += np.where(negatives >= start[:, None], own[:, None], 0)
         for row, other, others in zip(rows.tolist(), order[passage].tolist(), order[negatives].tolist(), strict=True):
-            yield Row(texts[row], texts[other], [texts[negative] for negative in others], langs[row])
+            text, _, _, lang = kept[row]
+            yield Row(text, kept[other][0], [kept[negative][0] for negative in others], lang)
 
 
-def distinct_below(keys: NDArray[np.uint64], bounds: _Integers, count: int) -> _Integers:
+def distinct_below(keys: NDArray[np.uint64], bounds: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Draw for each key ``count`` different integers from 0 up to its bound, all choices and orders equally likely.
 
     The algorithm of Floyd (Bentley and Floyd, "Programming pearls: a sample of brilliance", 1987) for all rows at once.
@@ -242,33 +247,6 @@ def distinct_below(keys: NDArray[np.uint64], bounds: _Integers, count: int) -> _
     return np.take_along_axis(drawn, order, axis=1)
 
 
-def _texts_of_one_class(raw: RawRows) -> tuple[list[str], _Integers, _Integers, list[str | None]]:
-    """Return the texts of exactly one class, with the numbers of their raw rows, their classes and languages.
-
-    Of a text in several spellings the first is kept.
-    """
-    positions: dict[str, int] = {}
-    class_numbers: dict[str, int] = {}
-    found: list[tuple[str, int, int, str | None]] = []
-    ambiguous: set[int] = set()
-    for number, row in raw:
-        text, label = row["text"], row["label"]
-        if not _is_label(label):
-            raise raw.refuse("label", f"holds {str(label)[:100]!r}, which is neither text nor number")
-        label_number = class_numbers.setdefault(_label_text(label), len(class_numbers))
-        position = positions.setdefault(normalise(text), len(positions))
-        if position == len(found):
-            found.append((text, number, label_number, row["lang"]))
-        elif found[position][2] == label_number:
-            raw.dropped["text is repeated"] += 1
-        else:
-            raw.dropped["text has several labels"] += 1 + (position not in ambiguous)
-            ambiguous.add(position)
-    kept = [each for position, each in enumerate(found) if position not in ambiguous]
-    texts, numbers, classes, langs = zip(*kept, strict=True) if kept else ((), (), (), ())
-    return texts, np.array(numbers, dtype=np.int64), np.array(classes, dtype=np.int64), langs
-
-
 def _is_label(value: Any) -> bool:
     return isinstance(value, (str, bool, int, float))
 
@@ -278,32 +256,33 @@ def _label_text(value: Any) -> str:
 
     Labels of csv files are texts, and a program may have written a column with gaps as floats.
     """
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
-    text = str(value)
-    return {"true": "1", "false": "0"}.get(text.lower()) or re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text)
+    text = {"true": "1", "false": "0"}.get(str(value).lower(), str(value))
+    return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text)
 
 
-def _meaning(raw: RawRows, label: Any, meanings: Mapping[Any, str | None], key: str) -> str | None:
+def _meaning(raw: RawRows, label: Any, meanings: Mapping[str, str | None], key: str) -> str | None:
     """Return the meaning of a raw row's label, or None, and count the row, if it is to be left out.
 
     The label -1, which means "not labelled" in many data sets, need not be in ``meanings``.
     """
     name = _label_text(label)
-    known = {_label_text(written): meaning for written, meaning in meanings.items()}
-    if name not in known and name != "-1":
+    if name not in meanings and name != "-1":
         raise raw.refuse("label", f"holds the unknown label {label!r}; add it to {key!r}, null to leave it out")
-    if known.get(name) is None:
+    if meanings.get(name) is None:
         raw.dropped[f"label is {name}"] += 1
-    return known.get(name)
+    return meanings.get(name)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+# Keys of a build file
+
+
+def is_filled(value: Any) -> bool:
+    """Return whether a value is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_scale(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] != value[1]
+    return isinstance(value, list) and len({*value}) == len(value) == 2 and {*map(type, value)} <= {int, float}
 
 
 def _are_nli_labels(value: Any) -> bool:
@@ -311,49 +290,46 @@ def _are_nli_labels(value: Any) -> bool:
     return "entailment" in meanings and all(meaning in (*_NLI_LABELS, None) for meaning in meanings)
 
 
-def _label_names(label_texts: Mapping[Any, str | None]) -> list[str]:
-    return list(dict.fromkeys(text for text in label_texts.values() if text is not None))
-
-
 def _are_label_texts(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(text is None or isinstance(text, str) for text in value.values()):
-        return False
-    texts = _label_names(value)
-    return len(texts) == 2 and all(text.strip() for text in texts) and len(set(map(normalise, texts))) == 2
+    texts = [text for text in value.values() if text is not None] if isinstance(value, dict) else []
+    return all(map(is_filled, texts)) and len({*texts}) == len({*map(normalise, texts)}) == 2
 
 
-_NLI_KEY = Key(
-    f"a mapping of labels to {', '.join(_NLI_LABELS)} or null, with entailment among them",
-    _are_nli_labels,
-    {label: label for label in _NLI_LABELS},
-)
-_LABEL_TEXTS = Key("a mapping of labels to two different texts, such as {0: negative, 1: positive}", _are_label_texts)
-_DUPLICATE_LABEL = Key("a text, a number or a truth value", _is_label, 1)
-_THRESHOLD = Key("a number from 0 to 5", lambda value: _is_number(value) and 0 <= value <= 5, 4)
-_SCALE = Key("a list of the lowest and the highest score, such as [0, 1]", _is_scale, [0, 5])
-_BOTH = {"both_directions": Key("true or false", lambda value: isinstance(value, bool), False)}
-_NEGATIVES = {
-    "num_negatives": Key("a number of at least 1", lambda value: type(value) is int and value >= 1, 24),
+TEXT = Key("a text", is_filled)
+NUMBER = Key("a number of at least 1", lambda value: type(value) is int and value >= 1)
+FLAG = Key("true or false", lambda value: isinstance(value, bool))
+_NLI = f"a mapping of labels to {', '.join(_NLI_LABELS)} or null, with entailment among them"
+_TWO_TEXTS = "a mapping of labels to two different texts, such as {0: negative, 1: positive}"
+_STS_KEYS = {
+    "threshold": Key("a number from 0 to 5", lambda value: type(value) in (int, float) and 0 <= value <= 5, 4),
+    "scale": Key("a list of the lowest and the highest score, such as [0, 1]", _is_scale, [0, 5]),
 }
-_PAIR, _LANGS = ("query", "passage"), ("lang", "passage_lang")
-_TEXT, _LABEL = ("text",), ("label",)
+_BOTH = {"both_directions": FLAG._replace(default=False)}
+_NEGATIVES = {"num_negatives": NUMBER._replace(default=24)}
+_PAIR, _LANGS, _LABELLED = ("query", "passage"), ("lang", "passage_lang"), (("text",), ("label",))
 
 FORMATS = {
     "pairs": Format(pairs, "retrieval", _PAIR, optional=_LANGS, keys=_BOTH),
-    "summaries": Format(summaries, "retrieval", ("summary", "article")),
-    "nli": Format(nli, "retrieval", ("premise", "hypothesis"), _LABEL, keys={"labels": _NLI_KEY, **_NEGATIVES}),
-    "sts": Format(
-        sts, "retrieval", _PAIR, ("score",), _LANGS, symmetric=True, keys={"threshold": _THRESHOLD, "scale": _SCALE}
+    "summaries": Format(pairs, "retrieval", ("summary", "article")),
+    "nli": Format(
+        nli,
+        "retrieval",
+        ("premise", "hypothesis"),
+        ("label",),
+        keys={"labels": Key(_NLI, _are_nli_labels, {label: label for label in _NLI_LABELS}), **_NEGATIVES},
     ),
+    "sts": Format(sts, "retrieval", _PAIR, ("score",), _LANGS, symmetric=True, keys=_STS_KEYS),
     "duplicates": Format(
         duplicates,
         "retrieval",
         _PAIR,
         optional=("label", *_LANGS),
         symmetric=True,
-        keys={"duplicate_label": _DUPLICATE_LABEL, **_BOTH},
+        keys={"duplicate_label": Key("a text, a number or a truth value", _is_label, 1), **_BOTH},
     ),
     "duplicate_groups": Format(duplicate_groups, "retrieval", values=("group",), symmetric=True, keys=_BOTH),
-    "labelled": Format(labelled, "clustering", _TEXT, _LABEL, symmetric=True, keys=_NEGATIVES),
-    "two_way": Format(two_way, "classification", _TEXT, _LABEL, num_negatives=1, keys={"label_texts": _LABEL_TEXTS}),
+    "labelled": Format(labelled, "clustering", *_LABELLED, symmetric=True, keys=_NEGATIVES),
+    "two_way": Format(
+        two_way, "classification", *_LABELLED, num_negatives=1, keys={"label_texts": Key(_TWO_TEXTS, _are_label_texts)}
+    ),
 }

@@ -54,27 +54,23 @@ def draw_distinct(
         Items, shape (rows, count); all -1 for a row with fewer than ``count`` possible items.
     """
     drawn = np.full((len(keys), count), -1, dtype=np.intp)
-
-    def fill(rows: Rows, both: tuple[Rows, Rows], width: int) -> None:
-        step = max(1, _CHUNK_ELEMENTS // max(1, sum(min(len(pool), 2 * width) for pool in both)))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            first = _candidates(for_purpose(keys[part], "first pool"), both[0], width)
-            rest = _candidates(for_purpose(keys[part], "rest pool"), both[1], width)
-            # Interleave three of the first pool with one of the second.
-            ranks = np.concatenate((np.arange(first.shape[1]) / 3, np.arange(rest.shape[1]) + 0.9))
-            items = np.concatenate((first, rest), axis=1)[:, np.argsort(ranks, kind="stable")]
-            drawn[part] = first_distinct(items, allowed(part[:, None], items), identity, count)
-
     # Twice the need outlasts the repeats of a draw with replacement.
     width = 2 * count + 16
     for group, rows in grouped(groups, np.arange(len(keys))):
         both = pools(group)
-        fill(rows, both, width)
         longest = max(map(len, both))
-        if longest > 2 * width:
-            # Offer every item to the rows that are incomplete by chance.
-            fill(rows[drawn[rows, 0] < 0], both, longest)
+        # Offer every item to the rows that are incomplete by chance.
+        for most in (width, longest) if longest > 2 * width else (width,):
+            left = rows[drawn[rows, 0] < 0]
+            step = max(1, _CHUNK_ELEMENTS // max(1, sum(min(len(pool), 2 * most) for pool in both)))
+            for start in range(0, len(left), step):
+                part = left[start : start + step]
+                first = _candidates(for_purpose(keys[part], "first pool"), both[0], most)
+                rest = _candidates(for_purpose(keys[part], "rest pool"), both[1], most)
+                # Interleave three of the first pool with one of the second.
+                ranks = np.concatenate((np.arange(first.shape[1]) / 3, np.arange(rest.shape[1]) + 0.9))
+                items = np.concatenate((first, rest), axis=1)[:, np.argsort(ranks, kind="stable")]
+                drawn[part] = first_distinct(items, allowed(part[:, None], items), identity, count)
     return drawn
 
 

@@ -7,16 +7,16 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 from babel import localedata
+from scipy.sparse import csr_array
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
 from training.common.languages import iso639_3, script_of
-from training.data.cldr.draws import Keys, Mask, Rows, grouped
+from training.data.cldr.draws import Keys, Mask, Rows
 from training.data.cleaning.normalise import normalise
 
 logger = logging.getLogger(__name__)
@@ -84,11 +84,8 @@ class CldrNames:
         Two concepts are confusable if some text names both in any language, or if a third concept shares a text with
         each. The name of a confusable concept cannot be a negative: the text does not tell which one is meant.
         """
-        shares = np.eye(len(self.concepts), dtype=np.float32)
-        ambiguous = np.flatnonzero(self.partners(self.concept) > 1)
-        for _, rows in grouped(self.text_id[ambiguous], ambiguous):
-            for one, other in permutations(np.unique(self.concept[rows]).tolist(), 2):
-                shares[one, other] = 1
+        occurs = csr_array((np.ones(len(self.texts), dtype=np.float32), (self.text_id, self.concept)))
+        shares = ((occurs.T @ occurs).toarray() > 0).astype(np.float32)
         return shares @ shares > 0
 
     def partners(self, values: Rows) -> Rows:
@@ -119,14 +116,15 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
         raise UserError(f"languages {unknown} are not base languages of CLDR; use identifiers such as 'de' or 'yue'")
     english = _names_in(ENGLISH)
     concepts = tuple(sorted(english, key=lambda concept: (KINDS.index(concept[0]), concept[1])))
-    rows: list[tuple[str, int, int]] = []
+    # Text, concept and language of each row, and the label of its key.
+    rows: list[tuple[str, int, int, str]] = []
     kept: list[tuple[str, str, str]] = []
     for identifier in known if languages is None else sorted({ENGLISH, *languages}):
         names = _names_in(identifier)
         if len(names) < MIN_NAMES:
             continue
         try:
-            found = (identifier, iso639_3(identifier), script_of(identifier))
+            described = (identifier, iso639_3(identifier), script_of(identifier))
         except ValueError as error:
             logger.warning("Skipped %s: %s", identifier, error)
             continue
@@ -134,23 +132,19 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
             name = names.get(concept)
             # Skip untranslated codes: "armi" for Imperial Aramaic, but not "Fon" for Fon.
             if name and not normalise(name) == normalise(concept[1]) != normalise(english[concept]):
-                rows.append((name, position, len(kept)))
-        kept.append(found)
+                rows.append((name, position, len(kept), "|".join((*concept, identifier))))
+        kept.append(described)
 
-    texts, concept_index, language_index = zip(*rows, strict=True)
-    identifiers, codes, scripts = zip(*kept, strict=True)
+    texts, concept_index, language_index, labels = zip(*rows, strict=True)
     numbers: dict[str, int] = {}
-    labels = ["|".join((*concepts[concept], identifiers[language])) for _, concept, language in rows]
     return CldrNames(
-        texts=texts,
-        concept=np.array(concept_index, dtype=np.intp),
-        language=np.array(language_index, dtype=np.intp),
-        text_id=np.array([numbers.setdefault(normalise(text), len(numbers)) for text in texts], dtype=np.intp),
-        draw_key=keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
-        concepts=concepts,
-        languages=identifiers,
-        codes=codes,
-        scripts=scripts,
+        texts,
+        np.array(concept_index, dtype=np.intp),
+        np.array(language_index, dtype=np.intp),
+        np.array([numbers.setdefault(normalise(text), len(numbers)) for text in texts], dtype=np.intp),
+        keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
+        concepts,
+        *zip(*kept, strict=True),
     )
 
 

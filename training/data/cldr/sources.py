@@ -55,18 +55,15 @@ def build_cldr(
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
     (query, passage, lang, script, kind), ``candidates.parquet`` (passage: every distinct English name) and
-    ``build.json``. No held-out text occurs in any source.
+    ``build.json``. No held-out text occurs in any source. A finished build with the same options is kept.
 
     Args:
-        output_dir: The folder to write, complete or not at all. If it already contains the same build, it is kept.
+        output_dir: The folder to write, complete or not at all; it is returned.
         seed: The seed of every draw.
         held_out_share: The share of names to propose for holding out, in [0, 1). Names whose text stays in training
             under another concept or language are not held out, so the resulting share is smaller.
         num_negatives: Negatives per row of the retrieval and clustering sources; classification has one.
         languages: CLDR identifiers of the languages to build besides English, or None for all with enough names.
-
-    Returns:
-        ``output_dir``.
 
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
@@ -95,21 +92,13 @@ def _write(folder: Path, names: CldrNames, held_out: Mask, num_negatives: int) -
     entries, counts, dropped = [], {}, {}
     # One source after the other, to keep only one in memory.
     for name, kind in SOURCES.items():
-        drawn = kind.draw(names, np.flatnonzero(~held_out), num_negatives)
+        about = kind._asdict()
+        drawn = about.pop("draw")(names, np.flatnonzero(~held_out), num_negatives)
         table, languages = _table(names, name, *drawn)
         _write_parquet(table, folder / f"{name}.parquet")
         counts[name], dropped[name] = len(table), len(drawn[0]) - len(table)
-        entries.append(
-            {
-                "name": name,
-                "files": [f"{name}.parquet"],
-                "task_type": kind.task_type,
-                "symmetric": kind.symmetric,
-                "instruction": kind.instruction,
-                "languages": languages,
-                "licence": LICENCE,
-            }
-        )
+        about |= {"languages": languages, "licence": LICENCE}
+        entries.append({"name": name, "files": [f"{name}.parquet"], **about})
     write_manifest(folder / MANIFEST, entries)
     rows = np.flatnonzero(held_out)
     concept, language = names.concept[rows].tolist(), names.language[rows].tolist()
@@ -123,13 +112,12 @@ def _write(folder: Path, names: CldrNames, held_out: Mask, num_negatives: int) -
     _write_parquet(evaluation, folder / "held_out.parquet")
     candidates = dict.fromkeys(names.texts[row] for row in names.english.tolist())
     _write_parquet(pa.table({"passage": pa.array(candidates, type=pa.string())}), folder / "candidates.parquet")
-    return {
-        "names": len(names.texts),
-        "languages": len(names.languages),
-        "held_out": len(rows),
-        "rows": counts,
-        "dropped": dropped,
-    }
+    counted = {"names": len(names.texts), "languages": len(names.languages), "held_out": len(rows)}
+    return {**counted, "rows": counts, "dropped": dropped}
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: Rows) -> tuple[pa.Table, list[str]]:
@@ -142,14 +130,8 @@ def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: R
     text_id = np.append(names.text_id, [-1, -2])
     paired = (passage >= 0) & (text_id[query] != text_id[passage])
     kept = paired & (negatives[:, 0] >= 0)
-    logger.info(
-        "%s: %d rows; dropped %d without a suitable passage and %d with fewer than %d possible negatives",
-        name,
-        kept.sum(),
-        (~paired).sum(),
-        (paired & ~kept).sum(),
-        negatives.shape[1],
-    )
+    text = "%s: %d rows; dropped %d without a suitable passage and %d with fewer than %d possible negatives"
+    logger.info(text, name, kept.sum(), (~paired).sum(), (paired & ~kept).sum(), negatives.shape[1])
     query, passage, negatives = query[kept], passage[kept], negatives[kept]
     columns = {"query": query, "passage": passage}
     columns |= {f"negative_{number}": column for number, column in enumerate(negatives.T, start=1)}
@@ -157,10 +139,6 @@ def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: R
     table = table.append_column("lang", pa.array(names.codes).take(pa.array(names.language[query])))
     named = np.concatenate((query, passage[passage < len(names.texts)]))
     return table, sorted({names.codes[language] for language in np.unique(names.language[named]).tolist()})
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def translation(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
@@ -250,10 +228,7 @@ def _related(
     query = rows[answer.any(axis=1)[names.concept[rows]]]
     answers_in = _pool(names.language, rows[is_answer[names.concept[rows]]])
     others_in = _pool(names.language, rows[is_other[names.concept[rows]]])
-
-    def pools(language: int) -> tuple[Rows, Rows]:
-        return answers_in(language)[0], others_in(language)[0]
-
+    pools = lambda language: (answers_in(language)[0], others_in(language)[0])  # noqa: E731
     purpose, groups = f"cldr_territory_{kind}", names.language[query]
     passage = _draw(names, query, f"{purpose} passage", groups, answers_in, 1, answer)[:, 0]
     return query, passage, _draw(names, query, f"{purpose} negatives", groups, pools, num_negatives, ~barred)

@@ -3,19 +3,20 @@
 Texts are compared column by column after the same normalisation. A whole text counts however short it is. Tokens are
 words, or characters where the script has no spaces; 13 of them are about as much text as 3 to 8 words.
 
-``datatrove``'s decontamination needs ``lighteval`` and a word tokenizer for one language, does not find texts shorter
-than a run, and stops at the first match of a row, while the report needs every set and column. This index is a sorted
-array of 8 bytes per distinct run, memory-mapped.
+``datatrove``'s decontamination does not find texts shorter than a run, and stops at the first match of a row, while the
+report needs every set and column. This index is a sorted array of hashes with the column that each comes from.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,17 +33,18 @@ GRAM = 13
 _TEXTS_PER_CHUNK = 16_384
 # Long passages times 24 negatives: fewer rows at once than elsewhere.
 _BATCH_ROWS = 2048
-# Sorted after so many new hashes.
-_UNSORTED = 1 << 20
 
 
 class Contamination(NamedTuple):
-    """What evaluation sets and rows have in common."""
+    """What evaluation sets and rows have in common.
 
-    columns: list[tuple[str, str]]  # name and column of each column of evaluation texts
-    texts: list[int]  # their number in each column
-    # For each file (n, 4): row, column (0 the query, 1 the passage, k + 1 the negative k), index in columns, and 1 if
-    # the text is an evaluation text or 0 if it shares a run.
+    Attributes:
+        columns: Set, column and number of texts of each column of evaluation texts.
+        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, k + 1 the negative k), index in
+            ``columns``, and 1 if the text is an evaluation text or 0 if it shares a run.
+    """
+
+    columns: list[tuple[str, str, int]]
     found: list[np.ndarray]
 
 
@@ -55,7 +57,7 @@ def find_contamination(
 ) -> Contamination:
     """Look for evaluation texts in queries, passages and, on request, negatives of files.
 
-    ``work`` is the folder of intermediate results, which are reused while files and sets stay the same.
+    Intermediate results in the folder ``work`` are reused while files and sets stay the same.
     """
     names = [each.name for each in sets]
     for name in names:
@@ -64,116 +66,79 @@ def find_contamination(
     versions = [each.version() for each in sets]
     index = stage_folder(work, "evaluation", [], [GRAM, versions])
     phases = [
-        Phase("evaluation-sets", partial(_index_set, tuple(sets), index), len(sets)),
-        Phase("evaluation-index", partial(_merge_index, index), 1),
+        Phase("evaluation-sets", partial(_hash_set, tuple(sets), index), len(sets)),
+        Phase("evaluation-index", partial(_merge, index), 1),
     ]
     run_phases(phases, index / "tasks", executor)
     rows = stage_folder(work, "contamination", files, [GRAM, versions, negatives])
     find = partial(_find, tuple(files), index, negatives, rows)
     run_phases([Phase("contamination", find, len(files))], rows / "tasks", executor)
-    labels = _labels(index)
-    columns = [(names[label["set"]], label["column"]) for label in labels]
-    found = [np.load(rows / f"{number:05d}.npy") for number in range(len(files))]
-    return Contamination(columns, [label["texts"] for label in labels], found)
+    columns = [(names[number], *more) for number, *more in json.loads((index / "columns.json").read_text())]
+    return Contamination(columns, [np.load(rows / f"{number:05d}.npy") for number in range(len(files))])
 
 
-class _Distinct:
-    """Distinct hashes; in memory there are few more than these at any time."""
-
-    def __init__(self) -> None:
-        self._sorted = np.empty(0, dtype=np.uint64)
-        self._new: list[np.ndarray] = []
-        self._count = 0
-
-    def add(self, hashes: np.ndarray) -> None:
-        self._new.append(hashes)
-        self._count += len(hashes)
-        if self._count > max(len(self._sorted), _UNSORTED):
-            self.sorted()
-
-    def sorted(self) -> np.ndarray:
-        # np.unique first builds a hash table, which takes several times as long.
-        hashes = np.sort(np.concatenate([self._sorted, *self._new]))
-        self._sorted, self._new, self._count = hashes[np.diff(hashes, prepend=~hashes[:1]) != 0], [], 0
-        return self._sorted
+def _hash_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return hashes of whole texts and of their runs, which are whole texts, and the text of each."""
+    hashed = hash_texts(texts)
+    runs, owner = ngram_hashes(hashed, GRAM)
+    whole = np.arange(len(texts) + len(runs)) < len(texts)
+    return np.append(hashed.wholes, runs), whole, np.append(np.arange(len(texts)), owner)
 
 
-def _index_set(sets: Sequence[EvaluationSet], folder: Path, task: int) -> None:
-    """Write the hashes of one set: for each column those of whole texts and those of runs, sorted."""
-    waiting: dict[str, list[str]] = defaultdict(list)
-    wholes: dict[str, _Distinct] = defaultdict(_Distinct)
-    grams: dict[str, _Distinct] = defaultdict(_Distinct)
-    counts: dict[str, int] = defaultdict(int)
-
-    def take(column: str) -> None:
-        hashed = hash_texts(waiting[column])
-        wholes[column].add(hashed.wholes)
-        grams[column].add(ngram_hashes(hashed, GRAM)[0])
-        counts[column] += len(waiting.pop(column))
-
-    for column, text in sets[task].texts():
-        # Blank texts are equal to one another and say nothing.
-        if text.strip():
-            waiting[column].append(text)
-            if len(waiting[column]) == _TEXTS_PER_CHUNK:
-                take(column)
-    for column in list(waiting):
-        take(column)
+def _hash_set(sets: Sequence[EvaluationSet], folder: Path, task: int) -> None:
+    """Write the distinct hashes of one set by column and kind, and the number of texts in each column."""
+    hashes: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    # Blank texts are equal to one another and say nothing.
+    texts = (pair for pair in sets[task].texts() if pair[1].strip())
+    while chunk := sorted(islice(texts, _TEXTS_PER_CHUNK)):
+        for column, pairs in groupby(chunk, itemgetter(0)):
+            found, whole, _ = _hash_texts([text for _, text in pairs])
+            counts[column] += int(whole.sum())
+            for kind in (False, True):
+                hashes[column, kind].append(np.unique(found[whole == kind]))
     if not counts:
         raise UserError(f"evaluation set {sets[task].name!r} holds no text; check its file and columns")
-    labels = []
-    for number, column in enumerate(sorted(counts)):
-        stem = f"{task:04d}_{number:03d}"
-        np.save(folder / f"{stem}.wholes.npy", wholes[column].sorted())
-        np.save(folder / f"{stem}.grams.npy", grams[column].sorted())
-        labels.append({"set": task, "column": column, "texts": counts[column], "stem": stem})
-    write_whole(folder / f"{task:04d}.json", json.dumps(labels))
+    columns = sorted(counts)
+    for number, column in enumerate(columns):
+        for kind in (False, True):
+            np.save(folder / f"{task:04d}_{number:03d}_{kind:d}.npy", np.unique(np.concatenate(hashes[column, kind])))
+    write_whole(folder / f"{task:04d}.json", json.dumps([[task, column, counts[column]] for column in columns]))
 
 
-def _labels(folder: Path) -> list[dict[str, Any]]:
-    return [label for path in sorted(folder.glob("[0-9]*.json")) for label in json.loads(path.read_text())]
+def _merge(folder: Path, _: int) -> None:
+    """Write the hashes of all sets, sorted, and beside each its column and kind as ``2 * column + kind``."""
+    columns = [column for path in sorted(folder.glob("[0-9]*.json")) for column in json.loads(path.read_text())]
+    parts = [np.load(path) for path in sorted(folder.glob("[0-9]*.npy"))]
+    hashes, codes = np.concatenate(parts), np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, parts)))
+    order = np.argsort(hashes)
+    np.save(folder / "hashes.npy", hashes[order])
+    np.save(folder / "codes.npy", codes[order])
+    write_whole(folder / "columns.json", json.dumps(columns))
 
 
-def _merge_index(folder: Path, _: int) -> None:
-    """Write the hashes of all sets together, so that a row without a match is looked up once."""
-    for kind in ("wholes", "grams"):
-        merged = _Distinct()
-        for label in _labels(folder):
-            merged.add(np.load(folder / f"{label['stem']}.{kind}.npy"))
-        np.save(folder / f"all.{kind}.npy", merged.sorted())
-
-
-def _is_in(hashes: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Mask of the hashes that a sorted index contains."""
-    if not len(index):
-        return np.zeros(len(hashes), dtype=bool)
-    return index[np.minimum(np.searchsorted(index, hashes), len(index) - 1)] == hashes
-
-
-def _find(files: Sequence[Path], index: Path, negatives: bool, folder: Path, task: int) -> None:
-    def load(stem: str) -> list[np.ndarray]:
-        return [np.load(index / f"{stem}.{kind}.npy", mmap_mode="r") for kind in ("wholes", "grams")]
-
-    everything, columns = load("all"), [load(label["stem"]) for label in _labels(index)]
-    found: list[tuple[int, int, int, int]] = []
+def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, task: int) -> None:
+    index, codes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "codes"))
     file = PublishedFile(files[task])
     # A column's number is 0 for the query, 1 for the passage and k + 1 for negative_k.
     numbers = {"query": 0, "passage": 1}
     if negatives:
         numbers |= {name: 1 + int(name.removeprefix("negative_")) for name in file.negatives}
+    found = [np.empty((0, 4), dtype=np.int64)]
     for batch in file.batches(_BATCH_ROWS, raw=True):
         for column, number in numbers.items():
-            rows = np.array([row for row, text in enumerate(batch.columns[column]) if text is not None], dtype=np.int64)
-            hashed = hash_texts([batch.columns[column][row] for row in rows])
-            grams, owner = ngram_hashes(hashed, GRAM)
-            hits = []
-            for hashes, position, known in zip((hashed.wholes, grams), (rows, rows[owner]), everything, strict=True):
-                hit = _is_in(hashes, known)
-                hits.append((hashes[hit], position[hit] + batch.first_row))
-            for label, own in enumerate(columns):
-                whole, run = (
-                    set(where[_is_in(hashes, known)].tolist()) for (hashes, where), known in zip(hits, own, strict=True)
-                )
-                found += [(row, number, label, 1) for row in whole]
-                found += [(row, number, label, 0) for row in run - whole]
-    np.save(folder / f"{task:05d}.npy", np.array(sorted(found), dtype=np.int64).reshape(-1, 4))
+            # A missing negative is a blank text, and no evaluation text is blank.
+            hashes, whole, text = _hash_texts([text or "" for text in batch.columns[column]])
+            starts, ends = (np.searchsorted(index, hashes, side) for side in ("left", "right"))
+            # A hash may be that of several columns of evaluation texts.
+            counts = ends - starts
+            match = np.repeat(np.arange(len(hashes)), counts)
+            position = np.arange(len(match)) - np.repeat(np.cumsum(counts) - counts, counts) + starts[match]
+            label, kind = np.divmod(codes[position], 2)
+            matches = np.stack([batch.first_row + text[match], np.full(len(match), number), label, kind], axis=1)
+            found.append(np.unique(matches[kind == whole[match]], axis=0))
+    matches = np.unique(np.concatenate(found), axis=0)
+    # Of a run and a whole text in one place, the whole text is left, which sorts last.
+    last = np.ones(len(matches), dtype=bool)
+    last[:-1] = (matches[1:, :3] != matches[:-1, :3]).any(axis=1)
+    np.save(output / f"{task:05d}.npy", matches[last])

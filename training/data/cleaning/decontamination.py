@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
-from training.common.outputs import check_output, locked, write_whole
+from training.common.outputs import check_output, locked, whole_file, write_whole
 from training.data.cleaning.contamination import Contamination, find_contamination
 from training.data.cleaning.duplicates import DeduplicationOptions, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet
@@ -47,7 +47,7 @@ def decontaminate(
     data_dir: str | None = None,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Look for duplicates and evaluation texts, and write ``contamination.json`` and ``contamination.md``.
+    """Look for duplicates and evaluation texts; write and return the report.
 
     Args:
         manifest: The sources.
@@ -58,13 +58,12 @@ def decontaminate(
         remove: Whether to write the sources without the rows found, and their ``manifest.yaml``.
         data_dir: Folder of the files, instead of the manifest's.
         executor: Where the work runs.
-
-    Returns:
-        The content of ``contamination.json``.
     """
     output, options = Path(output).resolve(), duplicates or DeduplicationOptions(exact=False)
     if not (options.exact or options.near or evaluation):
         raise UserError("nothing to look for; give --exact, --near, --evaluation or --mteb")
+    if not 0 < options.similarity <= 1:
+        raise UserError(f"--similarity must be over 0 and at most 1, got {options.similarity}")
     if options.across and not (options.exact or options.near):
         raise UserError("--across says where duplicates are looked for; give --exact or --near with it")
     sources = load_manifest(manifest, data_dir)
@@ -84,29 +83,28 @@ def decontaminate(
         work.mkdir(parents=True, exist_ok=True)
         repeats = find_duplicates(files, source_of, options, work, executor)
         contamination = find_contamination(files, evaluation, work, negatives, executor) if evaluation else None
-        removed = _to_remove(len(files), repeats, contamination) if remove else None
-        if removed is not None:
-            _write_clean(sources, removed, output, work, executor)
+        removed = None
+        if remove:
+            found = [[each["row"][each["file"] == file] for each in repeats.values()] for file in range(len(files))]
+            for file, matches in enumerate(contamination.found if contamination else []):
+                found[file].append(matches[:, 0])
+            removed = [np.unique(np.concatenate(each)) for each in found]
+            _write_clean(sources, rows, removed, output, executor)
         report = _report(sources, rows, repeats, options.across, contamination, removed)
         write_whole(output / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        write_whole(output / TABLE, contamination_table(report))
+        write_whole(output / TABLE, _table(report))
     return report
 
 
 # Removal
 
 
-def _to_remove(files: int, repeats: Mapping[str, np.ndarray], contamination: Contamination | None) -> list[np.ndarray]:
-    """Sorted rows to leave out of each file."""
-    found = [[each["row"][each["file"] == file] for each in repeats.values()] for file in range(files)]
-    if contamination is not None:
-        for file, matches in enumerate(contamination.found):
-            found[file].append(matches[:, 0])
-    return [np.unique(np.concatenate(rows)) for rows in found]
-
-
 def _write_clean(
-    sources: Sequence[Source], removed: Sequence[np.ndarray], output: Path, work: Path, executor: Executor | None
+    sources: Sequence[Source],
+    rows: Sequence[int],
+    removed: Sequence[np.ndarray],
+    output: Path,
+    executor: Executor | None,
 ) -> None:
     """Write ``<source>/<number>.parquet`` for every file, without the rows to remove, and ``manifest.yaml``.
 
@@ -114,55 +112,48 @@ def _write_clean(
     that loses every row is not written, nor is a source without files.
     """
     files = [path for source in sources for path in source.files]
-    digest = hashlib.blake2b(b"".join(len(rows).to_bytes(8, "little") + rows.tobytes() for rows in removed))
-    folder = stage_folder(work, "clean", files, [digest.hexdigest(), [source.name for source in sources]])
-    names = [Path(source.name, f"{number:05d}.parquet") for source in sources for number in range(len(source.files))]
-    empty = [len(rows) == pq.read_metadata(path).num_rows for path, rows in zip(files, removed, strict=True)]
-    moved = folder / "moved"
-    if moved.exists():
-        written = [nothing or (output / name).exists() for nothing, name in zip(empty, names, strict=True)]
-        if all(written) and (output / MANIFEST).exists():
-            return
-        # The user deleted finished files, or the command was killed while it moved them.
-        shutil.rmtree(folder / "tasks")
-        moved.unlink()
-    # In the work folder: earlier files in the output stay until there is something to replace them.
-    new = folder / "files"
-    for source in sources:
-        (new / source.name).mkdir(parents=True, exist_ok=True)
-    for number, rows in enumerate(removed):
-        np.save(folder / f"removed_{number:05d}.npy", rows)
-    clean = partial(_clean, tuple(files), tuple(new / name for name in names), folder)
-    run_phases([Phase("clean", clean, len(files))], folder / "tasks", executor)
-    left = {source.name: sorted(path.name for path in (new / source.name).iterdir()) for source in sources}
-    entries = [
-        {**asdict(source), "files": [f"{source.name}/{name}" for name in left[source.name]]}
-        for source in sources
-        if left[source.name]
-    ]
-    if not entries:
+    names = [f"{source.name}/{number:05d}.parquet" for source in sources for number in range(len(source.files))]
+    kept = [name for name, count, gone in zip(names, rows, removed, strict=True) if len(gone) < count]
+    if not kept:
         raise UserError(f"{output}: no row of any source is left; look at {REPORT} before removing rows")
-    moved.touch()
-    for name, kept in left.items():
-        shutil.rmtree(output / name, ignore_errors=True)
-        if kept:
-            (new / name).rename(output / name)
+    digest = hashlib.blake2b(b"".join(len(gone).to_bytes(8, "little") + gone.tobytes() for gone in removed))
+    folder = stage_folder(output / _WORK, "clean", files, [digest.hexdigest(), names])
+    tasks, manifest = folder / "tasks", output / MANIFEST
+    if manifest.exists():
+        if tasks.exists() and all((output / name).exists() for name in kept):
+            return
+        # Files were written for other data or settings, or deleted since.
+        manifest.unlink()
+        for path in (tasks, *(output / source.name for source in sources)):
+            shutil.rmtree(path, ignore_errors=True)
+    for number, gone in enumerate(removed):
+        (output / names[number]).parent.mkdir(exist_ok=True)
+        np.save(folder / f"removed_{number:05d}.npy", gone)
+    clean = partial(_clean, tuple(files), tuple(output / name for name in names), folder)
+    run_phases([Phase("clean", clean, len(files))], tasks, executor)
+    entries = []
+    for source in sources:
+        own = [name for name in kept if name.startswith(f"{source.name}/")]
+        if own:
+            entries.append({**asdict(source), "files": own})
         else:
-            logger.warning("source %s: every row was removed; the manifest leaves it out", name)
-    write_manifest(output / MANIFEST, entries)
+            logger.warning("source %s: every row was removed; the manifest leaves it out", source.name)
+            shutil.rmtree(output / source.name)
+    write_manifest(manifest, entries)
 
 
 def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: int) -> None:
     removed, path, target = np.load(folder / f"removed_{task:05d}.npy"), files[task], targets[task]
+    # Of a run that was killed, with other settings.
+    target.unlink(missing_ok=True)
     if not len(removed):
-        unfinished = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(path, unfinished)
-        unfinished.replace(target)
+        with whole_file(target) as unfinished:
+            shutil.copyfile(path, unfinished)
     elif len(removed) < pq.read_metadata(path).num_rows:
-        write_parquet(target, _kept(path, removed))
+        write_parquet(target, _without(path, removed))
 
 
-def _kept(path: Path, removed: np.ndarray) -> Iterator[pa.Table]:
+def _without(path: Path, removed: np.ndarray) -> Iterator[pa.Table]:
     row = 0
     for batch in PublishedFile(path).record_batches(all_columns=True):
         stays = ~np.isin(np.arange(row, row + len(batch)), removed)
@@ -183,111 +174,100 @@ def _report(
 ) -> dict[str, Any]:
     """Return counts and examples by source; None means that it was not looked for.
 
-    A row is counted once among the duplicates: as exact rather than near, and as inside its source rather than across.
-    ``contaminated`` separates rows with a whole evaluation text (``whole``) from those that only share a run of tokens
-    (``overlap``). Rows are numbered from 0 within their file.
+    A row is counted once: as exact rather than near, as inside its source rather than across, as having a whole
+    evaluation text (``whole``) rather than a run of one (``overlap``). Rows are numbered from 0 within their file.
     """
     files = [(source.name, path.name) for source in sources for path in source.files]
-    sets: dict[str, dict[str, int]] = defaultdict(dict)
-    if contamination is not None:
-        for (name, column), texts in zip(contamination.columns, contamination.texts, strict=True):
-            sets[name][column] = texts
-    described = []
+    described, end = [], 0
     for source in sources:
-        own = [number for number, (name, _) in enumerate(files) if name == source.name]
-        found = {kind: _duplicates(files, each[np.isin(each["file"], own)]) for kind, each in repeats.items()}
-        nothing = {"inside": None, "across": None, "examples": []}
-        exact, near = (found.get(kind, nothing) for kind in ("exact", "near"))
-        contaminated, leaks = (None, []) if contamination is None else _contaminated(files, contamination, own)
+        start, end = end, end + len(source.files)
+        found = {kind: _duplicates(files, each, range(start, end)) for kind, each in repeats.items()}
+        inside, _, examples = zip(*(found.get(kind, (None, {}, [])) for kind in ("exact", "near")), strict=True)
+        contaminated, leaks = None, []
+        if contamination is not None:
+            contaminated, leaks = _contaminated(files, contamination, range(start, end))
         described.append(
             {
                 "name": source.name,
-                "rows": sum(rows[file] for file in own),
-                "exact_duplicates": exact["inside"],
-                "near_duplicates": near["inside"],
-                "across_sources": {kind: each["across"] for kind, each in found.items()} if across and found else None,
+                "rows": sum(rows[start:end]),
+                "exact_duplicates": inside[0],
+                "near_duplicates": inside[1],
+                "across_sources": {kind: each[1] for kind, each in found.items()} if across and found else None,
                 "contaminated": contaminated,
-                "removed": None if removed is None else sum(len(removed[file]) for file in own),
-                "examples": {
-                    "exact_duplicates": exact["examples"],
-                    "near_duplicates": near["examples"],
-                    "contaminated": leaks,
-                },
+                "removed": None if removed is None else sum(map(len, removed[start:end])),
+                "examples": {"exact_duplicates": examples[0], "near_duplicates": examples[1], "contaminated": leaks},
             }
         )
+    sets: dict[str, dict[str, int]] = defaultdict(dict)
+    if contamination is not None:
+        for name, column, texts in contamination.columns:
+            sets[name][column] = texts
     return {"evaluation_sets": [{"name": name, "texts": texts} for name, texts in sets.items()], "sources": described}
 
 
-def _duplicates(files: Sequence[tuple[str, str]], repeats: np.ndarray) -> dict[str, Any]:
-    """Counts of a source's repeats inside it and by other source, and examples of both."""
-    inside = repeats["inside"]
-    others = Counter(files[file][0] for file in repeats["first_file"][~inside].tolist())
-    chosen = np.sort(np.concatenate([np.flatnonzero(part)[:_EXAMPLES] for part in (inside, ~inside)]))
+def _duplicates(
+    files: Sequence[tuple[str, str]], repeats: np.ndarray, own: range
+) -> tuple[int, dict[str, int], list[dict[str, Any]]]:
+    """The number of a source's repeats inside it, their numbers by other source, and examples of both."""
+    repeats = repeats[np.isin(repeats["file"], own)]
+    inside, across = repeats[repeats["inside"]], repeats[~repeats["inside"]]
+    others = Counter(files[file][0] for file in across["first_file"].tolist())
+    chosen = np.sort(np.concatenate([inside[:_EXAMPLES], across[:_EXAMPLES]]))
     examples = [
         {
             "file": files[file][1],
             "row": row,
             "repeats": {"source": files[first_file][0], "file": files[first_file][1], "row": first_row},
         }
-        for file, row, first_file, first_row, _ in repeats[chosen].tolist()
+        for file, row, first_file, first_row, _ in chosen.tolist()
     ]
-    return {"inside": int(inside.sum()), "across": dict(sorted(others.items())), "examples": examples}
+    return len(inside), dict(sorted(others.items())), examples
 
 
 def _contaminated(
-    files: Sequence[tuple[str, str]], contamination: Contamination, own: Sequence[int]
+    files: Sequence[tuple[str, str]], contamination: Contamination, own: range
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Counts of a source's rows, in all and by evaluation set and column, and examples."""
-    # Whether a row has a whole text: of all sets under (), of a set, and of a set in a column of the rows.
-    seen: dict[tuple[str, ...], dict[tuple[int, int], bool]] = defaultdict(dict)
-    examples: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    # Rows by kind: of all sets under (), of a set, and of a set in a column of the rows.
+    rows: dict[tuple[str, ...], list[set[tuple[int, int]]]] = defaultdict(lambda: [set(), set()])
+    examples: list[list[dict[str, Any]]] = [[], []]
     for file in own:
         for row, number, label, whole in contamination.found[file].tolist():
-            name, evaluation_column = contamination.columns[label]
+            name, evaluation_column, _ = contamination.columns[label]
             column = ("query", "passage")[number] if number < 2 else f"negative_{number - 1}"
             for key in ((), (name,), (name, column)):
-                seen[key][file, row] = seen[key].get((file, row), False) or bool(whole)
-            if len(examples[bool(whole)]) < _EXAMPLES:
+                rows[key][whole].add((file, row))
+            if len(examples[whole]) < _EXAMPLES:
                 example = {"file": files[file][1], "row": row, "column": column, "evaluation_set": name}
                 example |= {"evaluation_column": evaluation_column, "kind": "whole" if whole else "overlap"}
-                examples[bool(whole)].append(example)
+                examples[whole].append(example)
 
     def counts(key: tuple[str, ...]) -> dict[str, int]:
-        whole = sum(seen[key].values())
-        return {"whole": whole, "overlap": len(seen[key]) - whole}
+        overlap, whole = rows[key]
+        return {"whole": len(whole), "overlap": len(overlap - whole)}
 
     sets = {
-        name: {**counts((name,)), "columns": {key[1]: counts(key) for key in sorted(seen) if key[:-1] == (name,)}}
-        for (name,) in sorted(key for key in seen if len(key) == 1)
+        name: {**counts((name,)), "columns": {key[1]: counts(key) for key in sorted(rows) if key[:-1] == (name,)}}
+        for (name,) in sorted(key for key in rows if len(key) == 1)
     }
-    return {"rows": len(seen[()]), **counts(()), "sets": sets}, examples[True] + examples[False]
+    total = counts(())
+    return {"rows": sum(total.values()), **total, "sets": sets}, examples[True] + examples[False]
 
 
-def contamination_table(report: Mapping[str, Any]) -> str:
+def _table(report: Mapping[str, Any]) -> str:
     """Return the report as a Markdown table for the dataset card; a dash means that it was not looked for."""
     head = ["source", "rows", "exact duplicates", "near duplicates", "in other sources"]
     head += ["evaluation texts", "13-gram overlaps", "removed"]
     rows = []
     for source in report["sources"]:
         across, contaminated = source["across_sources"], source["contaminated"] or {}
-        rows.append(
-            [
-                source["rows"],
-                source["exact_duplicates"],
-                source["near_duplicates"],
-                None if across is None else sum(count for kind in across.values() for count in kind.values()),
-                contaminated.get("whole"),
-                contaminated.get("overlap"),
-                source["removed"],
-            ]
-        )
-    looked_for = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
-    rows.append([sum(cells) if cells else None for cells in looked_for])
+        others = None if across is None else sum(sum(kind.values()) for kind in across.values())
+        row = [source["rows"], source["exact_duplicates"], source["near_duplicates"], others]
+        rows.append([*row, contaminated.get("whole"), contaminated.get("overlap"), source["removed"]])
+    rows.append([None if None in column else sum(column) for column in zip(*rows, strict=True)])
     names = [*(source["name"] for source in report["sources"]), "**all**"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for name, cells in zip(names, rows, strict=True):
         lines.append(f"| {name} | " + " | ".join("–" if cell is None else f"{cell:,}" for cell in cells) + " |")
     sets = [f"`{each['name']}` ({sum(each['texts'].values()):,} texts)" for each in report["evaluation_sets"]]
-    if sets:
-        lines.append(f"\nEvaluation sets: {', '.join(sets)}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (f"\nEvaluation sets: {', '.join(sets)}.\n" if sets else "")

@@ -2,28 +2,20 @@
 
 The first row stays: by the order of the manifest, then of a source's files, then by row.
 
-``datatrove``'s exact deduplication does not say which row a duplicate repeats, so hashes are sorted here. Its MinHash
-finds near duplicates, which are then compared: signatures alone would also pair rows that are only half similar. A row
-has two sides, query and passage. A long side is the set of its runs of five tokens; a short one, which changes its
-meaning with one word, is compared as a whole. Both sides must be similar: different questions about one paragraph stay.
+Candidates for near duplicates are found by MinHash (Broder, "On the resemblance and containment of documents", 1997)
+with the parameters of ``datatrove``, whose own step does not say which row each repeats. Then both sides of a row are
+compared: a long query or passage as the set of its runs of five tokens; a short one, which changes its meaning with one
+word, as a whole. So different questions about one paragraph stay.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from datatrove.data import Document
-from datatrove.pipeline.dedup.minhash import (
-    MinhashConfig,
-    MinhashDedupBuckets,
-    MinhashDedupSignature,
-)
-from datatrove.utils.word_tokenizers import WordTokenizer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -33,16 +25,13 @@ from training.data.cleaning.normalise import hash_texts, ngram_hashes, normalise
 from training.data.published import PublishedFile
 from training.data.storage import stage_folder
 
-# Of exact hashes; each is sorted in memory: 50 million rows are 300 MB per partition.
-_PARTITIONS = 4
 # A shorter side is compared as a whole; a longer one by its runs of so many tokens.
 _MIN_TOKENS, _RUN = 30, 5
-# datatrove's defaults: two rows of a similarity of 0.7 meet with a probability of 0.56, of 0.8 with 0.92, of 0.9 with
-# 0.9996.
+# Two rows of a similarity of 0.7 meet in a bucket with a probability of 0.56, of 0.8 with 0.92, of 0.9 with 0.9996.
 _BUCKETS, _HASHES = 14, 8
-_CONFIG = MinhashConfig(n_grams=_RUN, num_buckets=_BUCKETS, hashes_per_bucket=_HASHES)
-_BUCKET_TASKS = 7
-_PAIRS_PER_READ = 1024
+# Random permutations h(x) = (a x + b) mod p of the runs' hashes; datatrove's seed.
+_PRIME, _RANDOM = np.uint64((1 << 61) - 1), np.random.RandomState(1)
+_FACTORS, _TERMS = (_RANDOM.randint(low, _PRIME, dtype=np.uint64, size=_BUCKETS * _HASHES) for low in (1, 0))
 # Bits of a row number beside that of its file.
 _ROW_BITS = 40
 # The hashes of a batch of long passages should fit into some hundred megabytes.
@@ -70,7 +59,7 @@ def find_duplicates(
     work: Path,
     executor: Executor | None = None,
 ) -> dict[str, np.ndarray]:
-    """Find the rows that repeat an earlier one.
+    """Return ``(n,)`` ``REPEATS`` for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
 
     Args:
         files: All files of all sources, in the order in which rows are kept.
@@ -78,56 +67,46 @@ def find_duplicates(
         options: What to look for.
         work: Folder of intermediate results, which are reused while files and options stay the same.
         executor: Where tasks run.
-
-    Returns:
-        ``(n,)`` ``REPEATS`` for ``exact`` and ``near``, as asked for. Exact duplicates are not also near ones.
     """
-    files, source_of = tuple(files), tuple(source_of)
+    files, sources = tuple(files), np.array(source_of, dtype=np.int64)
+    # Rows are compared within a group of files.
+    groups = np.zeros_like(sources) if options.across else sources
     found: dict[str, np.ndarray] = {}
     if options.exact:
-        folder = stage_folder(work, "exact", files, [source_of, options.across, REPEATS.names])
-        phases = [
-            Phase("exact-hashes", partial(_hash_file, files, folder), len(files)),
-            Phase("exact-groups", partial(_find_exact, source_of, options.across, folder), _PARTITIONS),
-        ]
-        run_phases(phases, folder / "tasks", executor)
-        found["exact"] = np.concatenate([np.load(folder / f"repeats_{part:02d}.npy") for part in range(_PARTITIONS)])
+        folder = stage_folder(work, "exact", files, [])
+        run_phases([Phase("exact", partial(_hash_rows, files, folder), len(files))], folder / "tasks", executor)
+        found["exact"] = _repeats(*_exact_groups(folder, groups), sources)
     if options.near:
-        limits = [_MIN_TOKENS, _RUN, _BUCKETS, _HASHES, options.similarity, REPEATS.names]
-        folder = stage_folder(work, "near", files, [source_of, options.across, limits])
-        verify = partial(_verify, source_of if not options.across else (0,) * len(files), options.similarity, folder)
+        limits = [_MIN_TOKENS, _RUN, _BUCKETS, _HASHES, options.similarity]
+        folder = stage_folder(work, "near", files, [groups.tolist(), limits])
         phases = [
             Phase("near-signatures", partial(_sign, files, folder), len(files)),
-            Phase("near-pairs", partial(_pair, folder), _BUCKET_TASKS),
+            Phase("near-pairs", partial(_pair, groups, folder), _BUCKETS),
             Phase("near-candidates", partial(_gather, files, folder), len(files)),
-            Phase("near-verified", verify, _BUCKET_TASKS),
+            Phase("near-verified", partial(_verify, options.similarity, folder), _BUCKETS),
         ]
         run_phases(phases, folder / "tasks", executor)
-        # Signatures take a kilobyte per row.
-        for name in ("signatures", "pairs", "candidates"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        pairs = np.concatenate([np.load(folder / f"verified_{task}.npy") for task in range(_BUCKET_TASKS)])
-        rows, ends = np.unique(_row_keys(pairs[:, ::2], pairs[:, 1::2]), return_inverse=True)
+        pairs = np.concatenate([np.load(folder / f"verified_{bucket}.npy") for bucket in range(_BUCKETS)])
+        rows, ends = np.unique(pairs, return_inverse=True)
         graph = coo_array((np.ones(len(pairs)), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
-        _, group = connected_components(graph, directed=False)
-        found["near"] = _repeats(group, rows >> _ROW_BITS, rows & (1 << _ROW_BITS) - 1, source_of)
-    keys = {kind: _row_keys(repeats["file"], repeats["row"]) for kind, repeats in found.items()}
-    found = {kind: repeats[np.argsort(keys[kind])] for kind, repeats in found.items()}
+        found["near"] = _repeats(connected_components(graph, directed=False)[1], rows, sources)
     if len(found) == 2:
-        found["near"] = found["near"][~np.isin(np.sort(keys["near"]), keys["exact"])]
+        keys = [_row_keys(found[kind]["file"], found[kind]["row"]) for kind in ("near", "exact")]
+        found["near"] = found["near"][~np.isin(*keys)]
     return found
 
 
-def _row_keys(file: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return (file.astype(np.int64) << _ROW_BITS) + row
+def _row_keys(file: np.ndarray | int, row: np.ndarray) -> np.ndarray:
+    """One number for file and row, by which rows are sorted."""
+    return (np.asarray(file, dtype=np.int64) << _ROW_BITS) + row
 
 
-def _repeats(group: np.ndarray, file: np.ndarray, row: np.ndarray, source_of: Sequence[int]) -> np.ndarray:
-    """``REPEATS`` among rows with ``(n,)`` numbers of their group, file and row."""
-    group, file, row = np.stack([group, file, row])[:, np.lexsort((row, file, group))]
-    source = np.asarray(source_of, dtype=np.int64)[file]
+def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """``REPEATS``, by file and row, among rows with ``(n,)`` numbers of their group and ``(n,)`` keys."""
+    order = np.lexsort((keys, group))
+    group, file, row = group[order], keys[order] >> _ROW_BITS, keys[order] & (1 << _ROW_BITS) - 1
     new_group = np.diff(group, prepend=-1) != 0
-    new_source = new_group | (np.diff(source, prepend=-1) != 0)
+    new_source = new_group | (np.diff(sources[file], prepend=-1) != 0)
     index = np.arange(len(group))
     first_of_group, first_of_source = (
         np.maximum.accumulate(np.where(new, index, 0)) for new in (new_group, new_source)
@@ -136,155 +115,114 @@ def _repeats(group: np.ndarray, file: np.ndarray, row: np.ndarray, source_of: Se
     repeats = np.empty(len(group), dtype=REPEATS)
     for name, values in zip(REPEATS.names, (file, row, file[first], row[first], ~new_source), strict=True):
         repeats[name] = values
-    return repeats[~new_group]
+    return np.sort(repeats[~new_group], order=["file", "row"])
 
 
 # Exact duplicates
 
 
-def _hash_file(files: Sequence[Path], folder: Path, task: int) -> None:
-    """Write ``(3, rows)`` hashes of query and passage and row numbers of a file, sorted."""
-    parts = [np.empty((3, 0), dtype=np.uint64)]
+def _hash_rows(files: Sequence[Path], folder: Path, task: int) -> None:
+    """Write ``(2, rows)`` hashes of query and passage of a file."""
+    parts = [np.empty((2, 0), dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(raw=True):
         keys = [[text_key(normalise(text)) for text in batch.columns[column]] for column in ("query", "passage")]
-        parts.append(np.array([*keys, range(batch.first_row, batch.first_row + len(batch))], dtype=np.uint64))
-    hashes = np.concatenate(parts, axis=1)
-    np.save(folder / f"hashes_{task:05d}.npy", hashes[:, np.lexsort(hashes[::-1])])
+        parts.append(np.array(keys, dtype=np.uint64))
+    np.save(folder / f"hashes_{task:05d}.npy", np.concatenate(parts, axis=1))
 
 
-def _find_exact(source_of: Sequence[int], across: bool, folder: Path, task: int) -> None:
-    width = 2**64 // _PARTITIONS
-    low, high = np.array([task * width, (task + 1) * width - 1], dtype=np.uint64)
-    parts, files = [], []
-    for number in range(len(source_of)):
-        # Sorted, so that only this task's part of the file is read.
-        hashes = np.load(folder / f"hashes_{number:05d}.npy", mmap_mode="r")
-        start, end = np.searchsorted(hashes[0], low), np.searchsorted(hashes[0], high, side="right")
-        parts.append(np.asarray(hashes[:, start:end]))
-        files.append(np.full(end - start, number))
-    (queries, passages, rows), file = np.concatenate(parts, axis=1), np.concatenate(files)
-    source = np.zeros_like(file) if across else np.asarray(source_of)[file]
-    order = np.lexsort((source, passages, queries))
-    keys = np.stack([queries, passages, source.astype(np.uint64)])[:, order]
-    new = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
-    group = np.cumsum(np.append(False, new))[: len(order)]
-    np.save(folder / f"repeats_{task:02d}.npy", _repeats(group, file[order], rows[order].astype(np.int64), source_of))
+def _exact_groups(folder: Path, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of groups of equal rows, and the rows' keys."""
+    hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(groups))]
+    rows = np.concatenate([_row_keys(number, np.arange(part.shape[1])) for number, part in enumerate(hashes)])
+    queries, passages = np.concatenate(hashes, axis=1)
+    keys = np.stack([queries, passages, groups[rows >> _ROW_BITS].astype(np.uint64)])
+    return np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows
 
 
 # Near duplicates
 
 
-class _Sides:
-    """One column of some rows as hashes of the runs of long texts and of the whole of short ones."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        hashed = hash_texts(texts)
-        self.wholes, self.long = hashed.wholes, hashed.lengths >= _MIN_TOKENS
-        self._runs, self._owner = ngram_hashes(hashed, _RUN)
-
-    def _split(self, runs: np.ndarray) -> list[np.ndarray]:
-        return np.split(runs, np.searchsorted(self._owner, np.arange(1, len(self.long))))
-
-    def sets(self) -> list[np.ndarray]:
-        """Sorted distinct hashes of each row."""
-        runs = self._split(self._runs)
-        return [np.unique(runs[row]) if long else self.wholes[row : row + 1] for row, long in enumerate(self.long)]
-
-    def keyed(self, keys: np.ndarray) -> list[np.ndarray]:
-        """The runs of each row, mixed with its key; none for a short text."""
-        runs = self._split(keyed_bits(self._runs, keys[self._owner]))
-        return [each if long else each[:0] for each, long in zip(runs, self.long, strict=True)]
-
-
-class _NoTokenizer(WordTokenizer):
-    """datatrove asks for a tokenizer of one language; these rows have many languages and are already hashed."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
-
-    sent_tokenize = span_tokenize = word_tokenize
-
-
-class _Signature(MinhashDedupSignature):
-    """Signs the runs of both sides of a row, which are hashed for many rows at once."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), _CONFIG, _NoTokenizer())
-        self._shingles = np.empty((0, 1), dtype=np.uint64)
-
-    def documents(self, path: Path) -> Iterator[Document]:
-        """Yield a document per row; ``get_shingles`` returns the row's runs until the next one."""
-        for batch in PublishedFile(path).batches(_BATCH_ROWS, raw=True):
-            queries, passages = (_Sides(batch.columns[column]) for column in ("query", "passage"))
-            # Runs are mixed with the hash of a short other side: rows that differ in it never meet.
-            of_query = queries.keyed(np.where(passages.long, np.uint64(1), passages.wholes))
-            of_passage = passages.keyed(np.where(queries.long, np.uint64(2), queries.wholes))
-            for runs in zip(of_query, of_passage, strict=True):
-                self._shingles = np.concatenate(runs).reshape(-1, 1)
-                yield Document(text="", id="")
-
-    def get_shingles(self, text: str) -> np.ndarray:
-        """Return ``(runs, 1)`` hashes; a row of two short sides has none and is left out."""
-        return self._shingles
-
-
 def _sign(files: Sequence[Path], folder: Path, task: int) -> None:
-    step = _Signature(folder / "signatures")
-    step.run(step.documents(files[task]), rank=task)
+    """Write ``(buckets, n)`` keys of the ``n`` rows of a file with a long side, and their row numbers."""
+    rows, keys = [np.empty(0, dtype=np.int64)], [np.empty((_BUCKETS, 0), dtype=np.uint64)]
+    for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True):
+        sides = [hash_texts(batch.columns[column]) for column in ("query", "passage")]
+        runs, owners = [], []
+        for number, (side, other) in enumerate(zip(sides, sides[::-1], strict=True), start=1):
+            own, owner = ngram_hashes(side, _RUN)
+            long = side.lengths[owner] >= _MIN_TOKENS
+            # Runs are mixed with the hash of a short other side: rows that differ in it never meet.
+            mixed = np.where(other.lengths >= _MIN_TOKENS, np.uint64(number), other.wholes)
+            runs.append(keyed_bits(own[long], mixed[owner[long]]))
+            owners.append(owner[long])
+        order = np.argsort(np.concatenate(owners), kind="stable")
+        of_row = np.concatenate(runs)[order]
+        signed, starts = np.unique(np.concatenate(owners)[order], return_index=True)
+        if len(signed):
+            permutations = zip(_FACTORS, _TERMS, strict=True)
+            least = [np.minimum.reduceat((of_row * factor + term) % _PRIME, starts) for factor, term in permutations]
+            rows.append(signed + batch.first_row)
+            keys.append(np.stack([keyed_bits(*least[i : i + _HASHES]) for i in range(0, len(least), _HASHES)]))
+    np.save(folder / f"signed_{task:05d}.npy", np.concatenate(rows))
+    np.save(folder / f"keys_{task:05d}.npy", np.concatenate(keys, axis=1))
 
 
-def _pair(folder: Path, task: int) -> None:
-    step = MinhashDedupBuckets(
-        str(folder / "signatures"), str(folder / "pairs"), config=_CONFIG, lines_to_buffer=_PAIRS_PER_READ
-    )
-    for bucket in range(task, _BUCKETS, _BUCKET_TASKS):
-        step.run(rank=bucket, world_size=_BUCKETS)
+def _pair(groups: np.ndarray, folder: Path, bucket: int) -> None:
+    """Write ``(pairs, 2)`` neighbouring rows that have one key in a bucket."""
+    numbers = range(len(groups))
+    rows = np.concatenate([_row_keys(number, np.load(folder / f"signed_{number:05d}.npy")) for number in numbers])
+    keys = np.concatenate([np.load(folder / f"keys_{number:05d}.npy", mmap_mode="r")[bucket] for number in numbers])
+    order = np.argsort(keys, kind="stable")
+    equal = keys[order][1:] == keys[order][:-1]
+    pairs = np.stack([rows[order][:-1][equal], rows[order][1:][equal]], axis=1)
+    group = groups[pairs >> _ROW_BITS]
+    np.save(folder / f"pairs_{bucket}.npy", pairs[group[:, 0] == group[:, 1]])
 
 
-def _pairs(folder: Path, bucket: int) -> np.ndarray:
-    """``(pairs, 4)``: file and row of the one, file and row of the other."""
-    return np.fromfile(folder / "pairs" / f"{bucket:05d}_00.dups", dtype="<u4").reshape(-1, 4)
+def _sets(texts: Sequence[str]) -> list[np.ndarray]:
+    """Return the sorted distinct hashes of each text: of its runs, or of the whole if it is short."""
+    hashed = hash_texts(texts)
+    runs, owner = ngram_hashes(hashed, _RUN)
+    ends = np.searchsorted(owner, np.arange(len(texts) + 1)).tolist()
+    return [
+        np.unique(runs[ends[i] : ends[i + 1]]) if length >= _MIN_TOKENS else hashed.wholes[i : i + 1]
+        for i, length in enumerate(hashed.lengths.tolist())
+    ]
 
 
 def _gather(files: Sequence[Path], folder: Path, task: int) -> None:
     """Write the hashes of both sides of all rows of a file that are in some pair."""
-    ends = np.concatenate([_pairs(folder, bucket).reshape(-1, 2) for bucket in range(_BUCKETS)])
-    rows = np.unique(ends[ends[:, 0] == task, 1]).astype(np.int64)
-    sides: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+    ends = np.unique(np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)]))
+    rows = ends[ends >> _ROW_BITS == task] - _row_keys(task, 0)
+    sides = [np.empty(0, dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True) if len(rows) else ():
-        start, end = np.searchsorted(rows, (batch.first_row, batch.first_row + len(batch)))
-        chosen = (rows[start:end] - batch.first_row).tolist()
-        columns = [[batch.columns[column][row] for row in chosen] for column in ("query", "passage")]
-        for both in zip(*(_Sides(texts).sets() for texts in columns), strict=True):
+        chosen = rows[(rows >= batch.first_row) & (rows < batch.first_row + len(batch))] - batch.first_row
+        columns = [[batch.columns[column][row] for row in chosen.tolist()] for column in ("query", "passage")]
+        for both in zip(*map(_sets, columns), strict=True):
             sides += both
-    own = folder / "candidates" / f"{task:05d}"
-    own.mkdir(parents=True, exist_ok=True)
-    np.save(own / "rows.npy", rows)
-    np.save(own / "offsets.npy", np.cumsum([*map(len, sides)]))
-    np.save(own / "hashes.npy", np.concatenate(sides))
+    np.save(folder / f"rows_{task:05d}.npy", rows)
+    np.save(folder / f"offsets_{task:05d}.npy", np.cumsum([*map(len, sides)]))
+    np.save(folder / f"sides_{task:05d}.npy", np.concatenate(sides))
 
 
-def _verify(source_of: Sequence[int], similarity: float, folder: Path, task: int) -> None:
-    """Keep the pairs of one source in which both sides are similar."""
+def _verify(similarity: float, folder: Path, bucket: int) -> None:
+    """Keep the pairs in which both sides are similar."""
 
     @cache
     def candidates(file: int) -> list[np.ndarray]:
-        own = folder / "candidates" / f"{file:05d}"
-        return [np.load(own / f"{name}.npy", mmap_mode="r") for name in ("rows", "offsets", "hashes")]
+        return [np.load(folder / f"{name}_{file:05d}.npy", mmap_mode="r") for name in ("rows", "offsets", "sides")]
 
-    def sides(file: int, row: int) -> list[np.ndarray]:
-        rows, offsets, hashes = candidates(file)
-        first = 2 * int(np.searchsorted(rows, row))
+    def sides(key: int) -> list[np.ndarray]:
+        rows, offsets, hashes = candidates(key >> _ROW_BITS)
+        first = 2 * int(np.searchsorted(rows, key & (1 << _ROW_BITS) - 1))
         return [hashes[offsets[i] : offsets[i + 1]] for i in (first, first + 1)]
 
-    sources = np.asarray(source_of)
-    pairs = np.concatenate([_pairs(folder, bucket) for bucket in range(task, _BUCKETS, _BUCKET_TASKS)])
-    pairs = np.unique(pairs[sources[pairs[:, 0]] == sources[pairs[:, 2]]], axis=0)
+    pairs = np.load(folder / f"pairs_{bucket}.npy")
     similar = [
-        all(_jaccard(*both) >= similarity for both in zip(sides(file, row), sides(other, other_row), strict=True))
-        for file, row, other, other_row in pairs.tolist()
+        all(_jaccard(*both) >= similarity for both in zip(sides(one), sides(other), strict=True))
+        for one, other in pairs.tolist()
     ]
-    np.save(folder / f"verified_{task}.npy", pairs[np.array(similar, dtype=bool)])
+    np.save(folder / f"verified_{bucket}.npy", pairs[np.array(similar, dtype=bool)])
 
 
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from training.common.errors import UserError, in_one_line
@@ -18,8 +19,6 @@ from training.data.published import columns_of
 from training.data.storage import identity
 
 _SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
-# A text longer than a block could not be read.
-_CSV_BLOCK_BYTES = 1 << 24
 # Attributes in which the kinds of mteb tasks name their text columns.
 _TEXT_COLUMNS = (
     *("input_column_name", "input1_column_name", "input2_column_name", "column_names", "text_column_name"),
@@ -63,22 +62,15 @@ def evaluation_file(argument: str) -> EvaluationFile:
         raise UserError(f"{path}: no such evaluation file; check the path (FILE:column,column)")
     if path.suffix not in _SUFFIXES:
         raise UserError(f"{path}: an evaluation file is one of {', '.join(_SUFFIXES)}; convert it")
-    if not path.stat().st_size:
-        raise UserError(f"{path}: the evaluation file is empty; download or write it again")
-    if path.suffix == ".txt":
-        if columns:
-            raise UserError(f"{path}: a text file has no columns, one line is one text; leave out {listed!r}")
-        return EvaluationFile(path, ("line",))
     with _readable(path):
-        if path.suffix == ".parquet":
-            there = pq.read_schema(path).names
-        else:
-            there = list(next(_json_lines(path), {})) if path.suffix == ".jsonl" else _open_csv(path).schema.names
-    if not columns:
-        raise UserError(f"{path}: name the columns with texts ({path}:column,column); it has {', '.join(there)}")
-    for column in columns:
-        if column not in there:
-            raise UserError(f"{path}: column {column!r} is missing; it has {', '.join(there)}")
+        there = list(next(_records(path), {}))
+    if not columns and path.suffix == ".txt":
+        columns = ("line",)
+    if not columns or not set(columns) <= set(there):
+        wrong = (
+            f"lacks {', '.join(sorted(set(columns) - set(there)))}" if columns else "needs names of columns with texts"
+        )
+        raise UserError(f"{path}: {wrong}; its columns are {', '.join(there) or 'none'} (write {path}:column,column)")
     return EvaluationFile(path, columns)
 
 
@@ -86,46 +78,30 @@ def evaluation_file(argument: str) -> EvaluationFile:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({in_one_line(error)}); write the file again") from None
 
 
-def _records(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    if path.suffix == ".txt":
-        with path.open(encoding="utf-8") as lines:
-            yield from ({"line": line} for line in lines)
-    elif path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif path.suffix == ".parquet":
+def _records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file, with some or all of its columns; a line of a ``.txt`` file is the column ``line``."""
+    if path.suffix == ".parquet":
         with pq.ParquetFile(path) as parquet:
-            for batch in parquet.iter_batches(columns=list(columns)):
+            for batch in parquet.iter_batches(columns=columns):
                 values = columns_of(pa.Table.from_batches([batch]))
                 yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
-    else:
-        for batch in _open_csv(path, columns):
-            yield from batch.to_pylist()
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            record = json.loads(line) if line.strip() else {}
-            if not isinstance(record, dict):
-                raise UserError(f"{path}: line {number} is not a JSON object; write one object per line")
-            if record:
+        return
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        if path.suffix == ".txt":
+            yield from ({"line": line} for line in lines)
+        elif path.suffix == ".jsonl":
+            for line in filter(str.strip, lines):
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"{line[:50]!r} is not a JSON object")
                 yield record
-
-
-def _open_csv(path: Path, columns: Sequence[str] = ()) -> pacsv.CSVStreamingReader:
-    return pacsv.open_csv(
-        path,
-        pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
-        pacsv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-        # Without types, "01" would be a number.
-        pacsv.ConvertOptions(include_columns=list(columns), column_types=dict.fromkeys(columns, pa.string())),
-    )
+        else:
+            csv.field_size_limit(sys.maxsize)
+            yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -162,10 +138,8 @@ class EvaluationTask:
                 convert(num_proc=None)
         # Loading runs the code of the task.
         except Exception as error:
-            raise UserError(
-                f"mteb task {self.name!r}: its data cannot be loaded ({in_one_line(error)}); "
-                "download it first, or give its texts as a file"
-            ) from None
+            what = f"mteb task {self.name!r}: its data cannot be loaded ({in_one_line(error)})"
+            raise UserError(f"{what}; download it first, or give its texts as a file") from None
         for part, table in _tables(task.dataset, list(task.eval_splits)):
             for column in _text_columns(task, part, table.column_names):
                 label = f"{part}.{column}" if part else column
@@ -181,30 +155,23 @@ def evaluation_tasks(names: Sequence[str]) -> list[EvaluationTask]:
     """Return the ``mteb`` tasks of these names; an aggregate task stands for its parts."""
     parts = [part for task in _get_tasks(names) for part in getattr(task, "tasks", None) or [task]]
     found = [EvaluationTask(part.metadata.name, str(part.metadata.revision)) for part in parts]
-    return list({task.name: task for task in found}.values())
+    return list(dict.fromkeys(found))
 
 
-def _get_tasks(names: Sequence[str]) -> list[Any]:
-    # An optional package.
+def _get_tasks(names: Sequence[str]) -> Sequence[Any]:
     try:
+        # Optional package.
         import mteb
+
+        return mteb.get_tasks(tasks=list(names))
     except ImportError as error:
         raise UserError(f"evaluation sets by mteb task name need mteb ({error}); pip install 'f2llm[eval]'") from None
-    tasks = []
-    for name in names:
-        try:
-            tasks += mteb.get_tasks(tasks=[name])
-        except KeyError as error:
-            reason = str(error.args[0] if error.args else error).removeprefix("KeyError: ")
-            raise UserError(f"unknown mteb task {name!r} ({reason}); correct the name") from None
-    return tasks
+    except KeyError as error:
+        raise UserError(f"unknown mteb task ({in_one_line(error)}); correct the name") from None
 
 
 def _tables(data: Any, splits: Sequence[str], part: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the tables of a task with their part, ``corpus`` or ``queries`` if any.
-
-    The data is nested by language subset, split and, for retrieval, part; not every task has every level.
-    """
+    """Yield the tables of a task, which are nested by subset, split and part, with their part if they have one."""
     if not isinstance(data, Mapping):
         yield part, data
     elif parts := [key for key in _RETRIEVAL if key in data]:
@@ -222,5 +189,4 @@ def _text_columns(task: Any, part: str, columns: Sequence[str]) -> list[str]:
     for attribute in _TEXT_COLUMNS:
         value = getattr(task, attribute, None) or ()
         named += [value] if isinstance(value, str) else list(value)
-    others = [column for column in columns if column not in _NO_TEXTS]
-    return [column for column in named if column in columns] or others
+    return [column for column in named if column in columns] or [name for name in columns if name not in _NO_TEXTS]

@@ -27,9 +27,8 @@ _TOKEN = regex.compile(
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+|[$+<=>^`|~#%&@]")
 # Invisible: soft hyphens, zero-width joiners, direction marks and variation selectors.
 _INVISIBLE = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]+")
-# Code points looked up at once: a block that fits the cache is several times as fast.
-_CODE_POINTS_AT_ONCE = 1 << 15
-_CODE_POINTS = 0x110000
+# Keys of all code points, filled as characters are met, and which of them are known.
+_KEYS, _KNOWN = np.zeros(0x110000, dtype=np.uint64), np.zeros(0x110000, dtype=bool)
 
 
 def tokens(text: str) -> list[str]:
@@ -79,27 +78,13 @@ def form_keys(texts: pa.Array) -> np.ndarray:
     Other texts share a key if they have the same characters: it is the sum of a key per character that :func:`tokens`
     keeps. Characters are decomposed, since in composed ones the order of addition would count. Null has no character.
     """
-    lengths = np.asarray(pc.fill_null(pc.utf8_length(texts), 0)).astype(np.int64)
-    ends = np.cumsum(lengths)
-    keys, start = np.zeros(len(texts), dtype=np.uint64), 0
-    table, known = _character_keys()
-    while start < len(texts):
-        end = max(start + 1, int(np.searchsorted(ends, ends[start] - lengths[start] + _CODE_POINTS_AT_ONCE, "right")))
-        joined = "".join(text for text in texts.slice(start, end - start).to_pylist() if text)
-        points = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
-        for point in set(points[~known[points]].tolist()):
-            table[point], known[point] = _character_key(point), True
-        sums = np.append(np.uint64(0), np.cumsum(table[points], dtype=np.uint64))
-        own = np.cumsum(lengths[start:end])
-        keys[start:end] = sums[own] - sums[own - lengths[start:end]]
-        start = end
-    return keys
-
-
-@lru_cache(maxsize=1)
-def _character_keys() -> tuple[np.ndarray, np.ndarray]:
-    """A cache: the keys of all code points, and which of them have been looked up."""
-    return np.zeros(_CODE_POINTS, dtype=np.uint64), np.zeros(_CODE_POINTS, dtype=bool)
+    ends = np.cumsum(np.append(0, pc.fill_null(pc.utf8_length(texts), 0)))
+    joined = "".join(text or "" for text in texts.to_pylist())
+    points = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
+    for point in set(points[~_KNOWN[points]].tolist()):
+        _KEYS[point], _KNOWN[point] = _character_key(point), True
+    sums = np.append(np.uint64(0), np.cumsum(_KEYS[points], dtype=np.uint64))[ends]
+    return sums[1:] - sums[:-1]
 
 
 def _character_key(point: int) -> int:

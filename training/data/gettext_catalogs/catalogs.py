@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from gettext import c2py
-from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
@@ -30,13 +32,12 @@ logger = logging.getLogger(__name__)
 
 # Where Debian, Fedora, Arch and others install catalogs, and where Ubuntu's language packs do.
 LOCALE_DIRS = ("/usr/share/locale", "/usr/share/locale-langpack")
-_MAGIC = 0x950412DE
+_MAGIC = b"\xde\x12\x04\x95"
 _CHARSET = re.compile(r"charset=([\w-]+)", re.IGNORECASE)
 _PLURAL = re.compile(r"^plural-forms:.*?plural\s*=\s*([^;\n]+)", re.IGNORECASE | re.MULTILINE)
 
 
-@dataclass(frozen=True, order=True)
-class CatalogFile:
+class CatalogFile(NamedTuple):
     """One catalog: the locale of its folder, the domain of its name, and its path."""
 
     locale: str
@@ -69,11 +70,11 @@ def read_messages(path: Path) -> Iterator[tuple[str, str]]:
         header = next((translation for source, translation in entries if not source), b"").decode("utf-8", "replace")
         charset = match[1] if (match := _CHARSET.search(header)) else "utf-8"
         texts = [(source.decode(charset), translation.decode(charset)) for source, translation in entries if source]
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, struct.error) as error:
         raise UserError(f"{path}: not a readable message catalog ({error}); install its package again") from None
     one, many = _plural_forms(match[1].strip() if (match := _PLURAL.search(header)) else "n != 1")
     for source, translation in texts:
-        singular, *plural = source.partition("\x04")[2].split("\0") if "\x04" in source else source.split("\0")
+        singular, *plural = source.rpartition("\x04")[2].split("\0")
         if plural:
             forms = translation.split("\0")
             yield singular, forms[min(one, len(forms) - 1)]
@@ -83,19 +84,18 @@ def read_messages(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entries(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the raw messages of a catalog; raise ValueError if it is none or incomplete."""
-    orders = [order for order in "<>" if len(content) >= 20 and np.frombuffer(content, f"{order}u4", 1)[0] == _MAGIC]
-    if not orders:
+    """Return the raw messages of a catalog; raise ValueError or struct.error if it is none or incomplete."""
+    order = "<" if content[:4] == _MAGIC else ">"
+    if content[:4] not in (_MAGIC, _MAGIC[::-1]):
         raise ValueError("it does not begin like one")
-    count, *starts = np.frombuffer(content, f"{orders[0]}u4", 3, offset=8).tolist()
+    count, *starts = struct.unpack_from(f"{order}3I", content, 8)
     columns = []
     for start in starts:
-        if start + 8 * count > len(content):
+        numbers = struct.unpack_from(f"{order}{2 * count}I", content, start)
+        spans = list(zip(numbers[1::2], numbers[::2], strict=True))
+        if any(first + length > len(content) for first, length in spans):
             raise ValueError("it is cut short")
-        table = np.frombuffer(content, f"{orders[0]}u4", 2 * count, offset=start).reshape(count, 2).astype(np.int64)
-        if (table.sum(axis=1) > len(content)).any():
-            raise ValueError("it is cut short")
-        columns.append([content[first : first + length] for length, first in table.tolist()])
+        columns.append([content[first : first + length] for first, length in spans])
     return list(zip(*columns, strict=True))
 
 
@@ -133,36 +133,28 @@ class Corpus:
         """Return the English texts of the concepts of some texts."""
         return len(self.domain) + self.concept[rows]
 
-    def training_rows(self) -> Rows:
-        """Return the translations from programs that are not held out."""
-        return np.flatnonzero(~self.held_out_domains[self.domain])
+    def split(self) -> tuple[Rows, Rows]:
+        """Return the translations to train on, and those of held-out programs.
 
-    def held_out_rows(self) -> Rows:
-        """Return the translations from held-out programs of which neither side occurs in training, in any language.
-
-        A text that translates several English texts in one language is left out too: it has no single right answer.
+        Held out are those of which neither side occurs in training, in any language. A text that translates several
+        English texts in one language is left out, too: it has no single right answer.
         """
-        training = self.training_rows()
+        held_out = self.held_out_domains[self.domain]
+        training, rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # English texts count as seen in training even if a cap leaves no row with them.
         seen = np.unique(self.text[np.concatenate((training, self.english(training)))])
-        rows = np.flatnonzero(self.held_out_domains[self.domain])
         rows = rows[~np.isin(self.text[rows], seen) & ~np.isin(self.text[self.english(rows)], seen)]
         query = self.text[rows] * len(self.languages) + self.language[rows]
         _, group, size = np.unique(query, return_inverse=True, return_counts=True)
-        return rows[size[group] == 1]
+        return training, rows[size[group] == 1]
 
 
 def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:
-    """Read the catalogs below some folders.
+    """Read the catalogs below some folders; hold out a share of the programs, at least one, drawn by the seed.
 
     Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
-
-    Args:
-        folders: Where the catalogs are.
-        seed: The seed of the draws.
-        held_out_share: Share of the programs to hold out, at least one program.
     """
-    by_language, skipped = _by_language(find_catalogs(folders))
+    by_language, skipped = _by_language(folders)
     domains = sorted({file.domain for files in by_language.values() for file in files})
     held_out = _held_out(domains, seed, held_out_share)
     if held_out.all() or not held_out.any():
@@ -171,54 +163,43 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
             "and hold others out; install programs and language packs, or name folders with catalogs in 'locale_dirs'"
         )
     numbers = {name: number for number, name in enumerate(domains)}
-    texts: list[str] = []
-    english: list[str] = []
-    # Normal form, concept, language and domain of each translation.
-    rows: list[tuple[int, int, int, int]] = []
-    # Numbers of normal forms, concepts by the normal form and by the spelling of their English text.
-    forms, concepts, concept_of = {}, {}, {}
-    counts: Counter[str] = Counter()
-    damaged = []
+    rows: list[tuple[str, str, int, int]] = []
+    catalogs, messages, damaged = 0, 0, []
     for language, ((_, script), files) in enumerate(by_language.items()):
-        seen = set()
         # A translation that a held-out program shares with another one counts as that of the other one.
         for file in sorted(files, key=lambda file: (held_out[numbers[file.domain]], file)):
             try:
-                messages = list(read_messages(file.path))
+                read = list(read_messages(file.path))
             except UserError as error:
                 logger.warning("%s; skipped", error)
                 damaged.append(str(file.path))
                 continue
-            pairs = [pair for message in messages if (pair := clean_pair(*message, script))]
-            before = len(texts)
-            for source, translation in pairs:
-                if source not in concept_of:
-                    form = forms.setdefault(normalise(source), len(forms))
-                    concept_of[source] = concepts.setdefault(form, len(concepts))
-                    if concept_of[source] == len(english):
-                        english.append(source)
-                pair = (forms.setdefault(normalise(translation), len(forms)), concept_of[source])
-                if pair not in seen:
-                    seen.add(pair)
-                    texts.append(translation)
-                    rows.append((*pair, language, numbers[file.domain]))
-            repeated = len(pairs) - (len(texts) - before)
-            counts += Counter(
-                catalogs=1, messages=len(messages), unusable=len(messages) - len(pairs), repeated=repeated
-            )
-    text, concept, language, domain = np.array(rows, dtype=np.intp).reshape(-1, 4).T
+            catalogs, messages = catalogs + 1, messages + len(read)
+            pairs = (pair for message in read if (pair := clean_pair(*message, script)))
+            rows += [(*pair, language, numbers[file.domain]) for pair in pairs]
+    frame = pd.DataFrame(rows, columns=["english", "text", "language", "domain"])
+    usable, sides = len(frame), frame[["english", "text"]]
+    form_of = {text: normalise(text) for side in sides for text in frame[side].unique()}
+    forms, _ = pd.factorize(pd.concat([frame[side].map(form_of) for side in sides]))
+    frame["english_form"], frame["form"] = np.split(forms, 2)
+    frame["concept"], _ = pd.factorize(frame["english_form"])
+    # The first spelling of each concept, and of each translation of it in one language.
+    english, frame = frame.drop_duplicates("concept"), frame.drop_duplicates(["language", "form", "concept"])
+    text, concept, language, domain = frame[["form", "concept", "language", "domain"]].to_numpy(dtype=np.intp).T
     tags = _text_keys("-".join(language) for language in by_language)
+    key = keyed_bits(seed, tags[language], _text_keys(english["english"])[concept], _text_keys(frame["text"]))
+    counts = {"catalogs": catalogs, "messages": messages, "unusable": messages - usable}
     return Corpus(
-        texts=[*texts, *english],
-        text=np.concatenate((text, np.fromiter(concepts, dtype=np.intp))),
+        texts=[*frame["text"], *english["english"]],
+        text=np.concatenate((text, english["english_form"].to_numpy(dtype=np.intp))),
         concept=np.concatenate((concept, np.arange(len(english)))),
         language=np.concatenate((language, np.full(len(english), len(by_language)))),
         domain=domain,
-        key=keyed_bits(seed, tags[language], _text_keys(english)[concept], _text_keys(texts)),
+        key=key,
         languages=[*by_language, ("eng", "Latn")],
         domains=domains,
         held_out_domains=held_out,
-        counts={**counts, "skipped_locales": skipped, "damaged": damaged},
+        counts={**counts, "repeated": usable - len(frame), "skipped_locales": skipped, "damaged": damaged},
     )
 
 
@@ -234,21 +215,18 @@ def _held_out(domains: Sequence[str], seed: int, share: float) -> Mask:
     return np.array([program_of(domain) in chosen for domain in domains], dtype=bool)
 
 
-def _by_language(
-    files: Sequence[CatalogFile],
-) -> tuple[dict[tuple[str, str], list[CatalogFile]], dict[str, dict[str, int]]]:
+def _by_language(folders: Sequence[Path | str]) -> tuple[dict[tuple[str, str], list[CatalogFile]], dict[str, Any]]:
     """Return the catalogs by language and script, in order, and the number of each skipped locale by reason."""
-    by_language, skipped = defaultdict(list), defaultdict(dict)
-    for locale, group in groupby(files, key=lambda file: file.locale):
-        found = list(group)
+    by_language, skipped = defaultdict(list), defaultdict(Counter)
+    for file in find_catalogs(folders):
         try:
-            tag = locale_tag(locale)
+            tag = locale_tag(file.locale)
             language = (iso639_3(tag), script_of(tag))
         except ValueError:
-            skipped["no known language"][locale] = len(found)
+            skipped["no known language"][file.locale] += 1
             continue
         if language[0] == "eng":
-            skipped["English"][locale] = len(found)
+            skipped["English"][file.locale] += 1
         else:
-            by_language[language] += found
-    return dict(sorted(by_language.items())), dict(skipped)
+            by_language[language].append(file)
+    return dict(sorted(by_language.items())), skipped

@@ -55,11 +55,11 @@ def build_gettext(
     ``gettext_pairs.parquet`` (a message in two languages), sorted by language, with columns ``lang``, ``script`` and
     ``domain``; ``held_out.parquet`` (query, passage, lang, script, domain) from programs that no source uses;
     ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``, which counts what was
-    read and skipped. No held-out text occurs in any source.
+    read and skipped. No held-out text occurs in any source. A finished build with the same options is kept, even if
+    catalogs were installed or removed since.
 
     Args:
-        output_dir: The folder to write, complete or not at all. A finished build with the same options is kept, even
-            if catalogs were installed or removed since.
+        output_dir: The folder to write, complete or not at all; it is returned.
         seed: The seed of every draw.
         locale_dirs: Folders of catalogs, ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``.
         held_out_share: Share of the programs to hold out, between 0 and 1; at least one program.
@@ -67,9 +67,6 @@ def build_gettext(
         rows_per_language: Maximum rows per language in the first source, drawn evenly over programs.
         pairs_per_language: Maximum rows per language in the second source.
         held_out_per_language: Maximum held-out messages per language, drawn evenly over programs.
-
-    Returns:
-        ``output_dir``.
     """
     if not 0 < held_out_share < 1:
         raise UserError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
@@ -82,20 +79,15 @@ def build_gettext(
     for name, value in numbers.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    options = {
-        "format": _FORMAT,
-        "seed": seed,
-        "locale_dirs": [str(folder) for folder in locale_dirs],
-        "held_out_share": held_out_share,
-        **numbers,
-    }
+    folders = [str(folder) for folder in locale_dirs]
+    options = {"format": _FORMAT, "seed": seed, "locale_dirs": folders, "held_out_share": held_out_share, **numbers}
     return build_folder(Path(output_dir), "gettext", options, lambda folder: _write(folder, options))
 
 
 def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     corpus = read_corpus(options["locale_dirs"], options["seed"], options["held_out_share"])
     folders, num_negatives = ", ".join(options["locale_dirs"]), options["num_negatives"]
-    training, held_out = corpus.training_rows(), corpus.held_out_rows()
+    training, held_out = corpus.split()
     if not len(training) or not len(held_out):
         raise UserError(
             f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; install more programs "
@@ -117,17 +109,9 @@ def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         rows, passages, drawn = rows[kept], passages[kept], drawn[kept]
         counts[name] = write_parquet(folder / f"{name}.parquet", _tables(corpus, rows, passages, drawn))
         languages = np.unique(corpus.language[np.concatenate((rows, passages))]).tolist()
-        entries.append(
-            {
-                "name": name,
-                "files": [f"{name}.parquet"],
-                "task_type": "retrieval",
-                "symmetric": True,
-                "instruction": _INSTRUCTIONS[name],
-                "languages": sorted({corpus.languages[language][0] for language in languages}),
-                "licence": LICENCE,
-            }
-        )
+        entry = {"name": name, "files": [f"{name}.parquet"], "task_type": "retrieval", "symmetric": True}
+        entry |= {"instruction": _INSTRUCTIONS[name], "languages": sorted({corpus.languages[i][0] for i in languages})}
+        entries.append({**entry, "licence": LICENCE})
     if not entries:
         raise UserError(
             f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', install more "
@@ -200,12 +184,7 @@ class Negatives:
     """Draws hard negatives: other messages of the same program that share words with the message.
 
     No negative translates its query: two messages with a translation in common in any language are not negatives of
-    each other.
-
-    Args:
-        corpus: The corpus.
-        rows: The translations that may appear in training.
-        count: Negatives per row.
+    each other. ``rows`` are the translations that may appear in training, ``count`` is the number per row.
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:
@@ -227,8 +206,7 @@ class Negatives:
             text_of = np.full(corpus.concept.max() + 1, -1, dtype=np.intp)
             # The first text of each concept.
             text_of[corpus.concept[pool[::-1]]] = pool[::-1]
-            for start in range(0, len(positions), step):
-                part = positions[start : start + step]
+            for part in np.split(positions, range(step, len(positions), step)):
                 keys = for_purpose(corpus.key[rows[part]], purpose)
                 near = self._neighbours[corpus.concept[rows[part]]]
                 order = np.argsort(keyed_bits(keys[:, None], np.arange(near.shape[1])), axis=1)
@@ -249,15 +227,11 @@ class Negatives:
 
 def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:
     """Return the pairs of concepts with a translation in common, as ``first * len(corpus.concept) + second``."""
-    ordered = rows[np.lexsort((corpus.concept[rows], corpus.text[rows], corpus.language[rows]))]
-    language, text = corpus.language[ordered], corpus.text[ordered]
-    new = np.flatnonzero((language[1:] != language[:-1]) | (text[1:] != text[:-1])) + 1
-    found = [
-        (concepts[:, None] * len(corpus.concept) + concepts).ravel()
-        for concepts in np.split(corpus.concept[ordered], new)
-        if len(concepts) > 1
-    ]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.intp)
+    columns = {"language": corpus.language[rows], "text": corpus.text[rows], "concept": corpus.concept[rows]}
+    frame = pd.DataFrame(columns)
+    frame = frame[frame.duplicated(["language", "text"], keep=False)]
+    pairs = frame.merge(frame, on=["language", "text"])
+    return np.unique(pairs["concept_x"].to_numpy() * len(corpus.concept) + pairs["concept_y"].to_numpy())
 
 
 def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:
@@ -276,14 +250,12 @@ def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:
         kept = min(count, len(members) - 1)
         step = max(1, _CHUNK_ELEMENTS // len(members))
         transposed = vectors[members].T.tocsc()
-        for start in range(0, len(members) if kept else 0, step):
-            part = members[start : start + step]
+        for part in np.split(members, range(step, len(members), step)) if kept else ():
             similarity = (vectors[part] @ transposed).toarray()
             shorter = np.minimum(lengths[part][:, None], lengths[members])
-            similarity += (
-                _LENGTH_WEIGHT * shorter / np.maximum(lengths[part][:, None], lengths[members]) + unique[members]
-            )
-            similarity[np.arange(len(part)), np.arange(start, start + len(part))] = -1.0
+            longer = np.maximum(lengths[part][:, None], lengths[members])
+            similarity += _LENGTH_WEIGHT * shorter / longer + unique[members]
+            similarity[part[:, None] == members] = -1.0
             # A partition finds the nearest ones, but not in order.
             best = np.argpartition(-similarity, kept - 1, axis=1)[:, :kept]
             order = np.argsort(-np.take_along_axis(similarity, best, axis=1), axis=1)

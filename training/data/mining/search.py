@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +40,6 @@ class Nearest(NamedTuple):
 
 def choose_search(search: str) -> str:
     """Resolve ``auto``: torch with a CUDA device or without FAISS, else FAISS."""
-    if search not in SEARCHES:
-        raise UserError(f"unknown search {search!r}; use one of {', '.join(SEARCHES)}")
     installed = importlib.util.find_spec("faiss") is not None
     if search == "faiss" and not installed:
         raise UserError("search 'faiss' needs FAISS; pip install 'f2llm[mine]', or use 'auto'")
@@ -51,14 +49,9 @@ def choose_search(search: str) -> str:
 
 
 def pair_scores(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return inner products summed in fp64: the same in every batch, shard and library, unlike a matrix product.
+    """Return ``(n, k)`` inner products of ``(n, dimensions)`` queries with ``(n, k, dimensions)`` passages.
 
-    Args:
-        queries: ``(n, dimensions)``.
-        passages: ``(n, k, dimensions)``.
-
-    Returns:
-        ``(n, k)``.
+    They are summed in fp64: the same in every batch, shard and library, unlike a matrix product.
     """
     return np.einsum("nd,nkd->nk", queries.astype(np.float64), passages.astype(np.float64)).astype(np.float32)
 
@@ -71,14 +64,9 @@ def merge(parts: Sequence[Nearest], k: int) -> Nearest:
 
 
 class ShardIndex:
-    """Exact search among some passages, held in memory.
+    """Exact search among ``(n, dimensions)`` vectors of unit length, of the passages from number ``first`` on.
 
     FAISS or torch propose candidates, whose scores are then computed by :func:`pair_scores`.
-
-    Args:
-        vectors: ``(n, dimensions)`` of unit length.
-        first: Number of the first passage; the others follow.
-        search: ``faiss`` or ``torch``.
     """
 
     def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
@@ -117,30 +105,6 @@ class ShardIndex:
 # Translations
 
 
-class Translations:
-    """Groups of texts that are translations of each other, directly or by a chain of pairs, in any spelling.
-
-    Args:
-        queries: ``(n,)`` ids of forms.
-        passages: ``(n,)`` ids of the forms of their translations.
-    """
-
-    def __init__(self, queries: Ids, passages: Ids) -> None:
-        self._ids, ends = np.unique(np.concatenate([queries, passages]), return_inverse=True)
-        pairs = ends.reshape(2, -1)
-        graph = coo_array((np.ones(len(queries), dtype=bool), tuple(pairs)), shape=(len(self._ids), len(self._ids)))
-        # One more entry, for texts in no group.
-        groups = connected_components(graph, directed=False)[1] if len(queries) else []
-        self._groups = np.append(groups, -1).astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def groups(self, ids: Ids) -> NDArray[np.int64]:
-        """Return ``(n,)`` group numbers of forms, -1 for those in no group."""
-        return self._groups[find(ids, self._ids)]
-
-
 def bitext_sources(sources: Sequence[Source]) -> list[Source]:
     """Return the sources whose pairs are taken for translations: symmetric retrieval.
 
@@ -149,30 +113,46 @@ def bitext_sources(sources: Sequence[Source]) -> list[Source]:
     return [source for source in sources if source.symmetric and source.task_type == "retrieval"]
 
 
-def find_translations(sources: Sequence[Source]) -> Translations:
-    """Read the pairs of bitext sources."""
-    files = [file for source in sources for file in source.files]
-    return Translations(*read_ids(files, form_ids).values())
+class Translations:
+    """Groups of texts that bitext sources pair, directly or by a chain of pairs, in any spelling."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        sides = read_ids([file for source in sources for file in source.files], form_ids).values()
+        self._ids, ends = np.unique(np.concatenate([*sides]), return_inverse=True)
+        self._groups = np.full(1, -1, dtype=np.int64)
+        if sources:
+            pairs = tuple(ends.reshape(2, -1))
+            graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(len(self._ids), len(self._ids)))
+            # The last entry is for texts in no group.
+            self._groups = np.append(connected_components(graph, directed=False)[1], -1).astype(np.int64)
+
+    def groups(self, ids: Ids) -> NDArray[np.int64]:
+        """Return ``(n,)`` group numbers of the ids of forms, -1 for those in no group."""
+        return self._groups[find(ids, self._ids)]
 
 
 # Rules
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class MiningOptions:
-    """The thresholds, by default the published ones."""
+    """What becomes a negative, by default as published; the options of the command."""
 
-    top: int = 100  # nearest candidates per query
-    skip: int = 5  # nearest candidates skipped, of those that no rule refuses
-    max_score: float = 0.8  # negatives score less
-    relative: float = 0.95  # negatives score less than this share of the positive's score
-    negatives: int = 24  # per row
-    keep_short: bool = False  # keep rows with fewer negatives
-    replace: bool = False  # drop the negatives that rows already have
-    instructions: bool = True  # embed queries with their source's instruction, not the model's own prompt
+    top: int = _option(100, "nearest candidates per query")
+    skip: int = _option(5, "nearest candidates skipped, of those that no rule refuses")
+    max_score: float = _option(0.8, "negatives score less")
+    relative: float = _option(0.95, "negatives score less than this share of the positive's score")
+    negatives: int = _option(24, "negatives per row")
+    keep_short: bool = _option(False, "keep rows with fewer negatives")
+    replace: bool = _option(False, "drop the negatives that rows already have")
+    instruction: bool = _option(True, "embed queries with their source's instruction, not the model's own prompt")
+    half_cache: bool = _option(False, "cache embeddings in 16 bits, which rounds scores")
 
-    def check(self) -> None:
-        """Refuse values out of range."""
+    def __post_init__(self) -> None:
         for name, least in (("top", 1), ("skip", 0), ("negatives", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -212,7 +192,7 @@ def choose_negatives(
         of ``RULES`` refused.
     """
     refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
-    for rule, refuses in _rules(nearest, relations, options).items():
+    for rule, refuses in zip(RULES, _rules(nearest, relations, options), strict=True):
         counts[rule] = int((refuses & ~refused).sum())
         refused |= refuses
     # The candidates that are left, numbered from 0 along each row.
@@ -224,8 +204,8 @@ def choose_negatives(
     return negatives, counts
 
 
-def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> dict[str, NDArray[np.bool_]]:
-    """Return the candidates that each of ``RULES`` refuses."""
+def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> list[NDArray[np.bool_]]:
+    """Return which candidates each of ``RULES`` refuses."""
     scores, texts = nearest
     group, form = relations.passage_group[texts], relations.passage_form[texts]
     owner, positives = relations.positive_query, relations.positive
@@ -233,25 +213,23 @@ def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> di
     np.minimum.at(lowest, owner, relations.positive_score)
     # 0.95 times a negative score would be higher than the score.
     limit = lowest - np.abs(lowest) * np.float32(1 - options.relative)
-    return {
-        "positive": _listed(form, owner, relations.passage_form[positives]),
-        "same_text": form == relations.form[:, None],
-        "translation": (group >= 0)
-        & ((group == relations.group[:, None]) | _listed(group, owner, relations.passage_group[positives])),
-        "score": scores >= np.float32(options.max_score),
-        "relative": scores >= limit[:, None],
-        "repeated": _repeated(form),
-    }
+    translation = (group == relations.group[:, None]) | _listed(group, owner, relations.passage_group[positives])
+    return [
+        _listed(form, owner, relations.passage_form[positives]),
+        form == relations.form[:, None],
+        (group >= 0) & translation,
+        scores >= np.float32(options.max_score),
+        scores >= limit[:, None],
+        _repeated(form),
+    ]
 
 
 def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which values occur further to the left in their row."""
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
-    again = np.zeros(values.shape, dtype=bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    repeated = np.empty_like(again)
-    np.put_along_axis(repeated, order, again, axis=1)
+    repeated = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
     return repeated
 
 

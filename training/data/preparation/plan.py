@@ -6,6 +6,7 @@ not change the output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,26 +28,13 @@ _SHARD_ROWS = 65_536
 # Approximate cells of a partition: if no text repeats, as many texts are in memory at once.
 _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
-_DRAWS_AT_ONCE = 1 << 20
 
-# Files of the work below its folder.
-FILES = {
-    "tokenizer": "tokenizer.json",  # the Rust tokenizer; its post-processor appends EOS
-    # Of a shard: hashes of its texts (rows, 2 + negatives), draws of its queries (rows,), bad rows, the number of rows
-    # whose query is their passage, and the folder of its distinct texts.
-    "rows": "rows/{:05d}.uint64",
-    "draws": "rows/{:05d}.draws.uint64",
-    "quarantine": "rows/{:05d}.quarantine.parquet",
-    "same": "rows/{:05d}.same",
-    "runs": "runs/{:05d}",
-    "held_out": "held_out.uint64",  # (n,) draws of the queries held out for validation, ascending
-    # Of a partition, in the order of the hashes: hashes (n,), tokens and their number (n,), UTF-8 and its bytes (n,),
-    # and numbers of the normal forms (n,).
-    **{kind: f"texts/{{:05d}}.{kind}" for kind in ("hashes", "tokens", "lengths", "utf8", "utf8_lengths", "forms")},
-    # Of a shard: positions of the texts of its rows (rows, 2 + negatives), by split.
-    "train": "positions/{:05d}.train.int32",
-    "validation": "positions/{:05d}.validation.int32",
-}
+# Files of a partition, in the order of the hashes: hashes (n,), tokens and their number (n,), UTF-8 and its bytes (n,),
+# and numbers of the normal forms (n,). The others belong to a shard: "rows", the hashes of its texts (rows, 2 +
+# negatives), draws of its queries (rows,), bad rows, the number of rows whose query is their passage ("same"), the
+# folder of its distinct texts ("runs"), and positions of the texts of its rows (rows, 2 + negatives) by split. There is
+# one "tokenizer", and one "held_out" with the (n,) draws of the queries held out for validation.
+_OF_PARTITION = ("hashes", "tokens", "lengths", "utf8", "utf8_lengths", "forms")
 
 
 def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) -> int:
@@ -75,13 +63,11 @@ class PreparationOptions:
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
             raise UserError(f"on_bad_row cannot be {self.on_bad_row!r}; use one of {', '.join(ON_BAD_ROW)}")
-        for name in ("validation_share", "document_instruction_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        counts = [(f"num_hard_negatives_{task_type}", number, 0) for task_type, number in self.num_hard_negatives]
-        for name, number, least in [("max_length", self.max_length, 1), ("seed", self.seed, 0), *counts]:
-            if number < least:
-                raise UserError(f"{name} must be at least {least}, got {number}")
+        values = {**vars(self), **{f"num_hard_negatives_{name}": count for name, count in self.num_hard_negatives}}
+        for name, value in values.items():
+            least, most = int(name == "max_length"), 1 if name.endswith("share") else math.inf
+            if isinstance(value, int | float) and not least <= value <= most:
+                raise UserError(f"{name} must be at least {least} and at most {most}, got {value}")
 
 
 class Shard(NamedTuple):
@@ -100,7 +86,7 @@ class PreparationPlan:
 
     source: Source
     options: PreparationOptions
-    folder: Path  # of the work, see FILES
+    folder: Path  # of the work
     negatives: int  # negative columns of the widest file
     shards: tuple[Shard, ...]
     partitions: int = 1  # of the distinct texts by their hashes, a power of two
@@ -118,13 +104,13 @@ class PreparationPlan:
         return min(rows, self.source.cap or rows) * (2 + self.negatives)
 
     def file(self, kind: str, number: int = 0) -> Path:
-        """Return a file of a shard or partition, see ``FILES``."""
-        return self.folder / FILES[kind].format(number)
+        """Return a file of the work."""
+        return self.folder / f"{kind}-{number:05d}"
 
-    def make_folders(self) -> None:
-        """Make the folders that tasks write into."""
-        for kind in FILES:
-            self.file(kind).parent.mkdir(parents=True, exist_ok=True)
+    def files(self, kind: str) -> list[Path]:
+        """Return the files of all shards or partitions."""
+        count = self.partitions if kind in _OF_PARTITION else len(self.shards)
+        return [self.file(kind, number) for number in range(count)]
 
 
 def make_plan(source: Source, folder: Path, options: PreparationOptions) -> PreparationPlan:
@@ -132,14 +118,12 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     files = [PublishedFile(path) for path in source.files]
     shards, row = [], 0
     for number, file in enumerate(files):
-        start, row_of_file, groups = 0, 0, file.row_group_rows
-        while start < len(groups):
-            end, rows = start + 1, groups[start]
-            while end < len(groups) and rows < _SHARD_ROWS:
-                rows += groups[end]
-                end += 1
-            shards.append(Shard(number, (start, end), row, row_of_file, rows))
-            row, row_of_file, start = row + rows, row_of_file + rows, end
+        start = rows = row_of_file = 0
+        for end, group in enumerate(file.row_group_rows, start=1):
+            rows += group
+            if rows >= _SHARD_ROWS or end == len(file.row_group_rows):
+                shards.append(Shard(number, (start, end), row, row_of_file, rows))
+                start, row, row_of_file, rows = end, row + rows, row_of_file + rows, 0
     plan = PreparationPlan(source, options, folder, max(len(file.negatives) for file in files), tuple(shards))
     for file in files:
         file.require(plan.required_negatives, source.task_type)
@@ -154,13 +138,7 @@ def cap_draws(source: Source, options: PreparationOptions, rows: np.ndarray) -> 
 
 
 def _highest_draw(source: Source, options: PreparationOptions, rows: int) -> int | None:
-    """The draw of the last row under the cap, found in blocks: a source may have a hundred million rows."""
+    """The draw of the last row under the cap."""
     if source.cap is None or rows <= source.cap:
         return None
-    lowest = np.zeros(0, dtype=np.uint64)
-    for start in range(0, rows, _DRAWS_AT_ONCE):
-        draws = cap_draws(source, options, np.arange(start, min(start + _DRAWS_AT_ONCE, rows)))
-        lowest = np.concatenate([lowest, draws])
-        if len(lowest) > source.cap:
-            lowest = np.partition(lowest, source.cap - 1)[: source.cap]
-    return int(lowest.max())
+    return int(np.partition(cap_draws(source, options, np.arange(rows)), source.cap - 1)[source.cap - 1])

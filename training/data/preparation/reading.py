@@ -9,26 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
 from training.data.instructions import split_instruction, with_instruction, without_instruction
 from training.data.preparation.plan import DOCUMENT_INSTRUCTION, SPLIT, PreparationPlan, cap_draws
-from training.data.published import (
-    Fault,
-    PublishedFile,
-    bad_row,
-    find_faults,
-    query_is_passage,
-    text_column,
-)
+from training.data.published import Fault, PublishedFile, bad_row, find_faults, query_is_passage, text_column
 
 # The hash of a missing negative, and of no text.
 MISSING = np.uint64(np.iinfo(np.uint64).max)
@@ -42,8 +35,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     """Read a shard and write the hashes of its rows, its distinct texts and its bad rows."""
     shard = plan.shards[number]
     file = PublishedFile(plan.source.files[shard.file], plan.required_negatives)
-    forms, runs = _Forms(plan), plan.file("runs", number)
-    quarantine = None
+    runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
     shutil.rmtree(runs, ignore_errors=True)
@@ -67,12 +59,11 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             offset += len(batch)
             batch = batch.filter(pa.array(good))
             same += int(query_is_passage(batch).sum())
-            rows, found = forms.hash(batch, file.negatives)
+            rows, found = _hash_batch(plan, batch, file.negatives)
             rows_file.write(rows.astype("<u8").tobytes())
             draws_file.write(_query_draws(batch, plan.options.seed).astype("<u8").tobytes())
-            new = {key: text for key, text in found.items() if key not in texts}
-            texts |= new
-            characters += sum(map(len, new.values()))
+            characters += sum(len(text) for digest, text in found.items() if digest not in texts)
+            texts |= found
             if characters >= _RUN_CHARACTERS:
                 _write_run(runs, texts, plan.partitions)
                 texts, characters = {}, 0
@@ -89,12 +80,8 @@ def _bad_rows(
         raise bad_row(file.path, first_row, faults[0], remedy)
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)
-    columns = {
-        "file": [file.path.name] * len(rows),
-        "row": [first_row + row for row in rows],
-        "column": [firsts[row].column for row in rows],
-        "reason": [firsts[row].reason for row in rows],
-    }
+    columns = {"file": [file.path.name] * len(rows), "row": [first_row + row for row in rows]}
+    columns |= {name: [getattr(firsts[row], name) for row in rows] for name in ("column", "reason")}
     for name in batch.schema.names:
         # Bytes may be invalid UTF-8.
         values = text_column(batch, name).take(pa.array(rows)).view(pa.large_binary()).to_pylist()
@@ -105,64 +92,43 @@ def _bad_rows(
 
 def _query_draws(batch: pa.RecordBatch, seed: int) -> np.ndarray:
     """``(rows,)`` 64-bit draws of the rows' queries; an instruction in a query does not change its draw."""
-    encoded = text_column(batch, "query").dictionary_encode()
-    hashes = [xxh3_64_intdigest(without_instruction(text).encode()) for text in encoded.dictionary.to_pylist()]
-    return keyed_bits(seed, SPLIT, np.array(hashes, dtype=np.uint64))[np.asarray(encoded.indices)]
+    queries = map(without_instruction, text_column(batch, "query").to_pylist())
+    return keyed_bits(seed, SPLIT, np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64))
 
 
-class _Forms:
-    """Texts as the model reads them: queries, and a share of a symmetric source's documents, under the instruction.
+def _hash_batch(
+    plan: PreparationPlan, batch: pa.RecordBatch, negatives: Sequence[str]
+) -> tuple[np.ndarray, dict[bytes, str]]:
+    """Return ``(rows, 2 + negatives)`` hashes of a batch's texts, and the distinct texts by their digests.
 
-    Whether a document gets it is drawn per text rather than per row, so that a text has one form under an instruction.
+    Texts are hashed as the model reads them: queries and a share of a symmetric source's documents under the
+    instruction, documents under that of their row's query. The share is drawn per text: it has one form.
     """
+    source, options = plan.source, plan.options
+    share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
+    key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
+    texts: dict[bytes, str] = {}
 
-    def __init__(self, plan: PreparationPlan) -> None:
-        source, options = plan.source, plan.options
-        self._instruction = source.instruction if options.instructions else None
-        self._share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
-        self._key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
-        self._width, self._seed = 2 + plan.negatives, options.seed
-
-    def _query(self, text: str) -> str:
+    @cache
+    def hash_of(text: str, instruction: str, is_query: bool = False) -> int:
         # An instruction in the published file is neither added twice nor part of raw text.
-        return without_instruction(text) if self._instruction is None else with_instruction(self._instruction, text)
+        if not options.instructions:
+            text = without_instruction(text)
+        elif is_query or (share and keyed_uniform(*key, text_key(text)) < share):
+            text = with_instruction(instruction, text)
+        digest = xxh3_128_digest(text.encode(), seed=options.seed)
+        texts[digest] = text
+        return int(hashes_of([digest])[0])
 
-    def _document(self, text: str, instruction: str | None) -> str:
-        if self._instruction is None:
-            return without_instruction(text)
-        drawn = self._share and keyed_uniform(*self._key, text_key(text)) < self._share
-        return with_instruction(instruction or self._instruction, text) if drawn else text
-
-    def hash(self, batch: pa.RecordBatch, negatives: Sequence[str]) -> tuple[np.ndarray, dict[bytes, str]]:
-        """Return ``(rows, 2 + negatives)`` hashes of the texts of a batch, and the distinct texts by their digests."""
-        queries = text_column(batch, "query").dictionary_encode()
-        written, codes = queries.dictionary.to_pylist(), np.asarray(queries.indices)
-        rows = np.full((len(batch), self._width), MISSING, dtype=np.uint64)
-        texts = [self._query(query) for query in written]
-        digests = self._digests(texts)
-        rows[:, 0] = hashes_of(digests)[codes]
-        # The documents of a row get the instruction that its query contains.
-        own = [split_instruction(query)[0] if self._share else None for query in written]
-        numbers = {instruction: number for number, instruction in enumerate(dict.fromkeys(own))}
-        instructions, of_row = list(numbers), np.array([numbers[each] for each in own], dtype=np.int64)[codes]
-        columns = [text_column(batch, name) for name in ("passage", *negatives)]
-        documents = pa.concat_arrays(columns).dictionary_encode()
-        written = documents.dictionary.to_pylist()
-        codes = np.asarray(pc.fill_null(documents.indices, -1)).astype(np.int64).reshape(len(columns), -1)
-        # A document is a text under an instruction; the first of the distinct ones stands for a missing negative.
-        pairs = np.where(codes < 0, -1, codes * len(instructions) + of_row)
-        distinct, inverse = np.unique(np.append(pairs, -1), return_inverse=True)
-        more = [
-            self._document(written[pair // len(instructions)], instructions[pair % len(instructions)])
-            for pair in distinct[1:].tolist()
-        ]
-        more_digests = self._digests(more)
-        hashes = np.append(MISSING, hashes_of(more_digests))
-        rows[:, 1 : 1 + len(columns)] = hashes[inverse[:-1].reshape(codes.shape)].T
-        return rows, dict(zip(digests + more_digests, texts + more, strict=True))
-
-    def _digests(self, texts: Sequence[str]) -> list[bytes]:
-        return [xxh3_128_digest(text.encode(), seed=self._seed) for text in texts]
+    columns = [text_column(batch, name).to_pylist() for name in ("query", "passage", *negatives)]
+    hashes: list[int] = []
+    for query, *documents in zip(*columns, strict=True):
+        own = (split_instruction(query)[0] if share else None) or source.instruction
+        hashes.append(hash_of(query, source.instruction, is_query=True))
+        hashes += [int(MISSING) if text is None else hash_of(text, own) for text in documents]
+    rows = np.full((len(batch), 2 + plan.negatives), MISSING, dtype=np.uint64)
+    rows[:, : len(columns)] = np.array(hashes, dtype=np.uint64).reshape(len(batch), len(columns))
+    return rows, texts
 
 
 def hashes_of(digests: Iterable[bytes]) -> np.ndarray:
@@ -182,12 +148,11 @@ def _write_run(folder: Path, texts: Mapping[bytes, str], partitions: int) -> Non
 
     A text may be in several runs. Two texts with the same hash are both written: tokenising refuses them.
     """
-    hashes = hashes_of(texts)
+    hashes, values = hashes_of(texts), list(texts.values())
     order = np.argsort(hashes)
-    hashes, values = hashes[order], list(texts.values())
     ordered = pa.array([values[i] for i in order], type=pa.large_string())
-    table = pa.record_batch([pa.array(hashes), ordered], schema=_RUN_SCHEMA)
-    ends = np.searchsorted(partition_of(hashes, partitions), np.arange(partitions + 1)).tolist()
+    table = pa.record_batch([pa.array(hashes[order]), ordered], schema=_RUN_SCHEMA)
+    ends = np.searchsorted(partition_of(hashes[order], partitions), np.arange(partitions + 1)).tolist()
     path, compressed = folder / f"{len(list(folder.iterdir())):05d}.arrow", pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(path, _RUN_SCHEMA, options=compressed) as writer:
         for start, end in pairwise(ends):

@@ -31,8 +31,7 @@ from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLI
 
 # Raise it when a source would be prepared to other bytes than before.
 FORMAT = 4
-# If a source has no more rows, all draws are looked at; of a larger one, this share of the rows may be missing from the
-# split before more draws are looked at.
+# Up to so many rows, all draws are looked at; else one in so many rows may be missing before more draws are.
 _LEAST_ROWS, _TOLERANCE = 1 << 20, 1000
 _TEXTS_PER_CALL = 1024
 # Cells located at a time: one pass over all partitions serves them.
@@ -44,21 +43,19 @@ def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
     """Write the draws of the queries that are held out.
 
     Of ``n`` good rows under the cap, ``round(validation_share * n)`` are held out, but never all unless the share is 1.
-    Queries are taken by ascending draw; one with more rows than are still wanted is skipped, so the number is exact if
-    enough queries have few rows. In a source of more than a million rows a thousandth of it may be missing, so that
-    memory depends on the share rather than on the rows.
+    Queries are taken by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a
+    million rows, a thousandth of the number may be missing: memory depends on the share rather than on the rows.
     """
-    shards = [plan.file("draws", shard) for shard in range(len(plan.shards))]
-    rows, share = sum(path.stat().st_size for path in shards) // 8, plan.options.validation_share
+    shards, share = plan.files("draws"), plan.options.validation_share
+    rows = sum(path.stat().st_size for path in shards) // 8
     wanted = round(share * rows) if share == 1 else min(round(share * rows), max(rows - 1, 0))
     looked_at = max(2 * share, _LEAST_ROWS / max(rows, 1))
     while True:
         highest = np.uint64(looked_at * 2.0**64) if looked_at < 1 else np.uint64(2**64 - 1)
-        low = [of_shard[of_shard <= highest] for of_shard in (np.fromfile(path, dtype="<u8") for path in shards)]
+        low = [draws[draws <= highest] for draws in (np.fromfile(path, dtype="<u8") for path in shards)]
         draws, counts = np.unique(np.concatenate(low), return_counts=True)
         taken = _take(counts, wanted)
-        missing = wanted - int(counts[taken].sum())
-        if looked_at >= 1 or missing <= wanted // _TOLERANCE:
+        if looked_at >= 1 or wanted - counts[taken].sum() <= wanted // _TOLERANCE:
             break
         looked_at *= 4
     draws[taken].astype("<u8").tofile(plan.file("held_out"))
@@ -83,13 +80,12 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
     Kept texts are written whole, however many of their tokens are truncated.
     """
     known: dict[int, str] = {}
-    for hashes, texts in read_partition((plan.file("runs", shard) for shard in range(len(plan.shards))), partition):
+    for hashes, texts in read_partition(plan.files("runs"), partition):
         for key, text in zip(hashes.tolist(), texts, strict=True):
             if known.setdefault(key, text) != text:
-                raise UserError(
-                    f"source {plan.source.name!r}: two texts have one 64-bit hash ({text[:50]!r}, "
-                    f"{known[key][:50]!r}); prepare it with another seed"
-                )
+                both = f"{text[:50]!r}, {known[key][:50]!r}"
+                what = f"source {plan.source.name!r}: two texts have one 64-bit hash ({both})"
+                raise UserError(f"{what}; prepare it with another seed")
     order = sorted(known)
     texts = [known[key] for key in order]
     tokenizer = Tokenizer.from_file(str(plan.file("tokenizer")))
@@ -145,23 +141,16 @@ def _positions(plan: PreparationPlan, hashes: np.ndarray) -> np.ndarray:
 
 def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     """Write the prepared source into an empty folder, its description last."""
-
-    def parts(kind: str) -> list[Path]:
-        return [plan.file(kind, number) for number in range(plan.partitions)]
-
-    shards, source, options = range(len(plan.shards)), plan.source, plan.options
-    tokens = _concatenate(parts("tokens"), folder / TOKENS) // 4
-    texts = _write_offsets(parts("lengths"), folder / OFFSETS)
+    source, options, width = plan.source, plan.options, 2 + plan.negatives
+    tokens = _concatenate(plan.files("tokens"), folder / TOKENS) // 4
+    texts = _write_offsets(plan.files("lengths"), folder / OFFSETS)
     kept = {}
     if options.keep_texts:
-        kept["text_bytes"] = _concatenate(parts("utf8"), folder / TEXTS)
-        _write_offsets(parts("utf8_lengths"), folder / TEXT_OFFSETS)
+        kept["text_bytes"] = _concatenate(plan.files("utf8"), folder / TEXTS)
+        _write_offsets(plan.files("utf8_lengths"), folder / TEXT_OFFSETS)
     if options.text_forms:
-        kept["forms"] = _concatenate(parts("forms"), folder / FORMS) // 8
-    rows = {
-        split: _concatenate([plan.file(split, shard) for shard in shards], folder / name) // (4 * (2 + plan.negatives))
-        for split, name in SPLITS.items()
-    }
+        kept["forms"] = _concatenate(plan.files("forms"), folder / FORMS) // 8
+    rows = {split: _concatenate(plan.files(split), folder / name) // (4 * width) for split, name in SPLITS.items()}
     for path in sorted(folder.iterdir()):
         write_checksums(path)
     description = {
@@ -179,8 +168,8 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         # Rows of the files, including those over the cap and bad ones.
         "read": sum(shard.rows for shard in plan.shards),
         "rows": rows,
-        "query_is_passage": sum(int(plan.file("same", shard).read_text()) for shard in shards),
-        "quarantined": _join_bad_rows([plan.file("quarantine", shard) for shard in shards], folder / QUARANTINE),
+        "query_is_passage": sum(int(path.read_text()) for path in plan.files("same")),
+        "quarantined": _join_bad_rows(plan.files("quarantine"), folder / QUARANTINE),
         "fingerprint": fingerprint,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
@@ -197,14 +186,14 @@ def _concatenate(parts: Iterable[Path], whole: Path) -> int:
 
 def _write_offsets(parts: Iterable[Path], path: Path) -> int:
     """Write where each text starts and where the last one ends; return the number of texts."""
-    texts, end = 0, 0
+    end = np.zeros(1, dtype="<i8")
     with path.open("wb") as file:
-        file.write(np.zeros(1, dtype="<i8").tobytes())
+        file.write(end.tobytes())
         for part in parts:
-            ends = end + np.cumsum(np.fromfile(part, dtype="<i4"), dtype=np.int64)
-            file.write(ends.astype("<i8").tobytes())
-            texts, end = texts + len(ends), int(ends[-1]) if len(ends) else end
-    return texts
+            ends = np.cumsum(np.append(end, np.fromfile(part, dtype="<i4")), dtype="<i8")
+            file.write(ends[1:].tobytes())
+            end = ends[-1:]
+        return file.tell() // 8 - 1
 
 
 def _join_bad_rows(parts: Sequence[Path], path: Path) -> dict[str, int]:
@@ -212,15 +201,12 @@ def _join_bad_rows(parts: Sequence[Path], path: Path) -> dict[str, int]:
     parts = [part for part in parts if part.exists()]
     if not parts:
         return {}
-    schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
+    empty = pa.unify_schemas([pq.read_schema(part) for part in parts]).empty_table()
     reasons: Counter[str] = Counter()
-    # In batches: there may be as many bad rows as good ones.
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, empty.schema, compression="zstd") as writer:
         for part in parts:
-            with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(1024):
-                    columns = {name: pa.nulls(len(batch), schema.field(name).type) for name in schema.names}
-                    columns |= dict(zip(batch.schema.names, batch.columns, strict=True))
-                    writer.write_table(pa.table(columns, schema=schema))
-                    reasons.update(batch.column("reason").to_pylist())
+            # In batches: there may be as many bad rows as good ones. A file with fewer negatives lacks columns.
+            for batch in pq.ParquetFile(part).iter_batches(1024):
+                writer.write_table(pa.concat_tables([empty, pa.table(batch)], promote_options="default"))
+                reasons.update(batch.column("reason").to_pylist())
     return dict(sorted(reasons.items()))

@@ -15,7 +15,6 @@ from training.common.errors import UserError
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-GRID, QUIET = "0.88", "0.35"
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -52,15 +51,12 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
 
 
 def short_labels(names: Sequence[str], most: int = 28) -> list[str]:
-    """Return as many last parts of each name as are needed to tell it from all others, shortened."""
+    """Return the last parts of names, as many as tell all of them apart, shortened."""
     parts = [name.rstrip("/").split("/") for name in names]
-    labels = []
-    for own in parts:
-        count = 1
-        while count < len(own) and any(other[-count:] == own[-count:] for other in parts if other != own):
-            count += 1
-        labels.append(shortened("/".join(own[-count:]), most))
-    return labels
+    counts = range(1, max(map(len, parts), default=1) + 1)
+    labels = (["/".join(each[-count:]) for each in parts] for count in counts)
+    found = next((each for each in labels if len(set(each)) == len(set(names))), list(names))
+    return [shortened(label, most) for label in found]
 
 
 def shortened(name: str, most: int) -> str:

@@ -6,7 +6,6 @@ this repository and its package, with the folder in the place of the model's nam
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -19,21 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCard
 
 from hub_cards.snippets import snippets
 from training.common.errors import in_one_line
 from training.common.outputs import temporary_folder
-from training.publishing.checks.packed import CARD, Finding, PackedFolder, UnreadableError
-from training.publishing.model_files import ADAPTER_CONFIG, CONFIG, SENTENCE_TRANSFORMERS
+from training.publishing.checks.packed import CARD, FaultError, Finding, PackedFolder
+from training.publishing.model_files import ADAPTER_CONFIG, CONFIG
 
 _RENDER = "render the card again"
 _LOOK = "compare the example with the model's files, or pack the run again"
-# The Hub reads these besides the fields of ModelCardData (hub-docs, modelcard.md).
-_MORE_FIELDS = {
-    *("base_model_relation", "new_version", "model-index", "widget", "inference", "thumbnail", "co2_eq_emissions"),
-}
+_FIELDS = ("library_name", "pipeline_tag", "license", "tags")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)>\s]+)|\bsrc=[\"']([^\"']+)")
+_LOADED = re.compile(r'(?:SentenceTransformer|from_pretrained)\((?:\w+, )?"([^"]+)"')
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.IGNORECASE)
 # Rows of the first table that are checked, and sections of which all rows are.
 _ROWS = ("| parameters |", "| dimensions |", "| tokens of a text |")
@@ -65,54 +63,36 @@ _DOCUMENTS = [
 ]
 
 
-def check_metadata(packed: PackedFolder) -> Iterator[Finding]:
-    """The header is YAML with fields that the Hub knows, and agrees with what this folder is."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    text = packed.text(CARD)
-    if not text.startswith("---\n"):
-        raise UnreadableError(CARD, "has no header of YAML")
-    try:
-        data = ModelCard(text, ignore_metadata_errors=False).data
-    # Errors of YAML and of huggingface_hub share no class.
-    except Exception as error:
-        raise UnreadableError(CARD, f"has a header that the Hub cannot read ({in_one_line(error)})") from None
-    unknown = sorted(data.to_dict().keys() - vars(ModelCardData()).keys() - _MORE_FIELDS)
-    if unknown:
-        yield Finding(CARD, f"the header has fields that the Hub does not know: {', '.join(unknown)}", _RENDER)
-    wanted = {
-        "library_name": ("sentence-transformers",),
-        "pipeline_tag": ("sentence-similarity", "feature-extraction"),
-        "license": (packed.release.licence.lower(), "other"),
-        "base_model_relation": (None, "adapter", "finetune", "merge", "quantized"),
-    }
-    for name, values in wanted.items():
-        if data.get(name) not in values:
-            wrong = f"{name} of the header is {data.get(name)!r}, not {' or '.join(map(repr, values))}"
-            yield Finding(CARD, wrong, _RENDER)
-    if "sentence-transformers" not in (data.tags or ()):
-        yield Finding(CARD, "the tags of the header lack 'sentence-transformers'", _RENDER)
-
-
-def check_links(packed: PackedFolder) -> Iterator[Finding]:
-    """Images and files that the card links to exist."""
-    text = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", packed.text(CARD)))
-    for target in sorted({first or second for first, second in _LINK.findall(text)}):
-        path = target.partition("#")[0].partition("?")[0]
-        if not _ABSOLUTE.match(target) and not (packed.path / path).exists():
-            yield Finding(CARD, f"links to {path}, which is not there", "draw the figures and render the card again")
-
-
-def check_numbers(packed: PackedFolder) -> Iterator[Finding]:
-    """Parameters, dimensions, length and scores are those of the record and of the evaluation."""
+def _rendered(packed: PackedFolder, name: str | None = None) -> str:
+    """The card that this checkout writes for the folder."""
     # It needs jinja2, which no other check does.
     from training.publishing.card import model_card
 
-    shown, expected = (_rows(text) for text in (packed.text(CARD), model_card(packed.path)))
-    for found, wanted in zip_longest(shown, expected, fillvalue="nothing"):
-        if found != wanted:
-            yield Finding(CARD, f"has {found} where the files give {wanted}", _RENDER)
-            return
+    return model_card(packed.path, name)
+
+
+def check_card(packed: PackedFolder) -> Iterator[Finding]:
+    """The header and the rows with numbers are those that record and evaluation give, and linked files exist."""
+    text, expected = packed.text(CARD), _rendered(packed)
+    try:
+        header = ModelCard(text, ignore_metadata_errors=False).data
+    # Errors of YAML and of huggingface_hub share no class.
+    except Exception as error:
+        raise FaultError(CARD, f"has a header that the Hub cannot read ({in_one_line(error)})") from None
+    wanted = ModelCard(expected).data
+    for field in _FIELDS:
+        if header.get(field) != wanted.get(field):
+            wrong = f"{field} of the header is {header.get(field)!r}, not {wanted.get(field)!r}"
+            yield Finding(CARD, wrong, _RENDER)
+    for found, right in zip_longest(_rows(text), _rows(expected), fillvalue="nothing"):
+        if found != right:
+            yield Finding(CARD, f"has {found} where the files give {right}", _RENDER)
+            break
+    outside = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+    for target in sorted({first or second for first, second in _LINK.findall(outside)}):
+        path = target.partition("#")[0].partition("?")[0]
+        if not _ABSOLUTE.match(target) and not (packed.path / path).exists():
+            yield Finding(CARD, f"links to {path}, which does not exist", "draw the figures and render the card again")
 
 
 def _rows(text: str) -> list[str]:
@@ -124,33 +104,27 @@ def _rows(text: str) -> list[str]:
     ]
 
 
-def check_snippets(packed: PackedFolder) -> Iterator[Finding]:
-    """The examples are there, load one name, and print the prompt for queries as the files have it."""
-    trees, base = _examples(packed), _base_name(packed)
-    for name in _expected(packed).keys() - trees.keys():
+def check_examples(packed: PackedFolder) -> Iterator[Finding]:
+    """The examples exist, and load the model by one name."""
+    found = snippets(packed.text(CARD))
+    for name in _expected(packed).keys() - found.keys():
         yield Finding(CARD, f"has no example {name}", _RENDER)
-    names = {loaded for tree in trees.values() for loaded in _loaded_names(tree)}
-    if base and "transformers" in trees and base not in names:
-        yield Finding(CARD, f"the example transformers does not load {base}", _RENDER)
-    names -= {base}
-    if len(names) > 1 or any(name.rpartition("/")[2] != packed.release.name for name in names):
-        wrong = f"the examples load {', '.join(sorted(names))}, not {packed.release.name}"
-        yield Finding(CARD, wrong, _RENDER)
-    prompt = (packed.table(SENTENCE_TRANSFORMERS).get("prompts") or {}).get("query")
-    nodes = ast.walk(trees["transformers"]) if "transformers" in trees and prompt else ()
-    if nodes and prompt not in {node.value for node in nodes if isinstance(node, ast.Constant)}:
-        yield Finding(CARD, f"the example transformers has another prompt than {prompt!r}", _RENDER)
+    names = _loaded_names(packed, found)
+    if len(names) > 1 or {name.rpartition("/")[2] for name in names} != {packed.release.name}:
+        yield Finding(CARD, f"the examples load {', '.join(sorted(names))}, not {packed.release.name}", _RENDER)
 
 
 def foreign_examples(packed: PackedFolder) -> list[str]:
     """Return the examples that this checkout would print differently, for the name that they load."""
-    # It needs jinja2, which no other check does.
-    from training.publishing.card import model_card
-
-    names = {loaded for tree in _examples(packed).values() for loaded in _loaded_names(tree)} - {_base_name(packed)}
     found = snippets(packed.text(CARD))
-    wanted = snippets(model_card(packed.path, names.pop() if len(names) == 1 else None))
+    names = _loaded_names(packed, found)
+    wanted = snippets(_rendered(packed, names.pop() if len(names) == 1 else None))
     return [f"the example {name}" for name in _expected(packed) if found.get(name) != wanted.get(name)]
+
+
+def _loaded_names(packed: PackedFolder, examples: Mapping[str, str]) -> set[str]:
+    """The names by which examples load the model, and not an adapter's base."""
+    return {name for code in examples.values() for name in _LOADED.findall(code)} - {_base_name(packed)}
 
 
 def _base_name(packed: PackedFolder) -> str | None:
@@ -160,50 +134,24 @@ def _base_name(packed: PackedFolder) -> str | None:
 
 def _expected(packed: PackedFolder) -> dict[str, str]:
     """The examples of a card with the class that each runs; the base of an adapter may have no remote code."""
-    if not packed.is_adapter:
-        return _EXAMPLES
-    adapter = packed.release.adapter
-    has_code = adapter is None or adapter.base_code
+    if not packed.is_adapter or packed.release.adapter is None:
+        return dict(_EXAMPLES)
+    has_code = packed.release.adapter.base_code
     return {name: kind for name, kind in _EXAMPLES_OF_ADAPTERS.items() if has_code or name != "remote-code"}
-
-
-def _examples(packed: PackedFolder) -> dict[str, ast.Module]:
-    """The syntax trees of the expected examples that are there."""
-    found, trees = snippets(packed.text(CARD)), {}
-    for name in _expected(packed).keys() & found.keys():
-        try:
-            trees[name] = ast.parse(found[name])
-        except (SyntaxError, ValueError) as error:
-            raise UnreadableError(CARD, f"the example {name} is not Python ({error})") from None
-    return trees
-
-
-def _loaded_names(tree: ast.Module) -> list[str]:
-    """The names that code loads models by: the first text among the arguments of a call, after a base model if any."""
-    names = []
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call):
-            function = getattr(call.func, "id", getattr(call.func, "attr", None))
-            given = [each.value for each in call.args[:2] if isinstance(getattr(each, "value", None), str)]
-            names += given[:1] if function in ("SentenceTransformer", "from_pretrained") else []
-    return names
 
 
 def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
     """Plain transformers, sentence-transformers and the remote code agree, in every batch."""
-    base = packed.base
+    base, release = packed.base, packed.release
     if packed.is_adapter and base is None:
         # `check_base` says so.
         return
-    examples = dict(_expected(packed))
+    examples = _expected(packed)
     if base is not None and "remote-code" in examples and not base.has_code:
         wrong = f"the example remote-code was not run: the code of {_base_name(packed)} is not on this machine"
         yield Finding(CARD, wrong, "give a whole copy of it as --base FOLDER", fault=False)
         del examples["remote-code"]
-    trees, found = _examples(packed), snippets(packed.text(CARD))
-    if not trees.keys() >= examples.keys():
-        raise UnreadableError(CARD, "lacks an example that is to be run")
-    release = packed.release
+    found = snippets(packed.text(CARD))
     task = {
         "codes": {name: found[name] for name in examples},
         "queries": _QUERIES,
@@ -211,7 +159,7 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
         "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
         "dimensions": list(release.dimensions),
     }
-    coarse = (packed.model_config() or {}).get("dtype") == "bfloat16"
+    coarse = (packed.config or {}).get("dtype") == "bfloat16"
     for in_float32, tolerance in ((False, _COARSE_TOLERANCE), (True, _TOLERANCE)) if coarse else ((False, _TOLERANCE),):
         with _runnable(packed, in_float32) as folders:
             report, embeddings = _run({**task, **folders})
@@ -274,10 +222,10 @@ def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise UnreadableError(CARD, f"its examples took more than {_SECONDS} seconds") from None
+            raise FaultError(CARD, f"its examples took more than {_SECONDS} seconds") from None
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UnreadableError(CARD, f"its examples ended their process (status {ended.returncode}: {last[:300]})")
+            raise FaultError(CARD, f"its examples ended their process (status {ended.returncode}: {last[:300]})")
         report = json.loads((place / "report.json").read_text(encoding="utf-8"))
         with np.load(place / "embeddings.npz", allow_pickle=False) as stored:
             return report, dict(stored)
@@ -301,19 +249,18 @@ def _differences(
     for key, given in embeddings.items():
         name, variant = key.split("/")
         kind, _, dimension = variant.partition("@")
-        width = int(dimension) if dimension else dimensions[0]
+        width = int(dimension or dimensions[0])
         expected = embeddings[f"{_REFERENCE}/{'queries' if kind == 'queries' else 'documents'}"][:, :width]
+        wrong = None
         if given.shape != expected.shape:
             wrong = f"gives {given.shape} {variant}, not {expected.shape}"
         elif not np.allclose(np.linalg.norm(given, axis=1), 1, atol=5e-3):
             wrong = f"gives {variant} that are not of unit length"
         else:
-            cosine = (_unit(given) * _unit(expected)).sum(axis=1).min()
-            if cosine >= tolerance:
-                continue
-            wrong = f"differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {tolerance})"
-        yield Finding(CARD, f"the example {name} {wrong}", _LOOK)
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+            lengths = np.linalg.norm(given, axis=1) * np.linalg.norm(expected, axis=1)
+            cosine = ((given * expected).sum(axis=1) / lengths).min()
+            # The comparison is false for NaN, too.
+            if not cosine >= tolerance:
+                wrong = f"differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {tolerance})"
+        if wrong:
+            yield Finding(CARD, f"the example {name} {wrong}", _LOOK)

@@ -1,4 +1,4 @@
-"""A packed folder as the checks read it: every file once, with errors that name a damaged file."""
+"""A packed folder as the checks read it, and what they say about it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from training.common.errors import UserError, in_one_line
-from training.publishing.adapter import BaseModel, cached_base, read_base
-from training.publishing.model_files import ADAPTER_CONFIG, CONFIG, MODULES
+from training.publishing.adapter import BaseModel, cached_base, read_adapter_files, read_base
+from training.publishing.model_files import ADAPTER_CONFIG, CONFIG, ModelToPack
+from training.publishing.pack import read_whole_model
 from training.publishing.record import RECORD, ModelRelease, load_release
-from training.publishing.weights import read_header
+from training.publishing.states import ModelState
 
 CARD = "README.md"
 REPACK = "pack the run again"
@@ -35,16 +34,16 @@ class Finding:
         return f"{self.file}: {' '.join(self.wrong.split())}; {self.remedy}"
 
 
-class UnreadableError(Exception):
-    """A file is missing or damaged, so that what depends on it cannot be checked."""
+class FaultError(Exception):
+    """A fault that ends a check."""
 
-    def __init__(self, file: str, why: str) -> None:
-        super().__init__(f"{file}: {why}")
-        self.file, self.why = file, why
+    def __init__(self, file: str, wrong: str, remedy: str = REPACK) -> None:
+        super().__init__(wrong)
+        self.finding = Finding(file, wrong, remedy)
 
 
 class PackedFolder:
-    """The files of a packed folder, read on demand; every method raises :class:`UnreadableError` for a damaged file.
+    """The files of a packed folder, read on demand.
 
     Args:
         path: The folder.
@@ -54,94 +53,55 @@ class PackedFolder:
     def __init__(self, path: Path, base: Path | None = None) -> None:
         self.path = path
         self._given_base = None if base is None else base.absolute()
-        self._content: dict[str, Any] = {}
 
     @cached_property
     def files(self) -> dict[str, int]:
         """Size in bytes of every file, by its path with forward slashes."""
-        found = (path for path in self.path.rglob("*") if path.is_file() or path.is_symlink())
-        sizes = {
-            path.relative_to(self.path).as_posix(): (path.lstat() if self.is_link(path) else path.stat()).st_size
-            for path in sorted(found)
+        found = sorted(path for path in self.path.rglob("*") if path.is_file() or path.is_symlink())
+        sizes = {path.relative_to(self.path).as_posix(): path for path in found}
+        return {
+            name: path.stat().st_size if path.exists() else 0
+            for name, path in sizes.items()
+            if not name.startswith(_CLIENT_NOTES)
         }
-        return {name: size for name, size in sizes.items() if not name.startswith(_CLIENT_NOTES)}
 
-    def is_link(self, path: Path) -> bool:
-        """Whether a file is a link, other than those of the Hub's cache, which stores each content once."""
-        if not path.is_symlink():
-            return False
-        blobs = self.path.parent.parent / "blobs"
-        return not (self.path.parent.name == "snapshots" and path.is_file() and path.resolve().parent == blobs)
+    def is_link(self, name: str) -> bool:
+        """Return whether a file is a link, other than those of the Hub's cache, which stores each content once."""
+        path, blobs = self.path / name, self.path.parent.parent / "blobs"
+        is_cached = self.path.parent.name == "snapshots" and path.is_file() and path.resolve().parent == blobs
+        return path.is_symlink() and not is_cached
 
     def text(self, name: str) -> str:
         """Return the text of a file."""
         try:
             return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UnreadableError(name, "is missing") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UnreadableError(name, f"cannot be read ({in_one_line(error)})") from None
+            raise FaultError(name, f"cannot be read ({in_one_line(error)})") from None
 
-    def json(self, name: str) -> Any:
+    def json(self, name: str, kind: type = dict) -> Any:
         """Return the content of a JSON file."""
-        if name not in self._content:
-            try:
-                self._content[name] = json.loads(self.text(name))
-            except (ValueError, RecursionError) as error:
-                raise UnreadableError(name, f"is not JSON ({in_one_line(error)})") from None
-        return self._content[name]
-
-    def table(self, name: str) -> dict[str, Any]:
-        """Return the content of a JSON file that holds an object."""
-        content = self.json(name)
-        if not isinstance(content, dict):
-            raise UnreadableError(name, f"holds a {type(content).__name__} where an object is expected")
+        try:
+            content = json.loads(self.text(name))
+        except ValueError as error:
+            raise FaultError(name, f"is not JSON ({in_one_line(error)})") from None
+        if not isinstance(content, kind):
+            raise FaultError(name, f"holds a {type(content).__name__}, not a {kind.__name__}")
         return content
-
-    def header(self, name: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype of each tensor of a safetensors file."""
-        if name not in self._content:
-            try:
-                with safe_open(self.path / name, framework="pt") as stored:
-                    if (stored.metadata() or {}).get("format") != "pt":
-                        wrong = "lacks the metadata 'format: pt', without which transformers refuses it"
-                        raise UnreadableError(name, wrong)
-                self._content[name] = read_header(self.path / name)
-            except (OSError, SafetensorError) as error:
-                raise UnreadableError(name, f"is not a safetensors file ({in_one_line(error)})") from None
-        return self._content[name]
-
-    def modules(self) -> list[dict[str, Any]]:
-        """Return the entries of ``modules.json``."""
-        content = self.json(MODULES)
-        if not isinstance(content, list) or not all(
-            isinstance(entry, dict) and {"path", "type"} <= entry.keys() for entry in content
-        ):
-            raise UnreadableError(MODULES, "is not a list of modules with path and type")
-        return content
-
-    def pooling_file(self) -> str:
-        """Return the path of the pooling module's configuration."""
-        for entry in self.modules():
-            if str(entry["type"]).endswith(".Pooling"):
-                return f"{entry['path']}/config.json"
-        raise UnreadableError(MODULES, "names no pooling module")
 
     @cached_property
     def release(self) -> ModelRelease:
         """The record of the release."""
-        self.table(RECORD)
         try:
             return load_release(self.path)
         except UserError as error:
-            raise UnreadableError(RECORD, f"is damaged ({in_one_line(error)})") from None
+            raise FaultError(RECORD, f"is damaged ({in_one_line(error)})") from None
 
     @cached_property
     def is_adapter(self) -> bool:
         """Whether it holds an adapter, by its files or its record."""
         try:
             return ADAPTER_CONFIG in self.files or self.release.is_adapter
-        except UnreadableError:
+        except FaultError:
             return False
 
     @cached_property
@@ -154,8 +114,20 @@ class PackedFolder:
             return read_base(self._given_base)
         return cached_base(adapter.base.name, adapter.base.revision)
 
-    def model_config(self) -> dict[str, Any] | None:
-        """Return ``config.json`` of the model or of an adapter's base; None if the base is not on this machine."""
+    @cached_property
+    def model(self) -> ModelToPack:
+        """The model or adapter, read as that of a run is read to be packed."""
+        try:
+            if self.is_adapter:
+                return read_adapter_files(self.path, self.base)
+            return read_whole_model(ModelState(self.path, self.path, {}))
+        except UserError as error:
+            wrong, _, remedy = in_one_line(error).replace(f"{self.path}/", "").partition("; ")
+            raise FaultError("the model", wrong, remedy or REPACK) from None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """``config.json`` of the model or of an adapter's base; None if the base is not on this machine."""
         if not self.is_adapter:
-            return self.table(CONFIG)
+            return self.json(CONFIG)
         return None if self.base is None else json.loads((self.base.folder / CONFIG).read_text(encoding="utf-8"))

@@ -20,39 +20,28 @@ Older releases of all three are in use, so the checks require what these need, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, Qwen3Config
+
+from modeling_f2llm import F2LLMConfig
 from training.common.errors import in_one_line
-from training.publishing.checks.packed import Finding, PackedFolder, UnreadableError
+from training.common.outputs import temporary_folder
+from training.publishing.checks.packed import FaultError, Finding, PackedFolder
 from training.publishing.model_files import (
     CONFIG,
     MODULES,
     SENTENCE_TRANSFORMERS,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    TRANSFORMER_MODULE,
+    why_not_packed,
 )
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-# Why a field has the value that it must have, where that is not obvious.
-_WHY = {
-    "model_type": "transformers and servers know this name without other code",
-    "attention_bias": "servers compute Qwen3 as it was published",
-    "use_sliding_window": "servers compute Qwen3 as it was published",
-    "hidden_act": "servers compute Qwen3 as it was published",
-    "layer_types": "one for each layer, and servers compute no other type",
-    "is_matryoshka": "vLLM refuses to truncate otherwise",
-    "matryoshka_dimensions": "servers truncate to these only",
-    "rope_theta": "transformers 4 and servers built on it read it here, not in rope_parameters, or take 10000",
-    "default_prompt_name": "it would put the prompt before documents, too",
-    "max_seq_length": "where the tokenizer truncates; text-embeddings-inference and vLLM read it here",
-    "do_lower_case": "text-embeddings-inference and vLLM read it here",
-}
-_KINDS = ("Transformer", "Pooling", "Normalize")
-_OTHER_POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+_POOLING = "1_Pooling/config.json"
 _APPEND = "let append_eos of modeling_f2llm set its post-processor and save it again"
 # Ids of Qwen3's tokenizer, and so of the published models'.
 _QWEN = {"<|endoftext|>": 151643, "<|im_end|>": 151645}
@@ -62,28 +51,18 @@ _SHORT = 8
 _LONG_TEXT = "pandas live in the mountains " * _SHORT
 
 
-def _differences(packed: PackedFolder, file: str, wanted: Mapping[str, Any]) -> Iterator[Finding]:
-    """Fields of a JSON file that differ from what the record says, or from what all readers need."""
-    table = packed.table(file)
-    for key, value in wanted.items():
-        if table.get(key) != value:
-            why = f" ({_WHY[key]})" if key in _WHY else ""
-            wrong = f"{key} is {table.get(key)!r}, not {value!r}{why}"
-            yield Finding(file, wrong, "correct it or the record, or pack the run again")
-
-
 def check_configuration(packed: PackedFolder) -> Iterator[Finding]:
-    """``config.json`` has the shape of the record, and what servers and all versions of transformers read."""
-    config, release = packed.table(CONFIG), packed.release
+    """``config.json`` has what servers and all versions of transformers read; both configuration classes accept it."""
+    config, release = packed.json(CONFIG), packed.release
     layers, rope = config.get("num_hidden_layers"), config.get("rope_parameters") or {}
-    wanted = {
+    wanted: dict[str, Any] = {
         **{"model_type": "qwen3", "architectures": ["Qwen3Model"], "dtype": release.dtype},
+        # Servers compute Qwen3 as it was published.
         **{"attention_bias": False, "use_sliding_window": False, "hidden_act": "silu"},
-        **{**release.shape, "hidden_size": release.dimension},
         "layer_types": ["full_attention"] * layers,
-        "rope_theta": rope.get("rope_theta"),
     }
     if len(release.dimensions) > 1:
+        # vLLM refuses to truncate otherwise, and servers truncate to these only.
         wanted |= {"is_matryoshka": True, "matryoshka_dimensions": list(release.dimensions)}
     yield from _differences(packed, CONFIG, wanted)
     if rope.get("rope_theta") is None or rope.get("rope_type", "default") != "default":
@@ -92,15 +71,6 @@ def check_configuration(packed: PackedFolder) -> Iterator[Finding]:
     if config.get("max_window_layers", 0) > layers:
         wrong = f"max_window_layers {config['max_window_layers']} is more than the {layers} layers"
         yield Finding(CONFIG, wrong, f"set it to {layers}")
-
-
-def check_validity(packed: PackedFolder) -> Iterator[Finding]:
-    """The configuration classes of transformers and of this repository accept ``config.json``."""
-    from transformers import Qwen3Config
-
-    from modeling_f2llm import F2LLMConfig
-
-    packed.table(CONFIG)
     for kind in (Qwen3Config, F2LLMConfig):
         try:
             kind.from_pretrained(packed.path, local_files_only=True).validate()
@@ -110,45 +80,39 @@ def check_validity(packed: PackedFolder) -> Iterator[Finding]:
             return
 
 
-def check_lengths(packed: PackedFolder) -> Iterator[Finding]:
-    """Tokenizer, sentence-transformers and record agree on the maximum length of a text."""
-    length = packed.release.max_length
-    yield from _differences(packed, TOKENIZER_CONFIG, {"model_max_length": length})
-    yield from _differences(packed, TRANSFORMER_MODULE, {"max_seq_length": length})
+def _differences(packed: PackedFolder, file: str, wanted: dict[str, Any]) -> Iterator[Finding]:
+    """Fields of a JSON file that differ from what all readers need."""
+    table = packed.json(file)
+    for key, value in wanted.items():
+        if table.get(key) != value:
+            yield Finding(file, f"{key} is {table.get(key)!r}, not {value!r}")
 
 
 def check_modules(packed: PackedFolder) -> Iterator[Finding]:
-    """Transformer, pooling and normalisation, under the names that every version of sentence-transformers knows."""
-    entries = packed.modules()
-    kinds, wanted = [str(entry["type"]) for entry in entries], [f"sentence_transformers.models.{k}" for k in _KINDS]
-    if kinds != wanted:
-        wrong = (
-            f"the modules are {', '.join(kinds)}, not {', '.join(wanted)}, which need no other code and which versions "
-            "before 5.4 and llama.cpp look for"
-        )
+    """Transformer, last-token pooling with the instruction, normalisation and cosine similarity."""
+    if wrong := why_not_packed(packed.path):
         yield Finding(MODULES, wrong)
-    for entry in entries:
-        if not (packed.path / str(entry["path"])).is_dir():
-            yield Finding(MODULES, f"there is no folder {entry['path']}")
-    yield from _differences(packed, TRANSFORMER_MODULE, {"do_lower_case": False})
-
-
-def check_pooling(packed: PackedFolder) -> Iterator[Finding]:
-    """Last-token pooling, which includes the instruction, as text-embeddings-inference and llama.cpp read it."""
-    others = {f"pooling_mode_{mode}": False for mode in _OTHER_POOLINGS}
-    wanted = {"pooling_mode_lasttoken": True, **others, "include_prompt": True}
-    wanted |= {"word_embedding_dimension": packed.release.dimension}
-    yield from _differences(packed, packed.pooling_file(), wanted)
-
-
-def check_prompts(packed: PackedFolder) -> Iterator[Finding]:
-    """The prompts of the record, none of them put before every text, and cosine similarity."""
-    prompts = dict(packed.release.prompts)
-    # The prompt of a model that was trained without instructions is empty.
-    if not isinstance(prompts.get("query"), str) or not all(isinstance(each, str) for each in prompts.values()):
-        yield Finding(SENTENCE_TRANSFORMERS, "has no prompt for queries, or a prompt that is not text")
-    wanted = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    width = packed.release.dimension
+    yield from _differences(packed, _POOLING, {"include_prompt": True, "word_embedding_dimension": width})
+    # A default prompt would be put before documents, too.
+    wanted = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
     yield from _differences(packed, SENTENCE_TRANSFORMERS, wanted)
+
+
+def check_form(packed: PackedFolder) -> Iterator[Finding]:
+    """All settings have the form that older libraries and servers read: packing them again changes nothing."""
+    with temporary_folder() as temporary:
+        again = Path(temporary)
+        packed.model.copy_files(again, packed.release.dtype)
+        for path in sorted(again.rglob("*.json")):
+            name = path.relative_to(again).as_posix()
+            found, wanted = packed.json(name, object), json.loads(path.read_text(encoding="utf-8"))
+            if found != wanted:
+                keys = ""
+                if isinstance(found, dict) and isinstance(wanted, dict):
+                    keys = ", ".join(sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)))
+                wrong = f"{keys or 'its content'} does not have the form that older libraries and servers read"
+                yield Finding(name, wrong)
 
 
 # The token that ends a text is EOS, or another one that the model was started with: Qwen3-Embedding appends
@@ -159,17 +123,13 @@ def check_eos(packed: PackedFolder) -> Iterator[Finding]:
     """The ``tokenizers`` library alone appends one token, also to each text of a pair and after truncation."""
     tokenizer = _tokenizer(packed)
     if _id(packed, tokenizer, "eos_token") is None:
-        yield Finding(TOKENIZER_CONFIG, "names no EOS token that tokenizer.json has", _APPEND)
-        return
-    end = _end(packed, tokenizer)
-    for text in _TEXTS:
-        ids = tokenizer.encode(text).ids
+        raise FaultError(TOKENIZER_CONFIG, "names no EOS token that tokenizer.json has", _APPEND)
+    end, encoded = _end(packed, tokenizer), [tokenizer.encode(text).ids for text in _TEXTS]
+    for ids in encoded:
         count = next((number for number, token in enumerate(reversed(ids)) if token != end), len(ids))
         if count != 1:
-            yield Finding(TOKENIZER, f"appends EOS {count} times to a text, not once", _APPEND)
-            return
-    first, second = (tokenizer.encode(text).ids for text in _TEXTS[:2])
-    if tokenizer.encode(*_TEXTS[:2]).ids != first + second:
+            raise FaultError(TOKENIZER, f"appends EOS {count} times to a text, not once", _APPEND)
+    if tokenizer.encode(*_TEXTS[:2]).ids != encoded[0] + encoded[1]:
         yield Finding(TOKENIZER, "does not end each text of a pair with EOS", _APPEND)
     tokenizer.enable_truncation(_SHORT)
     if tokenizer.encode(_LONG_TEXT).ids[_SHORT - 1 :] != [end]:
@@ -178,30 +138,21 @@ def check_eos(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_auto_tokenizer(packed: PackedFolder) -> Iterator[Finding]:
     """transformers gives the same ids, and pads and truncates on the right."""
-    from transformers import AutoTokenizer
-
     plain = _tokenizer(packed)
-    # AutoTokenizer reads these files, too.
-    for name in (TOKENIZER_CONFIG,) if packed.is_adapter else (TOKENIZER_CONFIG, CONFIG):
-        packed.table(name)
     try:
         loaded = AutoTokenizer.from_pretrained(packed.path, local_files_only=True, trust_remote_code=False)
     # `from_pretrained` can raise any exception on a corrupt folder.
     except Exception as error:
-        raise UnreadableError(TOKENIZER_CONFIG, f"AutoTokenizer cannot load it ({in_one_line(error)})") from None
+        raise FaultError(TOKENIZER_CONFIG, f"AutoTokenizer cannot load it ({in_one_line(error)})") from None
     for text in (*_TEXTS, f"a{loaded.eos_token or ''}"):
         if loaded(text).input_ids != plain.encode(text).ids:
             wrong = f"AutoTokenizer and the tokenizers library disagree on {text!r}"
-            yield Finding(TOKENIZER_CONFIG, wrong, "save both files from one tokenizer")
-            return
+            raise FaultError(TOKENIZER_CONFIG, wrong, "save both files from one tokenizer")
     for name in ("padding_side", "truncation_side"):
         if getattr(loaded, name) != "right":
             yield Finding(TOKENIZER_CONFIG, f"{name} is {getattr(loaded, name)!r}", "set it to 'right'")
     if loaded(_LONG_TEXT, truncation=True, max_length=_SHORT).input_ids[-1] != _end(packed, plain):
         yield Finding(TOKENIZER, "loses EOS when AutoTokenizer truncates", _APPEND)
-    if isinstance(packed.table(TOKENIZER_CONFIG).get("extra_special_tokens"), list):
-        wrong = "extra_special_tokens is a list, which transformers 4 cannot read"
-        yield Finding(TOKENIZER_CONFIG, wrong, "call it additional_special_tokens, or pack the run again")
 
 
 def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
@@ -210,7 +161,7 @@ def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
     Padding and EOS may be the same token, since the attention mask marks padding; the configuration's EOS may be what
     ends a text.
     """
-    tokenizer, config = _tokenizer(packed), packed.model_config()
+    tokenizer, config = _tokenizer(packed), packed.config
     ids = {name: _id(packed, tokenizer, name) for name in ("pad_token", "eos_token")}
     if ids["pad_token"] is None:
         yield Finding(TOKENIZER_CONFIG, "names no padding token that tokenizer.json has", "set pad_token")
@@ -227,36 +178,9 @@ def check_special_tokens(packed: PackedFolder) -> Iterator[Finding]:
         yield Finding(TOKENIZER, wrong, "pack the tokenizer that the model was trained with")
 
 
-def _tokenizer(packed: PackedFolder) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    text = packed.text(TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    # The library raises Exception itself.
-    except Exception as error:
-        raise UnreadableError(TOKENIZER, f"is not a tokenizer ({in_one_line(error)})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _id(packed: PackedFolder, tokenizer: Tokenizer, name: str) -> int | None:
-    """Id of a special token that ``tokenizer_config.json`` names, as text or as a described token."""
-    token = packed.table(TOKENIZER_CONFIG).get(name)
-    token = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(token) if isinstance(token, str) else None
-
-
-def _end(packed: PackedFolder, tokenizer: Tokenizer) -> int | None:
-    """Id of the token that the tokenizer puts after a text; that of EOS if it puts none."""
-    ids, bare = (tokenizer.encode(_TEXTS[0], add_special_tokens=special).ids for special in (True, False))
-    return _id(packed, tokenizer, "eos_token") if ids[len(ids) - len(bare) :] == bare else ids[-1]
-
-
 def check_llama_cpp(packed: PackedFolder) -> Iterator[Finding]:
     """llama.cpp's converter sees that a token is appended, which it takes for EOS, and knows the pre-tokenizer."""
-    tokenizer = packed.table(TOKENIZER)
+    tokenizer = packed.json(TOKENIZER)
     post = tokenizer.get("post_processor") or {}
     templates = [each for each in post.get("processors", [post]) if each.get("type") == "TemplateProcessing"]
     if not any((template.get("single") or [{}])[-1].get("SpecialToken", {}).get("id") for template in templates):
@@ -268,3 +192,27 @@ def check_llama_cpp(packed: PackedFolder) -> Iterator[Finding]:
     if any(ids.get(content) != number for content, number in _QWEN.items()):
         wrong = "is another vocabulary than Qwen3's: llama.cpp's converter will not recognise its pre-tokenizer"
         yield Finding(TOKENIZER, wrong, "convert it with training/export.py --backend gguf", fault=False)
+
+
+def _tokenizer(packed: PackedFolder) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(packed.text(TOKENIZER))
+    # The library raises Exception itself.
+    except Exception as error:
+        raise FaultError(TOKENIZER, f"is not a tokenizer ({in_one_line(error)})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _id(packed: PackedFolder, tokenizer: Tokenizer, name: str) -> int | None:
+    """Id of a special token that ``tokenizer_config.json`` names, as text or as a described token."""
+    token = packed.json(TOKENIZER_CONFIG).get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+
+def _end(packed: PackedFolder, tokenizer: Tokenizer) -> int | None:
+    """Id of the token that the tokenizer puts after a text; that of EOS if it puts none."""
+    ids, bare = (tokenizer.encode(_TEXTS[0], add_special_tokens=special).ids for special in (True, False))
+    return _id(packed, tokenizer, "eos_token") if ids[len(ids) - len(bare) :] == bare else ids[-1]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_token
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.errors import UserError, in_one_line
@@ -17,7 +15,7 @@ from training.publishing.hub.checkpoints import CheckpointUpload
 from training.publishing.hub.hub import Hub
 from training.publishing.hub.retries import HubUnavailableError, RetryPolicy
 from training.publishing.hub.upload import Destination
-from training.publishing.hub.upload_queue import QueueFullError, UploadQueue
+from training.publishing.hub.upload_queue import UploadQueue
 from training.trainer.stopping import Interruption
 
 logger = logging.getLogger(__name__)
@@ -38,25 +36,24 @@ def push_callback(repo: str, run: Path, interruption: Interruption | None = None
     """Return the callback of a run, after checking the login. A Hub that is down is only logged."""
     if find_spec("jinja2") is None:
         raise UserError("key 'push_checkpoints' needs jinja2; install it: pip install -e '.[publish]'")
-    if get_token() is None:
-        raise UserError("key 'push_checkpoints': not logged in to the Hub; run `hf auth login` or set HF_TOKEN")
-    refusals: list[UserError] = []
+    ended: list[UserError | HubUnavailableError | None] = []
 
     def check_login() -> None:
         try:
-            Hub(retries=RetryPolicy(tries=1)).login()
-        except UserError as error:
-            refusals.append(error)
-        except HubUnavailableError as error:
-            logger.warning("%s; checkpoints stay in the queue until it is back", error)
+            RetryPolicy(tries=1).call("checking the login", Hub().api.whoami)
+            ended.append(None)
+        except (UserError, HubUnavailableError) as error:
+            ended.append(error)
 
+    # In a thread: a Hub that hangs must not delay the training.
     thread = threading.Thread(target=check_login, daemon=True)
     thread.start()
     thread.join(_LOGIN_SECONDS)
-    if thread.is_alive():
-        logger.warning("the Hub does not answer; checkpoints stay in the queue until it does")
-    if refusals:
-        raise UserError(f"key 'push_checkpoints': {refusals[0]}")
+    fault = ended[0] if ended else "the Hub does not answer"
+    if isinstance(fault, UserError):
+        raise UserError(f"key 'push_checkpoints': {fault}")
+    if fault is not None:
+        logger.warning("%s; checkpoints stay in the queue until it is back", fault)
     return PushCheckpoints(repo, run, interruption)
 
 
@@ -74,24 +71,11 @@ class PushCheckpoints(TrainerCallback):
     A full queue or disk costs uploads, and is logged. A Hub that is down is tried again after growing waits and after
     each new checkpoint; a refusal ends the uploads with a warning. What is then left in the queue is uploaded by the
     next start of the training, or by ``publish.py push-checkpoints``.
-
-    Args:
-        repo: ``ORG/NAME``.
-        run: The run's folder.
-        interruption: Knows whether a signal ended the training.
-        upload: Uploads a checkpoint and returns the name of its revision; to ``repo`` if None.
     """
 
-    def __init__(
-        self,
-        repo: str,
-        run: Path,
-        interruption: Interruption | None = None,
-        upload: Callable[[Path], str] | None = None,
-    ) -> None:
+    def __init__(self, repo: str, run: Path, interruption: Interruption | None = None) -> None:
         self.repo, self.run, self.queue, self.interruption = repo, run, UploadQueue(run), interruption
         self.pushed = 0
-        self._upload = upload
         self._news, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -118,9 +102,7 @@ class PushCheckpoints(TrainerCallback):
         if pending:
             logger.warning("%s: not uploaded yet: %s; %s", self.repo, ", ".join(pending), self._command())
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the uploads."""
         self.begin()
 
@@ -129,7 +111,7 @@ class PushCheckpoints(TrainerCallback):
         checkpoint = self.run / f"checkpoint-{state.global_step}"
         try:
             self.queue.add(checkpoint)
-        except (QueueFullError, UserError, OSError) as error:
+        except (UserError, OSError) as error:
             logger.warning("%s is not uploaded: %s. While the run keeps it, %s", checkpoint, error, self._command())
         self._news.set()
 
@@ -138,36 +120,35 @@ class PushCheckpoints(TrainerCallback):
 
     def _work(self) -> None:
         wait, longest = _WAITS
+        # At the end of the training, the waits between tries end, too.
+        hub = Hub(retries=RetryPolicy(tries=3, sleep=self._ending.wait))
         try:
+            upload = CheckpointUpload(self.run, Destination(self.repo), hub)
             while True:
                 self._news.clear()
-                available = self._upload_pending()
+                available = self._upload_pending(upload)
                 if self._ending.is_set():
                     return
                 self._news.wait(None if available else wait)
                 wait = _WAITS[0] if available else min(2 * wait, longest)
         # Nothing may interrupt the training.
         except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {in_one_line(error)}"
-            logger.warning("%s: no further checkpoints are uploaded in this run: %s", self.repo, reason)
+            error = error.advising(_REMEDY) if isinstance(error, UserError) else error
+            logger.warning("%s: no further checkpoints are uploaded in this run: %s", self.repo, in_one_line(error))
 
-    def _upload_pending(self) -> bool:
+    def _upload_pending(self, upload: CheckpointUpload) -> bool:
         """Upload what is in the queue; return whether the Hub was available."""
         while pending := self.queue.pending():
             try:
-                if self._upload is None:
-                    # At the end of the training, the waits between tries end, too.
-                    retries = RetryPolicy(tries=3, sleep=self._ending.wait)
-                    self._upload = CheckpointUpload(self.run, Destination(self.repo), Hub(retries=retries)).upload
-                revision = self._upload(pending[0])
+                revision = upload.upload(pending[0])
             except HubUnavailableError as error:
                 logger.warning("%s; %d checkpoints are in the queue", error, len(pending))
                 return False
-            except (UserError, OSError) as error:
+            except (UserError, OSError):
                 # `push-checkpoints` may have uploaded it meanwhile.
                 if not pending[0].exists():
                     continue
-                raise error.advising(_REMEDY) if isinstance(error, UserError) else error from None
+                raise
             self.queue.remove(pending[0])
             self.pushed += 1
             logger.info("%s: uploaded %s", self.repo, revision)

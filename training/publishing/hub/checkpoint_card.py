@@ -18,40 +18,26 @@ from training.publishing.record import Reference
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What is known of a checkpoint; None where it is not.
+    """What is known of a checkpoint; None where it is not."""
 
-    Attributes:
-        repository: Name on the Hub, or a folder, that the example loads.
-        revision: Of the checkpoint: ``stage1-step-005000``.
-        name: Of the model that was trained.
-        dimension: Full width of an embedding.
-        dimensions: Widths that are trained, the full one first.
-        max_steps: Steps of the whole stage.
-        metrics: Of its last log and evaluation by name, ``loss``, ``eval_loss``, ``eval_source/NAME``.
-        start: What the stage started from.
-        teacher: What it learns from; None without distillation.
-        licence: SPDX identifier.
-        languages: ISO 639-3 codes of the training data.
-        final: Name on the Hub of the finished model.
-    """
-
-    repository: str
-    revision: str
-    name: str
+    repository: str  # name on the Hub, or a folder, that the example loads
+    revision: str  # stage1-step-005000
+    name: str  # of the model that was trained
     stage: str
     step: int
-    dimension: int
-    dimensions: tuple[int, ...]
+    dimension: int  # full width of an embedding
+    dimensions: tuple[int, ...]  # trained widths, the full one first
     max_steps: int | None = None
     epoch: float | None = None
+    # Of its last log and evaluation: loss, eval_loss, eval_source/NAME.
     metrics: Mapping[str, float] = field(default_factory=dict)
     parameters: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
-    start: Reference | None = None
+    start: Reference | None = None  # what the stage started from
     teacher: Reference | None = None
-    licence: str | None = None
-    languages: tuple[str, ...] = ()
-    final: str | None = None
+    licence: str | None = None  # SPDX identifier
+    languages: tuple[str, ...] = ()  # ISO 639-3 codes of the training data
+    final: str | None = None  # name on the Hub of the finished model
 
 
 def checkpoint_card(facts: CheckpointFacts) -> str:
@@ -83,7 +69,7 @@ def checkpoints_card(repository: str, revisions: Mapping[str, Mapping[str, Any]]
     """Return the card of the main branch: a table of all revisions, given by name in the order of the table."""
     rows = []
     for name, each in revisions.items():
-        losses = [None if each.get(key) is None else f"{each[key]:.4g}" for key in ("loss", "eval_loss")]
+        losses = [None if each.get(key) is None else f"{each[key]:.4g}" for key in ("train_loss", "eval_loss")]
         rows.append([name, each["stage"], each["step"], each["max_steps"], *losses])
     facts = {"metadata": _metadata(languages), "repository": repository, "rows": rows, "newest": rows[-1][0]}
     return ModelCard(render_checkpoints_card(facts)).content

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import unified_diff
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,53 +18,42 @@ from training.common.hub import Content, check_repository
 from training.publishing.card import model_card
 from training.publishing.hub import upload as uploads
 from training.publishing.hub.hub import Hub
-from training.publishing.hub.upload import CARD, Destination, card_text
+from training.publishing.hub.upload import Destination
 from training.publishing.record import ModelRelease, load_release
 
 logger = logging.getLogger("training")
 
 T = TypeVar("T")
 
-# Characters of a collection's title that the Hub takes.
-_LONGEST_TITLE = 60
-
 
 @dataclass(frozen=True)
 class Member:
-    """A packed model of a family: its folder, its record, and where it is uploaded to."""
+    """A packed model of a family: its folder, its record, and where it is uploaded to.
+
+    The files are hashed once: what was checked is uploaded, or nothing.
+    """
 
     folder: Path
     release: ModelRelease
     place: Destination
-
-    @cached_property
-    def contents(self) -> dict[str, Content]:
-        """The packed files, hashed once: what was checked is uploaded, or nothing."""
-        return uploads.packed_contents(self.folder)
+    contents: Mapping[str, Content]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Packed models that are released together.
+    """Packed models that are released together, in the order of their collection."""
 
-    Attributes:
-        owner: User or organisation that releases them.
-        title: Title of their collection.
-        members: In the order of the collection.
-        datasets: Datasets on the Hub for their cards.
-    """
-
-    owner: str
-    title: str
+    owner: str  # user or organisation
+    title: str  # of the collection
     members: Sequence[Member]
-    datasets: Sequence[str] = ()
+    datasets: Sequence[str] = ()  # on the Hub, for the cards
 
     def files(self, member: Member, collection: str | None) -> dict[str, Content]:
         """Return the files of a member; its card links the others, and the collection if its slug is known."""
         card = model_card(
             member.folder,
             member.place.repo,
-            links=stage_links(member.release, self.members),
+            links=stage_links(member.release, {each.place.repo: each.release for each in self.members}),
             datasets=self.datasets,
             collection=collection,
             members={each.place.repo: each.release for each in self.members if each is not member},
@@ -73,32 +61,35 @@ class Family:
         return uploads.with_card(member.contents, member.folder, card)
 
 
-def stage_links(release: ModelRelease, members: Sequence[Member]) -> dict[str, str]:
-    """Return the members that the earlier stages of a release made, by the stage's name.
+def stage_links(release: ModelRelease, members: Mapping[str, ModelRelease]) -> dict[str, str]:
+    """Return the repositories that the earlier stages of a release made, by the stage's name.
 
     Recipes use the same names, so all that is recorded of the stages is compared.
     """
-    last = {member.place.repo: member.release.stages[-1] for member in members if member.release.stages}
+    last = {repo: member.stages[-1] for repo, member in members.items() if member.stages}
     return {stage.name: repo for repo, stage in last.items() if stage in release.stages[:-1]}
 
 
 def run_push_family(arguments: argparse.Namespace) -> int:
     """Upload a family, or show what would be uploaded. Return 1 if a member is missing in the end.
 
-    Everything is checked before the first write. After that, a member that fails does not keep the others back. A
-    second time, this changes nothing.
+    Everything but tags is checked before the first write. After that, a member that fails does not keep the others
+    back. A second time, this changes nothing.
     """
-    family, hub, check = _family(arguments), Hub(), not arguments.no_verify
-    for member in family.members:
-        _ = member.contents
-        if check:
+    family, hub = _family(arguments), Hub()
+    if not arguments.no_verify:
+        for member in family.members:
             uploads.check_packed(member.folder)
     if arguments.dry_run:
-        sys.stdout.writelines(_preview(family, hub, uploads.checks_line(check)))
+        sys.stdout.writelines(_preview(family, hub))
         return 0
+    for member in family.members:
+        repo = member.place.repository(hub)
+        if repo.check(member.place.private):
+            uploads.check_replacement(repo, replace(member.place, tag=None), {}, uploads.other_model(member.release))
+    # The cards link the collection, so it comes first.
     collection = HubCollection(hub, family.owner, family.title)
-    found = collection.find()
-    _check(family, hub, found)
+    slug = collection.create(arguments.private).slug
     missing: dict[str, str] = {}
 
     def attempt(member: Member, work: Callable[[], None]) -> None:
@@ -108,24 +99,17 @@ def run_push_family(arguments: argparse.Namespace) -> int:
             logger.info("%s: failed, going on with the others: %s", member.place.repo, error)
             missing[member.place.repo] = str(error)
 
+    def push(member: Member) -> None:
+        conflict, message = uploads.other_model(member.release), f"Release {member.release.name}"
+        sys.stdout.write(uploads.upload(hub, member.place, family.files(member, slug), conflict, message))
+
     for member in family.members:
         attempt(member, partial(member.place.repository(hub).ensure, member.place.private))
     made = [member for member in family.members if member.place.repo not in missing]
-    if not made:
-        raise StoppedError(f"none of the repositories could be made; {next(iter(missing.values()))}")
-    # The cards link the collection, so it comes first. A public one must not list private models.
-    private = any(getattr(member.place.repository(hub).info(), "private", False) for member in made)
-    slug = (found or collection.create(private)).slug
-    changed = collection.arrange(slug, [member.place.repo for member in made])
-
-    def push(member: Member) -> None:
-        conflict, message = uploads.other_model(member.release), f"Release {member.release.name}"
-        report = uploads.upload(hub, member.place, family.files(member, slug), conflict, message)
-        sys.stdout.write(f"{report}\n")
-
+    collection.arrange(slug, [member.place.repo for member in made])
     for member in made:
         attempt(member, partial(push, member))
-    sys.stdout.write(f"{hub.api.endpoint}/collections/{slug}: {'updated' if changed else 'nothing to change'}\n")
+    sys.stdout.write(f"collection: {hub.api.endpoint}/collections/{slug}\n")
     if missing:
         sys.stdout.write("missing, run the same command again to complete them:\n")
         sys.stdout.writelines(f"{repo}: {reason}\n" for repo, reason in missing.items())
@@ -133,61 +117,25 @@ def run_push_family(arguments: argparse.Namespace) -> int:
 
 
 def _family(arguments: argparse.Namespace) -> Family:
-    title = arguments.collection.strip()
-    if not 0 < len(title) <= _LONGEST_TITLE:
-        raise UserError(f"--collection {arguments.collection!r}: give a title of 1 to {_LONGEST_TITLE} characters")
     members: dict[str, Member] = {}
     for folder in arguments.folders:
         release = load_release(folder)
         repo = check_repository(f"{arguments.org}/{release.name}", "--org")
-        # The Hub ignores case in names.
-        other = members.get(repo.lower())
-        if other:
-            raise UserError(f"{folder}: would be {repo}, as {other.folder} is; pack one under another --name")
-        place = Destination(repo, tag=arguments.tag, private=arguments.private or None, replace=arguments.replace)
-        members[repo.lower()] = Member(folder, release, place)
+        if repo in members:
+            raise UserError(f"{folder}: would be {repo}, as {members[repo].folder} is; pack one under another --name")
+        members[repo] = Member(folder, release, Destination.of(arguments, repo), uploads.packed_contents(folder))
     datasets = [check_repository(name, "--data") for name in arguments.data]
-    return Family(arguments.org, title, list(members.values()), datasets)
+    return Family(arguments.org, arguments.collection, list(members.values()), datasets)
 
 
-def _preview(family: Family, hub: Hub, checks: str) -> Iterator[str]:
-    rows = []
+def _preview(family: Family, hub: Hub) -> Iterator[str]:
     for member in family.members:
         # The Hub chooses the end of the collection's address when it is created.
-        place, files = member.place, family.files(member, f"{family.owner}/NOT-MADE-YET")
-        before, after = (member.folder / CARD).read_text(encoding="utf-8").splitlines(), card_text(files).splitlines()
-        yield f"{place.repo}:\n{uploads.file_list(files)}\n"
-        yield from (f"{line}\n" for line in unified_diff(before, after, CARD, f"{place.repo}/{CARD}", lineterm=""))
-        yield "\n"
-        rows += uploads.upload_rows(place, f"{place.repository(hub).address}, branch {place.revision}", files)
-        rows.append(("card", str(uploads.write_card(member.folder, card_text(files)))))
+        files = family.files(member, f"{family.owner}/NOT-MADE-YET")
+        yield uploads.preview(hub, member.place, files) + uploads.write_card(member.folder, files) + "\n"
     yield f"collection {family.title!r} of {family.owner}:\n"
     yield from (f"{number}. {member.place.repo}\n" for number, member in enumerate(family.members, start=1))
-    yield uploads.summary([*rows, ("checks", checks)])
-
-
-def _check(family: Family, hub: Hub, found: Collection | None) -> None:
-    check_writer(hub, family.owner)
-    if found is not None and not found.private and any(member.place.private for member in family.members):
-        raise UserError(
-            f"collection {found.slug}: is public on the Hub already; make it private there, give another "
-            "--collection, or leave out --private"
-        )
-    for member in family.members:
-        repo = member.place.repository(hub)
-        if repo.check(member.place.private):
-            files = family.files(member, found and found.slug)
-            uploads.check_replacement(repo, member.place, files, uploads.other_model(member.release))
-
-
-def check_writer(hub: Hub, owner: str) -> None:
-    """Refuse a login that cannot write to a user or organisation, as far as the Hub says so."""
-    login = hub.login()
-    if login.token_role == "read":
-        raise UserError("the login may only read; run `hf auth login --force` with a token that may write")
-    # A fine-grained token may write to organisations that the Hub does not list.
-    if login.token_role == "write" and {**login.roles, login.name: "admin"}.get(owner, "read") == "read":
-        raise UserError(f"--org {owner}: {login.name}, who is logged in, may not write there; give another")
+    yield uploads.NOTHING_UPLOADED
 
 
 @dataclass(frozen=True)
@@ -201,31 +149,30 @@ class HubCollection:
     def _call(self, what: str, work: Callable[[], T]) -> T:
         return self.hub.retries.call(f"{what} the collection {self.title!r} of {self.owner}", work)
 
-    def find(self) -> Collection | None:
-        """Return the collection, with its first items only, or None if it does not exist."""
-        listed = self._call("looking for", lambda: list(self.hub.api.list_collections(owner=self.owner)))
-        return next((each for each in listed if each.title == self.title), None)
-
     def create(self, private: bool) -> Collection:
-        """Create the collection, unless a lost answer has left it created."""
+        """Create the collection if it does not exist."""
         known = {"namespace": self.owner, "private": private, "exists_ok": True}
-        return self._call("making", partial(self.hub.api.create_collection, self.title, **known))
+        collection = self._call("making", partial(self.hub.api.create_collection, self.title, **known))
+        if private and not collection.private:
+            raise UserError(
+                f"collection {collection.slug}: is public on the Hub already; make it private there, give another "
+                "--collection, or leave out --private"
+            )
+        return collection
 
-    def arrange(self, slug: str, repos: Sequence[str]) -> bool:
-        """Put models first in the collection, in this order, and other items behind. Return whether this changed it."""
-        api, items = self.hub.api, self._items(slug)
-        missing = [repo for repo in repos if repo not in items]
-        for repo in missing:
-            self._call("adding to", partial(api.add_collection_item, slug, repo, "model", exists_ok=True))
-        items = self._items(slug) if missing else items
-        order, moved = list(items), False
+    def arrange(self, slug: str, repos: Sequence[str]) -> None:
+        """Put models first in the collection, in this order, and other items behind."""
+        api, held = self.hub.api, self._items(slug)
+        for repo in repos:
+            if repo not in held:
+                self._call("adding to", partial(api.add_collection_item, slug, repo, "model", exists_ok=True))
+        items = self._items(slug)
+        order = list(items)
         for position, repo in enumerate(repos):
             if order[position] != repo:
                 self._call("arranging", partial(api.update_collection_item, slug, items[repo], position=position))
                 order.remove(repo)
                 order.insert(position, repo)
-                moved = True
-        return moved or bool(missing)
 
     def _items(self, slug: str) -> dict[str, str]:
         """Return the ids of the items by model, in the collection's order; a dataset may have the name of a model."""

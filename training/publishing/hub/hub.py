@@ -8,27 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, set_client_factory
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 
 from training.common.errors import UserError
-from training.common.hub import (
-    ATTRIBUTES,
-    SCRATCH,
-    Content,
-    RemoteFile,
-    same_files,
-)
+from training.common.hub import ATTRIBUTES, SCRATCH, Content, RemoteFile, same_files
 from training.common.outputs import temporary_folder
 from training.publishing.hub.retries import RetryPolicy
 
 logger = logging.getLogger("training")
 
 T = TypeVar("T")
-Files = Mapping[str, "Path | bytes | Content"]
 
 # Seconds without a byte after which a connection is closed; huggingface_hub itself has no timeout.
 _TIMEOUT = 300.0
@@ -41,14 +34,6 @@ class WrittenMeanwhileError(UserError):
         super().__init__(f"{repo}: somebody else wrote to {branch} meanwhile; look at it and run this again")
 
 
-class Login(NamedTuple):
-    """The account that is logged in: its name, its token's role, and its role by organisation; None if unknown."""
-
-    name: str
-    token_role: str | None
-    roles: Mapping[str, str | None]
-
-
 @cache
 def _set_timeout() -> None:
     """Give the HTTP session of huggingface_hub a timeout. The process has only one session, so once is enough."""
@@ -57,34 +42,16 @@ def _set_timeout() -> None:
 
 
 class Hub:
-    """A Hub, used with the login of huggingface_hub. The token is not read here, and no message holds it.
-
-    Args:
-        api: The client; that of the environment if None.
-        retries: When failed calls are tried again.
-    """
+    """A Hub, used with the login of huggingface_hub. The token is not read here, and no message holds it."""
 
     def __init__(self, api: HfApi | None = None, retries: RetryPolicy | None = None) -> None:
         _set_timeout()
         self.api = api or HfApi()
         self.retries = retries or RetryPolicy()
-        self._login: Login | None = None
 
     def repository(self, name: str, kind: str = "model") -> HubRepository:
         """Return a repository, whether it exists or not."""
         return HubRepository(self, name, kind)
-
-    def login(self) -> Login:
-        """Return the account that is logged in; the Hub is asked once."""
-
-        def ask() -> Login:
-            answer = self.api.whoami()
-            token = (answer.get("auth") or {}).get("accessToken") or {}
-            roles = {str(each["name"]): each.get("roleInOrg") for each in answer.get("orgs") or ()}
-            return Login(str(answer["name"]), token.get("role"), roles)
-
-        self._login = self._login or self.retries.call("asking who is logged in", ask)
-        return self._login
 
 
 @dataclass(frozen=True)
@@ -104,9 +71,6 @@ class HubRepository:
         """The address of its page."""
         return f"{self.hub.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.name}"
 
-    def _call(self, what: str, work: Callable[[], T], tries: int | None = None) -> T:
-        return self.hub.retries.call(what, work, self.name, tries)
-
     def _find(self, what: str, work: Callable[[], T]) -> T | None:
         """Return the result of a call, or None if what it asks for does not exist."""
 
@@ -115,48 +79,31 @@ class HubRepository:
                 return work()
             return None
 
-        return self._call(what, attempt)
-
-    def info(self) -> ModelInfo | DatasetInfo | None:
-        """Return the Hub's description of it, or None if it does not exist."""
-        ask = self.hub.api.repo_info
-        return self._find(f"looking for {self.name}", lambda: ask(self.name, repo_type=self.kind, timeout=_TIMEOUT))
+        return self.hub.retries.call(what, attempt)
 
     def check(self, private: bool | None = None) -> bool:
-        """Return whether it exists. Refuse the name of another kind, and a public repository if ``private``."""
-        self.hub.login()
-        info = self.info()
-        if info is not None:
-            if private and not info.private:
-                raise UserError(
-                    f"{self.name}: is public on the Hub already; make it private there, or leave out --private"
-                )
-            return True
-        other = "dataset" if self.kind == "model" else "model"
-        if self.hub.repository(self.name, other).info() is not None:
-            raise UserError(
-                f"{self.name}: is a {other} on the Hub, not a {self.kind}; give another repository, "
-                f"or create the {self.kind} on the Hub's site first if you want both"
-            )
-        return False
+        """Return whether it exists. Refuse a public repository if ``private``."""
+        ask = self.hub.api.repo_info
+        info = self._find(f"looking for {self.name}", lambda: ask(self.name, repo_type=self.kind, timeout=_TIMEOUT))
+        if private and info is not None and not info.private:
+            raise UserError(f"{self.name}: is public on the Hub already; make it private there, or leave out --private")
+        return info is not None
 
     def ensure(self, private: bool | None = None) -> None:
         """Create it if it does not exist, public or private as its owner's settings say if ``private`` is None."""
         create = self.hub.api.create_repo
         if not self.check(private):
-            self._call(
+            self.hub.retries.call(
                 f"making {self.name}", lambda: create(self.name, repo_type=self.kind, private=private, exist_ok=True)
             )
             logger.info("%s: created", self.address)
 
-    def _refs(self) -> dict[str, dict[str, str]]:
-        refs = self.hub.api.list_repo_refs(self.name, repo_type=self.kind)
+    def refs(self) -> dict[str, dict[str, str]]:
+        """Return the commit of each ``branch`` and each ``tag`` by name."""
+        ask = self.hub.api.list_repo_refs
+        refs = self.hub.retries.call(f"reading {self.name}", lambda: ask(self.name, repo_type=self.kind))
         listed = {"branch": refs.branches, "tag": refs.tags}
         return {kind: {each.name: each.target_commit for each in found} for kind, found in listed.items()}
-
-    def refs(self) -> dict[str, dict[str, str]] | None:
-        """Return the commit of each ``branch`` and each ``tag`` by name, or None if it does not exist."""
-        return self._find(f"reading {self.name}", self._refs)
 
     def files(self, revision: str = "main") -> dict[str, RemoteFile] | None:
         """Return the files of a branch, tag or commit by path, or None if there is no such revision."""
@@ -190,23 +137,14 @@ class HubRepository:
         """Make a branch hold exactly these files, in one commit, unless it does. Return its commit.
 
         A new branch appears whole or not at all: it is written under its name with :data:`SCRATCH` appended. That
-        branch is removed at the end, or by the next run after an interruption.
-
-        Args:
-            files: By path in the repository. What was hashed, when a :class:`Content` was made, is published.
-            message: Of the commit.
-            revision: Name of the branch.
-            parent: The commit at which the branch must be; any if None.
+        branch is removed at the end, or by the next run after an interruption. A branch that exists must be at the
+        commit ``parent`` if that is given.
         """
         wanted = {path: Content.of(source) for path, source in files.items()}
         refs = self.refs()
-        if refs is None:
-            raise UserError(f"{self.name}: there is no such {self.kind}, or the login may not see it")
         branches, scratch = refs["branch"], revision + SCRATCH
         if revision not in branches and revision in refs["tag"]:
             raise UserError(f"{self.name}: {revision} is a tag, and cannot be written to; give another revision")
-        if "main" not in branches:
-            raise UserError(f"{self.name}: has no branch main to start from; create it on the Hub's site")
         if scratch in branches:
             logger.info("%s: removing %s, which an interrupted upload left", self.name, scratch)
             self._delete("branch", scratch)
@@ -236,9 +174,9 @@ class HubRepository:
             self.hub.api.preupload_lfs_files(self.name, additions, free_memory=False, **target)
 
         def commit() -> str:
-            now = self._refs()["branch"].get(branch)
+            now = self.refs()["branch"].get(branch)
             if now == head:
-                self._check_unchanged(wanted)
+                check_unchanged(wanted)
                 known = {"commit_message": message, "parent_commit": head, **target}
                 return self.hub.api.create_commit(self.name, operations, **known).oid
             # After a lost answer, the commit is there.
@@ -246,56 +184,39 @@ class HubRepository:
                 return now
             raise WrittenMeanwhileError(self.name, branch)
 
-        try:
-            # Large files first, and one try: the client retries each request, and skips what the Hub has already.
-            self._call(f"uploading to {self.name}", upload, tries=1)
-        except UserError:
-            # The storage refuses a file that no longer has its hash.
-            self._check_unchanged(wanted)
-            raise
-        done = self._call(f"committing to {self.name}", commit)
+        # Large files first. A further try sends only what the Hub has not got yet.
+        self.hub.retries.call(f"uploading to {self.name}", upload)
+        done = self.hub.retries.call(f"committing to {self.name}", commit)
         if not same_files(wanted, self.files(done) or {}):
             raise UserError(f"{self.name}: {branch} does not hold what was uploaded, and is not tagged; run this again")
         logger.info("%s: %d files uploaded, %d removed, commit %s", self.name, len(changed), len(surplus), done[:12])
         return done
 
-    def _check_unchanged(self, wanted: Mapping[str, Content]) -> None:
-        for path, content in wanted.items():
-            if not content.is_unchanged:
-                raise UserError(
-                    f"{path}: was changed while it was uploaded to {self.name}, which stays as it was; run this again"
-                )
-
-    def tag(self, tag: str, commit: str, *, replace: bool = False) -> None:
-        """Tag a commit; take the tag from another commit only if ``replace``."""
-        holder = (self.refs() or {"tag": {}})["tag"].get(tag)
-        if holder == commit:
-            return
-        if holder is not None:
-            if not replace:
-                raise UserError(
-                    f"{self.name}: tag {tag} is on commit {holder[:12]} already; give another, or --replace"
-                )
+    def tag(self, tag: str, commit: str) -> None:
+        """Tag a commit, and take the tag from another commit."""
+        holder = self.refs()["tag"].get(tag)
+        if holder not in (None, commit):
             self._delete("tag", tag)
-        self._create("tag", tag, commit)
+        if holder != commit:
+            self._create("tag", tag, commit)
 
     def _create(self, kind: str, name: str, commit: str) -> None:
         """Create a ``branch`` or ``tag`` at a commit."""
-        api = self.hub.api
-        send = api.create_branch if kind == "branch" else api.create_tag
+        send = getattr(self.hub.api, f"create_{kind}")
 
-        def create() -> str:
-            send(self.name, **{kind: name}, revision=commit, repo_type=self.kind, exist_ok=True)
-            found = self._refs()[kind].get(name)
-            if found is None:
-                # Retried: the Hub may list it late.
-                raise ConnectionError(f"{name} is not there though the Hub said so")
-            return found
-
-        if self._call(f"making {name} of {self.name}", create) != commit:
-            raise UserError(f"{self.name}: somebody else made {kind} {name} meanwhile; look at it and run this again")
+        given = {kind: name, "revision": commit, "repo_type": self.kind, "exist_ok": True}
+        # After a lost answer, it exists.
+        self.hub.retries.call(f"making {name} of {self.name}", lambda: send(self.name, **given))
+        if self.refs()[kind].get(name) != commit:
+            raise WrittenMeanwhileError(self.name, name)
 
     def _delete(self, kind: str, name: str) -> None:
-        api = self.hub.api
-        send = api.delete_branch if kind == "branch" else api.delete_tag
+        send = getattr(self.hub.api, f"delete_{kind}")
         self._find(f"removing {name} of {self.name}", lambda: send(self.name, **{kind: name}, repo_type=self.kind))
+
+
+def check_unchanged(wanted: Mapping[str, Content]) -> None:
+    """Refuse files that were changed since they were hashed."""
+    for path, content in wanted.items():
+        if not content.is_unchanged:
+            raise UserError(f"{path}: was changed while it was uploaded; nothing was committed, run this again")

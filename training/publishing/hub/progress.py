@@ -18,16 +18,11 @@ TIMING = ("_runtime", "_per_second", "_preparation_time")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training went.
-
-    Attributes:
-        steps: Optimizer steps done; None if the run's log is gone.
-        epochs: Epochs done; None likewise.
-        metrics: Of the last evaluation, by Trainer's name, and ``train_loss``, the mean loss of the last logged steps.
-    """
+    """How far a training went: optimizer steps and epochs, None if the run's log is gone."""
 
     steps: int | None = None
     epochs: float | None = None
+    # Of the last evaluation, by Trainer's name, and train_loss, the mean loss of the last logged steps.
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

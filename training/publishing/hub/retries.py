@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from training.common.errors import StoppedError, UserError, in_one_line
@@ -30,23 +29,29 @@ T = TypeVar("T")
 
 # Timeouts, rate limits and server errors. 412: the branch has moved; the next try finds out who moved it.
 _TEMPORARY = (408, 412, 429, 500, 502, 503, 504)
-_MESSAGES = (
-    (LocalTokenNotFoundError, "not logged in to the Hub; run `hf auth login` or set HF_TOKEN"),
-    (OfflineModeIsEnabled, "{what}: the client is offline; unset HF_HUB_OFFLINE"),
-    (RepositoryNotFoundError, "{repo}: there is no such repository, or the login may not see it"),
-    (RevisionNotFoundError, "{repo}: there is no such revision ({what})"),
-)
+# A Hub that asks for a longer wait counts as unavailable.
+_LONGEST_WAIT_SECONDS = 60.0
+_MESSAGES = {
+    LocalTokenNotFoundError: "not logged in to the Hub; run `hf auth login` or set HF_TOKEN",
+    OfflineModeIsEnabled: "the client is offline; unset HF_HUB_OFFLINE",
+    RepositoryNotFoundError: "there is no such repository, or the login may not see it",
+}
+_LOGIN = "run `hf auth login --force`, or set HF_TOKEN to a valid token"
 _FULL = "the storage of its owner is full or its plan does not allow more; make room there, or use another repository"
 _REMEDIES = {
+    401: f"not logged in, or the token is wrong or has expired; {_LOGIN}",
     402: _FULL,
+    403: f"this login may not do it; use a token that may ({_LOGIN}), or another repository",
     409: "somebody else changes it at the same time; look at it and run the same command again",
     413: "it is larger than the Hub or its owner's storage allows; make smaller files or room there",
     422: "the Hub does not accept a name or the header of the card; correct it and run the same command again",
-    423: "it is locked, for example while it is moved; run the same command again later",
     507: _FULL,
 }
+# Raised by huggingface_hub where it builds its objects from an answer.
+_UNEXPECTED_ANSWER = (AttributeError, LookupError, TypeError, JSONDecodeError, UnicodeDecodeError, FileMetadataError)
 # In the Hub's own addresses. Large files go to a storage service, by addresses that the Hub signs.
 _HUB_PATHS = ("/api/", ".git/info/lfs/", "/resolve/")
+_EXPIRED = "the address of the storage has expired, or a proxy forbids it; run the same command again"
 
 
 class HubUnavailableError(StoppedError):
@@ -55,28 +60,13 @@ class HubUnavailableError(StoppedError):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a failed call is tried again.
-
-    Attributes:
-        tries: Tries per call.
-        first_wait: Seconds before the second try; each further wait is twice as long.
-        longest_wait: Seconds. A Hub that asks for a longer wait counts as unavailable.
-        sleep: Waits.
-    """
+    """How often a failed call is tried again, with ``sleep`` in between: for 1, 2, 4, … seconds."""
 
     tries: int = 6
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
     sleep: Callable[[float], None] = time.sleep
 
-    def call(self, what: str, work: Callable[[], T], repo: str | None = None, tries: int | None = None) -> T:
-        """Return the result of a call; retry temporary failures.
-
-        Args:
-            what: What the call does, for messages: ``"making org/name"``.
-            work: The call.
-            repo: The repository that it is about.
-            tries: Instead of the policy's: 1 for calls that huggingface_hub repeats.
+    def call(self, what: str, work: Callable[[], T]) -> T:
+        """Return the result of a call that does ``what`` (``"making org/name"``); retry temporary failures.
 
         Raises:
             HubUnavailableError: If the last try fails, too. A refusal is a ``UserError``.
@@ -87,12 +77,17 @@ class RetryPolicy:
             except Exception as wrapped:
                 error = _cause(wrapped)
                 if not _is_temporary(error):
-                    raise _explained(what, error, repo) from None
-                asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-                wait = max(self.first_wait * 2 ** (attempt - 1), float(asked) if asked.isdigit() else 0.0)
-                if attempt == (tries or self.tries) or wait > self.longest_wait:
-                    raise HubUnavailableError(f"the Hub is unavailable ({what}: {_reason(error)})") from None
-            logger.info("%s: %s; trying again in %.0f seconds", what, _reason(error), wait)
+                    raise _explained(what, error) from None
+                asked, reason = "", in_one_line(error) or type(error).__name__
+                if isinstance(error, HfHubHTTPError):
+                    asked, reason = (
+                        error.response.headers.get("Retry-After", ""),
+                        f"status {error.response.status_code}",
+                    )
+                wait = max(2.0 ** (attempt - 1), float(asked) if asked.isdigit() else 0.0)
+                if attempt == self.tries or wait > _LONGEST_WAIT_SECONDS:
+                    raise HubUnavailableError(f"the Hub is unavailable ({what}: {reason})") from None
+            logger.info("%s: %s; trying again in %.0f seconds", what, reason, wait)
             self.sleep(wait)
 
 
@@ -103,8 +98,7 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _is_malformed(error: Exception) -> bool:
-    """Return whether the request was invalid. The text of this error quotes the token."""
+def _has_malformed_token(error: Exception) -> bool:
     # Compared by name: versions of huggingface_hub use different HTTP libraries.
     return isinstance(error, HTTPError) and type(error).__name__ == "LocalProtocolError"
 
@@ -113,60 +107,31 @@ def _is_temporary(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _TEMPORARY
     known = isinstance(error, HTTPError | ConnectionError | TimeoutError | LocalEntryNotFoundError)
-    return known and not isinstance(error, OfflineModeIsEnabled) and not _is_malformed(error)
+    return known and not isinstance(error, OfflineModeIsEnabled) and not _has_malformed_token(error)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, HfHubHTTPError):
-        return f"status {error.response.status_code}"
-    return in_one_line(error) or type(error).__name__
-
-
-def _explained(what: str, error: Exception, repo: str | None) -> Exception:
+def _explained(what: str, error: Exception) -> Exception:
     """Return the error for the user: what was refused, why, and the remedy."""
-    for kind, message in _MESSAGES:
+    for kind, message in _MESSAGES.items():
         if isinstance(error, kind):
-            return UserError(message.format(what=what, repo=repo))
-    if _is_malformed(error):
-        return UserError(
-            "the Hub's client cannot send the login: its token holds invalid characters; "
-            "run `hf auth login --force`, or set HF_TOKEN to a valid one"
-        )
+            return UserError(f"{what}: {message}")
+    if _has_malformed_token(error):
+        # The text of this error quotes the token.
+        return UserError(f"the login cannot be sent: its token holds invalid characters; {_LOGIN}")
     if isinstance(error, HfHubHTTPError):
-        return UserError(_explain_status(what, error, repo))
-    # huggingface_hub builds its objects from any answer, and says of some that it expected another one.
-    unexpected = isinstance(error, AttributeError | LookupError | TypeError | JSONDecodeError | FileMetadataError)
-    is_value_error = isinstance(error, ValueError) and not isinstance(error, UserError)
-    if unexpected or (is_value_error and re.search("improperly formatted|Malformed response", str(error))):
-        logger.debug("%s: the answer cannot be read", what, exc_info=error)
+        status, said = error.response.status_code, in_one_line(error.server_message or "")
+        remedy = _REMEDIES.get(status)
+        if status in (401, 403) and not any(part in str(error.response.request.url) for part in _HUB_PATHS):
+            remedy = _EXPIRED
+        elif status == 403 and re.search("storage|quota|billing|exceed", said, re.IGNORECASE):
+            remedy = _FULL
+        answer = f"{what}: the Hub refuses it (status {status}{f': {said}' if said else ''})"
+        return UserError(f"{answer}; {remedy}" if remedy else answer)
+    if isinstance(error, _UNEXPECTED_ANSWER):
         return HubUnavailableError(
             f"{what}: the answer is not one of a Hub ({type(error).__name__}: {in_one_line(error)}); a proxy or a "
             "login page may have sent it: check the network and HF_ENDPOINT"
         )
-    return UserError(f"{what}: {in_one_line(error)}") if is_value_error else error
-
-
-def _explain_status(what: str, error: HfHubHTTPError, repo: str | None) -> str:
-    status, request = error.response.status_code, error.response.request
-    # The address of a stored file may carry a signature behind its question mark.
-    said = " ".join(re.sub(r"\?\S+", "?…", error.server_message or "").split())[:200]
-    answer = f"(status {status}{f': {said}' if said else ''})"
-    service, remedy = "the Hub", _REMEDIES.get(status)
-    if not any(part in str(request.url) for part in _HUB_PATHS):
-        service = "the Hub's storage of large files"
-        if status in (401, 403):
-            remedy = "the signed address has expired, or a proxy forbids it; run the same command again"
-    elif status == 401:
-        return (
-            "the Hub refuses the login (status 401): its token is wrong or has expired; run `hf auth login --force`, "
-            "or set HF_TOKEN to a valid one"
-        )
-    elif status == 403 and re.search("storage|quota|billing|exceed", said, re.IGNORECASE):
-        remedy = _FULL
-    elif status == 403:
-        done = "read" if request.method in ("GET", "HEAD") else "written"
-        return (
-            f"{repo or what}: may not be {done} by this login {answer}; use a token that may "
-            "(`hf auth login --force`), or another repository"
-        )
-    return f"{what}: {service} refuses it {answer}" + (f": {remedy}" if remedy else "")
+    if isinstance(error, ValueError) and not isinstance(error, UserError):
+        return UserError(f"{what}: {in_one_line(error)}")
+    return error

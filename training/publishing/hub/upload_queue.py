@@ -14,13 +14,8 @@ from training.publishing.hub.progress import STATE
 
 # In the run's folder.
 QUEUE = ".upload_queue"
-_PARTIAL = ".partial"
 # The files of a checkpoint that make the model; optimizer, scheduler and random states are left out.
 _KEPT = (".json", ".jinja", ".safetensors", ".txt")
-
-
-class QueueFullError(RuntimeError):
-    """The queue takes no further checkpoint."""
 
 
 class UploadQueue:
@@ -37,29 +32,24 @@ class UploadQueue:
         """Return the checkpoints in the queue, oldest step first."""
         return numbered_checkpoints(self.folder)
 
-    def add(self, checkpoint: Path, limited: bool = True) -> Path:
+    def add(self, checkpoint: Path) -> Path:
         """Put a whole ``checkpoint-N`` into the queue, unless it is there; return its path in the queue.
 
-        Args:
-            checkpoint: The checkpoint.
-            limited: Raise :class:`QueueFullError` at the limit, or if the disk has no room for the run's next one.
+        It is refused at the limit, or if the disk has no room for the run's next one.
         """
         queued = self.folder / checkpoint.name
         if queued.exists():
             return queued
-        if limited and len(self.pending()) >= self.limit:
-            raise QueueFullError(f"{self.limit} checkpoints are in the queue already")
-        partial = self.folder / f".{checkpoint.name}{_PARTIAL}"
+        if len(self.pending()) >= self.limit:
+            raise UserError(f"{self.limit} checkpoints are in the queue already")
+        partial = self.folder / f".{checkpoint.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            if limited:
-                _require_room(checkpoint)
-            while not partial.is_dir():
-                self.folder.mkdir(exist_ok=True)
-                # Another process removes the queue's folder when it empties the queue.
-                with suppress(FileNotFoundError):
-                    partial.mkdir()
-            _link(checkpoint, partial)
+            _require_room(checkpoint)
+            partial.mkdir(parents=True)
+            for path in sorted(checkpoint.rglob("*")):
+                if path.suffix in _KEPT and path.is_file():
+                    _link(path, partial / path.relative_to(checkpoint))
             if not (holds_model(partial) and (partial / STATE).is_file()):
                 raise FileNotFoundError(f"it lacks {STATE} or the model")
             partial.rename(queued)
@@ -89,18 +79,15 @@ def _require_room(checkpoint: Path) -> None:
     needed = sum(sizes.values()) + sum(size for path, size in sizes.items() if path.suffix in _KEPT)
     free = shutil.disk_usage(checkpoint.parent).free
     if free < needed:
-        raise QueueFullError(f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB must be free")
+        raise UserError(f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB must be free")
 
 
-def _link(checkpoint: Path, folder: Path) -> None:
-    for path in sorted(checkpoint.rglob("*")):
-        if path.suffix in _KEPT and path.is_file():
-            link = folder / path.relative_to(checkpoint)
-            link.parent.mkdir(exist_ok=True)
-            try:
-                os.link(path, link)
-            except FileNotFoundError:
-                raise
-            # Another device, or a file system without hard links.
-            except OSError:
-                shutil.copyfile(path, link)
+def _link(path: Path, link: Path) -> None:
+    link.parent.mkdir(exist_ok=True)
+    try:
+        os.link(path, link)
+    except FileNotFoundError:
+        raise
+    # Another device, or a file system without hard links.
+    except OSError:
+        shutil.copyfile(path, link)

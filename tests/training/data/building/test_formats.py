@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -16,12 +13,11 @@ from training.common.keyed import keyed_bits
 from training.data.building.formats import FORMATS, Row, distinct_below
 from training.data.building.raw_rows import RawRows
 
-Refuses = Callable[..., AbstractContextManager[None]]
 NUMBERS = {0: "entailment", 1: "neutral", 2: "contradiction"}
 TEXTS = {0: "a language", 1: "a territory"}
 
 
-def build(name: str, data: dict[str, list[Any]], seed: int = 0, **keys: Any) -> tuple[list[Row], dict[str, int]]:
+def build(name, data, seed=0, **keys):
     """Return the rows of a format and what was dropped; columns are named as roles."""
     kind = FORMATS[name]
     raw = RawRows(
@@ -38,16 +34,16 @@ def build(name: str, data: dict[str, list[Any]], seed: int = 0, **keys: Any) -> 
     return rows, {reason: count for reason, count in raw.dropped.items() if count}
 
 
-def nli(*rows: tuple[Any, ...]) -> dict[str, list[Any]]:
+def nli(*rows):
     return dict(zip(("premise", "hypothesis", "label", "lang"), map(list, zip(*rows, strict=True)), strict=False))
 
 
-def scored(*scores: Any) -> dict[str, list[Any]]:
+def scored(*scores):
     numbers = range(len(scores))
     return {"query": [f"q{n}" for n in numbers], "passage": [f"p{n}" for n in numbers], "score": list(scores)}
 
 
-def test_both_directions_of_a_pair_have_their_own_language() -> None:
+def test_both_directions_of_a_pair_have_their_own_language():
     data = {"query": ["Japan"], "passage": ["일본"], "lang": ["eng"], "passage_lang": ["kor"]}
     both = [Row("Japan", "일본", lang="eng"), Row("일본", "Japan", lang="kor")]
     assert build("pairs", data) == (both[:1], {})
@@ -57,24 +53,14 @@ def test_both_directions_of_a_pair_have_their_own_language() -> None:
     assert [row.lang for row in build("pairs", data, both_directions=True)[0]] == ["eng", "eng"]
 
 
-def test_dropped_pairs_are_counted() -> None:
-    data = {
-        "query": ["a", None, "", "b", "c", " d", "e"],
-        "passage": ["A", "B", "C", None, " \n", "d ", "E"],
-        "lang": [None, "x", "x", "x", "x", "x", "y"],
-    }
-    rows, dropped = build("pairs", data)
-    assert rows == [Row("a", "A"), Row("e", "E", lang="y")]
-    assert dropped == {
-        "query is missing": 1,
-        "query is blank": 1,
-        "passage is missing": 1,
-        "passage is blank": 1,
-        "query and passage are identical": 1,
-    }
+def test_dropped_pairs_are_counted():
+    data = {"query": ["a", None, "", "b", "c", " d"], "passage": ["A", "B", "C", None, " \n", "d "], "lang": [None] * 6}
+    reasons = ["query is missing", "query is blank", "passage is missing", "passage is blank"]
+    dropped = dict.fromkeys([*reasons, "query and passage are identical"], 1)
+    assert build("pairs", data) == ([Row("a", "A")], dropped)
 
 
-def test_a_summary_is_the_query_of_its_article() -> None:
+def test_a_summary_is_the_query_of_its_article():
     data = {"article": ["long", "same"], "summary": ["short", "same"], "lang": ["a", "b"]}
     assert build("summaries", data) == ([Row("short", "long", lang="a")], {"query and passage are identical": 1})
 
@@ -91,14 +77,14 @@ def test_a_summary_is_the_query_of_its_article() -> None:
         (["y", "n", ""], "y"),
     ],
 )
-def test_only_pairs_with_the_label_are_duplicates(labels: list[Any], duplicate_label: Any) -> None:
+def test_only_pairs_with_the_label_are_duplicates(labels, duplicate_label):
     data = {"query": ["a", "c", "e"], "passage": ["b", "d", "f"], "label": labels}
     rows, dropped = build("duplicates", data, duplicate_label=duplicate_label)
     assert [row[:2] for row in rows] == [("a", "b")]
     assert dropped == {f"label is not {duplicate_label}": 2}
 
 
-def test_groups_of_duplicates() -> None:
+def test_groups_of_duplicates():
     groups = [["a", "b", "c"], ["d"], ["e", "e", None, " "], None, [], ["f", "a"]]
     rows, dropped = build("duplicate_groups", {"group": groups, "lang": list("uvwxyz")})
     assert [(row.query, row.passage, row.lang) for row in rows] == [("a", "b", "u"), ("b", "c", "u"), ("f", "a", "z")]
@@ -119,40 +105,32 @@ def test_groups_of_duplicates() -> None:
         ([0, 5], 3, ["2.9", "3.0", "5"], [1, 2]),  # as csv files have them
     ],
 )
-def test_similar_pairs_in_both_directions(scale: list[int], threshold: int, scores: list, kept: list[int]) -> None:
+def test_similar_pairs_in_both_directions(scale, threshold, scores, kept):
     rows, dropped = build("sts", scored(*scores), scale=scale, threshold=threshold)
     pairs = [((f"q{number}", f"p{number}"), (f"p{number}", f"q{number}")) for number in kept]
     assert [row[:2] for row in rows] == [pair for both in pairs for pair in both]
     assert sum(dropped.values()) == len(scores) - len(kept)
 
 
-def test_contradictions_then_neutrals_are_the_first_negatives() -> None:
-    data = nli(
-        ("p", "n1", 1),
-        ("p", "e1", 0),
-        ("other", "e", 0),
-        ("p", "c1", 2),
-        ("p", "e2", 0),
-        ("p", "n2", 1),
-        ("p", "c2", 2),
-    )
+def test_contradictions_then_neutrals_are_the_first_negatives():
+    pairs = [("n1", 1), ("e1", 0), ("c1", 2), ("e2", 0), ("n2", 1), ("c2", 2)]
+    rows = [("p", *pair, "eng") for pair in pairs]
+    # The same premise in another language is another one.
+    data = nli(*rows, ("p", "e3", 0, "pol"))
     negatives = ["c1", "c2", "n1", "n2"]
-    expected = [Row("p", "e1", negatives), Row("p", "e2", negatives), Row("other", "e", [])]
+    expected = [*(Row("p", text, negatives, "eng") for text in ("e1", "e2")), Row("p", "e3", [], "pol")]
     assert build("nli", data, labels=NUMBERS) == (expected, {})
     assert build("nli", data, labels=NUMBERS, num_negatives=3)[0][0].negatives == negatives[:3]
 
 
-def test_nli_labels_in_words_need_no_mapping() -> None:
-    data = nli(("p", "e", "entailment"), ("p", "n", "neutral"), ("p", "c", "contradiction"))
-    assert build("nli", data)[0] == [Row("p", "e", ["c", "n"])]
+# CSV columns with gaps are floats, and JSON may quote. Labels in words need no mapping.
+@pytest.mark.parametrize("label", [0, 0.0, "0", False, "entailment"])
+def test_a_label_is_the_same_in_every_kind_of_file(label):
+    keys = {} if label == "entailment" else {"labels": NUMBERS}
+    assert build("nli", nli(("p", "e", label)), **keys)[0] == [Row("p", "e", [])]
 
 
-def test_a_premise_in_another_language_is_another_premise() -> None:
-    data = nli(("Pan", "e", 0, "eng"), ("Pan", "c", 2, "pol"), ("Pan", "f", 0, "pol"))
-    assert build("nli", data, labels=NUMBERS)[0] == [Row("Pan", "e", [], "eng"), Row("Pan", "f", ["c"], "pol")]
-
-
-def test_dropped_nli_rows_are_counted() -> None:
+def test_dropped_nli_rows_are_counted():
     data = nli(
         ("p", "e", 0),
         ("p", "e", 0),  # repeated
@@ -182,13 +160,7 @@ def test_dropped_nli_rows_are_counted() -> None:
     }
 
 
-# CSV columns with gaps are floats, and JSON may quote.
-@pytest.mark.parametrize("label", [0, 0.0, "0", False])
-def test_a_label_is_the_same_in_every_kind_of_file(label: Any) -> None:
-    assert build("nli", nli(("p", "e", label)), labels=NUMBERS)[0] == [Row("p", "e", [])]
-
-
-def test_two_way_texts_against_the_other_label() -> None:
+def test_two_way_texts_against_the_other_label():
     data = {"text": list("abcde"), "label": [1, -1, None, 2, 0], "lang": list("vwxyz")}
     rows, dropped = build("two_way", data, label_texts={**TEXTS, 2: None})
     assert rows == [Row("a", TEXTS[1], (TEXTS[0],), "v"), Row("e", TEXTS[0], (TEXTS[1],), "z")]
@@ -198,74 +170,55 @@ def test_two_way_texts_against_the_other_label() -> None:
     assert [row.passage for row in rows] == ["bad", "good"]
 
 
-@pytest.fixture(scope="module")
-def names() -> dict[str, list[str]]:
-    """The German names of languages, territories, scripts and currencies in CLDR; some are of two kinds."""
+def test_every_labelled_text_gets_its_class_and_others():
+    # The German names in CLDR; some are of two kinds.
     kinds = ("languages", "territories", "scripts", "currencies")
     pairs = [(name, kind) for kind in kinds for name in getattr(Locale("de"), kind).values()]
-    return {"text": [name for name, _ in pairs], "label": [kind for _, kind in pairs]}
-
-
-def test_every_labelled_text_gets_its_class_and_others(names: dict[str, list[str]]) -> None:
+    names = {"text": [name for name, _ in pairs], "label": [kind for _, kind in pairs]}
     rows, dropped = build("labelled", names)
-    classes: dict[str, set[str]] = {}
-    for text, label in zip(*names.values(), strict=True):
-        classes.setdefault(text, set()).add(label)
+    classes = defaultdict(set)
+    for text, label in pairs:
+        classes[text].add(label)
     assert [row.query for row in rows] == [text for text, labels in classes.items() if len(labels) == 1]
     for row in rows:
         assert row.passage != row.query
         assert classes[row.passage] == classes[row.query]
         assert len(set(row.negatives)) == 24
         assert all(len(classes[text]) == 1 and classes[text] != classes[row.query] for text in row.negatives)
-    assert sum(dropped.values()) == len(names["text"]) - len(rows)
+    assert sum(dropped.values()) == len(pairs) - len(rows)
     assert dropped["text has several labels"] > 0
     drawn = Counter(text for row in rows for text in row.negatives)
     assert len(drawn) == len(rows) and max(drawn.values()) < 6 * 24
-
-
-def test_only_the_seed_changes_the_draws(names: dict[str, list[str]]) -> None:
-    rows, _ = build("labelled", names, seed=3)
-    assert build("labelled", names, seed=3)[0] == rows
+    # Only the seed changes the draws.
     others, _ = build("labelled", names, seed=4)
+    assert build("labelled", names, seed=4)[0] == others
     assert [row.query for row in others] == [row.query for row in rows]
     assert sum(row.passage == other.passage for row, other in zip(rows, others, strict=True)) < len(rows) / 20
 
 
-def test_a_class_of_one_text_has_no_row_but_serves_as_negative() -> None:
-    data = {"text": list("abcde"), "label": ["7", "7", "7", "8", "9.0"]}
-    rows, dropped = build("labelled", data, num_negatives=2)
-    assert [row.query for row in rows] == ["a", "b", "c"]
-    assert {*rows[0].negatives} == {"d", "e"}
-    assert dropped == {"class has no other text": 2}
-
-
-def test_dropped_labelled_texts_are_counted() -> None:
+def test_dropped_labelled_texts_are_counted():
     data = {
-        "text": ["a", "A.", "b", "c", "x", "x", "x", "d", "e", None, "", "f"],
-        "label": [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, None],
-        "lang": ["v"] * 12,
+        "text": ["a", "A.", "b", "c", "x", "x", "x", "d", "e", "g", None, "", "f"],
+        "label": [*"00000111", "1.0", *"211", None],
+        "lang": ["v"] * 13,
     }
-    rows, dropped = build("labelled", data, num_negatives=3)
+    rows, dropped = build("labelled", data, num_negatives=4)
     assert [row.query for row in rows] == ["d", "e"]
     assert {row.lang for row in rows} == {"v"}
+    # The only text of its class has no row, but serves as a negative.
+    assert all({*row.negatives} == {"a", "b", "c", "g"} for row in rows)
     assert dropped == {
         "text is repeated": 1,
         "text has several labels": 3,
         "text is missing": 1,
         "text is blank": 1,
         "label is missing": 1,
-        "other classes have fewer than 3 texts": 3,
+        "class has no other text": 1,
+        "other classes have fewer than 4 texts": 3,
     }
 
 
-@pytest.mark.parametrize("data", [{"text": ["a", "b"], "label": [0, 0]}, {"text": [None], "label": [1]}])
-def test_nothing_to_draw_from(data: dict[str, list[Any]]) -> None:
-    rows, dropped = build("labelled", data)
-    assert rows == []
-    assert sum(dropped.values()) == len(data["text"])
-
-
-def test_distinct_below_makes_every_choice_equally_likely_within_each_bound() -> None:
+def test_distinct_below_makes_every_choice_equally_likely_within_each_bound():
     keys = keyed_bits(0, np.arange(24_000))
     counts = Counter(map(tuple, distinct_below(keys, np.full(len(keys), 4), 3).tolist()))
     # 24 ordered choices of 3 out of 4; five standard deviations of a count are 155.
@@ -283,63 +236,41 @@ def test_distinct_below_makes_every_choice_equally_likely_within_each_bound() ->
     [
         ("pairs", {"query": ["q"] * 1001, "passage": [None] * 1000 + [7]}, {}, ("row 1000,", "'passage'", "not text")),
         ("pairs", {"query": ["q"], "passage": ["p"], "lang": [3]}, {}, ("row 0,", "'lang'", "not text")),
-        *(
-            ("nli", nli(("p", "e", label)), {"labels": NUMBERS}, ("'label'", repr(label), "'labels'"))
-            for label in (3, "entails", 0.5, [0])
-        ),
-        *(("sts", scored(score), {}, ("row 0,", "'score'", "not a number")) for score in ("four", True, float("nan"))),
-        ("sts", scored(5.1), {}, ("row 0,", "'score'", "off the scale")),
-        *(
-            ("duplicate_groups", {"group": [group]}, {}, ("row 0,", "'group'", "not a list of texts"))
-            for group in ("a b", [1, 2], [["a"]])
-        ),
+        ("nli", nli(("p", "e", 3)), {"labels": NUMBERS}, ("'label'", "3", "'labels'")),
+        ("nli", nli(("p", "e", [0])), {"labels": NUMBERS}, ("'label'", "[0]", "'labels'")),
+        ("sts", scored("four"), {}, ("row 0,", "'score'", "not a number")),
+        *(("sts", scored(score), {}, ("row 0,", "'score'", "off the scale")) for score in (5.1, float("nan"))),
+        ("duplicate_groups", {"group": ["a b"]}, {}, ("row 0,", "'group'", "not a list of texts")),
+        ("duplicate_groups", {"group": [[1, 2]]}, {}, ("row 0,", "'group'", "not a list of texts")),
         ("labelled", {"text": ["a"], "label": [["x", "y"]]}, {}, ("row 0,", "'label'", "neither text nor number")),
-        (
-            "two_way",
-            {"text": ["a", "b"], "label": [1, 2]},
-            {"label_texts": TEXTS},
-            ("row 1,", "unknown label 2", "'label_texts'"),
-        ),
+        ("two_way", {"text": ["a", "b"], "label": [1, 2]}, {"label_texts": TEXTS}, ("row 1,", "unknown label 2")),
     ],
 )
-def test_faulty_values_are_refused(
-    refuses: Refuses, name: str, data: dict[str, list[Any]], keys: dict[str, Any], parts: tuple[str, ...]
-) -> None:
+def test_faulty_values_are_refused(refuses, name, data, keys, parts):
     with refuses("build.yaml: source 'some'", *parts):
         build(name, data, **keys)
+
+
+NLI = [{}, [], "x", {0: "neutral"}, {0: "entailment", 1: "entails"}, {0: "entailment", 1: ["neutral"]}]
+TWO = [
+    {},
+    {0: "a"},
+    {0: "a", 1: "a"},
+    {0: "Yes", 1: "yes."},
+    {0: "a", 1: "b", 2: "c"},
+    {0: "a", 1: 2},
+    {0: "a", 1: " "},
+]
 
 
 @pytest.mark.parametrize(
     ("name", "key", "good", "bad"),
     [
         ("sts", "scale", [1, 4], [5, [0], [1, 1], [0, "5"], [0, 1, 2]]),
-        (
-            "nli",
-            "labels",
-            NUMBERS,
-            [{}, [], "x", {0: "neutral"}, {0: "entailment", 1: "entails"}, {0: "entailment", 1: ["neutral"]}],
-        ),
-        (
-            "two_way",
-            "label_texts",
-            {**TEXTS, -1: None},
-            [
-                {},
-                {0: "a"},
-                {0: "a", 1: "a"},
-                {0: "Yes", 1: "yes."},
-                {0: "a", 1: "b", 2: "c"},
-                {0: "a", 1: 2},
-                {0: "a", 1: " "},
-            ],
-        ),
+        ("nli", "labels", NUMBERS, NLI),
+        ("two_way", "label_texts", {**TEXTS, -1: None}, TWO),
     ],
 )
-def test_values_of_keys(name: str, key: str, good: Any, bad: list[Any]) -> None:
+def test_values_of_keys(name, key, good, bad):
     assert FORMATS[name].keys[key].fits(good)
     assert not any(FORMATS[name].keys[key].fits(value) for value in bad)
-
-
-def test_symmetric_formats() -> None:
-    symmetric = [name for name, kind in FORMATS.items() if kind.symmetric]
-    assert symmetric == ["sts", "duplicates", "duplicate_groups", "labelled"]

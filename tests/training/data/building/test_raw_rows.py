@@ -3,56 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from training.data.building.formats import duplicate_groups
 from training.data.building.raw_rows import RawRows, load_raw
 
-Refuses = Callable[..., AbstractContextManager[None]]
 WHERE = "build.yaml: source 'some'"
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[..., Any]:
-    """``load(dataset, data_files=…, …)`` with paths relative to ``tmp_path``."""
+def load(tmp_path):
+    """``load(dataset, data_files=…, lines=…)`` with paths relative to ``tmp_path``; lines are of the file a.jsonl."""
 
-    def load(dataset: str, split: str = "train", **options: Any) -> Any:
+    def load(dataset="json", split="train", lines=(), **options):
+        if lines:
+            options["data_files"] = "a.jsonl"
+            (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         return load_raw(WHERE, dataset, tmp_path, split=split, **options)
 
     return load
 
 
-@pytest.fixture
-def load_json(tmp_path: Path, load: Callable[..., Any]) -> Callable[..., Any]:
-    """Loads a JSON file of the given lines."""
-
-    def load_json(*lines: Any, **options: Any) -> Any:
-        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-        return load("json", data_files="a.jsonl", **options)
-
-    return load_json
-
-
-def rows(loaded: Any, *columns: str) -> list[tuple[Any, ...]]:
+def rows(loaded, *columns):
     raw = RawRows(loaded, {name: name for name in columns}, WHERE, values=columns)
     return [tuple(row.values()) for _, row in raw]
 
 
-def texts(loaded: Any, column: Any, **options: Any) -> list[str]:
+def texts(loaded, column, **options):
     if isinstance(loaded, list):
         loaded = datasets.Dataset.from_list(loaded)
     return [row["text"] for _, row in RawRows(loaded, {"text": column}, WHERE, texts=["text"], **options)]
@@ -62,7 +47,7 @@ def texts(loaded: Any, column: Any, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet", "folder", "saved", "saved splits"])
-def test_what_can_be_loaded(tmp_path: Path, load: Callable[..., Any], kind: str) -> None:
+def test_what_can_be_loaded(tmp_path, load, kind):
     data = datasets.Dataset.from_dict({"a": ["日本", 'b, "c"'], "n": [1, 2]})
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -83,7 +68,7 @@ def test_what_can_be_loaded(tmp_path: Path, load: Callable[..., Any], kind: str)
     assert rows(loaded, "n", "a") == list(zip(numbers, data["a"], strict=True))
 
 
-def test_load_options_and_splits(tmp_path: Path, load: Callable[..., Any]) -> None:
+def test_load_options_and_splits(tmp_path, load):
     (tmp_path / "raw.tsv").write_text("a\tb\nx\ty\nv\tw\n", encoding="utf-8")
     assert load("csv", "train[:1]", data_files="raw.tsv", sep="\t").to_list() == [{"a": "x", "b": "y"}]
     for number in range(2):
@@ -98,24 +83,20 @@ def test_load_options_and_splits(tmp_path: Path, load: Callable[..., Any]) -> No
         ("json", {"data_files": "good.jsonl", "nonsense": 1}, ("cannot load", "'json'", "check")),
         ("some/set-that-is-nowhere", {}, ("cannot load", "some/set-that-is-nowhere", "check")),
         ("csv", {}, ("'csv'", "'data_files'")),
-        ("saved", {}, ("'train'", "it has test")),
-        ("script", {}, ("scripts are no longer supported", "parquet")),
-        *(
-            (kind, {"data_files": files}, ("data_files", "no file", "check"))
-            for kind in ("json", "csv")
-            for files in ("none.jsonl", "raw/*.jsonl", ["good.jsonl", "none*.jsonl"])
-        ),
+        ("saved", {}, ("'train'", "test")),
+        ("script", {}, ("scripts are no longer supported",)),
+        *(("csv", {"data_files": files}, ("no file", "check")) for files in ("raw/*.csv", ["good.jsonl", "none*"])),
         *((kind, {"data_files": "empty"}, ("no rows",)) for kind in ("json", "csv", "text")),
         ("csv", {"data_files": "header"}, ("no rows",)),
+        ("csv", {"data_files": "wide"}, ("cannot load",)),
         *((kind, {"data_files": "bytes"}, ("cannot load", "utf-8")) for kind in ("json", "csv", "text")),
     ],
 )
-def test_what_cannot_be_loaded(
-    tmp_path: Path, load: Callable[..., Any], refuses: Refuses, dataset: str, options: dict, parts: tuple[str, ...]
-) -> None:
+def test_what_cannot_be_loaded(tmp_path, load, refuses, dataset, options, parts):
     (tmp_path / "good.jsonl").write_text('{"a": "x"}\n')
     (tmp_path / "empty").write_text("")
     (tmp_path / "header").write_text("a,b\n")
+    (tmp_path / "wide").write_text("a,b\n1,2\n1,2,3\n")
     (tmp_path / "bytes").write_bytes(b'a,b\n"\xff",x\n')
     datasets.DatasetDict(test=datasets.Dataset.from_dict({"a": ["x"]})).save_to_disk(tmp_path / "saved")
     (tmp_path / "script").mkdir()
@@ -127,25 +108,19 @@ def test_what_cannot_be_loaded(
 # JSON
 
 
-def test_a_number_changes_no_other_text(tmp_path: Path, load_json: Callable[..., Any], refuses: Refuses) -> None:
-    loaded = load_json({"query": "大熊猫", "pos": "竹"}, {"query": 42, "pos": ["x"]})
-    assert texts(loaded, "pos") == ["竹", "x"]
-    assert texts(loaded, "query", quarantine=True) == ["大熊猫"]
-    with refuses(WHERE, str(tmp_path / "a.jsonl"), "line 2", "'query'", "42", "int"):
+def test_a_number_changes_no_other_text(tmp_path, load, refuses):
+    loaded = load(lines=[{"query": "大熊猫", "pos": "竹"}] * 3000 + [{"query": 42, "pos": ["x"]}])
+    assert texts(loaded, "pos")[2999:] == ["竹", "x"]
+    assert texts(loaded, "query", quarantine=True) == ["大熊猫"] * 3000
+    with refuses(WHERE, str(tmp_path / "a.jsonl"), "line 3001", "'query'", "42"):
         texts(loaded, "query")
 
 
-def test_texts_that_look_like_something_else(load_json: Callable[..., Any]) -> None:
+def test_texts_that_look_like_something_else(load):
     values = ["42", "007", "0.50", "null", "true", "NaN", '"quoted"', '{"a": 1}', "2020-01-01", "\u2028", "NA"]
     lines = [{"a": text, "n": number if number % 2 else str(number)} for number, text in enumerate(values)]
-    assert rows(load_json(*lines), "a", "n") == [tuple(line.values()) for line in lines]
-    assert texts(load_json({"a": "2020-01-01"}), "a") == ["2020-01-01"]
-
-
-def test_a_number_in_the_last_line_is_found(load_json: Callable[..., Any], refuses: Refuses) -> None:
-    loaded = load_json(*({"a": "text " * 10} for _ in range(3000)), {"a": 42.5}, chunksize=1 << 14)
-    with refuses("line 3001", "42.5"):
-        texts(loaded, "a")
+    assert rows(load(lines=lines), "a", "n") == [tuple(line.values()) for line in lines]
+    assert texts(load(lines=[{"a": "2020-01-01"}]), "a") == ["2020-01-01"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +133,7 @@ def test_a_number_in_the_last_line_is_found(load_json: Callable[..., Any], refus
         ('{\n"version": 2, "data": [\n{"a": "x"}, {"a": "y"}]}', {"field": "data"}),
     ],
 )
-def test_layouts_of_json(tmp_path: Path, load: Callable[..., Any], content: str, options: dict[str, str]) -> None:
+def test_layouts_of_json(tmp_path, load, content, options):
     (tmp_path / "0.json").write_text("")
     (tmp_path / "1.json").write_bytes(content.encode())
     assert texts(load("json", data_files="*.json", **options), "a") == ["x", "y"]
@@ -169,25 +144,21 @@ def test_layouts_of_json(tmp_path: Path, load: Callable[..., Any], content: str,
     [
         ('{"a": "x"}\n{"a": \n', "a", "line 2: not valid JSON"),
         ('{"a": "x"}\n["x"]\n', "a", "line 2 is"),
-        ('{"a": "x"}\n{"a": "y", "a": "z"}\n', "a", "key 'a' occurs twice"),
         ('{"a": "x"}\n{"a": "\\ud83d"}\n', "a", "line 2, column 'a'"),
-        ('{"a": "x"}\n' + '{"a": ' * 100_000 + "\n", "a", "line 2: not valid JSON"),
         ('["x"]', "a", "item 1 is 'x'"),
         ('{"b": "x"}', "a", "no column 'a'"),
-        ('{"a": {"text": "x"}}', "a", "dict"),
+        ('{"a": {"text": "x"}}', "a", "{'text': 'x'}, which is not text"),
         ('{"a": {"text": ["x", "y"]}}\n{"a": null}\n{"a": "z"}\n', "a.text", "without text"),
     ],
 )
-def test_faulty_json(
-    tmp_path: Path, load: Callable[..., Any], refuses: Refuses, content: str, column: str, fault: str
-) -> None:
+def test_faulty_json(tmp_path, load, refuses, content, column, fault):
     (tmp_path / "a.jsonl").write_text(content)
     with refuses(fault):
         texts(load("json", data_files="a.jsonl"), column)
 
 
-def test_a_number_in_a_group(load_json: Callable[..., Any], refuses: Refuses) -> None:
-    loaded = load_json({"g": ["大熊猫", "竹"]}, {"g": ["x", 3]})
+def test_a_number_in_a_group(load, refuses):
+    loaded = load(lines=[{"g": ["大熊猫", "竹"]}, {"g": ["x", 3]}])
     options = {"values": ["group"], "optional": ["lang"]}
     with refuses("a.jsonl: line 2", "'g'", "['x', 3]", "not a list of texts"):
         list(duplicate_groups(RawRows(loaded, {"group": "g"}, WHERE, **options), both_directions=False))
@@ -199,19 +170,30 @@ def test_a_number_in_a_group(load_json: Callable[..., Any], refuses: Refuses) ->
 # CSV and parquet
 
 
-def test_csv_texts_are_those_of_the_file(tmp_path: Path, load: Callable[..., Any]) -> None:
-    values = ["NA", "None", "null", "00001", "1e5", "0.50", "True", " x ", "2020-01-01", "", "1", *["filler"] * 10_000]
-    values += ["00001", "0.50", "nan"]
-    lines = [f"{text},{number},{number / 2:.2f}" for number, text in enumerate(values)]
-    for name, mark in (("a.csv", ","), ("b.tsv", "\t")):
-        (tmp_path / name).write_text("\n".join(["a,n,s", *lines, ""]).replace(",", mark), encoding="utf-8")
-        loaded = load("csv", data_files=name, sep=mark)
-        assert loaded["a"][:] == values
-        assert texts(loaded, "a") == [text for text in values if text.strip()]
-        assert loaded["s"][:] == [f"{number / 2:.2f}" for number in range(len(values))]
+def test_csv_texts_are_those_of_the_file(tmp_path, load):
+    values = [
+        "NA",
+        "None",
+        "null",
+        "00001",
+        "1e5",
+        "True",
+        " x ",
+        "2020-01-01",
+        "",
+        *["filler"] * 10_000,
+        "0.50",
+        "nan",
+    ]
+    lines = [f"{text}\t{number / 2:.2f}" for number, text in enumerate(values)]
+    (tmp_path / "a.tsv").write_text("\n".join(["a\ts", *lines, ""]))
+    loaded = load("csv", data_files="a.tsv", sep="\t")
+    assert loaded["a"][:] == values
+    assert texts(loaded, "a") == [text for text in values if text.strip()]
+    assert loaded["s"][:] == [f"{number / 2:.2f}" for number in range(len(values))]
 
 
-def test_missing_fields_of_a_csv_file(tmp_path: Path, load: Callable[..., Any]) -> None:
+def test_missing_fields_of_a_csv_file(tmp_path, load):
     (tmp_path / "a.csv").write_text("a,b\nx,\n,y\nv,w\n")
     raw = RawRows(load("csv", data_files="a.csv"), {"text": "a", "label": "b"}, WHERE, texts=["text"], values=["label"])
     assert [row for _, row in raw] == [{"text": "v", "label": "w"}]
@@ -223,19 +205,6 @@ def test_missing_fields_of_a_csv_file(tmp_path: Path, load: Callable[..., Any]) 
     assert texts(loaded, "a") == ["x", "y"] and len(loaded.column_names) == 2
 
 
-@pytest.mark.parametrize("lines", ["1,2,3\n4,5\n", "4,5\n1,2,3\n", "1,2,3,4\n", "x,y,z\n" * 3])
-def test_a_csv_row_of_too_many_fields(tmp_path: Path, load: Callable[..., Any], refuses: Refuses, lines: str) -> None:
-    (tmp_path / "a.csv").write_text(f"a,b\n{lines}")
-    with refuses(WHERE, "cannot load"):
-        load("csv", data_files="a.csv")
-
-
-@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_text_types_of_parquet(tmp_path: Path, load: Callable[..., Any], kind: pa.DataType) -> None:
-    pq.write_table(pa.table({"a": pa.array(["x", None, "y"]).cast(kind)}), tmp_path / "a.parquet")
-    assert texts(load("parquet", data_files="a.parquet"), "a") == ["x", "y"]
-
-
 # Columns
 
 
@@ -244,25 +213,22 @@ def test_text_types_of_parquet(tmp_path: Path, load: Callable[..., Any], kind: p
     [
         ({"a": {"text": ["x", "y"], "start": [1, 2]}}, "a.text", "x"),
         ({"a": [{"text": "x"}, {"text": "y"}]}, "a.text", "x"),
-        ({"a": ["x", "y"]}, "a", "x"),
         ({"a": {"en": "x", "de": "y"}}, "a.de", "y"),
         ({"a.text": "x", "a": {"text": "y"}}, "a.text", "x"),
         ({"title": "x", "body": "y", "more": "z"}, ["title", "body"], "x\ny"),
         ({"title": "x", "body": {"text": ["y"]}}, ["body.text", "title"], "y\nx"),
     ],
 )
-def test_columns(cell: dict[str, Any], column: Any, expected: str) -> None:
+def test_columns(cell, column, expected):
     assert texts([cell], column) == [expected]
 
 
-def test_missing_parts_are_left_out() -> None:
+def test_rows_that_are_missing_or_blank_are_counted():
     data = [{"a": "x", "b": None}, {"a": None, "b": None}, {"a": " ", "b": "y"}, {"a": "", "b": " "}]
     assert texts(data, ["a", "b"]) == ["x", "y"]
     nested = [{"a": {"text": []}}, {"a": None}, {"a": {"text": None}}, {"a": {"text": ["x"]}}]
     assert texts(nested, "a.text") == ["x"]
-
-
-def test_numbers_are_those_of_the_raw_rows() -> None:
+    # The numbers are those of the raw rows.
     data = datasets.Dataset.from_dict({"a": ["", None] * 1500 + ["x"], "b": range(3001)})
     raw = RawRows(data, {"text": "a", "label": "b"}, WHERE, texts=["text"], values=["label"], optional=["lang"])
     assert list(raw) == list(raw) == [(3000, {"text": "x", "label": 3000, "lang": None})]
@@ -270,27 +236,21 @@ def test_numbers_are_those_of_the_raw_rows() -> None:
     assert len(raw) == 3001
 
 
-@pytest.mark.parametrize("column", ["b", "a.x", "a.text.x", ["a.text", "b"], ""])
-def test_a_missing_column_is_refused(refuses: Refuses, column: Any) -> None:
-    with refuses(WHERE, "no column", "'text'", "'columns'", "the data has a"):
-        texts([{"a": {"text": ["x"]}}], column)
+def test_missing_columns_and_other_types_are_refused(refuses):
+    for column in ("b", "a.x", "a.text.x", ["a.text", "b"], ""):
+        with refuses(WHERE, "no column", "'text'", "'columns'", "the data has a"):
+            texts([{"a": {"text": ["x"]}}], column)
+    for value in (1, 0.5, True, {"b": "c"}, [1]):
+        with refuses(WHERE, "row 0,", "'a'", "not text"):
+            texts([{"a": value}], "a")
 
 
-@pytest.mark.parametrize("value", [1, 0.5, True, {"b": "c"}, [1]])
-def test_a_column_that_is_not_text_is_refused(refuses: Refuses, value: Any) -> None:
-    with refuses(WHERE, "row 0,", "'a'", "not text"):
-        texts([{"a": value}], "a")
-
-
-def test_json_columns_are_decoded_by_the_features(refuses: Refuses) -> None:
+def test_json_columns_are_decoded_by_the_features(refuses):
     features = datasets.Features({"a": datasets.Json(), "b": [datasets.Json()], "c": {"d": datasets.Json()}})
-    data = [{"a": "竹", "b": ["大熊猫"], "c": {"d": "x"}}, {"a": "é", "b": [], "c": None}]
+    data = [{"a": "竹", "b": ["大熊猫"], "c": {"d": "x"}}, {"a": "é", "b": [4], "c": None}]
     dataset = datasets.Dataset.from_list(data, features=features)
-    for column, expected in (("a", ["竹", "é"]), ("b", ["大熊猫"]), ("c.d", ["x"])):
+    for column, expected in (("a", ["竹", "é"]), ("c.d", ["x"])):
         assert texts(dataset, column) == expected
-    wrong = datasets.Dataset.from_list([{"a": "竹", "b": [4], "c": None}, *data[:1]], features=features)
-    with refuses(WHERE, "row 0, column 'b'", "4", "on_bad_row: quarantine"):
-        texts(wrong, "b")
-    raw = RawRows(wrong, {"text": "b"}, WHERE, texts=["text"], quarantine=True)
-    assert [(number, row["text"]) for number, row in raw] == [(1, "大熊猫")]
-    assert raw.dropped == {"text is not text": 1}
+    with refuses(WHERE, "row 1, column 'b'", "4", "on_bad_row: quarantine"):
+        texts(dataset, "b")
+    assert texts(dataset, "b", quarantine=True) == ["大熊猫"]

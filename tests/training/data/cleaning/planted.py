@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import yaml
 
@@ -19,20 +16,18 @@ _SYLLABLES = "ka lo mi ter nu so vi ran del po qui sha yem bro fil gus han jor w
 _HAN = [chr(0x4E00 + 7 * i) for i in range(2000)]
 _THAI = [chr(0x0E01 + i) for i in range(46)]
 
-Rows = list[list[str]]
 
-
-def words(rng: np.random.Generator, count: int) -> list[str]:
+def words(rng, count):
     return ["".join(rng.choice(_SYLLABLES, size=3)) for _ in range(count)]
 
 
-def sentence(rng: np.random.Generator, count: int, script: str = "Latn") -> str:
+def sentence(rng, count, script="Latn"):
     if script == "Latn":
         return " ".join(words(rng, count))
     return "".join(rng.choice(_HAN if script == "Hani" else _THAI, size=count))
 
 
-def clean_rows(seed: int, count: int = 60) -> Rows:
+def clean_rows(seed, count=60):
     """Queries and passages of all lengths, with the questions of a long passage and of a short answer among them."""
     rng = np.random.default_rng(seed)
     rows = [[sentence(rng, 4 + i % 9), sentence(rng, 6 + 5 * (i % 15))] for i in range(count)]
@@ -45,7 +40,7 @@ def clean_rows(seed: int, count: int = 60) -> Rows:
     return [*rows, ["what is the capital of Peru", "a city"], ["what is the capital of Mali", "a city"]]
 
 
-def write_manifest(folder: Path, sources: dict[str, Sequence[Rows]], **fields: object) -> Path:
+def write_manifest(folder, sources, **fields):
     """One source a key, one file an item; rows have a negative and a column that is not text for training."""
     entries = []
     for name, files in sources.items():

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.training.data.cleaning.planted import HERE, Rows, clean_rows, sentence, write_manifest
-from tests.training.data.prepared_rows import Refuses
-from training.data.cleaning.contamination import GRAM, Contamination, find_contamination
-from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
+from tests.training.data.cleaning.planted import HERE, clean_rows, sentence, write_manifest
+from training.data.cleaning.contamination import GRAM, find_contamination
+from training.data.cleaning.evaluation_texts import evaluation_file
 from training.data.cleaning.normalise import tokens
 from training.data.manifest import load_manifest
 
 
-def evaluation_set(folder: Path, texts: list[str], name: str = "questions.txt") -> EvaluationFile:
+def evaluation_set(folder, texts, name="questions.txt"):
     (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
     return evaluation_file(str(folder / name))
 
 
-def find(folder: Path, rows: Rows, *sets: EvaluationFile, negatives: bool = False) -> Contamination:
+def find(folder, rows, *sets, negatives=False):
     (source,) = load_manifest(write_manifest(folder, {"a": [rows]}))
     return find_contamination(source.files, sets, folder / "work", negatives, HERE)
 
 
-def matches(found: Contamination) -> list[list[int]]:
+def matches(found):
     """Row, column, column of the evaluation texts, and whether the text is a whole one, of the only file."""
     return found.found[0].tolist()
 
 
 @pytest.fixture
-def texts() -> list[str]:
+def texts():
     rng = np.random.default_rng(99)
     long = [sentence(rng, count, script) for script in ("Latn", "Hani", "Thai") for count in (20, 60)]
     return [*long, "who was first", sentence(rng, GRAM), sentence(rng, 9, "Hani")]
 
 
-def test_a_clean_set_loses_nothing(tmp_path: Path, texts: list[str]) -> None:
+def test_a_clean_set_loses_nothing(tmp_path, texts):
     found = find(tmp_path, clean_rows(0), evaluation_set(tmp_path, texts))
-    assert (found.columns, found.texts) == ([("questions.txt", "line")], [len(texts)])
+    assert found.columns == [("questions.txt", "line", len(texts))]
     assert matches(found) == []
 
 
 @pytest.mark.parametrize("text", range(6))
-def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path: Path, texts: list[str], text: int) -> None:
+def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path, texts, text):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, texts)
     run = tokens(texts[text])[3 : 3 + GRAM]
     space = " " if text < 2 else ""
@@ -54,7 +51,7 @@ def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path: Path, texts: 
     assert matches(find(tmp_path, rows, leaks)) == []
 
 
-def test_whole_texts_are_apart_from_runs(tmp_path: Path, texts: list[str]) -> None:
+def test_whole_texts_are_apart_from_runs(tmp_path, texts):
     rows = clean_rows(0)
     rows[3][0] = "Who was first?"
     rows[4][1] = "Well, who was first?"
@@ -65,23 +62,23 @@ def test_whole_texts_are_apart_from_runs(tmp_path: Path, texts: list[str]) -> No
     assert matches(found) == [[3, 0, 0, 1], [5, 1, 0, 1], [6, 1, 0, 0], [8, 0, 0, 1], [8, 1, 0, 0]]
 
 
-def test_every_set_and_column_is_named(tmp_path: Path, texts: list[str]) -> None:
+def test_every_set_and_column_is_named(tmp_path, texts):
     (tmp_path / "pairs.csv").write_text(f"q,a\nwho was first,{texts[1]}\n", encoding="utf-8")
     rows = clean_rows(0)
     rows[2] = ["who was first", f"it was {texts[1]}"]
     sets = evaluation_set(tmp_path, texts), evaluation_file(f"{tmp_path}/pairs.csv:q,a")
     found = find(tmp_path, rows, *sets)
-    assert found.columns == [("questions.txt", "line"), ("pairs.csv", "a"), ("pairs.csv", "q")]
+    assert found.columns == [("questions.txt", "line", 9), ("pairs.csv", "a", 1), ("pairs.csv", "q", 1)]
     assert matches(found) == [[2, 0, 0, 1], [2, 0, 2, 1], [2, 1, 0, 0], [2, 1, 1, 0]]
 
 
-def test_negatives_are_looked_at_on_request(tmp_path: Path) -> None:
+def test_negatives_are_looked_at_on_request(tmp_path):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, ["Negative 3"])
     assert matches(find(tmp_path, rows, leaks)) == []
     assert matches(find(tmp_path, rows, leaks, negatives=True)) == [[3, 2, 0, 1]]
 
 
-def test_sets_without_text_or_of_one_name_are_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_sets_without_text_or_of_one_name_are_refused(tmp_path, refuses):
     with refuses("'questions.txt'", "holds no text"):
         find(tmp_path, clean_rows(0), evaluation_set(tmp_path, ["", " "]))
     (tmp_path / "other").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,11 +10,10 @@ import yaml
 
 from modeling_f2llm import instruct
 from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifest
-from tests.training.data.prepared_rows import Refuses
 from training.common.executor import Executor
 from training.data.cleaning.decontamination import decontaminate
 from training.data.cleaning.duplicates import DeduplicationOptions
-from training.data.cleaning.evaluation_texts import EvaluationFile, evaluation_file
+from training.data.cleaning.evaluation_texts import evaluation_file
 from training.data.manifest import load_manifest
 from training.decontaminate import main
 
@@ -25,7 +23,7 @@ EXACT, NEAR, ACROSS, WHOLE, OVERLAP = 10, 11, 12, 13, 14
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> Path:
+def manifest(tmp_path):
     """``a`` has two files, the second with a repeat of either kind; ``b`` repeats ``a`` and has two leaks."""
     one, two, three = clean_rows(0), clean_rows(1)[:-2], clean_rows(2)[:-2]
     long = one[14]
@@ -42,20 +40,20 @@ def manifest(tmp_path: Path) -> Path:
     return write_manifest(folder, {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}, cap=50, symmetric=True)
 
 
-def held_out(manifest: Path) -> list[EvaluationFile]:
+def held_out(manifest):
     return [evaluation_file(f"{manifest.parent}/held_out.jsonl:text")]
 
 
-def run(manifest: Path, output: Path, executor: Executor = HERE, remove: bool = False) -> dict:
+def run(manifest, output, executor=HERE, remove=False):
     return decontaminate(manifest, output, ALL, held_out(manifest), remove=remove, executor=executor)
 
 
-def written(output: Path) -> dict[str, bytes]:
+def written(output):
     files = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
     return {str(path): (output / path).read_bytes() for path in files if path.parts[0] != ".work"}
 
 
-def test_the_report_counts_what_was_planted(manifest: Path, tmp_path: Path) -> None:
+def test_the_report_counts_what_was_planted(manifest, tmp_path):
     report = run(manifest, tmp_path / "clean")
     assert report == json.loads((tmp_path / "clean/contamination.json").read_text())
     assert report["evaluation_sets"] == [{"name": "held_out.jsonl", "texts": {"text": 2}}]
@@ -82,7 +80,7 @@ def test_the_report_counts_what_was_planted(manifest: Path, tmp_path: Path) -> N
     assert lines[5] == f"| **all** | {a['rows'] + b['rows'] + c['rows']} | 1 | 1 | 1 | 1 | 1 | – |"
 
 
-def test_removal_keeps_everything_else(manifest: Path, tmp_path: Path) -> None:
+def test_removal_keeps_everything_else(manifest, tmp_path):
     output = tmp_path / "clean"
     run(manifest, output)
     report = run(manifest, output, remove=True)
@@ -104,7 +102,7 @@ def test_removal_keeps_everything_else(manifest: Path, tmp_path: Path) -> None:
         assert source["exact_duplicates"] == source["near_duplicates"] == source["contaminated"]["rows"] == 0
 
 
-def test_a_finished_run_does_nothing_again(manifest: Path, tmp_path: Path) -> None:
+def test_a_finished_run_does_nothing_again(manifest, tmp_path):
     output = tmp_path / "clean"
     run(manifest, output, remove=True)
     before = written(output)
@@ -120,13 +118,13 @@ def test_a_finished_run_does_nothing_again(manifest: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", [Executor(workers=2), Executor("ray", workers=2)])
-def test_where_it_runs_makes_no_difference(manifest: Path, tmp_path: Path, executor: Executor) -> None:
+def test_where_it_runs_makes_no_difference(manifest, tmp_path, executor):
     run(manifest, tmp_path / "here", remove=True)
     run(manifest, tmp_path / "there", executor, remove=True)
     assert written(tmp_path / "there") == written(tmp_path / "here")
 
 
-def test_a_file_that_loses_all_rows_is_left_out(tmp_path: Path) -> None:
+def test_a_file_that_loses_all_rows_is_left_out(tmp_path):
     (tmp_path / "in").mkdir()
     rows = clean_rows(0)
     manifest = write_manifest(tmp_path / "in", {"a": [rows, rows[:3]], "b": [rows]})
@@ -135,7 +133,7 @@ def test_a_file_that_loses_all_rows_is_left_out(tmp_path: Path) -> None:
     assert (source["name"], source["files"]) == ("a", ["a/00000.parquet"])
 
 
-def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path: Path, refuses: Refuses) -> None:
+def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path, refuses):
     (tmp_path / "in").mkdir()
     manifest = write_manifest(tmp_path / "in", {"a": [clean_rows(0)]})
     decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(), remove=True, executor=HERE)
@@ -148,7 +146,7 @@ def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path: Path, refuse
     assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
 
 
-def test_the_command_line(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(manifest, tmp_path, capsys):
     words = ["--manifest", str(manifest), "--output", str(tmp_path / "clean"), "--exact"]
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
     assert main(words) == 0
@@ -161,7 +159,7 @@ def test_the_command_line(manifest: Path, tmp_path: Path, capsys: pytest.Capture
     assert "valid JSON" in errors[0] and "nothing to look for" in errors[1]
 
 
-def test_faulty_input_is_refused(manifest: Path, tmp_path: Path, refuses: Refuses) -> None:
+def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     with refuses("--exact", "--across"):
         decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(exact=False, across=True), [object()])
     with refuses(manifest.parent, "which is read"):
@@ -179,15 +177,14 @@ def test_faulty_input_is_refused(manifest: Path, tmp_path: Path, refuses: Refuse
     assert not (tmp_path / "new").exists()
 
 
-def test_an_instruction_that_came_along_hides_nothing(tmp_path: Path) -> None:
+def test_an_instruction_that_came_along_hides_nothing(tmp_path):
     rows = [(f"how deep is lake number {row}", f"lake {row} is {row * 7} metres deep") for row in range(20)]
     carried = [(instruct("Given a question, find the answer.", query), passage) for query, passage in rows]
     (tmp_path / "data").mkdir()
     manifest = write_manifest(tmp_path / "data", {"plain": [rows], "carried": [carried]})
     (tmp_path / "held_out.txt").write_text(rows[3][0] + "\n")
-    words = ["--manifest", str(manifest), "--output", str(tmp_path / "out"), "--exact", "--across"]
-    words += ["--executor", '{"workers": 1}', "--evaluation", str(tmp_path / "held_out.txt")]
-    assert main(words) == 0
-    found = {each["name"]: each for each in json.loads((tmp_path / "out/contamination.json").read_text())["sources"]}
-    assert [found[name]["contaminated"]["rows"] for name in ("plain", "carried")] == [1, 1]
-    assert found["carried"]["across_sources"] == {"exact": {"plain": 20}}
+    evaluation = [evaluation_file(f"{tmp_path}/held_out.txt")]
+    report = decontaminate(manifest, tmp_path / "out", DeduplicationOptions(across=True), evaluation, executor=HERE)
+    plain, carried = report["sources"]
+    assert plain["contaminated"]["rows"] == carried["contaminated"]["rows"] == 1
+    assert carried["across_sources"] == {"exact": {"plain": 20}}

@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from tests.training.data.prepared_rows import Refuses
 from training.data.cleaning.evaluation_texts import evaluation_file, evaluation_tasks
 
 ROWS = [
@@ -24,7 +21,7 @@ ROWS = [
 TEXTS = [("question", "Who?"), ("answer", "Über, “quoted”"), ("question", "Where\nnow?"), ("answer", "東京")]
 
 
-def write(path: Path) -> Path:
+def write(path):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), path)
     elif path.suffix == ".jsonl":
@@ -38,14 +35,14 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
-def test_named_columns_of_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+def test_named_columns_of_every_kind_of_file(tmp_path, suffix):
     path = write(tmp_path / f"set.{suffix}")
     read = evaluation_file(f"{path}:question,answer")
     assert (read.name, list(read.texts())) == (f"set.{suffix}", TEXTS)
     assert list(evaluation_file(f"{path}:answer").texts()) == TEXTS[1::2]
 
 
-def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path: Path) -> None:
+def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path):
     path = tmp_path / "set.txt"
     path.write_text("one\n\ntwo\n")
     assert [text.strip() for _, text in evaluation_file(str(path)).texts()] == ["one", "two"]
@@ -54,48 +51,42 @@ def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("argument", "content", "parts"),
+    ("argument", "content", "part"),
     [
-        ("none.csv:text", None, ["none.csv", "no such evaluation file"]),
-        *((f"set.{kind}:question", b"", ["empty"]) for kind in ("parquet", "jsonl", "csv")),
-        ("set.parquet:question", b"no parquet", ["cannot be read"]),
-        ("set.jsonl:question", b'{"question": "a"}\nnot json\n', ["cannot be read"]),
-        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', ["line 2", "not a JSON object"]),
-        # What no parser takes.
-        ("set.jsonl:question", b'{"question": "x"}\n' + b'{"a": ' * 100_000, ["cannot be read"]),
-        ("set.jsonl:question", b'{"question": "x"}\n{"a": ' + b"9" * 5000 + b"}", ["cannot be read"]),
-        ("set.docx:question", b"a", [".parquet"]),
-        ("set.txt:question", b"a", ["no columns"]),
+        ("none.csv:text", None, "no such evaluation file"),
+        ("set.csv:question", b"", "lacks question; its columns are none"),
+        ("set.parquet:question", b"no parquet", "cannot be read"),
+        ("set.jsonl:question", b'{"question": "a"}\nnot json\n', "cannot be read"),
+        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', "not a JSON object"),
+        ("set.docx:question", b"a", ".parquet"),
+        ("set.txt:question", b"a", "lacks question"),
     ],
-    ids=lambda value: repr(value)[:30],
 )
-def test_faulty_files_are_refused(
-    tmp_path: Path, refuses: Refuses, argument: str, content: bytes | None, parts: list[str]
-) -> None:
+def test_faulty_files_are_refused(tmp_path, refuses, argument, content, part):
     if content is not None:
         (tmp_path / argument.split(":")[0]).write_bytes(content)
-    with refuses(argument.split(":")[0], *parts):
+    with refuses(argument.split(":")[0], part):
         list(evaluation_file(f"{tmp_path}/{argument}").texts())
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
-def test_columns_must_be_named_and_there(tmp_path: Path, refuses: Refuses, suffix: str) -> None:
+def test_columns_must_be_named_and_there(tmp_path, refuses, suffix):
     path = write(tmp_path / f"set.{suffix}")
-    with refuses(path, "column 'text' is missing", "id, question, answer"):
+    with refuses(path, "lacks text", "id, question, answer"):
         evaluation_file(f"{path}:question,text")
-    with refuses(path, "name the columns", "id, question, answer"):
+    with refuses(path, "needs names of columns", "id, question, answer"):
         evaluation_file(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_texts_of_tables_are_not_guessed_at(tmp_path: Path, suffix: str) -> None:
+def test_texts_of_tables_are_not_guessed_at(tmp_path, suffix):
     texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
     path = tmp_path / f"set.{suffix}"
     path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
     assert [text for _, text in evaluation_file(f"{path}:text").texts()] == texts
 
 
-def test_json_in_parquet_is_decoded(tmp_path: Path) -> None:
+def test_json_in_parquet_is_decoded(tmp_path):
     mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
     mixed.to_parquet(tmp_path / "set.parquet")
     texts = [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:a,b").texts()]
@@ -105,14 +96,14 @@ def test_json_in_parquet_is_decoded(tmp_path: Path) -> None:
 # mteb
 
 
-def table(**columns: list[Any]) -> Dataset:
+def table(**columns):
     return Dataset.from_dict(columns)
 
 
-def fake_task(name: str, data: Any, **attributes: Any) -> SimpleNamespace:
+def fake_task(name, data, **attributes):
     """What is used of an mteb task."""
 
-    def load_data() -> None:
+    def load_data():
         if isinstance(data, Exception):
             raise data
         task.dataset = data
@@ -122,7 +113,7 @@ def fake_task(name: str, data: Any, **attributes: Any) -> SimpleNamespace:
     return task
 
 
-def tasks() -> list[SimpleNamespace]:
+def tasks():
     corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
     queries = table(id=["q1"], text=[[{"role": "user", "content": "What do pandas eat?"}]])
     retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
@@ -140,14 +131,14 @@ def tasks() -> list[SimpleNamespace]:
 
 
 @pytest.fixture
-def mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+def mteb(monkeypatch):
     known = {task.metadata.name: task for task in tasks()}
     known["Both"] = SimpleNamespace(tasks=[known["STS"], known["Intent"]])
 
-    def get_tasks(tasks: list[str]) -> list[Any]:
+    def get_tasks(tasks):
         for name in tasks:
             if name not in known:
-                raise KeyError(f"KeyError: '{name}' not found. Did you mean: 'STS'?")
+                raise KeyError(f"'{name}' not found. Did you mean: 'STS'?")
         return [known[name] for name in tasks]
 
     module = ModuleType("mteb")
@@ -168,18 +159,18 @@ def mteb(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Bitext", [("eng_Latn", "one"), ("deu_Latn", "eins")]),
     ],
 )
-def test_every_layout_of_a_task_gives_its_evaluated_texts(mteb: None, name: str, texts: list[tuple[str, str]]) -> None:
+def test_every_layout_of_a_task_gives_its_evaluated_texts(mteb, name, texts):
     (task,) = evaluation_tasks([name])
     assert (task.name, task.version()) == (name, [name, f"{name}-1"])
     assert list(task.texts()) == texts
 
 
-def test_a_task_made_of_others_is_those(mteb: None) -> None:
+def test_a_task_made_of_others_is_those(mteb):
     assert [task.name for task in evaluation_tasks(["Both", "STS"])] == ["STS", "Intent"]
 
 
-def test_tasks_that_cannot_be_had_are_refused(mteb: None, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refuses("unknown mteb task 'STZ'", "Did you mean: 'STS'"):
+def test_tasks_that_cannot_be_had_are_refused(mteb, refuses, monkeypatch):
+    with refuses("unknown mteb task", "'STZ'", "Did you mean: 'STS'"):
         evaluation_tasks(["STS", "STZ"])
     (broken,) = evaluation_tasks(["Broken"])
     with refuses("'Broken'", "no network", "give its texts as a file"):

@@ -8,8 +8,6 @@ from babel import Locale
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 
-__all__ = ["LOCALES", "PROGRAMS", "write_catalog", "write_catalogs"]
-
 # Related and unrelated languages, six scripts, and two languages in two scripts each.
 LOCALES = ["de", "hi", "ja", "pt_BR", "sr", "sr@latin", "zh_CN", "zh_TW"]
 PROGRAMS = {"lands": "territories", "tongues": "languages", "writing3": "scripts", "money": "currencies"}
@@ -18,7 +16,7 @@ _CLDR = {"sr@latin": "sr_Latn", "zh_CN": "zh_Hans_CN", "zh_TW": "zh_Hant_TW"}
 
 
 def write_catalog(folder: Path, locale: str, domain: str, messages: list[tuple], **header: str) -> Path:
-    """Writes one catalog; a message is (source, translation), or (source, translation, context)."""
+    """Write one catalog; a message is (source, translation), or (source, translation, context)."""
     catalog = Catalog(locale=None, fuzzy=False)
     for source, translation, *context in messages:
         catalog.add(source, translation, context=context[0] if context else None)
@@ -30,7 +28,7 @@ def write_catalog(folder: Path, locale: str, domain: str, messages: list[tuple],
 
 
 def write_catalogs(folder: Path, locales: list[str] = LOCALES) -> Path:
-    """Writes one program's catalog for each kind of name, in each locale; every fifth name is a menu entry."""
+    """Write one program's catalog for each kind of name, in each locale; every fifth name is a menu entry."""
     english = Locale("en")
     for locale in locales:
         names = Locale.parse(_CLDR.get(locale, locale))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,11 +21,10 @@ from training.evaluation.pairs import load_pairs
 
 NEGATIVES = [f"negative_{number}" for number in range(1, 5)]
 SOURCES = ["gettext_translation", "gettext_pairs"]
-Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def catalogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def catalogs(tmp_path_factory):
     folder = write_catalogs(tmp_path_factory.mktemp("catalogs") / "locale")
     # What a machine has beside good catalogs of languages.
     write_catalog(folder, "en_GB", "lands", [("Color of the land", "Colour of the land")])
@@ -36,20 +34,20 @@ def catalogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(catalogs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(catalogs, tmp_path_factory):
     return build(catalogs, tmp_path_factory.mktemp("gettext") / "build")
 
 
-def build(catalogs: Path, output: Path, **options) -> Path:
+def build(catalogs, output, **options):
     return build_gettext(output, locale_dirs=[str(catalogs)], **{"num_negatives": len(NEGATIVES), **options})
 
 
-def rows_of(folder: Path, name: str) -> Rows:
+def rows_of(folder, name):
     return pq.read_table(folder / f"{name}.parquet").to_pylist()
 
 
 @pytest.fixture(scope="module")
-def meanings(catalogs: Path) -> dict[tuple[str, str, str], set[str]]:
+def meanings(catalogs):
     """(language, script, text) -> every English text that it translates, in any program."""
     meanings = defaultdict(set)
     for file in find_catalogs([catalogs]):
@@ -62,7 +60,7 @@ def meanings(catalogs: Path) -> dict[tuple[str, str, str], set[str]]:
     return meanings
 
 
-def test_manifest_and_columns(folder: Path) -> None:
+def test_manifest_columns_and_counts(folder, catalogs):
     sources = load_manifest(folder / "manifest.yaml")
     assert [source.name for source in sources] == SOURCES
     for source in sources:
@@ -71,14 +69,20 @@ def test_manifest_and_columns(folder: Path) -> None:
         assert PublishedFile(source.files[0], len(NEGATIVES)).num_rows == table.num_rows > 500
         assert set(table["lang"].to_pylist()) <= set(source.languages)
         assert source.task_type == "retrieval" and source.licence
+    record = json.loads((folder / "build.json").read_text())
+    assert record["skipped_locales"] == {"no known language": {"C": 1}, "English": {"en_GB": 1}}
+    assert record["damaged"] == [str(catalogs / "de/LC_MESSAGES/broken.mo")]
+    assert record["catalogs"] == len(LOCALES) * len(PROGRAMS)
+    assert record["messages"] == record["unusable"] + record["repeated"] + record["translations"]
 
 
-def test_rows_are_translations_and_their_negatives_are_not(folder: Path, meanings: dict) -> None:
+def test_rows_are_translations_and_their_negatives_are_not(folder, meanings):
     by_text, same_meaning = defaultdict(set), defaultdict(set)
     for (_, _, text), english in meanings.items():
         by_text[text] |= english
         for each in english:
             same_meaning[each] |= english
+    seen, shared = set(), []
     for name in SOURCES:
         for row in rows_of(folder, name):
             query, passage, *negatives = (normalise(row[column]) for column in ("query", "passage", *NEGATIVES))
@@ -86,25 +90,22 @@ def test_rows_are_translations_and_their_negatives_are_not(folder: Path, meaning
             own = meanings[row["lang"], row["script"], query]
             if name == "gettext_translation":
                 assert passage in own
+                # No translation occurs twice.
+                assert (row["lang"], row["script"], query, passage) not in seen
+                seen.add((row["lang"], row["script"], query, passage))
                 assert "_" not in row["query"] and not row["query"].endswith("…")
                 assert not (own | same_meaning[passage]) & set(negatives)
+                if row["domain"] == "lands":
+                    shared += [bool({*passage.split()} & {*negative.split()}) for negative in negatives]
             else:
                 assert by_text[query] & by_text[passage]
                 assert query not in (passage, *negatives)
 
-
-def test_negatives_are_of_the_program_and_share_words(folder: Path) -> None:
-    rows = [row for row in rows_of(folder, SOURCES[0]) if row["domain"] == "lands"]
-    shared = [
-        bool({*normalise(row["passage"]).split()} & {*normalise(row[column]).split()})
-        for row in rows
-        for column in NEGATIVES
-    ]
-    # "North Korea" beside "North Macedonia".
+    # Negatives are of the program and share words: "North Korea" beside "North Macedonia".
     assert sum(shared) > 0.2 * len(shared) > 0
 
 
-def test_whole_programs_are_held_out_and_nothing_leaks(folder: Path) -> None:
+def test_whole_programs_are_held_out_and_nothing_leaks(folder):
     record = json.loads((folder / "build.json").read_text())
     held_out = rows_of(folder, "held_out")
     assert {row["domain"] for row in held_out} == set(record["held_out_domains"])
@@ -116,8 +117,6 @@ def test_whole_programs_are_held_out_and_nothing_leaks(folder: Path) -> None:
             for column in set(row) - {"lang", "script", "domain"}:
                 assert normalise(row[column]) not in texts, (name, column, row)
 
-
-def test_held_out_pairs_can_be_evaluated(folder: Path) -> None:
     pairs = load_pairs(folder / "held_out.parquet", folder / "candidates.parquet")
     assert len(set(pairs.languages)) == len({locale_tag(locale).split("-")[0] for locale in LOCALES})
     assert {"Cyrl", "Latn", "Hans", "Hant", "Jpan", "Deva"} == set(pairs.scripts)
@@ -125,21 +124,7 @@ def test_held_out_pairs_can_be_evaluated(folder: Path) -> None:
     assert len(queries) == len(set(queries)), "a query has one right answer"
 
 
-def test_no_translation_occurs_twice(folder: Path) -> None:
-    columns = ("lang", "script", "query", "passage")
-    rows = [tuple(normalise(row[column]) for column in columns) for row in rows_of(folder, SOURCES[0])]
-    assert len(rows) == len(set(rows))
-
-
-def test_record_counts_what_was_skipped(folder: Path, catalogs: Path) -> None:
-    record = json.loads((folder / "build.json").read_text())
-    assert record["skipped_locales"] == {"no known language": {"C": 1}, "English": {"en_GB": 1}}
-    assert record["damaged"] == [str(catalogs / "de/LC_MESSAGES/broken.mo")]
-    assert record["catalogs"] == len(LOCALES) * len(PROGRAMS)
-    assert record["messages"] == record["unusable"] + record["repeated"] + record["translations"]
-
-
-def test_at_most_so_many_rows_evenly_over_programs(catalogs: Path, tmp_path: Path) -> None:
+def test_at_most_so_many_rows_evenly_over_programs(catalogs, tmp_path):
     folder = build(catalogs, tmp_path / "build", rows_per_language=60, pairs_per_language=20, held_out_per_language=10)
     for name, most in ((SOURCES[0], 60), (SOURCES[1], 20), ("held_out", 10)):
         count = defaultdict(int)
@@ -150,50 +135,38 @@ def test_at_most_so_many_rows_evenly_over_programs(catalogs: Path, tmp_path: Pat
     assert max(map(domains.count, set(domains))) < 1.5 * min(map(domains.count, set(domains)))
 
 
-def test_same_options_same_bytes_and_another_seed_others(catalogs: Path, folder: Path, tmp_path: Path) -> None:
+def test_same_options_same_bytes_and_another_seed_others(catalogs, folder, tmp_path):
     again, other = build(catalogs, tmp_path / "again"), build(catalogs, tmp_path / "other", seed=1)
-    names = {path.name for path in folder.iterdir()}
-    assert names == {path.name for path in again.iterdir()}
-    for name in names:
-        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
-    assert (folder / "gettext_translation.parquet").read_bytes() != (other / "gettext_translation.parquet").read_bytes()
+    contents, same, different = (
+        {path.name: path.read_bytes() for path in each.iterdir()} for each in (folder, again, other)
+    )
+    assert same == contents
+    assert different["gettext_translation.parquet"] != contents["gettext_translation.parquet"]
     assert build(catalogs, again) == again
 
 
-@pytest.mark.parametrize(
-    "options", [{"held_out_share": 0.0}, {"held_out_share": 1.0}, {"num_negatives": 0}, {"rows_per_language": 0}]
-)
-def test_options_out_of_range(catalogs: Path, tmp_path: Path, options: dict) -> None:
-    with pytest.raises(UserError, match=next(iter(options))):
-        build(catalogs, tmp_path / "build", **options)
-    assert not list(tmp_path.iterdir())
+def test_what_cannot_be_built(tmp_path):
+    def refuse(match, **options):
+        with pytest.raises(UserError, match=match):
+            build(tmp_path / "locale", tmp_path / "build", **options)
+        assert not (tmp_path / "build").exists()
 
-
-def test_more_negatives_than_messages(tmp_path: Path) -> None:
+    for option, value in {"held_out_share": 1.0, "num_negatives": 0, "rows_per_language": 0}.items():
+        refuse(option, **{option: value})
+    refuse(r"0 programs, too few .*language packs.*'locale_dirs'")
+    land = [("Color of the land", "Farbe des Landes")]
+    write_catalog(tmp_path / "locale", "de", "one", land)
+    refuse("1 programs, too few")
+    write_catalog(tmp_path / "locale", "de", "two", land)
+    refuse("1 messages to train on and 0 to hold out")
     for domain, verb, wort in (("one", "Open", "öffnen"), ("two", "Close", "schließen")):
         messages = [(f"{verb} {name}", f"{name} {wort}") for name in ("Albania", "Brazil", "Chad", "Denmark")]
         write_catalog(tmp_path / "locale", "de", domain, messages)
+    refuse("lower 'num_negatives'", num_negatives=4)
     build(tmp_path / "locale", tmp_path / "three", num_negatives=3)
-    with pytest.raises(UserError, match="lower 'num_negatives'"):
-        build(tmp_path / "locale", tmp_path / "build", num_negatives=4)
-    assert not (tmp_path / "build").exists()
 
 
-def test_too_few_catalogs(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for catalogs in (tmp_path / "empty", tmp_path / "absent"):
-        with pytest.raises(UserError, match=r"0 programs, too few .*language packs.*'locale_dirs'"):
-            build(catalogs, tmp_path / "build")
-    write_catalog(tmp_path / "one", "de", "lands", [("Color of the land", "Farbe des Landes")])
-    with pytest.raises(UserError, match="1 programs, too few"):
-        build(tmp_path / "one", tmp_path / "build")
-    write_catalog(tmp_path / "one", "de", "same", [("Color of the land", "Farbe des Landes")])
-    with pytest.raises(UserError, match="1 messages to train on and 0 to hold out"):
-        build(tmp_path / "one", tmp_path / "build")
-    assert not (tmp_path / "build").exists()
-
-
-def test_catalogs_of_this_machine(tmp_path: Path) -> None:
+def test_catalogs_of_this_machine(tmp_path):
     links = tmp_path / "locale"
     for file in find_catalogs(LOCALE_DIRS):
         if file.locale in ("eo", "ja") and file.path.stat().st_size < 60_000:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +16,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from training.data.manifest import Source
 
-Rows = list[dict[str, Any]]
 
-
-def save_vectors(folder: Path, vectors: Mapping[str, np.ndarray]) -> Path:
+def save_vectors(folder, vectors):
     """A model that gives each word the direction chosen for it; words it does not know, as in prompts, add nothing."""
     tokenizer = Tokenizer(WordLevel({"[unk]": 0} | {word: i for i, word in enumerate(vectors, 1)}, unk_token="[unk]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -32,18 +27,12 @@ def save_vectors(folder: Path, vectors: Mapping[str, np.ndarray]) -> Path:
     return folder
 
 
-def random_vectors(words: Sequence[str], dimensions: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+def random_vectors(words, dimensions=8, seed=0):
     drawn = np.random.default_rng(seed).standard_normal((len(words), dimensions))
     return dict(zip(words, drawn, strict=True))
 
 
-def write_pairs(
-    folder: Path,
-    pairs: Sequence[tuple[str, ...]],
-    name: str = "pairs",
-    more: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> Source:
+def write_pairs(folder, pairs, name="pairs", more=None, **fields):
     """A source of (query, passage, negative, …) and further columns."""
     folder.mkdir(exist_ok=True, parents=True)
     columns = list(zip(*pairs, strict=True))
@@ -53,24 +42,24 @@ def write_pairs(
     return Source(name, [path], **{"task_type": "retrieval", "instruction": "Find it.", **fields})
 
 
-def read_output(output: Path, name: str = "pairs") -> Rows:
+def read_output(output, name="pairs"):
     return pq.read_table(output / f"{name}.parquet").to_pylist()
 
 
-def negatives_of(row: Mapping[str, Any]) -> list[str]:
+def negatives_of(row):
     return [text for column, text in row.items() if column.startswith("negative_") and text is not None]
 
 
 @contextmanager
-def counted_texts() -> Iterator[list[str]]:
-    """The texts that any SentenceTransformer of this process encodes meanwhile."""
-    texts: list[str] = []
+def encode_calls():
+    """Texts and prompt of each call by which any SentenceTransformer of this process encodes meanwhile."""
+    calls = []
     encode = SentenceTransformer.encode
 
-    def count(self: SentenceTransformer, inputs: list[str], *args: Any, **kwargs: Any) -> Any:
-        texts.extend(inputs)
+    def record(self, inputs, *args, **kwargs):
+        calls.append((inputs, kwargs["prompt"]))
         return encode(self, inputs, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SentenceTransformer, "encode", count)
-        yield texts
+        patch.setattr(SentenceTransformer, "encode", record)
+        yield calls

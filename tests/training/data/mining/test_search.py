@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,25 +19,24 @@ from training.data.mining.search import (
     pair_scores,
 )
 
-Refuses = Callable[..., AbstractContextManager[None]]
 K = 20
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.mark.parametrize("distinct", [900, 60])
 @pytest.mark.parametrize("search", ["faiss", "torch"])
 @pytest.mark.parametrize("shard", [900, 300, 7])
-def test_the_exact_nearest_from_any_number_of_shards(distinct: int, search: str, shard: int) -> None:
+def test_the_exact_nearest_from_any_number_of_shards(distinct, search, shard):
     if search == "faiss":
         pytest.importorskip("faiss")
     random = np.random.default_rng(0)
     queries, texts = unit(random.standard_normal((50, 16))), unit(random.standard_normal((900, 16)))
     # Of 60 vectors among 900, each one is there 15 times: equal scores are in the order of the numbers.
     texts = texts[random.permutation(np.arange(900) % distinct)]
-    parts: list[Nearest] = []
+    parts = []
     for first in reversed(range(0, len(texts), shard)):
         index = ShardIndex(texts[first : first + shard], first, search)
         parts = [merge([*parts, index.search(queries, K)], K)]
@@ -50,13 +46,11 @@ def test_the_exact_nearest_from_any_number_of_shards(distinct: int, search: str,
     np.testing.assert_array_equal(parts[0].scores, np.take_along_axis(scores, order, axis=1))
 
 
-def test_torch_without_faiss(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+def test_torch_without_faiss(monkeypatch, refuses):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_search("auto") == "torch"
     with refuses("f2llm[mine]"):
         choose_search("faiss")
-    with refuses("unknown search 'annoy'", "faiss"):
-        choose_search("annoy")
 
 
 # Rules: one query, passages 0, 1, … with these scores; passage 1 is the positive.
@@ -93,37 +87,24 @@ GROUPS = [7, 3, -1, 3, 7, 5, -1, 5, 3]
         ({"max_score": 0.8, "relative": 0.95, "skip": 2, "negatives": 1}, [6], {"positive": 1, "score": 3}),
     ],
 )
-def test_each_rule(known: dict[str, Any], negatives: list[int], counts: dict[str, int]) -> None:
+def test_each_rule(known, negatives, counts):
     given = {"scores": SCORES, "positives": [1], "form": -1, "group": -1, "forms": range(9), "groups": [-1] * 9} | known
     options = replace(OPEN, **{key: known[key] for key in known if hasattr(OPEN, key)})
     nearest = Nearest(np.array([given["scores"]], dtype=np.float32), np.arange(len(given["scores"]))[None])
     positives = np.array(given["positives"])
-    relations = Relations(
-        form=np.array([given["form"]]),
-        group=np.array([given["group"]]),
-        positive_query=np.zeros(len(positives), dtype=np.int64),
-        positive=positives,
-        positive_score=nearest.scores[0, positives],
-        passage_group=np.array(given["groups"]),
-        passage_form=np.array(given["forms"]),
-    )
+    queries = np.array([given["form"]]), np.array([given["group"]]), np.zeros_like(positives)
+    passages = np.array(given["groups"]), np.array(given["forms"])
+    relations = Relations(*queries, positives, nearest.scores[0, positives], *passages)
     found, refused = choose_negatives(nearest, relations, options)
     assert list(refused) == list(RULES)
     assert [number for number in found[0].tolist() if number >= 0] == negatives
     assert {rule: count for rule, count in refused.items() if count} == counts
 
 
-def test_queries_do_not_mix() -> None:
+def test_queries_do_not_mix():
     nearest = Nearest(np.array([[0.9, 0.5, 0.4]] * 2, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2]]))
-    relations = Relations(
-        form=np.array([-1, -1]),
-        group=np.array([-1, 4]),
-        positive_query=np.array([0, 1]),
-        positive=np.array([0, 1]),
-        positive_score=np.array([0.9, 0.9], dtype=np.float32),
-        passage_group=np.array([-1, -1, 4]),
-        passage_form=np.array([0, 1, 2]),
-    )
+    arrays = ([-1, -1], [-1, 4], [0, 1], [0, 1], np.float32([0.9, 0.9]), [-1, -1, 4], [0, 1, 2])
+    relations = Relations(*map(np.array, arrays))
     negatives, counts = choose_negatives(nearest, relations, replace(OPEN, negatives=2))
     assert negatives.tolist() == [[1, 2], [0, -1]]
     assert counts["positive"] == 2 and counts["translation"] == 1
@@ -141,6 +122,6 @@ def test_queries_do_not_mix() -> None:
         ({"relative": 0}, ("relative", 0)),
     ],
 )
-def test_options_out_of_range(refuses: Refuses, options: dict[str, float], parts: tuple[object, ...]) -> None:
+def test_options_out_of_range(refuses, options, parts):
     with refuses(*parts):
-        MiningOptions(**options).check()
+        MiningOptions(**options)

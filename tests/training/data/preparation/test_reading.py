@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128_digest
 
 from modeling_f2llm.prompts import instruct
-from tests.training.data.prepared_rows import Decode, Refuses, Row, Run, Write, published_rows
+from tests.training.data.prepared_rows import published_rows
 from training.common.executor import Executor
-from training.data.manifest import Source
 from training.data.preparation import plan, reading
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import QUARANTINE
@@ -24,17 +21,11 @@ from training.data.prepared import QUARANTINE
 QWEN = "Instruct: {}\nQuery:{}".format
 
 
-def documents(rows: list[Row]) -> set[str]:
-    return {text for row in rows for text in row[1:]}
-
-
 # Rows and texts
 
 
 @pytest.mark.parametrize("negatives", [3, (2, 5), (5, 2, 3)])
-def test_raw_rows_decode_to_the_published_rows(
-    write_source: Write, run: Run, decode: Decode, negatives: int | tuple[int, ...]
-) -> None:
+def test_raw_rows_decode_to_the_published_rows(write_source, run, decode, negatives):
     source = write_source(rows=100, negatives=negatives, symmetric=True)
     prepared = run(source, instructions=False, document_instruction_share=1.0)
     assert decode(prepared) == published_rows(source) and decode(prepared, "validation") == []
@@ -42,14 +33,7 @@ def test_raw_rows_decode_to_the_published_rows(
     assert prepared.description["instruction"] is None
 
 
-def test_instruction_stands_before_queries_only(write_source: Write, run: Run, decode: Decode) -> None:
-    source = write_source(rows=100, negatives=(2, 5))
-    prepared = run(source)
-    assert decode(prepared) == [(instruct(source.instruction, query), *rest) for query, *rest in published_rows(source)]
-    assert prepared.description["instruction"] == source.instruction
-
-
-def test_null_negatives_are_missing_from_their_row_only(write_columns: Write, run: Run, decode: Decode) -> None:
+def test_null_negatives_are_missing_from_their_row_only(write_columns, run, decode):
     columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
     columns |= {"negative_2": ["i", "j", "k"], "negative_3": [None, "l", "g"]}
     prepared = run(write_columns(columns))
@@ -59,9 +43,7 @@ def test_null_negatives_are_missing_from_their_row_only(write_columns: Write, ru
 
 @pytest.mark.parametrize("instructions", [False, True])
 @pytest.mark.parametrize("max_length", [2048, 24, 1])
-def test_tokens_are_those_of_the_tokenizer(
-    write_source: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase, max_length: int, instructions: bool
-) -> None:
+def test_tokens_are_those_of_the_tokenizer(write_source, run, small_tokenizer, max_length, instructions):
     source = write_source(rows=60)
     prepared = run(source, max_length=max_length, instructions=instructions)
     for row, (query, *rest) in zip(prepared.rows["train"], published_rows(source), strict=True):
@@ -75,22 +57,7 @@ def test_tokens_are_those_of_the_tokenizer(
     assert prepared.lengths(prepared.rows["train"]).max() == max_length or max_length == 2048
 
 
-def test_prompt_and_text_are_tokenised_together(
-    write_source: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    source = write_source(rows=20)
-    prepared = run(source)
-    prompt = small_tokenizer(instruct(source.instruction)).input_ids[:-1]
-    queries = [row[0] for row in published_rows(source)]
-    together = [prepared.tokens(position).tolist() for position in prepared.rows["train"][:, 0]]
-    assert together == [small_tokenizer(instruct(source.instruction, query)).input_ids for query in queries]
-    apart = [prompt + small_tokenizer(query).input_ids for query in queries]
-    assert all(a != b for a, b in zip(apart, together, strict=True)), "the example does not tell the two apart"
-
-
-def test_each_distinct_text_is_stored_once(
-    write_source: Write, write_columns: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_each_distinct_text_is_stored_once(write_source, write_columns, run, small_tokenizer):
     prepared = run(write_source(rows=300, negatives=(3, 5)))
     rows = prepared.rows["train"]
     stored = [small_tokenizer.decode(prepared.tokens(text)) for text in range(prepared.description["texts"])]
@@ -102,7 +69,7 @@ def test_each_distinct_text_is_stored_once(
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_text_types_make_no_difference(write_source: Write, run: Run, decode: Decode, kind: pa.DataType) -> None:
+def test_text_types_make_no_difference(write_source, run, decode, kind):
     source = write_source(rows=50)
     expected = decode(run(source))
     for path in source.files:
@@ -112,9 +79,7 @@ def test_text_types_make_no_difference(write_source: Write, run: Run, decode: De
     assert decode(run(source)) == expected
 
 
-def test_a_retrieval_source_without_negative_columns_has_none(
-    write_source: Write, run: Run, decode: Decode, caplog: pytest.LogCaptureFixture, refuses: Refuses
-) -> None:
+def test_a_retrieval_source_without_negative_columns_has_none(write_source, run, decode, caplog, refuses):
     caplog.set_level("INFO")
     source = write_source(rows=20, negatives=0)
     prepared = run(source, instructions=False)
@@ -137,9 +102,7 @@ def test_a_retrieval_source_without_negative_columns_has_none(
 
 
 @pytest.mark.parametrize(("symmetric", "expected"), [(True, 0.3), (False, 0.0)])
-def test_share_of_documents_under_the_instruction(
-    write_columns: Write, run: Run, decode: Decode, symmetric: bool, expected: float
-) -> None:
+def test_share_of_documents_under_the_instruction(write_columns, run, decode, symmetric, expected):
     texts = [f"text {i}" for i in range(4000)]
     names = ["query", "passage", "negative_1", "negative_2"]
     source = write_columns({name: texts[i::4] for i, name in enumerate(names)}, symmetric=symmetric)
@@ -152,16 +115,7 @@ def test_share_of_documents_under_the_instruction(
     assert [tuple(text.removeprefix(instruct("Find.")) for text in row) for row in rows] == published_rows(source)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_document_has_one_form_in_all_rows(write_source: Write, run: Run, decode: Decode, share: float) -> None:
-    source = write_source(rows=300, symmetric=True)
-    found = documents(decode(run(source, document_instruction_share=share)))
-    assert len(found) == len(documents(published_rows(source)))
-    if share in (0.0, 1.0):
-        assert {document.startswith("Instruct: ") for document in found} == {bool(share)}
-
-
-def test_instruction_that_a_text_brings_is_not_added_twice(write_columns: Write, run: Run, decode: Decode) -> None:
+def test_instruction_that_a_text_brings_is_not_added_twice(write_columns, run, decode):
     own = instruct("Say the same.", "hello")
     columns = {"query": [own, "bye"], "passage": [own, "bye"], "negative_1": ["no", "yes"], "negative_2": ["a", "b"]}
     rows = decode(run(write_columns(columns, symmetric=True), document_instruction_share=1.0))
@@ -171,18 +125,8 @@ def test_instruction_that_a_text_brings_is_not_added_twice(write_columns: Write,
     assert decode(run(write_columns(columns), instructions=False)) == [("hello", "hi", "no", "a")]
 
 
-@pytest.mark.parametrize("query", ["Instruct: the art of teaching", "What is\nQuery: for?"])
-def test_text_that_only_looks_like_an_instruction_gets_one(
-    write_columns: Write, run: Run, decode: Decode, query: str
-) -> None:
-    columns = {"query": [query], "passage": ["a"], "negative_1": ["b"], "negative_2": ["c"]}
-    assert decode(run(write_columns(columns)))[0][0] == instruct("Find.", query)
-
-
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_documents_carry_the_instruction_of_their_row(
-    write_columns: Write, run: Run, decode: Decode, share: float
-) -> None:
+def test_documents_carry_the_instruction_of_their_row(write_columns, run, decode, share):
     queries = [QWEN("One.", "q0"), instruct("Two.", "q1"), "q2", instruct("One.", "q3")] * 10
     passages = [f"p{row // 4}" for row in range(40)]
     columns = {"query": queries, "passage": passages, "negative_1": ["n", None] * 20, "negative_2": ["m"] * 40}
@@ -204,7 +148,7 @@ def test_documents_carry_the_instruction_of_their_row(
 
 
 @pytest.fixture
-def faulty(write_source: Write) -> Source:
+def faulty(write_source):
     """A source with seven bad rows of as many kinds, in both of its files."""
     source = write_source("many", rows=400, negatives=(3, 4), symmetric=True)
     first, second = (pq.read_table(file).to_pydict() for file in source.files)
@@ -221,15 +165,10 @@ def faulty(write_source: Write) -> Source:
     return source
 
 
-def test_bad_rows_are_errors_by_default(faulty: Source, run: Run, refuses: Refuses) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_rows_are_errors_or_put_aside_with_the_reason(faulty, run, refuses, monkeypatch, workers):
     with refuses(faulty.files[0], "row 3,", "column 'query' is null", "quarantine"):
         run(faulty)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_bad_rows_are_put_aside_with_the_reason(
-    faulty: Source, run: Run, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
     monkeypatch.setattr(plan, "_SHARD_ROWS", 150)
     prepared = run(faulty, executor=Executor(workers=workers), on_bad_row="quarantine")
     aside = pq.read_table(prepared.folder / QUARANTINE).to_pylist()
@@ -249,16 +188,9 @@ def test_bad_rows_are_put_aside_with_the_reason(
     assert json.loads((prepared.folder / "source.json").read_text())["quarantined"]["is empty"] == 2
 
 
-def test_a_source_without_bad_rows_has_no_quarantine(write_source: Write, run: Run) -> None:
-    prepared = run(write_source(), on_bad_row="quarantine")
-    assert prepared.description["quarantined"] == {} and not (prepared.folder / QUARANTINE).exists()
-
-
-@pytest.mark.parametrize("batch_rows", [1, 7, 2048])
-def test_two_texts_of_one_hash_are_refused(
-    write_source: Write, run: Run, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, batch_rows: int
-) -> None:
-    def same_for_two(text: bytes, seed: int) -> bytes:
+@pytest.mark.parametrize("batch_rows", [7, 2048])
+def test_two_texts_of_one_hash_are_refused(write_source, run, refuses, monkeypatch, batch_rows):
+    def same_for_two(text, seed):
         digest = xxh3_128_digest(text, seed=seed)
         return b"collided" + digest[8:] if b"question 7 " in text or b"question 8 " in text else digest
 
@@ -278,7 +210,7 @@ def test_two_texts_of_one_hash_are_refused(
         ("document_instruction_share", -0.1),
     ],
 )
-def test_options_out_of_range_are_refused(options: PreparationOptions, refuses: Refuses, key: str, value: Any) -> None:
+def test_options_out_of_range_are_refused(options, refuses, key, value):
     with refuses(key, value):
         replace(options, **{key: value})
     with refuses("num_hard_negatives_retrieval", -1):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-import tracemalloc
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
-from tests.training.data.prepared_rows import Decode, Refuses, Row, Run, Write, contents, published_rows
+from tests.training.data.prepared_rows import contents, published_rows
 from training.common.keyed import keyed_bits
 from training.data.manifest import Source
-from training.data.preparation import plan, reading, tokenising
-from training.data.preparation.plan import PreparationOptions
-from training.data.prepared import DESCRIPTION, TEXT_OFFSETS, TEXTS, PreparedSource
+from training.data.preparation import plan, tokenising
+from training.data.prepared import DESCRIPTION, TEXT_OFFSETS, TEXTS
 from training.trainer.batches import PackedCollator, PreparedRows, RowKey
 from training.trainer.objective import Objective
 
@@ -27,7 +22,7 @@ from training.trainer.objective import Objective
 
 
 @pytest.mark.parametrize(("cap", "validation_share"), [(1, 0.0), (30, 0.2), (99, 0.0), (99, 0.2)])
-def test_cap_is_exact(write_source: Write, run: Run, decode: Decode, cap: int, validation_share: float) -> None:
+def test_cap_is_exact(write_source, run, decode, cap, validation_share):
     source = write_source(rows=100, negatives=(2, 3, 2), cap=cap)
     prepared = run(source, validation_share=validation_share, instructions=False)
     rows = decode(prepared) + decode(prepared, "validation")
@@ -37,18 +32,10 @@ def test_cap_is_exact(write_source: Write, run: Run, decode: Decode, cap: int, v
     assert used - {-1} == set(range(prepared.description["texts"])), "texts of rows above the cap are stored"
 
 
-@pytest.mark.parametrize("cap", [100, 1000])
-def test_cap_that_all_rows_fit_under_keeps_them_in_order(
-    write_source: Write, run: Run, decode: Decode, cap: int
-) -> None:
-    source = write_source(rows=100, cap=cap)
-    assert decode(run(source, instructions=False)) == published_rows(source)
-
-
-def test_cap_draws_rows_by_seed_and_source(write_source: Write, run: Run, decode: Decode) -> None:
+def test_cap_draws_rows_by_seed_and_source(write_source, run, decode):
     source = write_source(rows=200, cap=50)
 
-    def rows(source: Source = source, **changes: object) -> set[Row]:
+    def rows(source=source, **changes):
         return set(decode(run(source, instructions=False, **changes)))
 
     drawn, published = rows(), published_rows(source)
@@ -62,7 +49,7 @@ def test_cap_draws_rows_by_seed_and_source(write_source: Write, run: Run, decode
 # Split
 
 
-def test_split_is_disjoint_complete_and_of_the_share_asked_for(write_source: Write, run: Run, decode: Decode) -> None:
+def test_split_is_disjoint_complete_and_of_the_share_asked_for(write_source, run, decode):
     source, raw = write_source(rows=4000, negatives=2), {"instructions": False, "validation_share": 0.01}
     published = published_rows(source)
     prepared = run(source, **raw)
@@ -79,21 +66,11 @@ def test_split_is_disjoint_complete_and_of_the_share_asked_for(write_source: Wri
     assert set(decode(run(source, **raw, seed=1), "validation")) != set(validation)
 
 
-def test_files_and_batches_do_not_change_what_is_drawn(write_source: Write, run: Run, decode: Decode) -> None:
-    # 9000 rows: more than a batch of reading in the one file.
-    rows = []
-    for number, negatives in enumerate([2, (2, 2, 2)]):
-        source = write_source(rows=9000, negatives=negatives, cap=4000)
-        prepared = run(source, f"prepared {number}", instructions=False, validation_share=0.1)
-        rows.append([decode(prepared, split) for split in ("train", "validation")])
-    assert rows[0] == rows[1]
-
-
 @pytest.fixture
-def write_rows(write_columns: Write) -> Write:
+def write_rows(write_columns):
     """Writes a source of the given queries, each with other texts."""
 
-    def write(queries: Sequence[str], name: str = "rows", task_type: str = "retrieval") -> Source:
+    def write(queries, name="rows", task_type="retrieval"):
         columns = {"query": queries, "passage": [f"passage {row}" for row in range(len(queries))]}
         columns |= {f"negative_{k}": [f"negative {row} {k}" for row in range(len(queries))] for k in (1, 2, 3)}
         return write_columns(columns, name, 50, task_type=task_type)
@@ -102,9 +79,7 @@ def write_rows(write_columns: Write) -> Write:
 
 
 @pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
-def test_rows_of_a_query_are_on_one_side(
-    write_rows: Write, run: Run, decode: Decode, monkeypatch: pytest.MonkeyPatch, task_type: str
-) -> None:
+def test_rows_of_a_query_are_on_one_side(write_rows, run, decode, monkeypatch, task_type):
     monkeypatch.setattr(plan, "_SHARD_ROWS", 50)
     source = write_rows([f"question {row % 100}" for row in range(1000)], task_type=task_type)
     prepared = run(source, instructions=False, validation_share=0.1)
@@ -113,7 +88,7 @@ def test_rows_of_a_query_are_on_one_side(
     assert held_out.isdisjoint(row[0] for row in decode(prepared))
 
 
-def test_a_query_is_drawn_by_its_text_alone(write_rows: Write, run: Run, decode: Decode) -> None:
+def test_a_query_is_drawn_by_its_text_alone(write_rows, run, decode):
     queries = [f"question {row % 150}" for row in range(300)]
     sources = [write_rows(queries), write_rows(queries[::-1], "reversed", "clustering")]
     sources.append(write_rows([instruct("Another.", query) for query in queries], "instructed"))
@@ -139,23 +114,18 @@ MOST_ALIKE = ["the same"] * 900 + [f"question {row}" for row in range(100)]
         (["a", "b", "c"], 1.0, 3),
     ],
 )
-def test_number_of_rows_held_out(
-    write_rows: Write, run: Run, queries: list[str], share: float, validation: int
-) -> None:
+def test_number_of_rows_held_out(write_rows, run, queries, share, validation):
     rows = run(write_rows(queries), validation_share=share).rows
     assert (len(rows["train"]), len(rows["validation"])) == (len(queries) - validation, validation)
 
 
 @pytest.mark.parametrize("rows_of_a_query", [1, 3, 1000])
-def test_a_large_source_has_the_same_share(
-    tmp_path: Path, options: PreparationOptions, monkeypatch: pytest.MonkeyPatch, rows_of_a_query: int
-) -> None:
+def test_a_large_source_has_the_same_share(tmp_path, options, monkeypatch, rows_of_a_query):
     # More rows than are looked at first.
     monkeypatch.setattr(tokenising, "_LEAST_ROWS", 1000)
     shards = (plan.Shard(0, (0, 1), 0, 0, 150_000), plan.Shard(0, (1, 2), 150_000, 0, 50_000))
     source = Source("large", [], "retrieval", "Find.")
     work = plan.PreparationPlan(source, replace(options, validation_share=0.01), tmp_path, 0, shards)
-    work.make_folders()
     draws = keyed_bits(7, np.arange(200_000) // rows_of_a_query)
     for shard, part in enumerate(np.split(draws, [150_000])):
         part.tofile(work.file("draws", shard))
@@ -169,11 +139,11 @@ def test_a_large_source_has_the_same_share(
 # Kept texts
 
 
-def texts_of_rows(prepared: PreparedSource) -> list[Row]:
+def texts_of_rows(prepared):
     return [tuple(prepared.texts(row[row >= 0])) for row in prepared.rows["train"]]
 
 
-def test_kept_texts_are_those_that_the_model_reads(write_source: Write, run: Run, decode: Decode) -> None:
+def test_kept_texts_are_those_that_the_model_reads(write_source, run, decode):
     source = write_source(rows=100, negatives=(2, 5), symmetric=True)
     prepared = run(source, keep_texts=True)
     assert prepared.has_texts and texts_of_rows(prepared) == decode(prepared)
@@ -184,27 +154,7 @@ def test_kept_texts_are_those_that_the_model_reads(write_source: Write, run: Run
     assert texts_of_rows(cut) == texts_of_rows(prepared)
 
 
-def test_kept_texts_tokenise_to_the_tokens_beside_them(
-    write_source: Write, run: Run, small_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module, name, size in [(plan, "_SHARD_ROWS", 20), (plan, "_PARTITION_CELLS", 64), (reading, "_BATCH_ROWS", 7)]:
-        monkeypatch.setattr(module, name, size)
-    prepared = run(write_source(rows=90, symmetric=True), keep_texts=True)
-    positions = np.arange(prepared.description["texts"])
-    texts = prepared.texts(positions)
-    assert [small_tokenizer(text).input_ids for text in texts] == [prepared.tokens(i).tolist() for i in positions]
-    assert prepared.texts(positions[[5, 0, 5]]) == [texts[5], texts[0], texts[5]]
-    assert prepared.texts(positions[:0]) == []
-    assert prepared.description["text_bytes"] == sum(len(text.encode()) for text in texts)
-
-
-def test_any_character_is_kept(write_columns: Write, run: Run) -> None:
-    row = ("日本語\r\n", "ö\x00ü", "😀 ", "\ufeffq")
-    source = write_columns(dict(zip(("query", "passage", "negative_1", "negative_2"), ([x] for x in row), strict=True)))
-    assert texts_of_rows(run(source, keep_texts=True, instructions=False)) == [row]
-
-
-def test_kept_texts_change_nothing_else(write_source: Write, run: Run, refuses: Refuses) -> None:
+def test_kept_texts_change_nothing_else(write_source, run, refuses):
     source = write_source(rows=60)
     without, kept = run(source, "without"), run(source, "kept", keep_texts=True)
     assert not without.has_texts and without.description["fingerprint"] == kept.description["fingerprint"]
@@ -215,26 +165,6 @@ def test_kept_texts_change_nothing_else(write_source: Write, run: Run, refuses: 
     assert all(more[name] == content for name, content in plain.items() if name != DESCRIPTION)
     with refuses(without.folder, "not kept", "--keep-texts"):
         without.texts(np.arange(2))
-
-
-def test_writing_texts_takes_no_memory_of_their_size(
-    tmp_path: Path, write_columns: Write, small_tokenizer: PreTrainedTokenizerBase, options: PreparationOptions
-) -> None:
-    # A partition's texts are in memory anyway; their bytes are not, beside them.
-    names = ("query", "passage", "negative_1", "negative_2")
-    source = write_columns({name: [f"{name} {row} " + "word " * 1000 for row in range(50)] for name in names})
-    peaks = []
-    for keep_texts in (False, True):
-        made = plan.make_plan(source, tmp_path / f"work_{keep_texts}", replace(options, keep_texts=keep_texts))
-        made.make_folders()
-        made.file("tokenizer").write_text(small_tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-        reading.read_shard(made, 0)
-        tracemalloc.start()
-        tokenising.tokenise_partition(made, 0)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    written = made.file("utf8", 0).stat().st_size
-    assert written > 1_000_000 and peaks[1] - peaks[0] < written / 8
 
 
 # Texts that differ in spelling only
@@ -248,7 +178,7 @@ PAIRS = {(0, 1), (1, 0), (2, 3), (3, 2), (4, 5)}
 
 
 @pytest.mark.parametrize("keys", [{"instructions": False}, {}, {"document_instruction_share": 1.0}])
-def test_spellings_of_one_text_are_masked_in_a_batch(write_columns: Write, run: Run, keys: dict[str, object]) -> None:
+def test_spellings_of_one_text_are_masked_in_a_batch(write_columns, run, keys):
     source = run(write_columns(SPELLED, symmetric=True), text_forms=True, **keys)
     rows = [PreparedRows([source])[RowKey(0, 0, row)] for row in range(6)]
     batch = PackedCollator([source], {"retrieval": 0})(rows)
@@ -262,7 +192,7 @@ def test_spellings_of_one_text_are_masked_in_a_batch(write_columns: Write, run: 
     assert masked < Objective(0.05).terms(embeddings, batch)["in_batch"]
 
 
-def test_forms_are_those_of_the_texts(write_columns: Write, run: Run) -> None:
+def test_forms_are_those_of_the_texts(write_columns, run):
     source = run(write_columns(SPELLED, symmetric=True), text_forms=True)
     forms = source.forms(np.arange(source.description["texts"]))
     # Twelve texts; three pairs of them are spellings of one.
@@ -270,9 +200,7 @@ def test_forms_are_those_of_the_texts(write_columns: Write, run: Run) -> None:
     assert run(write_columns(SPELLED)).forms(np.array([3, 1])).tolist() == [3, 1]
 
 
-def test_rows_whose_query_is_their_passage_are_reported_and_kept(
-    write_columns: Write, run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_whose_query_is_their_passage_are_reported_and_kept(write_columns, run, caplog):
     caplog.set_level(logging.WARNING)
     run(write_columns(SPELLED))
     assert not caplog.messages

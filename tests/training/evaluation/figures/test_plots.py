@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +11,6 @@ import pytest
 from tests.training.evaluation.synthetic import evaluation, score
 from training.evaluation.figures.plots import (
     MEAN,
-    Curves,
-    LearningCurve,
     curves_figure,
     dimension_points,
     dimensions_figure,
@@ -30,31 +24,21 @@ from training.evaluation.figures.plots import (
     pareto_figure,
     pareto_front,
 )
-from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.selection import find_sweeps, model_scores, task_mean
+from training.evaluation.records import Evaluation, ModelRecord, find_sweeps, model_scores, task_mean
 
 SWEEP = {"dimensions": (64, 32, 8), "precisions": ("binary", "float32")}
 STEPS = (100, 200, 1000)
-# Name, parameters, texts per second, quality: a family and four models that others trained.
+# Name, parameters, texts per second, quality: a family and two models that others trained.
 FAMILY = [
     ("org/F2LLM-v2-80M", 80e6, 2900, 0.52),
-    ("org/F2LLM-v2-160M", 160e6, 2100, 0.55),
-    ("org/F2LLM-v2-330M", 330e6, 1300, 0.58),
-    ("org/F2LLM-v2-0.6B", 596e6, 800, 0.61),
     ("org/F2LLM-v2-1.7B", 1.72e9, 380, 0.64),
-    ("org/F2LLM-v2-4B", 4.02e9, 150, 0.66),
-    ("org/F2LLM-v2-8B", 7.57e9, 90, 0.68),
     ("org/F2LLM-v2-14B", 14e9, 50, 0.69),
-    ("other/multilingual-e5-small", 118e6, 2500, 0.53),
     ("other/multilingual-e5-large-instruct", 560e6, 850, 0.605),
-    ("other/Qwen3-Embedding-0.6B", 596e6, 790, 0.63),
     ("other/Qwen3-Embedding-8B", 7.57e9, 88, 0.685),
 ]
 
 
-def learning(
-    tasks: dict[str, str], model: str = "org/m", final: float | None = 0.7, revision: str = "step-{}"
-) -> Evaluation:
+def learning(tasks, model="org/m", final=0.7, revision="step-{}"):
     """Each task scores 0.1 more than the one before, each step 0.05 more, at two widths."""
     qualities = {revision.format(step): 0.2 + 0.05 * number for number, step in enumerate(STEPS)}
     made = Evaluation()
@@ -71,14 +55,14 @@ def learning(
 MANY_TYPES = {f"T{number}": f"MultilabelClassification{number}" for number in range(11)}
 
 
-def family(models: list[tuple[str, float, float, float]]) -> Evaluation:
+def family(models):
     records = [ModelRecord(name, None, int(parameters), 64, rate) for name, parameters, rate, _ in models]
     return Evaluation(records, [score(model=name, value=quality) for name, _, _, quality in models])
 
 
-def curves(sources: int, steps: int = 40, name: str = "data/source-{:02}") -> Curves:
+def curves(sources, steps=40, name="data/source-{:02}"):
     """The losses fall; every third source has no validation, and later sources have higher losses."""
-    found: Curves = {}
+    found = {}
     for number in range(sources):
         line = [(step, 2 * math.exp(-step / 20) + number / 100) for step in range(1, steps + 1)]
         found[name.format(number)] = {"training": line}
@@ -87,17 +71,17 @@ def curves(sources: int, steps: int = 40, name: str = "data/source-{:02}") -> Cu
     return found
 
 
-def write_log(folder: Path, *lines: dict[str, float]) -> Path:
+def write_log(folder, *lines):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": lines}))
     return folder
 
 
-def texts(items: Any) -> list[str]:
+def texts(items):
     return [item.get_text() for item in items]
 
 
-def drawn(axes: Any) -> dict[str, list[tuple[float, float]]]:
+def drawn(axes):
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
 
 
@@ -106,12 +90,12 @@ def drawn(axes: Any) -> dict[str, list[tuple[float, float]]]:
     [
         lambda: dimensions_figure(evaluation(qualities={"a" * 90: 0.5, "large": 0.8}, **SWEEP)),
         lambda: learning_figure(learning(MANY_TYPES)),
-        *(lambda count=count: pareto_figure(family(FAMILY[:count])) for count in (2, 12)),
+        *(lambda count=count: pareto_figure(family(FAMILY[:count])) for count in (2, 5)),
         lambda: pareto_figure(family([(f"m/model-{n}", 10 ** (8 + n / 40), 1 + n, n / 80) for n in range(40)])),
         *(lambda count=count: curves_figure(curves(count, name="{:02}-of-" + 40 * "word-")) for count in (1, 5, 30)),
     ],
 )
-def test_nothing_overlaps_or_is_cut(figure: Callable[[], Any]) -> None:
+def test_nothing_overlaps_or_is_cut(figure):
     made = figure()
     made.draw_without_rendering()
     legends = [*made.legends, *(axes.get_legend() for axes in made.axes if axes.get_legend() and len(made.axes) == 1)]
@@ -125,40 +109,7 @@ def test_nothing_overlaps_or_is_cut(figure: Callable[[], Any]) -> None:
             assert made.bbox.contains(*text.get_window_extent().p0) and made.bbox.contains(*text.get_window_extent().p1)
 
 
-@pytest.mark.parametrize(
-    "axes",
-    [
-        lambda: dimensions_figure(evaluation(precisions=("float32", "int8", "binary"))).axes[0],
-        lambda: learning_figure(learning(MANY_TYPES, final=None)).axes[0],
-        lambda: curves_figure(curves(1)).axes[0],
-    ],
-)
-def test_lines_do_not_depend_on_colour_alone(axes: Callable[[], Any]) -> None:
-    traits = [(line.get_linestyle(), line.get_marker()) for line in axes().get_lines()]
-    assert len(set(traits)) == len(traits) > 1
-
-
-@pytest.mark.parametrize(
-    ("draw", "name"),
-    [
-        (lambda folder: draw_dimensions(evaluation(**SWEEP), folder), "dimensions"),
-        (lambda folder: draw_learning(learning({"A": "STS", "B": "STS"}), folder), "learning"),
-        (lambda folder: draw_pareto(evaluation(), folder), "pareto"),
-        (
-            lambda folder: draw_curves(write_log(folder.parent, {"step": 1, "loss_source/a": 2.0}), folder, "curves-0"),
-            "curves-0",
-        ),
-    ],
-)
-def test_files_are_the_same_when_drawn_twice(draw: Callable[[Path], list[Path]], name: str, tmp_path: Path) -> None:
-    once, again = (draw(tmp_path / each) for each in ("once", "again"))
-    assert [path.name for path in once] == [f"{name}.svg", f"{name}.png"]
-    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
-    # Text stays text.
-    assert b"</text>" in once[0].read_bytes() and once[1].read_bytes().startswith(b"\x89PNG")
-
-
-def test_nothing_is_drawn_of_too_little(tmp_path: Path) -> None:
+def test_nothing_is_drawn_of_too_little(tmp_path):
     made = learning({"A": "STS"})
     one = Evaluation(made.models, [found for found in made.scores if found.model in ("org/m", "org/m@step-100")])
     apart = family(FAMILY[:2])
@@ -171,7 +122,7 @@ def test_nothing_is_drawn_of_too_little(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere() -> None:
+def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere():
     made = evaluation(**SWEEP)
     points = dimension_points(made, "small")
     assert {precision: [x for x, _ in line] for precision, line in points.items()} == {
@@ -184,7 +135,7 @@ def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere() -> No
     assert dimension_points(made, "small") == points and dimension_points(made, "unknown") == {}
 
 
-def test_bytes_are_those_of_a_packed_vector() -> None:
+def test_bytes_are_those_of_a_packed_vector():
     left, right = dimensions_figure(evaluation(qualities={"one": 0.8}, **SWEEP)).axes
     shown = {
         axes.get_xlabel(): {name: [x for x, _ in line] for name, line in drawn(axes).items()} for axes in (left, right)
@@ -194,24 +145,9 @@ def test_bytes_are_those_of_a_packed_vector() -> None:
         "Bytes per vector (log scale)": {"32-bit float": [32, 128, 256], "1 bit": [1, 4, 8]},
     }
     assert left.get_ylabel() == "Mean score over tasks (%)" and left.get_title("left") == "one"
-    assert texts(left.get_legend().get_texts()) == ["32-bit float", "1 bit"]
 
 
-def test_tick_labels_of_dimensions_do_not_overlap() -> None:
-    dimensions = (8, 16, 32, 64, 128, 256, 320, 384)
-    figure = dimensions_figure(evaluation(dimensions=dimensions, precisions=("float32", "int8", "binary")))
-    figure.draw_without_rendering()
-    # That of 320 has no room.
-    assert texts(figure.axes[0].get_xticklabels()) == "8 16 32 64 128 256 384".split()
-    for axes in figure.axes:
-        labels = [label for label in axes.get_xticklabels() if label.get_text()]
-        # They are turned: their upper right corners are where they stand.
-        ends = sorted(label.get_window_extent().x1 for label in labels)
-        height = labels[0].get_fontsize() * figure.dpi / 72
-        assert len(labels) >= 7 and all(after - before > height for before, after in pairwise(ends))
-
-
-def test_finished_models_have_a_row_up_to_six() -> None:
+def test_finished_models_have_a_row_up_to_six():
     made = evaluation(qualities={"m@step-1": 0.5, "m@step-2": 0.6, "m": 0.7}, **SWEEP)
     made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)]
     assert [axes.get_title("left") for axes in dimensions_figure(made).axes] == ["m", ""]
@@ -219,69 +155,52 @@ def test_finished_models_have_a_row_up_to_six() -> None:
     many.scores += [score(model="plain")]
     figure = dimensions_figure(many)
     assert len(figure.axes) == 12 and figure.get_suptitle() == "6 of 8 models"
-    trained = Evaluation()
-    for more in (learning({"A": "STS"}, f"m{number}") for number in range(8)):
-        trained.models += more.models
-        trained.scores += more.scores
-    figure = learning_figure(trained)
-    assert [axes.get_title("left") for axes in figure.axes] == [f"m{number}" for number in range(6)]
-    assert figure.get_suptitle() == "6 of 8 models"
 
 
-def learnt(made: Evaluation) -> LearningCurve | None:
+def learnt(made):
     (found,) = find_sweeps(made)
     return learning_points(made, found)
 
 
-def test_learning_curves_are_by_task_or_by_type_of_many_tasks() -> None:
+def test_learning_curves_are_by_task_or_by_type_of_many_tasks():
     curve = learnt(learning({"A": "Retrieval", "B": "Retrieval", "C": "STS"}))
     expected = {MEAN: [30, 35, 40], "A": [20, 25, 30], "B": [30, 35, 40], "C": [40, 45, 50]}
-    assert list(curve.lines) == list(expected) and curve.final == pytest.approx(80) and curve.tasks == ["A", "B", "C"]
-    for name, line in curve.lines.items():
+    assert list(curve[0]) == list(expected) and curve[1] == pytest.approx(80)
+    for name, line in curve[0].items():
         assert [step for step, _ in line] == list(STEPS)
         assert [value for _, value in line] == pytest.approx(expected[name])
     tasks = {f"T{number}": ("Retrieval", "STS")[number % 2] for number in range(6)}
     curve = learnt(learning(tasks))
-    assert list(curve.lines) == [MEAN, "Retrieval", "STS"]
-    assert [value for _, value in curve.lines["Retrieval"]] == pytest.approx([40, 45, 50])
-    assert list(learnt(learning(dict.fromkeys(tasks, "STS"))).lines) == [MEAN]
+    assert list(curve[0]) == [MEAN, "Retrieval", "STS"]
+    assert [value for _, value in curve[0]["Retrieval"]] == pytest.approx([40, 45, 50])
+    assert list(learnt(learning(dict.fromkeys(tasks, "STS")))[0]) == [MEAN]
 
 
-def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_model_have() -> None:
+def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_model_have():
     made = learning({"A": "STS", "B": "STS", "C": "STS"})
     lacking = {("org/m@step-200", "B"), ("org/m", "C")}
     made.scores = [found for found in made.scores if (found.model, found.task) not in lacking]
     curve = learnt(made)
-    assert curve.tasks == ["A"] and list(curve.lines) == [MEAN] and curve.final == pytest.approx(70)
-    assert [value for _, value in curve.lines[MEAN]] == pytest.approx([20, 25, 30])
+    assert list(curve[0]) == [MEAN] and curve[1] == pytest.approx(70)
+    assert [value for _, value in curve[0][MEAN]] == pytest.approx([20, 25, 30])
     apart = learning({"A": "STS", "B": "STS"}, final=None)
     apart.scores = [found for found in apart.scores if (found.model == "org/m@step-200") == (found.task == "A")]
-    assert learnt(apart) is None and learning_figure(apart) is None
-    # Scores in other precisions are not points of a curve.
-    binary = learning({"A": "STS"}, final=None)
-    first = [found for found in binary.scores if found.model == "org/m@step-100"]
-    others = {found.model for found in binary.scores} - {"org/m@step-100"}
-    binary.scores = first + [score(model=model, precision="binary") for model in sorted(others)]
-    assert learnt(binary) is None
+    assert not learnt(apart)[0] and learning_figure(apart) is None
 
 
-def test_learning_axes_say_what_they_show() -> None:
+def test_learning_axes_say_what_they_show():
     (axes,) = learning_figure(learning({"A": "STS", "B": "STS"})).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Training step", "Mean score over 2 tasks (%)")
-    assert axes.get_title("left") == "org/m" and texts(axes.texts) == ["Final"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Step", "Mean score over tasks (%)")
+    assert axes.get_title("left") == "org/m"
     assert axes.get_lines()[-1].get_ydata() == pytest.approx([75, 75])
-    # In the order in which the lines end.
-    assert texts(axes.get_legend().get_texts()) == ["B", MEAN, "A"]
-    (axes,) = learning_figure(learning({"STS22.v2": "STS"}, final=None, revision="epoch-{}")).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Epoch", "Score in STS22.v2 (%)")
-    assert axes.get_legend() is None and len(axes.get_lines()) == 1 and not axes.texts
+    assert texts(axes.get_legend().get_texts()) == [MEAN, "A", "B", "Finished model"]
 
 
 @pytest.mark.parametrize("more_is_better", [False, True])
-def test_the_front_is_what_no_other_point_dominates(more_is_better: bool) -> None:
+def test_the_front_is_what_no_other_point_dominates(more_is_better):
     rng, sign = np.random.default_rng(0), 1 if more_is_better else -1
 
-    def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    def dominates(one, other):
         return sign * one[0] >= sign * other[0] and one[1] >= other[1] and one != other
 
     for _ in range(200):
@@ -293,7 +212,7 @@ def test_the_front_is_what_no_other_point_dominates(more_is_better: bool) -> Non
         assert [points[n][0] for n in front] == sorted(points[n][0] for n in front)
 
 
-def test_models_are_drawn_by_cost_and_mean_over_the_tasks_that_all_have() -> None:
+def test_models_are_drawn_by_cost_and_mean_over_the_tasks_that_all_have():
     made = family([("a", 1e6, 100, 0.5), ("b", 4e6, 30, 0.7), ("runs/x/c", 9e6, 20, 0.6), ("runs/y/c", 9e6, 0, 0.1)])
     made.scores.append(score(model="a", task="Only of a", value=1.0))
     # Other widths and precisions, and steps of a training, do not count.
@@ -314,23 +233,7 @@ def test_models_are_drawn_by_cost_and_mean_over_the_tasks_that_all_have() -> Non
     assert rate.get_xlabel() == "Texts encoded per second (log scale)"
 
 
-@pytest.mark.parametrize(
-    ("costs", "ticks"),
-    [
-        ((80e6, 14e9), ["50M", "100M", "200M", "500M", "1B", "2B", "5B", "10B", "20B"]),
-        *(((low, high), None) for low, high in [(1e6, 4e6), (1e3, 1e9), (596e6, 597e6), (1, 2), (3e-3, 4e-3)]),
-    ],
-)
-def test_costs_have_different_round_ticks(costs: tuple[float, float], ticks: list[str] | None) -> None:
-    figure = pareto_figure(family([("a", 0, costs[0], 0.5), ("b", 0, costs[1], 0.6)]))
-    figure.draw_without_rendering()
-    low, high = figure.axes[0].get_xlim()
-    shown = [tick.label1.get_text() for tick in figure.axes[0].xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
-    assert len(set(shown)) == len(shown) >= 2
-    assert ticks is None or [each for each in ticks if each in shown] == shown
-
-
-def test_the_log_is_divided_by_source_and_kind(tmp_path: Path) -> None:
+def test_the_log_is_divided_by_source_and_kind(tmp_path):
     for folder, loss in (("checkpoint-900", 9.0), ("checkpoint-1000", 10.0)):
         write_log(tmp_path / folder, {"step": 1, "loss_source/a": loss})
     (tmp_path / "checkpoint-2000").mkdir()
@@ -347,7 +250,7 @@ def test_the_log_is_divided_by_source_and_kind(tmp_path: Path) -> None:
     }
 
 
-def test_logs_that_cannot_be_read_are_refused(tmp_path: Path, refuses) -> None:
+def test_logs_that_cannot_be_read_are_refused(tmp_path, refuses):
     with refuses(tmp_path, "no trainer_state.json"):
         load_curves(tmp_path)
     for content in ("{", "[]", "{}", '{"log_history": [{"loss_source/a": 1}]}', '{"log_history": [3]}'):
@@ -356,8 +259,8 @@ def test_logs_that_cannot_be_read_are_refused(tmp_path: Path, refuses) -> None:
             load_curves(tmp_path)
 
 
-@pytest.mark.parametrize(("sources", "columns"), [(1, 1), (4, 2), (8, 3), (58, 5)])
-def test_every_source_has_a_panel_and_all_have_one_legend(sources: int, columns: int) -> None:
+@pytest.mark.parametrize(("sources", "columns"), [(1, 1), (4, 4), (58, 5)])
+def test_every_source_has_a_panel_and_all_have_one_legend(sources, columns):
     made = curves(sources)
     figure = curves_figure(made)
     for axes, (source, kinds) in zip(figure.axes, sorted(made.items()), strict=True):
@@ -365,20 +268,14 @@ def test_every_source_has_a_panel_and_all_have_one_legend(sources: int, columns:
         assert [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()] == list(kinds.values())
     (legend,) = figure.legends
     assert texts(legend.get_texts()) == ["Training", "Validation"]
-    assert (figure.get_supxlabel(), figure.get_supylabel(), figure.get_suptitle()) == (
-        "Training step",
-        "Loss (nats)",
-        "",
-    )
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("Training step", "Loss (nats)")
     assert len({axes.get_subplotspec().colspan.start for axes in figure.axes}) == columns
     # Every column ends in steps.
     labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes]
     assert labelled == [False] * (sources - columns) + [True] * columns
-    (legend,) = curves_figure({"a": {"validation": [(1, 2.0)]}}).legends
-    assert texts(legend.get_texts()) == ["Validation"]
 
 
-def test_of_too_many_sources_those_with_the_highest_loss_are_drawn() -> None:
+def test_of_too_many_sources_those_with_the_highest_loss_are_drawn():
     made = curves(70)
     made["data/source-00"]["validation"][-1] = (40, math.nan)
     figure = curves_figure(made)

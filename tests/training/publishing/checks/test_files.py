@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,12 +31,12 @@ FIRST = "base_model.model.layers.0.mlp.down_proj.lora_A.weight"
         *((name, "is not safetensors: ") for name in ("pytorch_model.bin", "rng.pth", "cache/texts.pkl")),
     ],
 )
-def test_files_that_do_not_belong(broken: BrokenRelease, name: str, said: str) -> None:
+def test_files_that_do_not_belong(broken, name, said):
     broken.write(name, b"cos\nsystem\n")
     broken.expect((name, said))
 
 
-def test_the_record_lists_all_files_with_their_hashes(broken: BrokenRelease) -> None:
+def test_the_record_lists_all_files_with_their_hashes(broken):
     weights = load_file(broken.folder / WEIGHTS)
     gate, up = (f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
     weights[gate], weights[up] = weights[up], weights[gate]
@@ -54,10 +52,11 @@ def test_the_record_lists_all_files_with_their_hashes(broken: BrokenRelease) -> 
         ("LICENSE", "has 6 bytes, but release.json says"),
         ("notes.txt", "is not in release.json"),
         ("2_Normalize/config.json", "is missing, but release.json lists it"),
+        ("the model", "it lacks 2_Normalize/config.json"),
     )
 
 
-def test_a_link(broken: BrokenRelease) -> None:
+def test_a_link(broken):
     (broken.folder / "layers.py").rename(broken.folder.parent / "layers.py")
     (broken.folder / "layers.py").symlink_to(broken.folder.parent / "layers.py")
     assert any(fault.startswith("layers.py: is a link") for fault in broken.faults())
@@ -69,67 +68,48 @@ def _nan(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "said"),
     [
         (
-            lambda tensors: [tensors.update({f"model.{name}": tensors.pop(name)}) for name in [*tensors]],
-            [(WEIGHTS, "tensors have the prefix 'model.'")],
+            lambda all: [all.update({f"model.{name}": all.pop(name)}) for name in [*all]],
+            "embed_tokens.weight is absent",
         ),
+        (lambda all: all.update({"lm_head.weight": all.pop("norm.weight")}), "lm_head.weight is ("),
         (
-            lambda tensors: tensors.update({"lm_head.weight": tensors.pop("norm.weight")}),
-            [(WEIGHTS, "lacks norm.weight"), (WEIGHTS, "has too many tensors: lm_head.weight")],
+            lambda all: all.update({"norm.weight": torch.ones(33)}),
+            "norm.weight is (33,), the configuration wants (32,)",
         ),
-        (
-            lambda tensors: tensors.update({"norm.weight": torch.ones(33)}),
-            [
-                (WEIGHTS, "norm.weight is (33,), the configuration wants (32,)"),
-                (RECORD, "parameters, but the weights have"),
-            ],
-        ),
-        (_nan, [(WEIGHTS, "embed_tokens.weight, norm.weight is NaN or infinite")]),
-        (
-            lambda tensors: tensors.update({"norm.weight": tensors["norm.weight"].half()}),
-            [(WEIGHTS, "is of float16, float32, but release.json says float32")],
-        ),
+        (_nan, "norm.weight is NaN or infinite"),
+        (lambda all: all.update({"norm.weight": all["norm.weight"].half()}), "weights of float16, float32"),
+        (lambda all: all.update({name: each.bfloat16() for name, each in all.items()}), "dtype is float32, but the"),
     ],
 )
-def test_weights(broken: BrokenRelease, change: Callable[[Any], Any], expected: list[tuple[str, str]]) -> None:
+def test_weights(broken, change, said):
     broken.edit_weights(change)
-    broken.expect(*expected)
+    assert any(said in fault for fault in broken.faults()), broken.faults()
 
 
-def test_a_count_that_is_not_that_of_the_record(broken: BrokenRelease) -> None:
-    broken.edit(RECORD, parameters=330_000_000)
-    broken.expect((RECORD, "330,000,000 parameters, but"), (CARD, "where the files give | parameters | 330,000,000"))
+def test_a_record_that_says_something_else(broken):
+    broken.edit(RECORD, parameters=330_000_000, max_length=7)
+    faults = broken.faults()
+    for said in ("parameters is 330000000, but", "max_length is 7, but", "where the files give | parameters | 330"):
+        assert any(said in fault for fault in faults), faults
 
 
-def test_weights_that_are_damaged_missing_or_too_large(broken: BrokenRelease) -> None:
-    content = (broken.folder / WEIGHTS).read_bytes()
-    broken.write(WEIGHTS, content[: len(content) // 2])
-    broken.expect((WEIGHTS, "is not a safetensors file", "not checked for it, or not in full: weights"))
-    broken.delete(WEIGHTS)
-    broken.expect((WEIGHTS, "is missing"))
-    with (broken.folder / "model-00009-of-00009.safetensors").open("wb") as file:
-        os.truncate(file.fileno(), 5_100_000_000)
-    assert any("is 5.1 GB large" in fault for fault in broken.faults())
-
-
-def test_shards(instructed: Path, tmp_path: Path) -> None:
+def test_shards(instructed, tmp_path):
     release = pack(instructed, tmp_path / "packed/tiny", PackOptions("tiny", dtype="bfloat16", max_shard_size="20KB"))
     broken = BrokenRelease(release, tmp_path / "tiny")
     first, second, *_ = sorted(path.name for path in broken.folder.glob("model-*.safetensors"))
     broken.expect()
 
-    def move(index: dict) -> None:
-        name = next(name for name, file in index["weight_map"].items() if file == first)
-        index["weight_map"][name] = second
+    def swap(index):
+        one, other = (next(n for n, file in index["weight_map"].items() if file == each) for each in (first, second))
+        index["weight_map"] |= {one: second, other: first}
 
-    broken.edit(INDEX, move)
-    broken.expect((INDEX, "does not name the file that holds"))
-    broken.delete(second)
-    assert any(fault.startswith(f"{INDEX}: does not name the file that holds") for fault in broken.faults())
+    broken.edit(INDEX, swap)
+    broken.expect(*[(INDEX, "does not name the file that holds")] * 2)
     broken.delete(INDEX)
-    assert any(fault.startswith(f"{INDEX}: is missing, but the weights are in model-") for fault in broken.faults())
+    broken.expect(("the model", "holds no weights as safetensors"))
 
 
 def _append(text: str) -> Callable[[BrokenRelease], None]:
@@ -139,29 +119,26 @@ def _append(text: str) -> Callable[[BrokenRelease], None]:
 @pytest.mark.parametrize(
     ("edit", "file", "said"),
     [
-        (lambda broken: broken.edit(CONFIG, auto_map=...), CONFIG, "auto_map is None: it must name F2LLMConfig and"),
-        (
-            lambda broken: broken.edit(CONFIG, lambda c: c["auto_map"].update(AutoModel="modeling_f2llm.Qwen3Model")),
-            *(CONFIG, "it must name"),
-        ),
+        (lambda broken: broken.edit(CONFIG, auto_map=...), CONFIG, "auto_map is None, not"),
         (
             lambda broken: broken.edit(CONFIG, lambda c: c["auto_map"].update(AutoModel="packing.F2LLMModel")),
-            *("packing.py", "does not define F2LLMModel"),
+            *(CONFIG, "'modeling_f2llm.F2LLMModel'"),
         ),
-        (lambda broken: broken.delete("configuration_f2llm.py"), "configuration_f2llm.py", "is missing"),
-        (lambda broken: broken.delete("packing.py"), "modeling_f2llm.py", "imports packing.py, which is not there"),
-        (_append("\n\ndef late():\n    import flash_attn.bert_padding\n"), "packing.py", "imports flash_attn: "),
-        (lambda broken: broken.write("losses.py", "import torch\n"), "losses.py", "is code that neither auto_map"),
-        (lambda broken: broken.write("packing.py", "def (:\n"), "packing.py", "is not Python"),
+        (lambda broken: broken.delete("packing.py"), "packing.py", "is missing"),
+        (
+            lambda broken: broken.write("losses.py", "import torch\n"),
+            "losses.py",
+            "is code that auto_map does not need",
+        ),
     ],
 )
-def test_remote_code(broken: BrokenRelease, edit: Callable[[BrokenRelease], None], file: str, said: str) -> None:
+def test_remote_code(broken, edit, file, said):
     edit(broken)
     assert any(fault.startswith(f"{file}: ") and said in fault for fault in broken.faults()), broken.faults()
 
 
-def test_older_code_and_an_import_that_is_tried_are_no_fault(broken: BrokenRelease) -> None:
-    _append("\ntry:\n    import flash_attn.bert_padding\nexcept ImportError:\n    pass\n")(broken)
+def test_older_code_is_no_fault(broken):
+    _append("\n# Older.\n")(broken)
     broken.expect()
     assert any(notice.file == "packing.py" for notice in broken.examine().notices)
 
@@ -175,81 +152,44 @@ def checked(broken_adapter: BrokenRelease, adapter_base: Path) -> BrokenRelease:
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("fields", "said"),
     [
-        ({"base_model_name_or_path": "/home/me/base"}, [(ADAPTER, "'/home/me/base', not a name on the Hub", "--base")]),
-        ({"base_model_name_or_path": None}, [(ADAPTER, "None, not a name on the Hub")]),
-        ({"base_model_name_or_path": "org/other"}, [(RECORD, BASE, "has 'org/other'")]),
-        ({"task_type": None}, [(ADAPTER, "task_type is None")]),
-        ({"lora_alpha": 99}, [(RECORD, "its alpha is 8", "99")]),
-        ({"r": 5}, [(RECORD, "its rank is 4", "5"), *[(ADAPTER_WEIGHTS, "its base wants")] * 28]),
-        ({"target_modules": ["q_proj"]}, [(RECORD, "its targets"), (ADAPTER_WEIGHTS, "too many tensors: ", "21 more")]),
-        ({"target_modules": ["nothing"]}, [(ADAPTER, "makes no adapter"), (RECORD, "its targets")]),
-        (
-            {"use_dora": True},
-            [(RECORD, "its dora is False"), (ADAPTER_WEIGHTS, "lacks", "lora_magnitude_vector.weight")],
-        ),
-        ({"peft_type": "IA3"}, [(ADAPTER, "'IA3', not LORA"), (ADAPTER_WEIGHTS, "lacks")]),
-        ({"peft_type": "NOTHING"}, [(ADAPTER, "peft cannot read it")]),
+        ({"base_model_name_or_path": "/home/me/base"}, f"is '/home/me/base', not '{BASE}'"),
+        ({"base_model_name_or_path": "org/other"}, f"is 'org/other', not '{BASE}'"),
+        ({"lora_alpha": 99}, "its alpha is 8, but adapter_config.json has 99"),
+        ({"r": 5}, "its base wants"),
+        ({"target_modules": ["q_proj"]}, "its base wants absent"),
+        ({"target_modules": ["nothing"]}, "the adapter does not fit its base"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
+        ({"peft_type": "NOTHING"}, "the adapter does not fit its base"),
     ],
 )
-def test_a_configuration_of_another_adapter(checked: BrokenRelease, fields: dict, expected: list) -> None:
+def test_a_configuration_of_another_adapter(checked, fields, said):
     checked.edit(ADAPTER, **fields)
-    found = checked.faults()
-    for file, *parts in expected:
-        assert any(fault.startswith(f"{file}: ") and all(part in fault for part in parts) for fault in found), found
-
-
-def test_weights_of_another_adapter(checked: BrokenRelease) -> None:
-    def change(weights: dict[str, torch.Tensor]) -> None:
-        weights["base_model.model.layers.0.mlp.other.lora_A.weight"] = weights.pop(FIRST)
-        weights[FIRST.replace("lora_A", "lora_B")] = torch.full((31, 4), torch.inf)
-
-    checked.edit_weights(change, ADAPTER_WEIGHTS)
-    checked.expect(
-        (RECORD, "4,096 parameters, but the weights have 4,092"),
-        (ADAPTER_WEIGHTS, "has too many tensors: ", "other.lora_A"),
-        (ADAPTER_WEIGHTS, f"lacks {FIRST}"),
-        (ADAPTER_WEIGHTS, "down_proj.lora_B.weight is (31, 4), its base wants (32, 4)"),
-        (ADAPTER_WEIGHTS, "down_proj.lora_B.weight is NaN or infinite"),
-    )
-
-
-@pytest.mark.parametrize("name", [ADAPTER, ADAPTER_WEIGHTS])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b"{"])
-def test_a_damaged_adapter(broken_adapter: BrokenRelease, name: str, content: bytes | None) -> None:
-    if content is None:
-        (broken_adapter.folder / name).unlink()
-    else:
-        broken_adapter.write(name, content, listed=False)
-    faults = broken_adapter.faults()
-    assert any(fault.startswith(f"{name}: ") for fault in faults), faults
-    assert all(len(fault.splitlines()) == 1 for fault in faults)
+    assert any(said in fault for fault in checked.faults()), checked.faults()
 
 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
         (lambda each: each.write("adapter_model.bin", "x"), "adapter_model.bin: is not safetensors"),
-        (lambda each: each.write("modeling.py", "x = 1"), "modeling.py: is code, which an adapter's base brings"),
+        (lambda each: each.write("modeling.py", "x = 1"), "modeling.py: is code, which comes from an adapter's base"),
         (lambda each: each.edit("tokenizer_config.json", pad_token="a"), "tokenizer_config.json: pad_token_id is 0"),
         (
             lambda each: each.replace(CARD, f'AutoModel.from_pretrained("{BASE}")', 'AutoModel.from_pretrained("o/o")'),
-            f"does not load {BASE}",
+            "the examples load o/o, tiny, not tiny",
         ),
         (lambda each: each.edit(RECORD, lambda record: record["adapter"].update(base_weights="0")), "other weights"),
         (lambda each: each.edit(RECORD, adapter=None), f"{RECORD}: has no adapter"),
     ],
 )
-def test_what_is_not_of_the_adapter(checked: BrokenRelease, edit: Callable[[Any], Any], said: str) -> None:
+def test_what_is_not_of_the_adapter(checked, edit, said):
     edit(checked)
     checked.base = None if said.startswith(RECORD) else checked.base
     assert any(said in fault for fault in checked.faults()), checked.faults()
 
 
-def test_a_base_that_is_not_here_is_a_notice(
-    broken_adapter: BrokenRelease, adapter_base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_base_that_is_not_here_is_a_notice(broken_adapter, adapter_base, capsys):
     broken_adapter.edit_weights(lambda weights: weights.update({FIRST: torch.zeros(4, 63)}), ADAPTER_WEIGHTS)
     counts = {"parameters": 4092}
     broken_adapter.edit(RECORD, lambda record: record.update(counts, adapter=record["adapter"] | counts))
@@ -260,12 +200,12 @@ def test_a_base_that_is_not_here_is_a_notice(
     assert "no fault; checked (see the notes): contents," in printed and "not run" not in printed
     # One in the Hub's cache is used by itself, if it is whole.
     cached = put_in_cache(adapter_base)
-    broken_adapter.expect((ADAPTER_WEIGHTS, "is (4, 63), its base wants (4, 64)"))
+    broken_adapter.expect(("the model", "is (4, 63), its base wants (4, 64)"))
     (cached / "model.safetensors").unlink()
     assert any("not checked against its base" in str(notice) for notice in broken_adapter.examine().notices)
 
 
-def test_a_wrong_base(checked: BrokenRelease, adapter_base: Path, tmp_path: Path, capsys) -> None:
+def test_a_wrong_base(checked, adapter_base, tmp_path, capsys):
     other = Path(shutil.copytree(adapter_base, tmp_path / "other"))
     change_weights(other / WEIGHTS, lambda _, tensor: tensor + 1)
     checked.edit(RECORD, lambda record: record["adapter"].update(base_weights="0" * 32))
@@ -279,16 +219,15 @@ def test_a_wrong_base(checked: BrokenRelease, adapter_base: Path, tmp_path: Path
         assert part in capsys.readouterr().err
 
 
-def test_the_examples_are_run_with_the_base(checked: BrokenRelease, adapter_base: Path) -> None:
+def test_the_examples_are_run_with_the_base(checked, adapter_base):
     checked.replace(CARD, ".argmax(dim=1)", ".argmax(dim=1) - 1")
     faults = [str(finding) for finding in card.check_embeddings(PackedFolder(checked.folder, adapter_base))]
     for name in ("sentence-transformers", "remote-code"):
         assert any(f"the example {name} differs from transformers on queries" in fault for fault in faults), faults
 
 
-def test_without_peft_the_extra_is_named(broken_adapter: BrokenRelease, adapter_base: Path, monkeypatch) -> None:
+def test_without_peft_the_extra_is_named(broken_adapter, adapter_base, monkeypatch):
     broken_adapter.base = adapter_base
     monkeypatch.setitem(sys.modules, "peft", None)
     faults = broken_adapter.faults()
-    assert len(faults) == 2, faults
-    assert all("cannot be done" in fault and '".[train,lora]"' in fault for fault in faults), faults
+    assert len(faults) == 1 and '".[train,lora]"' in faults[0], faults

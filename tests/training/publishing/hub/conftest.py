@@ -22,7 +22,7 @@ from training.publishing.hub.retries import RetryPolicy
 
 
 @pytest.fixture(scope="session")
-def packed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed_run(tmp_path_factory):
     """The folder of a ``run`` and its ``packed`` folder; to be copied, not changed."""
     folder = tmp_path_factory.mktemp("packed-run")
     write_packed(folder)
@@ -30,18 +30,18 @@ def packed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def packed(packed_run: Path, tmp_path: Path) -> Path:
+def packed(packed_run, tmp_path):
     return Path(shutil.copytree(packed_run / "packed" / NAME, tmp_path / NAME))
 
 
 @pytest.fixture(scope="session")
-def released_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     return release(write_sources(folder / "data"), folder / "tiny-data")
 
 
 @pytest.fixture
-def released(released_once: Path, tmp_path: Path) -> Path:
+def released(released_once, tmp_path):
     return Path(shutil.copytree(released_once, tmp_path / "tiny-data"))
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
 from tests.hub_server.client import environment
-from tests.hub_server.server import HubServer
-from tests.training.publishing.packed import BASE
+from tests.training.publishing.hub.test_upload import hold
+from tests.training.publishing.packed import BASE, content_of
 from training.publish import main
 from training.publishing.verify import examine
 
@@ -38,14 +37,6 @@ np.savez(
 """
 
 
-def _hold_base(hub_server: HubServer, folder: Path) -> None:
-    repository = hub_server.store.create("model", BASE)
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    repository.commit(
-        "main", "base", {name: repository.add_blob(path.read_bytes()) for name, path in files.items()}, []
-    )
-
-
 @pytest.mark.usefixtures("client_waits", "no_figures")
 def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     hub_server, trained_adapter, adapter_base, tmp_path, capsys
@@ -60,12 +51,10 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     assert f"base is not at {hub_server.address}/{BASE}" in shown and "--no-verify" in shown
     assert not [kind for kind, name in hub_server.store.repositories if name == ADAPTER]
 
-    _hold_base(hub_server, adapter_base)
+    hold(hub_server, content_of(adapter_base), BASE)
     assert main(["push", str(packed), "--repo", ADAPTER, "--tag", "v1.0"]) == 0
     repository = hub_server.repository(ADAPTER)
-    assert {path.relative_to(packed).as_posix() for path in packed.rglob("*") if path.is_file()} == {
-        *repository.files()
-    }
+    assert content_of(packed).keys() == repository.files().keys()
     assert main(["push", str(packed), "--repo", ADAPTER, "--tag", "v1.0"]) == 0
     assert len(repository.commits) == 2 and "nothing to change" in capsys.readouterr().out
 
@@ -94,4 +83,4 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     assert "org/other" in capsys.readouterr().err
     hub_server.store.create("model", "org/other")
     assert main(["push", str(packed), "--repo", ADAPTER]) == 2
-    assert f"holds tiny of another base ({BASE})" in capsys.readouterr().err
+    assert "holds the model tiny, which has another base" in capsys.readouterr().err
