@@ -112,14 +112,18 @@ class StageArguments(LoraArguments, TrainingArguments):
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
     distillation_weight: float = learnt(1.0, "Factor of the distillation term.", least=0)
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
-    teacher_document_template: str | None = learnt(None, "How it reads {text} without; unchanged if left out.")
+    teacher_document_template: str | None = learnt(
+        None, "Template for texts without an instruction: {text}; unchanged if left out."
+    )
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
     teacher_projection: bool = learnt(False, "Learn a map to a narrower teacher; kept with the run.", resume="never")
 
     # Pruning
     prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
     prune_hidden: str = learnt("activation_norm", "Channels: activation_norm, leading, …", choices=HIDDEN_METHODS)
-    prune_layers: str = learnt("first", "Layers that stay: first, or those of most change.", choices=LAYER_METHODS)
+    prune_layers: str = learnt(
+        "first", "Layers to keep: the first, or those that change their input most.", choices=LAYER_METHODS
+    )
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
     importance: str | None = path(None, "Earlier measurement: importance.safetensors, its folder, or an earlier stage.")
     trim_vocabulary: bool = learnt(False, "Keep only the tokens that the sources use, all bytes and special tokens.")
@@ -147,8 +151,8 @@ class StageArguments(LoraArguments, TrainingArguments):
     activation_checkpointing_kwargs: dict[str, Any] | str | None = running(None, "Its options, as JSON.")
     liger_kernel_config: str | None = learnt(None, "Which Liger kernels are used, as JSON: name to true or false.")
     # All weights are used in every step and no buffer changes: DDP's work for either would cost time for nothing.
-    ddp_find_unused_parameters: bool | None = machine(False, "See DDP.")
-    ddp_broadcast_buffers: bool | None = machine(False, "See DDP.")
+    ddp_find_unused_parameters: bool | None = machine(False, "Passed to torch's DistributedDataParallel.")
+    ddp_broadcast_buffers: bool | None = machine(False, "Passed to torch's DistributedDataParallel.")
 
     def __post_init__(self) -> None:
         # Before transformers rounds them; again for those in mappings, which it reads.

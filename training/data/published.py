@@ -98,7 +98,7 @@ def _decoded(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def query_is_passage(batch: pa.RecordBatch) -> np.ndarray:
-    """Return ``(n,)`` whether the query of a good row is its passage in any spelling: it teaches next to nothing."""
+    """Return an ``(n,)`` mask of good rows whose query equals the passage after normalisation: almost no signal."""
     raw = [without_instruction(text) for text in text_column(batch, "query").to_pylist()]
     return same_form(pa.array(raw, type=pa.large_string()), text_column(batch, "passage"))
 

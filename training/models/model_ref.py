@@ -234,9 +234,9 @@ def reads_as_ours(model: ModelRef | str, revision: str | None = None) -> bool:
 
 
 def why_not_last_token(model: ModelRef | str) -> str | None:
-    """Return why a model's embedding is not its last token's, such as ``is pooled by mean``; None if it is.
+    """Return why a model does not use last-token pooling, such as ``is pooled by mean``; None if it does.
 
-    It is if the modules are a transformer, last-token pooling and normalisation, or if the model is plain.
+    Plain models, without ``modules.json``, count as last-token.
     """
     model = _ref(model).described_by
     modules = model.read("modules.json")

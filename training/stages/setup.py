@@ -1,4 +1,4 @@
-"""Make a stage's trainer: data, tokenizer, model, teacher and evaluation; all that can fail before a step."""
+"""Build the trainer of a stage: data, tokenizer, model, teacher, evaluation; run every check that needs no step."""
 
 from __future__ import annotations
 

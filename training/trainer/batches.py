@@ -20,7 +20,7 @@ _ROW_ORDER, _BATCH_ORDER, _NEGATIVES = 11, 12, 21
 
 
 class RowKey(NamedTuple):
-    """Names a row at a point of the training; draws for the row are keyed by it."""
+    """Identifies a row in an epoch; its random draws use this key."""
 
     epoch: int
     source: int

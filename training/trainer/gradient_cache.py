@@ -102,7 +102,7 @@ class CachedStep(NamedTuple):
 
 @contextmanager
 def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Let draws inside be those of the key, without a change to draws outside."""
+    """Seed torch from the key inside the block; restore the RNG state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(keyed_bits(_DROPOUT, *key)))
         yield

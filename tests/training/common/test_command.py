@@ -163,7 +163,7 @@ def test_bad_rows_are_put_aside_only_where_that_can_be_done(tmp_path, capsys, ti
         str(tmp_path / "prepared"),
     ]
     assert prepare_command.main([*words, "--sources", "tiny_retrieval", "--num-hard-negatives-retrieval", "3"]) == 2
-    assert "put bad rows aside with --on-bad-row quarantine" in capsys.readouterr().err
+    assert "put bad rows aside with on_bad_row: quarantine" in capsys.readouterr().err
 
 
 def test_a_command_that_runs_recipes_does_not_advise_options_of_theirs(tmp_path, monkeypatch, refuses):
