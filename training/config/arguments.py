@@ -112,18 +112,14 @@ class StageArguments(LoraArguments, TrainingArguments):
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
     distillation_weight: float = learnt(1.0, "Factor of the distillation term.", least=0)
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
-    teacher_document_template: str | None = learnt(
-        None, "Template for texts without an instruction: {text}; unchanged if left out."
-    )
+    teacher_document_template: str | None = learnt(None, "Template for texts without instruction: {text}.")
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
     teacher_projection: bool = learnt(False, "Learn a map to a narrower teacher; kept with the run.", resume="never")
 
     # Pruning
     prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
     prune_hidden: str = learnt("activation_norm", "Channels: activation_norm, leading, …", choices=HIDDEN_METHODS)
-    prune_layers: str = learnt(
-        "first", "Layers to keep: the first, or those that change their input most.", choices=LAYER_METHODS
-    )
+    prune_layers: str = learnt("first", "Layers to keep: first, or most change.", choices=LAYER_METHODS)
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
     importance: str | None = path(None, "Earlier measurement: importance.safetensors, its folder, or an earlier stage.")
     trim_vocabulary: bool = learnt(False, "Keep only the tokens that the sources use, all bytes and special tokens.")

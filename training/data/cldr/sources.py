@@ -130,7 +130,7 @@ def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: R
     text_id = np.append(names.text_id, [-1, -2])
     paired = (passage >= 0) & (text_id[query] != text_id[passage])
     kept = paired & (negatives[:, 0] >= 0)
-    text = "%s: %d rows; dropped %d without a suitable passage (none, ambiguous, or too many of a language) and %d with fewer than %d possible negatives"
+    text = "%s: %d rows; dropped %d (no other text, ambiguous, or too many of a language), %d with under %d negatives"
     logger.info(text, name, kept.sum(), (~paired).sum(), (paired & ~kept).sum(), negatives.shape[1])
     query, passage, negatives = query[kept], passage[kept], negatives[kept]
     columns = {"query": query, "passage": passage}

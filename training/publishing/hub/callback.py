@@ -68,9 +68,9 @@ def push_what_waits(repo: str, run: Path) -> None:
 class PushCheckpoints(TrainerCallback):
     """Puts each checkpoint into the run's queue, from which a thread uploads them, oldest first.
 
-    If the queue or disk is full, the checkpoint is skipped with a warning. A Hub that is down is tried again after growing waits and after
-    each new checkpoint; a refusal ends the uploads with a warning. What is then left in the queue is uploaded by the
-    next start of the training, or by ``publish.py push-checkpoints``.
+    If the queue or disk is full, the checkpoint is skipped with a warning. A Hub that is down is tried again after
+    growing waits and after each new checkpoint; a refusal ends the uploads with a warning. What is then left in the
+    queue is uploaded by the next start of the training, or by ``publish.py push-checkpoints``.
     """
 
     def __init__(self, repo: str, run: Path, interruption: Interruption | None = None) -> None:

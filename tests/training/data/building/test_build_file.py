@@ -113,7 +113,7 @@ def faq(**changes):
         (faq(labels="x"), {}, ("'faq'", "unknown key 'labels'")),
         (faq(format="two_way", columns={"text": "a", "label": "b"}), {}, ("'label_texts'", "missing")),
         (faq(columns={"query": "a"}), {}, ("'faq'", "columns", "'passage' is missing")),
-        (faq(columns={"qury": "a", "passage": "b"}), {}, ("columns", "did you mean 'query'?")),
+        (faq(columns={"quer": "a", "passage": "b"}), {}, ("columns", "did you mean 'query'?")),
         (faq(columns={"query": "a", "passage": []}), {}, ("columns", "'passage' cannot be []")),
         (faq(columns={"query": "a", "passage": "b", "lang": ["c"]}), {}, ("columns", "'lang' cannot be")),
         ([], {}, ("'sources'", "at least one")),
