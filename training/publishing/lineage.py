@@ -12,7 +12,7 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import DATA, FINAL_MODEL, step_of
+from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, TEACHER_DATA, step_of
 from training.config.arguments import LoraArguments, StageArguments
 from training.data.instructions import TextFormat
 from training.data.manifest import Entry, Manifest, find_entry_files, read_manifest
@@ -33,7 +33,6 @@ logger = logging.getLogger("training")
 
 ARGUMENTS = "training_arguments.json"
 # Entries of a run's data.json that are not sources.
-_TEACHER, _BASE = "the teacher", "the base"
 # Starts of a stage, its teacher, and the models among them that are outside of the lineage, as in `Lineage.outside`.
 _Origins = tuple[tuple[Reference, ...], Reference | None, list[tuple[str, str]]]
 _HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
@@ -165,7 +164,7 @@ def _reference(state: ModelState, key: str) -> Reference:
     """What may be published of a model that no run made."""
     path = str(state.keys[key])
     if state.is_hub_name(path):
-        noted = read_json(state.run / DATA).get(_TEACHER) if key == "teacher" else None
+        noted = read_json(state.run / DATA).get(TEACHER_DATA) if key == "teacher" else None
         return Reference("hub", path, noted if noted and COMMIT.fullmatch(noted) else None)
     if state.resolve(path).exists():
         logger.warning(
@@ -208,7 +207,10 @@ def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
 def _taught(teacher: ModelState, student: ModelState) -> bool:
     """Whether a model is still the teacher whose identity the student's run noted."""
     # The teacher's identity that the run noted: a commit on the Hub, or a digest.
-    noted, revision = read_json(student.run / DATA).get(_TEACHER), model_revision(str(teacher.folder), "key 'teacher'")
+    noted, revision = (
+        read_json(student.run / DATA).get(TEACHER_DATA),
+        model_revision(str(teacher.folder), "key 'teacher'"),
+    )
     if noted in (None, revision):
         return True
     # The identity of a teacher that reads texts includes how it was given them.
@@ -266,7 +268,7 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
         state.resolve(str(state.keys["prepared_dir"])) if state.keys.get("prepared_dir") else state.run / "prepared"
     )
     noted = read_json(state.run / DATA)
-    fingerprints = {name: each for name, each in noted.items() if name not in (_TEACHER, _BASE)}
+    fingerprints = {name: each for name, each in noted.items() if name not in (TEACHER_DATA, BASE_DATA)}
     prepared = [read_json(path / DESCRIPTION) for path in find_prepared(folder, fingerprints)]
     found = {name: {} for name in fingerprints} | {each["name"]: each for each in prepared}
     manifest = _manifest(state)

@@ -70,7 +70,7 @@ def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> Ch
     """
     if not noted.exists() or (before := load_yaml(noted)) == data:
         return {}
-    changed = sorted(name for name in {*before, *data} if before.get(name) != data.get(name))
+    changed = sorted(name.rstrip("/") for name in {*before, *data} if before.get(name) != data.get(name))
     _accept(f"{noted}: the data changed since the run started ({', '.join(changed)})", accept_changes)
     return {CHANGED_DATA: (before, dict(data))}
 

@@ -17,7 +17,7 @@ import yaml
 from training.common import run_folder
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line
 from training.common.outputs import check_output, locked, new_folder, write_whole
-from training.common.run_folder import DATA, FINAL_MODEL, RECIPE, holds_model, last_checkpoint
+from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, holds_model, last_checkpoint
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
@@ -243,10 +243,10 @@ def _record(stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept
     output_dir = Path(stage.arguments.output_dir)
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
-        data["the teacher"] = trainer.distillation.identity
+        data[TEACHER_DATA] = trainer.distillation.identity
     if trainer.base_revision is not None:
         # Checkpoints hold only the adapter.
-        data["the base"] = trainer.base_revision
+        data[BASE_DATA] = trainer.base_revision
     changed = {} if checkpoint is None else check_data(output_dir / DATA, data, accept_changes)
     if stage.arguments.should_save:
         # The recipe first: it marks the folder as that of a run.

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
+from training.common.run_folder import TEACHER_DATA
 from training.data.instructions import TextFormat
 from training.distillation.teacher import load_text_teacher
 from training.merge import main as merge
@@ -151,7 +152,7 @@ def test_a_teacher_on_the_hub_is_told_with_its_commit(runs):
     _rewrite(runs / "student", teacher="org/teacher")
     data = runs / "student/data.json"
     commit = "0123456789" * 4
-    data.write_text(json.dumps({**json.loads(data.read_text()), "the teacher": commit}))
+    data.write_text(json.dumps({**json.loads(data.read_text()), TEACHER_DATA: commit}))
     assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", commit)
 
 
@@ -168,7 +169,7 @@ def test_a_teacher_that_was_given_texts_is_known_by_them(runs):
     template = "Find: {text}"
     identity = load_text_teacher(str(teacher), TextFormat(query_template=template), device="cpu").identity
     data = runs / "student/data.json"
-    data.write_text(json.dumps({**json.loads(data.read_text()), "the teacher": identity}))
+    data.write_text(json.dumps({**json.loads(data.read_text()), TEACHER_DATA: identity}))
     assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
     _rewrite(runs / "student", teacher_query_template=template)
     assert _records(runs / "student")[-1].teacher == Reference("stage", "stage2")
