@@ -13,6 +13,8 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
 from training.common.command import run_command
 from training.common.errors import OutputError, UserError
 from training.common.executor import read_executor
@@ -84,11 +86,28 @@ def _prepare(arguments: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(arguments).items() if key in PreparationOptions.__dataclass_fields__}
     counts = tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in TASK_TYPES)
     options = PreparationOptions(**given, instructions=not arguments.raw, num_hard_negatives=counts)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    longest = _longest(arguments.tokenizer, tokenizer)
+    if options.max_length > longest:
+        raise UserError(
+            f"--max-length {options.max_length} is more than the {longest} tokens of a text that "
+            f"{arguments.tokenizer} reads; give --max-length {longest}"
+        )
     try:
-        prepared = prepare(sources, load_tokenizer(arguments.tokenizer), arguments.output, options, executor)
+        prepared = prepare(sources, tokenizer, arguments.output, options, executor)
     except OutputError as error:
         raise error.advising("give another --output") from None
     sys.stdout.write("\n".join([sources_table(prepared), *filter(None, map(put_aside, prepared))]) + "\n")
+
+
+def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Maximum tokens of a text for a tokenizer and, if it belongs to one, its model."""
+    try:
+        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
+    # A tokenizer without a model, or the model of another library: only the tokenizer matters.
+    except Exception:
+        return tokenizer.model_max_length
+    return min(positions, tokenizer.model_max_length)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_a_killed_pass_continues(tmp_path: Path, models: Path, monkeypatch: pyte
         ({"teacher": None, "teacher_projection": True}, "'teacher_projection' has no effect without 'teacher'"),
         ({"teacher": None, "teacher_cache_dir": "x"}, "'teacher_cache_dir' has no effect without 'teacher'"),
         ({"teacher": "foreign", "teacher_query_template": "q"}, "key 'teacher_query_template'"),
-        ({"distillation_weight": -1.0}, "'distillation_weight' must not be negative"),
+        ({"distillation_weight": -1.0}, "'distillation_weight' must be at least 0"),
     ],
 )
 def test_bad_keys_are_named(

@@ -30,6 +30,7 @@ from training.models.merging import find_parent, mean_of, merge
 from training.models.model_ref import AdapterFolder
 from training.publishing.pack import read_whole_model
 from training.publishing.states import ModelState
+from training.publishing.weights import copy_weights
 from training.stages.setup import make_model, make_tokenizer
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -91,7 +92,7 @@ def onnx(folder: Path, tmp_path: Path) -> None:
 def pack(folder: Path, tmp_path: Path) -> None:
     model = read_whole_model(ModelState(folder.parent, folder, {}))
     (tmp_path / "packed").mkdir()
-    model.copy_weights(tmp_path / "packed", "float32", "5GB")
+    copy_weights(model.weights, tmp_path / "packed", "float32", "5GB")
 
 
 COMMANDS = [start, teacher, text_teacher, evaluation, mining, merging, gguf, onnx, pack]

@@ -241,15 +241,16 @@ def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path):
     assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
 
 
-def test_accuracy_is_what_numpy_says():
+def test_accuracy_is_what_numpy_says(monkeypatch):
     from training.evaluation.pairs import nearest
 
+    monkeypatch.setattr("training.evaluation.pairs._BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
     for dim in (16, 8):
         a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
         cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
-        assert (nearest(queries, candidates, dim, rows_per_block=7) == cosines.argmax(axis=1)).all()
+        assert (nearest(queries, candidates, dim) == cosines.argmax(axis=1)).all()
 
 
 def test_query_and_passage_are_enough(tmp_path, caplog):

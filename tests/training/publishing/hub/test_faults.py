@@ -10,9 +10,7 @@ import pytest
 
 from tests.hub_server.client import connected
 from tests.training.publishing.packed import NAME, content_of
-from tests.training.recipes import write_sources
 from training import publish
-from training.data.releasing.release import release
 from training.publish import main
 from training.publishing.hub import hub
 from training.publishing.hub.retries import RetryPolicy
@@ -183,12 +181,3 @@ def test_a_small_file_is_published_as_it_was_hashed(command, wanted, hub_server,
     meanwhile(small)
     assert main(command.words) == 0
     assert hub_server.repository(command.repo).files("v1")["1_Pooling/config.json"] == before != small.read_bytes()
-
-
-def test_data_that_was_changed_at_its_size_is_not_taken_for_the_release(tmp_path, refuses):
-    manifest = write_sources(tmp_path / "data")
-    released = release(manifest, tmp_path / "tiny-data")
-    rows = next(released.glob("data/**/*.parquet"))
-    flip(rows)
-    with refuses(rows, "was changed since its release"):
-        release(manifest, released)
