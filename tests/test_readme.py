@@ -54,7 +54,9 @@ def _own_commands() -> Iterator[tuple[str, str]]:
     for name in READMES:
         text = (ROOT / name).read_text(encoding="utf-8")
         inline = re.findall(r"`(python (?:training|tests)/[^`]+)`", text)
-        yield from ((name, line) for line in [*_lines(name), *inline] if COMMAND.search(line))
+        yield from (
+            (name, line) for line in [*_lines(name), *inline] if COMMAND.search(line) and "-m pytest" not in line
+        )
 
 
 def _parse(line: str) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModel, PreTrainedTokenizerBase, Qwen3Model
+from transformers import AutoModel, Qwen3Model
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
-from tests.modeling_f2llm.comparing import LENGTHS, Batch
+from modeling_f2llm import F2LLMModel, build_sentence_transformer
+from tests.modeling_f2llm.comparing import LENGTHS
 
 
 class Loaded(NamedTuple):
@@ -29,7 +27,7 @@ class Loaded(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def saved_folder(tiny_config: F2LLMConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved_folder(tiny_config, tmp_path_factory):
     """The weights of ``tiny_model``, as F2LLMModel.save_pretrained writes them."""
     folder = tmp_path_factory.mktemp("saved")
     with torch.random.fork_rng(devices=[]):
@@ -39,7 +37,7 @@ def saved_folder(tiny_config: F2LLMConfig, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def stock_model(saved_folder: Path) -> Qwen3Model:
+def stock_model(saved_folder):
     """The weights of ``tiny_model`` in the model that transformers makes of its folder."""
     model = AutoModel.from_pretrained(saved_folder)
     assert type(model) is Qwen3Model
@@ -47,9 +45,7 @@ def stock_model(saved_folder: Path) -> Qwen3Model:
 
 
 @pytest.fixture(scope="session")
-def released_folder(
-    saved_folder: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def released_folder(saved_folder, tiny_tokenizer, tmp_path_factory):
     """The weights of ``tiny_model`` as a release: what SentenceTransformer.save_pretrained writes."""
     folder = tmp_path_factory.mktemp("released")
     model = F2LLMModel.from_pretrained(saved_folder)
@@ -58,13 +54,13 @@ def released_folder(
 
 
 @pytest.fixture(scope="session")
-def token_batch(tiny_tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict[str, Tensor]:
+def token_batch(tiny_tokenizer, sentences):
     # A tokenizer goes on padding once it has padded: not the one that all tests share.
     return dict(deepcopy(tiny_tokenizer)(sentences, padding=True, return_tensors="pt"))
 
 
 @pytest.fixture(scope="session")
-def loaded_elsewhere(released_folder: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded_elsewhere(released_folder, sentences, tmp_path_factory):
     """The released folder, loaded from another directory by a process that cannot import modeling_f2llm."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "texts.json").write_text(json.dumps(sentences))
@@ -78,6 +74,6 @@ def loaded_elsewhere(released_folder: Path, sentences: list[str], tmp_path_facto
 
 
 @pytest.fixture(params=["right", "left"])
-def padded(request: pytest.FixtureRequest, random_batch: Callable[..., Batch]) -> Batch:
+def padded(request, random_batch):
     """Texts of unequal lengths, padded on either side."""
     return random_batch(LENGTHS, request.param)

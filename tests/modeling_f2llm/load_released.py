@@ -16,7 +16,6 @@ sys.modules["modeling_f2llm"] = None  # from here on, importing the package is a
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 released, output = map(Path, sys.argv[1:])
@@ -36,7 +35,6 @@ for name, arguments in {
     arrays[f"{name}_document"] = model.encode_document(texts)
 
 batch = AutoTokenizer.from_pretrained(released)(texts, padding=True, return_tensors="pt")
-last = batch.attention_mask.sum(dim=1) - 1
 resaved = output / "resaved"
 
 
@@ -44,7 +42,6 @@ resaved = output / "resaved"
 def keep(name: str, model: torch.nn.Module) -> None:
     hidden = model.eval()(**batch).last_hidden_state
     arrays[f"{name}_hidden"] = (hidden * batch.attention_mask[..., None]).numpy()
-    arrays[f"{name}_embedding"] = normalize(hidden[torch.arange(len(texts)), last], dim=-1).numpy()
     facts[f"{name}_class"] = type(model).__name__
     facts[f"{name}_is_padding_zero"] = not hidden[batch.attention_mask == 0].any().item()
     facts[f"{name}_package"] = type(model).__module__.split(".")[0]

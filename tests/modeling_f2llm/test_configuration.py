@@ -29,7 +29,7 @@ PUBLISHED_PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_every_size_is_a_valid_qwen3_with_the_published_fields(name: str):
+def test_every_size_is_a_valid_qwen3_with_the_published_fields(name):
     assert set(FAMILY) == set(PUBLISHED_PARAMETERS)
     config = F2LLMConfig.from_family(name)
     assert F2LLMConfig.from_family(name.upper()).to_dict() == config.to_dict()
@@ -68,7 +68,7 @@ def test_another_vocabulary_has_no_token_of_qwen3():
     assert F2LLMConfig.from_family("f2llm-v2-80m", vocab_size=200_000, eos_token_id=5).pad_token_id is None
 
 
-def test_a_small_vocabulary_without_padding_loads_as_stock_does(tmp_path: Path):
+def test_a_small_vocabulary_without_padding_loads_as_stock_does(tmp_path):
     stock = Qwen3Config(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64, head_dim=8)
     stock_model = Qwen3Model(stock)
     stock_model.save_pretrained(tmp_path)
@@ -101,7 +101,7 @@ def test_layers_keep_to_the_depth_under_the_qwen3_defaults():
         (9, [9, 8]),
     ],
 )
-def test_matryoshka_dimensions_are_the_powers_of_two_and_the_width(width: int, dims: list[int]):
+def test_matryoshka_dimensions_are_the_powers_of_two_and_the_width(width, dims):
     config = F2LLMConfig(hidden_size=width, num_hidden_layers=1)
     assert config.is_matryoshka is True
     assert config.matryoshka_dimensions == dims
@@ -116,7 +116,7 @@ def test_smallest_matryoshka_dimension_can_be_chosen():
 
 
 @pytest.mark.parametrize("dims", [[64, 32], [32, 0], [32, -8]])
-def test_dimensions_that_do_not_fit_are_refused(dims: list[int], tmp_path: Path):
+def test_dimensions_that_do_not_fit_are_refused(dims, tmp_path):
     with pytest.raises(StrictDataclassClassValidationError, match="hidden_size 32") as error:
         F2LLMConfig(hidden_size=32, num_hidden_layers=1, matryoshka_dimensions=dims)
     assert str([dim for dim in dims if not 1 <= dim <= 32]) in str(error.value)
@@ -147,13 +147,13 @@ def fields_of(config: Qwen3Config) -> dict:
     ],
     ids=["defaults", "own-dims", "not-matryoshka", "qwen3-values", "sliding-window"],
 )
-def config(request: pytest.FixtureRequest) -> F2LLMConfig:
+def config(request):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     return F2LLMConfig.from_family("f2llm-v2-80m", **shape, **request.param)
 
 
 @pytest.mark.parametrize("loader", [F2LLMConfig, Qwen3Config, AutoConfig])
-def test_saved_config_loads_with_every_field(config: F2LLMConfig, loader: type, tmp_path: Path):
+def test_saved_config_loads_with_every_field(config, loader, tmp_path):
     config.save_pretrained(tmp_path)
     loaded = loader.from_pretrained(tmp_path)
     assert type(loaded) is (F2LLMConfig if loader is F2LLMConfig else Qwen3Config)
@@ -165,7 +165,7 @@ def test_saved_config_loads_with_every_field(config: F2LLMConfig, loader: type, 
     assert saved.get("matryoshka_dimensions") == config.matryoshka_dimensions
 
 
-def test_stock_config_gains_the_matryoshka_fields_and_keeps_its_own(tmp_path: Path):
+def test_stock_config_gains_the_matryoshka_fields_and_keeps_its_own(tmp_path):
     stock = Qwen3Config(hidden_size=32, num_hidden_layers=2, vocab_size=64, pad_token_id=None, eos_token_id=7)
     stock.save_pretrained(tmp_path)
     config = F2LLMConfig.from_pretrained(tmp_path)
@@ -183,7 +183,7 @@ def import_with(transformers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Mo
     return module
 
 
-def test_a_configuration_that_is_a_plain_class_gets_the_same_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_configuration_that_is_a_plain_class_gets_the_same_fields(monkeypatch, tmp_path):
     class Plain:
         """As Qwen3Config was before transformers 5.4."""
 
@@ -211,7 +211,7 @@ def test_a_configuration_that_is_a_plain_class_gets_the_same_fields(monkeypatch:
     assert saved["architectures"] == ["Qwen3Model"] and saved["matryoshka_dimensions"] == [32, 16, 8]
 
 
-def test_transformers_too_old_for_the_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_transformers_too_old_for_the_model_says_what_to_do(monkeypatch):
     older = ModuleType("transformers")
     older.Qwen3Config, older.__version__ = Qwen3Config, "4.54.1"
     with pytest.raises(ImportError, match=r"4\.55 or newer \(found 4\.54\.1\): leave out trust_remote_code"):

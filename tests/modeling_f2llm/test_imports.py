@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers.dynamic_module_utils import get_imports
@@ -31,25 +30,25 @@ def imported_by(statement: str) -> list[str]:
         "from training.data.survey import survey",
     ],
 )
-def test_prompts_and_data_work_import_nothing_heavy(statement: str) -> None:
+def test_prompts_and_data_work_import_nothing_heavy(statement):
     assert imported_by(statement) == []
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_is_there():
     assert set(modeling_f2llm.__all__) <= set(dir(modeling_f2llm))
     for name in modeling_f2llm.__all__:
         assert getattr(modeling_f2llm, name) is not None
     assert modeling_f2llm.F2LLMModel.__module__ == "modeling_f2llm.modeling_f2llm"
 
 
-def test_other_names_are_refused_as_usual() -> None:
+def test_other_names_are_refused_as_usual():
     with pytest.raises(AttributeError, match="has no attribute 'F2LLMModels'"):
         _ = modeling_f2llm.F2LLMModels
     with pytest.raises(ImportError):
         from modeling_f2llm import nothing  # noqa: F401
 
 
-def test_remote_code_asks_for_no_package_that_is_optional(released_folder: Path) -> None:
+def test_remote_code_asks_for_no_package_that_is_optional(released_folder):
     # What transformers looks for before it runs code from the Hub: imports in functions count, those in a try do not.
     files = list(released_folder.glob("*.py"))
     assert files

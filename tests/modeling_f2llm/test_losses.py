@@ -77,17 +77,17 @@ def naive_hard(
 
 
 @pytest.fixture(params=REFERENCE, ids=lambda case: f"dim{case['dim']}-teacher{case['teacher_dim']}")
-def case(request: pytest.FixtureRequest) -> dict:
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def inputs(case: dict) -> Inputs:
+def inputs(case):
     return inputs_of(*(case[name] for name in ("seed", "batch", "negatives", "dim", "teacher_dim")))
 
 
 @pytest.mark.parametrize("kind", ["full", "matryoshka"])
-def test_losses_and_gradients_have_the_published_values(case: dict, inputs: Inputs, kind: str):
+def test_losses_and_gradients_have_the_published_values(case, inputs, kind):
     dims = sorted(case["matryoshka_dims"], reverse=True) if kind == "matryoshka" else None
     query, positive, negatives = inputs[:3]
 
@@ -102,7 +102,7 @@ def test_losses_and_gradients_have_the_published_values(case: dict, inputs: Inpu
     assert norms == pytest.approx(case[kind]["grad_hard"], rel=1e-5)
 
 
-def test_distillation_has_the_published_value(case: dict, inputs: Inputs):
+def test_distillation_has_the_published_value(case, inputs):
     students, teachers = inputs[:3], inputs[3:]
     loss = sum(distillation_loss(student, teacher) for student, teacher in zip(students, teachers, strict=True))
     assert loss.item() == pytest.approx(case["distillation"], rel=1e-5)
@@ -111,7 +111,7 @@ def test_distillation_has_the_published_value(case: dict, inputs: Inputs):
 
 @pytest.mark.parametrize("dims", [None, [32], [32, 16, 8], [24, 5, 1], [16]])
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_one_pass_equals_the_loop_over_widths(dims: list[int] | None, temperature: float):
+def test_one_pass_equals_the_loop_over_widths(dims, temperature):
     inputs = small_inputs()
     query, positive, negatives = inputs[:3]
     for loss, naive, tensors in [
@@ -155,7 +155,7 @@ def test_in_batch_loss_equals_sentence_transformers():
         (896, [1, 0.378, 0.178, 0.095, 0.054, 0.032, 0.019, 0.012]),
     ],
 )
-def test_matryoshka_weights_are_the_published_ones(width: int, published: list[float]):
+def test_matryoshka_weights_are_the_published_ones(width, published):
     assert matryoshka_weights(matryoshka_dims(width)) == pytest.approx(published, abs=6e-4)  # given to three places
 
 
@@ -166,7 +166,7 @@ def test_matryoshka_weights_are_the_published_ones(width: int, published: list[f
         *((dims, "fall strictly") for dims in ([8, 16, 32], [32, 32, 8])),
     ],
 )
-def test_faulty_dimensions_are_refused(dims: list[int], message: str):
+def test_faulty_dimensions_are_refused(dims, message):
     query, positive, negatives = small_inputs()[:3]
     with pytest.raises(ValueError, match=message):
         in_batch_loss(query, positive, dims=dims)
@@ -176,7 +176,7 @@ def test_faulty_dimensions_are_refused(dims: list[int], message: str):
 
 @pytest.mark.parametrize("dims", [None, DIMS])
 @pytest.mark.parametrize("negatives", [None, torch.empty(6, 0, 32)], ids=["none", "k=0"])
-def test_no_hard_negatives_give_zero(negatives: Tensor | None, dims: list[int] | None):
+def test_no_hard_negatives_give_zero(negatives, dims):
     query, positive = small_inputs()[:2]
     loss = hard_negative_loss(query, positive, negatives, dims=dims)
     assert loss.item() == 0
@@ -197,7 +197,7 @@ def test_an_empty_batch_gives_zero():
 
 
 @pytest.mark.parametrize("dims", [None, DIMS])
-def test_two_processes_with_label_offsets_equal_one(dims: list[int] | None):
+def test_two_processes_with_label_offsets_equal_one(dims):
     query, positive = small_inputs()[:2]
     whole = in_batch_loss(query, positive, dims=dims)
     halves = [

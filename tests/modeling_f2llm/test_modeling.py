@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Model
+from torch import Tensor
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
-from tests.modeling_f2llm.comparing import LENGTHS, Batch, assert_same, gradients_of, real
+from modeling_f2llm import F2LLMModel
+from tests.modeling_f2llm.comparing import LENGTHS, assert_same, gradients_of, real
 
 
 @pytest.fixture(params=["right", "left", "both", "all-ones", "no-mask", "single", "single-padded", "tokens"])
-def batch(request: pytest.FixtureRequest, random_batch: Callable[..., Batch]) -> Batch:
+def batch(request, random_batch):
     if request.param in ("right", "left", "both"):
         return random_batch(LENGTHS, request.param)
     if request.param == "single":
@@ -28,7 +26,7 @@ def batch(request: pytest.FixtureRequest, random_batch: Callable[..., Batch]) ->
     return batch if request.param == "all-ones" else {"input_ids": batch["input_ids"]}
 
 
-def test_last_hidden_state_equals_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, batch: Batch):
+def test_last_hidden_state_equals_stock(tiny_model, stock_model, batch):
     actual = tiny_model(**batch).last_hidden_state
     assert_same(actual, real(stock_model(**batch).last_hidden_state, batch))
     if "attention_mask" in batch:
@@ -39,7 +37,7 @@ def test_last_hidden_state_equals_stock(tiny_model: F2LLMModel, stock_model: Qwe
             assert torch.equal(masked.last_hidden_state, actual)
 
 
-def test_an_empty_row_comes_out_as_zeros(tiny_model: F2LLMModel, random_batch: Callable[..., Batch]):
+def test_an_empty_row_comes_out_as_zeros(tiny_model, random_batch):
     batch = random_batch([4, 2, 3])
     without = tiny_model(input_ids=batch["input_ids"][[0, 2]], attention_mask=batch["attention_mask"][[0, 2]])
     batch["attention_mask"][1] = 0
@@ -48,14 +46,14 @@ def test_an_empty_row_comes_out_as_zeros(tiny_model: F2LLMModel, random_batch: C
     assert_same(hidden[[0, 2]], without.last_hidden_state)
 
 
-def test_gradients_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, batch: Batch):
+def test_gradients_equal_stock(tiny_model, stock_model, batch):
     actual, expected = gradients_of(tiny_model, **batch), gradients_of(stock_model, **batch)
     assert actual.keys() == expected.keys()
     for name in expected:
         assert_same(actual[name], expected[name])
 
 
-def test_inputs_embeds_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, batch: Batch):
+def test_inputs_embeds_equal_stock(tiny_model, stock_model, batch):
     actual, expected = (tiny_model.embed_tokens(batch["input_ids"]).detach().requires_grad_() for _ in range(2))
     others = {name: value for name, value in batch.items() if name != "input_ids"}
     hidden = tiny_model(inputs_embeds=actual, **others).last_hidden_state
@@ -66,7 +64,7 @@ def test_inputs_embeds_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Mod
     assert_same(actual.grad, expected.grad)
 
 
-def test_hidden_states_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, batch: Batch):
+def test_hidden_states_equal_stock(tiny_model, stock_model, batch):
     actual = tiny_model(**batch, output_hidden_states=True).hidden_states
     expected = stock_model(**batch, output_hidden_states=True).hidden_states
     assert len(actual) == len(expected) == 3
@@ -77,9 +75,7 @@ def test_hidden_states_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Mod
 
 
 @pytest.mark.parametrize("asked_in", ["call", "config"])
-def test_return_dict_false_gives_the_tuple_of_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, batch: Batch, asked_in: str
-):
+def test_return_dict_false_gives_the_tuple_of_stock(tiny_model, stock_model, batch, asked_in):
     arguments = {"return_dict": False} if asked_in == "call" else {}
     for model in (tiny_model, stock_model):
         model.config.return_dict = asked_in == "call"
@@ -92,7 +88,7 @@ def test_return_dict_false_gives_the_tuple_of_stock(
 
 
 @pytest.mark.parametrize("rows", ["one-for-all", "each-its-own"])
-def test_given_position_ids_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, padded: Batch, rows: str):
+def test_given_position_ids_equal_stock(tiny_model, stock_model, padded, rows):
     batch, width = padded["input_ids"].shape
     position_ids = 3 * torch.arange(width)[None] + 2  # stretched: positions that change the numbers
     if rows == "each-its-own":
@@ -111,19 +107,12 @@ def test_given_position_ids_equal_stock(tiny_model: F2LLMModel, stock_model: Qwe
         [[0, 1, 0, 1, 2], [0, 1, 2, 0, 1]],
     ],
 )
-def test_given_position_ids_without_a_mask_equal_stock(
-    tiny_model: F2LLMModel,
-    stock_model: Qwen3Model,
-    random_batch: Callable[..., Batch],
-    position_ids: list[list[int]],
-):
+def test_given_position_ids_without_a_mask_equal_stock(tiny_model, stock_model, random_batch, position_ids):
     inputs = {"input_ids": random_batch([5, 5])["input_ids"], "position_ids": torch.tensor(position_ids)}
     assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
 
 
-def test_eager_keeps_texts_apart_whatever_their_positions(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
+def test_eager_keeps_texts_apart_whatever_their_positions(tiny_model, stock_model, random_batch):
     batch = random_batch([2, 3, 5], "right")
     left = random_batch([2, 3, 5], "left")
     for name in batch:
@@ -134,7 +123,7 @@ def test_eager_keeps_texts_apart_whatever_their_positions(
     assert_same(actual, real(stock_model(**batch, position_ids=position_ids).last_hidden_state, batch))
 
 
-def test_no_padded_token_is_computed(tiny_model: F2LLMModel, batch: Batch):
+def test_no_padded_token_is_computed(tiny_model, batch):
     computed = []
     for layer in tiny_model.layers:
         layer.mlp.register_forward_hook(lambda module, inputs, output: computed.append(inputs[0].shape[:-1].numel()))
@@ -144,7 +133,7 @@ def test_no_padded_token_is_computed(tiny_model: F2LLMModel, batch: Batch):
 
 
 @pytest.mark.parametrize("implementation", ["packed", "sdpa"])
-def test_no_mask_is_built(tiny_model: F2LLMModel, padded: Batch, implementation: str):
+def test_no_mask_is_built(tiny_model, padded, implementation):
     tiny_model.set_attn_implementation(implementation)
     masks = []
     for layer in tiny_model.layers:
@@ -155,9 +144,7 @@ def test_no_mask_is_built(tiny_model: F2LLMModel, padded: Batch, implementation:
     assert masks == [None, None]
 
 
-def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(
-    tiny_model: F2LLMModel, random_batch: Callable[..., Batch]
-):
+def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(tiny_model, random_batch):
     lengths = [7, 3, 12, 3, 1, 7, 9]
     batch = random_batch(lengths)
     together = tiny_model(**batch).last_hidden_state
@@ -167,7 +154,7 @@ def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(
 
 
 @pytest.mark.parametrize("inputs", [(), ("input_ids", "inputs_embeds")])
-def test_exactly_one_input_is_needed(tiny_model: F2LLMModel, inputs: tuple[str, ...]):
+def test_exactly_one_input_is_needed(tiny_model, inputs):
     values = {"input_ids": torch.ones(1, 2, dtype=torch.long), "inputs_embeds": torch.ones(1, 2, 32)}
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         tiny_model(**{name: values[name] for name in inputs})
@@ -175,13 +162,7 @@ def test_exactly_one_input_is_needed(tiny_model: F2LLMModel, inputs: tuple[str, 
 
 @pytest.mark.parametrize("use_cache", [True, None])
 @pytest.mark.parametrize("masked", [True, False])
-def test_decoding_with_a_cache_equals_stock(
-    tiny_model: F2LLMModel,
-    stock_model: Qwen3Model,
-    random_batch: Callable[..., Batch],
-    masked: bool,
-    use_cache: bool | None,
-):
+def test_decoding_with_a_cache_equals_stock(tiny_model, stock_model, random_batch, masked, use_cache):
     batch = random_batch([5, 3 if masked else 5], "left")
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1) if masked else None
     outputs = []
@@ -198,7 +179,7 @@ def test_decoding_with_a_cache_equals_stock(
 
 
 @pytest.mark.parametrize("asked_in", ["call", "config"])
-def test_attention_weights_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model, padded: Batch, asked_in: str):
+def test_attention_weights_equal_stock(tiny_model, stock_model, padded, asked_in):
     outputs = []
     for model in (tiny_model, stock_model):
         model.set_attn_implementation("eager")
@@ -211,9 +192,7 @@ def test_attention_weights_equal_stock(tiny_model: F2LLMModel, stock_model: Qwen
         assert_same(ours, theirs)
 
 
-def test_masks_with_holes_and_of_four_dimensions_equal_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
+def test_masks_with_holes_and_of_four_dimensions_equal_stock(tiny_model, stock_model, random_batch):
     input_ids = random_batch([5, 5])["input_ids"]
     allowed = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(4)) > 0.5
     mask = torch.zeros(2, 1, 5, 5).masked_fill(~(allowed.tril() | torch.eye(5, dtype=torch.bool)), -1e9)
@@ -226,16 +205,14 @@ def test_masks_with_holes_and_of_four_dimensions_equal_stock(
     assert_same(real(actual, batch), real(expected, batch))
 
 
-def test_a_mask_of_another_shape_fails_as_in_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
+def test_a_mask_of_another_shape_fails_as_in_stock(tiny_model, stock_model, random_batch):
     batch = random_batch([6, 4])
     for model in (tiny_model, stock_model):
         with pytest.raises(RuntimeError, match="must match"):
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"][:, :5])
 
 
-def test_the_end_token_is_learnt_even_if_it_is_the_padding(tiny_config: F2LLMConfig, tmp_path: Path):
+def test_the_end_token_is_learnt_even_if_it_is_the_padding(tiny_config, tmp_path):
     config = deepcopy(tiny_config)
     config.pad_token_id = config.eos_token_id
     new = F2LLMModel(config)
@@ -248,7 +225,7 @@ def test_the_end_token_is_learnt_even_if_it_is_the_padding(tiny_config: F2LLMCon
         assert model.embed_tokens.weight.grad[config.eos_token_id].count_nonzero() > 0
 
 
-def test_a_new_model_can_end_texts_with_the_token_that_it_pads_with(tiny_model: F2LLMModel):
+def test_a_new_model_can_end_texts_with_the_token_that_it_pads_with(tiny_model):
     """Qwen3-Embedding's tokenizer does so; its EOS is another token."""
     end = tiny_model.config.pad_token_id
     assert end != tiny_model.config.eos_token_id
@@ -257,3 +234,54 @@ def test_a_new_model_can_end_texts_with_the_token_that_it_pads_with(tiny_model: 
     gradients = tiny_model.embed_tokens.weight.grad.norm(dim=1)
     # Of zeros it would be ten thousand times the others'.
     assert 0 < gradients[end] < 100 * gradients[5]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("form", ["padded", "packed"])
+def test_gradient_checkpointing_changes_no_gradient(tiny_model, random_batch, use_reentrant, form):
+    inputs = random_batch(LENGTHS)
+    if form == "packed":
+        mask = inputs["attention_mask"].bool()
+        inputs = {"input_ids": inputs["input_ids"][mask][None], "sequence_lengths": LENGTHS}
+
+    def gradients() -> list[Tensor]:
+        tiny_model.zero_grad()
+        tiny_model(**inputs).last_hidden_state.square().sum().backward()
+        return [parameter.grad.clone() for parameter in tiny_model.parameters()]
+
+    tiny_model.train()
+    expected = gradients()
+    tiny_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    runs = []
+    tiny_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        assert_same(ours, theirs)
+    assert len(runs) == 2  # forward, and again in backward
+
+
+def test_autocast_is_as_close_to_fp32_as_stock(tiny_model, stock_model, padded):
+    exact = tiny_model(**padded).last_hidden_state
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = tiny_model(**padded).last_hidden_state
+        stock = real(stock_model(**padded).last_hidden_state, padded)
+    assert_same(actual, exact, tolerance=0.02)
+    assert (actual - exact).abs().mean() < 1.5 * (stock - exact).abs().mean()
+
+
+def test_autocast_gradients_are_close_to_fp32(tiny_model, padded):
+    expected = gradients_of(tiny_model, **padded)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = gradients_of(tiny_model, **padded)
+    for name in expected:
+        assert actual[name].dtype == torch.float32
+        assert_same(actual[name], expected[name], tolerance=0.05)
+
+
+def test_bf16_weights_are_as_close_to_fp32_as_stock(tiny_model, stock_model, padded):
+    exact = deepcopy(tiny_model)(**padded).last_hidden_state
+    actual = tiny_model.bfloat16()(**padded).last_hidden_state
+    stock = real(stock_model.bfloat16()(**padded).last_hidden_state, padded)
+    assert actual.dtype == torch.bfloat16
+    assert_same(actual.float(), exact, tolerance=0.02)
+    assert (actual - exact).abs().mean() < 1.5 * (stock - exact).abs().mean()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.modeling_f2llm.comparing import Batch, assert_same, gradients_of, real
@@ -21,9 +19,7 @@ def on_cuda(model: nn.Module, batch: Batch, implementation: str) -> tuple[nn.Mod
 
 
 @pytest.mark.gpu
-def test_cuda_chooses_a_kernel_that_equals_stock_in_fp32(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, padded: Batch
-):
+def test_cuda_chooses_a_kernel_that_equals_stock_in_fp32(tiny_model, stock_model, padded):
     model, inputs = on_cuda(tiny_model, padded, "packed")
     expected = real(stock_model(**padded).last_hidden_state, padded)
     assert_same(model(**inputs).last_hidden_state.cpu(), expected, tolerance=1e-4)
@@ -31,7 +27,7 @@ def test_cuda_chooses_a_kernel_that_equals_stock_in_fp32(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("implementation", ["packed", "torch_varlen"])
-def test_cuda_bf16_kernel_equals_sdpa(tiny_model: F2LLMModel, random_batch: Callable[..., Batch], implementation: str):
+def test_cuda_bf16_kernel_equals_sdpa(tiny_model, random_batch, implementation):
     results = []
     for name in (implementation, "sdpa"):
         model, inputs = on_cuda(tiny_model.bfloat16(), random_batch([70, 3, 33, 3, 1]), name)
@@ -44,9 +40,7 @@ def test_cuda_bf16_kernel_equals_sdpa(tiny_model: F2LLMModel, random_batch: Call
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("implementation", ["packed", "torch_varlen", "sdpa"])
-def test_cuda_autocast_is_close_to_fp32(
-    tiny_model: F2LLMModel, random_batch: Callable[..., Batch], implementation: str
-):
+def test_cuda_autocast_is_close_to_fp32(tiny_model, random_batch, implementation):
     batch = random_batch([70, 3, 33, 3, 1])
     expected = gradients_of(tiny_model, **batch)
     exact = tiny_model(**batch).last_hidden_state
@@ -63,9 +57,7 @@ def test_cuda_autocast_is_close_to_fp32(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("implementation", ["packed", "torch_varlen"])
-def test_cuda_sliding_windows_equal_sdpa(
-    tiny_model: F2LLMModel, tiny_config: F2LLMConfig, random_batch: Callable[..., Batch], implementation: str
-):
+def test_cuda_sliding_windows_equal_sdpa(tiny_model, tiny_config, random_batch, implementation):
     fields = {**tiny_config.to_dict(), "layer_types": None, "max_window_layers": 1}
     config = F2LLMConfig(**fields | {"use_sliding_window": True, "sliding_window": 5})
     sliding = F2LLMModel(config).eval().bfloat16()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -22,6 +22,7 @@ from modeling_f2llm.packing import (
     packed_position_ids,
     sequence_lengths_of,
 )
+from tests.modeling_f2llm.comparing import LENGTHS, assert_same
 
 CPU = torch.device("cpu")
 MASKS = {
@@ -38,12 +39,12 @@ MASKS = {
 
 
 @pytest.fixture(params=MASKS.values(), ids=MASKS)
-def mask(request: pytest.FixtureRequest) -> Tensor:
+def mask(request):
     return torch.tensor(request.param)
 
 
 @pytest.fixture
-def layout(mask: Tensor) -> PaddedLayout:
+def layout(mask):
     return PaddedLayout.from_mask(mask)
 
 
@@ -51,7 +52,7 @@ def texts_of(values: Tensor, mask: Tensor) -> list[list[float]]:
     return [row[real.bool()].tolist() for row, real in zip(values, mask, strict=True)]
 
 
-def test_packing_keeps_every_text_whole_shortest_first(layout: PaddedLayout, mask: Tensor):
+def test_packing_keeps_every_text_whole_shortest_first(layout, mask):
     values = torch.arange(mask.numel()).view(mask.shape)
     packed = layout.pack(values)
     assert packed.shape == (1, int(mask.sum()))
@@ -62,7 +63,7 @@ def test_packing_keeps_every_text_whole_shortest_first(layout: PaddedLayout, mas
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout: PaddedLayout, mask: Tensor, shape: tuple):
+def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout, mask, shape):
     values = torch.randn(*mask.shape, *shape)
     expected = values * mask.view(*mask.shape, *[1] * len(shape))
     assert torch.equal(layout.unpack(layout.pack(values)), expected)
@@ -70,22 +71,8 @@ def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout: PaddedLayo
     assert torch.equal(layout.pack(layout.unpack(packed)), packed)
 
 
-def test_gradients_reach_real_tokens_only(layout: PaddedLayout, mask: Tensor):
-    values = torch.randn(*mask.shape, 6, requires_grad=True)
-    layout.unpack(3 * layout.pack(values)).sum().backward()
-    assert torch.equal(values.grad, 3.0 * mask[..., None].expand_as(values))
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
-def test_a_mask_of_any_dtype_gives_the_same_layout(mask: Tensor, dtype: torch.dtype):
-    values = torch.arange(mask.numel()).view(mask.shape)
-    layout, other = PaddedLayout.from_mask(mask), PaddedLayout.from_mask(mask.to(dtype))
-    assert other.lengths == layout.lengths
-    assert torch.equal(other.pack(values), layout.pack(values))
-
-
 @pytest.mark.parametrize("holes", [[[1, 0, 1], [1, 1, 1]], [[1, 1, 0, 0], [0, 1, 0, 1]], [[1, 0, 0, 0, 1]]])
-def test_padding_between_real_tokens_has_no_layout(holes: list[list[int]]):
+def test_padding_between_real_tokens_has_no_layout(holes):
     assert PaddedLayout.from_mask(torch.tensor(holes)) is None
 
 
@@ -98,7 +85,7 @@ def test_a_full_mask_needs_no_index():
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [0, 2, 0, 3], []])
-def test_boundaries_are_those_of_the_flash_kernels(lengths: list[int]):
+def test_boundaries_are_those_of_the_flash_kernels(lengths):
     boundaries = boundary_kwargs(lengths, CPU)
     assert set(boundaries) == set(BOUNDARY_NAMES)
     assert boundaries["sequence_lengths"] == lengths
@@ -110,7 +97,7 @@ def test_boundaries_are_those_of_the_flash_kernels(lengths: list[int]):
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [7, 7]])
-def test_lengths_are_read_back_from_positions(lengths: list[int]):
+def test_lengths_are_read_back_from_positions(lengths):
     positions = packed_position_ids(lengths)
     assert positions.tolist() == [[position for length in lengths for position in range(length)]]
     assert sequence_lengths_of(positions) == lengths
@@ -144,7 +131,7 @@ def attention_calls(model: F2LLMModel) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("side", ["right", "left", "both"])
-def test_texts_of_equal_length_share_an_attention_call(tiny_model: F2LLMModel, random_batch, side: str):
+def test_texts_of_equal_length_share_an_attention_call(tiny_model, random_batch, side):
     with attention_calls(tiny_model) as sequences:
         tiny_model(**random_batch([5, 3, 5, 3, 2, 5], side))
     assert sequences == [1, 2, 3]
@@ -153,7 +140,7 @@ def test_texts_of_equal_length_share_an_attention_call(tiny_model: F2LLMModel, r
     assert sequences == [3]
 
 
-def test_a_packed_batch_keeps_the_order_of_the_caller(tiny_model: F2LLMModel, random_batch):
+def test_a_packed_batch_keeps_the_order_of_the_caller(tiny_model, random_batch):
     input_ids = random_batch([13])["input_ids"]
     with attention_calls(tiny_model) as sequences:
         tiny_model(input_ids=input_ids, sequence_lengths=[2, 2, 3, 2, 4])
@@ -163,9 +150,7 @@ def test_a_packed_batch_keeps_the_order_of_the_caller(tiny_model: F2LLMModel, ra
 @pytest.mark.parametrize("window", [1, 3, 6, 50])
 @pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_sliding_window_layers_equal_stock(
-    tiny_model: F2LLMModel, tiny_config: F2LLMConfig, random_batch, window: int, implementation: str, side: str
-):
+def test_sliding_window_layers_equal_stock(tiny_model, tiny_config, random_batch, window, implementation, side):
     fields = deepcopy(tiny_config).to_dict() | {"layer_types": None, "max_window_layers": 1}
     config = F2LLMConfig(**fields | {"use_sliding_window": True, "sliding_window": window})
     assert config.layer_types == ["full_attention", "sliding_attention"]
@@ -184,8 +169,114 @@ def test_sliding_window_layers_equal_stock(
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_torchs_kernel_takes_the_arguments_it_is_given(window: int | None):
+def test_torchs_kernel_takes_the_arguments_it_is_given(window):
     # Without a GPU only the call can be checked: tensors without data have shapes.
     query, key = torch.empty(7, 4, 8, device="meta"), torch.empty(7, 2, 8, device="meta")
     options = {**boundary_kwargs([3, 4], CPU), "sliding_window": window, "scaling": 8**-0.5, "dropout": 0.0}
     assert _torch_varlen(query, key, key.clone(), options).shape == query.shape
+
+
+PACKED = [3, 1, 4, 4, 2]
+MARKS: dict[str, Callable[[], dict]] = {
+    "sequence_lengths": lambda: {"sequence_lengths": PACKED},
+    "cu_seq_lens": lambda: {"cu_seq_lens_q": torch.tensor([0, *PACKED]).cumsum(0).to(torch.int32)},
+    "position_ids": lambda: {"position_ids": packed_position_ids(PACKED)},
+    "flash-arguments": lambda: boundary_kwargs(PACKED, torch.device("cpu")),
+    "flash-arguments-and-position_ids": lambda: {
+        **boundary_kwargs(PACKED, torch.device("cpu")),
+        "position_ids": packed_position_ids(PACKED),
+    },
+}
+
+
+@pytest.fixture
+def flat_ids(random_batch):
+    return random_batch([sum(PACKED)], seed=3)["input_ids"]
+
+
+@pytest.fixture(params=MARKS.values(), ids=MARKS)
+def marks(request):
+    return request.param()
+
+
+@pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
+def test_a_packed_batch_equals_stock_text_by_text(tiny_model, stock_model, flat_ids, marks, implementation):
+    tiny_model.set_attn_implementation(implementation)
+    hidden = tiny_model(input_ids=flat_ids, **marks).last_hidden_state
+    assert hidden.shape == (1, sum(PACKED), 32)
+    for ids, states in zip(flat_ids[0].split(PACKED), hidden[0].split(PACKED), strict=True):
+        assert_same(states, stock_model(input_ids=ids[None]).last_hidden_state[0])
+
+
+def test_packed_hidden_states_and_tuples_stay_packed(tiny_model, flat_ids, marks):
+    last, states = tiny_model(input_ids=flat_ids, output_hidden_states=True, return_dict=False, **marks)
+    assert [layer.shape for layer in states] == [last.shape] * 3
+    embeds = tiny_model.embed_tokens(flat_ids)
+    assert torch.equal(tiny_model(inputs_embeds=embeds, **marks).last_hidden_state, last)
+    assert torch.equal(states[-1], last)
+    assert torch.equal(last, tiny_model(input_ids=flat_ids, **marks).last_hidden_state)
+
+
+def test_packed_gradients_equal_padded_gradients(tiny_model, random_batch):
+    batch = random_batch(LENGTHS)
+    mask = batch["attention_mask"].bool()
+    flat = {"input_ids": batch["input_ids"][mask][None], "sequence_lengths": LENGTHS}
+    weights = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(2))
+    parameters = list(tiny_model.parameters())
+    padded = (tiny_model(**batch).last_hidden_state[mask] * weights).sum()
+    packed = (tiny_model(**flat).last_hidden_state[0] * weights).sum()
+    for ours, theirs in zip(
+        torch.autograd.grad(packed, parameters), torch.autograd.grad(padded, parameters), strict=True
+    ):
+        assert_same(ours, theirs)
+
+
+def test_empty_texts_take_no_room_in_a_packed_batch(tiny_model, flat_ids):
+    with_empty = [0, *PACKED[:2], 0, *PACKED[2:], 0]
+    assert torch.equal(
+        tiny_model(input_ids=flat_ids, sequence_lengths=with_empty).last_hidden_state,
+        tiny_model(input_ids=flat_ids, sequence_lengths=PACKED).last_hidden_state,
+    )
+
+
+@pytest.mark.parametrize("position_ids", [[4, 5, 6, 7, 8], [3, 4, 0, 1, 2], [0, 1, 0, 1, 2]])
+def test_positions_of_a_single_row_equal_stock(tiny_model, stock_model, random_batch, position_ids):
+    inputs = {"input_ids": random_batch([5])["input_ids"], "position_ids": torch.tensor([position_ids])}
+    assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
+    # With a mask the row is one text, at any positions.
+    inputs["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
+    assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("rows", "boundaries", "message"),
+    [
+        (1, {"sequence_lengths": [2, 4]}, r"must divide its \(1, 5\) tokens"),
+        (1, {"sequence_lengths": [2, 2]}, r"must divide its \(1, 5\) tokens"),
+        (1, {"sequence_lengths": []}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([0, 2, 6])}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([0, 2, 4])}, r"must divide its \(1, 5\) tokens"),
+        (1, {"cu_seq_lens_q": torch.tensor([1, 3, 6])}, "a packed batch"),
+        (1, {"sequence_lengths": [4, -2, 3]}, "a packed batch"),
+        (2, {"sequence_lengths": [5, 5]}, r"shape \(2, 5\)"),
+    ],
+)
+def test_faulty_boundaries_are_refused(tiny_model, rows, boundaries, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(input_ids=torch.ones(rows, 5, dtype=torch.long), **boundaries)
+
+
+def test_a_batch_that_is_all_padding_comes_out_as_from_qwen3(tiny_model):
+    batch = {"input_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
+    stock = Qwen3Model._from_config(tiny_model.config, attn_implementation="sdpa").eval()
+    stock.load_state_dict(tiny_model.state_dict())
+    actual = tiny_model(**batch).last_hidden_state
+    assert actual.isfinite().all()
+    assert_same(actual, stock(**batch).last_hidden_state)
+
+
+def test_attention_weights_of_a_packed_batch_come_with_its_hidden_state(tiny_model, flat_ids):
+    tiny_model.set_attn_implementation("eager")
+    expected = tiny_model(input_ids=flat_ids, sequence_lengths=PACKED).last_hidden_state
+    actual = tiny_model(input_ids=flat_ids, sequence_lengths=PACKED, output_attentions=True).last_hidden_state
+    assert_same(actual, expected)

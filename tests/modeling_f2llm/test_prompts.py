@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
-
 from modeling_f2llm import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
 
 
@@ -36,8 +34,3 @@ def test_task_instructions_are_the_published_ones():
         "Clustering": topic,
         "PairClassification": "Retrieve semantically entailed text.",
     }
-
-
-def test_a_prompt_survives_tokenisation(tiny_tokenizer: PreTrainedTokenizerBase):
-    text = DEFAULT_PROMPTS["query"] + "Où vivent les pandas géants ?"
-    assert tiny_tokenizer.decode(tiny_tokenizer(text).input_ids, skip_special_tokens=True) == text

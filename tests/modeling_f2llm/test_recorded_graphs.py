@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMModel
 from tests.modeling_f2llm.comparing import Batch, assert_same, real
@@ -48,7 +47,7 @@ def in_place(model: torch.nn.Module, batch: Batch) -> Encode:
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_compiled() -> Iterator[None]:
+def forget_what_was_compiled():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -59,23 +58,14 @@ def forget_what_was_compiled() -> Iterator[None]:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("record", [traced, exported, in_one_graph, in_place])
 @torch.no_grad()
-def test_a_graph_is_right_for_every_length(
-    record: Callable,
-    side: str,
-    example: str,
-    tiny_model: F2LLMModel,
-    stock_model: Qwen3Model,
-    random_batch: Callable[..., Batch],
-):
+def test_a_graph_is_right_for_every_length(record, side, example, tiny_model, stock_model, random_batch):
     encode = record(HiddenStates(tiny_model), random_batch(LENGTHS[example], side))
     for lengths in LENGTHS.values():
         batch = random_batch(lengths, side)
         assert_same(real(encode(*batch.values()), batch), real(stock_model(**batch).last_hidden_state, batch))
 
 
-def test_a_compiled_model_has_the_gradients_of_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
+def test_a_compiled_model_has_the_gradients_of_stock(tiny_model, stock_model, random_batch):
     batch = random_batch(LENGTHS["unequal"])
     weights = torch.randn(5, 7, 32, generator=torch.Generator().manual_seed(1)) * batch["attention_mask"][..., None]
     gradients = []
@@ -86,9 +76,7 @@ def test_a_compiled_model_has_the_gradients_of_stock(
         assert_same(ours, stock)
 
 
-def test_a_model_with_compiled_layers_is_exported_as_stock(
-    tiny_model: F2LLMModel, stock_model: Qwen3Model, random_batch: Callable[..., Batch]
-):
+def test_a_model_with_compiled_layers_is_exported_as_stock(tiny_model, stock_model, random_batch):
     for layer in tiny_model.layers:
         layer.compiled = True
     encode = exported(HiddenStates(tiny_model), random_batch(LENGTHS["unequal"]))
@@ -96,7 +84,7 @@ def test_a_model_with_compiled_layers_is_exported_as_stock(
     assert_same(real(encode(*batch.values()), batch), real(stock_model(**batch).last_hidden_state, batch))
 
 
-def test_the_boundaries_of_a_packed_batch_are_not_traced(tiny_model: F2LLMModel):
+def test_the_boundaries_of_a_packed_batch_are_not_traced(tiny_model):
     class Packed(torch.nn.Module):
         def forward(self, input_ids: Tensor, ends: Tensor) -> Tensor:
             return tiny_model(input_ids=input_ids, cu_seq_lens_q=ends).last_hidden_state

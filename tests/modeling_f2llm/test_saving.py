@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from tests.modeling_f2llm.comparing import LENGTHS, Batch, assert_same, real
+from tests.modeling_f2llm.comparing import LENGTHS, assert_same, real
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_causal_lm_folder_loads_as_its_encoder(
-    tmp_path: Path, tiny_config: F2LLMConfig, random_batch: Callable[..., Batch], tied: bool
-):
+def test_a_causal_lm_folder_loads_as_its_encoder(tmp_path, tiny_config, random_batch, tied):
     names = Qwen3Config().to_dict().keys() & tiny_config.to_dict().keys() - {"architectures"}
     config = Qwen3Config(**{name: tiny_config.to_dict()[name] for name in names} | {"tie_word_embeddings": tied})
     causal = Qwen3ForCausalLM(config).eval()
@@ -35,7 +31,7 @@ def test_a_causal_lm_folder_loads_as_its_encoder(
     assert_same(model(**batch).last_hidden_state, real(causal.model(**batch).last_hidden_state, batch))
 
 
-def test_state_dict_is_that_of_stock(tiny_model: F2LLMModel, stock_model: Qwen3Model):
+def test_state_dict_is_that_of_stock(tiny_model, stock_model):
     assert not any(name.startswith("model.") for name in tiny_model.state_dict())
     assert {n: w.shape for n, w in tiny_model.state_dict().items()} == {
         n: w.shape for n, w in stock_model.state_dict().items()
@@ -43,7 +39,7 @@ def test_state_dict_is_that_of_stock(tiny_model: F2LLMModel, stock_model: Qwen3M
     assert all(torch.equal(weight, tiny_model.state_dict()[n]) for n, weight in stock_model.state_dict().items())
 
 
-def test_saving_and_loading_changes_nothing(tiny_model: F2LLMModel, saved_folder: Path, padded: Batch):
+def test_saving_and_loading_changes_nothing(tiny_model, saved_folder, padded):
     loaded = F2LLMModel.from_pretrained(saved_folder)
     assert isinstance(loaded.config, F2LLMConfig)
     assert loaded.config.matryoshka_dimensions == [32, 16, 8]
@@ -54,13 +50,13 @@ def test_saving_and_loading_changes_nothing(tiny_model: F2LLMModel, saved_folder
     assert sorted(path.name for path in saved_folder.iterdir()) == sorted(["config.json", "model.safetensors", *code])
 
 
-def test_the_chosen_implementation_is_not_saved(saved_folder: Path, tmp_path: Path):
+def test_the_chosen_implementation_is_not_saved(saved_folder, tmp_path):
     F2LLMModel.from_pretrained(saved_folder, attn_implementation="eager").save_pretrained(tmp_path)
     assert F2LLMModel.from_pretrained(tmp_path).config._attn_implementation == "packed"
     assert "packed" not in (tmp_path / "config.json").read_text()
 
 
-def test_stock_runs_on_the_config_of_a_loaded_model(tiny_model: F2LLMModel, saved_folder: Path, padded: Batch):
+def test_stock_runs_on_the_config_of_a_loaded_model(tiny_model, saved_folder, padded):
     # The config carries the name of the packed implementation along: it must work in Qwen3Model, mask and all.
     stock = Qwen3Model.from_pretrained(saved_folder, config=tiny_model.config).eval()
     expected = tiny_model(**padded).last_hidden_state
@@ -76,9 +72,7 @@ def test_stock_runs_on_the_config_of_a_loaded_model(tiny_model: F2LLMModel, save
         ("resaved_remote", "F2LLMModel"),
     ],
 )
-def test_folder_loads_without_the_package(
-    tiny_model: F2LLMModel, loaded_elsewhere, token_batch: Batch, name: str, class_name: str
-):
+def test_folder_loads_without_the_package(tiny_model, loaded_elsewhere, token_batch, name, class_name):
     arrays, facts = loaded_elsewhere
     assert facts[f"{name}_class"] == class_name
     assert facts[f"{name}_package"] == ("transformers" if class_name == "Qwen3Model" else "transformers_modules")
@@ -88,6 +82,6 @@ def test_folder_loads_without_the_package(
     np.testing.assert_allclose(arrays[f"{name}_hidden"], expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max())
 
 
-def test_resaving_remote_code_keeps_the_code(loaded_elsewhere, saved_folder: Path):
+def test_resaving_remote_code_keeps_the_code(loaded_elsewhere, saved_folder):
     assert loaded_elsewhere.facts["config_class"] == "F2LLMConfig"
     assert loaded_elsewhere.facts["resaved_files"] == sorted(path.name for path in saved_folder.iterdir())

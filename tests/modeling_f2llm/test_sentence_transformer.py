@@ -12,26 +12,25 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerBase, Qwen3Model
+from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, append_eos, build_sentence_transformer
 from tests.conftest import EOS
 
 
 @pytest.fixture
-def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_tokenizer):
     return deepcopy(tiny_tokenizer)
 
 
 @pytest.fixture
-def built(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+def built(tiny_model, tokenizer):
     return build_sentence_transformer(tiny_model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def released_json(released_folder: Path) -> dict[str, dict]:
+def released_json(released_folder):
     return {path.name: json.loads(path.read_text()) for path in released_folder.glob("*.json")}
 
 
@@ -50,9 +49,7 @@ def by_hand(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, texts: list[s
     return normalize(torch.stack(last), dim=-1).numpy()
 
 
-def test_documents_are_the_normalised_last_token(
-    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
-):
+def test_documents_are_the_normalised_last_token(built, tiny_model, tokenizer, sentences):
     expected = by_hand(tiny_model, tokenizer, sentences)
     assert_same(built.encode_document(sentences), expected)
     assert_same(built.encode(sentences), expected)
@@ -63,9 +60,7 @@ def test_documents_are_the_normalised_last_token(
     assert_same(built.similarity(expected, expected[:2]).numpy(), expected @ expected[:2].T)
 
 
-def test_queries_carry_the_published_prompt(
-    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
-):
+def test_queries_carry_the_published_prompt(built, tiny_model, tokenizer, sentences):
     prompt = "Instruct: Given a question, retrieve passages that can help answer the question.\nQuery: "
     expected = by_hand(tiny_model, tokenizer, [prompt + text for text in sentences])
     assert_same(built.encode_query(sentences), expected)
@@ -76,9 +71,7 @@ def test_queries_carry_the_published_prompt(
     assert_same(own.encode_document(sentences), by_hand(tiny_model, tokenizer, ["D: " + text for text in sentences]))
 
 
-def test_a_longer_text_is_cut_before_eos(
-    built: SentenceTransformer, tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase
-):
+def test_a_longer_text_is_cut_before_eos(built, tiny_model, tokenizer):
     built.max_seq_length = 6
     text = "Giant pandas live in the mountain forests of Sichuan."
     ids = [*tokenizer(text).input_ids[:5], tokenizer.eos_token_id]
@@ -87,7 +80,7 @@ def test_a_longer_text_is_cut_before_eos(
     assert_same(built.encode_document([text]), expected.numpy())
 
 
-def test_a_tokenizer_gains_eos_while_building(tiny_model: F2LLMModel, tokenizer: PreTrainedTokenizerBase):
+def test_a_tokenizer_gains_eos_while_building(tiny_model, tokenizer):
     bare = deepcopy(tokenizer)
     bare.backend_tokenizer.post_processor = None
     assert bare("text").input_ids == tokenizer("text").input_ids[:-1]
@@ -96,14 +89,7 @@ def test_a_tokenizer_gains_eos_while_building(tiny_model: F2LLMModel, tokenizer:
     assert_same(built.encode_document(["text"]), by_hand(tiny_model, tokenizer, ["text"]))
 
 
-def test_a_stock_model_can_be_wrapped(
-    stock_model: Qwen3Model, built: SentenceTransformer, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
-):
-    stock = build_sentence_transformer(stock_model, tokenizer)
-    assert_same(stock.encode_query(sentences), built.encode_query(sentences))
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_config: F2LLMConfig, tiny_tokenizer):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_config, tiny_tokenizer):
     tokens = len(tiny_tokenizer)
     fitting, small = (
         F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "vocab_size": size})) for size in (tokens, tokens - 1)
@@ -116,7 +102,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_config: F2L
 # -- the released folder -----------------------------------------------------------------------------------------------
 
 
-def test_released_config_is_qwen3_with_the_fields_that_servers_read(released_json: dict[str, dict]):
+def test_released_config_is_qwen3_with_the_fields_that_servers_read(released_json):
     config = released_json["config.json"]
     assert config["model_type"] == "qwen3"
     assert config["architectures"] == ["Qwen3Model"]
@@ -128,13 +114,7 @@ def test_released_config_is_qwen3_with_the_fields_that_servers_read(released_jso
     }
 
 
-def test_released_modules_need_no_code_of_ours(released_json: dict[str, dict]):
-    modules = released_json["modules.json"]
-    assert [module["type"].split(".")[0] for module in modules] == ["sentence_transformers"] * 3
-    assert [module["type"].split(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
-
-
-def test_released_folder_states_prompts_and_similarity(released_json: dict[str, dict], released_folder: Path):
+def test_released_folder_states_prompts_and_similarity(released_json, released_folder):
     config = released_json["config_sentence_transformers.json"]
     assert config["prompts"] == DEFAULT_PROMPTS
     assert config["similarity_fn_name"] == "cosine"
@@ -143,7 +123,7 @@ def test_released_folder_states_prompts_and_similarity(released_json: dict[str, 
     assert pooling["include_prompt"] is True
 
 
-def test_released_weights_are_safetensors_and_the_code_is_complete(released_folder: Path):
+def test_released_weights_are_safetensors_and_the_code_is_complete(released_folder):
     files = {path.name for path in released_folder.rglob("*") if path.is_file()}
     assert {path for path in files if path.endswith(".safetensors")} == {"model.safetensors"}
     assert not {path for path in files if Path(path).suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}}
@@ -155,17 +135,10 @@ def test_released_weights_are_safetensors_and_the_code_is_complete(released_fold
     }
 
 
-def test_released_tokenizer_appends_eos(released_folder: Path, tokenizer: PreTrainedTokenizerBase):
-    loaded = SentenceTransformer(str(released_folder), device="cpu").tokenizer
-    assert loaded("some text").input_ids == tokenizer("some text").input_ids
-
-
 @pytest.mark.parametrize(
     ("name", "class_name"), [("st", "Qwen3Model"), ("st_truncated", "Qwen3Model"), ("st_remote", "F2LLMModel")]
 )
-def test_sentence_transformers_alone_gives_the_same_embeddings(
-    built: SentenceTransformer, loaded_elsewhere, sentences: list[str], name: str, class_name: str
-):
+def test_sentence_transformers_alone_gives_the_same_embeddings(built, loaded_elsewhere, sentences, name, class_name):
     arrays, facts = loaded_elsewhere
     assert facts[f"{name}_class"] == class_name
     assert facts[f"{name}_modules"] == ["sentence_transformers"] * 3
@@ -174,24 +147,7 @@ def test_sentence_transformers_alone_gives_the_same_embeddings(
         assert_same(arrays[f"{name}_{kind}"], expected[:, :8] if name == "st_truncated" else expected)
 
 
-def test_truncated_embeddings_normalise_to_the_narrow_ones(
-    built: SentenceTransformer, loaded_elsewhere, sentences: list[str]
-):
-    truncated = torch.from_numpy(loaded_elsewhere.arrays["st_truncated_query"])
-    expected = built.encode_query(sentences, truncate_dim=8, normalize_embeddings=True)
-    assert_same(normalize(truncated, dim=-1).numpy(), expected)
-
-
-@pytest.mark.parametrize("name", ["stock", "remote", "resaved_stock", "resaved_remote"])
-def test_transformers_alone_gives_the_same_embeddings(
-    built: SentenceTransformer, loaded_elsewhere, sentences: list[str], name: str
-):
-    assert_same(loaded_elsewhere.arrays[f"{name}_embedding"], built.encode_document(sentences))
-
-
-def test_saving_a_loaded_release_gives_the_same_weights_and_embeddings(
-    released_folder: Path, built: SentenceTransformer, sentences: list[str], tmp_path: Path
-):
+def test_saving_a_loaded_release_gives_the_same_weights_and_embeddings(released_folder, built, sentences, tmp_path):
     model = F2LLMModel.from_pretrained(released_folder)
     again = build_sentence_transformer(model, append_eos(built.tokenizer))
     again.save_pretrained(str(tmp_path))
@@ -202,27 +158,8 @@ def test_saving_a_loaded_release_gives_the_same_weights_and_embeddings(
     assert_same(loaded.encode_query(sentences), built.encode_query(sentences))
 
 
-def test_an_embedding_does_not_depend_on_the_batch(built: SentenceTransformer, sentences: list[str]):
-    alone = np.concatenate([built.encode_query([text]) for text in sentences])
-    assert_same(alone, built.encode_query(sentences, batch_size=4))
-    assert_same(alone, built.encode_query(sentences, batch_size=len(sentences)))
-
-
-def test_bf16_embeddings_are_close_to_fp32(built: SentenceTransformer, sentences: list[str]):
-    exact = built.encode_query(sentences, convert_to_tensor=True)
-    half: Tensor = built.bfloat16().encode_query(sentences, convert_to_tensor=True)
-    cosines = torch.nn.functional.cosine_similarity(half.float(), exact)
-    assert cosines.min() > 0.999
-
-
 @pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
-def test_padding_with_eos_changes_no_embedding(
-    tiny_model: F2LLMModel,
-    tiny_tokenizer: PreTrainedTokenizerBase,
-    sentences: list[str],
-    pad_token: str | None,
-    tmp_path: Path,
-):
+def test_padding_with_eos_changes_no_embedding(tiny_model, tiny_tokenizer, sentences, pad_token, tmp_path):
     expected = build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).encode(sentences)
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.pad_token = pad_token

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
-from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 from modeling_f2llm import append_eos
 from modeling_f2llm.tokenizer import end_token_id
@@ -26,18 +25,18 @@ MULTILINGUAL = [
 
 
 @pytest.fixture
-def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_tokenizer):
     return deepcopy(tiny_tokenizer)
 
 
 @pytest.fixture
-def blank() -> PreTrainedTokenizerBase:
+def blank():
     """A tokenizer that does not append EOS yet."""
     tokenizer = Qwen2Tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     return tokenizer.train_new_from_iterator(["some text"], vocab_size=270, show_progress=False)
 
 
-def test_eos_follows_the_text_and_nothing_else_changes(blank: PreTrainedTokenizerBase):
+def test_eos_follows_the_text_and_nothing_else_changes(blank):
     texts = ["some text", "", *MULTILINGUAL]
     before = blank(texts).input_ids
     blank.padding_side = blank.truncation_side = "left"
@@ -58,7 +57,7 @@ def test_eos_follows_the_text_and_nothing_else_changes(blank: PreTrainedTokenize
 
 
 @pytest.mark.parametrize("post_processor", [None, ByteLevel(trim_offsets=False)], ids=["none", "byte-level"])
-def test_offsets_still_point_into_the_text(blank: PreTrainedTokenizerBase, post_processor: ByteLevel | None):
+def test_offsets_still_point_into_the_text(blank, post_processor):
     blank.backend_tokenizer.post_processor = post_processor
     text = " some  text"
     before = blank(text, return_offsets_mapping=True)
@@ -69,24 +68,15 @@ def test_offsets_still_point_into_the_text(blank: PreTrainedTokenizerBase, post_
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 8])
-def test_eos_is_kept_on_truncation(tokenizer: PreTrainedTokenizerBase, max_length: int):
+def test_eos_is_kept_on_truncation(tokenizer, max_length):
     text = "Giant pandas live in the mountain forests of Sichuan."
     whole = tokenizer(text).input_ids
     short = tokenizer(text, truncation=True, max_length=max_length).input_ids
     assert short == [*whole[: max_length - 1], tokenizer.eos_token_id]
 
 
-def test_a_template_that_ends_with_eos_is_left_alone(blank: PreTrainedTokenizerBase):
-    pad, eos = "<|endoftext|>", "<|im_end|>"
-    blank.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{pad} $A {eos}", special_tokens=[(pad, blank.pad_token_id), (eos, blank.eos_token_id)]
-    )
-    before = blank("some text").input_ids
-    assert append_eos(blank)("some text").input_ids == before
-
-
 @pytest.mark.parametrize("appended", ["<|endoftext|>", "<|im_start|>"])
-def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, appended: str):
+def test_a_token_that_is_appended_already_stays(blank, appended):
     """Qwen3-Embedding's EOS is <|im_end|>, but its padding token follows every text."""
     blank.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     token = blank.convert_tokens_to_ids(appended)
@@ -100,25 +90,14 @@ def test_a_token_that_is_appended_already_stays(blank: PreTrainedTokenizerBase, 
     assert blank(MULTILINGUAL[0], truncation=True, max_length=4).input_ids[-1] == token
 
 
-def test_a_token_before_texts_does_not_end_them(blank: PreTrainedTokenizerBase):
-    pad = "<|endoftext|>"
-    blank.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{pad} $A", special_tokens=[(pad, blank.pad_token_id)]
-    )
-    assert end_token_id(blank) is None
-    assert end_token_id(append_eos(blank)) == blank.eos_token_id
-
-
 @pytest.mark.parametrize("text", MULTILINGUAL)
-def test_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, text: str):
+def test_text_survives_the_round_trip(tokenizer, text):
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer.decode(ids) == text + "<|im_end|>"
 
 
-def test_saved_tokenizer_appends_eos_in_stock_libraries(
-    tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path
-):
+def test_saved_tokenizer_appends_eos_in_stock_libraries(tokenizer, sentences, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     expected = tokenizer(sentences).input_ids
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -132,7 +111,7 @@ def test_saved_tokenizer_appends_eos_in_stock_libraries(
 
 
 @pytest.mark.parametrize("pad_token", ["<|im_end|>", None])
-def test_eos_may_be_the_padding_and_is_where_there_is_none(blank: PreTrainedTokenizerBase, pad_token: str | None):
+def test_eos_may_be_the_padding_and_is_where_there_is_none(blank, pad_token):
     blank.pad_token = pad_token
     append_eos(blank)
     assert blank.pad_token == "<|im_end|>"
@@ -143,7 +122,7 @@ def test_eos_may_be_the_padding_and_is_where_there_is_none(blank: PreTrainedToke
 
 @pytest.mark.parametrize("byte_level", [True, False])
 @pytest.mark.parametrize("first", [["<s>"], ["<s>", "<t>"]])
-def test_what_goes_before_a_text_stays(first: list[str], byte_level: bool, tmp_path: Path):
+def test_what_goes_before_a_text_stays(first, byte_level, tmp_path):
     """Llama's tokenizer puts BOS before every text and nothing after it."""
     blank = Qwen2Tokenizer(eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<s>", "<t>"])
     blank = blank.train_new_from_iterator(["some text"], vocab_size=270, show_progress=False)
@@ -164,7 +143,7 @@ def test_what_goes_before_a_text_stays(first: list[str], byte_level: bool, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path)("some text").input_ids == after.input_ids
 
 
-def test_a_class_that_writes_its_own_template_keeps_both_ends(tmp_path: Path):
+def test_a_class_that_writes_its_own_template_keeps_both_ends(tmp_path):
     vocabulary = {token: place for place, token in enumerate(["<unk>", "<s>", "</s>", "▁", "a", "b"])}
     tokenizer = append_eos(LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True))
     assert tokenizer("ab").input_ids == [1, 3, 4, 5, 2]

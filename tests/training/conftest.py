@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import killed, write_single_stage
 from training.common.errors import UserError
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
@@ -122,6 +123,22 @@ def check_same_weights(uninterrupted):
         assert not [name for name, tensor in weights.items() if not torch.equal(resumed[name], tensor)]
 
     return check
+
+
+@pytest.fixture(scope="session")
+def stopped_at_4(tmp_path_factory):
+    """A folder of a run of ten steps that was killed after its fourth, with checkpoints of the second and fourth."""
+    folder = tmp_path_factory.mktemp("stopped_at_4")
+    killed(write_single_stage(folder, save_steps=2), 4)
+    return folder
+
+
+@pytest.fixture
+def write_stopped(stopped_at_4, tmp_path):
+    """Copies that run to the test's folder and writes its recipe with other keys."""
+    shutil.copytree(stopped_at_4 / "run", tmp_path / "run")
+    manifest = str(stopped_at_4 / "data/manifest.yaml")
+    return lambda **keys: write_single_stage(tmp_path, **{"save_steps": 2, "manifest": manifest, **keys})
 
 
 @pytest.fixture

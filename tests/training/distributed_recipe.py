@@ -12,14 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.recipes import write_sources
+from tests.training.recipes import SMALL, write_sources
 
 STEPS = 10
 # By name, the keys in which a stage differs from the others.
 STAGES: dict[str, dict[str, Any]] = {
-    "retrieval": {"task_types": ["retrieval"]},
-    "clustering": {"task_types": ["clustering"]},
-    "classification": {"task_types": ["classification"]},
     "mixed": {},
     "published": {"gather_gradients": False, "mask_duplicates": True},
     "distillation": {"teacher": "TEACHER"},
@@ -56,23 +53,14 @@ def write_distributed_recipe(folder: Path, models: Path, stages: list[str], **ke
         "prepared_dir": str(folder / "prepared"),
         "manifest": str(write_sources(folder / "data")),
         "model": str(models / "student"),
-        "max_length": 32,
+        **SMALL,
         "max_tokens_per_forward": 150,
         "global_batch_size": 12,
-        "num_hard_negatives_retrieval": 3,
-        "num_hard_negatives_clustering": 4,
-        "validation_share": 0.1,
-        "learning_rate": 1e-3,
-        "warmup_steps": 2,
         "max_steps": STEPS,
         "logging_steps": 1,
         "eval_strategy": "steps",
         "eval_steps": 5,
-        "save_strategy": "steps",
         "save_steps": 4,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
         **keys,
     }
     meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}

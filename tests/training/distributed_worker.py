@@ -19,12 +19,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from unittest import mock
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from training.run_stage import main
-from training.trainer import gradient_cache, trainer
+from training.trainer import trainer
 
 
 def _shard() -> None:
@@ -32,29 +34,24 @@ def _shard() -> None:
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
-def _die(rank: int, at_step: int) -> None:
+def _at(rank: int, step: int, action: Callable[[], None]) -> None:
     training_step = trainer.F2LLMTrainer.training_step
 
-    def gather(*args: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def dying(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
-        if self.args.process_index == rank and self.state.global_step == at_step:
-            gradient_cache._gather = gather
+    def acting(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
+        if self.args.process_index == rank and self.state.global_step == step:
+            action()
         return training_step(self, *args, **kwargs)
 
-    trainer.F2LLMTrainer.training_step = dying
+    trainer.F2LLMTrainer.training_step = acting
 
 
-def _terminate(rank: int, at_step: int) -> None:
-    training_step = trainer.F2LLMTrainer.training_step
+def _die(rank: int, step: int) -> None:
+    gather = "training.trainer.gradient_cache._gather"
+    _at(rank, step, lambda: mock.patch(gather, lambda *args: os.kill(os.getpid(), signal.SIGKILL)).start())
 
-    def terminated(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
-        if self.args.process_index == rank and self.state.global_step == at_step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return training_step(self, *args, **kwargs)
 
-    trainer.F2LLMTrainer.training_step = terminated
+def _terminate(rank: int, step: int) -> None:
+    _at(rank, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _fork(processes: int, port: int) -> None:

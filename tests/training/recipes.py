@@ -19,6 +19,21 @@ from training.trainer.trainer import F2LLMTrainer
 # The least that a recipe must say.
 ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
 
+# What `write_single_stage` says of a new model, left out.
+NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
+# What the small trainings have in common.
+SMALL = {
+    "max_length": 32,
+    "num_hard_negatives_retrieval": 3,
+    "num_hard_negatives_clustering": 4,
+    "validation_share": 0.1,
+    "learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "save_strategy": "steps",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
 
@@ -73,21 +88,12 @@ def write_recipe(folder: Path, **keys: Any) -> Path:
     shared = {
         "output_dir": str(folder / "run"),
         "manifest": str(manifest),
-        "max_length": 32,
+        **SMALL,
         "global_batch_size": 16,
-        "num_hard_negatives_retrieval": 3,
-        "num_hard_negatives_clustering": 4,
-        "validation_share": 0.1,
-        "learning_rate": 1e-3,
-        "warmup_steps": 2,
         "num_train_epochs": 2,
         "logging_steps": 5,
         "eval_strategy": "epoch",
-        "save_strategy": "steps",
         "save_steps": 3,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
     }
     model = {
         "hidden_size": 32,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,8 +26,6 @@ from training.prepare import main as prepare
 from training.publish import main as publish
 from training.release import main as release
 from training.run_stage import main as run_stage
-
-Main = Callable[[list[str]], int]
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +67,14 @@ def trained(places):
 MINE = "--manifest {data}/manifest.yaml --model {model} --replace --max-score -1 --top 9 --skip 0 --negatives 1 "
 DECONTAMINATE = "--manifest {data}/manifest.yaml --exact --remove "
 TRAIN = "{places}/single.yaml --max_steps 1 "
-READ, LIES, FOREIGN = "which is read", "which is read", "which this command did not write"
+READ, FOREIGN = "which is read", "which this command did not write"
 
 
 @pytest.mark.parametrize(
     ("main", "words", "part"),
     [
         (mine, MINE + "--output {data}", READ),
-        (mine, MINE + "--output {model}/mined", LIES),
+        (mine, MINE + "--output {model}/mined", READ),
         (mine, MINE + "--output {places}/mined --cache {model}", "is read; give another --cache"),
         (mine, MINE + "--output {other}", FOREIGN),
         (decontaminate, DECONTAMINATE + "--output {data}", READ),
@@ -90,23 +87,23 @@ READ, LIES, FOREIGN = "which is read", "which is read", "which this command did 
         (release, "--manifest {data}/manifest.yaml --output {data}", READ),
         (release, "--manifest {data}/manifest.yaml --output {other}", "is no release"),
         (merge, "{model} {model} --output {model}", "is read"),
-        (merge, "{model} {model} --output {model}/soup", LIES),
+        (merge, "{model} {model} --output {model}/soup", READ),
         (merge, "{model} {model} --output {other}", "holds something else"),
         (merge, "{adapter} --output {model}", "is read"),
-        (merge, "{adapter} --output {adapter}/merged", LIES),
-        (export, "{model} --backend onnx --output {model}/onnx", LIES),
+        (merge, "{adapter} --output {adapter}/merged", READ),
+        (export, "{model} --backend onnx --output {model}/onnx", READ),
         (export, "{model} --backend onnx --output {other}", "holds something else"),
-        (export, "{model} --backend gguf --output {model}/model.safetensors", LIES),
+        (export, "{model} --backend gguf --output {model}/model.safetensors", READ),
         (export, "{model} --backend gguf --output {model}", "is read"),
         (export, "{model} --backend gguf --output {other}/thesis.tex", "not a GGUF file"),
         (evaluate, "{model} --local {data}/pairs.parquet --output {data}", READ),
-        (evaluate, "{model} --local {data}/pairs.parquet --output {model}/evaluation", LIES),
+        (evaluate, "{model} --local {data}/pairs.parquet --output {model}/evaluation", READ),
         (evaluate, "{model} --local {data}/pairs.parquet --output {other}", FOREIGN),
         (evaluate, "--report {evaluation} --output {other}", FOREIGN),
-        (publish, "pack {run} --name tiny --licence-file {other}/thesis.tex --output {run}/model/packed", LIES),
+        (publish, "pack {run} --name tiny --licence-file {other}/thesis.tex --output {run}/model/packed", READ),
         (publish, "pack {run} --name tiny --output {other}", "is no packed model"),
         (run_stage, TRAIN + "--output_dir {model}", "is read; give another output_dir"),
-        (run_stage, TRAIN + "--output_dir {model}/tuned", LIES),
+        (run_stage, TRAIN + "--output_dir {model}/tuned", READ),
         (run_stage, TRAIN + "--output_dir {data}", "is the folder of"),
         (run_stage, TRAIN + "--output_dir {other}", "holds something else"),
         (run_stage, TRAIN + "--output_dir {places}/new --prepared_dir {data}", "give another prepared_dir"),

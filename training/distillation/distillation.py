@@ -84,27 +84,24 @@ def _width_in_config(name: str, max_length: int) -> int:
     return width
 
 
+@dataclass(eq=False)
 class Distillation:
     """A teacher for texts that are not in the cache, the cache, and what the student learns from them.
 
     Attributes:
         identity: Changes with the teacher's weights and how it is given texts; a resumed run must have the same.
-        width: Leading dimensions of the teacher that are learned: the student's width, or all of a narrower teacher.
     """
 
-    def __init__(
-        self,
-        student_width: int,
-        teacher: Teacher | TextTeacher | None = None,
-        cache: TeacherCache | None = None,
-        projection: Projection | None = None,
-        identity: str = "",
-    ) -> None:
-        self.teacher = teacher
-        self.cache = cache
-        self.projection = projection
-        self.identity = identity
-        self.width = student_width if projection is None else len(projection.weight)
+    student_width: int
+    teacher: Teacher | TextTeacher | None = None
+    cache: TeacherCache | None = None
+    projection: Projection | None = None
+    identity: str = ""
+
+    @property
+    def width(self) -> int:
+        """Leading dimensions of the teacher that are learned: the student's width, or all of a narrower teacher."""
+        return self.student_width if self.projection is None else len(self.projection.weight)
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
         """Embed what the cache misses, each process its share, and free the teacher's weights."""
@@ -139,14 +136,14 @@ def make_distillation(
         }
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
         cache.check()
-    teacher: Teacher | TextTeacher | None = None
-    if cache is None or not cache.whole:
-        if choice.by_text is not None:
-            teacher = choice.by_text
-            teacher.use(sources)
-        else:
-            # The commit in the cache's name, for the Hub may have another by now.
-            commit = {} if Path(choice.place).is_dir() else {"revision": identity}
-            teacher = Teacher(load_teacher(choice.place, **commit, **model_options), args.max_tokens_per_forward)
+    teacher: Teacher | TextTeacher | None = choice.by_text
+    if cache is not None and cache.whole:
+        teacher = None
+    elif choice.by_text is not None:
+        choice.by_text.use(sources)
+    else:
+        # The commit in the cache's name, for the Hub may have another by now.
+        commit = {} if Path(choice.place).is_dir() else {"revision": identity}
+        teacher = Teacher(load_teacher(choice.place, **commit, **model_options), args.max_tokens_per_forward)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
     return Distillation(student_width, teacher, cache, projection, identity)

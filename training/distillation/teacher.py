@@ -107,15 +107,6 @@ class TextTeacher:
     Attributes:
         width: Dimensions of its embeddings.
         identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
-
-    Example:
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "tea": 1}, unk_token="[UNK]"))
-        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
-        >>> model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu")
-        >>> TextTeacher(model).encode(["tea", "more tea"]).shape
-        torch.Size([2, 8])
     """
 
     def __init__(
@@ -164,9 +155,7 @@ class TextTeacher:
         finite = embeddings.isfinite().all(dim=1)
         if not finite.all():
             text = texts[int((~finite).nonzero()[0])]
-            raise UserError(
-                f"key 'teacher': its embedding of the text {text[:50]!r} is not finite; choose another teacher"
-            )
+            raise UserError(f"key 'teacher': its embedding of {text[:50]!r} is not finite; choose another teacher")
         return embeddings
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
@@ -190,9 +179,7 @@ def load_text_teacher(
     """Load a teacher that reads texts."""
     key = "key 'teacher'"
     found = resolve(name, key)
-    model = load_encoder(
-        found, key, device=None if device is None else str(device), model_kwargs={"dtype": torch.float32}
-    )
+    model = load_encoder(found, key, device=device and str(device), model_kwargs={"dtype": torch.float32})
     # A plain Qwen3 was once pooled by mean: embeddings from then must not be found.
     identity = f"{found.identity} lasttoken" if reads_as_ours(found) else found.identity
     # A model that cannot pad or embed can raise anything.

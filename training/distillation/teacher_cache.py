@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,19 +25,16 @@ from tqdm.auto import tqdm
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.command import operations, size
 from training.common.errors import UserError
-from training.common.outputs import check_file, locked, write_checksums, write_whole
+from training.common.outputs import check_file, locked, whole_file, write_whole
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
-from training.models.model_folder import forward_flops
+from training.models.model_folder import forward_flops, user_error
 
 # Texts of a shard: what a killed pass loses of each process.
 _SHARD_TEXTS = 32_768
 _DESCRIPTION = "cache.json"
 # Blocks of 1 MiB that are read of a source's shards when they are checked, but one of each at least.
 _CHECKED_BLOCKS = 64
-# Memory maps that stay open in a process.
-_MOST_MAPS = 256
-
 # (n,) positions of texts of a source -> (n, D) embeddings.
 Embed = Callable[[PreparedSource, np.ndarray], Tensor]
 
@@ -82,12 +79,7 @@ class TeacherCache:
             }
             for source in sources
         }
-        self._folders = {
-            name: self.folder
-            / f"{name}-{blake2b(json.dumps(each, sort_keys=True).encode(), digest_size=8).hexdigest()}"
-            for name, each in self._described.items()
-        }
-        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._folders = {name: self.folder / f"{name}-{_digest(each)}" for name, each in self._described.items()}
         widths = {self._stored_width(name) for name in self._sources} - {None}
         known = widths.pop() if len(widths) == 1 else None
         if None not in (width, known) and width != known:
@@ -96,22 +88,16 @@ class TeacherCache:
             )
         self.width = known if width is None else width
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map holds the whole array: a loader worker opens the files instead.
-        return {**self.__dict__, "_maps": OrderedDict()}
-
     def _stored_width(self, source: str) -> int | None:
         path = self._folders[source] / _DESCRIPTION
         if not path.exists():
             return None
-        try:
+        with user_error(f"{path}: is damaged", "delete the folder, and it is computed again"):
             found = json.loads(path.read_text(encoding="utf-8"))
             width = found.pop("width")
-            if found != json.loads(json.dumps(self._described[source])) or not isinstance(width, int):
+            if _digest(found) != _digest(self._described[source]) or not isinstance(width, int):
                 raise ValueError("it describes other embeddings")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{path}: is damaged ({error}); delete the folder, and it is computed again") from None
-        return width
+            return width
 
     def _shards(self) -> Iterator[_Shard]:
         for name, source in self._sources.items():
@@ -134,28 +120,18 @@ class TeacherCache:
         """Whether every text of every source is there."""
         return self.width is not None and all(self._is_whole(shard) for shard in self._shards())
 
-    @property
-    def missing_texts(self) -> int:
-        """Number of texts that are not embedded yet."""
-        return sum(shard.end - shard.start for shard in self._shards() if not self._is_whole(shard))
-
     def check(self) -> None:
         """Compare the shards with their checksums, in bounded time.
 
         Of a source at most 64 MiB are read, or 1 MiB of each shard if there are more than 64.
         """
-        for shard in self._shards():
-            if self._is_whole(shard):
-                of_source = -(-shard.source.description["texts"] // _SHARD_TEXTS)
-                remedy = "delete it, and it is computed again"
-                check_file(shard.path, remedy, most_blocks=max(1, _CHECKED_BLOCKS // of_source))
+        for shard in filter(self._is_whole, self._shards()):
+            of_source = -(-shard.source.description["texts"] // _SHARD_TEXTS)
+            blocks = max(1, _CHECKED_BLOCKS // of_source)
+            check_file(shard.path, "delete it, and it is computed again", most_blocks=blocks)
 
     def fill(self, embed: Embed, rank: int = 0, world_size: int = 1) -> None:
-        """Embed what is missing of this process's share; all processes of a machine or shared disk call it.
-
-        Raises:
-            OSError: If the disk is full or the folder cannot be written; whole shards stay.
-        """
+        """Embed what is missing of this process's share; all processes of a machine or shared disk call it."""
         mine = [shard for number, shard in enumerate(self._shards()) if number % world_size == rank]
         missing = [shard for shard in mine if not self._is_whole(shard)]
         texts = sum(shard.end - shard.start for shard in missing)
@@ -181,18 +157,11 @@ class TeacherCache:
             described = {**self._described[shard.source.name], "width": embeddings.shape[1]}
             with locked(description):
                 write_whole(description, json.dumps(described, indent=2, sort_keys=True) + "\n")
-        partial = shard.path.with_name(f".{shard.path.name}.partial")
-        try:
-            with partial.open("wb") as handle:
-                handle.write(half.numpy().astype("<f2").tobytes())
-                handle.flush()
-                # Renamed before its content is on disk, a shard could come out of a power failure as zeros.
-                os.fsync(handle.fileno())
-            # First: whoever finds the shard finds its checksums.
-            write_checksums(shard.path, partial)
-            partial.replace(shard.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(shard.path, checksums=True) as partial, partial.open("wb") as handle:
+            handle.write(half.numpy().astype("<f2").tobytes())
+            handle.flush()
+            # Renamed before its content is on disk, a shard could come out of a power failure as zeros.
+            os.fsync(handle.fileno())
 
     def read(self, source: str, positions: np.ndarray, width: int) -> np.ndarray:
         """``(n, width)`` float16: the leading dimensions of the embeddings of some texts."""
@@ -200,19 +169,19 @@ class TeacherCache:
         numbers = positions // _SHARD_TEXTS
         for number in np.unique(numbers).tolist():
             own = np.flatnonzero(numbers == number)
-            found[own] = self._opened(source, number)[positions[own] - number * _SHARD_TEXTS, :width]
+            shard = _mapped(self._folders[source] / f"{number:05d}.float16", self.width)
+            found[own] = shard[positions[own] - number * _SHARD_TEXTS, :width]
         return found
 
-    def _opened(self, source: str, number: int) -> np.ndarray:
-        """Return a mapped shard; each map holds a file open, so a limited number stay."""
-        path = self._folders[source] / f"{number:05d}.float16"
-        if path not in self._maps:
-            texts = min(_SHARD_TEXTS, self._sources[source].description["texts"] - number * _SHARD_TEXTS)
-            self._maps[path] = np.memmap(path, "<f2", "r", shape=(texts, self.width))
-            if len(self._maps) > _MOST_MAPS:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(path)
-        return self._maps[path]
+
+# Each map holds a file open, so a limited number stay.
+@lru_cache(maxsize=256)
+def _mapped(path: Path, width: int) -> np.ndarray:
+    return np.memmap(path, "<f2", "r").reshape(-1, width)
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 class TeacherPass(NamedTuple):

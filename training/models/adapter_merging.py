@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 
 from modeling_f2llm.configuration_f2llm import matryoshka_dims
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
@@ -40,16 +39,15 @@ _ARGUMENTS = "training_arguments.json"
 def merge_adapter(adapter: AdapterFolder, output: Path, base: str | None = None, any_base: bool = False) -> None:
     """Write the merged model, in fp32, whole or not at all; do nothing if it is there already.
 
-    Tokenizer and prompts are the adapter's if it has them, else its base's. The base is ``base`` or where the adapter
-    says; with ``any_base`` it may have other weights than the one that the adapter was trained on.
+    Tokenizer and prompts are the adapter's if it has them. With ``any_base`` the base may have other weights than in
+    training.
     """
     base = base or adapter.base
     check_output(output, [Path(adapter.name), Path(base)])
     # Under another name it must have the recorded weights.
     if base != adapter.base and adapter.base_revision is None and not any_base:
         raise UserError(
-            f"--base {base}: {adapter.name} was trained on {adapter.base}; give that, leave --base out, or add "
-            "--accept-other-base if it is the same model under another name"
+            f"--base {base}: {adapter.name} was trained on {adapter.base}; give that, or add --accept-other-base"
         )
     record = {
         "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter", adapter.revision)},
@@ -90,10 +88,8 @@ def _write(adapter: AdapterFolder, base: str, any_base: bool, record: dict[str, 
 
 def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None:
     """Return the embedding widths that a stage was trained at, the full one first; None if its arguments do not say."""
-    if "matryoshka" not in arguments:
-        return None
-    if not arguments["matryoshka"]:
-        return [width]
+    if not arguments.get("matryoshka"):
+        return [width] if "matryoshka" in arguments else None
     given = arguments["matryoshka_dimensions"]
     return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
 
@@ -111,16 +107,11 @@ def merge_named(
     """Average the named models, or merge the one named adapter into its base; return a line about the result."""
     adapter = _named_adapter(models[0]) if len(models) == 1 else None
     if adapter is None and (base is not None or accept_other_base):
-        raise UserError(
-            f"--base, --accept-other-base: {models[0]} is no adapter (it lacks adapter_config.json); give the model/ "
-            "folder of a stage with 'lora: true', or a Hub name"
-        )
+        raise UserError(f"--base, --accept-other-base: {models[0]} is no adapter (it lacks adapter_config.json)")
     if adapter is not None:
         averaging = {"--weights": weights, "--slerp": slerp, "--dtype": dtype, "--max-shard-size": max_shard_size}
         if given := [option for option, value in averaging.items() if value is not None]:
-            raise UserError(
-                f"{given[0]}: {models[0]} is an adapter, which is merged into its base in fp32; leave it out"
-            )
+            raise UserError(f"{given[0]}: {models[0]} is an adapter, which is merged in fp32; leave the option out")
         merge_adapter(adapter, output, base, accept_other_base)
         return f"{output} ({MERGED_ADAPTER} records adapter and base)"
     method = mean_of(len(models), weights) if slerp is None else slerp_of(len(models), slerp)
@@ -136,8 +127,4 @@ def _named_adapter(word: str) -> AdapterFolder | None:
         # A folder without a model is reported with the other faulty models.
         return find_adapter(word) or find_adapter(str(Path(word, FINAL_MODEL)))
     name, _, revision = word.partition("@")
-    try:
-        return find_adapter(name, revision or None)
-    # Not a name on the Hub, which is reported the same way.
-    except HFValidationError:
-        return None
+    return find_adapter(name, revision or None)

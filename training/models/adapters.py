@@ -48,10 +48,7 @@ def require_peft() -> None:
 
 
 def adapter_config(args: StageArguments) -> LoraConfig | None:
-    """Return the configuration of a stage's adapter: that of ``model`` if it is one, else from the keys.
-
-    None without ``lora``.
-    """
+    """Return the configuration of a stage's adapter: that of ``model`` if it is one, else from the keys; or None."""
     if not args.lora:
         return None
     require_peft()
@@ -145,12 +142,7 @@ def adapter_draws_dropout(model: Any) -> bool:
 
 
 def read_adapter(model: PreTrainedModel, path: Path) -> None:
-    """Load saved weights into a model's adapter.
-
-    Raises:
-        ValueError: If they are not those of such an adapter.
-        RuntimeError: If their shapes do not fit.
-    """
+    """Load saved weights into a model's adapter; ValueError or RuntimeError if they do not fit."""
     from peft import set_peft_model_state_dict
 
     weights = {key.removeprefix(_PREFIX): value for key, value in load_file(path).items()}
@@ -202,11 +194,7 @@ def expected_shapes(folder: Path, config: Qwen3Config) -> dict[str, tuple[int, .
 
 
 def merge_into_base(model: PreTrainedModel) -> None:
-    """Add an adapter to the weights that it adapts; the model is then one without adapter, in the same classes.
-
-    Raises:
-        ValueError: If a sum is not finite.
-    """
+    """Add an adapter to the weights that it adapts, if they stay finite; the model is then one without adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}

@@ -30,7 +30,7 @@ from training.data.instructions import split_instruction, without_instruction
 from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
 from training.models.loading import check_finite, check_tokenizer
 from training.models.model_folder import read_json
-from training.models.model_ref import ModelRef, is_plain, model_file, reads_as_ours, resolve
+from training.models.model_ref import ModelRef, is_plain, model_file, resolve
 
 logger = logging.getLogger("training")
 
@@ -51,12 +51,8 @@ def load_encoder(
     A plain Qwen3 model, which has no ``modules.json``, is read as this repository trains one: at the last token, with
     its EOS appended where its tokenizer appends nothing, normalised, and with the published prompts.
 
-    Args:
-        model: What to load.
-        key: What the user gave it as, such as ``--model`` or ``key 'teacher'``.
-        trust_remote_code: Run code that comes with the model. A local copy of this package's own always runs.
-        trust: What the user can do to have other code run; None if the command runs none.
-        **options: Those of ``SentenceTransformer``.
+    ``key`` is what the user gave it as, such as ``--model``. With ``trust_remote_code`` code that comes with the model
+    runs; a local copy of this package's own always does. ``trust`` says what the user can do to have other code run.
     """
     try:
         return _load(model, trust_remote_code, trust, options)
@@ -73,8 +69,8 @@ def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: 
     if model.revision is None and not trust_remote_code:
         trust_remote_code = runs_own_code(model)
         if not trust_remote_code and has_code(model):
-            said = f"{model.name}: the code that comes with it is not this package's and is not run"
-            logger.info("; ".join(filter(None, [said, trust])))
+            remedy = f"; {trust}" if trust else ""
+            logger.info("%s: the code that comes with it is not this package's and is not run%s", model.name, remedy)
     described = model.described_by
     loaded = SentenceTransformer(
         described.place, revision=described.revision, trust_remote_code=trust_remote_code, **options
@@ -118,14 +114,8 @@ def missing_weight(model: SentenceTransformer, ref: ModelRef) -> str | None:
     """Return a weight that transformers filled with random numbers although embeddings depend on it.
 
     A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
-    matter receive a gradient from the embedding of a text. Of an adapter all weights matter.
-
-    Args:
-        model: The loaded model; all its weights are frozen.
-        ref: What was loaded.
-
-    Returns:
-        Name of the weight; None if all that matter were loaded, or if transformers cannot load the checkpoint.
+    matter receive a gradient from the embedding of a text. Of an adapter all weights matter. The model's weights are
+    frozen. None also if transformers cannot load the checkpoint.
     """
     inner = getattr(model[0], "auto_model", None)
     if has_adapter(inner) and ADAPTER_NAME in inner.peft_config:
@@ -185,11 +175,7 @@ def has_code(model: ModelRef) -> bool:
 
 
 def runs_own_code(model: ModelRef) -> bool:
-    """Return whether a local model brings the code that its settings name and all of it is this package's.
-
-    Files are compared byte for byte. Code in another repository or installed package, and what comes from the Hub, is
-    not this package's. For an adapter, which brings no code, its base counts.
-    """
+    """Return whether a local model, or an adapter's base, brings the code that it names, all of it this package's."""
     folders = _folders(model)
     if not all(folder.is_dir() for folder in folders):
         return False
@@ -235,14 +221,7 @@ def _named_code(folders: list[Path]) -> list[tuple[Path, str]]:
 
 @dataclass(frozen=True)
 class Miner:
-    """The model that embeds texts for mining, at a pinned revision.
-
-    Attributes:
-        model: Folder or Hub name.
-        revision: The commit on the Hub, or a digest of the folder's files.
-        max_length: Maximum tokens of a text; the model's own limit if None.
-        truncate_dim: Leading dimensions used; all if None.
-    """
+    """The model that embeds texts for mining, pinned to a commit on the Hub or a digest of its folder's files."""
 
     model: str
     revision: str
@@ -263,9 +242,6 @@ class Miner:
         described.pop("batch_size")
         if Path(self.model).is_dir():
             described.pop("model")
-        # Such models were once pooled by mean: cached embeddings from then must not be found.
-        if reads_as_ours(self._ref):
-            described["pooling"] = "lasttoken"
         return described
 
     def embed_queries(self, texts: Sequence[str], instruction: str | None) -> NDArray[np.float32]:
@@ -324,7 +300,7 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
         if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
             raise UserError(
                 f"--max-length {miner.max_length} is more than the {model.max_seq_length} tokens of a text that "
-                f"{miner.model} reads; give --max-length {model.max_seq_length}, or leave it out"
+                f"{miner.model} reads; give --max-length {model.max_seq_length}"
             )
         model.max_seq_length = miner.max_length
     return model

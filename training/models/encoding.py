@@ -14,15 +14,11 @@ from training.data.prepared import PreparedSource
 
 
 class BatchLayout(NamedTuple):
-    """One process's part of a global batch.
+    """One process's part of a global batch: the texts of each forward pass, as positions among the batch's texts.
 
-    Attributes:
-        chunks: Texts of each forward pass, as positions among the batch's texts. All processes have equally many chunks
-            (every process must join each gathering of sharded weights); missing ones repeat the shortest text, and the
-            repetition is not used.
-        slots: ``(n,)`` index of each text's embedding in the embeddings gathered from all processes, of which each
-            gives ``max_rows_per_rank``.
-        max_rows_per_rank: Most embeddings of one process.
+    All processes have equally many chunks, because each joins every gathering of sharded weights; missing ones repeat
+    the shortest text, which is not used. ``slots``, ``(n,)``, has the index of each text's embedding in the gathered
+    ones, of which each process gives ``max_rows_per_rank``.
     """
 
     chunks: list[np.ndarray]
@@ -39,15 +35,10 @@ class BatchLayout(NamedTuple):
 
 
 def lay_out(lengths: np.ndarray, rank: int = 0, world_size: int = 1, max_tokens: int | None = None) -> BatchLayout:
-    """Divide the texts of a batch, each once, over the processes and into chunks.
+    """Divide the texts of a batch, each once, over the processes and into chunks, without communication.
 
-    All processes compute the same division without communication.
-
-    Args:
-        lengths: ``(n,)`` token counts of the batch's distinct texts, in ascending order.
-        rank: This process.
-        world_size: Number of processes.
-        max_tokens: Maximum tokens of a chunk (a longer text has its own); None for one chunk.
+    ``lengths`` are the ``(n,)`` token counts of the distinct texts, in ascending order. A chunk has ``max_tokens`` at
+    most, unless one text is longer; None for one chunk.
     """
     of_rank = [balanced_chunks(share, lengths[share], max_tokens) for share in shares(len(lengths), world_size)]
     slots = np.empty(len(lengths), dtype=np.int64)

@@ -57,11 +57,7 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     """Write a folder that ``SentenceTransformer(output, backend=…)`` loads; return its ``file_name`` for that.
 
     It is written whole or not at all; nothing is done if it holds this export already. ``int8`` has 8-bit weights; ONNX
-    Runtime then also rounds activations.
-
-    Raises:
-        UserError: If the folder is not a whole model, a package is missing, or the output is in use.
-        StoppedError: If the libraries cannot export the model, or its embeddings come out differently.
+    Runtime then also rounds activations. StoppedError if the embeddings come out differently.
     """
     weights = _weights(folder)
     check_output(output, [folder])
@@ -71,7 +67,10 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     record = {"backend": backend, "precision": precision, "weights": digest.hexdigest()}
     with locked(output):
         if output.exists():
-            return _already_there(output, record)
+            found = read_json(output / _RECORD)
+            if "file_name" not in found or any(found.get(key) != value for key, value in record.items()):
+                raise UserError(f"{output}: is there already and holds something else; name another --output")
+            return found["file_name"]
         # A package in a version that does not fit can fail with any exception.
         with user_error(
             f"the {backend} backend cannot be used here",
@@ -107,22 +106,12 @@ def _export(source: Path, folder: Path, backend: str, precision: str) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
+    paths = [*sorted(folder.glob("model*.safetensors")), *folder.glob("model.safetensors.index.json")]
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    paths, index = sorted(folder.glob("model*.safetensors")), folder / "model.safetensors.index.json"
-    paths += [index] if index.is_file() else []
-    if missing or not paths:
-        raise UserError(
-            f"{folder}: holds no model, it lacks {missing[0] if missing else 'model.safetensors'}; name the folder of "
-            "a stage's model or of a release"
-        )
+    missing += [] if paths else ["model.safetensors"]
+    if missing:
+        raise UserError(f"{folder}: holds no model, it lacks {missing[0]}; name the folder of a whole model")
     return paths
-
-
-def _already_there(output: Path, record: dict[str, Any]) -> str:
-    found = read_json(output / _RECORD)
-    if "file_name" not in found or any(found.get(key) != value for key, value in record.items()):
-        raise UserError(f"{output}: is there already and holds something else; name another --output")
-    return found["file_name"]
 
 
 def _copy_settings(folder: Path, target: Path) -> None:
@@ -223,24 +212,19 @@ def _write_openvino(source: Path, folder: Path, precision: str) -> str:
 
 def check_same_embeddings(source: Path, folder: Path, backend: str, precision: str, file_name: str) -> None:
     """Refuse a graph whose embeddings of a few padded texts are not those of torch."""
-    texts = list(_SAMPLE)
-    expected = reference_embeddings(source, texts)
-    exported = _load_exported(folder, backend, file_name).encode(texts)
+    expected = reference_embeddings(source, list(_SAMPLE))
+    exported = _load_exported(folder, backend, file_name).encode(list(_SAMPLE))
     least = float((expected * exported).sum(axis=1).min())
     # Written so that NaN fails, too.
     if not least >= LEAST_COSINE[precision]:
         raise StoppedError(
             f"the {backend} model in {precision} is not the model that was exported (cosine {least:.4f}, at least "
-            f"{LEAST_COSINE[precision]} is needed) and was not kept; "
-            + ("export it in fp32" if precision == "int8" else "try the versions that pyproject.toml names")
+            f"{LEAST_COSINE[precision]} is needed) and was not kept; try fp32, or the versions in pyproject.toml"
         )
 
 
 def reference_embeddings(source: Path, texts: list[str]) -> Any:
-    """``(texts, width)`` embeddings by torch in fp32, as graphs compute them.
-
-    A checkpoint in bf16 or fp16 would otherwise compute in that precision, whose error is larger than the one allowed.
-    """
+    """``(texts, width)`` embeddings by torch in fp32, as graphs compute them, whatever the checkpoint's precision."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(source), device="cpu", local_files_only=True).float().encode(texts)

@@ -30,11 +30,8 @@ _ASSUMED = {"attention_bias": False, "hidden_act": "silu", "use_sliding_window":
 def export_gguf(folder: Path, output: Path, dtype: str = "f16") -> None:
     """Write a model's shape, pooling, tokenizer and tensors into one file, which replaces an existing GGUF file.
 
-    Matrices are written in ``f32``, ``f16`` or ``bf16``; vectors are always fp32, as llama.cpp needs them.
-
-    Raises:
-        UserError: If llama.cpp would compute other embeddings than this model does, ``gguf`` is not installed, or the
-            output lies in the model's folder or is not a GGUF file.
+    Matrices are written in ``f32``, ``f16`` or ``bf16``; vectors are always fp32, as llama.cpp needs them. A model for
+    which llama.cpp would compute other embeddings is refused.
     """
     check_output(output, [folder])
     if output.exists() and not _is_gguf(output):

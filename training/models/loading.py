@@ -24,18 +24,9 @@ logger = logging.getLogger("training")
 
 
 def load_whole_model(name: str, revision: str | None = None, train_adapter: bool = False, **options: Any) -> F2LLMModel:
-    """Load a model in fp32: AdamW at usual learning rates is lost on bf16 weights.
+    """Load a model in fp32 (AdamW at usual learning rates is lost on bf16 weights), or an adapter with its base.
 
-    Args:
-        name: Folder or Hub name of a model, or of an adapter, which is loaded with its base.
-        revision: Branch, tag or commit on the Hub.
-        train_adapter: Whether the adapter will be trained; its base never is.
-        **options: Those of ``F2LLMModel.from_pretrained``.
-
-    Raises:
-        UserError: If an adapter and its base do not belong together.
-        ValueError: If weights are missing, which the library would fill with random ones, or one is not finite.
-        Exception: Anything else that ``from_pretrained`` raises on a corrupt folder.
+    ``options`` are those of ``F2LLMModel.from_pretrained``, whose exceptions pass. The base of an adapter is frozen.
     """
     adapter = find_adapter(name, revision)
     if adapter is None:
@@ -71,11 +62,7 @@ def _load(name: str, **options: Any) -> F2LLMModel:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse weights that are NaN or infinite: 0.04 s for a GB, 1.3 s for 8 billion in fp32.
-
-    Raises:
-        ValueError: If one is; the caller knows the model's name.
-    """
+    """Raise a ValueError if a weight is NaN or infinite; the caller knows the model's name."""
     for name, weight in model.named_parameters():
         if not is_finite(weight.detach()):
             raise ValueError(
@@ -84,11 +71,7 @@ def check_finite(model: nn.Module) -> None:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse the tokenizer of transformers without words, which it makes silently where a folder has none.
-
-    Raises:
-        ValueError: If it has only special and added tokens; the caller knows its name.
-    """
+    """Raise a ValueError if a tokenizer has no words: transformers makes it silently where a folder has none."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         if set(tokenizer.get_vocab()) <= added:

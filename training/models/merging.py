@@ -14,21 +14,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.common.outputs import check_output, locked, new_folder
 from training.common.run_folder import FINAL_MODEL, public_name, run_of
-from training.models.model_folder import ADAPTER, WeightFiles, check_tokenizer_file, read_json, user_error, wrong_weight
+from training.models.model_folder import (
+    ADAPTER,
+    WeightFiles,
+    check_tokenizer_file,
+    load_json,
+    read_json,
+    user_error,
+    wrong_weight,
+)
 from training.models.model_ref import find_model
 
 logger = logging.getLogger("training")
@@ -105,12 +113,7 @@ def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to average.
-
-    Attributes:
-        name: ``mean`` or ``slerp``.
-        shares: The weight of each parent, summing to 1; for slerp ``1 - t`` and ``t``.
-    """
+    """A way to average: ``mean`` or ``slerp``, and the shares of the parents, which sum to 1."""
 
     name: str
     shares: tuple[float, ...]
@@ -157,14 +160,7 @@ class Parent:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of its ``config.json``."""
-        return self.read_json("config.json")
-
-    def read_json(self, name: str) -> Any:
-        """Read a file of the folder."""
-        try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / name}: cannot be read ({in_one_line(error)})") from None
+        return load_json(self.folder / "config.json")
 
     def record(self) -> dict[str, Any]:
         """Return what the merged model records of it: name, revision, and its own parents if it is merged itself."""
@@ -186,19 +182,12 @@ def find_parent(word: str) -> Parent:
         parent = Parent(folder, "/".join(filter(None, map(public_name, parts))) or FINAL_MODEL)
     else:
         name, _, revision = word.partition("@")
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            raise UserError(
-                f"{word}: no such folder, and no name on the Hub; name a folder or ORG/NAME@REVISION"
-            ) from None
+        patterns = {"allow_patterns": _FETCHED, "ignore_patterns": _NOT_FETCHED}
         with user_error(f"{word}: no such folder, and not to be had from the Hub", "correct the name"):
-            fetched = snapshot_download(
-                name, revision=revision or None, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED
-            )
+            fetched = snapshot_download(name, revision=revision or None, **patterns)
         # The folder of a snapshot is named after its commit.
         parent = Parent(Path(fetched), name, Path(fetched).name)
-    # First of all: an adapter or a pickled model lacks other files, too, and a message about those says less.
+    # An adapter or a pickled model lacks other files, too, and a message about those says less.
     _ = parent.weights
     return parent
 
@@ -214,7 +203,7 @@ def check_compatible(parents: Sequence[Parent]) -> None:
             if one != two:
                 raise UserError(
                     f"{other.name} cannot be merged with {first.name}: {file} differs in {key!r} "
-                    f"({_brief(two)}, not {_brief(one)}); merge models of one architecture and tokenizer"
+                    f"({brief(two)}, not {brief(one)}); merge models of one architecture and tokenizer"
                 )
     # A tensor that all lack would be missing in the merged model, too.
     if (wrong := wrong_weight(first.weights.shapes, F2LLMConfig.from_dict(dict(first.config)))) is not None:
@@ -227,27 +216,25 @@ def _settings(parent: Parent) -> dict[tuple[str, str], Any]:
         raise UserError(
             f"{parent.folder}: its model_type is {parent.config.get('model_type')!r}; only qwen3 models can be merged"
         )
+    # As the model class reads it, so that the version of the library that wrote it does not count.
     with user_error(f"{parent.folder / 'config.json'}: faulty", "correct it"):
-        # As the model class reads it, so that the version of the library that wrote it does not count.
         config = F2LLMConfig.from_dict(dict(parent.config)).to_dict()
     check_tokenizer_file(parent.folder)
-    tokenizer = parent.read_json("tokenizer.json")
-    # Every call sets these.
+    # As the library reads it: older files have other forms. Every call sets padding and truncation.
+    tokenizer = json.loads(Tokenizer.from_file(str(parent.folder / "tokenizer.json")).to_str())
     tokenizer = {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")}
     model = tokenizer.pop("model")
-    # Older files write a merge as one text, "a b".
-    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    tokens = parent.read_json("tokenizer_config.json")
+    tokens = load_json(parent.folder / "tokenizer_config.json")
     special = {key: tokens.get(key) for key in _SPECIAL_TOKENS}
     pipeline, pooling = {}, {}
-    for module in parent.read_json("modules.json"):
+    for module in load_json(parent.folder / "modules.json"):
         kind = module["type"].rpartition(".")[2]
         pipeline[module["name"]] = (kind, module["path"])
         if module["path"] and list((parent.folder / module["path"]).glob("*.safetensors")):
             raise UserError(f"{parent.folder}: module {module['path']} has weights of its own; that cannot be merged")
         if kind == "Pooling":
             pooling |= Pooling.load(str(parent.folder), subfolder=module["path"]).get_config_dict()
-    sentence = parent.read_json("config_sentence_transformers.json")
+    sentence = load_json(parent.folder / "config_sentence_transformers.json")
     files = {
         "config.json": {key: value for key, value in config.items() if key not in _NO_SHAPE},
         "tokenizer.json": tokenizer | {f"model.{key}": value for key, value in model.items()},
@@ -262,14 +249,6 @@ def _settings(parent: Parent) -> dict[tuple[str, str], Any]:
     return {(file, key): value for file, content in files.items() for key, value in sorted(content.items())}
 
 
-def _brief(value: Any) -> str:
-    """Return a value's text, or its size if that is long."""
-    text = repr(value)
-    if len(text) <= 60:
-        return text
-    return f"{len(value)} entries" if isinstance(value, (dict, list)) else f"{text[:57]}..."
-
-
 def merge(
     parents: Sequence[Parent],
     method: Method,
@@ -279,8 +258,8 @@ def merge(
 ) -> dict[str, Any]:
     """Average models in fp32 and write a folder with the files of the first one, whole or not at all.
 
-    Its ``config.json`` records parents and weights under ``merged_from``, ``merge.json`` their digests, too. Nothing is
-    done if the same folder is there already. Without ``dtype`` the weights have the parents' own.
+    ``config.json`` records parents and weights, ``merge.json`` their digests, too. Nothing is done if the same folder
+    is there already. Without ``dtype`` the weights have the parents' own.
     """
     check_output(output, [parent.folder for parent in parents])
     check_compatible(parents)
@@ -316,17 +295,14 @@ def _common_dtype(parents: Sequence[Parent]) -> torch.dtype:
         raise UserError(
             f"weights of {first} are {_name(one)}, of {second} {_name(two)}; choose the dtype to write with --dtype"
         )
-    (dtype,) = of_dtype
-    if dtype is torch.float64:
-        raise UserError("the weights are float64, and averages are taken in float32; choose one with --dtype")
-    return dtype
+    return next(iter(of_dtype))
 
 
 def _copy_files(parent: Parent, folder: Path) -> None:
     for pattern in _COPIED:
         for path in parent.folder.glob(pattern):
             shutil.copyfile(path, folder / path.name)
-    for module in parent.read_json("modules.json"):
+    for module in load_json(parent.folder / "modules.json"):
         # A module without settings may have no folder: a repository keeps no empty ones.
         if module["path"] and (parent.folder / module["path"]).is_dir():
             shutil.copytree(parent.folder / module["path"], folder / module["path"])
@@ -351,7 +327,7 @@ def write_average(
         del shard
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _average(parents: Sequence[Parent], method: Method, name: str, dtype: torch.dtype) -> Tensor:
@@ -384,10 +360,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_merge(folder: Path) -> dict[str, Any]:
     """Read the record of a merged folder."""
-    try:
-        return json.loads((folder / MERGE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MERGE}: cannot be read ({in_one_line(error)}); merge the models again") from None
+    return load_json(folder / MERGE, "merge the models again")
 
 
 def find_beside(folder: Path, parent: Mapping[str, Any]) -> Path | None:

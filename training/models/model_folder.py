@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
@@ -35,9 +35,7 @@ _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_token
 def user_error(what: str, remedy: str | None = None) -> Iterator[None]:
     """Turn any exception of the block into one UserError: ``from_pretrained`` can raise anything on a corrupt folder.
 
-    Args:
-        what: What failed, such as ``model 'x' cannot be used``; the library's message is added.
-        remedy: What the user can do.
+    The message has what failed, such as ``model 'x' cannot be used``, the library's message and the remedy.
     """
     try:
         yield
@@ -55,6 +53,12 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return content if isinstance(content, kind) else kind()
 
 
+def load_json(path: Path, remedy: str = "fetch or save the model again") -> Any:
+    """Return the content of a JSON file; a UserError if it is missing or damaged."""
+    with user_error(f"{path}: cannot be read", remedy):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
 class TensorInfo(NamedTuple):
     """What a file's header says of a tensor."""
 
@@ -63,16 +67,9 @@ class TensorInfo(NamedTuple):
 
 
 class WeightFiles:
-    """The safetensors of a model's folder: one file, or shards with an index.
-
-    Attributes:
-        file_of: The file of every tensor by name.
-        paths: The files, in alphabetical order.
-        tensors: Shape and dtype of every tensor by name, in alphabetical order.
-    """
+    """The safetensors of a model's folder (one file, or shards with an index): paths and tensors, in order of names."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.file_of: Mapping[str, Path] = _files_of_tensors(folder)
         self.paths = sorted(set(self.file_of.values()))
         found = {name: info for path in self.paths for name, info in _read_header(path).items()}
@@ -108,13 +105,9 @@ def update_digest(digest: Any, path: Path) -> None:
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / _INDEX).is_file():
-        try:
+        with user_error(f"{folder / _INDEX}: damaged", "fetch the model again"):
             files = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
             return {name: folder / file for name, file in files.items()}
-        # JSON of any other form: a list, a map to numbers.
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {in_one_line(error)}"
-            raise UserError(f"{folder / _INDEX}: damaged ({reason}); fetch the model again") from None
     if (folder / _SINGLE).is_file():
         return dict.fromkeys(_read_header(folder / _SINGLE), folder / _SINGLE)
     if (folder / ADAPTER).is_file():
@@ -127,12 +120,9 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            slices = {name: handle.get_slice(name) for name in handle.keys()}
-            found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({in_one_line(error)}); fetch it again") from None
+    with user_error(f"{path}: not a readable safetensors file", "fetch it again"), safe_open(path, "pt") as handle:
+        slices = {name: handle.get_slice(name) for name in handle.keys()}
+        found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     for name, (_, dtype) in found.items():
         if dtype not in _DTYPES:
             raise UserError(f"{path}: {name} holds {dtype}; only floating-point weights can be used")
@@ -150,13 +140,8 @@ def is_finite(tensor: Tensor) -> bool:
 def check_tokenizer_file(folder: Path) -> None:
     """Refuse a folder whose ``tokenizer.json``, which is copied or converted, is missing, damaged or has no words."""
     path = folder / "tokenizer.json"
-    remedy = "put the tokenizer.json of this model beside it"
-    try:
+    with user_error(f"{path}: is not a tokenizer", "put the tokenizer.json of this model beside it"):
         words = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except FileNotFoundError:
-        raise UserError(f"{folder}: the model has no tokenizer.json; {remedy}") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: is not a tokenizer ({in_one_line(error)}); {remedy}") from None
     if not words:
         raise UserError(f"{path}: {NO_WORDS}")
 
@@ -180,13 +165,7 @@ def count_parameters(config: F2LLMConfig) -> int:
 
 
 def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> float:
-    """Return the floating-point operations of a forward pass.
-
-    Args:
-        config: The model's shape.
-        tokens: Tokens of all texts.
-        squared_tokens: Sum over the texts of their squared token counts.
-    """
+    """Return the floating-point operations of a forward pass over texts, given the sums of (squared) token counts."""
     weights = count_parameters(config) - config.vocab_size * config.hidden_size
     width = config.num_attention_heads * config.head_dim
     return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
@@ -205,14 +184,7 @@ def write_for_older_readers(folder: Path) -> None:
     - ``1_Pooling/config.json``: one ``pooling_mode`` replaced a flag for each mode.
     - ``sentence_bert_config.json``: text-embeddings-inference and vLLM read ``max_seq_length``.
 
-    A second call changes nothing.
-
-    Args:
-        folder: As ``SentenceTransformer.save_pretrained`` left it; an adapter has no ``config.json``.
-
-    Raises:
-        OSError: If a file is missing or cannot be written.
-        ValueError: If a file is damaged.
+    A second call changes nothing. A missing file raises OSError, a damaged one ValueError.
     """
 
     def read(name: str) -> Any:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from training.common.errors import UserError, in_one_line
 from training.common.outputs import write_whole
 from training.common.run_folder import FINAL_MODEL, numbered_checkpoints
-from training.models.model_folder import ADAPTER, read_json, update_digest
+from training.models.model_folder import ADAPTER, load_json, read_json, update_digest, user_error
 
 # Files that say that a folder or repository holds a model or an adapter, the surest one first.
 MODEL_FILES = ("modules.json", ADAPTER, "config.json")
@@ -30,14 +30,9 @@ MERGED_ADAPTER = "adapter.json"
 
 
 class AdapterFolder(NamedTuple):
-    """A saved adapter.
+    """A saved adapter and the model that it adapts, each a folder or a Hub name.
 
-    Attributes:
-        name: Its folder or Hub name.
-        base: Folder or Hub name of the model that it adapts.
-        base_revision: What the base was when the adapter was trained: a commit on the Hub, or a digest of its weights;
-            None if that was not recorded.
-        revision: Branch, tag or commit of the adapter on the Hub that was asked for.
+    ``base_revision`` is what the base was in training, if that was recorded: a commit, or a digest of its weights.
     """
 
     name: str
@@ -48,13 +43,9 @@ class AdapterFolder(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that was found.
+    """A model that was found under the user's name for it: a folder, or a Hub name with branch, tag or commit.
 
-    Attributes:
-        name: What the user called it.
-        place: Its folder, or its Hub name.
-        revision: Branch, tag or commit on the Hub; None for a folder.
-        identity: What the model is now: a commit on the Hub, or a digest of the folder's files.
+    ``identity`` is what the model is now: a commit on the Hub, or a digest of the folder's files.
     """
 
     name: str
@@ -84,22 +75,13 @@ class ModelRef:
     def read(self, name: str) -> Any:
         """Return the content of one of its JSON files; None if it has none of that name."""
         path = self.file(name)
-        if path is None:
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}: cannot be read ({reason}); fetch or save the model again") from None
+        return None if path is None else load_json(path)
 
 
 def resolve(name: str, key: str, revision: str | None = None) -> ModelRef:
-    """Find a model and what it is now, without loading it.
+    """Find a model or adapter (folder, run or Hub name) and what it is now, without loading it.
 
-    Args:
-        name: Folder, run, or Hub name; of a model or of an adapter.
-        key: What the user has to correct if there is no such model, such as ``--model`` or ``key 'teacher'``.
-        revision: Branch, tag or commit on the Hub, or checkpoint of a run.
+    ``key`` is what the user has to correct if there is none, such as ``--model``; ``revision`` may be a checkpoint.
     """
     place, at = find_model(name, revision, key)
     identity = model_revision(place, key, at)
@@ -141,9 +123,7 @@ def model_revision(name: str, key: str, revision: str | None = None, weights_onl
     folder = Path(name)
     if folder.is_dir():
         if not _holds_model(folder):
-            raise UserError(
-                f"{folder}: the folder holds no model; it lacks modules.json and config.json; correct {key}"
-            )
+            raise UserError(f"{folder}: the folder holds no model: no modules.json and config.json; correct {key}")
         return _digest(folder, "*.safetensors" if weights_only else "*")
     reason = ""
     for file in MODEL_FILES:
@@ -182,15 +162,13 @@ def find_adapter(name: str, revision: str | None = None) -> AdapterFolder | None
     """Return the adapter in a folder or on the Hub; None if that is no adapter."""
     try:
         path = find_adapter_config_file(name, revision=revision)
-    # No such model; loading it says so.
-    except OSError:
+    # No such model, or no name of one; loading it says so.
+    except (OSError, HFValidationError):
         return None
     if path is None:
         return None
-    try:
+    with user_error(f"{path}: cannot be read", "save the adapter again"):
         base = json.loads(Path(path).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); save the adapter again") from None
     if not isinstance(base, str):
         raise UserError(f"{path}: does not say what it adapts; write its name as 'base_model_name_or_path'")
     noted = read_json(Path(path).with_name(BASE_RECORD))
@@ -242,16 +220,13 @@ def why_not_last_token(model: ModelRef | str) -> str | None:
     modules = model.read("modules.json")
     if modules is None:
         return None
-    try:
+    with user_error(f"{model.place}: its modules.json or pooling is damaged", "fetch or save the model again"):
         kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
         if kinds[:2] != ["Transformer", "Pooling"]:
             return f"has the modules {', '.join(kinds)}"
         if after := [kind for kind in kinds[2:] if kind != "Normalize"]:
             return f"has the module {after[0]} after pooling"
         pooled = _pooling(model.read(f"{modules[1]['path']}/config.json"))
-    except (LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{model.place}: its modules.json or pooling is damaged ({reason})") from None
     return None if pooled == ["lasttoken"] else f"is pooled by {' and '.join(pooled) or 'nothing'}"
 
 

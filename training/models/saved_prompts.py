@@ -24,18 +24,13 @@ logger = logging.getLogger("training")
 SETTINGS = "config_sentence_transformers.json"
 # Queries of a source that are looked at: files may bring other instructions than the manifest's.
 _SAMPLE = 32
-# Prompts that a message lists.
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class SavedPrompts:
-    """The prompts of a model that a stage makes.
+    """The prompts of a model that a stage makes, by name (``query``, ``document``), and why the query has this one.
 
-    Attributes:
-        prompts: By name; queries have ``query`` and documents ``document``.
-        reason: Why the query prompt is what it is.
-        trained: Query prompts that a sample of the stage's sources was trained with.
+    ``trained`` are the query prompts that a sample of the stage's sources was trained with.
     """
 
     prompts: dict[str, str]
@@ -53,10 +48,9 @@ class SavedPrompts:
 
     def warning(self) -> str:
         """Return the warning for a query prompt that no source was trained with, in one line."""
-        shown = ", ".join(map(_shown, self.trained[:_SHOWN]))
-        more = f" and {len(self.trained) - _SHOWN} others" if len(self.trained) > _SHOWN else ""
+        shown = ", ".join(map(_shown, self.trained[:3]))
         return (
-            f"{self.line()}, but no source is trained with it: they are trained with {shown}{more}; write "
+            f"{self.line()}, but no source is trained with it: they are trained with {shown}; write "
             "'query_instruction: …' with the instruction that queries will have"
         )
 
@@ -75,9 +69,8 @@ def choose_prompts(
 ) -> SavedPrompts:
     """Return the prompts of a model that is trained.
 
-    The query prompt is ``query_instruction`` if that is given; else the one that all sources are trained with; else
-    that of the start model; else the published one. Documents are trained without a prompt and get none. Prompts of
-    other names are those of the start model.
+    Queries get ``query_instruction``, or the prompt that all sources are trained with, that of the start model or the
+    published one. Documents are trained without a prompt and get none. Others are those of the start model.
     """
     start = {} if args.model is None else prompts_of(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))

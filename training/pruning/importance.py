@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
+from training.common.outputs import whole_file
 from training.common.run_folder import IMPORTANCE_FILE
 
 _TENSORS = ("norms", "neurons", "change")
@@ -52,9 +53,8 @@ class Importance:
         """Write a safetensors file; its metadata record what was measured."""
         metadata = {"tokens": str(self.tokens), "texts": str(self.texts), "model": self.model}
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata)
 
     @classmethod
     def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
@@ -65,8 +65,6 @@ class Importance:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
                 metadata = file.metadata() or {}
             loaded = cls(**tensors, **{key: int(metadata[key]) for key in ("tokens", "texts")}, model=metadata["model"])
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; measure the model again, or check the path") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: holds no importance of a model ({error}); measure the model again") from None
         loaded.check(config, str(path))
@@ -84,14 +82,11 @@ class Importance:
                 continue
             if tuple(tensor.shape) != shape:
                 raise UserError(
-                    f"{where}: {name} is of shape {tuple(tensor.shape)}, a model of {layers} layers, width {width} and "
-                    f"MLP size {neurons} needs {shape}; measure this model"
+                    f"{where}: {name} is of shape {tuple(tensor.shape)}, this model needs {shape}; measure this model"
                 )
-            if not tensor.isfinite().all():
-                raise UserError(f"{where}: {name} holds numbers that are not finite; measure the model again")
             # A layer's change may round to less than zero.
-            if name != "change" and (tensor < 0).any():
-                raise UserError(f"{where}: {name} holds a negative mean square; measure the model again")
+            if not tensor.isfinite().all() or (name != "change" and (tensor < 0).any()):
+                raise UserError(f"{where}: {name} holds NaN, infinite or negative numbers; measure the model again")
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
@@ -126,7 +121,12 @@ def calibrate(
             if not input_ids.numel():
                 continue
             model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
-            _check_finite(sums, f"batch {number}")
+            # A sum that has become NaN or infinite stays so.
+            if not all(total.isfinite().all() for total in sums.values()):
+                raise UserError(
+                    f"calibration, batch {number}: activations are NaN or infinite; check the model's weights, or "
+                    "measure it in fp32"
+                )
             tokens += input_ids.numel()
             texts += sum(length > 0 for length in lengths)
     if not tokens:
@@ -171,20 +171,6 @@ def _observed(model: F2LLMModel, sums: dict[str, Tensor]) -> Iterator[None]:
             handle.remove()
         for layer, was_compiled in zip(model.layers, compiled, strict=True):
             layer.compiled = was_compiled
-
-
-def _check_finite(sums: dict[str, Tensor], where: str) -> None:
-    # A sum that has become NaN or infinite stays so.
-    if all(total.isfinite().all() for total in sums.values()):
-        return
-    # The first in the order of the forward pass is the cause of the others.
-    layers = zip(sums["norms"][:-1].unflatten(0, (-1, 2)), sums["neurons"], sums["change"], strict=True)
-    broken = (number for number, each in enumerate(layers) if not all(part.isfinite().all() for part in each))
-    first = next((f"layer {number}" for number in broken), "the final norm")
-    raise UserError(
-        f"calibration, {where}: activations of {first} are NaN or infinite; check the model's weights, or measure "
-        "it in fp32"
-    )
 
 
 def _sum_of_squares(activations: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,13 @@ from torch import Tensor
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
 from training.common.outputs import write_whole
-from training.common.yaml_file import load_yaml, unknown_key
+from training.common.yaml_file import load_yaml
 from training.config.arguments import HIDDEN_METHODS, LAYER_METHODS
+from training.models.model_folder import user_error
 from training.pruning.importance import Importance
 from training.pruning.shape import PRUNED_FIELDS, check_shape
 
 _HEADER = "# What of a model stays, by its own numbers; channels in the order of the cut model.\n"
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
@@ -39,16 +38,12 @@ def as_ranges(numbers: Iterable[int]) -> str:
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def from_ranges(text: Any, where: str) -> tuple[int, ...]:
+def from_ranges(text: Any) -> tuple[int, ...]:
     """Read what :func:`as_ranges` wrote; YAML makes an integer of a single number."""
     numbers: list[int] = []
-    words = str(text).split() if isinstance(text, str | int) and not isinstance(text, bool) else [repr(text)]
-    for word in words:
-        match = _RANGE.fullmatch(word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise UserError(f"{where}: {word!r} is not a number or rising range; write them as in '0-3 5 9-20'")
-        numbers += range(first, last + 1)
+    for word in str(text).split():
+        first, _, last = word.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
 
 
@@ -85,28 +80,15 @@ class PruningPlan:
     def load(cls, path: Path) -> PruningPlan:
         """Read what :meth:`save` wrote, edited or not."""
         content = load_yaml(path)
-        known = ("source", "methods", "layers", "hidden", "neurons")
-        if unknown := [key for key in content if key not in known]:
-            raise unknown_key(str(path), unknown[0], known)
-        if missing := [key for key in known if key not in content]:
-            raise UserError(f"{path}: key {missing[0]!r} is missing; make the plan again, or add it")
-        source, neurons = content["source"], content["neurons"]
-        if not isinstance(source, dict) or set(source) != set(PRUNED_FIELDS):
-            raise UserError(f"{path}: source must say {', '.join(PRUNED_FIELDS)} of the model that is cut")
-        if not all(isinstance(size, int) and size > 0 for size in source.values()):
-            raise UserError(f"{path}: source must give positive whole numbers, got {source}")
-        if not isinstance(content["methods"], dict):
-            raise UserError(f"{path}: methods must say how hidden channels and layers were chosen, by 'key: value'")
-        layers = from_ranges(content["layers"], f"{path}: layers")
-        if not isinstance(neurons, dict) or set(neurons) != set(layers):
-            raise UserError(f"{path}: neurons must have one entry for each of the layers {as_ranges(layers)}")
-        return cls(
-            hidden=from_ranges(content["hidden"], f"{path}: hidden"),
-            layers=layers,
-            neurons=tuple(from_ranges(neurons[layer], f"{path}: neurons of layer {layer}") for layer in layers),
-            source={name: source[name] for name in PRUNED_FIELDS},
-            methods=content["methods"],
-        )
+        with user_error(f"{path}: is not a plan", "write numbers as in '0-3 5 9-20', or make the plan again"):
+            layers = from_ranges(content["layers"])
+            return cls(
+                hidden=from_ranges(content["hidden"]),
+                layers=layers,
+                neurons=tuple(from_ranges(content["neurons"][layer]) for layer in layers),
+                source={name: content["source"][name] for name in PRUNED_FIELDS},
+                methods=content["methods"],
+            )
 
     def check(self, source: F2LLMConfig, target: F2LLMConfig) -> None:
         """Refuse a plan that does not fit the model or the target shape, or has a number twice or out of range."""
@@ -116,11 +98,6 @@ class PruningPlan:
                     f"plan: it is for a model of {name} {self.source[name]}, not {getattr(source, name)}; make a plan "
                     "for this model"
                 )
-        if len(self.neurons) != len(self.layers):
-            raise UserError(
-                f"plan: neurons are given for {len(self.neurons)} layers, layers keeps {len(self.layers)}; they must "
-                "be as many"
-            )
         for what, kept, has, wants in [
             ("layers", self.layers, source.num_hidden_layers, target.num_hidden_layers),
             ("hidden", self.hidden, source.hidden_size, target.hidden_size),
@@ -166,13 +143,11 @@ def make_plan(
         )
     check_shape(config, target_config)
     importance.check(config)
-    depth, width, neurons = (
-        getattr(target_config, name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")
-    )
+    depth, neurons = target_config.num_hidden_layers, target_config.intermediate_size
     kept = list(range(depth)) if layers == "first" else _largest(importance.change, depth)
     choose = {"activation_norm": _largest, "leading": lambda _, count: range(count), "reordered": _reordered}[hidden]
     return PruningPlan(
-        hidden=tuple(choose(importance.channels(kept), width)),
+        hidden=tuple(choose(importance.channels(kept), target_config.hidden_size)),
         layers=tuple(kept),
         neurons=tuple(tuple(_largest(importance.neurons[layer], neurons)) for layer in kept),
         source={name: getattr(config, name) for name in PRUNED_FIELDS},
@@ -198,5 +173,4 @@ def _reordered(importance: Tensor, count: int) -> list[int]:
     kept = _largest(importance, count)
     beyond = sorted((channel for channel in kept if channel >= count), key=lambda channel: -importance[channel].item())
     fillers = iter(beyond)
-    staying = set(kept)
-    return [channel if channel in staying else next(fillers) for channel in range(count)]
+    return [channel if channel in kept else next(fillers) for channel in range(count)]

@@ -55,32 +55,20 @@ def prune(
     Example:
         >>> smaller = prune(model, pruned_config(model.config, {"family": "f2llm-v2-80m"}))  # doctest: +SKIP
     """
-    check_shape(model.config, target_config)
     if importance is None:
         importance = weight_importance(model)
     return apply_plan(model, target_config, make_plan(model.config, target_config, importance, hidden, layers))
 
 
 def apply_plan(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan) -> F2LLMModel:
-    """Cut a model by a plan, made before or by hand, and check the result."""
-    check_shape(model.config, target_config)
-    pruned = slice_model(model, target_config, plan)
-    pruned.config.validate()
-    for name, weight in pruned.named_parameters():
-        if not is_finite(weight.detach()):
-            raise UserError(f"weight {name} of the cut model is NaN or infinite; check the model that was cut")
-    logger.info("cut %s parameters to %s", f"{model.num_parameters():,}", f"{pruned.num_parameters():,}")
-    return pruned
-
-
-def slice_model(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan) -> F2LLMModel:
-    """Take the weights of a plan out of a model.
+    """Take the weights of a plan, made before or by hand, out of a model, and check the result.
 
     The residual stream runs from the embeddings to the final norm, so one set of hidden channels cuts every matrix that
     reads from it or writes to it. Nothing is rescaled: the norms bring the mean square of the remaining channels to
     one, as they did with all channels. The result has dtype, device and mode of the larger model, but none of its
     tensors.
     """
+    check_shape(model.config, target_config)
     plan.check(model.config, target_config)
     config = deepcopy(target_config)
     config.layer_types = [model.config.layer_types[layer] for layer in plan.layers]
@@ -96,7 +84,13 @@ def slice_model(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan
             # Only some models have biases.
             if (weight := weights.get(f"layers.{layer}.{name}")) is not None:
                 cut[f"layers.{number}.{name}"] = _cut(weight, *(indices[each] for each in dimensions))
-    return build_model(model, config, cut)
+    for name, weight in cut.items():
+        if not is_finite(weight):
+            raise UserError(f"weight {name} of the cut model is NaN or infinite; check the model that was cut")
+    pruned = build_model(model, config, cut)
+    pruned.config.validate()
+    logger.info("cut %s parameters to %s", f"{model.num_parameters():,}", f"{pruned.num_parameters():,}")
+    return pruned
 
 
 def build_model(model: F2LLMModel, config: F2LLMConfig, weights: dict[str, Tensor]) -> F2LLMModel:

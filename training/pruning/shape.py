@@ -71,7 +71,7 @@ def _read_shape(source: F2LLMConfig, shape: Mapping[str, Any], where: str) -> di
         fields = dict(zip(PRUNED_FIELDS, sizes, strict=True))
     fields |= {name: value for name, value in shape.items() if name != "family"}
     for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool):
+        if type(value) is not int:
             raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
     return fields
 
@@ -92,15 +92,10 @@ def check_shape(source: F2LLMConfig, target: F2LLMConfig, where: str = "the targ
     for name in _KEPT_FIELDS:
         has, wants = getattr(source, name, None), getattr(target, name, None)
         if has != wants:
-            raise UserError(
-                f"{where}: {name} is {wants}, but {has} in the model, and pruning does not change it; keep it and "
-                f"change {', '.join(PRUNED_FIELDS)}"
-            )
+            raise UserError(f"{where}: {name} is {wants}, but {has} in the model, and pruning does not change it")
     heads, width = target.num_attention_heads, target.hidden_size
     if width % heads and width != source.hidden_size:
-        near = [each for each in (width // heads * heads, (width // heads + 1) * heads) if 0 < each]
-        near = [each for each in near if each <= source.hidden_size]
         raise UserError(
             f"{where}: hidden_size {width} is no multiple of the {heads} attention heads, which several loaders of "
-            f"such models need; take {' or '.join(map(str, near))}"
+            f"such models need; take {max(heads, width // heads * heads)}"
         )

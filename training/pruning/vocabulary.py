@@ -60,15 +60,11 @@ def trim_vocabulary(
 ) -> tuple[F2LLMModel, PreTrainedTokenizerBase, VocabularyReport]:
     """Keep the tokens that are used, every byte, and all special and added tokens.
 
-    **Any text is still read without loss**: all 256 bytes stay. **A text whose pieces all stay is cut into the same
-    pieces.** For a kept token every merge that makes it stays too, and so do the two parts it joins, and what makes
-    these, down to bytes. So the merges that stay are those of the old list, in the old order, whose result stays, and
-    among them are all that the old tokenizer applies on its way to the pieces. By induction over the merges of a word:
-    both tokenizers hold the same symbols; the pair of lowest rank that the old one joins next is on the way to a piece
-    that stays, so the new one knows it; and it knows no pair that the old one does not, so none comes before it. Both
-    join the same pair, until no pair is left. The embeddings of such a text are the same, bit for bit.
-
-    A text with a piece that is gone is cut into more pieces, as if that token had never been trained.
+    Any text is still read without loss: all 256 bytes stay. A text whose pieces all stay is cut into the same pieces
+    and has the same embedding, bit for bit. With a token stay all merges that make it, in the old order, and the parts
+    that they join, down to bytes. So on the way to the pieces of such a text, both tokenizers know the same pairs and
+    always join the same one next. A text with a piece that is gone is cut into more pieces, as if that token had never
+    been trained.
 
     The new ids keep the old order. The table of embeddings loses the rows that no token has (151,936 rows for 151,669
     tokens in the published models). Special tokens of the configuration that the tokenizer does not have become None.
@@ -90,10 +86,9 @@ def trim_vocabulary(
     kept = source.closure(used_ids)
     new_ids = {old: new for new, old in enumerate(kept)}
     trimmed = source.renumbered(new_ids)
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    table = weights.pop("embed_tokens.weight").index_select(0, torch.tensor(kept, device=model.device))
-    copies = {name: weight.clone() for name, weight in weights.items()}
-    smaller = build_model(model, _renumbered_config(model.config, new_ids), {**copies, "embed_tokens.weight": table})
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    weights["embed_tokens.weight"] = weights["embed_tokens.weight"][torch.tensor(kept, device=model.device)]
+    smaller = build_model(model, _renumbered_config(model.config, new_ids), weights)
     report = VocabularyReport(
         *(len(source.tokens), len(kept)),
         *(len(source.merges), len(trimmed.merges)),
@@ -219,9 +214,7 @@ def _processors(post_processor: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Return the post-processors in a sequence of them, or the single one."""
     if post_processor is None:
         return []
-    if post_processor["type"] != "Sequence":
-        return [post_processor]
-    return [part for each in post_processor["processors"] for part in _processors(each)]
+    return post_processor["processors"] if post_processor["type"] == "Sequence" else [post_processor]
 
 
 def _map_ids(post_processor: dict[str, Any] | None, new_id: Callable[[int], int]) -> list[int]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.training.processes import ROOT
 from tests.training.recipes import error_of, write_recipe
 from training.config.inputs import find_inputs
 from training.config.recipe import load_recipe
 from training.data.manifest import read_manifest
 from training.run_stage import main
 
-ROOT = Path(__file__).parents[3]
 FAMILY = Path("training/recipes/f2llm-v2/family.yaml")
 # Learning rate, epochs and parameters of Table 1 (arXiv 2603.19223), and the teacher.
 PUBLISHED = {

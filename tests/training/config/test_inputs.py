@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-
 import pytest
 import yaml
 
 from training.config.inputs import find_inputs, require_inputs
 from training.config.recipe import load_recipe
 
-Refuses = Callable[..., AbstractContextManager[None]]
 SHAPE = {"hidden_size": 8}
 
 
@@ -45,28 +41,25 @@ def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp
     require_inputs(made, made.stages[:3])
 
 
-@pytest.mark.parametrize("key", ["model", "teacher", "tokenizer"])
-def test_a_missing_input_names_stage_and_command(recipe, refuses, key, tmp_path):
-    made = recipe(a={"model": "some/model"}, b={"model": "some/model", key: "a"})
+@pytest.mark.parametrize(
+    ("key", "made_there", "keys"),
+    [
+        *((key, "model/config.json", {}) for key in ("model", "teacher", "tokenizer")),
+        ("importance", "importance.safetensors", {"prune_to": SHAPE}),
+    ],
+)
+def test_a_missing_input_names_stage_and_command(recipe, refuses, tmp_path, key, made_there, keys):
+    made = recipe(a={"model": "some/model", **keys}, b={"model": "some/model", **keys, key: "a"})
     require_inputs(made, made.stages)
+    file = tmp_path / "run/a" / made_there
+    # The folder of the run may be there without what is read.
+    (tmp_path / "run/a").mkdir(parents=True)
     command = f"python training/run_stage.py {made.path} --stage a"
-    with refuses("stage 'b'", f"{key} '{tmp_path}/run/a/model' is missing; stage 'a' makes it: {command}"):
+    with refuses("stage 'b'", f"{key} '{file.parent}' is missing; stage 'a' makes it: {command}"):
         require_inputs(made, made.stages[1:])
     require_inputs(made, made.stages[1:], finished=["b"])
-    (tmp_path / "run/a/model").mkdir(parents=True)
-    require_inputs(made, made.stages[1:])
-
-
-def test_a_missing_measurement_names_the_stage_that_measures(recipe, refuses, tmp_path):
-    made = recipe(
-        a={"model": "some/model", "prune_to": SHAPE},
-        b={"model": "some/model", "prune_to": SHAPE, "importance": "a"},
-    )
-    # The folder may be there without what was measured.
-    (tmp_path / "run/a").mkdir(parents=True)
-    with refuses("stage 'b'", f"importance '{tmp_path}/run/a' is missing; stage 'a' makes it", "--stage a"):
-        require_inputs(made, made.stages[1:])
-    (tmp_path / "run/a/importance.safetensors").touch()
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
     require_inputs(made, made.stages[1:])
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import fields
 
 import pytest
@@ -15,7 +13,6 @@ from training.config.arguments import StageArguments
 from training.config.recipe import command_line_overrides, load_recipe
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING, check_given
 
-Refuses = Callable[..., AbstractContextManager[None]]
 ROLES = {"learnt": LEARNT, "running": RUNNING, "places": PLACES, "machine": MACHINE, "refused": frozenset(REFUSED)}
 
 

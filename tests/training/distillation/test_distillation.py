@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel
 
-from modeling_f2llm import F2LLMConfig
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import grow_loss, write_single_stage, write_sources
@@ -24,12 +23,11 @@ from training.distillation.teacher import Teacher, load_teacher
 from training.run_stage import main
 
 WIDTHS = {"wide": 48, "equal": 32, "narrow": 16}
+NARROW = {"teacher": "narrow", "teacher_projection": True}
 
 
 @pytest.fixture(scope="module")
-def models(
-    tmp_path_factory: pytest.TempPathFactory, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase
-) -> Path:
+def models(tmp_path_factory, tiny_config, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "student", tiny_config, tiny_tokenizer)
     for seed, (name, width) in enumerate(WIDTHS.items(), start=1):
@@ -79,7 +77,7 @@ def rewind(run: Path, folder: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(("teacher", "workers"), [("wide", 0), ("wide", 2), ("foreign", 0)])
-def test_cached_is_online(tmp_path: Path, models: Path, teacher: str, workers: int) -> None:
+def test_cached_is_online(tmp_path, models, teacher, workers):
     online = train(tmp_path / "online", models, teacher=teacher)
     cached = train(
         tmp_path / "cached",
@@ -93,8 +91,8 @@ def test_cached_is_online(tmp_path: Path, models: Path, teacher: str, workers: i
 
 
 def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
-    tmp_path: Path, models: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
-) -> None:
+    tmp_path, models, tiny_config, tiny_tokenizer, monkeypatch
+):
     cache, prepared = str(tmp_path / "embeddings"), str(tmp_path / "prepared")
     first = train(tmp_path / "first", models, teacher_cache_dir=cache, prepared_dir=prepared)
 
@@ -109,7 +107,7 @@ def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
     train(tmp_path / "other", models, model=small, teacher_cache_dir=cache, prepared_dir=prepared)
 
 
-def test_embeddings_of_another_precision_are_others(tmp_path: Path, models: Path) -> None:
+def test_embeddings_of_another_precision_are_others(tmp_path, models):
     cache, prepared = tmp_path / "embeddings", str(tmp_path / "prepared")
     found = {}
     for name, keys in {"fp32": {}, "bf16": {"bf16": True}}.items():
@@ -125,9 +123,7 @@ def test_embeddings_of_another_precision_are_others(tmp_path: Path, models: Path
             assert 1e-3 < difference / np.abs(embeddings).max() < 5e-2
 
 
-def test_a_teacher_with_its_own_format_reads_texts(
-    tmp_path: Path, models: Path, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_teacher_with_its_own_format_reads_texts(tmp_path, models, tiny_tokenizer):
     for keys, by_text in (({}, False), ({"teacher_document_template": "passage: {text}"}, True)):
         arguments = load_recipe(write(tmp_path, models, **keys)).stages[0].arguments
         choice = choose_teacher(arguments, tiny_tokenizer, 32)
@@ -136,35 +132,33 @@ def test_a_teacher_with_its_own_format_reads_texts(
 
 
 @pytest.mark.parametrize("keys", [{}, {"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
-def test_without_negatives(tmp_path: Path, models: Path, keys: dict[str, Any]) -> None:
+def test_without_negatives(tmp_path, models, keys):
     keys = {key: str(tmp_path / "cache") if value == "CACHE" else value for key, value in keys.items()}
     none = {f"num_hard_negatives_{kind}": 0 for kind in ("retrieval", "clustering", "classification")}
     assert all(loss > 0 for loss in losses(train(tmp_path, models, **none, **keys)))
 
 
-def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path: Path, models: Path) -> None:
-    run = train(tmp_path, models, teacher="narrow", teacher_projection=True)
+@pytest.fixture(scope="module")
+def projected(tmp_path_factory, models):
+    return train(tmp_path_factory.mktemp("projected"), models, **NARROW)
+
+
+def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, projected):
+    run = projected
     weight = load_file(run / "projection.safetensors")["weight"]
     assert weight.shape == (16, 32)
     assert not torch.allclose(weight, torch.eye(16, 32), atol=1e-3)
     assert not list((run / "model").rglob("projection*"))
     assert not [name for name in load_file(run / "model/model.safetensors") if "projection" in name]
     # Its cost can be measured beforehand.
-    assert (
-        main(
-            [str(write(tmp_path / "dry", models, teacher="narrow", teacher_projection=True)), "--dry-run", "--measure"]
-        )
-        == 0
-    )
+    assert main([str(write(tmp_path / "dry", models, **NARROW)), "--dry-run", "--measure"]) == 0
 
 
 @pytest.mark.parametrize(
     ("keys", "workers"),
-    [({"teacher": "narrow", "teacher_projection": True}, 0), ({"teacher_cache_dir": "CACHE"}, 2)],
+    [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)],
 )
-def test_a_resumed_distillation_ends_in_the_same_weights(
-    tmp_path: Path, models: Path, keys: dict[str, Any], workers: int
-) -> None:
+def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys, workers):
     keys = {key: str(tmp_path / "cache") if value == "CACHE" else value for key, value in keys.items()}
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
@@ -181,18 +175,6 @@ def test_a_resumed_distillation_ends_in_the_same_weights(
                 assert not [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-def test_a_killed_pass_continues(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.distillation.teacher_cache._SHARD_TEXTS", 50)
-    cache = tmp_path / "cache"
-    whole = losses(train(tmp_path / "whole", models, teacher_cache_dir=str(cache)))
-    shards = sorted(cache.rglob("*.float16"))
-    assert len(shards) > 3
-    shards[-1].unlink()
-    ages = {shard: shard.stat().st_mtime_ns for shard in shards[:-1]}
-    assert losses(train(tmp_path / "again", models, teacher_cache_dir=str(cache))) == whole
-    assert shards[-1].exists() and all(shard.stat().st_mtime_ns == age for shard, age in ages.items())
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -206,17 +188,13 @@ def test_a_killed_pass_continues(tmp_path: Path, models: Path, monkeypatch: pyte
         ({"distillation_weight": -1.0}, "'distillation_weight' must be at least 0"),
     ],
 )
-def test_bad_keys_are_named(
-    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture, keys: dict[str, Any], message: str
-) -> None:
+def test_bad_keys_are_named(tmp_path, models, capsys, keys, message):
     assert main([str(write(tmp_path, models, **keys))]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and message in error
 
 
-def test_embeddings_on_a_full_disk_stop_in_one_line(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_embeddings_on_a_full_disk_stop_in_one_line(tmp_path, models, monkeypatch, capsys):
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -226,7 +204,7 @@ def test_embeddings_on_a_full_disk_stop_in_one_line(
     assert "No space left on device" in error and "--resume" in error and "Traceback" not in error
 
 
-def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: Path) -> None:
+def test_a_trimmed_student_learns_from_the_whole_model(tmp_path, models):
     # Long enough for whole texts: a teacher that is given texts reads what the student's length cuts off.
     few = {"cap": 8, "validation_share": 0.0, "eval_strategy": "no", "max_length": 200}
     trimmed = tmp_path / "trimmed"
@@ -240,9 +218,7 @@ def test_a_trimmed_student_learns_from_the_whole_model(tmp_path: Path, models: P
     assert load_recipe(recipe).stages[0].arguments.prunes
 
 
-def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(
-    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(tmp_path, models, capsys):
     teacher = shutil.copytree(models / "wide", tmp_path / "teacher")
     keys = {"teacher": str(teacher), "teacher_cache_dir": str(tmp_path / "cache")}
     first = train(tmp_path / "first", models, **keys)
@@ -257,14 +233,12 @@ def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(
     assert main([recipe, "--resume", "--accept-changes"]) == 0
 
 
-def test_the_projection_of_the_best_model_goes_with_it(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_projection_of_the_best_model_goes_with_it(tmp_path, models, monkeypatch):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     # The first evaluation is the best.
     grow_loss(monkeypatch)
     steps = {"eval_strategy": "steps", "eval_steps": 4}
-    run = train(tmp_path, models, teacher="narrow", teacher_projection=True, **best, **steps)
+    run = train(tmp_path, models, **NARROW, **best, **steps)
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     chosen = Path(json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"])
     assert chosen.name == "checkpoint-4" != last.name
@@ -272,22 +246,15 @@ def test_the_projection_of_the_best_model_goes_with_it(
     assert torch.equal(load_file(run / "projection.safetensors")["weight"], kept)
 
 
-@pytest.mark.parametrize("content", [b"", b"broken"])
-def test_a_damaged_projection_is_refused(
-    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture, content: bytes
-) -> None:
-    keys = {"teacher": "narrow", "teacher_projection": True}
-    whole = train(tmp_path / "whole", models, **keys)
-    rewind(whole, tmp_path / "cut", 4)
-    (tmp_path / "cut/run/checkpoint-4/projection.pt").write_bytes(content)
-    assert main([str(write(tmp_path / "cut", models, **keys)), "--resume"]) == 2
+def test_a_damaged_projection_is_refused(tmp_path, models, projected, capsys):
+    rewind(projected, tmp_path, 4)
+    (tmp_path / "run/checkpoint-4/projection.pt").write_bytes(b"broken")
+    assert main([str(write(tmp_path, models, **NARROW)), "--resume"]) == 2
     error = capsys.readouterr().err
     assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
-def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(tmp_path, models, monkeypatch):
     arguments = load_recipe(write(tmp_path, models)).stages[0].arguments
     arguments.teacher, loaded, local = "org/teacher", {}, str(models / "wide")
 

@@ -47,13 +47,13 @@ def gradients() -> list[torch.Tensor]:
     return list(torch.randn(len(RATES), 4, 6, generator=torch.Generator().manual_seed(0)))
 
 
-def test_at_first_it_takes_the_leading_dimensions() -> None:
+def test_at_first_it_takes_the_leading_dimensions():
     embeddings = torch.randn(3, 6)
     torch.testing.assert_close(Projection(6, 4, stage())(embeddings), embeddings[:, :4])
 
 
 @pytest.mark.parametrize("clip", [0.5, 0.0])
-def test_it_steps_as_adamw_with_the_stages_numbers(clip: float) -> None:
+def test_it_steps_as_adamw_with_the_stages_numbers(clip):
     projection, trainer = attached(stage(max_grad_norm=clip))
     weight = nn.Parameter(torch.eye(4, 6))
     optimizer = torch.optim.AdamW([weight], lr=1.0, betas=(0.8, 0.95), weight_decay=0.3)
@@ -67,7 +67,7 @@ def test_it_steps_as_adamw_with_the_stages_numbers(clip: float) -> None:
         assert projection.weight.grad is None
 
 
-def test_a_step_that_fp16_skipped_or_without_gradient_changes_nothing() -> None:
+def test_a_step_that_fp16_skipped_or_without_gradient_changes_nothing():
     projection, trainer = attached(stage())
     trainer.rate = 0.1
     projection.on_optimizer_step(None, None, None)

@@ -18,6 +18,11 @@ from modeling_f2llm import F2LLMConfig
 QWEN3_PROMPTS = {"query": "Instruct: Find what answers the question\nQuery:", "document": "about: "}
 
 
+def edit_json(path: Path, **keys: object) -> None:
+    """Replaces keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
 def save_plain(folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 3) -> Path:
     """Writes a Qwen3 model as transformers does, without modules; its tokenizer appends nothing."""
     stock = Qwen3Model.config_class.from_dict(deepcopy(config).to_dict())
@@ -28,8 +33,7 @@ def save_plain(folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizer
         torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    edit_json(folder / "tokenizer.json", post_processor=None)
     return folder
 
 

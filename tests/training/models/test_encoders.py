@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,49 +11,41 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
+from transformers import AutoModel, AutoTokenizer, Qwen3ForCausalLM, Qwen3Model
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
-from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding, save_plain
+from tests.training.models.starts import QWEN3_PROMPTS, edit_json, save_like_qwen3_embedding, save_plain
 from training.distillation.teacher import load_text_teacher
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.encoders import TRUST_OPTION, find_miner, load_encoder, runs_own_code
 from training.models.model_ref import ModelRef, prompts_of, reads_as_ours, resolve
 
-Refuses = Callable[..., AbstractContextManager[None]]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a"]
 
 
 @pytest.fixture
-def plain(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+def plain(tmp_path, tiny_config, tiny_tokenizer):
     return save_plain(tmp_path / "plain", tiny_config, tiny_tokenizer)
 
 
-@pytest.fixture
-def whole(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
-    save_model(tmp_path / "whole", tiny_config, tiny_tokenizer)
-    return tmp_path / "whole"
-
-
-def ref(place: Path | str) -> ModelRef:
+def ref(place):
     return ModelRef(str(place), str(place))
 
 
-def load(place: Path, **options: object) -> SentenceTransformer:
+def load(place, **options):
     return load_encoder(resolve(str(place), "MODEL"), "MODEL", device="cpu", **options)
 
 
-def expected_of(plain: Path, texts: list[str]) -> np.ndarray:
+def expected_of(plain, texts):
     """As the teacher over the student's tokens reads it: at the last token, EOS appended."""
     model = F2LLMModel.from_pretrained(plain, dtype=torch.float32).eval()
     return build_sentence_transformer(model, AutoTokenizer.from_pretrained(plain)).encode(texts, prompt="")
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["encoder", "language model"])
-def test_a_plain_qwen3_is_read_as_one_is_trained(plain: Path, causal: bool) -> None:
+def test_a_plain_qwen3_is_read_as_one_is_trained(plain, causal):
     if causal:
         # sentence-transformers itself takes the last token of these, which is then no EOS.
         model = Qwen3ForCausalLM.from_pretrained(plain)
@@ -67,7 +56,7 @@ def test_a_plain_qwen3_is_read_as_one_is_trained(plain: Path, causal: bool) -> N
     assert reads_as_ours(str(plain))
 
 
-def test_evaluation_mining_and_teacher_read_it_the_same_way(plain: Path, whole: Path) -> None:
+def test_evaluation_mining_and_teacher_read_it_the_same_way(plain, whole):
     pytest.importorskip("mteb")
     from training.evaluation.models import load_model
 
@@ -84,16 +73,11 @@ def test_evaluation_mining_and_teacher_read_it_the_same_way(plain: Path, whole: 
     np.testing.assert_allclose(
         find_miner(str(plain)).embed_queries(TEXTS, "Find."), expected_of(plain, queries), atol=1e-6
     )
-    # Embeddings from when it was pooled by mean are not found in a cache.
-    assert find_miner(str(plain)).made_by()["pooling"] == "lasttoken"
-    assert "pooling" not in find_miner(str(whole)).made_by()
     taught = load_text_teacher(str(plain), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(torch.nn.functional.normalize(taught).numpy(), expected, atol=1e-6)
 
 
-def test_another_plain_model_is_pooled_as_sentence_transformers_does(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_plain_model_is_pooled_as_sentence_transformers_does(tmp_path, caplog):
     bert = save_foreign_teacher(tmp_path / "foreign", 16) / "bert"
     with caplog.at_level("INFO", logger="training"):
         read = load(bert)
@@ -102,7 +86,7 @@ def test_another_plain_model_is_pooled_as_sentence_transformers_does(
     assert str(bert) in line and "by mean" in line
 
 
-def test_pickled_weights_are_loaded_as_transformers_does(whole: Path) -> None:
+def test_pickled_weights_are_loaded_as_transformers_does(whole):
     before = load(whole).encode(TEXTS)
     torch.save(load_file(whole / "model.safetensors"), whole / "pytorch_model.bin")
     (whole / "model.safetensors").unlink()
@@ -112,7 +96,7 @@ def test_pickled_weights_are_loaded_as_transformers_does(whole: Path) -> None:
 # Code that comes with a model.
 
 
-def test_other_code_is_not_run_by_default(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_code_is_not_run_by_default(whole, tmp_path, caplog):
     assert runs_own_code(ref(whole)) and type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
     expected, trace = SentenceTransformer(str(whole), device="cpu").encode(TEXTS), tmp_path / "trace"
     with (whole / "configuration_f2llm.py").open("a") as file:
@@ -139,9 +123,8 @@ def test_other_code_is_not_run_by_default(whole: Path, tmp_path: Path, caplog: p
     assert type(load(whole, trust_remote_code=True)[0].auto_model).__name__ == "F2LLMModel" and trace.exists()
 
 
-def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -> None:
-    path = whole / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "other"}))
+def test_a_model_that_needs_its_code_is_refused(whole, refuses):
+    edit_json(whole / "config.json", model_type="other")
     with (whole / "modeling_f2llm.py").open("a") as file:
         file.write("\n")
     with refuses("--model", whole, "add --trust-remote-code if you trust it"):
@@ -150,9 +133,7 @@ def test_a_model_that_needs_its_code_is_refused(whole: Path, refuses: Refuses) -
         load_text_teacher(str(whole), device="cpu")
 
 
-def test_a_model_that_was_saved_without_its_code_is_loaded(
-    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_that_was_saved_without_its_code_is_loaded(whole, tmp_path, caplog):
     """sentence-transformers saves the names of classes whose code it has not run."""
     stock = SentenceTransformer(str(whole), device="cpu")
     stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
@@ -162,8 +143,8 @@ def test_a_model_that_was_saved_without_its_code_is_loaded(
     assert "is not run" not in caplog.text
 
 
-def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
-    def edit(file: str, change: Callable[[object], object]) -> None:
+def test_code_elsewhere_is_not_this_packages(whole):
+    def edit(file, change):
         path = whole / file
         path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
@@ -183,16 +164,13 @@ def test_code_elsewhere_is_not_this_packages(whole: Path) -> None:
     assert not runs_own_code(ref("org/name"))
 
 
-def test_what_the_settings_of_a_module_name_is_not_called(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_settings_of_a_module_name_is_not_called(whole, tmp_path, monkeypatch):
     """Where code is trusted, Dense calls whatever its settings name."""
     pipeline, folder = SentenceTransformer(str(whole), device="cpu", trust_remote_code=True), tmp_path / "dense"
     modules = [pipeline[0], pipeline[1], Dense(32, 16)]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
     before = load(folder).encode(TEXTS)
-    path = folder / "2_Dense/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": "os.abort"}))
+    edit_json(folder / "2_Dense/config.json", activation_function="os.abort")
     monkeypatch.setattr("os.abort", lambda: pytest.fail("it was called"))
     assert not runs_own_code(ref(folder))
     # sentence-transformers warns and takes its default, which it was.
@@ -203,7 +181,7 @@ def test_what_the_settings_of_a_module_name_is_not_called(
 
 
 @pytest.fixture
-def adapter(whole: Path, tmp_path: Path) -> Path:
+def adapter(whole, tmp_path):
     pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
@@ -217,7 +195,7 @@ def adapter(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Path, whole: Path) -> None:
+def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter, whole):
     assert runs_own_code(ref(adapter))
     assert type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
     with (whole / "packing.py").open("a") as file:
@@ -226,9 +204,7 @@ def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter: Pa
 
 
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
-def test_an_adapter_without_modules_is_read_as_its_base(
-    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, pooling: str
-) -> None:
+def test_an_adapter_without_modules_is_read_as_its_base(tmp_path, tiny_config, tiny_tokenizer, pooling):
     """peft saves its weights and no more."""
     pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
@@ -249,7 +225,7 @@ def test_an_adapter_without_modules_is_read_as_its_base(
 
 
 @pytest.mark.parametrize("part", ["adapter", "base"])
-def test_an_adapter_that_lacks_a_weight_is_refused(adapter: Path, whole: Path, refuses: Refuses, part: str) -> None:
+def test_an_adapter_that_lacks_a_weight_is_refused(adapter, whole, refuses, part):
     load(adapter)
     path, lacking = adapter / ADAPTER_WEIGHTS, "layers.1.self_attn.q_proj.lora_B"
     if part == "base":

@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-
 import pyarrow.parquet as pq
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import instruct
-from training.data.manifest import Source
+from tests.training.models.starts import edit_json
 from training.models.loading import load_tokenizer, source_texts, train_tokenizer
-
-Refuses = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture
-def saved(tmp_path: Path, small_tokenizer: PreTrainedTokenizerBase) -> Path:
+def saved(tmp_path, small_tokenizer):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
-
-
-def configure(path: Path, **settings: str | None) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
 @pytest.mark.parametrize(
     "text",
     ["größer", "東京 ответ שלום नमस्ते", "emoji \U0001f9ea and \u0000 bytes", " two  spaces ", "a\n\n\tb", "0123456789"],
 )
-def test_a_trained_tokenizer_round_trips_any_text(small_tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_a_trained_tokenizer_round_trips_any_text(small_tokenizer, text):
     ids = small_tokenizer(text).input_ids
     assert ids[-1] == small_tokenizer.eos_token_id
     assert small_tokenizer.unk_token_id not in ids
     assert small_tokenizer.decode(ids[:-1]) == text
 
 
-def test_a_trained_tokenizer_has_the_special_tokens_of_qwen(small_tokenizer: PreTrainedTokenizerBase) -> None:
-    assert (small_tokenizer.eos_token, small_tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    start = small_tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start is not None and small_tokenizer("<|im_start|>").input_ids == [start, small_tokenizer.eos_token_id]
-
-
 @pytest.mark.parametrize("vocab_size", [259, 260, 300])
-def test_training_repeats_and_gives_the_size_asked_for(vocab_size: int) -> None:
+def test_training_repeats_and_gives_the_size_asked_for(vocab_size):
     texts = ["größer 東京 " + "".join(chr(97 + i * k % 26) for k in range(1, 9)) for i in range(200)]
     first, second = (train_tokenizer(iter(texts), vocab_size) for _ in range(2))
     assert len(first) == vocab_size and max(first.get_vocab().values()) == vocab_size - 1
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
 
 
-def test_a_saved_tokenizer_loads_unchanged(saved: Path, small_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_saved_tokenizer_loads_unchanged(saved, small_tokenizer):
     loaded = load_tokenizer(str(saved))
     for text in ("", "größer 東京", instruct("Find.", "x")):
         assert loaded(text).input_ids == small_tokenizer(text).input_ids
@@ -63,33 +45,24 @@ def test_a_saved_tokenizer_loads_unchanged(saved: Path, small_tokenizer: PreTrai
     assert cut == [*whole[:3], loaded.eos_token_id]
 
 
-def test_eos_is_appended_where_the_tokenizer_does_not(saved: Path) -> None:
-    configure(saved / "tokenizer.json", post_processor=None)
+def test_eos_is_appended_where_the_tokenizer_does_not(saved):
+    edit_json(saved / "tokenizer.json", post_processor=None)
     loaded = load_tokenizer(str(saved))
     assert loaded("river").input_ids[-1] == loaded.eos_token_id
 
 
-def test_a_tokenizer_may_pad_with_eos(saved: Path, small_tokenizer: PreTrainedTokenizerBase) -> None:
-    """The attention mask tells padding from the end of a text."""
-    configure(saved / "tokenizer_config.json", pad_token="<|im_end|>")
-    texts = ["river", "größer 東京"]
-    batch = load_tokenizer(str(saved))(texts, padding=True)
-    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
-        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == small_tokenizer(text).input_ids
-
-
-def test_tokenizers_without_eos_or_words_are_refused(saved: Path, refuses: Refuses) -> None:
-    configure(saved / "tokenizer_config.json", eos_token=None)
+def test_tokenizers_without_eos_or_words_are_refused(saved, refuses):
+    edit_json(saved / "tokenizer_config.json", eos_token=None)
     with refuses(repr(str(saved)), "EOS"):
         load_tokenizer(str(saved))
-    configure(saved / "tokenizer_config.json", eos_token="<|im_end|>")
+    edit_json(saved / "tokenizer_config.json", eos_token="<|im_end|>")
     (saved / "tokenizer.json").unlink()
     with refuses(repr(str(saved)), "no token but special ones", "tokenizer.json"):
         load_tokenizer(str(saved))
 
 
 @pytest.mark.parametrize("content", [None, "", "not json", "{}", "[]"])
-def test_a_damaged_tokenizer_is_refused(saved: Path, tmp_path: Path, refuses: Refuses, content: str | None) -> None:
+def test_a_damaged_tokenizer_is_refused(saved, tmp_path, refuses, content):
     if content is not None:
         (saved / "tokenizer.json").write_text(content)
     for folder in [saved] if content is not None else [tmp_path, tmp_path / "none"]:
@@ -97,7 +70,7 @@ def test_a_damaged_tokenizer_is_refused(saved: Path, tmp_path: Path, refuses: Re
             load_tokenizer(str(folder))
 
 
-def test_source_texts_are_what_the_model_reads(write_source: Callable[..., Source], refuses: Refuses) -> None:
+def test_source_texts_are_what_the_model_reads(write_source, refuses):
     sources = [write_source("first", rows=6, negatives=(1, 2)), write_source("second", rows=3, negatives=0)]
     expected = []
     for source in sources:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
-from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from training.models.model_folder import WeightFiles, write_for_older_readers
 
 
-def _save(folder: Path, index: dict[str, str] | None = None, **tensors: torch.Tensor) -> None:
+def _save(folder, index=None, **tensors):
     folder.mkdir(exist_ok=True)
     files = index or dict.fromkeys(tensors, "model.safetensors")
     for file in set(files.values()):
@@ -63,21 +60,16 @@ def test_an_index_that_promises_too_much_is_refused(tmp_path, refuses):
             WeightFiles(tmp_path)
 
 
-@pytest.fixture
-def saved(tmp_path: Path, tiny_model: F2LLMModel, small_tokenizer: PreTrainedTokenizerBase) -> Path:
-    tiny_model.resize_token_embeddings(400)
-    build_sentence_transformer(tiny_model, small_tokenizer).save_pretrained(str(tmp_path / "model"))
-    return tmp_path / "model"
-
-
-def test_older_and_new_readers_read_the_same(saved: Path, sentences: list[str]) -> None:
-    before, rotary = SentenceTransformer(str(saved), device="cpu"), AutoConfig.from_pretrained(saved).rope_parameters
-    write_for_older_readers(saved)
-    after = SentenceTransformer(str(saved), device="cpu")
+def test_older_and_new_readers_read_the_same(folder, sentences):
+    before, rotary = SentenceTransformer(str(folder), device="cpu"), AutoConfig.from_pretrained(folder).rope_parameters
+    write_for_older_readers(folder)
+    after = SentenceTransformer(str(folder), device="cpu")
     assert (after.encode(sentences) == before.encode(sentences)).all()
-    assert after.max_seq_length == before.max_seq_length and AutoConfig.from_pretrained(saved).rope_parameters == rotary
+    assert (
+        after.max_seq_length == before.max_seq_length and AutoConfig.from_pretrained(folder).rope_parameters == rotary
+    )
     assert after.tokenizer.all_special_tokens == before.tokenizer.all_special_tokens
-    files = {path.relative_to(saved).as_posix(): json.loads(path.read_text()) for path in saved.rglob("*.json")}
+    files = {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in folder.rglob("*.json")}
     assert files["config.json"]["rope_theta"] == rotary["rope_theta"]
     modules = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")]
     assert [module["type"] for module in files["modules.json"]] == modules
@@ -88,6 +80,6 @@ def test_older_and_new_readers_read_the_same(saved: Path, sentences: list[str]) 
     length = tokenizer["model_max_length"]
     assert files["sentence_bert_config.json"] == {"max_seq_length": length, "do_lower_case": False}
     # A second time, nothing changes.
-    content = {path: path.read_bytes() for path in saved.rglob("*.json")}
-    write_for_older_readers(saved)
-    assert content == {path: path.read_bytes() for path in saved.rglob("*.json")}
+    content = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    write_for_older_readers(folder)
+    assert content == {path: path.read_bytes() for path in folder.rglob("*.json")}

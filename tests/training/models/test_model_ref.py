@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +12,8 @@ from training.models import model_ref
 from training.models.encoders import find_miner
 from training.models.model_ref import find_adapter, model_revision, prompts_of, resolve, why_not_last_token
 
-Refuses = Callable[..., AbstractContextManager[None]]
 
-
-def write_model(folder: Path, files: dict[str, str] | None = None) -> Path:
+def write_model(folder, files=None):
     for name, content in {"modules.json": "[]", "1_Pooling/config.json": "{}", **(files or {})}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
@@ -26,11 +21,11 @@ def write_model(folder: Path, files: dict[str, str] | None = None) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+def hub(monkeypatch, tmp_path):
     """A Hub that has the ``config.json`` of one model; the files that were asked for."""
     asked: list[str] = []
 
-    def download(name: str, file: str, revision: str | None = None) -> str:
+    def download(name, file, revision=None):
         asked.append(file)
         if (name, file) != ("org/model", "config.json"):
             raise OSError(f"404\nno {file}")
@@ -40,7 +35,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return asked
 
 
-def test_a_folder_may_move_and_hidden_files_do_not_count(tmp_path: Path) -> None:
+def test_a_folder_may_move_and_hidden_files_do_not_count(tmp_path):
     one, two = write_model(tmp_path / "one"), write_model(tmp_path / "elsewhere/two", {".git/HEAD": "x", ".c/y/z": "z"})
     assert model_revision(str(one), "--model") == model_revision(f"{two}/", "key 'teacher'")
 
@@ -54,12 +49,12 @@ def test_a_folder_may_move_and_hidden_files_do_not_count(tmp_path: Path) -> None
         ({"a": "xy", "b": ""}, {"a": "x", "b": "y"}),
     ],
 )
-def test_any_change_to_a_folder_is_seen(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
+def test_any_change_to_a_folder_is_seen(tmp_path, before, after):
     one, two = write_model(tmp_path / "one", before), write_model(tmp_path / "two", after)
     assert model_revision(str(one), "--model") != model_revision(str(two), "--model")
 
 
-def test_a_model_on_the_hub_is_its_commit(hub: list[str], tmp_path: Path) -> None:
+def test_a_model_on_the_hub_is_its_commit(hub, tmp_path):
     assert model_revision("org/model", "--model") == "0123abcd"
     assert hub == ["modules.json", "adapter_config.json", "config.json"]
     assert model_revision("org/model", "--model", "step-1") == "89abcdef"
@@ -68,7 +63,7 @@ def test_a_model_on_the_hub_is_its_commit(hub: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("key", ["--model", "key 'teacher'"])
-def test_no_such_model(hub: list[str], tmp_path: Path, refuses: Refuses, key: str) -> None:
+def test_no_such_model(hub, tmp_path, refuses, key):
     for refused in (lambda name: model_revision(name, key), lambda name: resolve(name, key)):
         with refuses("'org/none'", "neither a folder nor", "404 no config.json", f"correct {key}"):
             refused("org/none")
@@ -76,7 +71,7 @@ def test_no_such_model(hub: list[str], tmp_path: Path, refuses: Refuses, key: st
         model_revision(str(tmp_path), key)
 
 
-def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
+def test_a_run_stands_for_its_model(tmp_path):
     whole = write_model(tmp_path / "whole")
     (tmp_path / "run").mkdir()
     shutil.copytree(whole, tmp_path / "run/model")
@@ -89,13 +84,13 @@ def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
     ("changes", "told"),
     [({}, None), ({"pooling": "mean"}, "is pooled by mean"), ({"dense": True}, "has the module Dense after pooling")],
 )
-def test_what_the_files_say(tmp_path: Path, tiny_config, tiny_tokenizer, changes: dict, told: str | None) -> None:
+def test_what_the_files_say(tmp_path, tiny_config, tiny_tokenizer, changes, told):
     model = str(save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, **changes))
     assert why_not_last_token(model) == told
     assert prompts_of(model) == QWEN3_PROMPTS and prompts_of(str(tmp_path)) is None
 
 
-def test_an_adapter_that_names_no_base_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_an_adapter_that_names_no_base_is_refused(tmp_path, refuses):
     path = tmp_path / "adapter_config.json"
     for content, part in ((json.dumps({"base_model_name_or_path": None}), "write its name"), ("{", "save the adapter")):
         path.write_text(content)

@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
 from tests.training.distributed_recipe import save_model
+from tests.training.models.starts import edit_json
 from tests.training.recipes import only_stage, recipe_writer, write_single_stage
-from training.config.arguments import StageArguments
 from training.config.recipe import load_recipe
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
-from training.data.prepared import PreparedSource
 from training.models.saved_prompts import choose_prompts
 from training.run_stage import main
 
-Prepare = Callable[..., list[PreparedSource]]
 # A model that was not trained here: another template, and prompts of other names.
 THEIRS = {"query": "Instruct: Search the web\nQuery:", "document": "", "clustering": "Cluster: "}
 
 
-def prompts_in(folder: Path) -> dict[str, str]:
+def prompts_in(folder):
     return json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
 
 
-def give_prompts(folder: Path, prompts: dict[str, str]) -> None:
-    path = folder / "config_sentence_transformers.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+def give_prompts(folder, prompts):
+    edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer) -> Path:
+def start(tmp_path_factory, tiny_config, tiny_tokenizer):
     """A model with prompts that are not ours."""
     folder = tmp_path_factory.mktemp("start") / "model"
     save_model(folder, tiny_config, tiny_tokenizer)
@@ -50,17 +43,15 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_config, tiny_tokenizer)
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, start: Path) -> Callable[..., StageArguments]:
+def arguments(tmp_path, start):
     write = recipe_writer(tmp_path)
     base = {"output_dir": str(tmp_path / "run"), "model": str(start), "use_cpu": True}
     return lambda **keys: only_stage(load_recipe(write({**base, **keys}, base={})))
 
 
 @pytest.fixture
-def prepared(
-    tmp_path: Path, write_source: Callable[..., Source], small_tokenizer: PreTrainedTokenizerBase
-) -> Callable[..., list[PreparedSource]]:
-    def build(*instructions: str, instructed: bool = True) -> list[PreparedSource]:
+def prepared(tmp_path, write_source, small_tokenizer):
+    def build(*instructions, instructed=True):
         sources = [write_source(f"source{n}", rows=20, instruction=each) for n, each in enumerate(instructions)]
         options = PreparationOptions(instructions=instructed, num_hard_negatives=tuple({"retrieval": 1}.items()))
         return prepare(sources, small_tokenizer, tmp_path / "prepared", options)
@@ -68,15 +59,15 @@ def prepared(
     return build
 
 
-def test_the_instruction_that_all_sources_share_is_saved(arguments, prepared: Prepare, small_tokenizer) -> None:
+def test_the_instruction_that_all_sources_share_is_saved(arguments, prepared, small_tokenizer):
     choice = choose_prompts(arguments(), prepared("Find the page.", "Find the page."), small_tokenizer)
     assert choice.prompts == {**THEIRS, "query": instruct("Find the page.")}
     assert choice.is_trained and "as all sources are trained with" in choice.line()
 
 
 def test_where_the_sources_share_none_the_start_models_or_the_published_one_is_saved(
-    arguments, prepared: Prepare, small_tokenizer, start: Path
-) -> None:
+    arguments, prepared, small_tokenizer, start
+):
     sources = prepared("Find the page.", DEFAULT_INSTRUCTION)
     choice = choose_prompts(arguments(), sources, small_tokenizer)
     assert choice.prompts == THEIRS and not choice.is_trained and str(start) in choice.line()
@@ -92,9 +83,7 @@ def test_where_the_sources_share_none_the_start_models_or_the_published_one_is_s
     [({}, ""), ({"query_instruction": "Find it."}, instruct("Find it.")), ({"query_instruction": ""}, "")],
 )
 @pytest.mark.parametrize("instructions", [True, False])
-def test_a_given_prompt_wins_and_raw_text_has_none(
-    arguments, prepared: Prepare, small_tokenizer, given: dict[str, str], saved: str, instructions: bool
-) -> None:
+def test_a_given_prompt_wins_and_raw_text_has_none(arguments, prepared, small_tokenizer, given, saved, instructions):
     sources = prepared("Find the page.", instructed=instructions)
     choice = choose_prompts(arguments(instructions=instructions, **given), sources, small_tokenizer)
     trained = instruct("Find the page.") if instructions else ""
@@ -102,7 +91,7 @@ def test_a_given_prompt_wins_and_raw_text_has_none(
     assert choice.is_trained is (choice.prompts["query"] == trained)
 
 
-def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path: Path, small_tokenizer) -> None:
+def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path, small_tokenizer):
     queries = [instruct("Name the river.", f"question {row}") for row in range(20)]
     table = pa.table({"query": queries, "passage": [f"answer {row}" for row in range(20)]})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -116,16 +105,14 @@ def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path: Path, sm
 # The whole command
 
 
-def _stage(folder: Path, start: Path, **keys: Any) -> list[str]:
+def _stage(folder, start, **keys):
     no_new_model = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
     short = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "instructions": True}
     return [str(write_single_stage(folder, model=str(start), **no_new_model, **{**short, **keys}))]
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_a_trained_model_carries_the_prompt_of_its_manifest(
-    tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture, adapter: bool
-) -> None:
+def test_a_trained_model_carries_the_prompt_of_its_manifest(tmp_path, start, caplog, adapter):
     caplog.set_level(logging.INFO)
     assert main(_stage(tmp_path, start, **({"lora": True, "lora_rank": 4} if adapter else {}))) == 0
     trained = instruct("Given a phrase, retrieve its inversion.")
@@ -134,7 +121,7 @@ def test_a_trained_model_carries_the_prompt_of_its_manifest(
     assert not [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
 
 
-def test_a_stage_whose_sources_share_none_warns(tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
     words = _stage(tmp_path, start, task_types=["retrieval", "clustering"])
     manifest = tmp_path / "data/manifest.yaml"
     content = yaml.safe_load(manifest.read_text())
@@ -146,15 +133,13 @@ def test_a_stage_whose_sources_share_none_warns(tmp_path: Path, start: Path, cap
     assert [line for line in warnings if "no source is trained with it" in line and "query_instruction: …" in line]
 
 
-def test_a_cut_model_keeps_the_prompts_of_its_start(tmp_path: Path, start: Path) -> None:
+def test_a_cut_model_keeps_the_prompts_of_its_start(tmp_path, start):
     cut = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     assert main(_stage(tmp_path, start, prune_to=cut, calibration_texts=8, max_steps=None)) == 0
     assert prompts_in(tmp_path / "run/model") == THEIRS
 
 
-def test_a_finished_model_is_given_another_prompt_without_training(
-    tmp_path: Path, start: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_finished_model_is_given_another_prompt_without_training(tmp_path, start, caplog):
     words = _stage(tmp_path, start)
     assert main(words) == 0
     model = tmp_path / "run/model"

@@ -10,7 +10,6 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -19,10 +18,9 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
 
 from hub_cards.snippets import snippets
-from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from tests.training.publishing.releases import make_release, write_release
 from training.models.export import LEAST_COSINE, reference_embeddings
 from training.models.model_folder import write_for_older_readers
@@ -32,11 +30,10 @@ pytestmark = pytest.mark.slow
 _WORKER = Path(__file__).with_name("serving_worker.py")
 _EXPORT = Path(__file__).parents[3] / "training/export.py"
 _WIDTH = 8
-Python = Callable[[str], str]
 
 
 @pytest.fixture
-def served(tmp_path: Path, tiny_config: F2LLMConfig, small_tokenizer: PreTrainedTokenizerBase) -> Path:
+def served(tmp_path, tiny_config, small_tokenizer):
     """A model as training leaves it, with another rotary base than older readers assume."""
     config = deepcopy(tiny_config)
     config.vocab_size = 416
@@ -56,34 +53,34 @@ def served(tmp_path: Path, tiny_config: F2LLMConfig, small_tokenizer: PreTrained
 
 
 @pytest.fixture
-def texts(sentences: list[str]) -> list[str]:
+def texts(sentences):
     """Short and long texts in turn, one of them longer than the model takes."""
     prompt = "Instruct: Given a question, retrieve passages that answer the question.\nQuery: "
     return [*sentences, "a", *(prompt + each for each in sentences), " ".join(sentences * 4), "b"]
 
 
 @pytest.fixture
-def expected(served: Path, texts: list[str]) -> np.ndarray:
+def expected(served, texts):
     """``(texts, width)`` unit-length embeddings by sentence-transformers in this environment."""
     return SentenceTransformer(str(served), device="cpu").encode(texts)
 
 
-def _environment() -> dict[str, str]:
+def _environment():
     """Return the environment of an interpreter that must not see this one's packages, nor report its use."""
     return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
 
 
-def _run(*command: object, isolated: bool = True) -> None:
+def _run(*command, isolated=True):
     environment = _environment() if isolated else None
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.fixture
-def embed(tmp_path: Path, texts: list[str]) -> Callable[..., np.ndarray]:
+def embed(tmp_path, texts):
     """``embed(python, kind, model, file_name)``: the texts' embeddings from another environment."""
 
-    def run(python: str, *words: object) -> np.ndarray:
+    def run(python, *words):
         (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         _run(python, "-I", _WORKER, "backend", tmp_path / "texts.json", tmp_path / "answer.npy", *words)
         return np.load(tmp_path / "answer.npy")
@@ -91,16 +88,14 @@ def embed(tmp_path: Path, texts: list[str]) -> Callable[..., np.ndarray]:
     return run
 
 
-def _export(python: str, folder: Path, output: Path, *words: str) -> str:
+def _export(python, folder, output, *words):
     _run(python, _EXPORT, folder, "--output", output, *words, isolated=False)
     return json.loads((output / "export.json").read_text())["file_name"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_exported_embeddings_are_those_of_torch(
-    backend: str, precision: str, served: Path, expected: np.ndarray, tmp_path: Path, other_python: Python, embed
-) -> None:
+def test_exported_embeddings_are_those_of_torch(backend, precision, served, expected, tmp_path, other_python, embed):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
     for _ in range(2):  # the second time, nothing is to be done
         file_name = _export(python, served, output, "--backend", backend, "--precision", precision)
@@ -111,9 +106,7 @@ def test_exported_embeddings_are_those_of_torch(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_a_checkpoint_in_half_precision_is_exported(
-    backend: str, dtype: torch.dtype, served: Path, texts: list[str], tmp_path: Path, other_python: Python, embed
-) -> None:
+def test_a_checkpoint_in_half_precision_is_exported(backend, dtype, served, texts, tmp_path, other_python, embed):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
     SentenceTransformer(str(served), device="cpu").to(dtype).save_pretrained(str(served), create_model_card=False)
     assert json.loads((served / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
@@ -121,19 +114,19 @@ def test_a_checkpoint_in_half_precision_is_exported(
     assert (vectors * reference_embeddings(served, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
 
 
-def test_openvino_exports_the_remote_code(served: Path, expected: np.ndarray, other_python: Python, embed) -> None:
+def test_openvino_exports_the_remote_code(served, expected, other_python, embed):
     vectors = embed(other_python("openvino-python"), "openvino-of-remote-code", served)
     assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
 
 
 @pytest.mark.parametrize("kind", ["torch", "remote-code"])
-def test_transformers_4_embeds_the_same(kind: str, served: Path, expected, other_python: Python, embed) -> None:
+def test_transformers_4_embeds_the_same(kind, served, expected, other_python, embed):
     python = other_python("onnx-python")
     write_for_older_readers(served)
     np.testing.assert_allclose(embed(python, kind, served), expected, atol=1e-5)
 
 
-def test_llama_cpp_embeds_the_same(served: Path, expected, texts: list[str], other_python: Python, embed) -> None:
+def test_llama_cpp_embeds_the_same(served, expected, texts, other_python, embed):
     pytest.importorskip("gguf")
     from training.models.gguf import export_gguf
 
@@ -147,7 +140,7 @@ def test_llama_cpp_embeds_the_same(served: Path, expected, texts: list[str], oth
 
 
 @contextmanager
-def _infinity(python: str, folder: Path, log: Path) -> Iterator[str]:
+def _infinity(python, folder, log):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -169,7 +162,7 @@ def _infinity(python: str, folder: Path, log: Path) -> Iterator[str]:
             server.wait(30)
 
 
-def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
+def _wait(server, url, log):
     end = time.monotonic() + 120
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -180,9 +173,7 @@ def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
     raise AssertionError(f"no server: {log.read_text()[-2000:]}")
 
 
-def test_infinity_serves_the_same_embeddings(
-    served: Path, texts: list[str], expected: np.ndarray, tmp_path: Path, other_python: Python
-) -> None:
+def test_infinity_serves_the_same_embeddings(served, texts, expected, tmp_path, other_python):
     python = other_python("infinity-python")
     write_for_older_readers(served)
     requests = {
@@ -202,8 +193,8 @@ def test_infinity_serves_the_same_embeddings(
 
 @pytest.mark.parametrize("document_prompt", ["", "Title: "])
 def test_the_examples_of_the_card_embed_as_sentence_transformers_does(
-    document_prompt: str, served: Path, sentences: list[str], tmp_path: Path, other_python: Python
-) -> None:
+    document_prompt, served, sentences, tmp_path, other_python
+):
     python = other_python("rag-python")
     model = SentenceTransformer(str(served), device="cpu")
     model.prompts = {"query": "Instruct: Find it.\nQuery: ", "document": document_prompt}

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig
-from tests.training.models.starts import save_like_qwen3_embedding, save_plain
+from tests.training.models.starts import edit_json, save_like_qwen3_embedding, save_plain
 from tests.training.recipes import only_stage, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
@@ -23,7 +14,6 @@ from training.models.model_ref import find_adapter
 from training.run_stage import main
 from training.stages.setup import make_model
 
-Refuses = Callable[..., AbstractContextManager[None]]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a", "", "the red river\n\n"]
 # Nearly nothing is learnt.
 ONE_STEP = {"max_steps": 1, "learning_rate": 1e-9, "warmup_steps": 0, "save_strategy": "no", "eval_strategy": "no"}
@@ -31,21 +21,21 @@ NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size":
 
 
 @pytest.fixture
-def start(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+def start(tmp_path, tiny_config, tiny_tokenizer):
     return save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
 
 
-def embed(folder: Path) -> np.ndarray:
+def embed(folder):
     return SentenceTransformer(str(folder), device="cpu").encode(TEXTS, prompt="")
 
 
-def ids(folder: Path, texts: list[str] = TEXTS) -> list[list[str]]:
+def ids(folder, texts=TEXTS):
     tokenizer = SentenceTransformer(str(folder), device="cpu").tokenizer
     return [tokenizer.convert_ids_to_tokens(each) for each in tokenizer(texts).input_ids]
 
 
 @pytest.mark.parametrize("keys", [{}, {"lora": True, "lora_rank": 4}], ids=["whole", "lora"])
-def test_a_start_keeps_the_token_that_its_tokenizer_appends(start: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_a_start_keeps_the_token_that_its_tokenizer_appends(start, tmp_path, keys):
     assert ids(start)[2] == ["a", "<|endoftext|>"]
     assert main([str(write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL, **ONE_STEP, **keys))]) == 0
     saved = tmp_path / "run/model"
@@ -61,7 +51,7 @@ def test_a_start_keeps_the_token_that_its_tokenizer_appends(start: Path, tmp_pat
         assert (embed(tmp_path / "merged") * embed(start)).sum(axis=1).min() >= 1 - 1e-6
 
 
-def test_a_trimmed_vocabulary_keeps_it(start: Path, tmp_path: Path) -> None:
+def test_a_trimmed_vocabulary_keeps_it(start, tmp_path):
     keys = {"trim_vocabulary": True, "model": str(start), **NO_NEW_MODEL}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
     saved, kept = tmp_path / "run/model", ["the red river", "river, red"]
@@ -70,9 +60,7 @@ def test_a_trimmed_vocabulary_keeps_it(start: Path, tmp_path: Path) -> None:
     assert (one * other).sum(axis=1).min() >= 1 - 1e-6
 
 
-def test_eos_is_added_where_nothing_is_and_said(
-    tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_eos_is_added_where_nothing_is_and_said(tmp_path, tiny_config, tiny_tokenizer, caplog):
     plain = save_plain(tmp_path / "plain", tiny_config, tiny_tokenizer)
     with caplog.at_level("INFO", logger="training"):
         assert main([str(write_single_stage(tmp_path, model=str(plain), **NO_NEW_MODEL, **ONE_STEP))]) == 0
@@ -82,28 +70,18 @@ def test_eos_is_added_where_nothing_is_and_said(
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"pooling": "mean"}, "is pooled by mean"), ({"pooling": "cls"}, "is pooled by cls"), ({"dense": True}, "Dense")],
+    [({"pooling": "mean"}, "is pooled by mean"), ({"dense": True}, "Dense")],
 )
-def test_a_start_that_is_read_in_another_way_is_refused(
-    tmp_path: Path,
-    tiny_config: F2LLMConfig,
-    tiny_tokenizer: PreTrainedTokenizerBase,
-    refuses: Refuses,
-    changes: dict[str, Any],
-    told: str,
-) -> None:
+def test_a_start_that_is_read_in_another_way_is_refused(tmp_path, tiny_config, tiny_tokenizer, refuses, changes, told):
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, **changes)
     stage = only_stage(load_recipe(write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL)))
     with refuses("key 'model'", start, told, "'teacher'"):
         make_model(stage, tiny_tokenizer)
 
 
-def test_an_adapter_of_a_model_that_is_read_in_another_way_is_not_merged(
-    start: Path, tmp_path: Path, refuses: Refuses
-) -> None:
+def test_an_adapter_of_a_model_that_is_read_in_another_way_is_not_merged(start, tmp_path, refuses):
     keys = {"model": str(start), "lora": True, "lora_rank": 4, **NO_NEW_MODEL, **ONE_STEP}
     assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-    path = tmp_path / "run/model/1_Pooling/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pooling_mode": "mean"}))
+    edit_json(tmp_path / "run/model/1_Pooling/config.json", pooling_mode="mean")
     with refuses("is pooled by mean", "last token"):
         merge_adapter(find_adapter(str(tmp_path / "run/model")), tmp_path / "merged")

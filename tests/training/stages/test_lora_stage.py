@@ -11,16 +11,13 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.distributed_recipe import save_model
-from tests.training.recipes import error_of, only_stage, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, only_stage, write_single_stage
 from training.common.errors import UserError
 from training.config.recipe import load_recipe
 from training.merge import main as merge
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.model_ref import find_adapter
 from training.run_stage import main
-
-# What write_single_stage's stage says of a new model.
-NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
 
 
 @pytest.fixture(scope="module")

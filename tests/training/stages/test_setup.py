@@ -10,7 +10,7 @@ import pytest
 
 from modeling_f2llm import build_sentence_transformer
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.recipes import error_of, only_stage, recipe_writer, write_recipe, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, only_stage, recipe_writer, write_recipe, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
@@ -92,9 +92,6 @@ def test_steps_of_loss_0_are_told_at_the_end(tmp_path, caplog):
     assert "source 'tiny_retrieval': 2 of 2 steps had a loss of 0" in caplog.text
 
 
-# Texts longer than the model reads
-
-
 @pytest.fixture
 def start(tmp_path, tiny_model, tiny_tokenizer):
     """A model of 512 positions."""
@@ -102,18 +99,10 @@ def start(tmp_path, tiny_model, tiny_tokenizer):
     return tmp_path / "start"
 
 
-def refused(capsys, status):
-    error = capsys.readouterr().err
-    assert status == 2 and len(error.splitlines()) == 1
-    return error
-
-
 def test_more_than_the_start_reads_is_refused_before_anything_is_prepared(start, tmp_path, capsys):
-    keys = {"model": str(start), "tokenizer": None, "model_config": None, "tokenizer_vocab_size": None}
-    recipe = write_single_stage(tmp_path, **keys, max_length=4096)
+    recipe = write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL, max_length=4096)
     for dry_run in (["--dry-run"], []):
-        error = refused(capsys, main([str(recipe), *dry_run]))
-        assert "key 'max_length': 4096 is more than the 512 positions" in error
+        assert "key 'max_length': 4096 is more than the 512 positions" in error_of([recipe, *dry_run], capsys)
     assert not (tmp_path / "run/prepared").exists()
 
 
@@ -121,8 +110,7 @@ def test_more_than_the_tokenizer_reads_is_refused(start, tiny_tokenizer, tmp_pat
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.model_max_length = 100
     tokenizer.save_pretrained(start)
-    keys = {"model": str(start), "tokenizer": None, "model_config": None, "tokenizer_vocab_size": None}
-    error = refused(capsys, main([str(write_single_stage(tmp_path, **keys, max_length=101))]))
+    error = error_of([write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL, max_length=101)], capsys)
     assert "101 is more than the 100 tokens of a text that the tokenizer reads" in error
 
 
@@ -130,11 +118,11 @@ def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     small |= {"intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 64}
     recipe = write_single_stage(tmp_path, model_config=small, max_length=65)
-    assert "more than the 64 positions" in refused(capsys, main([str(recipe)]))
+    assert "more than the 64 positions" in error_of([recipe], capsys)
     recipe = write_recipe(tmp_path)
     text = recipe.read_text().replace("head_dim: 8", "head_dim: 8\n      max_position_embeddings: 64")
     recipe.write_text(text.replace("    model: stage1", "    model: stage1\n    max_length: 65"))
-    assert "more than the 64 positions" in refused(capsys, main([str(recipe), "--dry-run"]))
+    assert "more than the 64 positions" in error_of([recipe, "--dry-run"], capsys)
 
 
 def test_more_than_a_teacher_of_tokens_reads_is_refused(start, tiny_tokenizer, tmp_path, refuses):
@@ -154,7 +142,8 @@ def test_a_teacher_of_texts_that_cuts_them_says_so(tiny_tokenizer, tmp_path, cap
 def test_preparing_and_mining_refuse_more_than_the_model_reads(start, tmp_path, capsys, refuses):
     manifest = Path(write_recipe(tmp_path)).parent / "data/manifest.yaml"
     words = ["--manifest", str(manifest), "--tokenizer", str(start), "--output", str(tmp_path / "out")]
-    error = refused(capsys, prepare_command([*words, "--max-length", "513"]))
+    assert prepare_command([*words, "--max-length", "513"]) == 2
+    error = capsys.readouterr().err
     assert "--max-length 513 is more than the 512 tokens" in error and "give --max-length 512" in error
     with refuses("--max-length 513", "512 tokens", "leave it out"):
         find_miner(str(start), max_length=513).embed_passages(["a"])

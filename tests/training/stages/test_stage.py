@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,12 +15,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
+from tests.training.processes import ROOT
 from tests.training.recipes import error_of, write_recipe, write_single_stage
 from training.common.outputs import locked
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +42,12 @@ def test_both_stages_end_in_a_released_folder(finished):
         assert not list(folder.parent.glob(".*partial"))
 
 
-def test_the_model_loads_and_carries_its_prompt(finished):
+def test_the_model_loads_carries_its_prompt_and_is_evaluated(finished):
     raw = SentenceTransformer(str(finished / "run/stage1/model"), truncate_dim=16)
     instructed = SentenceTransformer(str(finished / "run/stage2/model"))
     assert raw.encode_query("the red river").shape == (16,)
     assert raw.prompts["query"] == ""
     assert instructed.prompts["query"].startswith("Instruct: ")
-
-
-def test_evaluation_is_saved_with_the_model_it_is_of(finished):
     result = json.loads((finished / "run/evaluation.json").read_text())
     assert list(result["accuracy"]) == ["32", "16", "8"]
     assert result["pairs"] == 2 and list(result["languages"]) == ["eng"]
@@ -239,18 +233,6 @@ def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
-
-
-def test_accuracy_is_what_numpy_says(monkeypatch):
-    from training.evaluation.pairs import nearest
-
-    monkeypatch.setattr("training.evaluation.pairs._BLOCK", 7)
-    generator = torch.Generator().manual_seed(0)
-    queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
-    for dim in (16, 8):
-        a, b = queries[:, :dim].numpy(), candidates[:, :dim].numpy()
-        cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
-        assert (nearest(queries, candidates, dim) == cosines.argmax(axis=1)).all()
 
 
 def test_query_and_passage_are_enough(tmp_path, caplog):

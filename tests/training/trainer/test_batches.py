@@ -99,34 +99,22 @@ def uninterrupted(prepared_sources, num_hard_negatives):
     return epochs
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_resumed_order_is_the_tail_of_the_uninterrupted_one(
-    prepared_sources, num_hard_negatives, uninterrupted, workers, epoch
+    prepared_sources, num_hard_negatives, uninterrupted, workers, persistent, epoch
 ):
-    fresh = loader(prepared_sources, num_hard_negatives, workers)
+    fresh = loader(prepared_sources, num_hard_negatives, workers, persistent_workers=persistent)
     fresh.set_epoch(epoch)
     resumed = skip_first_batches(fresh, 5)
     assert all_same(list(resumed), uninterrupted[epoch][5:])
     # The loader itself goes on with whole epochs.
-    fresh.set_epoch(1)
-    assert all_same(list(fresh), uninterrupted[1])
-
-
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_epoch_may_be_set_after_skipping(prepared_sources, num_hard_negatives, uninterrupted, epoch):
-    # Trainer skips first. What it then iterates is a plain DataLoader, whose sampler wraps ours.
-    resumed = skip_first_batches(loader(prepared_sources, num_hard_negatives, workers=0), 5)
-    resumed.batch_sampler.batch_sampler.set_epoch(epoch)
-    assert all_same(list(resumed), uninterrupted[epoch][5:])
-
-
-@pytest.mark.parametrize("persistent", [False, True])
-def test_workers_follow_the_epoch(prepared_sources, num_hard_negatives, uninterrupted, persistent):
-    whole = loader(prepared_sources, num_hard_negatives, workers=2, persistent_workers=persistent)
-    for epoch in (0, 1):
-        whole.set_epoch(epoch)
-        assert all_same(list(whole), uninterrupted[epoch])
+    for following in (epoch, 1):
+        fresh.set_epoch(following)
+        assert all_same(list(fresh), uninterrupted[following])
+    # Trainer skips first, and then sets the epoch of a plain DataLoader, whose sampler wraps ours.
+    resumed.batch_sampler.batch_sampler.set_epoch(1)
+    assert all_same(list(resumed), uninterrupted[1][5:])
 
 
 def lengths_of(batch):

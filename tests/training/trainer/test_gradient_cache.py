@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
-from training.models.encoding import embed_chunk, lay_out
+from training.models.encoding import embed_batch, embed_chunk, lay_out
 from training.trainer.gradient_cache import CachedStep
 from training.trainer.objective import Objective
 
@@ -111,6 +111,25 @@ def assert_step_equals_plain_autograd(tiny_model, objective, batch):
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], weights, name)
+
+
+def test_gradients_add_to_those_that_are_there(tiny_model):
+    batch = batch_of(60)
+    step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
+    step.run(batch, loss_of)
+    once = gradients(tiny_model)
+    step.run(batch, loss_of)
+    step.run(batch, loss_of)
+    for name, weights in gradients(tiny_model).items():
+        torch.testing.assert_close(weights, 2 * once[name])
+
+
+@pytest.mark.parametrize("max_tokens", BUDGETS)
+def test_embeddings_without_gradient_are_the_same(tiny_model, max_tokens):
+    whole = batch_of()
+    wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
+    assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
+    assert_equal(embed_batch(tiny_model, batch_of(max_tokens), width=8), wanted[:, :8])
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)

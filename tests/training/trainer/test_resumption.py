@@ -11,24 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.recipes import error_of, grow_loss, killed, write_single_stage
+from tests.training.recipes import error_of, grow_loss, write_single_stage
 from training.run_stage import main
 from training.trainer.resumption import checkpoint_to_resume
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A folder of a run that was killed after its fourth step, with checkpoints of the second and fourth."""
-    folder = tmp_path_factory.mktemp("stopped")
-    killed(write_single_stage(folder, save_steps=2), 4)
-    return folder
-
-
 @pytest.fixture
-def recipe(stopped, tmp_path):
-    """The recipe of a copy of it."""
-    shutil.copytree(stopped / "run", tmp_path / "run")
-    return write_single_stage(tmp_path, save_steps=2, manifest=str(stopped / "data/manifest.yaml"))
+def recipe(write_stopped):
+    return write_stopped()
 
 
 def cut(path):
@@ -81,25 +71,17 @@ def test_the_only_checkpoint_is_damaged(recipe, tmp_path, capsys):
     assert "scheduler.pt cannot be read" in error and "start again with another output_dir" in error
 
 
-def fewer_groups(checkpoint):
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    torch.save({**state, "param_groups": state["param_groups"][:1]}, checkpoint / "optimizer.pt")
-
-
-def scheduler_of_another_kind(checkpoint):
-    torch.save({"best": 1.0}, checkpoint / "scheduler.pt")
-
-
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("file", "keys", "told"),
     [
-        (fewer_groups, "different number of parameter groups"),
-        (scheduler_of_another_kind, "lr_lambdas"),
+        ("optimizer.pt", {"param_groups": []}, "different number of parameter groups"),
+        ("scheduler.pt", {"lr_lambdas": None}, "lr_lambdas"),
     ],
 )
-def test_content_that_does_not_fit(recipe, tmp_path, capsys, damage, told):
+def test_content_that_does_not_fit(recipe, tmp_path, capsys, file, keys, told):
     newest = tmp_path / "run/checkpoint-4"
-    damage(newest)
+    state = {**torch.load(newest / file, weights_only=True), **keys}
+    torch.save({key: value for key, value in state.items() if value is not None}, newest / file)
     error = error_of([str(recipe), "--resume"], capsys)
     assert error.startswith(f"error: {newest}: cannot be resumed from: ") and told in error
     assert error.endswith("to go on from checkpoint-2") and not (tmp_path / "run/model").exists()
@@ -121,16 +103,16 @@ def test_a_damaged_record_of_the_run_is_named(recipe, tmp_path, capsys, file, da
         ("model-00001-of-00002.safetensors", "optimizer.pt"),
     ],
 )
-def test_sharded_checkpoints_have_all_their_parts(tmp_path, stopped, parts):
+def test_sharded_checkpoints_have_all_their_parts(tmp_path, stopped_at_4, parts):
     checkpoint = tmp_path / "checkpoint-4"
     for part in parts:
         (checkpoint / part).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / part).write_bytes(b"")
         for name in ("model.safetensors", "optimizer.pt"):
             if part.endswith(Path(name).suffix) and "/" not in part:
-                shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint / part)
+                shutil.copy(stopped_at_4 / "run/checkpoint-4" / name, checkpoint / part)
     for name in ("config.json", "trainer_state.json", "scheduler.pt", "rng_state.pth"):
-        shutil.copy(stopped / "run/checkpoint-4" / name, checkpoint)
+        shutil.copy(stopped_at_4 / "run/checkpoint-4" / name, checkpoint)
     assert checkpoint_to_resume(tmp_path) == checkpoint
 
 

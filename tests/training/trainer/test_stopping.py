@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.training.evaluation.watched_recipe import history, write_watched
-from tests.training.forked import SignalAt, start
-from tests.training.recipes import error_of, grow_loss, killed, write_recipe, write_single_stage
+from tests.training.processes import SignalAt, start
+from tests.training.recipes import KilledError, error_of, grow_loss, killed, write_recipe, write_single_stage
 from training.common.run_folder import STAGING, last_checkpoint
 from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
 
-ROOT = Path(__file__).parents[3]
 BOTH = [signal.SIGTERM, signal.SIGINT]
 
 
@@ -25,12 +24,24 @@ def _state(run):
     return json.loads((last_checkpoint(run) / "trainer_state.json").read_text())
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, number, status):
+def steps(run):
+    return sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+
+
+def as_run(checkpoint, folder):
+    """A folder whose finished model is a checkpoint."""
+    folder.mkdir()
+    (folder / "model").symlink_to(checkpoint)
+    return folder
+
+
+# A termination that is passed on may arrive twice.
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, number, times):
     words = [write_single_stage(tmp_path)]
     # While the step after the fourth is computed; checkpoints are due after every third.
-    stopped = start(words, tmp_path, [SignalAt("step", 4, number)])
-    assert stopped.wait() == status
+    stopped = start(words, tmp_path, [SignalAt("step", 4, number)] * times)
+    assert stopped.wait() == 128 + number
     run = tmp_path / "run"
     assert last_checkpoint(run) == run / "checkpoint-5" and not (run / STAGING).exists()
     assert stopped.line() == (
@@ -59,13 +70,6 @@ def test_a_second_interrupt_ends_at_once(tmp_path, first):
     assert stopped.wait() == 130
     assert stopped.line() == "stopped: SIGINT: ended at once. To go on, run the same command with --resume"
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-3"
-
-
-def test_a_termination_that_is_passed_on_twice_is_one(tmp_path):
-    signals = [SignalAt("step", 4, signal.SIGTERM), SignalAt("step", 4, signal.SIGTERM)]
-    stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
-    assert stopped.wait() == 143
-    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-5"
 
 
 def test_a_signal_too_late_for_its_stage_stops_before_the_next(tmp_path):
@@ -162,23 +166,6 @@ BEST = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy
 STOPPED = {**BEST, "early_stopping_patience": 2, "early_stopping_threshold": 1.0}
 
 
-def steps(run):
-    return sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
-
-
-def best_checkpoint(run):
-    return Path(
-        json.loads((run / f"checkpoint-{steps(run)[-1]}/trainer_state.json").read_text())["best_model_checkpoint"]
-    )
-
-
-def as_run(checkpoint, folder):
-    """A folder whose finished model is a checkpoint."""
-    folder.mkdir()
-    (folder / "model").symlink_to(checkpoint)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
@@ -196,9 +183,20 @@ def test_the_stage_ends_in_its_best_checkpoint(tmp_path, check_same_weights):
     wanted = max(found, key=lambda step: found[step])
     # No checkpoint was due before the end: the best one is written when it is found.
     assert list(found) == [2, 4, 6, 8, 10] and wanted < 10
-    assert best_checkpoint(run) == run / f"checkpoint-{wanted}"
+    best = run / f"checkpoint-{wanted}"
+    assert _state(run)["best_model_checkpoint"] == str(best)
     assert steps(run) == sorted({wanted, 10})
-    check_same_weights(run, as_run(best_checkpoint(run), tmp_path / "best"))
+    check_same_weights(run, as_run(best, tmp_path / "best"))
+
+
+@pytest.mark.parametrize("metric", ["retrieval", "source/tiny_retrieval"])
+def test_the_best_checkpoint_by_the_loss_of_a_task_or_a_source(tmp_path, metric):
+    assert main([str(write_watched(tmp_path, **{**BEST, "metric_for_best_model": metric}))]) == 0
+    state = _state(tmp_path / "run")
+    found = {line["step"]: line[f"eval_{metric}"] for line in state["log_history"] if "eval_loss" in line}
+    lowest = min(found, key=lambda step: found[step])
+    assert state["best_model_checkpoint"] == str(tmp_path / f"run/checkpoint-{lowest}")
+    assert state["best_metric"] == found[lowest] < max(found.values())
 
 
 def test_one_whose_model_was_not_written_trains_no_further(stopped, tmp_path, monkeypatch, check_same_weights, caplog):
@@ -212,9 +210,10 @@ def test_one_whose_model_was_not_written_trains_no_further(stopped, tmp_path, mo
     check_same_weights(run, tmp_path)
 
 
-@pytest.mark.parametrize("at_step", [3, 5])
-def test_what_was_counted_outlives_a_kill(stopped, tmp_path, check_same_weights, at_step):
-    recipe = write_watched(tmp_path, **STOPPED)
+@pytest.mark.parametrize(("at_step", "on_start"), [(3, False), (5, False), (5, True)])
+def test_what_was_counted_outlives_a_kill(stopped, tmp_path, check_same_weights, at_step, on_start):
+    # The evaluation with which a resumed run may start is not counted again.
+    recipe = write_watched(tmp_path, **STOPPED, eval_on_start=on_start)
     killed(recipe, at_step)
     assert steps(tmp_path / "run") == list(range(2, at_step, 2))
     assert main([str(recipe), "--resume"]) == 0
@@ -233,6 +232,25 @@ def test_every_evaluation_is_counted_where_a_signal_ends_the_training(tmp_path, 
     assert steps(tmp_path / "run") == [step]
     assert main([str(recipe), "--resume"]) == 0
     check_same_weights(tmp_path / "run", tmp_path / "whole/run")
+
+
+def test_a_resumed_run_may_be_given_patience_or_more_of_it(tmp_path):
+    recipe = write_watched(tmp_path, **BEST)
+    killed(recipe, 5)
+    words = [str(recipe), "--resume", "--early_stopping_threshold", "1"]
+    save_model = F2LLMTrainer.save_model
+
+    def killed_at_the_end(self, output_dir, **kwargs):
+        if Path(output_dir).name == ".model.partial":
+            raise KilledError
+        save_model(self, output_dir, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(F2LLMTrainer, "save_model", killed_at_the_end)
+        main([*words, "--early_stopping_patience", "1"])
+    assert steps(tmp_path / "run") == [2, 4, 6]
+    assert main([*words, "--early_stopping_patience", "2"]) == 0
+    assert steps(tmp_path / "run") == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("metric", ["pairs_accuracy_dim7", "eval_pairs_recall", "accuracy"])
