@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -27,6 +29,12 @@ def test_a_trained_tokenizer_round_trips_any_text(small_tokenizer, text):
     assert small_tokenizer.decode(ids[:-1]) == text
 
 
+def test_a_trained_tokenizer_has_the_special_tokens_of_qwen(small_tokenizer):
+    assert (small_tokenizer.eos_token, small_tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    start = small_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start is not None and small_tokenizer("<|im_start|>").input_ids == [start, small_tokenizer.eos_token_id]
+
+
 @pytest.mark.parametrize("vocab_size", [259, 260, 300])
 def test_training_repeats_and_gives_the_size_asked_for(vocab_size):
     texts = ["größer 東京 " + "".join(chr(97 + i * k % 26) for k in range(1, 9)) for i in range(200)]
@@ -49,6 +57,16 @@ def test_eos_is_appended_where_the_tokenizer_does_not(saved):
     edit_json(saved / "tokenizer.json", post_processor=None)
     loaded = load_tokenizer(str(saved))
     assert loaded("river").input_ids[-1] == loaded.eos_token_id
+
+
+def test_a_tokenizer_may_pad_with_eos(saved, small_tokenizer):
+    """The attention mask tells padding from the end of a text."""
+    path = saved / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|im_end|>"}))
+    texts = ["river", "größer 東京"]
+    batch = load_tokenizer(str(saved))(texts, padding=True)
+    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
+        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == small_tokenizer(text).input_ids
 
 
 def test_tokenizers_without_eos_or_words_are_refused(saved, refuses):
