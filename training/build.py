@@ -1,4 +1,9 @@
-"""Build training data in the published format from raw data: one parquet file per source, a manifest and a report."""
+"""Build training data in the published format from raw data: one parquet file per source, a manifest and a report.
+
+python training/build.py build.yaml --output data/mine
+
+training/data/building/README.md describes build.yaml.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.data.building.build_file import build_from_file
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="build.py",
-        description=__doc__,
-        epilog="example: build.py build.yaml --output data/mine; training/data/building/README.md describes build.yaml",
-        allow_abbrev=False,
-    )
+    parser = command_parser("build.py", __doc__)
     parser.add_argument("build_file", metavar="BUILD.yaml", help="lists the raw data sets and their formats")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where to write; finished sources are kept")
     return parser

@@ -12,7 +12,7 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.executor import read_executor
 from training.data.cleaning.decontamination import TABLE, decontaminate
 from training.data.cleaning.duplicates import DeduplicationOptions
@@ -21,10 +21,7 @@ from training.data.cleaning.evaluation_texts import evaluation_file, evaluation_
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    summary, _, example = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="decontaminate.py", description=summary, epilog=f"example: {example}", allow_abbrev=False
-    )
+    parser = command_parser("decontaminate.py", __doc__)
     add, similarity = parser.add_argument, DeduplicationOptions.similarity
     add("--manifest", type=Path, required=True, help="the sources")
     add("--data-dir", help="folder of the files, instead of the manifest's")

@@ -14,18 +14,14 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.common.command import require, run_command
+from training.common.command import command_parser, require, run_command
 from training.evaluation.records import DEFAULT_MAX_LENGTH, PRECISIONS
 from training.evaluation.report import report_again
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    description, _, examples = __doc__.partition("\n\n")
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "evaluate.py", None, description, examples, formatter_class=raw, allow_abbrev=False
-    )
+    parser = command_parser("evaluate.py", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", nargs="?", metavar="MODEL", help="folder, run or Hub name")
     what.add_argument("--report", type=Path, metavar="FOLDER", help="only write the report of this evaluation again")

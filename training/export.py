@@ -16,20 +16,13 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    summary, example, note = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="export.py",
-        description=f"{summary}\n\n{note}",
-        epilog=f"example:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("export.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; for gguf the file")
     parser.add_argument("--backend", choices=["onnx", "openvino", "gguf"], required=True)

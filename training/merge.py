@@ -14,21 +14,14 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.models.adapter_merging import merge_named
 from training.models.merging import MAX_SHARD_SIZE
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    summary, _, example = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="merge.py",
-        description=summary,
-        epilog=f"examples:\n{example.rstrip()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("merge.py", __doc__)
     parser.add_argument(
         "models",
         nargs="+",

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers.utils.logging import disable_progress_bar
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.executor import Executor, read_executor
 from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.mining import Resources, mine
@@ -26,14 +26,7 @@ from training.models.encoders import find_miner
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    description, example = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="mine.py",
-        description=description,
-        epilog=f"example:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("mine.py", __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--model", required=True, help="any SentenceTransformer: a folder or a Hub name")
     parser.add_argument("--output", type=Path, required=True, help="folder of the mined sources")

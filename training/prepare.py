@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.errors import OutputError, UserError
 from training.common.executor import read_executor
 from training.common.outputs import check_output
@@ -29,10 +29,7 @@ from training.models.loading import load_tokenizer
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    summary, _, example = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="prepare.py", description=summary, epilog=f"example: {example}", allow_abbrev=False
-    )
+    parser = command_parser("prepare.py", __doc__)
     add, defaults = parser.add_argument, PreparationOptions()
     add("--manifest", required=True, help="YAML file of the sources")
     add("--data-dir", help="folder or hf:// address of the files, instead of the manifest's")

@@ -17,7 +17,7 @@ from typing import Any
 # Run as a script from a checkout: the repository is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 
 _HUB = "training.publishing.hub"
 # What each command does, the function that does it, and the arguments of those that upload, as named in _ARGUMENTS.
@@ -71,14 +71,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def make_parser(words: list[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser; for the ``words`` of a command line, only the arguments of their command are complete."""
-    summary, _, example = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="publish.py",
-        description=summary,
-        epilog=f"example:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("publish.py", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (purpose, function, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.common.command import require, run_command
+from training.common.command import command_parser, require, run_command
 
 if __name__ == "__main__":
     require("jinja2", "publish")
@@ -23,14 +23,7 @@ from training.data.releasing.release import MAX_FILE_BYTES, release
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    description, example = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="release.py",
-        description=description,
-        epilog=f"example:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("release.py", __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="sources in the published format")
     parser.add_argument("--output", type=Path, required=True, help="folder of the release; it is made")
     parser.add_argument("--data-dir", help="folder or address of the files, instead of the manifest's")

@@ -1,7 +1,6 @@
-"""Train the stages of a recipe, one after the other, and evaluate what comes out.
+"""Train the stages of a recipe (default: the quickstart), one after the other, and evaluate what comes out.
 
-Example:
-    python training/run_stage.py my_recipe.yaml --output_dir runs/mine --learning_rate 2e-5 --resume
+python training/run_stage.py my_recipe.yaml --output_dir runs/mine --learning_rate 2e-5 --resume
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.config.recipe import Stage, command_line_overrides, load_recipe, recipe_help
 from training.evaluation.stage_pairs import check_stage_pairs
@@ -30,15 +29,7 @@ QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recip
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command, without the keys of a recipe."""
-    summary, example = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="run_stage.py",
-        description=f"{summary} Without a recipe, the quickstart runs.",
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
+    parser = command_parser("run_stage.py", __doc__, add_help=False)
     parser.add_argument("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe, a YAML file")
     parser.add_argument("--stage", action="append", help="run this stage of the recipe only (repeatable)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints; skip finished stages")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from training.common.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
@@ -18,6 +20,19 @@ _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
 # addresses), the signature of a URL.
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
+
+
+def command_parser(name: str, doc: str, **options: Any) -> argparse.ArgumentParser:
+    """Return the parser of a command whose docstring ``doc`` is a summary and, after a blank line, examples."""
+    summary, _, examples = doc.strip().partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=name,
+        description=summary,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
 
 
 def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
