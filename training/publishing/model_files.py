@@ -1,15 +1,23 @@
-"""The files of a model that are released beside its weights: configurations, tokenizer, modules, remote code."""
+"""The files of a released model: weights, configurations, tokenizer, modules of sentence-transformers, remote code.
+
+No more than one shard of the weights is in memory, so that a machine can pack models that it could not load.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+import torch
+from huggingface_hub import ModelCard, split_state_dict_into_shards_factory
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -19,15 +27,27 @@ from modeling_f2llm.tokenizer import end_token_id
 from training.common.errors import UserError
 from training.common.outputs import temporary_folder
 from training.config.checks import SHAPE
-from training.models.model_folder import check_tokenizer_file, user_error, write_for_older_readers
+from training.models.adapters import ADAPTER_WEIGHTS
+from training.models.merging import MAX_SHARD_SIZE
+from training.models.model_folder import (
+    WeightFiles,
+    check_tokenizer_file,
+    is_finite,
+    user_error,
+    write_for_older_readers,
+    wrong_weight,
+)
 from training.models.model_folder import read_json as read_settings
 from training.models.model_ref import MERGED_ADAPTER, why_not_last_token
 from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, read_json, write_json
-from training.publishing.weights import Weights
 
 CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE = "config_sentence_transformers.json", "sentence_bert_config.json"
+INDEX = "model.safetensors.index.json"
+# Dtypes of released weights, and of the weights that a run may have saved.
+DTYPES = ("bfloat16", "float32")
+_SAVED_DTYPES = (*DTYPES, "float16")
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # The code of this repository computes any Qwen3.
 AUTO_MAP = {"AutoConfig": "configuration_f2llm.F2LLMConfig", "AutoModel": "modeling_f2llm.F2LLMModel"}
@@ -41,6 +61,82 @@ _SHAPE = (
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The weights in a folder, not loaded."""
+
+    folder: Path
+    files: Mapping[str, str]  # file of each weight by name
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str  # its name
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(map(prod, self.shapes.values()))
+
+    def load(self, name: str) -> Tensor:
+        """Load one weight."""
+        # An open file keeps all that was read from it in memory.
+        with safe_open(self.folder / self.files[name], framework="pt") as stored:
+            return stored.get_tensor(name)
+
+    def save(self, names: Iterable[str], path: Path, dtype: str) -> None:
+        """Write some of the weights to a file, as ``dtype``; none may be NaN or infinite."""
+        tensors = {name: self.load(name).to(getattr(torch, dtype)).contiguous() for name in names}
+        for name, tensor in tensors.items():
+            if not is_finite(tensor):
+                raise UserError(f"{self.folder}: {name} is NaN or infinite in {dtype}; pack an earlier checkpoint")
+        # transformers requires this entry; other metadata of the run's files is left out.
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
+    """Look at the weights of a model, which must be exactly those of ``config``."""
+    stored = WeightFiles(folder)
+    if (wrong := wrong_weight(stored.shapes, config)) is not None:
+        raise UserError(f"{folder}: {wrong}; pack another state")
+    dtype = _common_dtype(folder, (info.dtype for info in stored.tensors.values()))
+    return Weights(folder, {name: path.name for name, path in stored.file_of.items()}, stored.shapes, dtype)
+
+
+def read_adapter_weights(folder: Path) -> Weights:
+    """Look at the weights of an adapter."""
+    with user_error(f"{folder / ADAPTER_WEIGHTS}: damaged", "pack another state of the run"):
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    dtype = _common_dtype(folder, (tensor.dtype for tensor in tensors.values()))
+    return Weights(folder, dict.fromkeys(shapes, ADAPTER_WEIGHTS), shapes, dtype)
+
+
+def _common_dtype(folder: Path, dtypes: Iterable[torch.dtype]) -> str:
+    names = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})
+    if len(names) != 1 or names[0] not in _SAVED_DTYPES:
+        raise UserError(f"{folder}: weights of {', '.join(names)}; only one of {', '.join(_SAVED_DTYPES)} is packed")
+    return names[0]
+
+
+def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str = MAX_SHARD_SIZE) -> None:
+    """Write weights to a folder as ``dtype``: in one file, or in shards with an index if that would be too large."""
+    if ADAPTER_WEIGHTS in weights.files.values():
+        # Every reader of adapters looks for this one file.
+        weights.save(sorted(weights.shapes), folder / ADAPTER_WEIGHTS, dtype)
+        return
+    itemsize = getattr(torch, dtype).itemsize
+    with user_error(f"--max-shard-size {max_shard_size!r}", "give a size such as 5GB or 500MB"):
+        split = split_state_dict_into_shards_factory(
+            {name: prod(shape) * itemsize for name, shape in sorted(weights.shapes.items())},
+            get_storage_size=int,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    for file, names in split.filename_to_tensors.items():
+        weights.save(names, folder / file, dtype)
+    if split.is_sharded:
+        index = {"metadata": dict(split.metadata), "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        write_json(folder / INDEX, index)
+
+
+@dataclass(frozen=True)
 class ModelFiles:
     """What a model's folder says of the model."""
 
@@ -49,8 +145,12 @@ class ModelFiles:
     code: tuple[Path, ...]  # files of remote code
     modules: tuple[str, ...]  # subfolders of sentence-transformers modules
     max_length: int  # maximum tokens of a text
-    prompts: dict[str, str]  # by name
-    versions: dict[str, str]  # of the libraries that wrote the model, by name
+    sentences: Mapping[str, Any]  # settings of sentence-transformers
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What comes before a text, by name."""
+        return dict(self.sentences.get("prompts") or {})
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -78,10 +178,12 @@ def model_fields(
     dimensions: tuple[int, ...],
     max_length: int,
     config: F2LLMConfig | None,
-    prompts: dict[str, str],
-    versions: dict[str, str],
+    sentences: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the fields of a release's record that its files give; ``config`` of an adapter is that of its base."""
+    """Return the fields of a release's record that its files give.
+
+    ``config`` of an adapter is that of its base, None if unknown; ``sentences`` are settings of sentence-transformers.
+    """
     family = None
     for name in FAMILY if config else ():
         published = F2LLMConfig.from_family(name)
@@ -93,8 +195,8 @@ def model_fields(
         "dimensions": dimensions,
         "max_length": max_length,
         "shape": {name: getattr(config, name) for name in _SHAPE} if config else {},
-        "prompts": prompts,
-        "versions": versions,
+        "prompts": dict(sentences.get("prompts") or {}),
+        "versions": dict(sentences.get("__version__") or {}),
         "family": family,
     }
 
@@ -108,8 +210,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     tokenizer, config = _load(folder, "pack another state of the run")
     code = code_files(read_json(folder / CONFIG).get("auto_map", {}), folder)
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    prompts, versions = (dict(sentences.get(key) or {}) for key in ("prompts", "__version__"))
-    return ModelFiles(folder, config, code, modules, length, prompts, versions)
+    return ModelFiles(folder, config, code, modules, length, sentences)
 
 
 def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -157,41 +258,41 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
 
 def copy_sentence_files(source: Path, modules: Iterable[str], folder: Path) -> None:
     """Copy tokenizer, modules and their settings from ``source`` to ``folder``, readable for older versions, too."""
-    write_json(folder / TOKENIZER_CONFIG, clean_config(read_json(source / TOKENIZER_CONFIG)))
     for name in (MODULES, SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE, TOKENIZER, *_TOKENIZER_OPTIONAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    for module in modules:
-        (folder / module).mkdir(parents=True)
-        for name in (CONFIG, TRANSFORMER_MODULE):
-            if (source / module / name).is_file():
-                write_json(folder / module / name, clean_config(read_json(source / module / name)))
+    settings = [TOKENIZER_CONFIG, *(f"{module}/{name}" for module in modules for name in (CONFIG, TRANSFORMER_MODULE))]
+    for name in settings:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(folder / name, clean_config(read_json(source / name)))
     write_for_older_readers(folder)
 
 
 @contextmanager
 def standard_settings(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder with settings and tokenizer of a model without a run, as a run would save them."""
-    _check_kind(folder)
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind != "qwen3":
+        raise UserError(f"{folder}: is a {kind}; only models of the Qwen3 architecture are packed")
+    if (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
+        raise UserError(f"{folder}: holds an adapter, or a model that one was merged into; pack the adapter's run")
+    check_tokenizer_file(folder)
+    if wrong := why_not_packed(folder):
+        raise UserError(f"{folder}: {wrong}; only models with last-token pooling and normalisation are packed")
     tokenizer, config = _load(folder, "save the model again")
     if not read_json(folder / CONFIG).get("is_matryoshka"):
         # F2LLMConfig assumes by default that a model was trained at several widths.
         config.is_matryoshka, config.matryoshka_dimensions = False, None
-    if end_token_id(tokenizer) is None:
-        raise UserError(
-            f"{folder}: its tokenizer puts no token after a text, of which the embedding could be read; fine-tune it "
-            "here (key 'model'), or save it with a post-processor that appends one"
-        )
     # Either may be missing.
     sentences, transformer = (read_settings(folder / name) for name in (SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE))
-    if transformer.get("do_lower_case"):
-        raise UserError(
-            f"{folder / TRANSFORMER_MODULE}: do_lower_case changes texts, which servers do not; it is not packed"
-        )
-    if sentences.get("default_prompt_name") is not None:
-        raise UserError(
-            f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name puts a prompt before documents, too; set it to null"
-        )
+    for wrong, applies in {
+        "its tokenizer puts no token after a text, of which the embedding is read": end_token_id(tokenizer) is None,
+        "do_lower_case changes texts, which servers do not": transformer.get("do_lower_case"),
+        "default_prompt_name puts a prompt before documents, too": sentences.get("default_prompt_name") is not None,
+    }.items():
+        if applies:
+            raise UserError(f"{folder}: {wrong}; change that, or fine-tune the model here (key 'model')")
     lengths = (tokenizer.model_max_length, config.max_position_embeddings, transformer.get("max_seq_length"))
     with temporary_folder() as temporary:
         output = Path(temporary)
@@ -208,17 +309,6 @@ def standard_settings(folder: Path) -> Iterator[Path]:
         # `write_for_older_readers` adds the lengths.
         write_json(output / TRANSFORMER_MODULE, {})
         yield output
-
-
-def _check_kind(folder: Path) -> None:
-    kind = read_json(folder / CONFIG).get("model_type")
-    if kind != "qwen3":
-        raise UserError(f"{folder}: is a {kind}; only models of the Qwen3 architecture are packed")
-    if (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
-        raise UserError(f"{folder}: holds an adapter, or a model that one was merged into; pack the adapter's run")
-    check_tokenizer_file(folder)
-    if wrong := why_not_packed(folder):
-        raise UserError(f"{folder}: {wrong}; only models with last-token pooling and normalisation are packed")
 
 
 def why_not_packed(folder: Path) -> str | None:
@@ -249,10 +339,7 @@ def base_named(folder: Path) -> str | None:
 
 def card_field(path: Path, name: str) -> Any:
     """Return a field of a card's header; None if the card is missing or damaged, or lacks the field."""
-    if not path.is_file():
-        return None
-    try:
+    # Errors of files, of YAML and of huggingface_hub share no class.
+    with suppress(Exception):
         return getattr(ModelCard.load(path, ignore_metadata_errors=True).data, name)
-    # Errors of YAML and of huggingface_hub share no class.
-    except Exception:
-        return None
+    return None

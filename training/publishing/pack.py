@@ -11,40 +11,64 @@ import argparse
 import filecmp
 import logging
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.hub import Content, check_repository
 from training.common.outputs import check_output, locked, publish, scratch_folder
 from training.common.run_folder import FINAL_MODEL
+from training.models.merging import MAX_SHARD_SIZE
 from training.models.model_folder import user_error
 from training.publishing.adapter import merged_adapter, read_adapter
 from training.publishing.evaluation import draw_figures, save_losses, write_evaluation
-from training.publishing.licence import OWN_LICENCE, licence_of, licence_text
 from training.publishing.lineage import ARGUMENTS, Lineage, language_rows_of, stage_arguments
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
+    DTYPES,
     ModelToPack,
+    card_field,
     copy_model_files,
+    copy_weights,
     model_fields,
     read_model_files,
+    read_weights,
     standard_settings,
 )
-from training.publishing.record import RECORD, ModelRelease, load_release
-from training.publishing.states import ModelState, check_nothing_private, find_state, private_texts, write_json
-from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, copy_weights, read_weights
+from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
+from training.publishing.states import (
+    ModelState,
+    check_nothing_private,
+    find_state,
+    is_repository,
+    private_texts,
+    write_json,
+)
+from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
 
 CARD, LICENCE = "README.md", "LICENSE"
 # Optional packages that draw figures and render the card.
 _EXTRA = ("jinja2", "matplotlib")
+# The licence of this repository.
+OWN_LICENCE = "apache-2.0"
+# SPDX identifiers of licences that require at most a notice with copies and forbid no use. Whether a licence that
+# requires more (attribution of adaptations, the same licence, no commercial use) allows a release is for a person to
+# judge.
+PERMISSIVE = frozenset(
+    """
+    0bsd apache-2.0 bsd-2-clause bsd-3-clause bsl-1.0 cc0-1.0 cdla-permissive-2.0 isc mit mit-0 pddl pddl-1.0
+    unicode-3.0 unicode-dfs-2016 unlicense zlib
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,7 @@ def read_whole_model(state: ModelState, base: str | None = None, settings: Path 
     """Look at a whole model, whose other files may lie in the folder ``settings``; ``base`` as for a merged adapter."""
     files = read_model_files(settings or state.folder)
     weights = read_weights(state.folder, files.config)
-    fields = model_fields(weights, files.dimensions, files.max_length, files.config, files.prompts, files.versions)
+    fields = model_fields(weights, files.dimensions, files.max_length, files.config, files.sentences)
     fields["adapter"] = merged_adapter(state, base)
     return ModelToPack(weights, fields, partial(copy_model_files, files))
 
@@ -127,8 +151,6 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         ``output``.
 
     Raises:
-        UserError: If the run is not finished or damaged, an option is wrong, the folder holds something else, or a
-            file holds something private.
         StoppedError: If the folder cannot be written.
     """
     _check(options)
@@ -151,8 +173,8 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
 def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOptions) -> None:
     lineage = Lineage(state)
     stages = lineage.records()
-    licence = options.licence or licence_of(lineage, stages)
-    text = licence_text(licence, options.licence_file)
+    licence = options.licence or _licence_of(lineage, stages)
+    text = _licence_text(licence, options.licence_file)
     trained = [each for each in lineage.states.values() if not (each.prunes or each.merges)]
     release = ModelRelease(
         name=options.name,
@@ -180,7 +202,7 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
                 logger.info("%s: holds this release already", output)
             else:
                 publish(scratch, output)
-                logger.info("%s: packed %s, %d files", output, options.name, len(_files(output)))
+                logger.info("%s: packed %s, %d files", output, options.name, len(_contents(output)))
     # safetensors reports a full disk with its own error class.
     except (OSError, SafetensorError) as error:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
@@ -189,12 +211,11 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
 def _check(options: PackOptions) -> None:
     with user_error(f"--name {options.name!r}", "give a name for a repository, without its organisation"):
         check_repository(f"org/{options.name}", "the repository")
-    if options.dtype is not None and options.dtype not in DTYPES:
+    if options.dtype not in (None, *DTYPES):
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
+    if missing := [package for package in _EXTRA if find_spec(package) is None]:
         raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
 
 
@@ -204,12 +225,9 @@ def _check_output(output: Path) -> None:
         return
     if not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    recorded, found = load_release(output).sha256, _hashes(output)
-    changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
-    if changed:
-        raise UserError(
-            f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it or give another --output"
-        )
+    found = {name: content.sha256 for name, content in _contents(output).items()}
+    if changed := sorted(load_release(output).sha256.items() ^ found.items()):
+        raise UserError(f"{output}: {changed[0][0]} was changed since it was packed; move it or give another --output")
 
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
@@ -223,19 +241,65 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    complete = replace(release, files=_files(folder), sha256=_hashes(folder))
+    contents = _contents(folder)
+    sizes = {name: content.size for name, content in contents.items()}
+    complete = replace(release, files=sizes, sha256={name: content.sha256 for name, content in contents.items()})
     (folder / RECORD).write_text(complete.to_json(), encoding="utf-8")
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of the files except the record, by path; hidden files are an uploading client's."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.as_posix() != RECORD and not any(part.startswith(".") for part in name.parts):
-            sizes[name.as_posix()] = path.stat().st_size
-    return sizes
+def _contents(folder: Path) -> dict[str, Content]:
+    """The files except the record, by path; hidden files are an uploading client's."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: Content(path) for name, path in paths.items() if name != RECORD and "/." not in f"/{name}"}
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: Content(folder / name).sha256 for name in _files(folder)}
+def _licence_of(lineage: Lineage, stages: Sequence[StageRecord]) -> str:
+    """The licence of this repository if everything that a model was made of is permissive; refuse otherwise."""
+    doubts = list(dict.fromkeys(_doubts(lineage, stages)))
+    if doubts:
+        raise UserError(
+            f"--licence is missing, and the licence of the weights does not follow from {doubts[0]} "
+            f"({len(doubts)} such); give it as --licence, such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as "
+            "--licence-file"
+        )
+    logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
+    return OWN_LICENCE
+
+
+def _doubts(lineage: Lineage, stages: Sequence[StageRecord]) -> Iterator[str]:
+    """Sources and models whose licence is unknown or asks for more than a notice."""
+    for stage in stages:
+        if stage.kind == "unknown" or (stage.kind in ("training", "adapter", "merged_adapter") and not stage.sources):
+            yield f"the data of {stage.name} (not known)"
+        for source in stage.sources:
+            if not _is_permissive(source.licence):
+                yield f"source {source.name} ({source.licence or 'no licence in the manifest'})"
+    for name, state in lineage.states.items():
+        # Neither recipe nor manifest names the first data any more.
+        if any(CHANGED_DATA in note["keys"] for note in read_changes(state.run)):
+            yield f"the data of {name} (changed while it was trained)"
+    for name, path in lineage.outside:
+        card: object = Path(path) / CARD
+        if not Path(path).is_dir():
+            # The remains of a path are not the name of a repository.
+            card = try_to_load_from_cache(path, CARD) if is_repository(path) else None
+        licence = card_field(Path(card), "license") if isinstance(card, str | Path) else None
+        if not (isinstance(licence, str) and _is_permissive(licence)):
+            yield f"model {name or path} ({licence or 'no licence on a card here'})"
+
+
+def _is_permissive(licence: str | None) -> bool:
+    return licence is not None and licence.strip().lower() in PERMISSIVE
+
+
+def _licence_text(licence: str, path: Path | None) -> str:
+    """The text of a licence by its SPDX identifier: that in a file, or that of this checkout."""
+    if path is None:
+        if licence.lower() != OWN_LICENCE:
+            raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")
+        path = Path(__file__).resolve().parents[2] / "LICENSE"
+    with user_error(f"--licence-file {path}: cannot be read", "give the licence's text"):
+        text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
+    return text

@@ -66,11 +66,6 @@ class StageRecord:
     # and after, None for one that was not given.
     changes: tuple[Mapping[str, Any], ...] = ()
 
-    @property
-    def written(self) -> dict[str, Any]:
-        """The arguments that the recipe gave."""
-        return {key: self.arguments[key] for key in self.given if key in self.arguments}
-
 
 @dataclass(frozen=True)
 class AdapterRecord:

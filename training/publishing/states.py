@@ -1,4 +1,4 @@
-"""A model that a run made: its states, where the paths of its recipe lead, and what of it may be published."""
+"""A model that a run made, where the paths of its recipe lead, and what of its files may be published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -19,6 +20,7 @@ from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbere
 from training.common.yaml_file import load_yaml
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.models.merging import MERGE
+from training.models.model_folder import load_json
 from training.publishing.record import RECORD
 
 # The identity of a model on the Hub; the digest of a folder is shorter.
@@ -35,6 +37,9 @@ _ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "me
 _SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
 # Shorter texts occur in files by chance.
 _SHORTEST = 8
+
+# Return the content of a JSON file of a run.
+read_json = partial(load_json, remedy="the run is damaged")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class ModelState:
         """Return where a path of the recipe leads now."""
         return place_of(self.run, self.keys, path)
 
+    def path_of(self, key: str) -> Path | None:
+        """Return where the path under a key of the recipe leads now; None if the key is not given."""
+        return self.resolve(str(self.keys[key])) if self.keys.get(key) else None
+
     def is_hub_name(self, name: str) -> bool:
         """Whether a name in the recipe is a Hub repository rather than a folder of the machine that trained."""
         parts = Path(name).parts
@@ -93,34 +102,6 @@ def is_hub_name(name: str) -> bool:
     return is_repository(name) and not Path(name).is_dir()
 
 
-def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
-    """Return the finished model of a run, one of its checkpoints, a merged model, or a model without a run."""
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give the folder of a run")
-    is_run, above = (run / RECIPE).is_file(), run.absolute().parent
-    holds_whole = all((run / name).is_file() for name in ("config.json", "modules.json"))
-    is_alone = holds_whole and not is_run and not (above / RECIPE).is_file()
-    if checkpoint is None and ((run / MERGE).is_file() or is_alone):
-        if (run / RECORD).is_file():
-            raise UserError(f"{run}: is packed already; upload it with `publish.py push`, or give its run")
-        return ModelState(run, run, {})
-    if not is_run:
-        stages = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
-        hint = (
-            f"give its run, {above}" if (above / RECIPE).is_file() else f"name a stage: {', '.join(stages) or 'none'}"
-        )
-        raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {hint}")
-    known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
-    if checkpoint is not None and not holds_model(run / checkpoint):
-        raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
-    if checkpoint is None and not (run / FINAL_MODEL).is_dir():
-        raise UserError(
-            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with run_stage.py --resume, or name "
-            f"one of its checkpoints with --checkpoint ({known})"
-        )
-    return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
-
-
 def state_of(folder: Path) -> ModelState | None:
     """Return the state in the folder of a run, model, checkpoint or merged model; None for any other model."""
     if (folder / MERGE).is_file():
@@ -133,12 +114,21 @@ def state_of(folder: Path) -> ModelState | None:
     return ModelState(recipe.parent, folder, load_yaml(recipe))
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); the run is damaged") from None
+def find_state(folder: Path, checkpoint: str | None = None) -> ModelState:
+    """Return the model of :func:`state_of` (of a run, its checkpoint if one is named), or a model without a run."""
+    state = state_of(folder / (checkpoint or ""))
+    if state is not None:
+        return state
+    if (folder / RECORD).is_file():
+        raise UserError(f"{folder}: is packed already; upload it with `publish.py push`, or give its run")
+    if checkpoint is None and all((folder / name).is_file() for name in ("config.json", "modules.json")):
+        return ModelState(folder, folder, {})
+    checkpoints = [path.name for path in numbered_checkpoints(folder)]
+    stages = [path.parent.name for path in sorted(folder.glob(f"*/{RECIPE}"))]
+    raise UserError(
+        f"{folder}: holds no {checkpoint or 'finished model'}; finish the run with run_stage.py --resume, or name a "
+        f"stage ({', '.join(stages) or 'none'}) or --checkpoint ({', '.join(checkpoints) or 'none'})"
+    )
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,4 +1,4 @@
-"""Check a packed folder for faults that released models had in public; all faults are found in one go.
+"""Check a packed folder for faults that released models had in public, and find all of them at once.
 
 Example::
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from training.common.errors import UserError, in_one_line
 from training.publishing.adapter import read_base
 from training.publishing.checks import card, files, settings
-from training.publishing.checks.packed import CARD, FaultError, Finding, PackedFolder
+from training.publishing.checks.files import Finding, PackedFolder
+from training.publishing.pack import CARD
 
 Check = Callable[[PackedFolder], Iterator[Finding]]
 
@@ -32,7 +33,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "weights": (files.check_record, files.check_weights),
     "remote code": (files.check_remote_code,),
     "servers": (settings.check_llama_cpp,),
-    "card": (card.check_card, card.check_examples),
+    "card": (card.check_card,),
     RUN: (card.check_embeddings,),
 }
 # An adapter has no configuration or code of its own, and servers load whole models.
@@ -101,20 +102,21 @@ def examine(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one that `publish.py pack` wrote")
     packed = PackedFolder(folder.resolve(), base)
+    if base is not None and not packed.is_adapter:
+        raise UserError(f"--base {base}: {folder} is not an adapter; leave it out")
     if base is not None:
-        _check_base(packed, base)
-    found: list[Finding] = []
+        read_base(base)
+    # Several checks may find the same damage.
+    found: dict[Finding, None] = {}
     done = []
     for name, own in (checks_of(folder) if checks is None else checks).items():
         unrun = _unrun(packed, found, trust) if name == RUN else None
         if unrun is not None:
-            found.append(unrun)
+            found[unrun] = None
             continue
         done.append(name)
         for check in own:
-            found += _findings(packed, name, check)
-    # Several checks may find the same damage.
-    found = list(dict.fromkeys(found))
+            found |= dict.fromkeys(_findings(packed, name, check))
     faults = tuple(finding for finding in found if finding.fault)
     return Examination(faults, tuple(finding for finding in found if not finding.fault), tuple(done))
 
@@ -122,15 +124,16 @@ def examine(
 def _findings(packed: PackedFolder, name: str, check: Check) -> Iterator[Finding]:
     try:
         yield from check(packed)
-    except FaultError as error:
-        yield error.finding
+    except UserError as error:
+        what = " ".join(error.what.split()).replace(f"{packed.path}/", "").replace(str(packed.path), "the folder")
+        file, _, wrong = what.partition(": ")
+        yield Finding(file, wrong.partition("; ")[0], *error.args[1:])
     # Damage that still parses, such as a text in the place of a number, can raise any exception.
     except Exception as error:
-        wrong = f"{check.__name__} cannot be done ({type(error).__name__}: {in_one_line(error)})"
-        yield Finding(name, wrong, "look for damage in what is named here and pack the run again")
+        yield Finding(name, f"{check.__name__} cannot be done ({type(error).__name__}: {in_one_line(error)})")
 
 
-def _unrun(packed: PackedFolder, found: Sequence[Finding], trust: bool) -> Finding | None:
+def _unrun(packed: PackedFolder, found: Iterable[Finding], trust: bool) -> Finding | None:
     """Why no code of a folder is run; None if it is."""
     if any(finding.fault for finding in found):
         wrong, remedy = "its examples were not run: the folder has faults", "mend them and verify it again"
@@ -140,12 +143,3 @@ def _unrun(packed: PackedFolder, found: Sequence[Finding], trust: bool) -> Findi
         wrong = f"its examples were not run: {foreign[0]} is not this checkout's"
         remedy = "read all code of the folder and give --trust-remote-code to run it"
     return Finding(CARD, wrong, remedy, fault=False)
-
-
-def _check_base(packed: PackedFolder, base: Path) -> None:
-    if not packed.is_adapter:
-        raise UserError(f"--base {base}: {packed.path} is not an adapter; leave it out")
-    try:
-        read_base(base)
-    except UserError as error:
-        raise UserError(f"--base: {error}; give the folder of the model that the adapter adapts") from None

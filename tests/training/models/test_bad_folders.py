@@ -22,9 +22,9 @@ from training.models.gguf import export_gguf
 from training.models.loading import load_base
 from training.models.merging import find_parent, mean_of, merge
 from training.models.model_ref import AdapterFolder
+from training.publishing.model_files import copy_weights
 from training.publishing.pack import read_whole_model
 from training.publishing.states import ModelState
-from training.publishing.weights import copy_weights
 from training.stages.setup import make_model, make_tokenizer
 
 

@@ -12,7 +12,7 @@ from training.data.cldr.sources import LICENCE as CLDR
 from training.data.gettext_catalogs.sources import LICENCE as GETTEXT
 from training.merge import main as merge
 from training.publish import main
-from training.publishing.licence import PERMISSIVE
+from training.publishing.pack import PERMISSIVE
 from training.publishing.record import load_release
 from training.stages.continuation import check_data, note_changes
 

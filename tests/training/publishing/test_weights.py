@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.publishing.weights import copy_weights, read_weights
+from training.publishing.model_files import copy_weights, read_weights
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.training.publishing.broken import BrokenRelease
 from tests.training.publishing.releases import evaluate, write_release
 from training.publishing.card import model_card
 from training.publishing.checks import card
-from training.publishing.checks.packed import PackedFolder
+from training.publishing.checks.files import PackedFolder
 from training.publishing.pack import PackOptions, pack
 from training.publishing.verify import examine
 

@@ -15,7 +15,7 @@ from tests.training.publishing.broken import BrokenRelease
 from tests.training.publishing.packed import BASE, change_weights, put_in_cache
 from training.publish import main
 from training.publishing.checks import card
-from training.publishing.checks.packed import PackedFolder
+from training.publishing.checks.files import PackedFolder
 from training.publishing.pack import PackOptions, pack
 
 CONFIG, WEIGHTS, INDEX, RECORD = "config.json", "model.safetensors", "model.safetensors.index.json", "release.json"
