@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ from training.models.model_ref import MERGED_ADAPTER, AdapterFolder, base_revisi
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
     CONFIG,
-    ModelToPack,
+    ModelFiles,
     Weights,
-    copy_sentence_files,
-    model_fields,
     read_adapter_weights,
     read_sentence_files,
     read_weights,
@@ -134,7 +131,7 @@ def _match(adapter: AdapterFolder, name: str, model: BaseModel) -> str:
     return "same" if theirs.dtype == ours.dtype else "rounded"
 
 
-def read_adapter(state: ModelState, base: str | None = None) -> ModelToPack:
+def read_adapter(state: ModelState, base: str | None = None) -> tuple[ModelFiles, AdapterRecord]:
     """Look at the adapter of a run, and check that it fits its base; ``base`` is its name on the Hub, if not known."""
     folder = state.folder
     # A damaged adapter is reported before its base is searched.
@@ -144,19 +141,19 @@ def read_adapter(state: ModelState, base: str | None = None) -> ModelToPack:
     known = on_hub or _trained_on(adapter)
     if known is None:
         logger.warning("%s: its base is not on this machine, so nothing is checked against it", folder)
-    model = read_adapter_files(folder, known, reference.name)
+    files = read_adapter_files(folder, known, reference.name)
     record = AdapterRecord(
         base=reference,
         match=match,
-        **adapter_fields(read_json(folder / ADAPTER_CONFIG)),
-        parameters=model.weights.parameters,
+        **adapter_fields(files.adapter),
+        parameters=files.weights.parameters,
         base_weights=None if on_hub is None else base_revision(str(on_hub.folder), "the base"),
         base_code=known is not None and bool(known.code),
     )
-    return replace(model, fields={**model.fields, "adapter": record})
+    return files, record
 
 
-def read_adapter_files(folder: Path, base: BaseModel | None, name: str | None = None) -> ModelToPack:
+def read_adapter_files(folder: Path, base: BaseModel | None, name: str | None = None) -> ModelFiles:
     """Look at an adapter, and check that it fits its base if that is known; ``name`` is what to call the base."""
     weights, config = read_adapter_weights(folder), read_json(folder / ADAPTER_CONFIG)
     sentences, modules = read_sentence_files(folder)
@@ -173,19 +170,18 @@ def read_adapter_files(folder: Path, base: BaseModel | None, name: str | None = 
                 raise UserError(f"{folder}: {weight} is {has}, its base wants {wants}; give the adapter's own base")
         length = min(length, base.config.max_position_embeddings)
         widths = base.config.matryoshka_dimensions if widths is None else widths
-    widths = (width, *(each for each in widths or () if each != width))
     versions = {**(sentences.get("__version__") or {}), "peft": config.get("peft_version") or "unknown"}
-    settings = {**sentences, "__version__": versions}
-    fields = model_fields(weights, widths, int(length), base and base.config, settings)
-
-    def copy_files(output: Path, _dtype: str) -> None:
+    return ModelFiles(
+        folder,
+        weights,
+        base and base.config,
+        dimensions=(width, *(each for each in widths or () if each != width)),
+        max_length=int(length),
+        sentences={**sentences, "__version__": versions},
+        modules=modules,
         # The base is referenced by its name on the Hub, and has the code.
-        named = {"base_model_name_or_path": name} if name else {}
-        content = json.dumps({**config, **named, "inference_mode": True}, indent=2, sort_keys=True)
-        (output / ADAPTER_CONFIG).write_text(f"{content}\n", encoding="utf-8")
-        copy_sentence_files(folder, modules, output)
-
-    return ModelToPack(weights, fields, copy_files)
+        adapter={**config, "base_model_name_or_path": name} if name else config,
+    )
 
 
 def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:

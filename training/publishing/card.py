@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from training.publishing.record import ModelRelease, load_release
 
 CARD = "README.md"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size")
 _QUESTION = "Where do giant pandas live?"
 # Classes of languages by their share of the training rows.
 _CLASS_NAMES = {
@@ -111,22 +111,19 @@ def _adapter_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str,
     adapter = release.adapter
     if adapter is None:
         return None
-    base = reference_text(adapter.base, links)
-    shape = None
+    base, shape = reference_text(adapter.base, links), None
     if adapter.rank is not None and adapter.alpha is not None:
         root = " (over the square root of the rank)" if adapter.rslora else ""
         targets = ", ".join(map(code, adapter.targets))
         shape = Markdown(f"rank {adapter.rank}, alpha {adapter.alpha:g}{root}, on {targets}")
     return {
+        **vars(adapter),
         "kind": "DoRA" if adapter.dora else "LoRA",
         "base": base,
         "base_link": link(adapter.base.name) if adapter.base.kind == "hub" else base,
         "base_name": adapter.base.name,
-        "base_code": adapter.base_code,
         "size": f"{release.parameters * _BYTES[release.dtype] / 1e6:.3g} MB",
         "shape": shape,
-        "merged": adapter.merged,
-        "match": adapter.match,
     }
 
 
@@ -154,43 +151,42 @@ def family_rows(
     """
     released = [(link(repository), member) for repository, member in (members or {}).items()]
     released.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
-    taken = {each.family for _, each in released}
-    rows = [(each.parameters, shown, each.shape) for shown, each in released]
+    found = [(each.parameters, name, each.shape) for name, each in released]
     for name in FAMILY:
-        if name not in taken:
-            rows.append(
-                (_published_parameters(name), link(links[name]) if name in links else plain(name), _shape(name))
-            )
-    rows.sort(key=lambda row: row[0])
-    return [[name, *map(shape.get, _SHAPE), _heads(shape), parameters] for parameters, name, shape in rows]
-
-
-def _heads(shape: Mapping[str, Any]) -> str | None:
-    heads = shape.get("num_attention_heads")
-    return None if heads is None else f"{heads} / {shape.get('num_key_value_heads')}"
-
-
-def _shape(name: str) -> dict[str, Any]:
-    return F2LLMConfig.from_family(name).to_dict()
+        if name not in {each.family for _, each in released}:
+            parameters, shape = _published(name)
+            found.append((parameters, link(links[name]) if name in links else plain(name), shape))
+    return [
+        [
+            *(name, shape.get("hidden_size"), shape.get("num_hidden_layers"), shape.get("intermediate_size")),
+            f"{shape['num_attention_heads']} / {shape['num_key_value_heads']}" if shape else None,
+            parameters,
+        ]
+        for parameters, name, shape in sorted(found, key=lambda each: each[0])
+    ]
 
 
 @cache
-def _published_parameters(name: str) -> int:
-    return count_parameters(F2LLMConfig.from_family(name))
+def _published(name: str) -> tuple[int, dict[str, Any]]:
+    """Parameters and shape of a published model."""
+    config = F2LLMConfig.from_family(name)
+    return count_parameters(config), config.to_dict()
 
 
 def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> dict[str, Any]:
     """Tables of results at full width in float32."""
     summary = summarize(evaluation, label, release.language_rows or None)
-    scores = model_scores(evaluation, label)
-    rows = release.language_rows
-    by_script = sorted(summary.scripts, key=lambda group: (-group.languages, group.name))
-    groups = [
-        ("By script", "script", by_script, lambda language: language.partition("-")[2] or "unknown"),
-        ("By training data", "rows", summary.classes, lambda language: resource_class(language, rows)),
-    ]
+    rows = partial(_group_rows, evaluation, model_scores(evaluation, label))
     means = [("tasks", summary.macro)] if len(summary.tasks) > 1 else []
     means += [("examples", summary.micro), ("languages", summary.language_macro)]
+    by_script = sorted(summary.scripts, key=lambda group: (-group.languages, group.name))
+    scripts = rows(by_script, lambda language: language.partition("-")[2] or "unknown")
+    classes = rows(summary.classes, lambda language: resource_class(language, release.language_rows))
+    groups = [
+        {"title": "By script", "name": "script", "rows": scripts},
+        {"title": "By training data", "name": "rows", "rows": [[_CLASS_NAMES[name], *row] for name, *row in classes]},
+    ]
+    languages = rows(summary.languages, str)
     return {
         "width": summary.dimension,
         "tasks": [
@@ -201,14 +197,10 @@ def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) ->
             for task in summary.tasks
         ],
         "means": [[name, f"{100 * value:.1f}"] for name, value in means if value is not None],
-        "groups": [
-            {"title": title, "name": name, "rows": _group_rows(evaluation, scores, own, group_of)}
-            for title, name, own, group_of in groups
-            if own
-        ],
+        "groups": [group for group in groups if group["rows"]],
         "languages": [
             [code(name), language_name(name.partition("-")[0]), score, interval, examples]
-            for name, score, interval, _, examples in _group_rows(evaluation, scores, summary.languages, str)
+            for name, score, interval, _, examples in languages
         ],
         "others": _others(evaluation, label),
     }
@@ -229,11 +221,11 @@ def _group_rows(
         own = [score for score in scores if any(group_of(language) == group.name for language in languages_of(score))]
         examples = examples_of(evaluation, own)
         interval = bootstrap_interval(examples) if examples is not None else None
-        if interval is not None and abs(interval.mean - group.macro) >= 1e-4:
-            # The group's score is a mean of another kind.
-            interval = None
-        name = _CLASS_NAMES.get(group.name, group.name)
-        rows.append([name, *_score(group.macro, interval), group.languages, group.examples])
+        # Otherwise the group's score is a mean of another kind.
+        is_its_mean = interval is not None and abs(interval.mean - group.macro) < 1e-4
+        rows.append(
+            [group.name, *_score(group.macro, interval if is_its_mean else None), group.languages, group.examples]
+        )
     return rows
 
 
@@ -251,22 +243,20 @@ def _others(evaluation: Evaluation, label: str) -> list[list[Any]]:
 
 
 def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> dict[str, Any] | None:
-    """Quality by width and precision; None if only one of each was scored.
+    """Bytes of a vector and score by width and precision; None if only one was scored.
 
-    Returns:
-        ``precisions``; ``rows`` of a width and, for each precision, bytes of a vector and score; ``share``, the percent
-        of the full score at ``width``, if known.
+    ``share`` is the percent of the full score at ``width``, if known.
     """
     points = {precision: dict(line) for precision, line in dimension_points(evaluation, label).items()}
     if sum(map(len, points.values())) < 2:
         return None
-    widths = sorted({width for line in points.values() for width in line}, reverse=True)
-    rows: list[list[Any]] = [[each] for each in widths]
-    for row in rows:
-        for precision, line in points.items():
-            known = row[0] in line
-            row += [bytes_per_vector(row[0], precision), f"{line[row[0]]:.1f}"] if known else [None, None]
-    full, cut = (points.get("float32", {}).get(each) for each in (widths[0], width))
+    rows: list[list[Any]] = [
+        [each] for each in sorted({each for line in points.values() for each in line}, reverse=True)
+    ]
+    for row, (precision, line) in product(rows, points.items()):
+        is_known = row[0] in line
+        row += [bytes_per_vector(row[0], precision), f"{line[row[0]]:.1f}"] if is_known else [None, None]
+    full, cut = (points.get("float32", {}).get(each) for each in (rows[0][0], width))
     share = f"{100 * cut / full:.0f}" if full and cut is not None else None
     return {"precisions": list(points), "rows": rows, "share": share}
 

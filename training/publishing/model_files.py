@@ -6,7 +6,7 @@ No more than one shard of the weights is in memory, so that a machine can pack m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -138,14 +138,17 @@ def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a model's folder says of the model."""
+    """What a folder says of its model or adapter."""
 
-    folder: Path
-    config: F2LLMConfig
-    code: tuple[Path, ...]  # files of remote code
-    modules: tuple[str, ...]  # subfolders of sentence-transformers modules
+    folder: Path  # of all files but the weights
+    weights: Weights
+    config: F2LLMConfig | None  # of an adapter, that of its base; None if that is unknown
+    dimensions: tuple[int, ...]  # trained widths, the full one first
     max_length: int  # maximum tokens of a text
     sentences: Mapping[str, Any]  # settings of sentence-transformers
+    modules: tuple[str, ...]  # subfolders of sentence-transformers modules
+    code: tuple[Path, ...] = ()  # files of remote code
+    adapter: Mapping[str, Any] | None = None  # adapter_config.json
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -155,62 +158,46 @@ class ModelFiles:
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return {name: getattr(self.config, name) for name in _SHAPE}
+        return {name: getattr(self.config, name) for name in _SHAPE} if self.config else {}
 
-    @property
-    def dimensions(self) -> tuple[int, ...]:
-        """Trained widths, the full one first."""
-        width = self.config.hidden_size
-        return (width, *(each for each in self.config.matryoshka_dimensions or () if each != width))
-
-
-@dataclass(frozen=True)
-class ModelToPack:
-    """A model or an adapter that is to be packed."""
-
-    weights: Weights
-    fields: dict[str, Any]  # of the release's record
-    copy_files: Callable[[Path, str], None]  # copies all but the weights to a folder, for weights of a dtype
-
-
-def model_fields(
-    weights: Weights,
-    dimensions: tuple[int, ...],
-    max_length: int,
-    config: F2LLMConfig | None,
-    sentences: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the fields of a release's record that its files give.
-
-    ``config`` of an adapter is that of its base, None if unknown; ``sentences`` are settings of sentence-transformers.
-    """
-    family = None
-    for name in FAMILY if config else ():
-        published = F2LLMConfig.from_family(name)
-        if all(getattr(config, field) == getattr(published, field) for field in SHAPE):
-            family = name
-    return {
-        "parameters": weights.parameters,
-        "dimension": dimensions[0],
-        "dimensions": dimensions,
-        "max_length": max_length,
-        "shape": {name: getattr(config, name) for name in _SHAPE} if config else {},
-        "prompts": dict(sentences.get("prompts") or {}),
-        "versions": dict(sentences.get("__version__") or {}),
-        "family": family,
-    }
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of a release's record."""
+        published = {name: F2LLMConfig.from_family(name) for name in FAMILY} if self.config else {}
+        family = [
+            name
+            for name, each in published.items()
+            if all(getattr(self.config, key) == getattr(each, key) for key in SHAPE)
+        ]
+        return {
+            "parameters": self.weights.parameters,
+            "dimension": self.dimensions[0],
+            "dimensions": self.dimensions,
+            "max_length": self.max_length,
+            "shape": self.shape,
+            "prompts": self.prompts,
+            "versions": dict(self.sentences.get("__version__") or {}),
+            "family": family[0] if family else None,
+        }
 
 
-def read_model_files(folder: Path) -> ModelFiles:
-    """Look at the folder of a whole model."""
+def read_model_files(folder: Path, weights: Path | None = None) -> ModelFiles:
+    """Look at the folder of a whole model, whose ``weights`` may lie in another."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
     _require(folder, CONFIG)
     sentences, modules = read_sentence_files(folder)
     tokenizer, config = _load(folder, "pack another state of the run")
-    code = code_files(read_json(folder / CONFIG).get("auto_map", {}), folder)
-    length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return ModelFiles(folder, config, code, modules, length, sentences)
+    width, code = config.hidden_size, code_files(read_json(folder / CONFIG).get("auto_map", {}), folder)
+    return ModelFiles(
+        folder,
+        read_weights(weights or folder, config),
+        config,
+        dimensions=(width, *(each for each in config.matryoshka_dimensions or () if each != width)),
+        max_length=min(tokenizer.model_max_length, config.max_position_embeddings),
+        sentences=sentences,
+        modules=modules,
+        code=code,
+    )
 
 
 def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -250,19 +237,18 @@ def code_files(auto_map: Mapping[str, str], folder: Path | None = None) -> tuple
 
 def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     """Copy everything except the weights, which will be ``dtype``, to a folder, readable for older versions, too."""
-    write_json(folder / CONFIG, clean_config({**read_json(files.folder / CONFIG), "dtype": dtype}))
+    source = files.folder
+    if files.adapter is None:
+        write_json(folder / CONFIG, clean_config({**read_json(source / CONFIG), "dtype": dtype}))
+    else:
+        write_json(folder / ADAPTER_CONFIG, dict(sorted({**files.adapter, "inference_mode": True}.items())))
     for path in files.code:
         shutil.copyfile(path, folder / path.name)
-    copy_sentence_files(files.folder, files.modules, folder)
-
-
-def copy_sentence_files(source: Path, modules: Iterable[str], folder: Path) -> None:
-    """Copy tokenizer, modules and their settings from ``source`` to ``folder``, readable for older versions, too."""
     for name in (MODULES, SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE, TOKENIZER, *_TOKENIZER_OPTIONAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    settings = [TOKENIZER_CONFIG, *(f"{module}/{name}" for module in modules for name in (CONFIG, TRANSFORMER_MODULE))]
-    for name in settings:
+    of_modules = (f"{module}/{name}" for module in files.modules for name in (CONFIG, TRANSFORMER_MODULE))
+    for name in (TOKENIZER_CONFIG, *of_modules):
         if (source / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, clean_config(read_json(source / name)))

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,16 +32,14 @@ from training.publishing.lineage import ARGUMENTS, Lineage, language_rows_of, st
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
     DTYPES,
-    ModelToPack,
+    ModelFiles,
     card_field,
     copy_model_files,
     copy_weights,
-    model_fields,
     read_model_files,
-    read_weights,
     standard_settings,
 )
-from training.publishing.record import RECORD, ModelRelease, StageRecord, load_release
+from training.publishing.record import RECORD, AdapterRecord, ModelRelease, StageRecord, load_release
 from training.publishing.states import (
     ModelState,
     check_nothing_private,
@@ -127,15 +124,6 @@ def run(arguments: argparse.Namespace) -> None:
     pack(arguments.run_folder, arguments.output or beside / arguments.name, options)
 
 
-def read_whole_model(state: ModelState, base: str | None = None, settings: Path | None = None) -> ModelToPack:
-    """Look at a whole model, whose other files may lie in the folder ``settings``; ``base`` as for a merged adapter."""
-    files = read_model_files(settings or state.folder)
-    weights = read_weights(state.folder, files.config)
-    fields = model_fields(weights, files.dimensions, files.max_length, files.config, files.sentences)
-    fields["adapter"] = merged_adapter(state, base)
-    return ModelToPack(weights, fields, partial(copy_model_files, files))
-
-
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
     """Write a folder with everything that belongs to a released model; it appears whole or not at all.
 
@@ -162,15 +150,17 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
         stack.enter_context(locked(output))
         _check_output(output)
         if (state.folder / ADAPTER_CONFIG).is_file() and not state.is_unknown:
-            model = read_adapter(state, options.base)
+            files, adapter = read_adapter(state, options.base)
         else:
-            settings = stack.enter_context(standard_settings(state.folder)) if state.is_unknown else None
-            model = read_whole_model(state, options.base, settings)
-        _pack(state, model, output, options)
+            settings = stack.enter_context(standard_settings(state.folder)) if state.is_unknown else state.folder
+            files, adapter = read_model_files(settings, state.folder), merged_adapter(state, options.base)
+        _pack(state, files, adapter, output, options)
     return output
 
 
-def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOptions) -> None:
+def _pack(
+    state: ModelState, files: ModelFiles, adapter: AdapterRecord | None, output: Path, options: PackOptions
+) -> None:
     lineage = Lineage(state)
     stages = lineage.records()
     licence = options.licence or _licence_of(lineage, stages)
@@ -179,22 +169,23 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
     release = ModelRelease(
         name=options.name,
         licence=licence,
-        dtype=options.dtype or model.weights.dtype,
+        dtype=options.dtype or files.weights.dtype,
         languages=tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages})),
         stages=stages,
-        trained_dtype=model.weights.dtype,
+        trained_dtype=files.weights.dtype,
         author=options.author,
         language_rows=language_rows_of(trained[-1]) if trained else {},
-        **model.fields,
+        adapter=adapter,
+        **files.fields(),
     )
     try:
         with scratch_folder(output) as scratch:
-            model.copy_files(scratch, release.dtype)
+            copy_model_files(files, scratch, release.dtype)
             write_json(scratch / ARGUMENTS, stage_arguments(state))
             (scratch / LICENCE).write_text(text, encoding="utf-8")
             write_evaluation(state, lineage.states, options.name, scratch, options.evaluation)
             # After everything that may be refused: weights may take minutes.
-            copy_weights(model.weights, scratch, release.dtype, options.max_shard_size)
+            copy_weights(files.weights, scratch, release.dtype, options.max_shard_size)
             _describe(scratch, release, lineage)
             check_nothing_private(scratch, private_texts(lineage.states.values()))
             # The record has the hashes of all other files.

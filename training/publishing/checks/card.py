@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,9 @@ _EXAMPLES = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model"
 _REFERENCE = "transformers"
 _WORKER = Path(__file__).with_name("examples_worker.py")
 _SECONDS = 3600
-# Least cosine of two embeddings of a text.
+# Least cosine of two embeddings of a text. All models are compared in float32: in bfloat16, whose numbers have 8
+# significant bits, padding changes the order of additions, and many layers add up what that changes.
 _TOLERANCE = 0.9999
-# The same for models that compute in bfloat16, whose numbers have 8 significant bits: where padding changes the order
-# of additions, results differ in the last bit, and the layers add that up. 28 layers of random weights differ by
-# 0.9e-4, as much as bfloat16 itself differs from float32; the deepest published model has 40 layers. Such models are
-# therefore compared in float32, too, with the other tolerance.
-_COARSE_TOLERANCE = 0.9995
 _QUERIES = [
     "panda",
     "How many bamboo shoots does a grown animal eat on a day in winter, and where does it find them in deep snow?",
@@ -120,43 +115,26 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
         wrong = "the example remote-code was not run: the code of the base is not on this machine"
         yield Finding(CARD, wrong, "give a whole copy of it as --base FOLDER", fault=False)
         del examples["remote-code"]
-    found = _examples(packed)
-    task = {
-        "codes": {name: found[name] for name in examples},
-        "queries": _QUERIES,
-        # One text is longer than the maximum, unless that takes long.
-        "documents": [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])],
-        "dimensions": list(release.dimensions),
-    }
-    coarse = (packed.config or {}).get("dtype") == "bfloat16"
-    for in_float32, tolerance in ((False, _COARSE_TOLERANCE), (True, _TOLERANCE)) if coarse else ((False, _TOLERANCE),):
-        with _runnable(packed, in_float32) as folders:
-            report, embeddings = _run({**task, **folders})
-        findings = [*_faults(report, examples)]
-        if _REFERENCE not in report["errors"]:
-            findings += _differences(embeddings, release.dimensions, tolerance)
-        yield from findings
-        if any(finding.fault for finding in findings):
-            return
-
-
-@contextmanager
-def _runnable(packed: PackedFolder, in_float32: bool) -> Iterator[dict[str, Any]]:
-    """Yield ``folder`` and ``places`` of the worker's task: where the examples find the model without a network.
-
-    Args:
-        packed: The packed folder. An adapter is copied, to name the folder of its base.
-        in_float32: Whether the weights (of an adapter, those of its base) are loaded as float32.
-    """
-    whole = packed.path if packed.base is None else packed.base.folder
+    # One text is longer than the maximum, unless that takes long.
+    documents = [*_DOCUMENTS, *(["panda " * (release.max_length + 8)] if release.max_length <= 1024 else [])]
+    more = f"\nqueries += {_QUERIES}\ndocuments += {documents}\nquery_embeddings"
+    places: dict[str, Path] = {}
     with temporary_folder() as temporary:
-        if in_float32:
-            whole = _linked(whole, Path(temporary) / "float32", CONFIG, dtype="float32")
-        if packed.base is None:
-            yield {"folder": str(whole), "places": {}}
-            return
-        adapter = _linked(packed.path, Path(temporary) / "adapter", ADAPTER_CONFIG, base_model_name_or_path=str(whole))
-        yield {"folder": str(adapter), "places": {packed.release.adapter.base.name: str(whole)}}
+        folder = _linked(base.folder if base else packed.path, Path(temporary) / "whole", CONFIG, dtype="float32")
+        if base is not None:
+            places[release.adapter.base.name] = folder
+            named = {"base_model_name_or_path": str(folder)}
+            folder = _linked(packed.path, Path(temporary) / "adapter", ADAPTER_CONFIG, **named)
+
+        def placed(call: re.Match[str]) -> str:
+            return call[0].replace(f'"{call[1]}"', repr(str(places.get(call[1], folder))))
+
+        found = {name: code for name, code in _examples(packed).items() if name in examples}
+        codes = {name: _LOADED.sub(placed, code).replace("\nquery_embeddings", more, 1) for name, code in found.items()}
+        report, embeddings = _run({"codes": codes, "dimensions": list(release.dimensions)})
+    yield from _faults(report, examples)
+    if _REFERENCE not in report["errors"]:
+        yield from _differences(embeddings, release.dimensions)
 
 
 def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
@@ -206,9 +184,7 @@ def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[
             yield Finding(CARD, f"the example {name} runs a {kind}, not a {expected[name]}")
 
 
-def _differences(
-    embeddings: Mapping[str, np.ndarray], dimensions: tuple[int, ...], tolerance: float
-) -> Iterator[Finding]:
+def _differences(embeddings: Mapping[str, np.ndarray], dimensions: tuple[int, ...]) -> Iterator[Finding]:
     """Compare all embeddings with those of plain transformers."""
     for key, given in embeddings.items():
         name, variant = key.split("/")
@@ -224,6 +200,6 @@ def _differences(
             continue
         cosine = ((given * expected).sum(axis=1) / (length * np.linalg.norm(expected, axis=1))).min()
         # The comparison is false for NaN, too.
-        if not cosine >= tolerance:
-            wrong = f"differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {tolerance})"
+        if not cosine >= _TOLERANCE:
+            wrong = f"differs from {_REFERENCE} on {variant} (cosine {cosine:.5f} < {_TOLERANCE})"
             yield Finding(CARD, f"the example {name} {wrong}")

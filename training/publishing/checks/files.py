@@ -21,10 +21,18 @@ from training.models.encoders import foreign_files
 from training.models.model_folder import is_finite, load_json
 from training.models.model_ref import base_revision
 from training.publishing.adapter import BaseModel, adapter_fields, cached_base, read_adapter_files, read_base
-from training.publishing.model_files import ADAPTER_CONFIG, AUTO_MAP, CONFIG, INDEX, ModelToPack, code_files
-from training.publishing.pack import CARD, LICENCE, read_whole_model
+from training.publishing.model_files import (
+    ADAPTER_CONFIG,
+    AUTO_MAP,
+    CONFIG,
+    INDEX,
+    ModelFiles,
+    code_files,
+    read_model_files,
+)
+from training.publishing.pack import CARD, LICENCE
 from training.publishing.record import RECORD, ModelRelease, load_release
-from training.publishing.states import ModelState, is_hub_name
+from training.publishing.states import is_hub_name
 
 REPACK = "pack the run again"
 NEEDED = (
@@ -99,11 +107,11 @@ class PackedFolder:
         return cached_base(adapter.base.name, adapter.base.revision)
 
     @cached_property
-    def model(self) -> ModelToPack:
+    def model(self) -> ModelFiles:
         """The model or adapter, read as that of a run is read to be packed."""
         if self.is_adapter:
             return read_adapter_files(self.path, self.base)
-        return read_whole_model(ModelState(self.path, self.path, {}))
+        return read_model_files(self.path)
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -145,11 +153,11 @@ def check_listed(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_record(packed: PackedFolder) -> Iterator[Finding]:
     """The record has the shape, widths, length, prompts, parameters and dtype that the files give."""
-    fields = {**packed.model.fields, "dtype": packed.model.weights.dtype}
+    fields = {**packed.model.fields(), "dtype": packed.model.weights.dtype}
     for name, value in fields.items():
         depends_on_base = packed.is_adapter and packed.base is None and name not in _OWN_FIELDS
         recorded = getattr(packed.release, name)
-        if name != "adapter" and not depends_on_base and recorded != value:
+        if not depends_on_base and recorded != value:
             yield Finding(RECORD, f"{name} is {recorded}, but the files give {value}")
 
 

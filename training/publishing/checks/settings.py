@@ -38,6 +38,7 @@ from training.publishing.model_files import (
     SENTENCE_TRANSFORMERS,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    copy_model_files,
     why_not_packed,
 )
 
@@ -95,7 +96,7 @@ def check_form(packed: PackedFolder) -> Iterator[Finding]:
     """All settings have the form that older libraries and servers read: packing them again changes nothing."""
     with temporary_folder() as temporary:
         again = Path(temporary)
-        packed.model.copy_files(again, packed.release.dtype)
+        copy_model_files(packed.model, again, packed.release.dtype)
         for path in sorted(again.rglob("*.json")):
             name = path.relative_to(again).as_posix()
             found, wanted = packed.json(name), load_json(path)
