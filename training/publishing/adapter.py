@@ -24,7 +24,7 @@ from training.publishing.model_files import (
     CONFIG,
     ModelFiles,
     Weights,
-    read_adapter_weights,
+    adapter_weights,
     read_sentence_files,
     read_weights,
 )
@@ -135,7 +135,7 @@ def read_adapter(state: ModelState, base: str | None = None) -> tuple[ModelFiles
     """Look at the adapter of a run, and check that it fits its base; ``base`` is its name on the Hub, if not known."""
     folder = state.folder
     # A damaged adapter is reported before its base is searched.
-    read_adapter_weights(folder)
+    adapter_weights(folder)
     adapter = find_adapter(str(folder))
     reference, match, on_hub = find_base(adapter, base)
     known = on_hub or _trained_on(adapter)
@@ -155,7 +155,7 @@ def read_adapter(state: ModelState, base: str | None = None) -> tuple[ModelFiles
 
 def read_adapter_files(folder: Path, base: BaseModel | None, name: str | None = None) -> ModelFiles:
     """Look at an adapter, and check that it fits its base if that is known; ``name`` is what to call the base."""
-    weights, config = read_adapter_weights(folder), read_json(folder / ADAPTER_CONFIG)
+    weights, config = adapter_weights(folder), read_json(folder / ADAPTER_CONFIG)
     sentences, modules = read_sentence_files(folder)
     with user_error(f"{folder}: cannot be read", "pack another state of the run"):
         length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).model_max_length
@@ -217,7 +217,7 @@ def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord 
     for folder in (state.run / FINAL_MODEL, *numbered_checkpoints(state.run)):
         if (folder / ADAPTER_CONFIG).is_file():
             fields = adapter_fields(read_json(folder / ADAPTER_CONFIG))
-            fields["parameters"] = read_adapter_weights(folder).parameters
+            fields["parameters"] = adapter_weights(folder).parameters
             break
     return AdapterRecord(reference, match, **fields, merged=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard
 from hub_cards.hub_terms import SPECIAL_LANGUAGES
 from hub_cards.markdown import Markdown, code, link, plain, shell_json, shell_word
 from hub_cards.render import render_model_card
-from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.languages import language_name
 from training.evaluation.figures.plots import dimension_points
 from training.evaluation.records import (
@@ -29,13 +28,16 @@ from training.evaluation.records import (
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 from training.evaluation.stage_pairs import TASK
 from training.evaluation.summary import SHARES, GroupScore, languages_of, resource_class, summarize
-from training.models.model_folder import count_parameters
 from training.publishing.card_lineage import base_links, lineage_facts, model_metadata, origins, reference_text
 from training.publishing.evaluation import EVALUATION, RESULTS, drawn_figures, own_label
 from training.publishing.record import ModelRelease, load_release
 
 CARD = "README.md"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SHAPE = (
+    *("hidden_size", "num_hidden_layers", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
 _QUESTION = "Where do giant pandas live?"
 # Classes of languages by their share of the training rows.
 _CLASS_NAMES = {
@@ -88,7 +90,7 @@ def model_card(
             "prompt_names": {name: text for name, text in release.prompts.items() if text},
             "languages": [[each, language_name(each)] for each in languages],
             "servers": _server_facts(release, repository or release.name, width),
-            "family": family_rows(release, links, members),
+            "family": _family_rows(release, members) if members else None,
             "results": _results_facts(release, evaluation, label) if label else None,
             "truncation": _truncation_facts(evaluation, label, width) if label else None,
             "figures": drawn_figures(folder),
@@ -142,39 +144,18 @@ def _server_facts(release: ModelRelease, repository: str, width: int | None) -> 
     }
 
 
-def family_rows(
-    release: ModelRelease, links: Mapping[str, str], members: Mapping[str, ModelRelease] | None = None
-) -> list[list[Any]]:
-    """Return model, width, layers, MLP, heads and parameters of each published shape, the smallest first.
-
-    The release, in bold, and its ``members`` (by their repositories) replace the published shapes that they have.
-    """
-    released = [(link(repository), member) for repository, member in (members or {}).items()]
-    released.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
-    found = [(each.parameters, name, each.shape) for name, each in released]
-    for name in FAMILY:
-        if name not in {each.family for _, each in released}:
-            parameters, shape = _published(name)
-            found.append((parameters, link(links[name]) if name in links else plain(name), shape))
-    return [
-        [
-            *(name, shape.get("hidden_size"), shape.get("num_hidden_layers"), shape.get("intermediate_size")),
-            f"{shape['num_attention_heads']} / {shape['num_key_value_heads']}" if shape else None,
-            parameters,
-        ]
-        for parameters, name, shape in sorted(found, key=lambda each: each[0])
-    ]
-
-
-@cache
-def _published(name: str) -> tuple[int, dict[str, Any]]:
-    """Parameters and shape of a published model."""
-    config = F2LLMConfig.from_family(name)
-    return count_parameters(config), config.to_dict()
+def _family_rows(release: ModelRelease, members: Mapping[str, ModelRelease]) -> list[list[Any]]:
+    """Model, width, layers, MLP, heads and parameters of the models that are released together, the smallest first."""
+    found = [(link(repository), member) for repository, member in members.items()]
+    found.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
+    rows = []
+    for name, each in sorted(found, key=lambda pair: pair[1].parameters):
+        width, layers, mlp, heads, kv_heads = (each.shape.get(key) for key in _SHAPE)
+        rows.append([name, width, layers, mlp, f"{heads} / {kv_heads}" if heads else None, each.parameters])
+    return rows
 
 
 def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> dict[str, Any]:
-    """Tables of results at full width in float32."""
     summary = summarize(evaluation, label, release.language_rows or None)
     rows = partial(_group_rows, evaluation, model_scores(evaluation, label))
     means = [("tasks", summary.macro)] if len(summary.tasks) > 1 else []
@@ -262,17 +243,12 @@ def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> 
 
 
 def _limits_facts(release: ModelRelease, evaluation: Evaluation, label: str | None) -> dict[str, Any]:
-    """Languages without scores, tasks that failed, and limits of lengths and weights."""
     scores = model_scores(evaluation, label) if label else []
     scored = {language.partition("-")[0] for score in scores for language in score.languages}
     trained = set(release.languages) - SPECIAL_LANGUAGES.keys()
     trained_length = max((stage.arguments.get("max_length") or 0 for stage in release.stages), default=0)
-    prefix = f"{label}: "
     return {
         "untested": [code(each) for each in sorted(trained - scored)] if scored else [],
-        "failures": [
-            [code(key.removeprefix(prefix)), why] for key, why in evaluation.failures.items() if key.startswith(prefix)
-        ],
         "held_out": any(score.task == TASK for score in scores),
         "trained_length": trained_length if 0 < trained_length < release.max_length else None,
         "rounded": release.trained_dtype not in (None, release.dtype),

@@ -15,7 +15,7 @@ from training.publishing.record import ModelRelease, Reference, SourceRecord, St
 
 LIBRARY, PIPELINE = "sentence-transformers", "sentence-similarity"
 # The Hub's relation to the base model, and the name on the card, by the kind of a stage.
-_RELATIONS = {"merging": "merge", "quantization": "quantized"}
+_RELATIONS = {"merging": "merge"}
 _KINDS = {
     "unknown": "not recorded",
     "adapter": "training of an adapter",

@@ -25,7 +25,6 @@ from training.evaluation.figures.style import save
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, labels, load_evaluation
 from training.evaluation.summary import summarize
 from training.models.model_folder import read_json as read_settings
-from training.models.model_folder import user_error
 from training.models.model_ref import find_model, model_revision
 from training.publishing.record import load_release
 from training.publishing.states import COMMIT, ModelState
@@ -134,12 +133,11 @@ def save_losses(runs: Mapping[str, Path], folder: Path) -> None:
 
 
 def _load_losses(folder: Path) -> dict[str, Curves]:
-    with user_error(f"{folder / LOSSES}: holds no losses", "pack the run again"):
-        return json.loads((folder / LOSSES).read_text(encoding="utf-8")) if (folder / LOSSES).is_file() else {}
+    return json.loads((folder / LOSSES).read_text(encoding="utf-8")) if (folder / LOSSES).is_file() else {}
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures of a packed folder as SVG and PNG, and delete those of an earlier state.
+    """Draw the figures of a packed folder as SVG and PNG.
 
     ``dimensions`` (quality by width and precision), ``languages`` (by language and script), ``learning`` (by training
     step), ``pareto`` (beside other models) and ``curves-N`` (losses of the N-th stage), as far as there are numbers.
@@ -156,8 +154,6 @@ def draw_figures(folder: Path) -> list[Path]:
     drawn += draw_learning(evaluation, output)
     for number, (stage, curves) in enumerate(_load_losses(folder).items()):
         drawn += save(curves_figure(curves, stage), output, f"curves-{number}")
-    for path in {*output.glob("*.svg"), *output.glob("*.png")} - {*drawn}:
-        path.unlink()
     return drawn
 
 

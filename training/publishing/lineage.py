@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from training.data.prepared import DESCRIPTION, find_prepared
 from training.distillation.teacher import text_teacher_identity
 from training.evaluation.summary import known_rows
 from training.models.merging import find_beside, read_merge
-from training.models.model_ref import MERGED_ADAPTER, model_revision
+from training.models.model_ref import model_revision
 from training.publishing.adapter import local_reference
 from training.publishing.hub.progress import progress_of
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
+    adapter_weights,
     base_named,
-    read_adapter_weights,
     read_model_files,
     read_weights,
 )
@@ -55,24 +56,22 @@ _DEPENDENT = {
 
 
 class Lineage:
-    """The stages behind a model.
-
-    Attributes:
-        states: The model that each stage made, by name; predecessors and teachers come before their stage, and the
-            model itself is last.
-        outside: Public name and path of each model that a stage used and that is not a stage itself.
-    """
+    """The stages behind a model."""
 
     def __init__(self, state: ModelState) -> None:
+        self.state = state
+        # The model that each stage made, by name; those that it was made of come before it, and `state` is last.
         self.states: dict[str, ModelState] = {}
+        # Public name and path of each model that a stage used and that is not a stage itself.
         self.outside: list[tuple[str, str]] = []
         self._references: dict[Path, Reference] = {}
         # What each stage started from (a merged model: its parents), and its teacher.
         self._starts: dict[str, tuple[tuple[Reference, ...], Reference | None]] = {}
         self._visit(state, ())
 
+    @cached_property
     def records(self) -> tuple[StageRecord, ...]:
-        """Return the records of the stages."""
+        """The records of the stages."""
         return tuple(self._record(name, state) for name, state in self.states.items())
 
     def origins(self) -> tuple[Reference, Reference | None]:
@@ -86,7 +85,7 @@ class Lineage:
         if folder in above:
             raise UserError(f"{state.run}: its model comes from itself; correct 'model' or 'teacher' in {RECIPE}")
         if folder not in self._references:
-            visit = self._visit_merged if state.merges else self._visit_trained
+            visit = self._visit_merged if state.kind == "merging" else self._visit_trained
             origins = visit(state, (*above, folder))
             name, number = state.name, 1
             while name in self.states:
@@ -108,7 +107,11 @@ class Lineage:
             else:
                 found[key] = _reference(state, key)
                 self.outside.append((found[key].name, str(path)))
-        return (found.get("model") or _unrecorded_start(state),), found.get("teacher")
+        start = found.get("model")
+        if start is None and state.kind == "unknown":
+            base = base_named(state.folder)
+            start = Reference("hub", base) if base else Reference("unknown")
+        return (start or Reference("scratch"),), found.get("teacher")
 
     def _visit_merged(self, state: ModelState, above: tuple[Path, ...]) -> tuple[tuple[Reference, ...], None]:
         """Several states of one run are one stage: the training of the last one includes that of the others."""
@@ -132,21 +135,18 @@ class Lineage:
 
     def _record(self, name: str, state: ModelState) -> StageRecord:
         starts, teacher = self._starts[name]
-        known = {"parameters": _parameters(state.folder), "arguments": stage_arguments(state)}
-        if state.merges:
-            return StageRecord(name, "merging", starts[0], given=(*known["arguments"],), parents=starts, **known)
-        if state.is_unknown:
-            return StageRecord(name, "unknown", starts[0], **known)
+        arguments = stage_arguments(state)
+        record = StageRecord(name, state.kind, starts[0], teacher, _parameters(state.folder), arguments=arguments)
+        if record.kind == "merging":
+            return replace(record, given=tuple(arguments), parents=starts)
+        if record.kind == "unknown":
+            return record
         progress, given = progress_of(state), _in_effect(state, clean_arguments(state.keys))
-        # The run's list wins where a recipe was edited since.
-        known["arguments"] = {**known["arguments"], **given, **known["arguments"]}
-        return StageRecord(
-            name=name,
-            kind=_kind(state),
-            start=starts[0],
-            teacher=teacher,
-            **known,
+        return replace(
+            record,
             given=tuple(given),
+            # The run's list wins where a recipe was edited since.
+            arguments={**arguments, **given, **arguments},
             sources=sources_of(state),
             steps=progress.steps,
             epochs=progress.epochs,
@@ -161,35 +161,18 @@ def _reference(state: ModelState, key: str) -> Reference:
     if state.is_hub_name(path):
         noted = read_json(state.run / DATA).get(TEACHER_DATA, "") if key == "teacher" else ""
         return Reference("hub", path, noted if COMMIT.fullmatch(noted) else None)
-    logger.warning(
-        "%s: no run is known that made %s %s, or it changed since; its stages are left out", state.name, key, path
-    )
+    logger.warning("%s: the stages before %s %s are left out: its run is gone or changed", state.name, key, path)
     return local_reference(path)
-
-
-def _unrecorded_start(state: ModelState) -> Reference:
-    if not state.is_unknown:
-        return Reference("scratch")
-    base = base_named(state.folder)
-    return Reference("hub", base) if base else Reference("unknown")
 
 
 def _age(state: ModelState) -> float:
     """Steps of a checkpoint; a finished model is newer than any."""
-    is_final = state.folder.name == FINAL_MODEL or state.merges
+    is_final = state.folder.name == FINAL_MODEL or state.kind == "merging"
     return float("inf") if is_final else step_of(state.folder)
 
 
-def _kind(state: ModelState) -> str:
-    if state.prunes:
-        return "pruning"
-    if (state.folder / ADAPTER_CONFIG).is_file():
-        return "adapter"
-    return "merged_adapter" if (state.folder / MERGED_ADAPTER).is_file() else "training"
-
-
 def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
-    """Public keys that were changed before a state was reached."""
+    """Public keys that were changed before the state was reached."""
     public = []
     for note in read_changes(state.run):
         before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
@@ -216,7 +199,7 @@ def _parameters(folder: Path) -> int | None:
     """Parameters of a stage's model; None if its weights are damaged or gone."""
     try:
         if (folder / ADAPTER_CONFIG).is_file():
-            return read_adapter_weights(folder).parameters
+            return adapter_weights(folder).parameters
         return read_weights(folder, F2LLMConfig.from_pretrained(folder)).parameters
     # `from_pretrained` can raise any exception on a corrupt folder; the packed model itself was checked before.
     except Exception as error:
@@ -226,14 +209,14 @@ def _parameters(folder: Path) -> int | None:
 
 def stage_arguments(state: ModelState) -> dict[str, Any]:
     """Return all hyper-parameters in effect when a model was made."""
-    if state.merges:
+    if state.kind == "merging":
         record = read_merge(state.folder)
         names, weights = ([parent[key] for parent in record["parents"]] for key in ("name", "weight"))
         return {"method": record["method"], "models": names, "weights": weights}
-    if state.is_unknown:
+    if state.kind == "unknown":
         # A copy of a run's model still has them.
         return clean_arguments(read_json(state.folder / ARGUMENTS)) if (state.folder / ARGUMENTS).is_file() else {}
-    if not state.prunes:
+    if state.kind != "pruning":
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # Pruning saves no list of arguments.
     given = clean_arguments(state.keys)
@@ -243,7 +226,7 @@ def stage_arguments(state: ModelState) -> dict[str, Any]:
 
 def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that a stage of this kind reads."""
-    if state.prunes:
+    if state.kind == "pruning":
         return {key: value for key, value in arguments.items() if key in (*_PRUNING, *_PRUNING_DATA)}
     unread = {each for key, dependent in _DEPENDENT.items() if not state.keys.get(key) for each in dependent}
     return {key: value for key, value in arguments.items() if key not in unread.union(_PRUNING)}
@@ -257,9 +240,8 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     folder = state.path_of("prepared_dir") or state.run / "prepared"
     noted = read_json(state.run / DATA)
     fingerprints = {name: each for name, each in noted.items() if name not in (TEACHER_DATA, BASE_DATA)}
-    prepared = {
-        each["name"]: each for path in find_prepared(folder, fingerprints) if (each := read_json(path / DESCRIPTION))
-    }
+    found = (read_json(path / DESCRIPTION) for path in find_prepared(folder, fingerprints))
+    prepared = {each["name"]: each for each in found}
     if gone := [name for name in fingerprints if name not in prepared]:
         logger.warning("%s: the prepared data is gone, rows are left out (%s)", state.name, ", ".join(gone))
     manifest = _manifest(state)
@@ -268,17 +250,18 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     records = []
     for name in fingerprints:
         fitting = [entry for entry, names in entries if any(fnmatch(name, each) for each in names)]
-        # Of several entries, none is certain.
-        entry = fitting[0] if len(fitting) == 1 else None
-        found = prepared.get(name, {})
-        rows = found.get("rows", {})
+        # Of several collections, none is certain.
+        alone = [entry for entry in fitting if not entry.each_file] or fitting
+        entry = alone[0] if len(alone) == 1 else None
+        described = prepared.get(name, {})
+        rows = described.get("rows", {})
         record = SourceRecord(
             name,
-            task_type=found.get("task_type", entry and entry.task_type),
-            languages=tuple(found.get("languages", entry.languages if entry else ())),
+            task_type=described.get("task_type", entry and entry.task_type),
+            languages=tuple(described.get("languages", entry.languages if entry else ())),
             rows=rows.get("train"),
             validation_rows=rows.get("validation"),
-            instruction=found.get("instruction"),
+            instruction=described.get("instruction"),
             licence=entry and entry.licence,
             dataset=on_hub and on_hub[1],
         )
@@ -287,7 +270,6 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
 
 
 def _manifest(state: ModelState) -> Manifest | None:
-    """The run's manifest; None if it is gone."""
     path, data_dir = state.path_of("manifest"), state.keys.get("data_dir")
     if path is None or not path.is_file():
         return None
@@ -302,7 +284,7 @@ def _entries(manifest: Manifest) -> list[tuple[Entry, list[str]]]:
     """Each entry of a manifest with the names of its sources; patterns of them if its files are not here."""
     found = []
     for entry in manifest.entries:
-        names = [entry.name]
+        names = [escape(entry.name)]
         if entry.each_file:
             # The name may match the pattern of another folder, too: the files decide, as far as they are there.
             files = find_entry_files(manifest, entry) if isinstance(manifest.folder.root, Path) else {}
@@ -314,5 +296,4 @@ def _entries(manifest: Manifest) -> list[tuple[Entry, list[str]]]:
 def language_rows_of(state: ModelState) -> dict[str, int]:
     """Return the training rows by language, from the files of the manifest; empty if these are not local."""
     manifest = _manifest(state)
-    is_here = manifest is not None and isinstance(manifest.folder.root, Path)
-    return (known_rows(manifest.path) or {}) if manifest is not None and is_here else {}
+    return (known_rows(manifest.path) or {}) if manifest and isinstance(manifest.folder.root, Path) else {}

@@ -6,7 +6,7 @@ No more than one shard of the weights is in memory, so that a machine can pack m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -99,7 +99,7 @@ def read_weights(folder: Path, config: F2LLMConfig) -> Weights:
     return Weights(folder, {name: path.name for name, path in stored.file_of.items()}, stored.shapes, dtype)
 
 
-def read_adapter_weights(folder: Path) -> Weights:
+def adapter_weights(folder: Path) -> Weights:
     """Look at the weights of an adapter."""
     with user_error(f"{folder / ADAPTER_WEIGHTS}: damaged", "pack another state of the run"):
         tensors = load_file(folder / ADAPTER_WEIGHTS)
@@ -147,7 +147,7 @@ class ModelFiles:
     max_length: int  # maximum tokens of a text
     sentences: Mapping[str, Any]  # settings of sentence-transformers
     modules: tuple[str, ...]  # subfolders of sentence-transformers modules
-    code: tuple[Path, ...] = ()  # files of remote code
+    code: Sequence[Path] = ()  # files of remote code
     adapter: Mapping[str, Any] | None = None  # adapter_config.json
 
     @property
@@ -184,10 +184,11 @@ def read_model_files(folder: Path, weights: Path | None = None) -> ModelFiles:
     """Look at the folder of a whole model, whose ``weights`` may lie in another."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
-    _require(folder, CONFIG)
     sentences, modules = read_sentence_files(folder)
     tokenizer, config = _load(folder, "pack another state of the run")
-    width, code = config.hidden_size, code_files(read_json(folder / CONFIG).get("auto_map", {}), folder)
+    width, named = config.hidden_size, read_json(folder / CONFIG).get("auto_map")
+    if named and named != AUTO_MAP:
+        raise UserError(f"{folder / CONFIG}: auto_map is {named}, not {AUTO_MAP}; correct it, or take it out")
     return ModelFiles(
         folder,
         read_weights(weights or folder, config),
@@ -196,24 +197,18 @@ def read_model_files(folder: Path, weights: Path | None = None) -> ModelFiles:
         max_length=min(tokenizer.model_max_length, config.max_position_embeddings),
         sentences=sentences,
         modules=modules,
-        code=code,
+        code=code_files() if named else (),
     )
 
 
 def read_sentence_files(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the sentence-transformers settings of a model or adapter, and the subfolders of its modules."""
-    for name in (MODULES, SENTENCE_TRANSFORMERS, TOKENIZER, TOKENIZER_CONFIG):
-        _require(folder, name)
     check_tokenizer_file(folder)
     modules = tuple(module["path"] for module in read_json(folder / MODULES) if module["path"])
-    for module in modules:
-        _require(folder, f"{module}/{CONFIG}")
+    for name in (TOKENIZER_CONFIG, *(f"{module}/{CONFIG}" for module in modules)):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: the model is damaged, it lacks {name}; pack another state of the run")
     return read_json(folder / SENTENCE_TRANSFORMERS), modules
-
-
-def _require(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
-        raise UserError(f"{folder}: the model is damaged, it lacks {name}; pack another state of the run")
 
 
 def _load(folder: Path, remedy: str) -> tuple[PreTrainedTokenizerBase, F2LLMConfig]:
@@ -221,18 +216,10 @@ def _load(folder: Path, remedy: str) -> tuple[PreTrainedTokenizerBase, F2LLMConf
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), F2LLMConfig.from_pretrained(folder)
 
 
-def code_files(auto_map: Mapping[str, str], folder: Path | None = None) -> tuple[Path, ...]:
-    """Return the files that an ``auto_map`` names and those that they import; ``folder`` is named in an error.
-
-    They come from this checkout, not from the run: a release gets the code that is tested.
-    """
-    found = set()
-    for target in auto_map.values():
-        path = _PACKAGE / f"{target.rpartition('.')[0]}.py"
-        if not path.is_file():
-            raise UserError(f"{folder}/{CONFIG}: auto_map names {target}, which is not of F2LLM; take it out")
-        found |= {path, *map(Path, get_relative_import_files(path))}
-    return tuple(sorted(found))
+def code_files() -> list[Path]:
+    """Return the files of remote code: those of this checkout, not of the run, as these are tested."""
+    named = {_PACKAGE / f"{target.rpartition('.')[0]}.py" for target in AUTO_MAP.values()}
+    return sorted(named.union(*(map(Path, get_relative_import_files(path)) for path in named)))
 
 
 def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
@@ -288,7 +275,16 @@ def standard_settings(folder: Path) -> Iterator[Path]:
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         config.save_pretrained(output)
         write_json(output / CONFIG, {**read_json(output / CONFIG), "auto_map": AUTO_MAP})
-        _write_modules(output, config.hidden_size)
+        paths = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+        modules = [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{module}"}
+            for number, (path, module) in enumerate(paths.items())
+        ]
+        write_json(output / MODULES, modules)
+        pooling = {"embedding_dimension": config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
+        for path, settings in {"1_Pooling": pooling, "2_Normalize": {}}.items():
+            (output / path).mkdir()
+            write_json(output / path / CONFIG, settings)
         prompts = {"query": "", "document": "", **(sentences.get("prompts") or {})}
         settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
         write_json(output / SENTENCE_TRANSFORMERS, {**sentences, **settings})
@@ -301,19 +297,6 @@ def why_not_packed(folder: Path) -> str | None:
     """Return what of a model's modules is not last-token pooling and normalisation; None if they are that."""
     kinds = [str(module.get("type")).rpartition(".")[2] for module in read_json(folder / MODULES)]
     return why_not_last_token(str(folder)) or (None if "Normalize" in kinds else "does not normalise its embeddings")
-
-
-def _write_modules(folder: Path, width: int) -> None:
-    paths = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate(paths.items())
-    ]
-    write_json(folder / MODULES, modules)
-    pooling = {"embedding_dimension": width, "pooling_mode": "lasttoken", "include_prompt": True}
-    for path, settings in {"1_Pooling": pooling, "2_Normalize": {}}.items():
-        (folder / path).mkdir()
-        write_json(folder / path / CONFIG, settings)
 
 
 def base_named(folder: Path) -> str | None:

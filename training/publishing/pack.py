@@ -11,9 +11,9 @@ import argparse
 import filecmp
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.hub import Content, check_repository
+from training.common.hub import check_repository
 from training.common.outputs import check_output, locked, publish, scratch_folder
 from training.common.run_folder import FINAL_MODEL
 from training.models.merging import MAX_SHARD_SIZE
@@ -30,7 +30,6 @@ from training.publishing.adapter import merged_adapter, read_adapter
 from training.publishing.evaluation import draw_figures, save_losses, write_evaluation
 from training.publishing.lineage import ARGUMENTS, Lineage, language_rows_of, stage_arguments
 from training.publishing.model_files import (
-    ADAPTER_CONFIG,
     DTYPES,
     ModelFiles,
     card_field,
@@ -39,15 +38,8 @@ from training.publishing.model_files import (
     read_model_files,
     standard_settings,
 )
-from training.publishing.record import RECORD, AdapterRecord, ModelRelease, StageRecord, load_release
-from training.publishing.states import (
-    ModelState,
-    check_nothing_private,
-    find_state,
-    is_repository,
-    private_texts,
-    write_json,
-)
+from training.publishing.record import RECORD, AdapterRecord, ModelRelease, changed_files, contents_of
+from training.publishing.states import check_nothing_private, find_state, is_repository, private_texts, write_json
 from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
@@ -83,38 +75,23 @@ class PackOptions:
     base: str | None = None
 
 
-_HELP = {
-    "name": "name of the model, without organisation: f2llm-v2-330m",
-    "dtype": f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)",
-    "max_shard_size": "maximum size of a weight file (default: %(default)s)",
-    "licence": f"SPDX identifier of the weights' licence (default: {OWN_LICENCE} if all sources, the start and the "
-    "teacher have licences that ask at most for a notice; required otherwise)",
-    "licence_file": f"text of the licence, if it is not {OWN_LICENCE}",
-    "author": "author on the card",
-    "checkpoint": "pack this checkpoint of the run: checkpoint-N",
-    "evaluation": "folder of the model's evaluation (default: report in the run or beside it, or another there)",
-    "base": "name on the Hub of an adapter's base, if it was trained on a folder: ORG/NAME",
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``publish.py pack``."""
-    parser.add_argument(
-        "run_folder",
-        metavar="RUN",
-        type=Path,
-        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
-    )
-    parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
-    for each in fields(PackOptions):
-        default = None if each.default is MISSING else each.default
-        parser.add_argument(
-            f"--{each.name.replace('_', '-')}",
-            type=Path if each.name in ("licence_file", "evaluation") else str,
-            required=each.default is MISSING,
-            default=default,
-            help=_HELP[each.name],
-        )
+    add = parser.add_argument
+    what = "folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run"
+    add("run_folder", metavar="RUN", type=Path, help=what)
+    add("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
+    add("--name", required=True, help="name of the model, without organisation: f2llm-v2-330m")
+    add("--dtype", help=f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)")
+    add("--max-shard-size", default=MAX_SHARD_SIZE, help="maximum size of a weight file (default: %(default)s)")
+    what = f"{OWN_LICENCE} if all sources, the start and the teacher have licences that ask at most for a notice"
+    add("--licence", help=f"SPDX identifier of the weights' licence (default: {what}; required otherwise)")
+    add("--licence-file", type=Path, help=f"text of the licence, if it is not {OWN_LICENCE}")
+    add("--author", help="author on the card")
+    add("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
+    what = "folder of the model's evaluation (default: report in the run or beside it, or another there)"
+    add("--evaluation", type=Path, help=what)
+    add("--base", help="name on the Hub of an adapter's base, if it was trained on a folder: ORG/NAME")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -125,18 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
-    """Write a folder with everything that belongs to a released model; it appears whole or not at all.
+    """Write a folder with everything that belongs to a released model, whole or not at all; return ``output``.
 
-    The same run and options give the same bytes: an identical folder is left alone, and an older release is replaced.
-
-    Args:
-        run: Folder of a run of training (also of an adapter) or of pruning, of a merged model, or of a
-            SentenceTransformer that was tuned elsewhere.
-        output: The folder to write.
-        options: Options.
-
-    Returns:
-        ``output``.
+    ``run`` is the folder of a run of training (also of an adapter) or of pruning, of a merged model, or of a
+    SentenceTransformer that was tuned elsewhere. The same run and options give the same bytes: an identical folder is
+    left alone, and an older release is replaced.
 
     Raises:
         StoppedError: If the folder cannot be written.
@@ -149,23 +119,22 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     with ExitStack() as stack:
         stack.enter_context(locked(output))
         _check_output(output)
-        if (state.folder / ADAPTER_CONFIG).is_file() and not state.is_unknown:
+        if state.kind == "adapter":
             files, adapter = read_adapter(state, options.base)
         else:
-            settings = stack.enter_context(standard_settings(state.folder)) if state.is_unknown else state.folder
+            settings = stack.enter_context(standard_settings(state.folder)) if state.kind == "unknown" else state.folder
             files, adapter = read_model_files(settings, state.folder), merged_adapter(state, options.base)
-        _pack(state, files, adapter, output, options)
+        _pack(Lineage(state), files, adapter, output, options)
     return output
 
 
 def _pack(
-    state: ModelState, files: ModelFiles, adapter: AdapterRecord | None, output: Path, options: PackOptions
+    lineage: Lineage, files: ModelFiles, adapter: AdapterRecord | None, output: Path, options: PackOptions
 ) -> None:
-    lineage = Lineage(state)
-    stages = lineage.records()
-    licence = options.licence or _licence_of(lineage, stages)
+    state, stages = lineage.state, lineage.records
+    licence = options.licence or _licence_of(lineage)
     text = _licence_text(licence, options.licence_file)
-    trained = [each for each in lineage.states.values() if not (each.prunes or each.merges)]
+    trained = [each for each in lineage.states.values() if each.kind not in ("pruning", "merging")]
     release = ModelRelease(
         name=options.name,
         licence=licence,
@@ -193,7 +162,7 @@ def _pack(
                 logger.info("%s: holds this release already", output)
             else:
                 publish(scratch, output)
-                logger.info("%s: packed %s, %d files", output, options.name, len(_contents(output)))
+                logger.info("%s: packed %s, %d files", output, options.name, len(contents_of(output)))
     # safetensors reports a full disk with its own error class.
     except (OSError, SafetensorError) as error:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
@@ -216,9 +185,8 @@ def _check_output(output: Path) -> None:
         return
     if not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    found = {name: content.sha256 for name, content in _contents(output).items()}
-    if changed := sorted(load_release(output).sha256.items() ^ found.items()):
-        raise UserError(f"{output}: {changed[0][0]} was changed since it was packed; move it or give another --output")
+    if changed := changed_files(output):
+        raise UserError(f"{output}: {changed[0]} was changed since it was packed; move it or give another --output")
 
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
@@ -232,21 +200,14 @@ def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    contents = _contents(folder)
+    contents = contents_of(folder)
     sizes = {name: content.size for name, content in contents.items()}
     complete = replace(release, files=sizes, sha256={name: content.sha256 for name, content in contents.items()})
     (folder / RECORD).write_text(complete.to_json(), encoding="utf-8")
 
 
-def _contents(folder: Path) -> dict[str, Content]:
-    """The files except the record, by path; hidden files are an uploading client's."""
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: Content(path) for name, path in paths.items() if name != RECORD and "/." not in f"/{name}"}
-
-
-def _licence_of(lineage: Lineage, stages: Sequence[StageRecord]) -> str:
-    """The licence of this repository if everything that a model was made of is permissive; refuse otherwise."""
-    doubts = list(dict.fromkeys(_doubts(lineage, stages)))
+def _licence_of(lineage: Lineage) -> str:
+    doubts = list(dict.fromkeys(_doubts(lineage)))
     if doubts:
         raise UserError(
             f"--licence is missing, and the licence of the weights does not follow from {doubts[0]} "
@@ -257,9 +218,9 @@ def _licence_of(lineage: Lineage, stages: Sequence[StageRecord]) -> str:
     return OWN_LICENCE
 
 
-def _doubts(lineage: Lineage, stages: Sequence[StageRecord]) -> Iterator[str]:
+def _doubts(lineage: Lineage) -> Iterator[str]:
     """Sources and models whose licence is unknown or asks for more than a notice."""
-    for stage in stages:
+    for stage in lineage.records:
         if stage.kind == "unknown" or (stage.kind in ("training", "adapter", "merged_adapter") and not stage.sources):
             yield f"the data of {stage.name} (not known)"
         for source in stage.sources:
@@ -270,11 +231,9 @@ def _doubts(lineage: Lineage, stages: Sequence[StageRecord]) -> Iterator[str]:
         if any(CHANGED_DATA in note["keys"] for note in read_changes(state.run)):
             yield f"the data of {name} (changed while it was trained)"
     for name, path in lineage.outside:
-        card: object = Path(path) / CARD
-        if not Path(path).is_dir():
-            # The remains of a path are not the name of a repository.
-            card = try_to_load_from_cache(path, CARD) if is_repository(path) else None
-        licence = card_field(Path(card), "license") if isinstance(card, str | Path) else None
+        # The remains of a path are not the name of a repository.
+        cached = try_to_load_from_cache(path, CARD) if is_repository(path) and not Path(path).is_dir() else None
+        licence = card_field(Path(cached) if isinstance(cached, str) else Path(path) / CARD, "license")
         if not (isinstance(licence, str) and _is_permissive(licence)):
             yield f"model {name or path} ({licence or 'no licence on a card here'})"
 
@@ -284,7 +243,6 @@ def _is_permissive(licence: str | None) -> bool:
 
 
 def _licence_text(licence: str, path: Path | None) -> str:
-    """The text of a licence by its SPDX identifier: that in a file, or that of this checkout."""
     if path is None:
         if licence.lower() != OWN_LICENCE:
             raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.common.errors import UserError
+from training.common.hub import Content
 
 # Name of the file in a packed folder.
 RECORD = "release.json"
@@ -46,7 +47,7 @@ class StageRecord:
     """One stage of the training lineage; what is unknown is None.
 
     ``kind`` is ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was then merged
-    into its base), ``pruning``, ``merging``, ``quantization`` or ``unknown`` (a model without a run).
+    into its base), ``pruning``, ``merging`` or ``unknown`` (a model without a run).
     """
 
     name: str
@@ -122,6 +123,18 @@ class ModelRelease:
     def to_json(self) -> str:
         """Return the text of ``release.json``."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def contents_of(folder: Path) -> dict[str, Content]:
+    """Return the files of a packed folder except the record, by path; hidden files are an uploading client's."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: Content(path) for name, path in paths.items() if name != RECORD and "/." not in f"/{name}"}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the files that were changed, added or deleted since a folder was packed."""
+    found = {name: content.sha256 for name, content in contents_of(folder).items()}
+    return sorted({name for name, _ in load_release(folder).sha256.items() ^ found.items()})
 
 
 def load_release(folder: Path) -> ModelRelease:

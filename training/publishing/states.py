@@ -20,7 +20,8 @@ from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbere
 from training.common.yaml_file import load_yaml
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.models.merging import MERGE
-from training.models.model_folder import load_json
+from training.models.model_folder import ADAPTER, load_json
+from training.models.model_ref import MERGED_ADAPTER
 from training.publishing.record import RECORD
 
 # The identity of a model on the Hub; the digest of a folder is shorter.
@@ -57,19 +58,17 @@ class ModelState:
         return stage if self.folder.name == FINAL_MODEL or self.run == self.folder else f"{stage}@{self.folder.name}"
 
     @property
-    def is_unknown(self) -> bool:
-        """Whether nothing says how the model was made."""
-        return not self.keys and not self.merges
-
-    @property
-    def prunes(self) -> bool:
-        """Whether the run pruned a model instead of training one."""
-        return self.keys.get("prune_to") is not None or bool(self.keys.get("trim_vocabulary"))
-
-    @property
-    def merges(self) -> bool:
-        """Whether the model was merged from others."""
-        return (self.folder / MERGE).is_file()
+    def kind(self) -> str:
+        """How the model was made, as :class:`StageRecord` says it."""
+        if (self.folder / MERGE).is_file():
+            return "merging"
+        if not self.keys:
+            return "unknown"
+        if self.keys.get("prune_to") is not None or self.keys.get("trim_vocabulary"):
+            return "pruning"
+        if (self.folder / ADAPTER).is_file():
+            return "adapter"
+        return "merged_adapter" if (self.folder / MERGED_ADAPTER).is_file() else "training"
 
     def resolve(self, path: str) -> Path:
         """Return where a path of the recipe leads now."""

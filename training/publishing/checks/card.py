@@ -34,7 +34,6 @@ _LOADED = re.compile(r'(?:SentenceTransformer|from_pretrained)\((?:\w+, )?"([^"]
 _EXAMPLES = {"sentence-transformers": "Qwen3Model", "transformers": "Qwen3Model", "remote-code": "F2LLMModel"}
 _REFERENCE = "transformers"
 _WORKER = Path(__file__).with_name("examples_worker.py")
-_SECONDS = 3600
 # Least cosine of two embeddings of a text. All models are compared in float32: in bfloat16, whose numbers have 8
 # significant bits, padding changes the order of additions, and many layers add up what that changes.
 _TOLERANCE = 0.9999
@@ -53,7 +52,6 @@ _DOCUMENTS = [
 
 
 def _rendered(packed: PackedFolder, name: str | None = None) -> str:
-    """The card that this checkout writes for the folder."""
     # It needs jinja2, which no other check does.
     from training.publishing.card import model_card
 
@@ -62,15 +60,14 @@ def _rendered(packed: PackedFolder, name: str | None = None) -> str:
 
 def check_card(packed: PackedFolder) -> Iterator[Finding]:
     """The header is as this checkout writes it; the examples exist, and load the model by one name."""
-    text = (packed.path / CARD).read_text(encoding="utf-8")
     with user_error(f"{CARD}: has a header that the Hub cannot read", REPACK):
-        header = ModelCard(text, ignore_metadata_errors=False).data
+        header = ModelCard(packed.card, ignore_metadata_errors=False).data
     wanted = ModelCard(_rendered(packed)).data
     for field in _FIELDS:
         if header.get(field) != wanted.get(field):
             wrong = f"{field} of the header is {header.get(field)!r}, not {wanted.get(field)!r}"
             yield Finding(CARD, wrong, _RENDER)
-    found = snippets(text)
+    found = snippets(packed.card)
     for name in _expected(packed).keys() - found.keys():
         yield Finding(CARD, f"has no example {name}", _RENDER)
     names = _loaded_names(packed, found)
@@ -80,14 +77,10 @@ def check_card(packed: PackedFolder) -> Iterator[Finding]:
 
 def foreign_examples(packed: PackedFolder) -> list[str]:
     """Return the examples that this checkout would print differently, for the name that they load."""
-    found = _examples(packed)
+    found = snippets(packed.card)
     names = _loaded_names(packed, found)
     wanted = snippets(_rendered(packed, names.pop() if len(names) == 1 else None))
     return [f"the example {name}" for name in _expected(packed) if found.get(name) != wanted.get(name)]
-
-
-def _examples(packed: PackedFolder) -> dict[str, str]:
-    return snippets((packed.path / CARD).read_text(encoding="utf-8"))
 
 
 def _loaded_names(packed: PackedFolder, examples: Mapping[str, str]) -> set[str]:
@@ -129,7 +122,7 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
         def placed(call: re.Match[str]) -> str:
             return call[0].replace(f'"{call[1]}"', repr(str(places.get(call[1], folder))))
 
-        found = {name: code for name, code in _examples(packed).items() if name in examples}
+        found = {name: code for name, code in snippets(packed.card).items() if name in examples}
         codes = {name: _LOADED.sub(placed, code).replace("\nquery_embeddings", more, 1) for name, code in found.items()}
         report, embeddings = _run({"codes": codes, "dimensions": list(release.dimensions)})
     yield from _faults(report, examples)
@@ -138,7 +131,7 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
-    """A folder of links to the files of another, except a JSON file in which fields are replaced."""
+    """Link to all files of a folder but a JSON file, in which fields are replaced."""
     output.mkdir()
     for path in folder.iterdir():
         (output / path.name).symlink_to(path.absolute())
@@ -154,16 +147,12 @@ def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
         # Of the environment only what finds programs and libraries: no token, no cache, no other folder of code.
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": folder, "HOME": folder, "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-I", str(_WORKER), folder]
+        command, streams = (
+            [sys.executable, "-I", str(_WORKER), folder],
+            {"stdin": subprocess.DEVNULL, "capture_output": True},
+        )
         ended = subprocess.run(
-            command,
-            cwd=folder,
-            env={**kept, **offline},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
+            command, cwd=folder, env={**kept, **offline}, text=True, timeout=3600, check=False, **streams
         )
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
@@ -185,7 +174,6 @@ def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[
 
 
 def _differences(embeddings: Mapping[str, np.ndarray], dimensions: tuple[int, ...]) -> Iterator[Finding]:
-    """Compare all embeddings with those of plain transformers."""
     for key, given in embeddings.items():
         name, variant = key.split("/")
         kind, _, dimension = variant.partition("@")

@@ -22,8 +22,6 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class _Hidden(MetaPathFinder):
-    """Hides the packages of this repository."""
-
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.partition(".")[0] in _OWN:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)

@@ -12,26 +12,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from training.common.errors import UserError
-from training.common.hub import ATTRIBUTES, Content
+from training.common.hub import ATTRIBUTES
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.encoders import foreign_files
-from training.models.model_folder import is_finite, load_json
+from training.models.model_folder import load_json
 from training.models.model_ref import base_revision
 from training.publishing.adapter import BaseModel, adapter_fields, cached_base, read_adapter_files, read_base
 from training.publishing.model_files import (
     ADAPTER_CONFIG,
     AUTO_MAP,
     CONFIG,
-    INDEX,
     ModelFiles,
     code_files,
     read_model_files,
 )
 from training.publishing.pack import CARD, LICENCE
-from training.publishing.record import RECORD, ModelRelease, load_release
+from training.publishing.record import RECORD, ModelRelease, changed_files, load_release
 from training.publishing.states import is_hub_name
 
 REPACK = "pack the run again"
@@ -42,9 +39,7 @@ NEEDED = (
 _NEEDED_OF_ADAPTERS = (*(file for file in NEEDED if file != CONFIG), ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 # Notes of the Hub's client on its downloads and uploads, which are never uploaded.
 _CLIENT_NOTES = ".cache/huggingface/"
-# Files that do not belong in a release: those of training, of programs and systems, and pickles.
-_STATE = ("trainer_state", "optimizer", "scheduler", "rng_state", "training_args.", "projection", "events.out.tfevents")
-_OTHER = {"__pycache__", "runs", "prepared", "global_step", "wandb", "Thumbs.db", "desktop.ini"}
+# Files that can run code when they are loaded.
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".joblib")
 # Fields of the record that do not depend on the base of an adapter.
 _OWN_FIELDS = ("parameters", "dimension", "prompts", "dtype")
@@ -87,6 +82,11 @@ class PackedFolder:
         return load_json(self.path / name, REPACK)
 
     @cached_property
+    def card(self) -> str:
+        """The text of the card."""
+        return (self.path / CARD).read_text(encoding="utf-8")
+
+    @cached_property
     def release(self) -> ModelRelease:
         """The record of the release."""
         return load_release(self.path)
@@ -122,33 +122,24 @@ class PackedFolder:
 
 
 def check_contents(packed: PackedFolder) -> Iterator[Finding]:
-    """Everything is there that a folder needs, and nothing of training, caches or systems, no pickles, no links."""
+    """Everything is there that a folder needs, as it was packed, and nothing else: no caches, pickles or links."""
     for file in _NEEDED_OF_ADAPTERS if packed.is_adapter else NEEDED:
         if file not in packed.files:
             yield Finding(file, "is missing")
     # The Hub's cache stores each content once, and links to it.
     blobs = packed.path.parents[1] / "blobs" if packed.path.parent.name == "snapshots" else None
     for file, path in packed.files.items():
-        if path.name.startswith(_STATE):
-            yield Finding(file, "is training state", "delete it")
-        elif file.endswith(_PICKLES):
+        if file.endswith(_PICKLES):
             yield Finding(file, "is not safetensors: files of this kind can run code", "delete it")
-        elif any(part.startswith(".") or part in _OTHER for part in file.split("/")) and file != ATTRIBUTES:
+        elif "/." in f"/{file}" and file != ATTRIBUTES:
             yield Finding(file, "does not belong in a release", "delete it")
         elif path.is_symlink() and path.resolve().parent != blobs:
             yield Finding(file, "is a link: its target would not be uploaded", "copy the file here")
-
-
-def check_listed(packed: PackedFolder) -> Iterator[Finding]:
-    """The record lists every other file, each unchanged since it was packed: scores hold for these weights only."""
-    hashes = packed.release.sha256
-    for file, expected in hashes.items():
-        if file not in packed.files:
-            yield Finding(file, f"is missing, but {RECORD} lists it")
-        elif Content(packed.path / file).sha256 != expected:
-            yield Finding(file, f"is not the file whose hash {RECORD} has")
-    for file in packed.files.keys() - hashes.keys() - {RECORD, ATTRIBUTES}:
-        yield Finding(file, f"is not in {RECORD}", "delete it, or pack the run again")
+    # Scores hold for the weights that were packed only.
+    for file in changed_files(packed.path):
+        yield Finding(
+            file, f"was changed, added or deleted since {RECORD} was written", "undo that, or pack the run again"
+        )
 
 
 def check_record(packed: PackedFolder) -> Iterator[Finding]:
@@ -159,19 +150,6 @@ def check_record(packed: PackedFolder) -> Iterator[Finding]:
         recorded = getattr(packed.release, name)
         if not depends_on_base and recorded != value:
             yield Finding(RECORD, f"{name} is {recorded}, but the files give {value}")
-
-
-def check_weights(packed: PackedFolder) -> Iterator[Finding]:
-    """Every weight is finite, and in the file that the index names."""
-    weights = packed.model.weights
-    for name, file in weights.files.items():
-        try:
-            tensor = weights.load(name)
-        except SafetensorError:
-            yield Finding(INDEX, f"does not name the file that holds {name}")
-        else:
-            if not is_finite(tensor):
-                yield Finding(file, f"{name} is NaN or infinite", "pack an earlier checkpoint")
 
 
 def check_base(packed: PackedFolder) -> Iterator[Finding]:
@@ -206,7 +184,7 @@ def check_remote_code(packed: PackedFolder) -> Iterator[Finding]:
     if found != AUTO_MAP:
         yield Finding(CONFIG, f"auto_map is {found!r}, not {AUTO_MAP!r}")
         return
-    needed, there = ({path.name for path in code_files(AUTO_MAP)}, {f for f in packed.files if f.endswith(".py")})
+    needed, there = ({path.name for path in code_files()}, {f for f in packed.files if f.endswith(".py")})
     for file in sorted(needed - there):
         yield Finding(file, "is missing, and auto_map needs it")
     for file in sorted(there - needed):

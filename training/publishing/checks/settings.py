@@ -74,7 +74,6 @@ def check_configuration(packed: PackedFolder) -> Iterator[Finding]:
 
 
 def _differences(packed: PackedFolder, file: str, wanted: dict[str, Any]) -> Iterator[Finding]:
-    """Fields of a JSON file that differ from what all readers need."""
     table = packed.json(file)
     for key, value in wanted.items():
         if table.get(key) != value:
