@@ -48,11 +48,6 @@ class BaseModel:
         named = read_json(self.folder / CONFIG).get("auto_map") or {}
         return tuple(sorted({f"{target.rpartition('.')[0]}.py" for target in named.values()}))
 
-    @property
-    def has_code(self) -> bool:
-        """Whether these files are here; the Hub's client downloads them only on demand."""
-        return all((self.folder / file).is_file() for file in self.code)
-
 
 def read_base(folder: Path) -> BaseModel:
     """Look at the folder of a base, which must hold a whole model."""
@@ -74,15 +69,12 @@ def cached_base(name: str, revision: str | None = None) -> BaseModel | None:
 def find_base(adapter: AdapterFolder, given: str | None = None) -> tuple[Reference, str, BaseModel | None]:
     """Find an adapter's base on the Hub, ``given`` by name for one that was trained on a folder.
 
-    Returns:
-        The base, how it is known to be the one that the adapter was trained on (as in :class:`AdapterRecord`), and the
-        model of that name in the Hub's cache.
+    Return it, how it is known to be what the adapter was trained on (as in :class:`AdapterRecord`), and the model of
+    that name in the Hub's cache.
     """
     name = given or adapter.base
     if not is_hub_name(name):
-        raise UserError(
-            f"{adapter.name}: its base {name!r} is not a name on the Hub; give the owner and the name: --base ORG/NAME"
-        )
+        raise UserError(f"{adapter.name}: its base {name!r} is not a name on the Hub; give it with --base ORG/NAME")
     if name == adapter.base:
         commit = _commit(adapter)
         return Reference("hub", name, commit), "trained", cached_base(name, commit)
@@ -99,36 +91,32 @@ def _commit(adapter: AdapterFolder) -> str | None:
 
 def _trained_on(adapter: AdapterFolder) -> BaseModel | None:
     """The folder that an adapter was trained on, if it is here and unchanged."""
-    if not Path(adapter.base).is_dir():
-        return None
-    if adapter.base_revision not in (None, base_revision(adapter.base, "the base")):
-        logger.warning("%s: was changed since %s was trained on it", adapter.base, adapter.name)
-        return None
-    return read_base(Path(adapter.base))
+    here = Path(adapter.base).is_dir()
+    unchanged = here and adapter.base_revision in (None, base_revision(adapter.base, "the base"))
+    return read_base(Path(adapter.base)) if unchanged else None
 
 
 def _match(adapter: AdapterFolder, name: str, model: BaseModel) -> str:
-    if adapter.base_revision is not None and base_revision(str(model.folder), "--base") == adapter.base_revision:
+    noted = adapter.base_revision
+    if noted is not None and base_revision(str(model.folder), "--base") == noted:
         return "same"
     trained_on = _trained_on(adapter)
-    if trained_on is None:
-        if adapter.base_revision is None:
-            return "stated"
+    if trained_on is None and noted is None:
+        return "stated"
+    if trained_on is None or not _equal(trained_on.weights, model.weights):
         raise UserError(
-            f"--base {name}: its weights are not those that {adapter.name} was trained on, byte by byte, and "
-            f"{adapter.base} no longer exists to compare them one by one; restore it, or give another --base"
+            f"--base {name}: its weights are not those that {adapter.name} was trained on, or {adapter.base} is gone, "
+            "with which they would be compared; give another --base"
         )
-    ours, theirs = trained_on.weights, model.weights
-    # After rounding to the published dtype; one weight of each is in memory at a time.
-    for weight in sorted({*ours.shapes, *theirs.shapes}):
-        if ours.shapes.get(weight) != theirs.shapes.get(weight) or not torch.equal(
-            ours.load(weight).to(getattr(torch, theirs.dtype)), theirs.load(weight)
-        ):
-            raise UserError(
-                f"--base {name}: {weight} differs from that of {adapter.base}, which {adapter.name} was trained on; "
-                "give the name of that model"
-            )
-    return "same" if theirs.dtype == ours.dtype else "rounded"
+    return "same" if model.weights.dtype == trained_on.weights.dtype else "rounded"
+
+
+def _equal(ours: Weights, theirs: Weights) -> bool:
+    """Whether weights are equal after rounding to the dtype of ``theirs``; one of each is in memory at a time."""
+    dtype = getattr(torch, theirs.dtype)
+    return ours.shapes == theirs.shapes and all(
+        torch.equal(ours.load(name).to(dtype), theirs.load(name)) for name in ours.shapes
+    )
 
 
 def read_adapter(state: ModelState, base: str | None = None) -> tuple[ModelFiles, AdapterRecord]:
@@ -200,9 +188,9 @@ def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord 
     """Return the record of the adapter that was merged into a model, of a ``base`` on the Hub; None if none was."""
     path = state.folder / MERGED_ADAPTER
     if not path.is_file():
-        if base is not None:
-            raise UserError(f"--base {base}: {state.folder} has no adapter, merged or not; leave it out")
-        return None
+        if base is None:
+            return None
+        raise UserError(f"--base {base}: {state.folder} has no adapter, merged or not; leave it out")
     with user_error(f"{path}: is damaged", "merge the adapter again"):
         noted = read_json(path)["base"]
         merged = AdapterFolder(str(state.folder), noted["name"], noted["revision"])

@@ -59,15 +59,10 @@ def model_card(
 ) -> str:
     """Return the card of a packed folder, the same for the same folder.
 
-    It shows the figures that were drawn before, and nothing that was not measured.
-
-    Args:
-        folder: The packed folder.
-        repository: Name on the Hub, which the examples load; the release's own name if None.
-        links: Repositories on the Hub by the names of stages and models.
-        datasets: Data sets on the Hub besides those of the record.
-        collection: The family's collection on the Hub.
-        members: The other models of the family by their repositories on the Hub.
+    It shows the figures that were drawn before, and nothing that was not measured. The examples load ``repository``, by
+    default the release's name. ``links`` are repositories on the Hub by the names of stages and models, ``datasets``
+    those that the record does not have, ``collection`` that of the family, and ``members`` its other models by their
+    repositories.
     """
     release = load_release(folder)
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)

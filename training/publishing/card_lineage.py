@@ -65,19 +65,20 @@ def _evaluation_results(evaluation: Evaluation, label: str) -> list[EvalResult]:
         view = "" if width == widths[0] else f", first {width} dimensions"
         for scores in by_task(model_scores(evaluation, label, width)).values():
             first = scores[0]
-            result = EvalResult(
-                task_type=first.task_type.lower() or "unknown",
-                task_name=first.task_type,
-                dataset_type="-".join(one_line(first.task).split()) or "unknown",
-                dataset_name=first.task,
-                dataset_config=first.subset if len(scores) == 1 else None,
-                dataset_split=first.split,
-                dataset_revision=first.data or None,
-                metric_type=first.metric,
-                metric_name=f"{first.metric}{view}",
-                metric_value=round(task_mean(scores), 6),
+            results.append(
+                EvalResult(
+                    task_type=first.task_type.lower() or "unknown",
+                    task_name=first.task_type,
+                    dataset_type="-".join(one_line(first.task).split()) or "unknown",
+                    dataset_name=first.task,
+                    dataset_config=first.subset if len(scores) == 1 else None,
+                    dataset_split=first.split,
+                    dataset_revision=first.data or None,
+                    metric_type=first.metric,
+                    metric_name=f"{first.metric}{view}",
+                    metric_value=round(task_mean(scores), 6),
+                )
             )
-            results.append(result)
     return results
 
 

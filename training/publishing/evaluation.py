@@ -43,14 +43,10 @@ _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
 def write_evaluation(
     state: ModelState, stages: Mapping[str, ModelState], name: str, output: Path, given: Path | None = None
 ) -> None:
-    """Write ``evaluation/`` of a packed folder, if there are scores of this model.
+    """Write ``evaluation/`` of a packed folder, if there are scores of this model, called ``name``.
 
-    Args:
-        state: The model.
-        stages: All stages of its lineage, by name.
-        name: Name of the release.
-        output: The packed folder.
-        given: Folder of an evaluation; if None, the first one of this model in the run or beside it.
+    ``stages`` are all of its lineage by name. They are read from ``given``, the folder of an evaluation, or else from
+    the first evaluation of this model in the run or beside it.
     """
     identity = model_revision(str(state.folder), "RUN")
     # A recipe of one stage writes its report into the run, one of several beside it.

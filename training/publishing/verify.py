@@ -85,13 +85,8 @@ def examine(
     """Check a packed folder.
 
     The code of the folder and of its card runs only if nothing else is at fault and all of it is this checkout's (or
-    with ``trust``), in a separate process with neither network nor login.
-
-    Args:
-        folder: The folder.
-        checks: Checks by what they look at; all that apply if None.
-        base: Folder of an adapter's base; in the Hub's cache if None.
-        trust: Whether to run code that is not this checkout's.
+    with ``trust``), in a separate process with neither network nor login. ``checks`` are all that apply by default, and
+    ``base``, the folder of an adapter's base, is by default that in the Hub's cache.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one that `publish.py pack` wrote")

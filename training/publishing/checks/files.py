@@ -59,12 +59,7 @@ class Finding:
 
 
 class PackedFolder:
-    """The files of a packed folder, read on demand.
-
-    Args:
-        path: The folder.
-        base: Folder of an adapter's base; in the Hub's cache if None.
-    """
+    """The files of a packed folder, read on demand; the ``base`` of an adapter is in the Hub's cache if not given."""
 
     def __init__(self, path: Path, base: Path | None = None) -> None:
         self.path = path
