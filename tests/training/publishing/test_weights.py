@@ -19,35 +19,27 @@ from training.publishing.model_files import copy_weights, read_weights
 def saved(tiny_model, tmp_path):
     """A folder with a model's weights in one file."""
     tiny_model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "target").mkdir()
     return tmp_path / "saved"
 
 
-@pytest.fixture
-def target(tmp_path):
-    (tmp_path / "target").mkdir()
-    return tmp_path / "target"
-
-
-def _all(folder) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_are_copied_or_rounded_to_the_nearest(saved, target, tiny_model, dtype):
+def test_weights_are_copied_or_rounded_to_the_nearest(saved, tmp_path, tiny_model, dtype):
     # Nothing but the weights goes along.
     save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors", {"format": "pt", "by": "alice@host"})
     weights = read_weights(saved, tiny_model.config)
-    copy_weights(weights, target, dtype)
+    copy_weights(weights, tmp_path / "target", dtype)
     assert weights.dtype == "float32" and weights.parameters == tiny_model.num_parameters()
-    copied, expected = _all(target), dict(tiny_model.named_parameters())
-    assert copied.keys() == expected.keys()
+    (file,) = (tmp_path / "target").iterdir()
+    copied, expected = load_file(file), dict(tiny_model.named_parameters())
+    assert copied.keys() == expected.keys() and file.name == "model.safetensors"
     assert all(torch.equal(copied[name], expected[name].to(getattr(torch, dtype))) for name in expected)
-    assert [path.name for path in target.iterdir()] == ["model.safetensors"]
-    with safe_open(target / "model.safetensors", "pt") as stored:
+    with safe_open(file, "pt") as stored:
         assert stored.metadata() == {"format": "pt"}
 
 
-def test_shards_are_small_and_load_as_one_model(saved, target, tiny_model, random_batch):
+def test_shards_are_small_and_load_as_one_model(saved, tmp_path, tiny_model, random_batch):
+    target = tmp_path / "target"
     copy_weights(read_weights(saved, tiny_model.config), target, "float32", "20KB")
     tiny_model.config.save_pretrained(target)
     files = sorted(path.name for path in target.glob("*.safetensors"))
@@ -66,7 +58,7 @@ def test_shards_are_small_and_load_as_one_model(saved, target, tiny_model, rando
     assert again.parameters == tiny_model.num_parameters() and set(again.files.values()) == set(files)
 
 
-def test_no_more_than_a_shard_is_held(saved, target, tiny_model, monkeypatch):
+def test_no_more_than_a_shard_is_held(saved, tmp_path, tiny_model, monkeypatch):
     alive, most, total = [], 0, 0
 
     def save(tensors, path, metadata):
@@ -76,21 +68,20 @@ def test_no_more_than_a_shard_is_held(saved, target, tiny_model, monkeypatch):
         alive[:] = [weakref.ref(each) for each in tensors.values()]
         most, total = max(most, len(tensors)), total + len(tensors)
 
-    monkeypatch.setattr("training.publishing.weights.save_file", save)
-    copy_weights(read_weights(saved, tiny_model.config), target, "bfloat16", "10KB")
+    monkeypatch.setattr("training.publishing.model_files.save_file", save)
+    copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", "bfloat16", "10KB")
     assert total == len(list(tiny_model.parameters())) > most
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"),
-    [*((float(each), "float32") for each in ("nan", "inf", "-inf")), (torch.finfo(torch.float32).max, "bfloat16")],
+    ("value", "dtype"), [(torch.nan, "float32"), (-torch.inf, "float32"), (torch.finfo(torch.float32).max, "bfloat16")]
 )
-def test_weights_that_are_not_finite_are_refused(saved, target, tiny_model, refuses, value, dtype):
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path, tiny_model, refuses, value, dtype):
     tensors = load_file(saved / "model.safetensors")
     tensors["norm.weight"][3] = value
     save_file(tensors, saved / "model.safetensors")
     with refuses(saved, "norm.weight", "NaN or infinite", dtype, "earlier checkpoint"):
-        copy_weights(read_weights(saved, tiny_model.config), target, dtype)
+        copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", dtype)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +90,6 @@ def test_weights_that_are_not_finite_are_refused(saved, target, tiny_model, refu
         (lambda each: {k: v for k, v in each.items() if k != "norm.weight"}, ["norm.weight", "absent"]),
         (lambda each: {**each, "lm_head.weight": torch.ones(2, 2)}, ["lm_head.weight", "(2, 2)", "absent"]),
         (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
-        (lambda each: {f"model.{k}": v for k, v in each.items()}, ["embed_tokens.weight", "absent"]),
         (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["float16, float32"]),
         (lambda each: {k: v.double() for k, v in each.items()}, ["float64"]),
     ],
@@ -107,17 +97,6 @@ def test_weights_that_are_not_finite_are_refused(saved, target, tiny_model, refu
 def test_weights_of_another_model_are_refused(saved, tiny_model, refuses, change, parts):
     save_file(change(load_file(saved / "model.safetensors")), saved / "model.safetensors")
     with refuses(saved, *parts):
-        read_weights(saved, tiny_model.config)
-
-
-def test_files_that_are_damaged_or_missing_are_refused(saved, tiny_model, refuses):
-    weights = saved / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with refuses(weights):
-        read_weights(saved, tiny_model.config)
-    weights.unlink()
-    with refuses(saved, "holds no weights"):
         read_weights(saved, tiny_model.config)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from training.publishing.checks import card
 from training.publishing.checks.files import PackedFolder
 from training.publishing.pack import PackOptions, pack
 
-CONFIG, WEIGHTS, INDEX, RECORD = "config.json", "model.safetensors", "model.safetensors.index.json", "release.json"
+CONFIG, WEIGHTS, RECORD = "config.json", "model.safetensors", "release.json"
 ADAPTER, ADAPTER_WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 FIRST = "base_model.model.layers.0.mlp.down_proj.lora_A.weight"
 
@@ -26,14 +25,13 @@ FIRST = "base_model.model.layers.0.mlp.down_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        *((name, "delete it") for name in (".DS_Store", "runs/events.out.tfevents.1", "trainer_state.json")),
-        *((name, "delete it") for name in (".cache/x", "__pycache__/a.pyc")),
+        *((name, "does not belong in a release; delete it") for name in (".DS_Store", ".cache/x")),
         *((name, "is not safetensors: ") for name in ("pytorch_model.bin", "rng.pth", "cache/texts.pkl")),
     ],
 )
 def test_files_that_do_not_belong(broken, name, said):
     broken.write(name, b"cos\nsystem\n")
-    broken.expect((name, said))
+    assert any(fault.startswith(f"{name}: {said}") for fault in broken.faults())
 
 
 def test_the_record_lists_all_files_with_their_hashes(broken):
@@ -47,12 +45,10 @@ def test_the_record_lists_all_files_with_their_hashes(broken):
     broken.write("notes.txt", "x", listed=False)
     broken.write(".gitattributes", "*.safetensors filter=lfs\n", listed=False)
     (broken.folder / "2_Normalize/config.json").unlink()
+    changed = "was changed, added or deleted since release.json was written"
     broken.expect(
-        (WEIGHTS, "is not the file whose hash release.json has"),
-        ("LICENSE", "has 6 bytes, but release.json says"),
-        ("notes.txt", "is not in release.json"),
-        ("2_Normalize/config.json", "is missing, but release.json lists it"),
-        ("the model", "it lacks 2_Normalize/config.json"),
+        *((name, changed) for name in (WEIGHTS, "LICENSE", "notes.txt", "2_Normalize/config.json")),
+        ("the folder", "it lacks 2_Normalize/config.json"),
     )
 
 
@@ -60,11 +56,6 @@ def test_a_link(broken):
     (broken.folder / "layers.py").rename(broken.folder.parent / "layers.py")
     (broken.folder / "layers.py").symlink_to(broken.folder.parent / "layers.py")
     assert any(fault.startswith("layers.py: is a link") for fault in broken.faults())
-
-
-def _nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["norm.weight"][3] = float("nan")
-    tensors["embed_tokens.weight"][-1, -1] = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +70,6 @@ def _nan(tensors: dict[str, torch.Tensor]) -> None:
             lambda all: all.update({"norm.weight": torch.ones(33)}),
             "norm.weight is (33,), the configuration wants (32,)",
         ),
-        (_nan, "norm.weight is NaN or infinite"),
         (lambda all: all.update({"norm.weight": all["norm.weight"].half()}), "weights of float16, float32"),
         (lambda all: all.update({name: each.bfloat16() for name, each in all.items()}), "dtype is float32, but the"),
     ],
@@ -92,28 +82,16 @@ def test_weights(broken, change, said):
 def test_a_record_that_says_something_else(broken):
     broken.edit(RECORD, parameters=330_000_000, max_length=7)
     faults = broken.faults()
-    for said in ("parameters is 330000000, but", "max_length is 7, but", "where the files give | parameters | 330"):
+    for said in ("parameters is 330000000, but", "max_length is 7, but"):
         assert any(said in fault for fault in faults), faults
 
 
 def test_shards(instructed, tmp_path):
     release = pack(instructed, tmp_path / "packed/tiny", PackOptions("tiny", dtype="bfloat16", max_shard_size="20KB"))
     broken = BrokenRelease(release, tmp_path / "tiny")
-    first, second, *_ = sorted(path.name for path in broken.folder.glob("model-*.safetensors"))
     broken.expect()
-
-    def swap(index):
-        one, other = (next(n for n, file in index["weight_map"].items() if file == each) for each in (first, second))
-        index["weight_map"] |= {one: second, other: first}
-
-    broken.edit(INDEX, swap)
-    broken.expect(*[(INDEX, "does not name the file that holds")] * 2)
-    broken.delete(INDEX)
-    broken.expect(("the model", "holds no weights as safetensors"))
-
-
-def _append(text: str) -> Callable[[BrokenRelease], None]:
-    return lambda broken: broken.write("packing.py", (broken.folder / "packing.py").read_text() + text)
+    broken.delete("model.safetensors.index.json")
+    broken.expect(("the folder", "holds no weights as safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -138,14 +116,13 @@ def test_remote_code(broken, edit, file, said):
 
 
 def test_older_code_is_no_fault(broken):
-    _append("\n# Older.\n")(broken)
+    broken.write("packing.py", (broken.folder / "packing.py").read_text() + "\n# Older.\n")
     broken.expect()
     assert any(notice.file == "packing.py" for notice in broken.examine().notices)
 
 
 @pytest.fixture
-def checked(broken_adapter: BrokenRelease, adapter_base: Path) -> BrokenRelease:
-    """A packed adapter whose base is given."""
+def checked(broken_adapter, adapter_base):
     broken_adapter.base = adapter_base
     broken_adapter.expect()
     return broken_adapter
@@ -172,7 +149,6 @@ def test_a_configuration_of_another_adapter(checked, fields, said):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda each: each.write("adapter_model.bin", "x"), "adapter_model.bin: is not safetensors"),
         (lambda each: each.write("modeling.py", "x = 1"), "modeling.py: is code, which comes from an adapter's base"),
         (lambda each: each.edit("tokenizer_config.json", pad_token="a"), "tokenizer_config.json: pad_token_id is 0"),
         (
@@ -193,11 +169,10 @@ def test_a_base_that_is_not_here_is_a_notice(broken_adapter, adapter_base, capsy
     broken_adapter.edit_weights(lambda weights: weights.update({FIRST: torch.zeros(4, 63)}), ADAPTER_WEIGHTS)
     counts = {"parameters": 4092}
     broken_adapter.edit(RECORD, lambda record: record.update(counts, adapter=record["adapter"] | counts))
-    broken_adapter.replace(CARD, "4,096", "4,092")
     assert main(["verify", str(broken_adapter.folder)]) == 0
     printed = capsys.readouterr().out
     assert f"note: adapter_config.json: not checked against its base {BASE}" in printed and "--base FOLDER" in printed
-    assert "no fault; checked (see the notes): contents," in printed and "not run" not in printed
+    assert "no fault; checked: contents," in printed
     # One in the Hub's cache is used by itself, if it is whole.
     cached = put_in_cache(adapter_base)
     broken_adapter.expect(("the model", "is (4, 63), its base wants (4, 64)"))
