@@ -22,12 +22,7 @@ QUICK_FOR_ADAPTERS = {name: checks for name, checks in ADAPTER_CHECKS.items() if
 
 
 class BrokenRelease:
-    """A copy of a packed folder. Its files are links to the original: they are replaced, never written into.
-
-    Attributes:
-        folder: The copy.
-        base: Of an adapter, the folder of its base that is examined with it.
-    """
+    """A copy of a packed folder, whose files are links to the original; ``base`` is that of an adapter."""
 
     def __init__(self, release: Path, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +31,7 @@ class BrokenRelease:
         shutil.copytree(release, folder, copy_function=os.link)
 
     def write(self, name: str, content: str | bytes, listed: bool = True) -> None:
-        """Replaces a file or adds one; with ``listed``, the record gives its size."""
+        """Replace a file or add one; with ``listed``, the record gives its size."""
         path = self.folder / name
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,32 +40,27 @@ class BrokenRelease:
             self.list_sizes()
 
     def delete(self, name: str) -> None:
-        """Deletes a file; the record no longer lists it."""
         (self.folder / name).unlink()
         self.list_sizes()
 
     def read(self, name: str) -> Any:
-        """The content of a JSON file."""
         return json.loads((self.folder / name).read_text())
 
     def edit(self, name: str, change: Callable[[Any], Any] | None = None, **keys: Any) -> None:
-        """Changes a JSON file: by a function in place, or its keys; ``None`` takes no key out, ``...`` does."""
+        """Change a JSON file: by a function in place, or its keys, of which ``...`` deletes one."""
         content = self.read(name)
         if change is not None:
             change(content)
-        content = content if not keys else {**content, **keys}
-        if isinstance(content, dict):
-            content = {key: value for key, value in content.items() if value is not ...}
+        if keys:
+            content = {key: value for key, value in {**content, **keys}.items() if value is not ...}
         self.write(name, json.dumps(content))
 
     def replace(self, name: str, old: str, new: str) -> None:
-        """Changes the text of a file."""
         text = (self.folder / name).read_text()
         assert old in text
         self.write(name, text.replace(old, new))
 
     def edit_weights(self, change: Callable[[dict[str, Tensor]], Any], file: str = "model.safetensors") -> None:
-        """Changes the tensors of a file in place."""
         tensors = load_file(self.folder / file)
         change(tensors)
         (self.folder / file).unlink()
@@ -78,22 +68,19 @@ class BrokenRelease:
         self.list_sizes()
 
     def list_sizes(self) -> None:
-        """Brings the record's sizes and hashes up to date."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.name != RECORD]
         sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
         hashes = {name: Content(self.folder / name).sha256 for name in sizes}
         self.write(RECORD, json.dumps({**self.read(RECORD), "files": sizes, "sha256": hashes}))
 
     def examine(self) -> Examination:
-        """All that the quick checks find."""
         return examine(self.folder, self._checks, self.base)
 
     def faults(self) -> list[str]:
-        """The lines of the faults that the quick checks find."""
         return [str(fault) for fault in self.examine().faults]
 
     def expect(self, *expected: tuple[str, ...]) -> None:
-        """Makes sure that the faults are these and no others: of each a file and parts of what is said."""
+        """Assert that the faults are these and no others: of each a file and parts of what is said."""
         faults = self.faults()
         assert len(faults) == len(expected), faults
         for fault, (file, *parts) in zip(sorted(faults), sorted(expected), strict=True):

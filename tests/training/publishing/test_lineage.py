@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
+from tests.training.publishing.packed import BASE, COMMIT, put_in_cache, rewrite_json
 from training.common.run_folder import TEACHER_DATA
 from training.data.instructions import TextFormat
 from training.distillation.teacher import load_text_teacher
@@ -22,7 +22,7 @@ from training.publishing.states import find_state
 
 
 def _records(run: Path, checkpoint: str | None = None):
-    return Lineage(find_state(run, checkpoint)).records()
+    return Lineage(find_state(run, checkpoint)).records
 
 
 def _rewrite(run: Path, **keys) -> None:
@@ -52,15 +52,12 @@ def test_a_stage_tells_what_it_trained_on(runs):
     assert [(source.name, source.instruction) for source in pruned.sources] == [("tiny_retrieval", None)]
 
 
-def test_data_prepared_anew_since_tells_no_rows(runs, caplog):
+def test_without_its_data_a_run_still_names_its_sources(runs, caplog):
     (description,) = runs.glob("stage2/prepared/tiny_retrieval-*/source.json")
     description.write_text(description.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     found = {source.name: source for source in _records(runs / "student")[-1].sources}
     assert found["tiny_retrieval"].rows is None and found["tiny_retrieval"].licence == "CC0-1.0"
     assert found["tiny_clustering"].rows and "tiny_retrieval" in caplog.text
-
-
-def test_without_its_data_a_run_still_names_its_sources(runs):
     shutil.rmtree(runs / "stage2/prepared")
     shutil.rmtree(runs.parent / "data")
     sources = _records(runs / "student")[-1].sources
@@ -73,9 +70,9 @@ def test_arguments_are_those_in_effect(runs):
     assert student.arguments["temperature"] == 0.05 and student.arguments["distillation_weight"] == 1.0
     assert "distillation_weight" not in stage1.arguments and "prune_layers" not in student.arguments
     assert pruned.arguments["prune_layers"] == "first" and pruned.arguments["prune_to"]["hidden_size"] == 16
-    assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.written
-    assert stage1.written["model_config"]["hidden_size"] == stage1.arguments["model_config"]["hidden_size"] == 32
-    assert not {"output_dir", "manifest", "model", "teacher", "prepared_dir"} & {*student.written, *student.arguments}
+    assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.given
+    assert "model_config" in stage1.given and stage1.arguments["model_config"]["hidden_size"] == 32
+    assert not {"output_dir", "manifest", "model", "teacher", "prepared_dir"} & {*student.given, *student.arguments}
 
 
 def test_steps_and_metrics_are_those_of_the_last_step(runs):
@@ -109,13 +106,10 @@ def test_without_the_last_checkpoint_nothing_is_known_of_steps(runs):
     assert (student.steps, student.epochs, student.metrics) == (None, None, {})
 
 
-def test_a_checkpoint_is_a_state_of_its_own(runs):
+def test_a_stage_may_be_and_start_from_a_checkpoint(runs):
     checkpoint = next((runs / "stage2").glob("checkpoint-*")).name
     record = _records(runs / "stage2", checkpoint)[-1]
     assert record.name == f"stage2@{checkpoint}" and record.steps == int(checkpoint.removeprefix("checkpoint-"))
-
-
-def test_a_stage_may_start_from_a_checkpoint(runs):
     checkpoint = next((runs / "stage1").glob("checkpoint-*")).name
     _rewrite(runs / "stage2", model=f"run/stage1/{checkpoint}")
     names = [record.name for record in _records(runs / "student")]
@@ -148,28 +142,22 @@ def test_what_is_not_at_hand_ends_the_lineage(runs, written, told):
     assert [record.name for record in records] == ["pruned", "student"] and records[0].start == told
 
 
-def test_a_teacher_on_the_hub_is_told_with_its_commit(runs):
-    _rewrite(runs / "student", teacher="org/teacher")
-    data = runs / "student/data.json"
-    commit = "0123456789" * 4
-    data.write_text(json.dumps({**json.loads(data.read_text()), TEACHER_DATA: commit}))
-    assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", commit)
-
-
-def test_a_teacher_that_changed_since_is_not_taken_for_the_one_that_taught(runs, caplog):
+def test_a_teacher_is_the_one_that_taught(runs, caplog):
     modules = runs / "stage2/model/modules.json"
     modules.write_text(modules.read_text() + " ")
     records = _records(runs / "student")
     assert [record.name for record in records] == ["stage1", "pruned", "student"]
-    assert records[-1].teacher == Reference("local", "stage2") and "changed since" in caplog.text
+    assert records[-1].teacher == Reference("local", "stage2") and "its run is gone or changed" in caplog.text
+    _rewrite(runs / "student", teacher="org/teacher")
+    rewrite_json(runs / "student/data.json", **{TEACHER_DATA: "0123456789" * 4})
+    assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", "0123456789" * 4)
 
 
 def test_a_teacher_that_was_given_texts_is_known_by_them(runs):
     teacher = runs / "stage2/model"
     template = "Find: {text}"
     identity = load_text_teacher(str(teacher), TextFormat(query_template=template), device="cpu").identity
-    data = runs / "student/data.json"
-    data.write_text(json.dumps({**json.loads(data.read_text()), TEACHER_DATA: identity}))
+    rewrite_json(runs / "student/data.json", **{TEACHER_DATA: identity})
     assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
     _rewrite(runs / "student", teacher_query_template=template)
     assert _records(runs / "student")[-1].teacher == Reference("stage", "stage2")
@@ -190,27 +178,18 @@ def test_a_model_that_comes_from_itself_is_refused(runs, refuses):
         _records(runs / "stage1")
 
 
-def test_data_on_the_hub_is_named(runs):
+def test_data_on_the_hub_is_named_and_settings_without_effect_are_not(runs):
     _rewrite(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
     (record,) = _records(runs / "stage1")
     assert {source.dataset for source in record.sources} == {"org/corpus"}
-
-
-def test_settings_without_effect_are_not_told(runs):
-    (stage1,) = _records(runs / "stage1")
-    told, unread = stage1.arguments, ("lora", "teacher", "early_stopping", "evaluation_sample", "prune")
-    assert not [key for key in told if key.startswith(unread)]
-    assert "learning_rate" in told
+    unread = ("lora", "teacher", "early_stopping", "evaluation_sample", "prune")
+    assert "learning_rate" in record.arguments and not [key for key in record.arguments if key.startswith(unread)]
 
 
 def _pack(soup: Path, output: Path) -> Path:
     words = ["--name", "tiny-soup", "--output", str(output), "--licence", "apache-2.0"]
     assert publish(["pack", str(soup), *words]) == 0
     return output
-
-
-def _metadata(folder: Path) -> dict:
-    return yaml.safe_load((folder / "README.md").read_text().split("---")[1])
 
 
 def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
@@ -244,17 +223,14 @@ def test_a_soup_whose_parents_are_gone_names_them(runs, tmp_path):
     assert (stage.kind, stage.parents) == ("merging", (Reference("local", "stage1/model"),))
 
 
-def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--some--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("b" * 40)
-    shutil.copytree(runs / "stage1" / "model", repository / "snapshots" / ("b" * 40))
-    assert merge(["some/model@main", "--output", str(tmp_path / "soup")]) == 0
+@pytest.mark.usefixtures("hub_cache")
+def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path):
+    put_in_cache(runs / "stage1/model")
+    assert merge([f"{BASE}@main", "--output", str(tmp_path / "soup")]) == 0
     packed = _pack(tmp_path / "soup", tmp_path / "packed")
-    assert _metadata(packed)["base_model"] in ("some/model", ["some/model"])
-    assert _metadata(packed)["base_model_relation"] == "merge"
-    assert load_release(packed).stages[0].parents == (Reference("hub", "some/model", "b" * 40),)
+    metadata = yaml.safe_load((packed / "README.md").read_text().split("---")[1])
+    assert metadata["base_model"] in (BASE, [BASE]) and metadata["base_model_relation"] == "merge"
+    assert load_release(packed).stages[0].parents == (Reference("hub", BASE, COMMIT),)
 
 
 def test_a_soup_of_runs_tells_of_each_and_of_the_last_state_of_each(runs, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from tests.training.publishing.broken import QUICK
@@ -27,7 +24,7 @@ NAME = "their-embedder"
 
 
 @pytest.fixture
-def tuned(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+def tuned(tmp_path, tiny_config, tiny_tokenizer):
     """A model like Qwen3-Embedding, with the card and the settings that others save."""
     folder = save_like_qwen3_embedding(tmp_path / "elsewhere", tiny_config, tiny_tokenizer)
     (folder / "README.md").write_text(
@@ -44,7 +41,7 @@ def tuned(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTo
     return folder
 
 
-def pack(folder: Path, *words: str) -> int:
+def pack(folder, *words):
     output = ["--output", str(folder.parent / "packed"), "--licence", "apache-2.0"]
     return main(["pack", str(folder), "--name", NAME, *output, *words])
 
@@ -107,13 +104,13 @@ def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     np.testing.assert_allclose(found, own, atol=1e-6)
 
 
-def _change(name: str, function: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
+def _change(function):
     return lambda folder: change_weights(
-        folder / "model.safetensors", lambda each, tensor: function(each, tensor) if each == name else tensor
+        folder / "model.safetensors", lambda name, tensor: function(tensor) if name == "norm.weight" else tensor
     )
 
 
-def _without_norm(folder: Path) -> None:
+def _without_norm(folder):
     (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
 
 
@@ -121,8 +118,8 @@ def _without_norm(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (_change("norm.weight", lambda _, tensor: tensor * torch.nan), "norm.weight is NaN or infinite"),
-        (_change("norm.weight", lambda *_: None), "norm.weight"),
+        (_change(lambda tensor: tensor * torch.nan), "norm.weight is NaN or infinite"),
+        (_change(lambda _: None), "norm.weight"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: rewrite_json(folder / "tokenizer.json", post_processor=None), "puts no token after a text"),
         (_without_norm, "does not normalise its embeddings"),
@@ -153,12 +150,12 @@ def test_other_architectures_and_poolings_are_refused(tmp_path, tiny_config, tin
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, trained_runs, tmp_path, capsys):
-    output = ["--name", NAME, "--output", str(tmp_path / "x")]
-    assert main(["pack", str(tuned), *output]) == 2
+def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys):
+    assert main(["pack", str(tuned), "--name", NAME]) == 2
     assert "--licence is missing" in capsys.readouterr().err
     assert pack(tuned) == 0
-    assert main(["pack", str(tuned.parent / "packed"), *output]) == 2
+    assert main(["pack", str(tuned.parent / "packed"), "--name", NAME]) == 2
     assert "is packed already" in capsys.readouterr().err
-    assert main(["pack", str(trained_runs / "student/model"), *output]) == 2
-    assert f"give its run, {trained_runs / 'student'}" in capsys.readouterr().err
+    for folder, output in ((runs / "student", "run"), (runs / "student/model", "model")):
+        assert main(["pack", str(folder), "--name", NAME, "--output", str(runs.parent / output)]) == 0
+    assert content_of(runs.parent / "run") == content_of(runs.parent / "model")

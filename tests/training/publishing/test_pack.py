@@ -96,7 +96,7 @@ def test_other_options_and_a_changed_run_are_packed_again(runs, no_figures):
     recipe = runs / "student/recipe.yaml"
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001\n", ""))
     assert _pack(runs / "student") == 0
-    assert load_release(folder).author is None and "learning_rate" not in load_release(folder).stages[-1].written
+    assert load_release(folder).author is None and "learning_rate" not in load_release(folder).stages[-1].given
 
 
 def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):

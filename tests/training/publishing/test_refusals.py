@@ -7,53 +7,44 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
 
 import modeling_f2llm
-from tests.training.publishing.packed import content_of
+from tests.training.publishing.packed import change_weights, content_of
 from training.publish import main
 from training.publishing.pack import PackOptions, pack
 
 NAME = "f2llm-v2-tiny"
 
 
-@pytest.mark.parametrize("name", ["org/name", "na me", "a--b", "", "größe", ".."])
-def test_a_name_that_no_repository_could_have_is_refused(trained_runs, tmp_path, refuses, name):
-    with refuses("--name", repr(name)):
-        pack(trained_runs / "student", tmp_path / "packed", PackOptions(name))
-
-
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
+        *(({"name": name}, ["--name", repr(name)]) for name in ("org/name", "na me", "", "größe", "..")),
         ({"dtype": "float8"}, ["--dtype 'float8'", "bfloat16, float32"]),
         ({"max_shard_size": "large"}, ["'large'", "5GB"]),
         ({"licence": "my own"}, ["--licence 'my own'"]),
         ({"licence_file": Path("nowhere")}, ["--licence-file nowhere", "cannot be read"]),
-        ({"checkpoint": "checkpoint-1000"}, ["checkpoint-1000", "there are checkpoint-"]),
+        ({"checkpoint": "checkpoint-1000"}, ["holds no checkpoint-1000", "--checkpoint (checkpoint-"]),
         ({"evaluation": Path("nowhere")}, ["nowhere", "scores.json"]),
     ],
 )
 def test_faulty_options_are_refused(trained_runs, tmp_path, refuses, options, parts):
     with refuses(*parts):
-        pack(trained_runs / "student", tmp_path / "packed", PackOptions(NAME, **options))
+        pack(trained_runs / "student", tmp_path / "packed", PackOptions(**{"name": NAME, **options}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
     options, output = PackOptions(NAME), tmp_path / "out"
-    with refuses(runs / "nowhere", "no such folder"):
-        pack(runs / "nowhere", output, options)
-    with refuses(runs, "no run", "pruned, stage1, stage2, student"):
+    for folder in (runs / "nowhere", runs.parent / "data"):
+        with refuses(folder, "holds no finished model", "stage (none)"):
+            pack(folder, output, options)
+    with refuses(runs, "holds no finished model", "stage (pruned, stage1, stage2, student)"):
         pack(runs, output, options)
-    with refuses("no run", f"give its run, {runs / 'student'}"):
-        pack(runs / "student/model", output, options)
-    (tmp_path / "empty").mkdir()
-    with refuses("no run", "name a stage: none"):
-        pack(tmp_path / "empty", output, options)
     checkpoint = next((runs / "student").glob("checkpoint-*")).name
     shutil.rmtree(runs / "student/model")
-    with refuses("not finished", f"--checkpoint ({checkpoint})"):
+    with refuses("holds no finished model", "--resume", f"--checkpoint ({checkpoint})"):
         pack(runs / "student", output, options)
     assert not output.exists()
 
@@ -90,7 +81,7 @@ def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
     output.mkdir()
     pack(runs / "student", output, PackOptions(NAME))
     (output / "README.md").write_text("My own card.\n")
-    with refuses(output, "changed since it was packed (README.md)"):
+    with refuses(output, "README.md was changed since it was packed"):
         pack(runs / "student", output, PackOptions(NAME))
     assert (output / "README.md").read_text() == "My own card.\n"
     other = tmp_path / "other"
@@ -105,23 +96,18 @@ def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
         pack(runs / "student", runs / "student", PackOptions(NAME))
 
 
-def test_weights_that_are_not_finite_cost_nothing(runs, tmp_path, refuses, no_figures):
-    output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
+def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, monkeypatch, capsys, refuses, no_figures):
+    output = pack(runs / "stage2", tmp_path / "before", PackOptions(NAME))
     before = content_of(output)
-    weights = runs / "student/model/model.safetensors"
-    tensors = load_file(weights)
-    tensors["norm.weight"][0] = float("nan")
-    save_file(tensors, weights, {"format": "pt"})
-    with refuses("norm.weight", "NaN"):
-        pack(runs / "student", output, PackOptions(NAME))
-    assert content_of(output) == before and [path.name for path in tmp_path.glob(".*")] == []
+    change_weights(runs / "stage2/model/model.safetensors", lambda _, tensor: tensor * torch.nan)
+    with refuses("NaN"):
+        pack(runs / "stage2", output, PackOptions(NAME))
+    assert content_of(output) == before and not list(tmp_path.glob(".*"))
 
-
-def test_a_full_disk_leaves_no_half_of_a_release(runs, tmp_path, monkeypatch, capsys):
-    def full(*_args, **_kwargs) -> None:
+    def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.publishing.weights.save_file", full)
+    monkeypatch.setattr("training.publishing.model_files.save_file", full)
     assert main(["pack", str(runs / "student"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))

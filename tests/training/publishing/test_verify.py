@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,19 +61,19 @@ def test_the_command_lists_faults(broken, capsys):
 
 
 @pytest.fixture
-def listener() -> Iterator[socket.socket]:
+def listener():
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         yield server
 
 
 @pytest.fixture
-def marker(tmp_path: Path) -> Path:
+def marker(tmp_path):
     return tmp_path / "ran"
 
 
 @pytest.fixture
-def code(listener: socket.socket, marker: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def code(listener, marker, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return _CODE.format(port=listener.getsockname()[1], python=sys.executable, marker=str(marker))
 
@@ -106,8 +105,9 @@ def test_code_that_is_not_this_checkouts_is_not_run_unasked(broken, code, marker
     add(broken, code)
     assert main(["verify", str(broken.folder)]) == 0
     printed = capsys.readouterr().out
-    assert f"README.md: its examples were not run: {named} is not this checkout's" in printed
-    assert "--trust-remote-code" in printed and not printed.rstrip().endswith("embeddings")
+    assert f"note: README.md: its examples were not run: {named} is not this checkout's" in printed
+    assert "--trust-remote-code" in printed and "no fault; checked: contents, " in printed
+    assert not printed.rstrip().endswith("embeddings")
     assert not marker.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.training.publishing.broken import BrokenRelease
-from tests.training.publishing.packed import BASE, change_weights, put_in_cache
+from tests.training.publishing.packed import BASE, change_weights
 from training.publish import main
 from training.publishing.checks import card
 from training.publishing.checks.files import PackedFolder
@@ -165,21 +164,6 @@ def test_what_is_not_of_the_adapter(checked, edit, said):
     assert any(said in fault for fault in checked.faults()), checked.faults()
 
 
-def test_a_base_that_is_not_here_is_a_notice(broken_adapter, adapter_base, capsys):
-    broken_adapter.edit_weights(lambda weights: weights.update({FIRST: torch.zeros(4, 63)}), ADAPTER_WEIGHTS)
-    counts = {"parameters": 4092}
-    broken_adapter.edit(RECORD, lambda record: record.update(counts, adapter=record["adapter"] | counts))
-    assert main(["verify", str(broken_adapter.folder)]) == 0
-    printed = capsys.readouterr().out
-    assert f"note: adapter_config.json: not checked against its base {BASE}" in printed and "--base FOLDER" in printed
-    assert "no fault; checked: contents," in printed
-    # One in the Hub's cache is used by itself, if it is whole.
-    cached = put_in_cache(adapter_base)
-    broken_adapter.expect(("the model", "is (4, 63), its base wants (4, 64)"))
-    (cached / "model.safetensors").unlink()
-    assert any("not checked against its base" in str(notice) for notice in broken_adapter.examine().notices)
-
-
 def test_a_wrong_base(checked, adapter_base, tmp_path, capsys):
     other = Path(shutil.copytree(adapter_base, tmp_path / "other"))
     change_weights(other / WEIGHTS, lambda _, tensor: tensor + 1)
@@ -199,10 +183,3 @@ def test_the_examples_are_run_with_the_base(checked, adapter_base):
     faults = [str(finding) for finding in card.check_embeddings(PackedFolder(checked.folder, adapter_base))]
     for name in ("sentence-transformers", "remote-code"):
         assert any(f"the example {name} differs from transformers on queries" in fault for fault in faults), faults
-
-
-def test_without_peft_the_extra_is_named(broken_adapter, adapter_base, monkeypatch):
-    broken_adapter.base = adapter_base
-    monkeypatch.setitem(sys.modules, "peft", None)
-    faults = broken_adapter.faults()
-    assert len(faults) == 1 and '".[train,lora]"' in faults[0], faults
