@@ -94,7 +94,7 @@ def model_card(
             "limits": _limits_facts(release, evaluation, label),
         }
     )
-    # Raises an error for a header that the Hub could not read.
+    # A header that the Hub could not read is an error.
     return ModelCard(content).content
 
 
@@ -125,7 +125,6 @@ def _adapter_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str,
 
 
 def _server_facts(release: ModelRelease, repository: str, width: int | None) -> dict[str, str]:
-    """Words of the servers' commands, quoted; ``width`` are the dimensions asked for, None for all."""
     prompt = release.prompts.get("query", "")
     cut = {"dimensions": width} if width else {}
     # llama.cpp reads these two escapes itself.

@@ -22,11 +22,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_f2llm
-from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.tokenizer import end_token_id
 from training.common.errors import UserError
 from training.common.outputs import temporary_folder
-from training.config.checks import SHAPE
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.merging import MAX_SHARD_SIZE
 from training.models.model_folder import (
@@ -162,12 +161,6 @@ class ModelFiles:
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a release's record."""
-        published = {name: F2LLMConfig.from_family(name) for name in FAMILY} if self.config else {}
-        family = [
-            name
-            for name, each in published.items()
-            if all(getattr(self.config, key) == getattr(each, key) for key in SHAPE)
-        ]
         return {
             "parameters": self.weights.parameters,
             "dimension": self.dimensions[0],
@@ -176,7 +169,6 @@ class ModelFiles:
             "shape": self.shape,
             "prompts": self.prompts,
             "versions": dict(self.sentences.get("__version__") or {}),
-            "family": family[0] if family else None,
         }
 
 
@@ -245,16 +237,18 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
 @contextmanager
 def standard_settings(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder with settings and tokenizer of a model without a run, as a run would save them."""
-    kind = read_json(folder / CONFIG).get("model_type")
-    if kind != "qwen3":
-        raise UserError(f"{folder}: is a {kind}; only models of the Qwen3 architecture are packed")
-    if (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
-        raise UserError(f"{folder}: holds an adapter, or a model that one was merged into; pack the adapter's run")
-    check_tokenizer_file(folder)
-    if wrong := why_not_packed(folder):
-        raise UserError(f"{folder}: {wrong}; only models with last-token pooling and normalisation are packed")
+    settings = read_json(folder / CONFIG)
+    if settings.get("model_type") != "qwen3":
+        wrong = f"is a {settings.get('model_type')}"
+    elif (folder / ADAPTER_CONFIG).is_file() or (folder / MERGED_ADAPTER).is_file():
+        wrong = "holds an adapter, or a model that one was merged into, without the adapter's run"
+    else:
+        check_tokenizer_file(folder)
+        wrong = why_not_packed(folder)
+    if wrong:
+        raise UserError(f"{folder}: {wrong}; only Qwen3 with last-token pooling and normalisation is packed")
     tokenizer, config = _load(folder, "save the model again")
-    if not read_json(folder / CONFIG).get("is_matryoshka"):
+    if not settings.get("is_matryoshka"):
         # F2LLMConfig assumes by default that a model was trained at several widths.
         config.is_matryoshka, config.matryoshka_dimensions = False, None
     # Either may be missing.

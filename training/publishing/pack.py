@@ -180,7 +180,6 @@ def _check(options: PackOptions) -> None:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse to replace anything but an unchanged release."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / RECORD).is_file():

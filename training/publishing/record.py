@@ -106,7 +106,6 @@ class ModelRelease:
     languages: tuple[str, ...]  # ISO 639-3 codes of all training data
     stages: tuple[StageRecord, ...]  # from the oldest stage to the model's own
     versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that wrote the model
-    family: str | None = None  # published shape, if it is one: f2llm-v2-330m
     trained_dtype: str | None = None  # in which the weights were saved and evaluated, before rounding
     author: str | None = None
     # Rows of the last training stage, as training.evaluation.summary.training_rows counts them; empty if unknown.

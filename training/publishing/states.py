@@ -36,8 +36,6 @@ _MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to")
 # Keys of configurations that say where a model was loaded from.
 _ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "cache_dir", "_commit_hash")
 _SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
-# Shorter texts occur in files by chance.
-_SHORTEST = 8
 
 # Return the content of a JSON file of a run.
 read_json = partial(load_json, remedy="the run is damaged")
@@ -158,8 +156,7 @@ def clean_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     """Return texts that no packed file may hold, each with a description that does not repeat it.
 
-    These are the folders of the runs, the paths in their recipes, the home folder, and secrets of the environment and
-    of the Hub's client.
+    These are the folders of the runs, paths in their recipes, the home folder, and secrets of environment and Hub.
     """
     states = list(states)
     folders = [(Path.home(), "the home folder"), (Path.cwd(), "the working folder")]
@@ -175,7 +172,8 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
                     texts[text] = f"what key {key!r} of {state.name} says"
     texts |= {value: f"the variable {name}" for name, value in os.environ.items() if _SECRET.search(name)}
     texts |= {token: "the Hub's token" for token in [get_token()] if token}
-    return {text: what for text, what in texts.items() if len(text) >= _SHORTEST}
+    # Shorter texts occur in files by chance.
+    return {text: what for text, what in texts.items() if len(text) >= 8}
 
 
 def _texts(value: Any) -> list[str]:
@@ -199,9 +197,7 @@ def check_nothing_private(folder: Path, texts: Mapping[str, str]) -> None:
         content = path.read_bytes()
         if is_zipfile(path):
             with ZipFile(path) as archive:
-                content = b"\0".join(
-                    each for name in archive.namelist() for each in (name.encode(), archive.read(name))
-                )
+                content = b"\0".join(name.encode() + b"\0" + archive.read(name) for name in archive.namelist())
         for text, what in wanted.items():
             if text in content:
                 raise UserError(f"{path.name} would tell {what}; take it out of the run's files and pack again")

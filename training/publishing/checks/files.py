@@ -14,7 +14,6 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.hub import ATTRIBUTES
-from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.encoders import foreign_files
 from training.models.model_folder import load_json
 from training.models.model_ref import base_revision
@@ -27,16 +26,11 @@ from training.publishing.model_files import (
     code_files,
     read_model_files,
 )
-from training.publishing.pack import CARD, LICENCE
+from training.publishing.pack import CARD
 from training.publishing.record import RECORD, ModelRelease, changed_files, load_release
 from training.publishing.states import is_hub_name
 
 REPACK = "pack the run again"
-NEEDED = (
-    *(CARD, LICENCE, CONFIG, "tokenizer.json", "tokenizer_config.json", "modules.json"),
-    *("1_Pooling/config.json", "config_sentence_transformers.json", "training_arguments.json", RECORD),
-)
-_NEEDED_OF_ADAPTERS = (*(file for file in NEEDED if file != CONFIG), ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 # Notes of the Hub's client on its downloads and uploads, which are never uploaded.
 _CLIENT_NOTES = ".cache/huggingface/"
 # Files that can run code when they are loaded.
@@ -117,10 +111,7 @@ class PackedFolder:
 
 
 def check_contents(packed: PackedFolder) -> Iterator[Finding]:
-    """Everything is there that a folder needs, as it was packed, and nothing else: no caches, pickles or links."""
-    for file in _NEEDED_OF_ADAPTERS if packed.is_adapter else NEEDED:
-        if file not in packed.files:
-            yield Finding(file, "is missing")
+    """Everything is there as it was packed, and nothing else: no caches, pickles or links."""
     # The Hub's cache stores each content once, and links to it.
     blobs = packed.path.parents[1] / "blobs" if packed.path.parent.name == "snapshots" else None
     for file, path in packed.files.items():
