@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.common.run_folder import FINAL_MODEL, numbered_checkpoints, public_name
 from training.models.adapter_merging import trained_widths
 from training.models.adapters import expected_shapes
@@ -58,12 +59,10 @@ def read_base(folder: Path) -> BaseModel:
 
 def cached_base(name: str, revision: str | None = None) -> BaseModel | None:
     """Return a complete model in the Hub's cache, at a commit or the latest one seen; None if there is none."""
-    try:
-        return read_base(Path(snapshot_download(name, revision=revision, local_files_only=True)))
     # The exception of the Hub's client depends on what is missing and on its version.
-    except Exception as error:
-        logger.debug("%s is not in the cache (%s)", name, in_one_line(error))
-        return None
+    with suppress(Exception):
+        return read_base(Path(snapshot_download(name, revision=revision, local_files_only=True)))
+    return None
 
 
 def find_base(adapter: AdapterFolder, given: str | None = None) -> tuple[Reference, str, BaseModel | None]:
@@ -122,8 +121,6 @@ def _equal(ours: Weights, theirs: Weights) -> bool:
 def read_adapter(state: ModelState, base: str | None = None) -> tuple[ModelFiles, AdapterRecord]:
     """Look at the adapter of a run, and check that it fits its base; ``base`` is its name on the Hub, if not known."""
     folder = state.folder
-    # A damaged adapter is reported before its base is searched.
-    adapter_weights(folder)
     adapter = find_adapter(str(folder))
     reference, match, on_hub = find_base(adapter, base)
     known = on_hub or _trained_on(adapter)
@@ -191,22 +188,19 @@ def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord 
         if base is None:
             return None
         raise UserError(f"--base {base}: {state.folder} has no adapter, merged or not; leave it out")
-    with user_error(f"{path}: is damaged", "merge the adapter again"):
-        noted = read_json(path)["base"]
-        merged = AdapterFolder(str(state.folder), noted["name"], noted["revision"])
+    noted = read_json(path)["base"]
+    merged = AdapterFolder(str(state.folder), noted["name"], noted["revision"])
     if base is not None:
         reference, match, _ = find_base(merged, base)
     else:
         is_on_hub = is_hub_name(merged.base)
         reference = Reference("hub", merged.base, _commit(merged)) if is_on_hub else local_reference(merged.base)
         match = "trained"
-    fields: dict[str, Any] = {}
     # All states of a run have the same kind of adapter.
-    for folder in (state.run / FINAL_MODEL, *numbered_checkpoints(state.run)):
-        if (folder / ADAPTER_CONFIG).is_file():
-            fields = adapter_fields(read_json(folder / ADAPTER_CONFIG))
-            fields["parameters"] = adapter_weights(folder).parameters
-            break
+    states = (state.run / FINAL_MODEL, *numbered_checkpoints(state.run))
+    trained = next((folder for folder in states if (folder / ADAPTER_CONFIG).is_file()), None)
+    fields = adapter_fields(read_json(trained / ADAPTER_CONFIG)) if trained else {}
+    fields["parameters"] = adapter_weights(trained).parameters if trained else None
     return AdapterRecord(reference, match, **fields, merged=True)
 
 

@@ -34,10 +34,7 @@ from training.publishing.record import ModelRelease, load_release
 
 CARD = "README.md"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHAPE = (
-    *("hidden_size", "num_hidden_layers", "intermediate_size"),
-    *("num_attention_heads", "num_key_value_heads"),
-)
+_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 _QUESTION = "Where do giant pandas live?"
 # Classes of languages by their share of the training rows.
 _CLASS_NAMES = {
@@ -69,7 +66,9 @@ def model_card(
     label = own_label(evaluation, release.name)
     links = {**base_links(release), **(links or {})}
     last = release.stages[-1] if release.stages else None
-    width = _truncated(release.dimensions)
+    # The width of the examples is the largest of at most half of the full one.
+    full, *smaller = release.dimensions
+    width = max([each for each in smaller if 2 * each <= full] or smaller, default=None)
     languages = sorted(set(release.languages) - SPECIAL_LANGUAGES.keys())
     content = render_model_card(
         {
@@ -96,12 +95,6 @@ def model_card(
     )
     # A header that the Hub could not read is an error.
     return ModelCard(content).content
-
-
-def _truncated(dimensions: Sequence[int]) -> int | None:
-    """The width of the examples: the largest of at most half of the full one; None if there is one width."""
-    smaller = [dim for dim in dimensions if 2 * dim <= dimensions[0]] or list(dimensions[1:])
-    return max(smaller, default=None)
 
 
 def _adapter_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, Any] | None:

@@ -133,12 +133,7 @@ def _load_losses(folder: Path) -> dict[str, Curves]:
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures of a packed folder as SVG and PNG.
-
-    ``dimensions`` (quality by width and precision), ``languages`` (by language and script), ``learning`` (by training
-    step), ``pareto`` (beside other models) and ``curves-N`` (losses of the N-th stage), as far as there are numbers.
-    The same folder gives the same bytes.
-    """
+    """Draw the figures of a packed folder as SVG and PNG, as far as there are numbers; always the same bytes."""
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
     output, drawn = folder / FIGURES, []
     label = own_label(evaluation, load_release(folder).name)

@@ -25,13 +25,7 @@ from training.models.merging import find_beside, read_merge
 from training.models.model_ref import model_revision
 from training.publishing.adapter import local_reference
 from training.publishing.hub.progress import progress_of
-from training.publishing.model_files import (
-    ADAPTER_CONFIG,
-    adapter_weights,
-    base_named,
-    read_model_files,
-    read_weights,
-)
+from training.publishing.model_files import ADAPTER_CONFIG, adapter_weights, base_named, read_model_files, read_weights
 from training.publishing.record import Reference, SourceRecord, StageRecord
 from training.publishing.states import COMMIT, ModelState, clean_arguments, read_json, state_of
 from training.stages.continuation import read_changes
@@ -104,9 +98,15 @@ class Lineage:
             before = state_of(path)
             if before is not None and (key == "model" or _taught(before, state)):
                 found[key] = self._visit(before, above)
+                continue
+            name = str(state.keys[key])
+            if state.is_hub_name(name):
+                noted = read_json(state.run / DATA).get(TEACHER_DATA, "") if key == "teacher" else ""
+                found[key] = Reference("hub", name, noted if COMMIT.fullmatch(noted) else None)
             else:
-                found[key] = _reference(state, key)
-                self.outside.append((found[key].name, str(path)))
+                logger.warning("%s: its %s %s is gone or changed; the stages before are unknown", state.name, key, name)
+                found[key] = local_reference(name)
+            self.outside.append((found[key].name, str(path)))
         start = found.get("model")
         if start is None and state.kind == "unknown":
             base = base_named(state.folder)
@@ -153,16 +153,6 @@ class Lineage:
             metrics=progress.metrics,
             changes=_changes(state),
         )
-
-
-def _reference(state: ModelState, key: str) -> Reference:
-    """What may be published of a model that no run made."""
-    path = str(state.keys[key])
-    if state.is_hub_name(path):
-        noted = read_json(state.run / DATA).get(TEACHER_DATA, "") if key == "teacher" else ""
-        return Reference("hub", path, noted if COMMIT.fullmatch(noted) else None)
-    logger.warning("%s: the stages before %s %s are left out: its run is gone or changed", state.name, key, path)
-    return local_reference(path)
 
 
 def _age(state: ModelState) -> float:
@@ -225,7 +215,6 @@ def stage_arguments(state: ModelState) -> dict[str, Any]:
 
 
 def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that a stage of this kind reads."""
     if state.kind == "pruning":
         return {key: value for key, value in arguments.items() if key in (*_PRUNING, *_PRUNING_DATA)}
     unread = {each for key, dependent in _DEPENDENT.items() if not state.keys.get(key) for each in dependent}

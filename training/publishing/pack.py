@@ -1,9 +1,4 @@
-"""Pack a finished run into a folder that can be uploaded unchanged.
-
-Example::
-
-    python training/publish.py pack runs/quickstart/student --name f2llm-quickstart
-"""
+"""Pack a finished run into a folder that can be uploaded unchanged."""
 
 from __future__ import annotations
 
@@ -45,8 +40,6 @@ from training.stages.continuation import CHANGED_DATA, read_changes
 logger = logging.getLogger("training")
 
 CARD, LICENCE = "README.md", "LICENSE"
-# Optional packages that draw figures and render the card.
-_EXTRA = ("jinja2", "matplotlib")
 # The licence of this repository.
 OWN_LICENCE = "apache-2.0"
 # SPDX identifiers of licences that require at most a notice with copies and forbid no use. Whether a licence that
@@ -97,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run ``publish.py pack``."""
     options = PackOptions(**{each.name: getattr(arguments, each.name) for each in fields(PackOptions)})
-    beside = arguments.run_folder.absolute().parent / "packed"
-    pack(arguments.run_folder, arguments.output or beside / arguments.name, options)
+    run = arguments.run_folder
+    pack(run, arguments.output or run.absolute().parent / "packed" / options.name, options)
 
 
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
@@ -114,8 +107,7 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     _check(options)
     output = output.resolve()
     state = find_state(run, options.checkpoint)
-    reads = (state.folder, options.evaluation, options.licence_file)
-    check_output(output, [path for path in reads if path is not None])
+    check_output(output, filter(None, (state.folder, options.evaluation, options.licence_file)))
     with ExitStack() as stack:
         stack.enter_context(locked(output))
         _check_output(output)
@@ -175,7 +167,7 @@ def _check(options: PackOptions) -> None:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
-    if missing := [package for package in _EXTRA if find_spec(package) is None]:
+    if missing := [package for package in ("jinja2", "matplotlib") if find_spec(package) is None]:
         raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
 
 

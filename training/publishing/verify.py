@@ -1,9 +1,4 @@
-"""Check a packed folder for faults that released models had in public, and find all of them at once.
-
-Example::
-
-    python training/publish.py verify runs/quickstart/packed/f2llm-quickstart
-"""
+"""Check a packed folder for faults that released models had in public, and find all of them at once."""
 
 from __future__ import annotations
 

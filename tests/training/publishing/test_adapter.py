@@ -92,10 +92,9 @@ def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run):
     assert (adapter.match, adapter.base.revision, adapter.base_weights) == ("stated", None, None)
     assert "it was not checked" in card_of(adapter_run)
     examination = examine(adapter_run.parent / "packed")
-    first, second = map(str, examination.notices)
+    (first,) = map(str, examination.notices)
     assert examination.faults == () and "--base FOLDER" in first
     assert first.startswith("adapter_config.json: not checked against its base org/tiny-base")
-    assert "was stated, not checked" in second
 
 
 def test_a_base_that_was_rounded(adapter_run, adapter_base):
@@ -160,9 +159,6 @@ def test_a_merged_adapter_names_its_base(adapter_run, adapter_base, capsys):
     assert base_in_metadata(adapter_run) == (BASE, "finetune") and adapter_of(adapter_run).match == "same"
     assert pack(adapter_run, *merged, "--base", "base") == 2
     assert "ORG/NAME" in capsys.readouterr().err
-    (adapter_run / "merged/adapter.json").write_text("{}")
-    assert pack(adapter_run, *merged) == 2
-    assert "adapter.json: is damaged" in capsys.readouterr().err
 
 
 def test_a_base_without_a_name_is_refused(adapter_run, tmp_path, capsys, monkeypatch):

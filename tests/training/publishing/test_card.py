@@ -119,10 +119,7 @@ def test_without_stages_nothing_is_told_of_training(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "parents", "relation"),
-    [
-        ("training", (), "finetune"),
-        ("merging", (Reference("hub", "org/a"), Reference("hub", "org/b")), "merge"),
-    ],
+    [("training", (), "finetune"), ("merging", (Reference("hub", "org/a"), Reference("hub", "org/b")), "merge")],
 )
 def test_the_relation_to_the_base(tmp_path, kind, parents, relation):
     merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}

@@ -15,14 +15,7 @@ from tests.training.recipes import write_single_stage
 from training.evaluation.records import Evaluation, ModelRecord, Score, load_evaluation
 from training.merge import main as merge
 from training.models.model_ref import model_revision
-from training.publishing.evaluation import (
-    FIGURES,
-    LOSSES,
-    draw_figures,
-    drawn_figures,
-    save_losses,
-    write_evaluation,
-)
+from training.publishing.evaluation import FIGURES, LOSSES, draw_figures, drawn_figures, save_losses, write_evaluation
 from training.publishing.lineage import Lineage
 from training.publishing.pack import PackOptions, pack
 from training.publishing.states import find_state

@@ -1,8 +1,6 @@
-"""Checks of the card: its header, and its examples, which are run.
+"""Checks of the card: its header, and its examples, which are run and must give the same embeddings.
 
-The printed code must give the same embeddings in all its forms. It runs in a separate process without network, login,
-this repository and its package, with the folder in the place of the model's name and more texts than are printed.
-Everything else on the card is as it was packed: the record has the hash of the card.
+They run in a separate process without network, login and this repository, on more texts than are printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Runs the examples of a card: a separate program that ``card.py`` starts.
 
-It imports nothing of this repository, and prevents that an example does. Where the system allows it, it runs without
-network devices, and so do the programs that an example starts.
+Neither it nor an example imports anything of this repository. Where the system allows it, it has no network.
 """
 
 from __future__ import annotations

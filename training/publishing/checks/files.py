@@ -1,7 +1,6 @@
-"""A packed folder as the checks read it, and checks of its files: completeness, weights, an adapter, remote code.
+"""A packed folder as the checks read it, and checks of its files, an adapter's base and remote code.
 
-What needs the base of an adapter is checked if the base is on this machine; otherwise a notice says so. A check raises
-UserError for a fault that ends it.
+A check raises UserError for a fault that ends it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,7 @@ from training.models.encoders import foreign_files
 from training.models.model_folder import load_json
 from training.models.model_ref import base_revision
 from training.publishing.adapter import BaseModel, adapter_fields, cached_base, read_adapter_files, read_base
-from training.publishing.model_files import (
-    ADAPTER_CONFIG,
-    AUTO_MAP,
-    CONFIG,
-    ModelFiles,
-    code_files,
-    read_model_files,
-)
+from training.publishing.model_files import ADAPTER_CONFIG, AUTO_MAP, CONFIG, ModelFiles, read_model_files
 from training.publishing.pack import CARD
 from training.publishing.record import RECORD, ModelRelease, changed_files, load_release
 from training.publishing.states import is_hub_name
@@ -35,8 +27,6 @@ REPACK = "pack the run again"
 _CLIENT_NOTES = ".cache/huggingface/"
 # Files that can run code when they are loaded.
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".joblib")
-# Fields of the record that do not depend on the base of an adapter.
-_OWN_FIELDS = ("parameters", "dimension", "prompts", "dtype")
 
 
 @dataclass(frozen=True)
@@ -130,12 +120,12 @@ def check_contents(packed: PackedFolder) -> Iterator[Finding]:
 
 def check_record(packed: PackedFolder) -> Iterator[Finding]:
     """The record has the shape, widths, length, prompts, parameters and dtype that the files give."""
-    fields = {**packed.model.fields(), "dtype": packed.model.weights.dtype}
-    for name, value in fields.items():
-        depends_on_base = packed.is_adapter and packed.base is None and name not in _OWN_FIELDS
-        recorded = getattr(packed.release, name)
-        if not depends_on_base and recorded != value:
-            yield Finding(RECORD, f"{name} is {recorded}, but the files give {value}")
+    if packed.is_adapter and packed.base is None:
+        # Some fields depend on the base; `check_base` says that it is not here.
+        return
+    for name, value in {**packed.model.fields(), "dtype": packed.model.weights.dtype}.items():
+        if getattr(packed.release, name) != value:
+            yield Finding(RECORD, f"{name} is {getattr(packed.release, name)}, but the files give {value}")
 
 
 def check_base(packed: PackedFolder) -> Iterator[Finding]:
@@ -153,28 +143,16 @@ def check_base(packed: PackedFolder) -> Iterator[Finding]:
     elif adapter.base_weights not in (None, base_revision(str(packed.base.folder), "--base")):
         wrong = f"{packed.base.folder} has other weights than {adapter.base.name} had when the adapter was packed"
         yield Finding(ADAPTER_CONFIG, wrong, "give that model as --base FOLDER, or pack the run again")
-    if adapter.match == "stated":
-        wrong = f"that {adapter.base.name} is what the adapter was trained on was stated, not checked"
-        yield Finding(RECORD, wrong, "pack the run again where that model is in the Hub's cache", fault=False)
     for name, value in adapter_fields(table).items():
         if value != getattr(adapter, name):
             yield Finding(RECORD, f"its {name} is {getattr(adapter, name)!r}, but {ADAPTER_CONFIG} has {value!r}")
-    for file in packed.files:
-        if file.endswith(".py"):
-            yield Finding(file, "is code, which comes from an adapter's base", "delete it")
 
 
 def check_remote_code(packed: PackedFolder) -> Iterator[Finding]:
-    """``auto_map`` names our classes; the files that they need are there, and no other code."""
+    """``auto_map`` names our classes, and the code is that of this checkout."""
     found = packed.json(CONFIG).get("auto_map")
     if found != AUTO_MAP:
         yield Finding(CONFIG, f"auto_map is {found!r}, not {AUTO_MAP!r}")
-        return
-    needed, there = ({path.name for path in code_files()}, {f for f in packed.files if f.endswith(".py")})
-    for file in sorted(needed - there):
-        yield Finding(file, "is missing, and auto_map needs it")
-    for file in sorted(there - needed):
-        yield Finding(file, "is code that auto_map does not need", "delete it")
     for file in foreign_files(packed.path):
         # Older code may be right, but is not what is tested here.
         wrong = "differs from modeling_f2llm of this checkout"
