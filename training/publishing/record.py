@@ -140,13 +140,14 @@ def load_release(folder: Path) -> ModelRelease:
     """Load the record of a packed folder."""
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content, known = json.loads(path.read_text(encoding="utf-8")), ModelRelease.__dataclass_fields__
         parsed = {key: tuple(content[key]) for key in ("dimensions", "languages")}
         parsed["stages"] = tuple(map(_stage, content["stages"]))
         if adapter := content.get("adapter"):
             typed = {"base": Reference(**adapter["base"]), "targets": tuple(adapter["targets"])}
             parsed["adapter"] = AdapterRecord(**{**adapter, **typed})
-        return ModelRelease(**{**content, **parsed})
+        # A later version may have more fields.
+        return ModelRelease(**{key: parsed.get(key, content[key]) for key in content if key in known})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no record of a packed model ({type(error).__name__}: {error}); pack it") from None
 

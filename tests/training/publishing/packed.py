@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,3 +71,14 @@ def change_weights(path: Path, change: Callable[[str, Tensor], Tensor | None]) -
 def rewrite_json(path: Path, **fields: Any) -> None:
     """Change fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def rewrite_recipe(run: Path, **keys: Any) -> None:
+    """Change keys of a run's recipe."""
+    path = run / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
+
+
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """Return the header of a folder's card."""
+    return yaml.safe_load((folder / "README.md").read_text().split("---")[1])

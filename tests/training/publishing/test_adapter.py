@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -20,6 +19,7 @@ from tests.training.publishing.packed import (
     COMMIT,
     change_weights,
     content_of,
+    metadata_of,
     put_in_cache,
     rewrite_json,
     train_adapter,
@@ -49,7 +49,7 @@ def card_of(run):
 
 
 def base_in_metadata(run):
-    metadata = yaml.safe_load(card_of(run).split("---")[1])
+    metadata = metadata_of(run.parent / "packed")
     return metadata.get("base_model"), metadata.get("base_model_relation")
 
 

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from sentence_transformers import SentenceTransformer
 
-from tests.training.publishing.packed import BASE, COMMIT, put_in_cache, rewrite_json
+from tests.training.publishing.packed import BASE, COMMIT, metadata_of, put_in_cache, rewrite_json, rewrite_recipe
 from training.common.run_folder import TEACHER_DATA
 from training.data.instructions import TextFormat
 from training.distillation.teacher import load_text_teacher
@@ -23,11 +22,6 @@ from training.publishing.states import find_state
 
 def _records(run: Path, checkpoint: str | None = None):
     return Lineage(find_state(run, checkpoint)).records
-
-
-def _rewrite(run: Path, **keys) -> None:
-    recipe = run / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **keys}))
 
 
 def test_stages_come_before_what_was_made_of_them(runs):
@@ -85,21 +79,16 @@ def test_steps_and_metrics_are_those_of_the_last_step(runs):
     assert student.metrics["train_loss"] == [each["loss"] for each in state["log_history"] if "loss" in each][-1]
 
 
-def test_the_best_model_is_told_by_its_own_step(runs):
+def test_steps_are_those_of_the_best_model_and_unknown_without_the_last_checkpoint(runs):
     path = next((runs / "student").glob("checkpoint-*/trainer_state.json"))
     content = json.loads(path.read_text())
     first, last = ({"step": step, "epoch": step / 8, "eval_loss": float(step)} for step in (4, content["global_step"]))
-    path.write_text(json.dumps({**content, "best_global_step": 4, "log_history": [first, last]}))
+    rewrite_json(path, best_global_step=4, log_history=[first, last])
     assert _records(runs / "student")[-1].metrics["eval_loss"] == content["global_step"]
-    _rewrite(runs / "student", load_best_model_at_end=True)
+    rewrite_recipe(runs / "student", load_best_model_at_end=True)
     student = _records(runs / "student")[-1]
     assert (student.steps, student.epochs, student.metrics) == (4, 0.5, {"eval_loss": 4.0})
-
-
-def test_without_the_last_checkpoint_nothing_is_known_of_steps(runs):
-    path = next((runs / "student").glob("checkpoint-*/trainer_state.json"))
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "max_steps": content["max_steps"] + 1}))
+    rewrite_json(path, max_steps=content["max_steps"] + 1)
     assert _records(runs / "student")[-1].steps is None
     shutil.rmtree(path.parent)
     student = _records(runs / "student")[-1]
@@ -111,7 +100,7 @@ def test_a_stage_may_be_and_start_from_a_checkpoint(runs):
     record = _records(runs / "stage2", checkpoint)[-1]
     assert record.name == f"stage2@{checkpoint}" and record.steps == int(checkpoint.removeprefix("checkpoint-"))
     checkpoint = next((runs / "stage1").glob("checkpoint-*")).name
-    _rewrite(runs / "stage2", model=f"run/stage1/{checkpoint}")
+    rewrite_recipe(runs / "stage2", model=f"run/stage1/{checkpoint}")
     names = [record.name for record in _records(runs / "student")]
     # The pruning still starts from the finished model.
     assert names == [f"stage1@{checkpoint}", "stage2", "stage1", "pruned", "student"]
@@ -119,27 +108,25 @@ def test_a_stage_may_be_and_start_from_a_checkpoint(runs):
 
 def test_stages_of_one_name_are_told_apart(runs):
     shutil.copytree(runs / "stage2", runs / "old/student")
-    _rewrite(runs / "old/student", output_dir="run/old/student")
-    _rewrite(runs / "student", teacher="run/old/student/model")
+    rewrite_recipe(runs / "old/student", output_dir="run/old/student")
+    rewrite_recipe(runs / "student", teacher="run/old/student/model")
     records = _records(runs / "student")
     assert [record.name for record in records] == ["stage1", "student", "pruned", "student-2"]
     assert records[-1].teacher == Reference("stage", "student")
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "kind", "name"),
     [
-        ("run/gone/model", Reference("local", "gone")),
-        ("/somewhere/else/good-model", Reference("local", "good-model")),
-        ("data/weights", Reference("local", "weights")),
-        ("Qwen/Qwen3-0.6B", Reference("hub", "Qwen/Qwen3-0.6B")),
+        *(("run/gone/model", "local", "gone"), ("/somewhere/else/good-model", "local", "good-model")),
+        *(("data/weights", "local", "weights"), ("Qwen/Qwen3-0.6B", "hub", "Qwen/Qwen3-0.6B")),
     ],
 )
-def test_what_is_not_at_hand_ends_the_lineage(runs, written, told):
-    _rewrite(runs / "pruned", model=written)
-    _rewrite(runs / "student", teacher=None)
+def test_what_is_not_at_hand_ends_the_lineage(runs, written, kind, name):
+    rewrite_recipe(runs / "pruned", model=written)
+    rewrite_recipe(runs / "student", teacher=None)
     records = _records(runs / "student")
-    assert [record.name for record in records] == ["pruned", "student"] and records[0].start == told
+    assert [record.name for record in records] == ["pruned", "student"] and records[0].start == Reference(kind, name)
 
 
 def test_a_teacher_is_the_one_that_taught(runs, caplog):
@@ -148,7 +135,7 @@ def test_a_teacher_is_the_one_that_taught(runs, caplog):
     records = _records(runs / "student")
     assert [record.name for record in records] == ["stage1", "pruned", "student"]
     assert records[-1].teacher == Reference("local", "stage2") and "is gone or changed" in caplog.text
-    _rewrite(runs / "student", teacher="org/teacher")
+    rewrite_recipe(runs / "student", teacher="org/teacher")
     rewrite_json(runs / "student/data.json", **{TEACHER_DATA: "0123456789" * 4})
     assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", "0123456789" * 4)
 
@@ -159,7 +146,7 @@ def test_a_teacher_that_was_given_texts_is_known_by_them(runs):
     identity = load_text_teacher(str(teacher), TextFormat(query_template=template), device="cpu").identity
     rewrite_json(runs / "student/data.json", **{TEACHER_DATA: identity})
     assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
-    _rewrite(runs / "student", teacher_query_template=template)
+    rewrite_recipe(runs / "student", teacher_query_template=template)
     assert _records(runs / "student")[-1].teacher == Reference("stage", "stage2")
 
 
@@ -173,20 +160,20 @@ def test_predecessors_whose_weights_are_gone_are_told_without_parameters(runs):
 
 
 def test_a_model_that_comes_from_itself_is_refused(runs, refuses):
-    _rewrite(runs / "stage1", model="run/stage2/model")
+    rewrite_recipe(runs / "stage1", model="run/stage2/model")
     with refuses(runs / "stage1", "from itself"):
         _records(runs / "stage1")
 
 
 def test_data_on_the_hub_is_named_and_settings_without_effect_are_not(runs):
-    _rewrite(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
+    rewrite_recipe(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
     (record,) = _records(runs / "stage1")
     assert {source.dataset for source in record.sources} == {"org/corpus"}
     unread = ("lora", "teacher", "early_stopping", "evaluation_sample", "prune")
     assert "learning_rate" in record.arguments and not [key for key in record.arguments if key.startswith(unread)]
 
 
-def _pack(soup: Path, output: Path) -> Path:
+def _pack(soup, output):
     words = ["--name", "tiny-soup", "--output", str(output), "--licence", "apache-2.0"]
     assert publish(["pack", str(soup), *words]) == 0
     return output
@@ -228,7 +215,7 @@ def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path):
     put_in_cache(runs / "stage1/model")
     assert merge([f"{BASE}@main", "--output", str(tmp_path / "soup")]) == 0
     packed = _pack(tmp_path / "soup", tmp_path / "packed")
-    metadata = yaml.safe_load((packed / "README.md").read_text().split("---")[1])
+    metadata = metadata_of(packed)
     assert metadata["base_model"] in (BASE, [BASE]) and metadata["base_model_relation"] == "merge"
     assert load_release(packed).stages[0].parents == (Reference("hub", BASE, COMMIT),)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from sentence_transformers import SentenceTransformer
 
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from tests.training.publishing.broken import QUICK
-from tests.training.publishing.packed import change_weights, content_of, rewrite_json
+from tests.training.publishing.packed import change_weights, content_of, metadata_of, rewrite_json
 from training.publish import main
 from training.publishing.record import Reference, load_release
 from training.publishing.verify import examine
@@ -72,7 +71,7 @@ def test_its_card_says_what_is_not_known(tuned):
     )
     assert release.dimensions == (32,) and release.languages == ()
     text = (packed / "README.md").read_text()
-    metadata = yaml.safe_load(text.split("---")[1])
+    metadata = metadata_of(packed)
     assert metadata["base_model"] == "Qwen/Qwen3-Embedding-0.6B" and metadata["license"] == "apache-2.0"
     assert "matryoshka" not in metadata["tags"] and "datasets" not in metadata
     for said in (
@@ -86,7 +85,7 @@ def test_its_card_says_what_is_not_known(tuned):
     (tuned / "README.md").unlink()
     assert pack(tuned) == 0
     text = (packed / "README.md").read_text()
-    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+    assert "base_model" not in metadata_of(packed)
     assert "| made from | not recorded |" in text and examine(packed, QUICK).faults == ()
 
 

@@ -94,7 +94,10 @@ def test_nothing_is_run_of_a_folder_with_a_fault(broken, code, marker, capsys):
     add_code(broken, code, listed=False)
     assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
     printed = capsys.readouterr().out
-    assert "packing.py: was changed" in printed and "README.md: its examples were not run: the folder has faults" in printed
+    assert (
+        "packing.py: was changed" in printed
+        and "README.md: its examples were not run: the folder has faults" in printed
+    )
     broken.list_sizes()
     add_to_card(broken, code)
     broken.write("pytorch_model.bin", b"\x80\x04.")

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save
 
 from tests.training.publishing.broken import BrokenRelease
@@ -60,16 +59,7 @@ def test_a_link(broken):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            lambda all: [all.update({f"model.{name}": all.pop(name)}) for name in [*all]],
-            "embed_tokens.weight is absent",
-        ),
-        (lambda all: all.update({"lm_head.weight": all.pop("norm.weight")}), "lm_head.weight is ("),
-        (
-            lambda all: all.update({"norm.weight": torch.ones(33)}),
-            "norm.weight is (33,), the configuration wants (32,)",
-        ),
-        (lambda all: all.update({"norm.weight": all["norm.weight"].half()}), "weights of float16, float32"),
+        (lambda all: all.pop("norm.weight"), "norm.weight is absent, the configuration wants (32,)"),
         (lambda all: all.update({name: each.bfloat16() for name, each in all.items()}), "dtype is float32, but the"),
     ],
 )
