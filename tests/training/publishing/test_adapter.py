@@ -97,16 +97,13 @@ def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run):
     assert first.startswith("adapter_config.json: not checked against its base org/tiny-base")
 
 
-def test_a_base_that_was_rounded(adapter_run, adapter_base):
+def test_a_base_that_was_rounded_or_is_named_by_the_adapter(adapter_run, adapter_base):
     cached = put_in_cache(adapter_base)
     change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
     assert pack(adapter_run, "--base", BASE) == 0
     assert adapter_of(adapter_run).match == "rounded"
     assert "before these were rounded" in card_of(adapter_run)
-
-
-def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run, adapter_base):
-    put_in_cache(adapter_base)
+    # An adapter of a model on the Hub needs no option.
     rewrite_json(adapter_run / "model/adapter_config.json", base_model_name_or_path=BASE)
     (adapter_run / "model/base_model.json").write_text(json.dumps({"name": BASE, "revision": COMMIT}))
     assert pack(adapter_run) == 0

@@ -58,7 +58,7 @@ def test_the_metadata_is_what_the_hub_reads(card):
     assert {result.task_type for result in data.eval_results} == {"retrieval"}
 
 
-def test_scores_are_those_of_the_evaluation(card):
+def test_scores_are_those_of_the_evaluation_at_every_width(card):
     task = rows_of(card, "`Names`")
     assert task[:4] == ["`Names`", "Retrieval", "`accuracy_at_1`", "52.5"] and task[5:] == ["4", "40"]
     low, high = map(float, task[4].split(" – "))
@@ -70,16 +70,13 @@ def test_scores_are_those_of_the_evaluation(card):
     assert rows_of(card, "0.1 % or more")[1] == "35.0"
     assert "Means: over examples 52.5, over languages 52.5." in card
     assert [rows_of(card, f"`{name}`")[3] for name in ("large", NAME, "TF-IDF")] == ["62.5", "52.5", "42.5"]
-
-
-def test_truncation_is_measured(card):
     assert rows_of(card, "32") == ["32", "128", "52.5", "32", "42.5", "4", "32.5"]
     assert rows_of(card, "8") == ["8", "32", "25.0", "8", "17.5", "1", "10.0"]
     assert "The first 16 of 32 dimensions keep 62 % of the score." in card
     assert "truncate_dim=16)" in card
 
 
-def test_the_lineage_is_told_stage_by_stage(card):
+def test_lineage_and_limits_are_told(card):
     assert rows_of(card, "`stage1`")[1:] == [
         "training",
         "[org/base](https://huggingface.co/org/base) at `0123456789ab`",
@@ -92,9 +89,6 @@ def test_the_lineage_is_told_stage_by_stage(card):
     assert rows_of(card, "`names`")[1:] == ["retrieval", "deu, fin, rus", "MIT", "900", "900", "900"]
     kinds = "`kinds` of [org/kinds](https://huggingface.co/datasets/org/kinds)"
     assert rows_of(card, kinds)[1:] == ["clustering", "jpn, mul", "–", "–", "–", "100"]
-
-
-def test_limits(card):
     assert "1 of the 5 languages of the training data has no score: `swa`." in card
     assert "Training cut texts after 64 tokens. Longer ones, up to 512" in card
     assert "The scores are of the weights in `float32`; here they are rounded to `bfloat16`." in card
@@ -118,16 +112,22 @@ def test_without_stages_nothing_is_told_of_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "parents", "relation"),
-    [("training", (), "finetune"), ("merging", (Reference("hub", "org/a"), Reference("hub", "org/b")), "merge")],
+    ("kind", "starts", "named", "relation", "base"),
+    [
+        ("training", [Reference("hub", "org/base")], "[org/base]", "finetune", "org/base"),
+        ("merging", [Reference("hub", f"org/{name}") for name in "ab"], "[org/a]", "merge", ["org/a", "org/b"]),
+        ("training", [Reference("scratch")], "random weights", None, None),
+        ("training", [Reference("local", "mine")], "`mine`", None, None),
+    ],
 )
-def test_the_relation_to_the_base(tmp_path, kind, parents, relation):
-    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}
-    stage = StageRecord("last", kind, Reference("hub", "org/base"), arguments=merged, parents=parents)
-    folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
-    data = ModelCard(model_card(folder)).data
-    assert data["base_model_relation"] == relation
-    assert data.base_model == (["org/a", "org/b"] if parents else "org/base")
+def test_the_relation_to_the_base_if_that_is_public(tmp_path, kind, starts, named, relation, base):
+    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if kind == "merging" else {}
+    parents = tuple(starts) if merged else ()
+    stage = StageRecord("last", kind, starts[0], arguments=merged, parents=parents)
+    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
+    data = ModelCard(card).data.to_dict()
+    assert (data.get("base_model"), data.get("base_model_relation")) == (base, relation)
+    assert rows_of(card, "made from")[1].startswith(named)
 
 
 def test_an_adapter_names_its_base(tmp_path):
@@ -154,14 +154,6 @@ def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path):
     assert "merged into [org/big](https://huggingface.co/org/big) at `0123456789ab`" in rows_of(card, "adapter")[1]
     assert "An adapter was trained from [org/big]" in card and "Then it was merged into them." in card
     assert list(snippets(card)) == ["sentence-transformers", "transformers", "remote-code"] and "docker" in card
-
-
-@pytest.mark.parametrize("kind", ["scratch", "local"])
-def test_a_base_that_is_not_public_is_not_in_the_metadata(tmp_path, kind):
-    stage = StageRecord("only", "training", Reference(kind, "" if kind == "scratch" else "mine"))
-    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
-    assert "base_model" not in ModelCard(card).data.to_dict()
-    assert rows_of(card, "made from") == ["made from", "random weights" if kind == "scratch" else "`mine`"]
 
 
 def test_links_to_the_family(packed):

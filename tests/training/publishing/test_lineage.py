@@ -35,8 +35,8 @@ def test_stages_come_before_what_was_made_of_them(runs):
     assert records["student"].parameters == records["pruned"].parameters < records["stage1"].parameters
 
 
-def test_a_stage_tells_what_it_trained_on(runs):
-    *_, stage2, pruned, student = _records(runs / "student")
+def test_a_stage_tells_what_it_trained_on_and_how(runs):
+    stage1, stage2, pruned, student = _records(runs / "student")
     assert student.sources == stage2.sources and len(stage2.sources) == 3
     retrieval = next(source for source in stage2.sources if source.name == "tiny_retrieval")
     assert retrieval.rows + retrieval.validation_rows == 80 and retrieval.validation_rows > 0
@@ -44,6 +44,20 @@ def test_a_stage_tells_what_it_trained_on(runs):
     assert retrieval.instruction == "Given a phrase, retrieve its inversion."
     # Raw text has none.
     assert [(source.name, source.instruction) for source in pruned.sources] == [("tiny_retrieval", None)]
+    # Arguments are those in effect.
+    assert student.arguments["temperature"] == 0.05 and student.arguments["distillation_weight"] == 1.0
+    assert "distillation_weight" not in stage1.arguments and "prune_layers" not in student.arguments
+    assert pruned.arguments["prune_layers"] == "first" and pruned.arguments["prune_to"]["hidden_size"] == 16
+    assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.given
+    assert "model_config" in stage1.given and stage1.arguments["model_config"]["hidden_size"] == 32
+    assert not {"output_dir", "manifest", "model", "teacher", "prepared_dir"} & {*student.given, *student.arguments}
+    # Steps and metrics are those of the last step.
+    state = json.loads(next((runs / "student").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert (student.steps, student.epochs) == (state["global_step"], 1.0)
+    logged = [entry for entry in state["log_history"] if "eval_loss" in entry][-1]
+    assert student.metrics["eval_loss"] == logged["eval_loss"] and "eval_runtime" not in student.metrics
+    assert student.metrics["eval_source/tiny_retrieval"] == logged["eval_source/tiny_retrieval"]
+    assert student.metrics["train_loss"] == [each["loss"] for each in state["log_history"] if "loss" in each][-1]
 
 
 def test_without_its_data_a_run_still_names_its_sources(runs, caplog):
@@ -57,26 +71,6 @@ def test_without_its_data_a_run_still_names_its_sources(runs, caplog):
     sources = _records(runs / "student")[-1].sources
     assert [source.name for source in sources] == ["tiny_retrieval", "tiny_clustering", "tiny_classification"]
     assert {(source.rows, source.task_type, source.licence) for source in sources} == {(None, None, None)}
-
-
-def test_arguments_are_those_in_effect(runs):
-    stage1, _, pruned, student = _records(runs / "student")
-    assert student.arguments["temperature"] == 0.05 and student.arguments["distillation_weight"] == 1.0
-    assert "distillation_weight" not in stage1.arguments and "prune_layers" not in student.arguments
-    assert pruned.arguments["prune_layers"] == "first" and pruned.arguments["prune_to"]["hidden_size"] == 16
-    assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.given
-    assert "model_config" in stage1.given and stage1.arguments["model_config"]["hidden_size"] == 32
-    assert not {"output_dir", "manifest", "model", "teacher", "prepared_dir"} & {*student.given, *student.arguments}
-
-
-def test_steps_and_metrics_are_those_of_the_last_step(runs):
-    student = _records(runs / "student")[-1]
-    state = json.loads(next((runs / "student").glob("checkpoint-*/trainer_state.json")).read_text())
-    assert (student.steps, student.epochs) == (state["global_step"], 1.0)
-    logged = [entry for entry in state["log_history"] if "eval_loss" in entry][-1]
-    assert student.metrics["eval_loss"] == logged["eval_loss"] and "eval_runtime" not in student.metrics
-    assert student.metrics["eval_source/tiny_retrieval"] == logged["eval_source/tiny_retrieval"]
-    assert student.metrics["train_loss"] == [each["loss"] for each in state["log_history"] if "loss" in each][-1]
 
 
 def test_steps_are_those_of_the_best_model_and_unknown_without_the_last_checkpoint(runs):
