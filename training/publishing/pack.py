@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -22,6 +21,7 @@ from training.common.run_folder import FINAL_MODEL
 from training.models.merging import MAX_SHARD_SIZE
 from training.models.model_folder import user_error
 from training.publishing.adapter import merged_adapter, read_adapter
+from training.publishing.card import CARD, model_card
 from training.publishing.evaluation import draw_figures, save_losses, write_evaluation
 from training.publishing.lineage import ARGUMENTS, Lineage, language_rows_of, stage_arguments
 from training.publishing.model_files import (
@@ -39,7 +39,7 @@ from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
 
-CARD, LICENCE = "README.md", "LICENSE"
+LICENCE = "LICENSE"
 # The licence of this repository.
 OWN_LICENCE = "apache-2.0"
 # SPDX identifiers of licences that require at most a notice with copies and forbid no use. Whether a licence that
@@ -167,8 +167,6 @@ def _check(options: PackOptions) -> None:
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
-    if missing := [package for package in ("jinja2", "matplotlib") if find_spec(package) is None]:
-        raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
 
 
 def _check_output(output: Path) -> None:
@@ -182,9 +180,6 @@ def _check_output(output: Path) -> None:
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     """Add losses, record, figures and card, each of which is made from what is there before it."""
-    # It needs jinja2, whose absence `_check` reports.
-    from training.publishing.card import model_card
-
     # The log of a checkpoint ends at its step.
     logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
     save_losses(logs, folder)

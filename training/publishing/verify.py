@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from training.common.errors import UserError, in_one_line
 from training.publishing.adapter import read_base
+from training.publishing.card import CARD
 from training.publishing.checks import card, files, settings
 from training.publishing.checks.files import Finding, PackedFolder
-from training.publishing.pack import CARD
 
 Check = Callable[[PackedFolder], Iterator[Finding]]
 

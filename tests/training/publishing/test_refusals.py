@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -111,10 +110,3 @@ def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, mo
     assert main(["pack", str(runs / "student"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
-
-
-@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
-def test_without_the_extra_the_error_names_it(runs, tmp_path, monkeypatch, refuses, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    with refuses(module, ".[publish]"):
-        pack(runs / "student", tmp_path / "out", PackOptions(NAME))

@@ -21,9 +21,9 @@ from hub_cards.snippets import snippets
 from training.common.errors import UserError
 from training.common.outputs import temporary_folder
 from training.models.model_folder import load_json, user_error
+from training.publishing.card import CARD, model_card
 from training.publishing.checks.files import REPACK, Finding, PackedFolder
 from training.publishing.model_files import ADAPTER_CONFIG, CONFIG
-from training.publishing.pack import CARD
 
 _RENDER = "render the card again"
 _FIELDS = ("library_name", "pipeline_tag", "license", "tags")
@@ -49,18 +49,11 @@ _DOCUMENTS = [
 ]
 
 
-def _rendered(packed: PackedFolder, name: str | None = None) -> str:
-    # It needs jinja2, which no other check does.
-    from training.publishing.card import model_card
-
-    return model_card(packed.path, name)
-
-
 def check_card(packed: PackedFolder) -> Iterator[Finding]:
     """The header is as this checkout writes it; the examples exist, and load the model by one name."""
     with user_error(f"{CARD}: has a header that the Hub cannot read", REPACK):
         header = ModelCard(packed.card, ignore_metadata_errors=False).data
-    wanted = ModelCard(_rendered(packed)).data
+    wanted = ModelCard(model_card(packed.path)).data
     for field in _FIELDS:
         if header.get(field) != wanted.get(field):
             wrong = f"{field} of the header is {header.get(field)!r}, not {wanted.get(field)!r}"
@@ -77,7 +70,7 @@ def foreign_examples(packed: PackedFolder) -> list[str]:
     """Return the examples that this checkout would print differently, for the name that they load."""
     found = snippets(packed.card)
     names = _loaded_names(packed, found)
-    wanted = snippets(_rendered(packed, names.pop() if len(names) == 1 else None))
+    wanted = snippets(model_card(packed.path, names.pop() if len(names) == 1 else None))
     return [f"the example {name}" for name in _expected(packed) if found.get(name) != wanted.get(name)]
 
 
@@ -123,9 +116,10 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
 
         found = {name: code for name, code in snippets(packed.card).items() if name in examples}
         codes = {name: _LOADED.sub(placed, code).replace("\nquery_embeddings", more, 1) for name, code in found.items()}
-        report, embeddings = _run({"codes": codes, "dimensions": list(release.dimensions)})
+        report = _run({"codes": codes, "dimensions": list(release.dimensions)})
     yield from _faults(report, examples)
     if _REFERENCE not in report["errors"]:
+        embeddings = {key: np.asarray(rows, np.float32) for key, rows in report["embeddings"].items()}
         yield from _differences(embeddings, release.dimensions)
 
 
@@ -139,26 +133,21 @@ def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
     return output
 
 
-def _run(task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Run the worker; return its report and the embeddings, ``(texts, width)`` each, by ``EXAMPLE/VARIANT``."""
+def _run(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the worker; return its report, with embeddings, ``(texts, width)`` each, by ``EXAMPLE/VARIANT``."""
     with temporary_folder() as folder:
         (Path(folder) / "task.json").write_text(json.dumps(task), encoding="utf-8")
         # Of the environment only what finds programs and libraries: no token, no cache, no other folder of code.
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": folder, "HOME": folder, "TOKENIZERS_PARALLELISM": "false"}
-        command, streams = (
-            [sys.executable, "-I", str(_WORKER), folder],
-            {"stdin": subprocess.DEVNULL, "capture_output": True},
-        )
+        command = [sys.executable, "-I", str(_WORKER), folder]
         ended = subprocess.run(
-            command, cwd=folder, env={**kept, **offline}, text=True, timeout=3600, check=False, **streams
+            command, cwd=folder, env={**kept, **offline}, input="", capture_output=True, text=True, timeout=3600
         )
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{CARD}: its examples ended their process ({last[:300]})", REPACK)
-        report = load_json(Path(folder) / "report.json")
-        with np.load(Path(folder) / "embeddings.npz", allow_pickle=False) as stored:
-            return report, dict(stored)
+        return load_json(Path(folder) / "report.json")
 
 
 def _faults(report: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Finding]:

@@ -69,18 +69,15 @@ def _run(code: str, widths: list[int]) -> tuple[str, dict[str, Any]]:
             found[f"documents@{width}"] = cut
     kind = type(model if is_plain else model.transformers_model).__name__
     return kind, {
-        variant: [row.float().tolist() if hasattr(row, "float") else row for row in rows]
+        variant: [(row.float() if hasattr(row, "float") else row).tolist() for row in rows]
         for variant, rows in found.items()
     }
 
 
 def main(folder: Path, network: str | None) -> None:
-    """Run the task of a folder; write report and embeddings there. ``network`` says why there is one, if so."""
-    import numpy as np
-
+    """Run the task of a folder; write a report there. ``network`` says why there is one, if so."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {"errors": {}, "classes": {}, "network": network}
-    embeddings = {}
+    report: dict[str, Any] = {"errors": {}, "classes": {}, "embeddings": {}, "network": network}
     for name, code in task["codes"].items():
         try:
             # Examples print, and libraries draw bars.
@@ -90,8 +87,7 @@ def main(folder: Path, network: str | None) -> None:
         except Exception as error:
             report["errors"][name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         else:
-            embeddings |= {f"{name}/{variant}": np.asarray(rows, np.float32) for variant, rows in found.items()}
-    np.savez(folder / "embeddings.npz", **embeddings)
+            report["embeddings"] |= {f"{name}/{variant}": rows for variant, rows in found.items()}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ from training.models.encoders import foreign_files
 from training.models.model_folder import load_json
 from training.models.model_ref import base_revision
 from training.publishing.adapter import BaseModel, adapter_fields, cached_base, read_adapter_files, read_base
+from training.publishing.card import CARD
 from training.publishing.model_files import ADAPTER_CONFIG, AUTO_MAP, CONFIG, ModelFiles, read_model_files
-from training.publishing.pack import CARD
 from training.publishing.record import RECORD, ModelRelease, changed_files, load_release
 from training.publishing.states import is_hub_name
 

@@ -90,14 +90,14 @@ def test_what_bfloat16_would_hide_is_found_in_float32(instructed, tmp_path, monk
     folder = pack(instructed, tmp_path / "tiny", PackOptions("tiny", dtype="bfloat16"))
     run = card._run
 
-    def nudged(task: dict) -> tuple:
+    def nudged(task):
         """The remote code is off by as much as bfloat16 allows."""
-        report, found = run(task)
-        for name in found:
+        report = run(task)
+        for name, rows in report["embeddings"].items():
             if name.startswith("remote-code/"):
-                off = found[name] + 0.02 * np.roll(found[name], 1, axis=1)
-                found[name] = off / np.linalg.norm(off, axis=1, keepdims=True)
-        return report, found
+                off = rows + 0.02 * np.roll(rows, 1, axis=1)
+                report["embeddings"][name] = off / np.linalg.norm(off, axis=1, keepdims=True)
+        return report
 
     assert _faults(folder) == []
     monkeypatch.setattr(card, "_run", nudged)
