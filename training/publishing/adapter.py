@@ -84,7 +84,6 @@ def find_base(adapter: AdapterFolder, given: str | None = None) -> tuple[Referen
 
 
 def _commit(adapter: AdapterFolder) -> str | None:
-    """The commit of an adapter's base on the Hub, if training noted one."""
     return adapter.base_revision if COMMIT.fullmatch(adapter.base_revision or "") else None
 
 

@@ -136,7 +136,6 @@ def lineage_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, 
 
 
 def _stage(stage: StageRecord, links: Mapping[str, str]) -> dict[str, Any]:
-    """A stage's record with its references as text, and what follows from its sources."""
     rows = [source.rows for source in stage.sources]
     task_types = dict.fromkeys(source.task_type for source in stage.sources)
     keys = {each: f"num_hard_negatives_{each}" for each in task_types}
@@ -167,7 +166,6 @@ def _row(stage: Mapping[str, Any]) -> list[Any]:
 
 
 def _settings(stages: Sequence[StageRecord], keys: Iterable[str]) -> list[list[Any]]:
-    """A row per key, a column per stage: the value in effect, a dash where the stage does not know the key."""
     return [
         [code(key), *(code(setting(stage.arguments[key])) if key in stage.arguments else None for stage in stages)]
         for key in dict.fromkeys(keys)

@@ -33,8 +33,6 @@ logger = logging.getLogger("training")
 
 # Names in a packed folder.
 EVALUATION, RESULTS, FIGURES, LOSSES = "evaluation", "results.json", Path("figures"), Path("evaluation/losses.json")
-# Folder of a recipe's report.
-REPORT = "report"
 # Entries of an evaluation that are not models.
 _BASELINES = ("TF-IDF",)
 _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
@@ -52,7 +50,7 @@ def write_evaluation(
     # A recipe of one stage writes its report into the run, one of several beside it.
     folders = [given] if given else [state.run, state.run.absolute().parent]
     others = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}"))]
-    places = [given] if given else [*(folder / REPORT for folder in folders), *others]
+    places = [given] if given else [*(folder / "report" for folder in folders), *others]
     found = (load_evaluation(place, missing_ok=True) for place in places)
     evaluation = next((each for each in found if any(record.identity == identity for record in each.models)), None)
     how = f"evaluate {state.folder} and give the output as --evaluation"

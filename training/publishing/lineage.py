@@ -162,7 +162,6 @@ def _age(state: ModelState) -> float:
 
 
 def _changes(state: ModelState) -> tuple[dict[str, Any], ...]:
-    """Public keys that were changed before the state was reached."""
     public = []
     for note in read_changes(state.run):
         before, after = (clean_arguments({key: each[i] for key, each in note["keys"].items()}) for i in (0, 1))
@@ -186,7 +185,6 @@ def _taught(teacher: ModelState, student: ModelState) -> bool:
 
 
 def _parameters(folder: Path) -> int | None:
-    """Parameters of a stage's model; None if its weights are damaged or gone."""
     try:
         if (folder / ADAPTER_CONFIG).is_file():
             return adapter_weights(folder).parameters

@@ -43,7 +43,6 @@ from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, 
 CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCE_TRANSFORMERS, TRANSFORMER_MODULE = "config_sentence_transformers.json", "sentence_bert_config.json"
-INDEX = "model.safetensors.index.json"
 # Dtypes of released weights, and of the weights that a run may have saved.
 DTYPES = ("bfloat16", "float32")
 _SAVED_DTYPES = (*DTYPES, "float16")
@@ -132,7 +131,7 @@ def copy_weights(weights: Weights, folder: Path, dtype: str, max_shard_size: str
         weights.save(names, folder / file, dtype)
     if split.is_sharded:
         index = {"metadata": dict(split.metadata), "weight_map": dict(sorted(split.tensor_to_filename.items()))}
-        write_json(folder / INDEX, index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 @dataclass(frozen=True)

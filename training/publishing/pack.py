@@ -34,7 +34,7 @@ from training.publishing.model_files import (
     standard_settings,
 )
 from training.publishing.record import RECORD, AdapterRecord, ModelRelease, changed_files, contents_of
-from training.publishing.states import check_nothing_private, find_state, is_repository, private_texts, write_json
+from training.publishing.states import check_nothing_private, find_state, is_hub_name, private_texts, write_json
 from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
@@ -218,7 +218,7 @@ def _doubts(lineage: Lineage) -> Iterator[str]:
             yield f"the data of {name} (changed while it was trained)"
     for name, path in lineage.outside:
         # The remains of a path are not the name of a repository.
-        cached = try_to_load_from_cache(path, CARD) if is_repository(path) and not Path(path).is_dir() else None
+        cached = try_to_load_from_cache(path, CARD) if is_hub_name(path) else None
         licence = card_field(Path(cached) if isinstance(cached, str) else Path(path) / CARD, "license")
         if not (isinstance(licence, str) and _is_permissive(licence)):
             yield f"model {name or path} ({licence or 'no licence on a card here'})"

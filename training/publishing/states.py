@@ -79,24 +79,19 @@ class ModelState:
     def is_hub_name(self, name: str) -> bool:
         """Whether a name in the recipe is a Hub repository rather than a folder of the machine that trained."""
         parts = Path(name).parts
-        if os.path.isabs(name) or self.resolve(name).exists() or not is_repository(name):
+        if os.path.isabs(name) or self.resolve(name).exists() or not is_hub_name(name):
             return False
         # `runs/old` that was deleted since looks like a Hub repository, too.
         folders = {Path(str(self.keys[key])).parts[0] for key in ("output_dir", "manifest") if self.keys.get(key)}
         return parts[0] not in folders and parts[1] != FINAL_MODEL and not parts[1].startswith("checkpoint-")
 
 
-def is_repository(name: str) -> bool:
-    """Whether a text has the form ``ORG/NAME`` of a Hub repository."""
+def is_hub_name(name: str) -> bool:
+    """Whether a name is one on the Hub, ``ORG/NAME``, and not that of a folder here."""
     try:
-        return bool(check_repository(name)) and len(Path(name).parts) == 2
+        return bool(check_repository(name)) and len(Path(name).parts) == 2 and not Path(name).is_dir()
     except UserError:
         return False
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name is one on the Hub, and not that of a folder here."""
-    return is_repository(name) and not Path(name).is_dir()
 
 
 def state_of(folder: Path) -> ModelState | None:

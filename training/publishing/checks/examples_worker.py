@@ -48,7 +48,6 @@ def _leave_network() -> str | None:
 
 
 def _run(code: str, widths: list[int]) -> tuple[str, dict[str, Any]]:
-    """Run an example; return the class of its model and embeddings by variant."""
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code, "example", "exec"), names)
     documents, model = names["documents"], names["model"]

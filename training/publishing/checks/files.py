@@ -88,16 +88,13 @@ class PackedFolder:
     @cached_property
     def model(self) -> ModelFiles:
         """The model or adapter, read as that of a run is read to be packed."""
-        if self.is_adapter:
-            return read_adapter_files(self.path, self.base)
-        return read_model_files(self.path)
+        return read_adapter_files(self.path, self.base) if self.is_adapter else read_model_files(self.path)
 
     @property
     def config(self) -> dict[str, Any] | None:
         """``config.json`` of the model or of an adapter's base; None if the base is not on this machine."""
-        if not self.is_adapter:
-            return self.json(CONFIG)
-        return None if self.base is None else load_json(self.base.folder / CONFIG)
+        folder = self.path if not self.is_adapter else self.base and self.base.folder
+        return folder and load_json(folder / CONFIG, REPACK)
 
 
 def check_contents(packed: PackedFolder) -> Iterator[Finding]:
@@ -113,9 +110,7 @@ def check_contents(packed: PackedFolder) -> Iterator[Finding]:
             yield Finding(file, "is a link: its target would not be uploaded", "copy the file here")
     # Scores hold for the weights that were packed only.
     for file in changed_files(packed.path):
-        yield Finding(
-            file, f"was changed, added or deleted since {RECORD} was written", "undo that, or pack the run again"
-        )
+        yield Finding(file, f"was changed, added or deleted since {RECORD} was written")
 
 
 def check_record(packed: PackedFolder) -> Iterator[Finding]:

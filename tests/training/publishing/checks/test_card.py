@@ -20,12 +20,6 @@ CARD = "README.md"
         ("license: apache-2.0", "license: mit", "license of the header is 'mit'"),
         ("\n- sentence-transformers\n", "\n", "tags of the header is ["),
         ("library_name: ", "broken: [\nlibrary_name: ", "has a header that the Hub cannot read"),
-        ("<!-- verify: remote-code -->\n", "", "has no example remote-code"),
-        (
-            'AutoModel.from_pretrained("tiny")',
-            'AutoModel.from_pretrained("other")',
-            "the examples load other, tiny, not tiny",
-        ),
     ],
 )
 def test_a_fault(broken, old, new, said):

@@ -134,10 +134,6 @@ def test_a_configuration_of_another_adapter(checked, fields, said):
     ("edit", "said"),
     [
         (lambda each: each.edit("tokenizer_config.json", pad_token="a"), "tokenizer_config.json: pad_token_id is 0"),
-        (
-            lambda each: each.replace(CARD, f'AutoModel.from_pretrained("{BASE}")', 'AutoModel.from_pretrained("o/o")'),
-            "the examples load o/o, tiny, not tiny",
-        ),
         (lambda each: each.edit(RECORD, lambda record: record["adapter"].update(base_weights="0")), "other weights"),
         (lambda each: each.edit(RECORD, adapter=None), f"{RECORD}: has no adapter"),
     ],
