@@ -26,60 +26,29 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
     first = SourceRecord(rename("names"), "retrieval", ("deu", "fin", "rus"), 900, 9, rename("Find it."), rename("MIT"))
     second = SourceRecord(rename("kinds"), "clustering", ("jpn", "mul"), 100, 1, None, None, "org/kinds")
     trained = {
-        "learning_rate": 1e-5,
-        "lr_scheduler_type": rename("cosine"),
-        "global_batch_size": 512,
-        "num_hard_negatives_retrieval": 7,
-        "num_hard_negatives_clustering": 9,
-        "temperature": 0.05,
-        "matryoshka": True,
-        "max_length": 64,
-        "seed": 0,
+        **{"learning_rate": 1e-5, "lr_scheduler_type": rename("cosine"), "global_batch_size": 512},
+        **{"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "temperature": 0.05},
+        **{"matryoshka": True, "max_length": 64, "seed": 0},
     }
+    pruning = {"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50}
+    start, stage1 = Reference("hub", "org/base", "0123456789abcdef"), Reference("stage", rename("stage1"))
     stages = (
         StageRecord(
-            rename("stage1"),
-            "training",
-            Reference("hub", "org/base", "0123456789abcdef"),
-            None,
-            90_000,
-            ("learning_rate", "model_config"),
-            {**trained, "model_config": rename("wide"), "instructions": False},
-            (first,),
-            20,
-            1.0,
-            {"train_loss": 2.5, "eval_loss": 1.25},
+            *(rename("stage1"), "training", start, None, 90_000, ("learning_rate", "model_config")),
+            *({**trained, "model_config": rename("wide"), "instructions": False}, (first,)),
+            *(20, 1.0, {"train_loss": 2.5, "eval_loss": 1.25}),
         ),
+        StageRecord(rename("pruned"), "pruning", stage1, parameters=21_000, arguments=pruning, sources=(first,)),
         StageRecord(
-            rename("pruned"),
-            "pruning",
-            Reference("stage", rename("stage1")),
-            parameters=21_000,
-            arguments={"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50},
-            sources=(first,),
-        ),
-        StageRecord(
-            rename("student"),
-            "training",
-            Reference("stage", rename("pruned")),
-            Reference("local", rename("teacher")),
-            21_000,
-            ("learning_rate",),
-            {**trained, "instructions": True, "distillation_weight": 1.0},
-            (first, second),
-            10,
-            0.5,
-            {"train_loss": 3.5, "eval_loss": 0.75},
+            *(rename("student"), "training", Reference("stage", rename("pruned"))),
+            *(Reference("local", rename("teacher")), 21_000, ("learning_rate",)),
+            *({**trained, "instructions": True, "distillation_weight": 1.0}, (first, second)),
+            *(10, 0.5, {"train_loss": 3.5, "eval_loss": 0.75}),
         ),
     )
     fields = {
-        "name": NAME,
-        "licence": "apache-2.0",
-        "parameters": 21_000,
-        "dtype": "bfloat16",
-        "dimension": 32,
-        "dimensions": WIDTHS,
-        "max_length": 512,
+        **{"name": NAME, "licence": "apache-2.0", "parameters": 21_000, "dtype": "bfloat16", "dimension": 32},
+        **{"dimensions": WIDTHS, "max_length": 512, "trained_dtype": "float32"},
         "shape": {
             **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64},
             **{"num_attention_heads": 4, "num_key_value_heads": 2},
@@ -88,7 +57,6 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
         "languages": ("deu", "fin", "jpn", "mul", "rus", "swa"),
         "stages": stages,
         "versions": {"transformers": rename("5.23.0")},
-        "trained_dtype": "float32",
         "language_rows": {"deu": 500, "fin": 495, "rus": 4, "jpn": 1},
     }
     return ModelRelease(**{**fields, **changes})

@@ -21,6 +21,8 @@ from training.publishing.verify import examine
 
 NAME = "their-embedder"
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture
 def tuned(tmp_path, tiny_config, tiny_tokenizer):
@@ -60,7 +62,6 @@ def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned, sentence
     assert content_of(tuned) == before
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_its_card_says_what_is_not_known(tuned):
     assert pack(tuned) == 0
     packed = tuned.parent / "packed"
@@ -89,7 +90,6 @@ def test_its_card_says_what_is_not_known(tuned):
     assert "| made from | not recorded |" in text and examine(packed, QUICK).faults == ()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     model = Path(shutil.copytree(trained_runs / "student/model", tmp_path / "moved"))
     assert pack(model) == 0
@@ -113,7 +113,6 @@ def _without_norm(folder):
     (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
 
 
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
@@ -148,7 +147,6 @@ def test_other_architectures_and_poolings_are_refused(tmp_path, tiny_config, tin
     assert [part in line for part, line in zip(("Qwen3", "pooled by mean", "Dense"), errors, strict=True)] == [True] * 3
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys):
     assert main(["pack", str(tuned), "--name", NAME]) == 2
     assert "--licence is missing" in capsys.readouterr().err

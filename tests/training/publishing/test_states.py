@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.training.publishing.packed import content_of, rewrite_json
+from tests.training.publishing.packed import content_of, rewrite_json, rewrite_recipe
 from tests.training.recipes import write_recipe
 from training.common.errors import UserError
 from training.common.run_folder import public_name
@@ -132,16 +131,10 @@ def marked(tmp_path_factory) -> Path:
     save_file(load_file(model / "model.safetensors"), model / "model.safetensors", {"format": "pt", "by": "MARKER"})
     for name in ("MARKER.txt", "notes.txt"):
         (model / name).write_text("MARKER")
-    recipe = run / "stage2/recipe.yaml"
-    more = {
-        **built,
-        "executor": json.dumps({"name": "slurm", "partition": "MARKER", "venv": "/MARKER/venv"}),
-        "fsdp_config": "/MARKER/fsdp.json",
-        # Refused by now, but in the recipes of earlier runs.
-        "hub_token": "hf_MARKERtoken",
-        "hub_model_id": "MARKERorg/MARKERmodel",
-    }
-    recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **more}))
+    executor = json.dumps({"name": "slurm", "partition": "MARKER", "venv": "/MARKER/venv"})
+    # Refused by now, but in the recipes of earlier runs.
+    hub = {"hub_token": "hf_MARKERtoken", "hub_model_id": "MARKERorg/MARKERmodel"}
+    rewrite_recipe(run / "stage2", **built, **hub, executor=executor, fsdp_config="/MARKER/fsdp.json")
     # Scores belong to the model as it is now.
     evaluation = load_evaluation(run / "report")
     identity = model_revision(str(model), "RUN")

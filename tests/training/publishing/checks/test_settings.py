@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-
-from tests.training.publishing.broken import BrokenRelease
 
 CONFIG, RECORD, MODULES, POOLING = "config.json", "release.json", "modules.json", "1_Pooling/config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -16,15 +11,19 @@ NEW_POOLING = {"embedding_dimension": 32, "pooling_mode": "lasttoken", "include_
 OTHER_END = {"eos_token": "<|im_start|>", "additional_special_tokens": ["<|im_end|>"]}
 
 
-def keys(file: str, **changed: Any) -> Callable[[BrokenRelease], None]:
+def keys(file, **changed):
     return lambda broken: broken.edit(file, **changed)
 
 
-def change(file: str, function: Callable[[Any], Any]) -> Callable[[BrokenRelease], None]:
+def change(file, function):
     return lambda broken: broken.edit(file, function)
 
 
-def template(tokenizer: dict[str, Any]) -> dict[str, Any]:
+def weights(function):
+    return lambda broken: broken.edit_weights(function)
+
+
+def template(tokenizer):
     processor = tokenizer["post_processor"]
     return next(each for each in processor.get("processors", [processor]) if each["type"] == "TemplateProcessing")
 
@@ -87,6 +86,24 @@ def test_a_fault(broken, edit, file, said):
         (keys(TOKENIZER, post_processor=None), TOKENIZER, "appends EOS 0 times to a text, not once; "),
         (keys(TOKENIZER, model={"type": "nonsense"}), TOKENIZER, "is not a tokenizer"),
         (keys(TOKENIZER, normalizer={"type": "Lowercase"}), TOKENIZER_CONFIG, "library disagree on 'Where"),
+        (keys(CONFIG, auto_map=...), CONFIG, "auto_map is None, not"),
+        (
+            change(CONFIG, lambda config: config["auto_map"].update(AutoModel="packing.F2LLMModel")),
+            CONFIG,
+            "auto_map is",
+        ),
+        (keys(RECORD, parameters=330_000_000), RECORD, "parameters is 330000000, but"),
+        (keys(RECORD, max_length=7), RECORD, "max_length is 7, but"),
+        (
+            weights(lambda all: all.pop("norm.weight")),
+            "the folder",
+            "norm.weight is absent, the configuration wants (32,)",
+        ),
+        (
+            weights(lambda all: all.update({name: each.bfloat16() for name, each in all.items()})),
+            RECORD,
+            "dtype is float32",
+        ),
     ],
 )
 def test_a_fault_among_others(broken, edit, file, said):
