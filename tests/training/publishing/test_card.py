@@ -95,7 +95,7 @@ def test_lineage_and_limits_are_told(card):
     assert "HeldOutPairs" not in card
 
 
-def test_what_was_not_measured_is_not_there(tmp_path):
+def test_what_is_not_known_is_not_there(tmp_path):
     release = make_release(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
     card = model_card(write_release(tmp_path, release, losses=False))
     assert not {"Truncation", "By script", "By language", "Beside other models"} & set(headings(card))
@@ -103,9 +103,6 @@ def test_what_was_not_measured_is_not_there(tmp_path):
     assert "![" not in card and 'dimensions":' not in card and "prompt_name" not in card
     assert ModelCard(card).data.eval_results is None and "matryoshka" not in ModelCard(card).data.tags
     assert "Neither queries nor documents carry an instruction" in card
-
-
-def test_without_stages_nothing_is_told_of_training(tmp_path):
     card = model_card(write_release(tmp_path, make_release(stages=()), losses=False))
     assert "No record of its training came with this model." in card
     assert "base_model" not in ModelCard(card).data.to_dict() and "Settings" not in headings(card)

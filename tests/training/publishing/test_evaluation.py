@@ -46,7 +46,7 @@ def _save(folder, *records):
     return folder
 
 
-def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs, output):
+def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs, output, caplog):
     found = _write(find_state(runs / "student"), output)
     assert [model.label for model in found.models] == ["stage2", "TF-IDF", "f2llm-v2-tiny"]
     before = load_evaluation(runs / "report")
@@ -60,6 +60,11 @@ def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs,
     own = next(model for model in found.models if model.name == "f2llm-v2-tiny")
     assert own.parameters and own.dimension == 16 and own.identity is None
     assert own.texts_per_second is None
+    # A stage that changed since is left out.
+    (runs / "stage2/model/modules.json").write_text("[]")
+    found = _write(find_state(runs / "student"), output)
+    assert [model.label for model in found.models] == ["TF-IDF", "f2llm-v2-tiny"]
+    assert "run/stage2" in caplog.text
 
 
 def test_the_pairs_result_is_told_without_the_place(runs, output):
@@ -89,13 +94,6 @@ def test_scores_of_another_state_are_left_out_and_refused_if_given(runs, output,
     save_file(tensors, weights, {"format": "pt"})
     assert _write(find_state(runs / "student"), output).scores == []
     assert not (output / "evaluation").exists() and "give the output as --evaluation" in caplog.text
-
-
-def test_a_stage_that_changed_since_is_left_out(runs, output, caplog):
-    (runs / "stage2/model/modules.json").write_text("[]")
-    found = _write(find_state(runs / "student"), output)
-    assert [model.label for model in found.models] == ["TF-IDF", "f2llm-v2-tiny"]
-    assert "run/stage2" in caplog.text
 
 
 def test_other_models_keep_public_names_or_go(runs, output):

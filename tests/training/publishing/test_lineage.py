@@ -24,7 +24,7 @@ def _records(run: Path, checkpoint: str | None = None):
     return Lineage(find_state(run, checkpoint)).records
 
 
-def test_stages_come_before_what_was_made_of_them(runs):
+def test_stages_come_before_what_was_made_of_them_and_tell_how(runs):
     records = {record.name: record for record in _records(runs / "student")}
     assert list(records) == ["stage1", "stage2", "pruned", "student"]
     assert [record.kind for record in records.values()] == ["training", "training", "pruning", "training"]
@@ -33,10 +33,7 @@ def test_stages_come_before_what_was_made_of_them(runs):
     assert records["student"].start == Reference("stage", "pruned")
     assert records["student"].teacher == Reference("stage", "stage2") and records["stage2"].teacher is None
     assert records["student"].parameters == records["pruned"].parameters < records["stage1"].parameters
-
-
-def test_a_stage_tells_what_it_trained_on_and_how(runs):
-    stage1, stage2, pruned, student = _records(runs / "student")
+    stage1, stage2, pruned, student = records.values()
     assert student.sources == stage2.sources and len(stage2.sources) == 3
     retrieval = next(source for source in stage2.sources if source.name == "tiny_retrieval")
     assert retrieval.rows + retrieval.validation_rows == 80 and retrieval.validation_rows > 0
@@ -123,7 +120,7 @@ def test_what_is_not_at_hand_ends_the_lineage(runs, written, kind, name):
     assert [record.name for record in records] == ["pruned", "student"] and records[0].start == Reference(kind, name)
 
 
-def test_a_teacher_is_the_one_that_taught(runs, caplog):
+def test_a_teacher_is_the_one_that_taught_with_the_same_texts(runs, caplog):
     modules = runs / "stage2/model/modules.json"
     modules.write_text(modules.read_text() + " ")
     records = _records(runs / "student")
@@ -132,12 +129,9 @@ def test_a_teacher_is_the_one_that_taught(runs, caplog):
     rewrite_recipe(runs / "student", teacher="org/teacher")
     rewrite_json(runs / "student/data.json", **{TEACHER_DATA: "0123456789" * 4})
     assert _records(runs / "student")[-1].teacher == Reference("hub", "org/teacher", "0123456789" * 4)
-
-
-def test_a_teacher_that_was_given_texts_is_known_by_them(runs):
-    teacher = runs / "stage2/model"
-    template = "Find: {text}"
-    identity = load_text_teacher(str(teacher), TextFormat(query_template=template), device="cpu").identity
+    rewrite_recipe(runs / "student", teacher="run/stage2/model")
+    template, model = "Find: {text}", str(runs / "stage2/model")
+    identity = load_text_teacher(model, TextFormat(query_template=template), device="cpu").identity
     rewrite_json(runs / "student/data.json", **{TEACHER_DATA: identity})
     assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
     rewrite_recipe(runs / "student", teacher_query_template=template)

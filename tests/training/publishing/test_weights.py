@@ -73,22 +73,18 @@ def test_no_more_than_a_shard_is_held(saved, tmp_path, tiny_model, monkeypatch):
     assert total == len(list(tiny_model.parameters())) > most
 
 
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(torch.nan, "float32"), (-torch.inf, "float32"), (torch.finfo(torch.float32).max, "bfloat16")]
-)
-def test_weights_that_are_not_finite_are_refused(saved, tmp_path, tiny_model, refuses, value, dtype):
+def test_weights_that_are_not_finite_in_their_dtype_are_refused(saved, tmp_path, tiny_model, refuses):
     tensors = load_file(saved / "model.safetensors")
-    tensors["norm.weight"][3] = value
+    tensors["norm.weight"][3] = torch.finfo(torch.float32).max
     save_file(tensors, saved / "model.safetensors")
-    with refuses(saved, "norm.weight", "NaN or infinite", dtype, "earlier checkpoint"):
-        copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", dtype)
+    with refuses(saved, "norm.weight is NaN or infinite in bfloat16", "earlier checkpoint"):
+        copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", "bfloat16")
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
         (lambda each: {k: v for k, v in each.items() if k != "norm.weight"}, ["norm.weight", "absent"]),
-        (lambda each: {**each, "lm_head.weight": torch.ones(2, 2)}, ["lm_head.weight", "(2, 2)", "absent"]),
         (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
         (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["float16, float32"]),
         (lambda each: {k: v.double() for k, v in each.items()}, ["float64"]),

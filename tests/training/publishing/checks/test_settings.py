@@ -129,12 +129,9 @@ def test_texts_may_end_with_another_token_than_eos(broken):
     assert any("eos_token_id is 0, but the tokenizer's is 2" in fault for fault in broken.faults())
 
 
-def test_padding_with_eos(broken):
+def test_padding_with_eos_and_another_vocabulary_are_no_fault(broken):
     broken.edit(TOKENIZER_CONFIG, pad_token="<|im_end|>")
     broken.edit(CONFIG, pad_token_id=1)
     broken.expect()
-
-
-def test_another_vocabulary_than_qwens_is_a_notice(broken):
     (notice,) = broken.examine().notices
     assert notice.file == TOKENIZER and "llama.cpp" in str(notice)
