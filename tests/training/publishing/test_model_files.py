@@ -139,7 +139,7 @@ def test_other_architectures_and_poolings_are_refused(tmp_path, tiny_config, tin
 
 
 def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys):
-    assert main(["pack", str(tuned), "--name", NAME]) == 2
+    assert main(["pack", str(tuned), "--name", NAME, "--output", str(tuned.parent / "x")]) == 2
     assert "--licence is missing" in capsys.readouterr().err
     assert pack(tuned) == 0
     assert main(["pack", str(tuned.parent / "packed"), "--name", NAME]) == 2

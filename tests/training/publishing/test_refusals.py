@@ -59,7 +59,8 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
 def test_a_model_with_a_missing_or_damaged_file_is_refused(runs, tmp_path, refuses, name, content):
     path = runs / "student/model" / name
     path.unlink() if content is None else path.write_text(content)
-    with refuses(runs / "student/model"):
+    # A folder without a configuration counts as no model at all.
+    with refuses(runs / ("student" if name == "config.json" else "student/model")):
         pack(runs / "student", tmp_path / "out", PackOptions(NAME))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
