@@ -27,8 +27,8 @@ def relicense(runs: Path, **licences: str | None) -> None:
     path = runs.parent / "data/manifest.yaml"
     content = yaml.safe_load(path.read_text())
     for source in content["sources"]:
-        given = licences.get(source["task_type"], source["licence"])
-        source.pop("licence") if given is None else source.update(licence=given)
+        given = licences.get(source["task_type"], source.get("licence"))
+        source.pop("licence", None) if given is None else source.update(licence=given)
     path.write_text(yaml.safe_dump(content))
 
 

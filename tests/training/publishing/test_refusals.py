@@ -108,6 +108,6 @@ def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.publishing.model_files.save_file", full)
-    assert main(["pack", str(runs / "student"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
+    assert main(["pack", str(runs / "pruned"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
