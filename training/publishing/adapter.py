@@ -88,7 +88,6 @@ def _commit(adapter: AdapterFolder) -> str | None:
 
 
 def _trained_on(adapter: AdapterFolder) -> BaseModel | None:
-    """The folder that an adapter was trained on, if it is here and unchanged."""
     here = Path(adapter.base).is_dir()
     unchanged = here and adapter.base_revision in (None, base_revision(adapter.base, "the base"))
     return read_base(Path(adapter.base)) if unchanged else None

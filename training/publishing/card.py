@@ -183,7 +183,6 @@ def _score(value: float, interval: Interval | None) -> list[str | None]:
 def _group_rows(
     evaluation: Evaluation, scores: Sequence[Score], groups: Sequence[GroupScore], group_of: Callable[[str], str]
 ) -> list[list[Any]]:
-    """Rows of groups of languages; ``group_of`` gives the group of a language."""
     rows = []
     for group in groups:
         own = [score for score in scores if any(group_of(language) == group.name for language in languages_of(score))]
@@ -198,7 +197,6 @@ def _group_rows(
 
 
 def _others(evaluation: Evaluation, label: str) -> list[list[Any]]:
-    """The other models of the evaluation beside the release, over the tasks that all of them have."""
     scores = shared_scores(evaluation, dict.fromkeys([label, *finished_models(evaluation)]))
     if len(scores) < 2:
         return []

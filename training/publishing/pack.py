@@ -205,7 +205,6 @@ def _licence_of(lineage: Lineage) -> str:
 
 
 def _doubts(lineage: Lineage) -> Iterator[str]:
-    """Sources and models whose licence is unknown or asks for more than a notice."""
     for stage in lineage.records:
         if stage.kind == "unknown" or (stage.kind in ("training", "adapter", "merged_adapter") and not stage.sources):
             yield f"the data of {stage.name} (not known)"

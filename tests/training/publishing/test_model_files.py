@@ -141,6 +141,6 @@ def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys
     assert pack(tuned) == 0
     assert main(["pack", str(tuned.parent / "packed"), "--name", NAME]) == 2
     assert "is packed already" in capsys.readouterr().err
-    for folder, output in ((runs / "student", "run"), (runs / "student/model", "model")):
+    for folder, output in ((runs / "student", "of run"), (runs / "student/model", "of model")):
         assert main(["pack", str(folder), "--name", NAME, "--output", str(runs.parent / output)]) == 0
-    assert content_of(runs.parent / "run") == content_of(runs.parent / "model")
+    assert content_of(runs.parent / "of run") == content_of(runs.parent / "of model")

@@ -93,11 +93,11 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
     more = f"\nqueries += {_QUERIES}\ndocuments += {documents}\nquery_embeddings"
     places: dict[str, Path] = {}
     with temporary_folder() as temporary:
-        folder = _linked(base.folder if base else packed.path, Path(temporary) / "whole", CONFIG, dtype="float32")
+        folder = _linked_copy(base.folder if base else packed.path, Path(temporary) / "whole", CONFIG, dtype="float32")
         if base is not None:
             places[release.adapter.base.name] = folder
             named = {"base_model_name_or_path": str(folder)}
-            folder = _linked(packed.path, Path(temporary) / "adapter", ADAPTER_CONFIG, **named)
+            folder = _linked_copy(packed.path, Path(temporary) / "adapter", ADAPTER_CONFIG, **named)
 
         def placed(call: re.Match[str]) -> str:
             return call[0].replace(f'"{call[1]}"', repr(str(places.get(call[1], folder))))
@@ -111,8 +111,7 @@ def check_embeddings(packed: PackedFolder) -> Iterator[Finding]:
         yield from _differences(embeddings, release.dimensions)
 
 
-def _linked(folder: Path, output: Path, name: str, **fields: str) -> Path:
-    """Link to all files of a folder but a JSON file, in which fields are replaced."""
+def _linked_copy(folder: Path, output: Path, name: str, **fields: str) -> Path:
     output.mkdir()
     for path in folder.iterdir():
         (output / path.name).symlink_to(path.absolute())
