@@ -14,10 +14,12 @@ from training.common.run_folder import TEACHER_DATA
 from training.data.instructions import TextFormat
 from training.distillation.teacher import load_text_teacher
 from training.merge import main as merge
-from training.publish import main as publish
 from training.publishing.lineage import Lineage
+from training.publishing.pack import PackOptions, pack
 from training.publishing.record import Reference, load_release
 from training.publishing.states import find_state
+
+OPTIONS = PackOptions("tiny-soup", licence="apache-2.0")
 
 
 def _records(run: Path, checkpoint: str | None = None):
@@ -161,17 +163,11 @@ def test_data_on_the_hub_is_named_and_settings_without_effect_are_not(runs):
     assert "learning_rate" in record.arguments and not [key for key in record.arguments if key.startswith(unread)]
 
 
-def _pack(soup, output):
-    words = ["--name", "tiny-soup", "--output", str(output), "--licence", "apache-2.0"]
-    assert publish(["pack", str(soup), *words]) == 0
-    return output
-
-
 def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
     (checkpoint,) = (runs / "stage2").glob("checkpoint-*")
     words = [str(runs / "stage2"), str(checkpoint), "--weights", "1", "3", "--output", str(runs / "soup")]
     assert merge(words) == 0
-    packed = _pack(runs / "soup", tmp_path / "packed")
+    packed = pack(runs / "soup", tmp_path / "packed", OPTIONS)
     release = load_release(packed)
     own = release.stages[-1]
     # States of one run came about in one training.
@@ -189,12 +185,12 @@ def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
     assert str(tmp_path) not in card
     assert SentenceTransformer(str(packed)).encode(["the red river"]).shape == (1, 32)
     before = (packed / "release.json").read_bytes()
-    assert (_pack(runs / "soup", packed) / "release.json").read_bytes() == before
+    assert (pack(runs / "soup", packed, OPTIONS) / "release.json").read_bytes() == before
 
 
 def test_a_soup_whose_parents_are_gone_names_them(runs, tmp_path):
     assert merge([str(runs / "stage1"), "--output", str(tmp_path / "elsewhere" / "soup")]) == 0
-    (stage,) = load_release(_pack(tmp_path / "elsewhere" / "soup", tmp_path / "packed")).stages
+    (stage,) = load_release(pack(tmp_path / "elsewhere/soup", tmp_path / "packed", OPTIONS)).stages
     assert (stage.kind, stage.parents) == ("merging", (Reference("local", "stage1/model"),))
 
 
@@ -202,7 +198,7 @@ def test_a_soup_whose_parents_are_gone_names_them(runs, tmp_path):
 def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path):
     put_in_cache(runs / "stage1/model")
     assert merge([f"{BASE}@main", "--output", str(tmp_path / "soup")]) == 0
-    packed = _pack(tmp_path / "soup", tmp_path / "packed")
+    packed = pack(tmp_path / "soup", tmp_path / "packed", OPTIONS)
     metadata = metadata_of(packed)
     assert metadata["base_model"] in (BASE, [BASE]) and metadata["base_model_relation"] == "merge"
     assert load_release(packed).stages[0].parents == (Reference("hub", BASE, COMMIT),)
@@ -214,7 +210,7 @@ def test_a_soup_of_runs_tells_of_each_and_of_the_last_state_of_each(runs, tmp_pa
     words = [str(checkpoint), str(runs / "other"), str(runs / "stage2"), "--output", str(runs / "soup")]
     assert merge(words) == 0
     assert merge([str(runs / "soup"), str(runs / "stage2"), "--output", str(runs / "stew")]) == 0
-    release = load_release(_pack(runs / "stew", tmp_path / "packed"))
+    release = load_release(pack(runs / "stew", tmp_path / "packed", OPTIONS))
     assert [stage.name for stage in release.stages] == ["stage1", "stage2", "other", "soup", "stew"]
     assert release.stages[3].parents == (Reference("stage", "stage2"), Reference("stage", "other"))
     assert release.stages[4].parents == (Reference("stage", "soup"), Reference("stage", "stage2"))
