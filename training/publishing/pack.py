@@ -196,9 +196,8 @@ def _licence_of(lineage: Lineage) -> str:
     doubts = list(dict.fromkeys(_doubts(lineage)))
     if doubts:
         raise UserError(
-            f"--licence is missing, and the licence of the weights does not follow from {doubts[0]} "
-            f"({len(doubts)} such); give it as --licence, such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as "
-            "--licence-file"
+            f"--licence is missing, and does not follow from {doubts[0]}, the first of {len(doubts)} such; give it, "
+            f"such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as --licence-file"
         )
     logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
     return OWN_LICENCE
