@@ -12,8 +12,7 @@ from huggingface_hub import constants
 
 from modeling_f2llm.prompts import DEFAULT_PROMPTS
 from tests.training.distributed_recipe import save_model
-from tests.training.publishing.broken import BrokenRelease
-from tests.training.publishing.packed import BASE, rewrite_json, train_adapter
+from tests.training.publishing.packed import BASE, BrokenRelease, rewrite_json, train_adapter
 from tests.training.recipes import write_recipe
 from training.publishing.pack import PackOptions, pack
 from training.run_stage import main

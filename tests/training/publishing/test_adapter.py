@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.distributed_recipe import save_model
-from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
 from tests.training.publishing.packed import (
     BASE,
     COMMIT,
+    QUICK_FOR_ADAPTERS,
     change_weights,
     content_of,
     metadata_of,

@@ -12,8 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from tests.training.publishing.broken import QUICK
-from tests.training.publishing.packed import content_of
+from tests.training.publishing.packed import QUICK, content_of
 from training.evaluation.records import load_evaluation
 from training.publish import main
 from training.publishing.pack import PackOptions, pack

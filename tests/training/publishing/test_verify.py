@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.publishing.broken import BrokenRelease
+from tests.training.publishing.packed import BrokenRelease
 from training.common.errors import UserError
 from training.publish import main
 from training.publishing.verify import examine

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save
 
-from tests.training.publishing.broken import BrokenRelease
-from tests.training.publishing.packed import BASE, change_weights
+from tests.training.publishing.packed import BASE, BrokenRelease, change_weights
 from training.publish import main
 from training.publishing.checks import card
 from training.publishing.checks.files import PackedFolder
