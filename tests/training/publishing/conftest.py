@@ -58,7 +58,6 @@ def runs(trained_runs, tmp_path):
 
 @pytest.fixture(scope="session")
 def instructed(uninterrupted, tmp_path_factory):
-    """A copy of a finished stage whose model has a prompt for queries."""
     run = tmp_path_factory.mktemp("instructed") / "run"
     shutil.copytree(uninterrupted, run)
     rewrite_json(run / "model/config_sentence_transformers.json", prompts=DEFAULT_PROMPTS)
@@ -89,7 +88,6 @@ def trained_adapter(adapter_base, tmp_path_factory):
 
 @pytest.fixture
 def adapter_run(trained_adapter, tmp_path, hub_cache):
-    """A copy of the adapter's run, where the Hub's cache is empty."""
     return Path(shutil.copytree(trained_adapter, tmp_path / "adapter"))
 
 
@@ -101,7 +99,6 @@ def adapter_release(trained_adapter, tmp_path_factory):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the Hub's client."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     return tmp_path / "hub-cache"
 

@@ -43,12 +43,10 @@ def spoil(folder: Path) -> None:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all files in a folder, by path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def train_adapter(folder: Path, base: Path, **keys: Any) -> Path:
-    """Train an adapter of a base for a second; return its run."""
     new_model = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
     folder.mkdir(parents=True, exist_ok=True)
     recipe = write_single_stage(folder, **{"model": str(base), "lora": True, "lora_rank": 4, **new_model, **keys})
@@ -71,18 +69,15 @@ def change_weights(path: Path, change: Callable[[str, Tensor], Tensor | None]) -
 
 
 def rewrite_json(path: Path, **fields: Any) -> None:
-    """Change fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def rewrite_recipe(run: Path, **keys: Any) -> None:
-    """Change keys of a run's recipe."""
     path = run / "recipe.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
-    """Return the header of a folder's card."""
     return yaml.safe_load((folder / "README.md").read_text().split("---")[1])
 
 

@@ -154,7 +154,6 @@ def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys
 
 @pytest.fixture
 def saved(tiny_model, tmp_path):
-    """A folder with a model's weights in one file."""
     tiny_model.save_pretrained(tmp_path / "saved")
     (tmp_path / "target").mkdir()
     return tmp_path / "saved"
