@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from huggingface_hub import ModelCard
 from hub_cards.hub_terms import SPECIAL_LANGUAGES
 from hub_cards.markdown import Markdown, code, link, plain, shell_json, shell_word
 from hub_cards.render import render_model_card
-from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.languages import language_name
 from training.evaluation.figures.plots import dimension_points
 from training.evaluation.records import (
@@ -28,14 +28,13 @@ from training.evaluation.records import (
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 from training.evaluation.stage_pairs import TASK
 from training.evaluation.summary import SHARES, GroupScore, languages_of, resource_class, summarize
-from training.models.model_folder import count_parameters
 from training.publishing.card_lineage import base_links, lineage_facts, model_metadata, origins, reference_text
 from training.publishing.evaluation import EVALUATION, RESULTS, drawn_figures, own_label
 from training.publishing.record import ModelRelease, load_release
 
 CARD = "README.md"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size")
+_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 _QUESTION = "Where do giant pandas live?"
 # Classes of languages by their share of the training rows.
 _CLASS_NAMES = {
@@ -57,22 +56,19 @@ def model_card(
 ) -> str:
     """Return the card of a packed folder, the same for the same folder.
 
-    It shows the figures that were drawn before, and nothing that was not measured.
-
-    Args:
-        folder: The packed folder.
-        repository: Name on the Hub, which the examples load; the release's own name if None.
-        links: Repositories on the Hub by the names of stages and models.
-        datasets: Data sets on the Hub besides those of the record.
-        collection: The family's collection on the Hub.
-        members: The other models of the family by their repositories on the Hub.
+    It shows the figures that were drawn before, and nothing that was not measured. The examples load ``repository``, by
+    default the release's name. ``links`` are repositories on the Hub by the names of stages and models, ``datasets``
+    those that the record does not have, ``collection`` that of the family, and ``members`` its other models by their
+    repositories.
     """
     release = load_release(folder)
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
     label = own_label(evaluation, release.name)
     links = {**base_links(release), **(links or {})}
     last = release.stages[-1] if release.stages else None
-    width = _truncated(release.dimensions)
+    # The width of the examples is the largest of at most half of the full one.
+    full, *smaller = release.dimensions
+    width = max([each for each in smaller if 2 * each <= full] or smaller, default=None)
     languages = sorted(set(release.languages) - SPECIAL_LANGUAGES.keys())
     content = render_model_card(
         {
@@ -88,7 +84,7 @@ def model_card(
             "prompt_names": {name: text for name, text in release.prompts.items() if text},
             "languages": [[each, language_name(each)] for each in languages],
             "servers": _server_facts(release, repository or release.name, width),
-            "family": family_rows(release, links, members),
+            "family": _family_rows(release, members) if members else None,
             "results": _results_facts(release, evaluation, label) if label else None,
             "truncation": _truncation_facts(evaluation, label, width) if label else None,
             "figures": drawn_figures(folder),
@@ -97,41 +93,31 @@ def model_card(
             "limits": _limits_facts(release, evaluation, label),
         }
     )
-    # Raises an error for a header that the Hub could not read.
+    # A header that the Hub could not read is an error.
     return ModelCard(content).content
-
-
-def _truncated(dimensions: Sequence[int]) -> int | None:
-    """The width of the examples: the largest of at most half of the full one; None if there is one width."""
-    smaller = [dim for dim in dimensions if 2 * dim <= dimensions[0]] or list(dimensions[1:])
-    return max(smaller, default=None)
 
 
 def _adapter_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, Any] | None:
     adapter = release.adapter
     if adapter is None:
         return None
-    base = reference_text(adapter.base, links)
-    shape = None
+    base, shape = reference_text(adapter.base, links), None
     if adapter.rank is not None and adapter.alpha is not None:
         root = " (over the square root of the rank)" if adapter.rslora else ""
         targets = ", ".join(map(code, adapter.targets))
         shape = Markdown(f"rank {adapter.rank}, alpha {adapter.alpha:g}{root}, on {targets}")
     return {
+        **vars(adapter),
         "kind": "DoRA" if adapter.dora else "LoRA",
         "base": base,
         "base_link": link(adapter.base.name) if adapter.base.kind == "hub" else base,
         "base_name": adapter.base.name,
-        "base_code": adapter.base_code,
         "size": f"{release.parameters * _BYTES[release.dtype] / 1e6:.3g} MB",
         "shape": shape,
-        "merged": adapter.merged,
-        "match": adapter.match,
     }
 
 
 def _server_facts(release: ModelRelease, repository: str, width: int | None) -> dict[str, str]:
-    """Words of the servers' commands, quoted; ``width`` are the dimensions asked for, None for all."""
     prompt = release.prompts.get("query", "")
     cut = {"dimensions": width} if width else {}
     # llama.cpp reads these two escapes itself.
@@ -145,52 +131,30 @@ def _server_facts(release: ModelRelease, repository: str, width: int | None) -> 
     }
 
 
-def family_rows(
-    release: ModelRelease, links: Mapping[str, str], members: Mapping[str, ModelRelease] | None = None
-) -> list[list[Any]]:
-    """Return model, width, layers, MLP, heads and parameters of each published shape, the smallest first.
-
-    The release, in bold, and its ``members`` (by their repositories) replace the published shapes that they have.
-    """
-    released = [(link(repository), member) for repository, member in (members or {}).items()]
-    released.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
-    taken = {each.family for _, each in released}
-    rows = [(each.parameters, shown, each.shape) for shown, each in released]
-    for name in FAMILY:
-        if name not in taken:
-            rows.append(
-                (_published_parameters(name), link(links[name]) if name in links else plain(name), _shape(name))
-            )
-    rows.sort(key=lambda row: row[0])
-    return [[name, *map(shape.get, _SHAPE), _heads(shape), parameters] for parameters, name, shape in rows]
-
-
-def _heads(shape: Mapping[str, Any]) -> str | None:
-    heads = shape.get("num_attention_heads")
-    return None if heads is None else f"{heads} / {shape.get('num_key_value_heads')}"
-
-
-def _shape(name: str) -> dict[str, Any]:
-    return F2LLMConfig.from_family(name).to_dict()
-
-
-@cache
-def _published_parameters(name: str) -> int:
-    return count_parameters(F2LLMConfig.from_family(name))
+def _family_rows(release: ModelRelease, members: Mapping[str, ModelRelease]) -> list[list[Any]]:
+    """Model, width, layers, MLP, heads and parameters of the models that are released together, the smallest first."""
+    found = [(link(repository), member) for repository, member in members.items()]
+    found.append((Markdown(f"**{plain(release.name)}** (this model)"), release))
+    rows = []
+    for name, each in sorted(found, key=lambda pair: pair[1].parameters):
+        width, layers, mlp, heads, kv_heads = (each.shape.get(key) for key in _SHAPE)
+        rows.append([name, width, layers, mlp, f"{heads} / {kv_heads}" if heads else None, each.parameters])
+    return rows
 
 
 def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) -> dict[str, Any]:
-    """Tables of results at full width in float32."""
     summary = summarize(evaluation, label, release.language_rows or None)
-    scores = model_scores(evaluation, label)
-    rows = release.language_rows
-    by_script = sorted(summary.scripts, key=lambda group: (-group.languages, group.name))
-    groups = [
-        ("By script", "script", by_script, lambda language: language.partition("-")[2] or "unknown"),
-        ("By training data", "rows", summary.classes, lambda language: resource_class(language, rows)),
-    ]
+    rows = partial(_group_rows, evaluation, model_scores(evaluation, label))
     means = [("tasks", summary.macro)] if len(summary.tasks) > 1 else []
     means += [("examples", summary.micro), ("languages", summary.language_macro)]
+    by_script = sorted(summary.scripts, key=lambda group: (-group.languages, group.name))
+    scripts = rows(by_script, lambda language: language.partition("-")[2] or "unknown")
+    classes = rows(summary.classes, lambda language: resource_class(language, release.language_rows))
+    groups = [
+        {"title": "By script", "name": "script", "rows": scripts},
+        {"title": "By training data", "name": "rows", "rows": [[_CLASS_NAMES[name], *row] for name, *row in classes]},
+    ]
+    languages = rows(summary.languages, str)
     return {
         "width": summary.dimension,
         "tasks": [
@@ -201,14 +165,10 @@ def _results_facts(release: ModelRelease, evaluation: Evaluation, label: str) ->
             for task in summary.tasks
         ],
         "means": [[name, f"{100 * value:.1f}"] for name, value in means if value is not None],
-        "groups": [
-            {"title": title, "name": name, "rows": _group_rows(evaluation, scores, own, group_of)}
-            for title, name, own, group_of in groups
-            if own
-        ],
+        "groups": [group for group in groups if group["rows"]],
         "languages": [
             [code(name), language_name(name.partition("-")[0]), score, interval, examples]
-            for name, score, interval, _, examples in _group_rows(evaluation, scores, summary.languages, str)
+            for name, score, interval, _, examples in languages
         ],
         "others": _others(evaluation, label),
     }
@@ -223,22 +183,20 @@ def _score(value: float, interval: Interval | None) -> list[str | None]:
 def _group_rows(
     evaluation: Evaluation, scores: Sequence[Score], groups: Sequence[GroupScore], group_of: Callable[[str], str]
 ) -> list[list[Any]]:
-    """Rows of groups of languages; ``group_of`` gives the group of a language."""
     rows = []
     for group in groups:
         own = [score for score in scores if any(group_of(language) == group.name for language in languages_of(score))]
         examples = examples_of(evaluation, own)
         interval = bootstrap_interval(examples) if examples is not None else None
-        if interval is not None and abs(interval.mean - group.macro) >= 1e-4:
-            # The group's score is a mean of another kind.
-            interval = None
-        name = _CLASS_NAMES.get(group.name, group.name)
-        rows.append([name, *_score(group.macro, interval), group.languages, group.examples])
+        # Otherwise the group's score is a mean of another kind.
+        is_its_mean = interval is not None and abs(interval.mean - group.macro) < 1e-4
+        rows.append(
+            [group.name, *_score(group.macro, interval if is_its_mean else None), group.languages, group.examples]
+        )
     return rows
 
 
 def _others(evaluation: Evaluation, label: str) -> list[list[Any]]:
-    """The other models of the evaluation beside the release, over the tasks that all of them have."""
     scores = shared_scores(evaluation, dict.fromkeys([label, *finished_models(evaluation)]))
     if len(scores) < 2:
         return []
@@ -251,38 +209,31 @@ def _others(evaluation: Evaluation, label: str) -> list[list[Any]]:
 
 
 def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> dict[str, Any] | None:
-    """Quality by width and precision; None if only one of each was scored.
+    """Bytes of a vector and score by width and precision; None if only one was scored.
 
-    Returns:
-        ``precisions``; ``rows`` of a width and, for each precision, bytes of a vector and score; ``share``, the percent
-        of the full score at ``width``, if known.
+    ``share`` is the percent of the full score at ``width``, if known.
     """
     points = {precision: dict(line) for precision, line in dimension_points(evaluation, label).items()}
     if sum(map(len, points.values())) < 2:
         return None
-    widths = sorted({width for line in points.values() for width in line}, reverse=True)
-    rows: list[list[Any]] = [[each] for each in widths]
-    for row in rows:
-        for precision, line in points.items():
-            known = row[0] in line
-            row += [bytes_per_vector(row[0], precision), f"{line[row[0]]:.1f}"] if known else [None, None]
-    full, cut = (points.get("float32", {}).get(each) for each in (widths[0], width))
+    rows: list[list[Any]] = [
+        [each] for each in sorted({each for line in points.values() for each in line}, reverse=True)
+    ]
+    for row, (precision, line) in product(rows, points.items()):
+        is_known = row[0] in line
+        row += [bytes_per_vector(row[0], precision), f"{line[row[0]]:.1f}"] if is_known else [None, None]
+    full, cut = (points.get("float32", {}).get(each) for each in (rows[0][0], width))
     share = f"{100 * cut / full:.0f}" if full and cut is not None else None
     return {"precisions": list(points), "rows": rows, "share": share}
 
 
 def _limits_facts(release: ModelRelease, evaluation: Evaluation, label: str | None) -> dict[str, Any]:
-    """Languages without scores, tasks that failed, and limits of lengths and weights."""
     scores = model_scores(evaluation, label) if label else []
     scored = {language.partition("-")[0] for score in scores for language in score.languages}
     trained = set(release.languages) - SPECIAL_LANGUAGES.keys()
     trained_length = max((stage.arguments.get("max_length") or 0 for stage in release.stages), default=0)
-    prefix = f"{label}: "
     return {
         "untested": [code(each) for each in sorted(trained - scored)] if scored else [],
-        "failures": [
-            [code(key.removeprefix(prefix)), why] for key, why in evaluation.failures.items() if key.startswith(prefix)
-        ],
         "held_out": any(score.task == TASK for score in scores),
         "trained_length": trained_length if 0 < trained_length < release.max_length else None,
         "rounded": release.trained_dtype not in (None, release.dtype),

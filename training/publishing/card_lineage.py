@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -15,7 +15,7 @@ from training.publishing.record import ModelRelease, Reference, SourceRecord, St
 
 LIBRARY, PIPELINE = "sentence-transformers", "sentence-similarity"
 # The Hub's relation to the base model, and the name on the card, by the kind of a stage.
-_RELATIONS = {"merging": "merge", "quantization": "quantized"}
+_RELATIONS = {"merging": "merge"}
 _KINDS = {
     "unknown": "not recorded",
     "adapter": "training of an adapter",
@@ -65,19 +65,20 @@ def _evaluation_results(evaluation: Evaluation, label: str) -> list[EvalResult]:
         view = "" if width == widths[0] else f", first {width} dimensions"
         for scores in by_task(model_scores(evaluation, label, width)).values():
             first = scores[0]
-            result = EvalResult(
-                task_type=first.task_type.lower() or "unknown",
-                task_name=first.task_type,
-                dataset_type="-".join(one_line(first.task).split()) or "unknown",
-                dataset_name=first.task,
-                dataset_config=first.subset if len(scores) == 1 else None,
-                dataset_split=first.split,
-                dataset_revision=first.data or None,
-                metric_type=first.metric,
-                metric_name=f"{first.metric}{view}",
-                metric_value=round(task_mean(scores), 6),
+            results.append(
+                EvalResult(
+                    task_type=first.task_type.lower() or "unknown",
+                    task_name=first.task_type,
+                    dataset_type="-".join(one_line(first.task).split()) or "unknown",
+                    dataset_name=first.task,
+                    dataset_config=first.subset if len(scores) == 1 else None,
+                    dataset_split=first.split,
+                    dataset_revision=first.data or None,
+                    metric_type=first.metric,
+                    metric_name=f"{first.metric}{view}",
+                    metric_value=round(task_mean(scores), 6),
+                )
             )
-            results.append(result)
     return results
 
 
@@ -95,18 +96,13 @@ def origins(release: ModelRelease) -> list[Reference]:
     """Return what the stages of a release started from: other models, or random weights; of an adapter, its base."""
     if release.adapter is not None and release.adapter.base.kind == "hub":
         return [release.adapter.base]
-    stages = {stage.name: stage for stage in release.stages}
-    return list(dict.fromkeys(_origins(release.stages[-1], stages, frozenset()))) if release.stages else []
-
-
-def _origins(stage: StageRecord, stages: Mapping[str, StageRecord], seen: frozenset[str]) -> list[Reference]:
-    found = []
-    for reference in stage.parents or (stage.start,):
-        if reference.kind == "stage" and reference.name in stages.keys() - seen - {stage.name}:
-            found += _origins(stages[reference.name], stages, seen | {stage.name})
-        elif reference.kind != "unknown":
-            found.append(reference)
-    return found
+    found: dict[str, list[Reference]] = {}
+    for stage in release.stages:
+        # Stages come after those that they were made of.
+        parents = stage.parents or (stage.start,)
+        of_parents = [found.get(each.name, [each]) if each.kind == "stage" else [each] for each in parents]
+        found[stage.name] = list(dict.fromkeys(each for own in of_parents for each in own if each.kind != "unknown"))
+    return found[release.stages[-1].name] if release.stages else []
 
 
 def base_links(release: ModelRelease) -> dict[str, str]:
@@ -124,14 +120,15 @@ def base_links(release: ModelRelease) -> dict[str, str]:
 def lineage_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, Any]:
     """Return the tables and sentences of the card's section on training."""
     stages = [_stage(stage, links) for stage in release.stages]
+    with_settings = [stage for stage in release.stages if stage.arguments]
     with_sources = [stage for stage in release.stages if stage.sources]
     instructions = {source.name: source.instruction for stage in with_sources for source in stage.sources}
     return {
         "stages": stages,
         "stage_rows": [_row(facts) for facts in stages],
-        "settings": _settings(release.stages, given_only=True),
-        "all_settings": _settings(release.stages, given_only=False),
-        "setting_stages": [code(stage.name) for stage in release.stages if stage.arguments],
+        "settings": _settings(with_settings, [key for stage in with_settings for key in stage.given]),
+        "all_settings": _settings(with_settings, [key for stage in with_settings for key in stage.arguments]),
+        "setting_stages": [code(stage.name) for stage in with_settings],
         "sources": _sources(with_sources),
         "source_stages": [code(stage.name) for stage in with_sources],
         "instructions": [[code(name), text] for name, text in instructions.items() if text is not None],
@@ -139,7 +136,6 @@ def lineage_facts(release: ModelRelease, links: Mapping[str, str]) -> dict[str, 
 
 
 def _stage(stage: StageRecord, links: Mapping[str, str]) -> dict[str, Any]:
-    """A stage's record with its references as text, and what follows from its sources."""
     rows = [source.rows for source in stage.sources]
     task_types = dict.fromkeys(source.task_type for source in stage.sources)
     keys = {each: f"num_hard_negatives_{each}" for each in task_types}
@@ -169,28 +165,23 @@ def _row(stage: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _settings(stages: Sequence[StageRecord], given_only: bool) -> list[list[Any]]:
-    """A row per key, a column per stage: the value in effect, a dash where the stage does not know the key."""
-    with_settings = [stage for stage in stages if stage.arguments]
-    keys = dict.fromkeys(key for stage in with_settings for key in (stage.written if given_only else stage.arguments))
+def _settings(stages: Sequence[StageRecord], keys: Iterable[str]) -> list[list[Any]]:
     return [
-        [code(key), *(code(setting(s.arguments[key])) if key in s.arguments else None for s in with_settings)]
-        for key in keys
+        [code(key), *(code(setting(stage.arguments[key])) if key in stage.arguments else None for stage in stages)]
+        for key in dict.fromkeys(keys)
     ]
 
 
 def _sources(stages: Sequence[StageRecord]) -> list[list[Any]]:
-    """A row per source: what it is, then the rows that each stage read of it."""
-    rows = [{source.name: source.rows for source in stage.sources} for stage in stages]
-    # The first stage that read a source describes it.
-    first = {source.name: source for stage in reversed(stages) for source in stage.sources}
-    names = dict.fromkeys(source.name for stage in stages for source in stage.sources)
-    return [[*_source(first[name]), *(of_stage.get(name) for of_stage in rows)] for name in names]
-
-
-def _source(source: SourceRecord) -> list[Any]:
-    shown = ", ".join(sorted(source.languages)) if len(source.languages) < 5 else str(len(source.languages))
-    name = code(source.name)
-    if source.dataset:
-        name = Markdown(f"{name} of {link(source.dataset, 'datasets/')}")
-    return [name, source.task_type, shown or None, source.licence]
+    """A row per source: what it is, as the first stage that read it says, then the rows that each stage read of it."""
+    first: dict[str, SourceRecord] = {}
+    for source in (source for stage in stages for source in stage.sources):
+        first.setdefault(source.name, source)
+    read = [{source.name: source.rows for source in stage.sources} for stage in stages]
+    table = []
+    for name, source in first.items():
+        languages = source.languages
+        shown = ", ".join(sorted(languages)) if len(languages) < 5 else str(len(languages))
+        named = Markdown(f"{code(name)} of {link(source.dataset, 'datasets/')}") if source.dataset else code(name)
+        table.append([named, source.task_type, shown or None, source.licence, *(rows.get(name) for rows in read)])
+    return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from training.evaluation.figures.plots import (
     load_curves,
 )
 from training.evaluation.figures.style import save
-from training.evaluation.records import SCORES, Evaluation, ModelRecord, Score, labels, load_evaluation
+from training.evaluation.records import SCORES, Evaluation, ModelRecord, labels, load_evaluation
 from training.evaluation.summary import summarize
-from training.models.model_folder import user_error
+from training.models.model_folder import read_json as read_settings
 from training.models.model_ref import find_model, model_revision
 from training.publishing.record import load_release
 from training.publishing.states import COMMIT, ModelState
@@ -33,124 +33,81 @@ logger = logging.getLogger("training")
 
 # Names in a packed folder.
 EVALUATION, RESULTS, FIGURES, LOSSES = "evaluation", "results.json", Path("figures"), Path("evaluation/losses.json")
-# Folder of a recipe's report.
-REPORT = "report"
 # Entries of an evaluation that are not models.
 _BASELINES = ("TF-IDF",)
 _PAIRS_RESULT = ("accuracy", "tfidf", "languages", "scripts", "pairs")
-_FIGURES = ("dimensions", "languages", "learning", "pareto")
-_CURVES = "curves-"
 
 
 def write_evaluation(
     state: ModelState, stages: Mapping[str, ModelState], name: str, output: Path, given: Path | None = None
 ) -> None:
-    """Write ``evaluation/`` of a packed folder, if there are scores of this model.
+    """Write ``evaluation/`` of a packed folder, if there are scores of this model, called ``name``.
 
-    Args:
-        state: The model.
-        stages: All stages of its lineage, by name.
-        name: Name of the release.
-        output: The packed folder.
-        given: Folder of an evaluation; if None, the first one of this model in the run or beside it.
+    ``stages`` are all of its lineage by name. They are read from ``given``, the folder of an evaluation, or else from
+    the first evaluation of this model in the run or beside it.
     """
     identity = model_revision(str(state.folder), "RUN")
     # A recipe of one stage writes its report into the run, one of several beside it.
-    folders = [state.run, state.run.absolute().parent] if given is None else [given]
-    evaluation = _find_evaluation(folders, identity) if given is None else load_evaluation(given, missing_ok=True)
-    names = {record.label: _public_name(record, identity, state, stages, name) for record in evaluation.models}
-    for label in (label for label, public in names.items() if public is None):
-        logger.warning("scores of %s are left out: a model of this machine, or another state of it", label)
-    if name in names.values():
-        _renamed(evaluation, names).save(output / EVALUATION)
+    folders = [given] if given else [state.run, state.run.absolute().parent]
+    others = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}"))]
+    places = [given] if given else [*(folder / "report" for folder in folders), *others]
+    found = (load_evaluation(place, missing_ok=True) for place in places)
+    evaluation = next((each for each in found if any(record.identity == identity for record in each.models)), None)
+    how = f"evaluate {state.folder} and give the output as --evaluation"
+    if evaluation is not None:
+        _public(evaluation, identity, state, stages, name).save(output / EVALUATION)
     elif given is not None:
-        why = "holds no scores of the model as it is now" if (given / SCORES).is_file() else f"lacks {SCORES}"
-        raise UserError(f"{given}: {why}; evaluate {state.folder} and give the output as --evaluation")
+        raise UserError(f"{given}: has no {SCORES} of the model as it is now; {how}")
     else:
-        logger.warning(
-            "no scores are released: neither %s nor the folder that it lies in has an evaluation of the model as it is "
-            "now; evaluate %s and give the output as --evaluation",
-            *(state.run, state.folder),
-        )
-    _write_results(
-        (path for folder in folders for path in sorted(folder.glob("evaluation*.json"))), identity, name, output
-    )
+        logger.warning("no scores are released: there are none of the model as it is now; %s", how)
+    for path in (path for folder in folders for path in sorted(folder.glob("evaluation*.json"))):
+        pairs = read_settings(path)
+        if pairs.get("identity") == identity:
+            public = {key: pairs[key] for key in _PAIRS_RESULT if key in pairs}
+            (output / EVALUATION).mkdir(exist_ok=True)
+            write_whole(output / EVALUATION / RESULTS, json.dumps({**public, "model": name}, indent=2) + "\n")
+            break
 
 
-def _find_evaluation(folders: Iterable[Path], identity: str) -> Evaluation:
-    """The first evaluation of this model; the report of the run must not be damaged."""
-    reports = [folder / REPORT for folder in folders]
-    others = (path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}")))
-    for folder in dict.fromkeys([*reports, *others]):
-        try:
-            evaluation = load_evaluation(folder, missing_ok=True)
-        except UserError as error:
-            if folder in reports:
-                raise
-            logger.warning("%s: left out, %s", folder, error)
+def _public(
+    evaluation: Evaluation, identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
+) -> Evaluation:
+    """The models with public names and their scores; without failures, whose reasons name paths."""
+    result, labels_of = Evaluation(), {}
+    for record in evaluation.models:
+        public_name = name if record.identity == identity else _public_name(record, state, stages)
+        if public_name is None:
+            logger.warning("scores of %s are left out: a model of this machine, or another state of it", record.label)
             continue
-        if any(record.identity == identity for record in evaluation.models):
-            return evaluation
-    return Evaluation()
+        known = {} if COMMIT.fullmatch(record.identity or "") else {"revision": None, "identity": None}
+        # Speed says more about the machine, which is not named.
+        public = replace(record, name=public_name, texts_per_second=None, **known)
+        labels_of[record.label] = public.label
+        result.add_model(public)
+    keys = set()
+    for score in evaluation.scores:
+        public = replace(score, model=labels_of.get(score.model, ""))
+        # A model may have been evaluated under two names.
+        if public.model and public.key not in keys:
+            keys.add(public.key)
+            result.scores.append(public)
+            if score.key in evaluation.examples:
+                result.examples[public.key] = evaluation.examples[score.key]
+    return result
 
 
-def _public_name(
-    record: ModelRecord, identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
-) -> str | None:
-    """What a model of an evaluation is called in public; None for a model of this machine, or a changed one."""
-    if record.identity == identity:
-        return name
+def _public_name(record: ModelRecord, state: ModelState, stages: Mapping[str, ModelState]) -> str | None:
+    """What another model of an evaluation is called in public; None for one of this machine, or a changed one."""
     if record.identity is None:
         return record.name if record.name in _BASELINES else None
     if COMMIT.fullmatch(record.identity):
         return record.name
     try:
-        folder, _ = find_model(str(state.resolve(record.name)), record.revision)
+        folder = Path(find_model(str(state.resolve(record.name)), record.revision)[0]).resolve()
     except UserError:
         return None
-    same = (stage for stage, each in stages.items() if each.folder.resolve() == Path(folder).resolve())
-    stage = next(same, None)
-    return stage if stage is not None and model_revision(folder, "RUN") == record.identity else None
-
-
-def _renamed(evaluation: Evaluation, names: Mapping[str, str | None]) -> Evaluation:
-    """The models of an evaluation that have new ``names`` by label; without failures, whose reasons name paths."""
-    result, new_labels = Evaluation(), {}
-    for record in evaluation.models:
-        name = names[record.label]
-        if name is None:
-            continue
-        on_hub = record.identity is not None and COMMIT.fullmatch(record.identity)
-        known = {} if on_hub else {"revision": None, "identity": None}
-        # Speed says more about the machine, which is not named.
-        public = replace(record, name=name, texts_per_second=None, **known)
-        new_labels[record.label] = public.label
-        result.add_model(public)
-    moved: dict[str, Score] = {}
-    for score in evaluation.scores:
-        public = replace(score, model=new_labels.get(score.model, ""))
-        # A model may have been evaluated under two names.
-        if public.model and public.key not in moved:
-            moved[public.key] = public
-            if score.key in evaluation.examples:
-                result.examples[public.key] = evaluation.examples[score.key]
-    result.scores = list(moved.values())
-    return result
-
-
-def _write_results(paths: Iterable[Path], identity: str, name: str, output: Path) -> None:
-    """Copy the first result on held-out pairs that is of this model."""
-    for path in paths:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            logger.warning("%s: left out, it cannot be read (%s)", path, type(error).__name__)
-            continue
-        if content.get("identity") == identity:
-            public = {key: content[key] for key in _PAIRS_RESULT if key in content}
-            (output / EVALUATION).mkdir(exist_ok=True)
-            write_whole(output / EVALUATION / RESULTS, json.dumps({**public, "model": name}, indent=2) + "\n")
-            return
+    stage = next((stage for stage, each in stages.items() if each.folder.resolve() == folder), None)
+    return stage if stage is not None and model_revision(str(folder), "RUN") == record.identity else None
 
 
 def own_label(evaluation: Evaluation, name: str) -> str | None:
@@ -169,17 +126,15 @@ def save_losses(runs: Mapping[str, Path], folder: Path) -> None:
         write_whole(folder / LOSSES, json.dumps(curves, ensure_ascii=False) + "\n")
 
 
-def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures of a packed folder as SVG and PNG, and delete those of an earlier state.
+def _load_losses(folder: Path) -> dict[str, Curves]:
+    return json.loads((folder / LOSSES).read_text(encoding="utf-8")) if (folder / LOSSES).is_file() else {}
 
-    ``dimensions`` (quality by width and precision), ``languages`` (by language and script), ``learning`` (by training
-    step), ``pareto`` (beside other models) and ``curves-N`` (losses of the N-th stage), as far as there are numbers.
-    The same folder gives the same bytes.
-    """
-    release = load_release(folder)
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw the figures of a packed folder as SVG and PNG, as far as there are numbers; always the same bytes."""
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
     output, drawn = folder / FIGURES, []
-    label = own_label(evaluation, release.name)
+    label = own_label(evaluation, load_release(folder).name)
     if label is not None:
         models = [model for model in evaluation.models if model.label == label]
         drawn += draw_dimensions(Evaluation(models, evaluation.select(model=label), evaluation.examples), output)
@@ -187,27 +142,13 @@ def draw_figures(folder: Path) -> list[Path]:
         drawn += draw_pareto(evaluation, output)
     drawn += draw_learning(evaluation, output)
     for number, (stage, curves) in enumerate(_load_losses(folder).items()):
-        drawn += save(curves_figure(curves, stage), output, f"{_CURVES}{number}")
-    for path in {*output.glob("*.svg"), *output.glob("*.png")} - {*drawn}:
-        path.unlink()
+        drawn += save(curves_figure(curves, stage), output, f"curves-{number}")
     return drawn
 
 
 def drawn_figures(folder: Path) -> dict[str, Any]:
     """Return the path of each figure by name, None if there is none, and stage and path of each under ``curves``."""
-    stages = [(stage, _path(folder, f"{_CURVES}{number}")) for number, stage in enumerate(_load_losses(folder))]
+    drawn = {path.stem: path.relative_to(folder).as_posix() for path in (folder / FIGURES).glob("*.png")}
+    stages = [(stage, drawn.get(f"curves-{number}")) for number, stage in enumerate(_load_losses(folder))]
     curves = [{"stage": stage, "path": path} for stage, path in stages if path]
-    return {**{name: _path(folder, name) for name in _FIGURES}, "curves": curves}
-
-
-def _path(folder: Path, name: str) -> str | None:
-    path = FIGURES / f"{name}.png"
-    return path.as_posix() if (folder / path).is_file() else None
-
-
-def _load_losses(folder: Path) -> dict[str, Curves]:
-    path = folder / LOSSES
-    if not path.is_file():
-        return {}
-    with user_error(f"{path}: holds no losses", "pack the run again"):
-        return {str(stage): dict(curves) for stage, curves in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {**{name: drawn.get(name) for name in ("dimensions", "languages", "learning", "pareto")}, "curves": curves}

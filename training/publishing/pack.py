@@ -1,9 +1,4 @@
-"""Pack a finished run into a folder that can be uploaded unchanged.
-
-Example::
-
-    python training/publish.py pack runs/quickstart/student --name f2llm-quickstart
-"""
+"""Pack a finished run into a folder that can be uploaded unchanged."""
 
 from __future__ import annotations
 
@@ -11,40 +6,51 @@ import argparse
 import filecmp
 import logging
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import MISSING, dataclass, fields, replace
-from functools import partial
-from importlib.util import find_spec
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.hub import Content, check_repository
+from training.common.hub import check_repository
 from training.common.outputs import check_output, locked, publish, scratch_folder
 from training.common.run_folder import FINAL_MODEL
+from training.models.merging import MAX_SHARD_SIZE
 from training.models.model_folder import user_error
 from training.publishing.adapter import merged_adapter, read_adapter
+from training.publishing.card import CARD, model_card
 from training.publishing.evaluation import draw_figures, save_losses, write_evaluation
-from training.publishing.licence import OWN_LICENCE, licence_of, licence_text
 from training.publishing.lineage import ARGUMENTS, Lineage, language_rows_of, stage_arguments
 from training.publishing.model_files import (
-    ADAPTER_CONFIG,
-    ModelToPack,
+    DTYPES,
+    ModelFiles,
+    card_field,
     copy_model_files,
-    model_fields,
+    copy_weights,
     read_model_files,
     standard_settings,
 )
-from training.publishing.record import RECORD, ModelRelease, load_release
-from training.publishing.states import ModelState, check_nothing_private, find_state, private_texts, write_json
-from training.publishing.weights import DTYPES, MAX_SHARD_SIZE, copy_weights, read_weights
+from training.publishing.record import RECORD, AdapterRecord, ModelRelease, changed_files, contents_of
+from training.publishing.states import check_nothing_private, find_state, is_hub_name, private_texts, write_json
+from training.stages.continuation import CHANGED_DATA, read_changes
 
 logger = logging.getLogger("training")
 
-CARD, LICENCE = "README.md", "LICENSE"
-# Optional packages that draw figures and render the card.
-_EXTRA = ("jinja2", "matplotlib")
+LICENCE = "LICENSE"
+# The licence of this repository.
+OWN_LICENCE = "apache-2.0"
+# SPDX identifiers of licences that require at most a notice with copies and forbid no use. Whether a licence that
+# requires more (attribution of adaptations, the same licence, no commercial use) allows a release is for a person to
+# judge.
+PERMISSIVE = frozenset(
+    """
+    0bsd apache-2.0 bsd-2-clause bsd-3-clause bsl-1.0 cc0-1.0 cdla-permissive-2.0 isc mit mit-0 pddl pddl-1.0
+    unicode-3.0 unicode-dfs-2016 unlicense zlib
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -62,117 +68,85 @@ class PackOptions:
     base: str | None = None
 
 
-_HELP = {
-    "name": "name of the model, without organisation: f2llm-v2-330m",
-    "dtype": f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)",
-    "max_shard_size": "maximum size of a weight file (default: %(default)s)",
-    "licence": f"SPDX identifier of the weights' licence (default: {OWN_LICENCE} if all sources, the start and the "
-    "teacher have licences that ask at most for a notice; required otherwise)",
-    "licence_file": f"text of the licence, if it is not {OWN_LICENCE}",
-    "author": "author on the card",
-    "checkpoint": "pack this checkpoint of the run: checkpoint-N",
-    "evaluation": "folder of the model's evaluation (default: report in the run or beside it, or another there)",
-    "base": "name on the Hub of an adapter's base, if it was trained on a folder: ORG/NAME",
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``publish.py pack``."""
-    parser.add_argument(
-        "run_folder",
-        metavar="RUN",
-        type=Path,
-        help="folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run",
-    )
-    parser.add_argument("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
-    for each in fields(PackOptions):
-        default = None if each.default is MISSING else each.default
-        parser.add_argument(
-            f"--{each.name.replace('_', '-')}",
-            type=Path if each.name in ("licence_file", "evaluation") else str,
-            required=each.default is MISSING,
-            default=default,
-            help=_HELP[each.name],
-        )
+    add = parser.add_argument
+    what = "folder of a finished run, OUTPUT_DIR/STAGE, of a merged model, or of a SentenceTransformer without a run"
+    add("run_folder", metavar="RUN", type=Path, help=what)
+    add("--output", type=Path, help="folder to write (default: packed/NAME beside the run)")
+    add("--name", required=True, help="name of the model, without organisation: f2llm-v2-330m")
+    add("--dtype", help=f"dtype of the weights: {' or '.join(DTYPES)} (default: that of training and evaluation)")
+    add("--max-shard-size", default=MAX_SHARD_SIZE, help="maximum size of a weight file (default: %(default)s)")
+    what = f"{OWN_LICENCE} if all sources, the start and the teacher have licences that ask at most for a notice"
+    add("--licence", help=f"SPDX identifier of the weights' licence (default: {what}; required otherwise)")
+    add("--licence-file", type=Path, help=f"text of the licence, if it is not {OWN_LICENCE}")
+    add("--author", help="author on the card")
+    add("--checkpoint", help="pack this checkpoint of the run: checkpoint-N")
+    what = "folder of the model's evaluation (default: report in the run or beside it, or another there)"
+    add("--evaluation", type=Path, help=what)
+    add("--base", help="name on the Hub of an adapter's base, if it was trained on a folder: ORG/NAME")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run ``publish.py pack``."""
     options = PackOptions(**{each.name: getattr(arguments, each.name) for each in fields(PackOptions)})
-    beside = arguments.run_folder.absolute().parent / "packed"
-    pack(arguments.run_folder, arguments.output or beside / arguments.name, options)
-
-
-def read_whole_model(state: ModelState, base: str | None = None, settings: Path | None = None) -> ModelToPack:
-    """Look at a whole model, whose other files may lie in the folder ``settings``; ``base`` as for a merged adapter."""
-    files = read_model_files(settings or state.folder)
-    weights = read_weights(state.folder, files.config)
-    fields = model_fields(weights, files.dimensions, files.max_length, files.config, files.prompts, files.versions)
-    fields["adapter"] = merged_adapter(state, base)
-    return ModelToPack(weights, fields, partial(copy_model_files, files))
+    run = arguments.run_folder
+    pack(run, arguments.output or run.absolute().parent / "packed" / options.name, options)
 
 
 def pack(run: Path, output: Path, options: PackOptions) -> Path:
-    """Write a folder with everything that belongs to a released model; it appears whole or not at all.
+    """Write a folder with everything that belongs to a released model, whole or not at all; return ``output``.
 
-    The same run and options give the same bytes: an identical folder is left alone, and an older release is replaced.
-
-    Args:
-        run: Folder of a run of training (also of an adapter) or of pruning, of a merged model, or of a
-            SentenceTransformer that was tuned elsewhere.
-        output: The folder to write.
-        options: Options.
-
-    Returns:
-        ``output``.
+    ``run`` is the folder of a run of training (also of an adapter) or of pruning, of a merged model, or of a
+    SentenceTransformer that was tuned elsewhere. The same run and options give the same bytes: an identical folder is
+    left alone, and an older release is replaced.
 
     Raises:
-        UserError: If the run is not finished or damaged, an option is wrong, the folder holds something else, or a
-            file holds something private.
         StoppedError: If the folder cannot be written.
     """
     _check(options)
     output = output.resolve()
     state = find_state(run, options.checkpoint)
-    reads = (state.folder, options.evaluation, options.licence_file)
-    check_output(output, [path for path in reads if path is not None])
+    check_output(output, filter(None, (state.folder, options.evaluation, options.licence_file)))
     with ExitStack() as stack:
         stack.enter_context(locked(output))
         _check_output(output)
-        if (state.folder / ADAPTER_CONFIG).is_file() and not state.is_unknown:
-            model = read_adapter(state, options.base)
+        if state.kind == "adapter":
+            files, adapter = read_adapter(state, options.base)
         else:
-            settings = stack.enter_context(standard_settings(state.folder)) if state.is_unknown else None
-            model = read_whole_model(state, options.base, settings)
-        _pack(state, model, output, options)
+            settings = stack.enter_context(standard_settings(state.folder)) if state.kind == "unknown" else state.folder
+            files, adapter = read_model_files(settings, state.folder), merged_adapter(state, options.base)
+        _pack(Lineage(state), files, adapter, output, options)
     return output
 
 
-def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOptions) -> None:
-    lineage = Lineage(state)
-    stages = lineage.records()
-    licence = options.licence or licence_of(lineage, stages)
-    text = licence_text(licence, options.licence_file)
-    trained = [each for each in lineage.states.values() if not (each.prunes or each.merges)]
+def _pack(
+    lineage: Lineage, files: ModelFiles, adapter: AdapterRecord | None, output: Path, options: PackOptions
+) -> None:
+    state, stages = lineage.state, lineage.records
+    licence = options.licence or _licence_of(lineage)
+    text = _licence_text(licence, options.licence_file)
+    trained = [each for each in lineage.states.values() if each.kind not in ("pruning", "merging")]
     release = ModelRelease(
         name=options.name,
         licence=licence,
-        dtype=options.dtype or model.weights.dtype,
+        dtype=options.dtype or files.weights.dtype,
         languages=tuple(sorted({code for stage in stages for source in stage.sources for code in source.languages})),
         stages=stages,
-        trained_dtype=model.weights.dtype,
+        trained_dtype=files.weights.dtype,
         author=options.author,
         language_rows=language_rows_of(trained[-1]) if trained else {},
-        **model.fields,
+        adapter=adapter,
+        **files.fields(),
     )
     try:
         with scratch_folder(output) as scratch:
-            model.copy_files(scratch, release.dtype)
+            copy_model_files(files, scratch, release.dtype)
             write_json(scratch / ARGUMENTS, stage_arguments(state))
             (scratch / LICENCE).write_text(text, encoding="utf-8")
             write_evaluation(state, lineage.states, options.name, scratch, options.evaluation)
             # After everything that may be refused: weights may take minutes.
-            copy_weights(model.weights, scratch, release.dtype, options.max_shard_size)
+            copy_weights(files.weights, scratch, release.dtype, options.max_shard_size)
             _describe(scratch, release, lineage)
             check_nothing_private(scratch, private_texts(lineage.states.values()))
             # The record has the hashes of all other files.
@@ -180,7 +154,7 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
                 logger.info("%s: holds this release already", output)
             else:
                 publish(scratch, output)
-                logger.info("%s: packed %s, %d files", output, options.name, len(_files(output)))
+                logger.info("%s: packed %s, %d files", output, options.name, len(contents_of(output)))
     # safetensors reports a full disk with its own error class.
     except (OSError, SafetensorError) as error:
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
@@ -189,53 +163,76 @@ def _pack(state: ModelState, model: ModelToPack, output: Path, options: PackOpti
 def _check(options: PackOptions) -> None:
     with user_error(f"--name {options.name!r}", "give a name for a repository, without its organisation"):
         check_repository(f"org/{options.name}", "the repository")
-    if options.dtype is not None and options.dtype not in DTYPES:
+    if options.dtype not in (None, *DTYPES):
         raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
         raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
-        raise UserError(f"packing needs {' and '.join(missing)}; install them: pip install -e '.[publish]'")
 
 
 def _check_output(output: Path) -> None:
-    """Refuse to replace anything but an unchanged release."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    recorded, found = load_release(output).sha256, _hashes(output)
-    changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
-    if changed:
-        raise UserError(
-            f"{output}: was changed since it was packed ({', '.join(changed[:3])}); move it or give another --output"
-        )
+    if changed := changed_files(output):
+        raise UserError(f"{output}: {changed[0]} was changed since it was packed; move it or give another --output")
 
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
     """Add losses, record, figures and card, each of which is made from what is there before it."""
-    # It needs jinja2, whose absence `_check` reports.
-    from training.publishing.card import model_card
-
     # The log of a checkpoint ends at its step.
     logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
     save_losses(logs, folder)
     (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
     draw_figures(folder)
     (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    complete = replace(release, files=_files(folder), sha256=_hashes(folder))
+    contents = contents_of(folder)
+    sizes = {name: content.size for name, content in contents.items()}
+    complete = replace(release, files=sizes, sha256={name: content.sha256 for name, content in contents.items()})
     (folder / RECORD).write_text(complete.to_json(), encoding="utf-8")
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of the files except the record, by path; hidden files are an uploading client's."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.as_posix() != RECORD and not any(part.startswith(".") for part in name.parts):
-            sizes[name.as_posix()] = path.stat().st_size
-    return sizes
+def _licence_of(lineage: Lineage) -> str:
+    doubts = list(dict.fromkeys(_doubts(lineage)))
+    if doubts:
+        raise UserError(
+            f"--licence is missing, and does not follow from {doubts[0]}, the first of {len(doubts)} such; give it, "
+            f"such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as --licence-file"
+        )
+    logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
+    return OWN_LICENCE
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: Content(folder / name).sha256 for name in _files(folder)}
+def _doubts(lineage: Lineage) -> Iterator[str]:
+    for stage in lineage.records:
+        if stage.kind == "unknown" or (stage.kind in ("training", "adapter", "merged_adapter") and not stage.sources):
+            yield f"the data of {stage.name} (not known)"
+        for source in stage.sources:
+            if not _is_permissive(source.licence):
+                yield f"source {source.name} ({source.licence or 'no licence in the manifest'})"
+    for name, state in lineage.states.items():
+        # Neither recipe nor manifest names the first data any more.
+        if any(CHANGED_DATA in note["keys"] for note in read_changes(state.run)):
+            yield f"the data of {name} (changed while it was trained)"
+    for name, path in lineage.outside:
+        # The remains of a path are not the name of a repository.
+        cached = try_to_load_from_cache(path, CARD) if is_hub_name(path) else None
+        licence = card_field(Path(cached) if isinstance(cached, str) else Path(path) / CARD, "license")
+        if not (isinstance(licence, str) and _is_permissive(licence)):
+            yield f"model {name or path} ({licence or 'no licence on a card here'})"
+
+
+def _is_permissive(licence: str | None) -> bool:
+    return licence is not None and licence.strip().lower() in PERMISSIVE
+
+
+def _licence_text(licence: str, path: Path | None) -> str:
+    if path is None:
+        if licence.lower() != OWN_LICENCE:
+            raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")
+        path = Path(__file__).resolve().parents[2] / "LICENSE"
+    with user_error(f"--licence-file {path}: cannot be read", "give the licence's text"):
+        text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
+    return text

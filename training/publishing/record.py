@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.common.errors import UserError
+from training.common.hub import Content
 
 # Name of the file in a packed folder.
 RECORD = "release.json"
@@ -46,7 +47,7 @@ class StageRecord:
     """One stage of the training lineage; what is unknown is None.
 
     ``kind`` is ``training``, ``adapter`` (training of one), ``merged_adapter`` (training of one that was then merged
-    into its base), ``pruning``, ``merging``, ``quantization`` or ``unknown`` (a model without a run).
+    into its base), ``pruning``, ``merging`` or ``unknown`` (a model without a run).
     """
 
     name: str
@@ -65,11 +66,6 @@ class StageRecord:
     # Arguments that were changed during training: the step from which on they hold, and keys: name to the value before
     # and after, None for one that was not given.
     changes: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """The arguments that the recipe gave."""
-        return {key: self.arguments[key] for key in self.given if key in self.arguments}
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,6 @@ class ModelRelease:
     languages: tuple[str, ...]  # ISO 639-3 codes of all training data
     stages: tuple[StageRecord, ...]  # from the oldest stage to the model's own
     versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that wrote the model
-    family: str | None = None  # published shape, if it is one: f2llm-v2-330m
     trained_dtype: str | None = None  # in which the weights were saved and evaluated, before rounding
     author: str | None = None
     # Rows of the last training stage, as training.evaluation.summary.training_rows counts them; empty if unknown.
@@ -129,17 +124,30 @@ class ModelRelease:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
+def contents_of(folder: Path) -> dict[str, Content]:
+    """Return the files of a packed folder except the record, by path; hidden files are an uploading client's."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: Content(path) for name, path in paths.items() if name != RECORD and "/." not in f"/{name}"}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the files that were changed, added or deleted since a folder was packed."""
+    found = {name: content.sha256 for name, content in contents_of(folder).items()}
+    return sorted({name for name, _ in load_release(folder).sha256.items() ^ found.items()})
+
+
 def load_release(folder: Path) -> ModelRelease:
     """Load the record of a packed folder."""
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content, known = json.loads(path.read_text(encoding="utf-8")), ModelRelease.__dataclass_fields__
         parsed = {key: tuple(content[key]) for key in ("dimensions", "languages")}
         parsed["stages"] = tuple(map(_stage, content["stages"]))
         if adapter := content.get("adapter"):
             typed = {"base": Reference(**adapter["base"]), "targets": tuple(adapter["targets"])}
             parsed["adapter"] = AdapterRecord(**{**adapter, **typed})
-        return ModelRelease(**{**content, **parsed})
+        # A later version may have more fields.
+        return ModelRelease(**{key: parsed.get(key, content[key]) for key in content if key in known})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no record of a packed model ({type(error).__name__}: {error}); pack it") from None
 

@@ -1,4 +1,4 @@
-"""A model that a run made: its states, where the paths of its recipe lead, and what of it may be published."""
+"""A model that a run made, where the paths of its recipe lead, and what of its files may be published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -19,6 +20,8 @@ from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbere
 from training.common.yaml_file import load_yaml
 from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
 from training.models.merging import MERGE
+from training.models.model_folder import ADAPTER, load_json
+from training.models.model_ref import MERGED_ADAPTER
 from training.publishing.record import RECORD
 
 # The identity of a model on the Hub; the digest of a folder is shorter.
@@ -33,8 +36,9 @@ _MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to")
 # Keys of configurations that say where a model was loaded from.
 _ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "cache_dir", "_commit_hash")
 _SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
-# Shorter texts occur in files by chance.
-_SHORTEST = 8
+
+# Return the content of a JSON file of a run.
+read_json = partial(load_json, remedy="the run is damaged")
 
 
 @dataclass(frozen=True)
@@ -52,73 +56,42 @@ class ModelState:
         return stage if self.folder.name == FINAL_MODEL or self.run == self.folder else f"{stage}@{self.folder.name}"
 
     @property
-    def is_unknown(self) -> bool:
-        """Whether nothing says how the model was made."""
-        return not self.keys and not self.merges
-
-    @property
-    def prunes(self) -> bool:
-        """Whether the run pruned a model instead of training one."""
-        return self.keys.get("prune_to") is not None or bool(self.keys.get("trim_vocabulary"))
-
-    @property
-    def merges(self) -> bool:
-        """Whether the model was merged from others."""
-        return (self.folder / MERGE).is_file()
+    def kind(self) -> str:
+        """How the model was made, as :class:`StageRecord` says it."""
+        if (self.folder / MERGE).is_file():
+            return "merging"
+        if not self.keys:
+            return "unknown"
+        if self.keys.get("prune_to") is not None or self.keys.get("trim_vocabulary"):
+            return "pruning"
+        if (self.folder / ADAPTER).is_file():
+            return "adapter"
+        return "merged_adapter" if (self.folder / MERGED_ADAPTER).is_file() else "training"
 
     def resolve(self, path: str) -> Path:
         """Return where a path of the recipe leads now."""
         return place_of(self.run, self.keys, path)
 
+    def path_of(self, key: str) -> Path | None:
+        """Return where the path under a key of the recipe leads now; None if the key is not given."""
+        return self.resolve(str(self.keys[key])) if self.keys.get(key) else None
+
     def is_hub_name(self, name: str) -> bool:
         """Whether a name in the recipe is a Hub repository rather than a folder of the machine that trained."""
         parts = Path(name).parts
-        if os.path.isabs(name) or self.resolve(name).exists() or not is_repository(name):
+        if os.path.isabs(name) or self.resolve(name).exists() or not is_hub_name(name):
             return False
         # `runs/old` that was deleted since looks like a Hub repository, too.
         folders = {Path(str(self.keys[key])).parts[0] for key in ("output_dir", "manifest") if self.keys.get(key)}
         return parts[0] not in folders and parts[1] != FINAL_MODEL and not parts[1].startswith("checkpoint-")
 
 
-def is_repository(name: str) -> bool:
-    """Whether a text has the form ``ORG/NAME`` of a Hub repository."""
+def is_hub_name(name: str) -> bool:
+    """Whether a name is one on the Hub, ``ORG/NAME``, and not that of a folder here."""
     try:
-        return bool(check_repository(name)) and len(Path(name).parts) == 2
+        return bool(check_repository(name)) and len(Path(name).parts) == 2 and not Path(name).is_dir()
     except UserError:
         return False
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name is one on the Hub, and not that of a folder here."""
-    return is_repository(name) and not Path(name).is_dir()
-
-
-def find_state(run: Path, checkpoint: str | None = None) -> ModelState:
-    """Return the finished model of a run, one of its checkpoints, a merged model, or a model without a run."""
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give the folder of a run")
-    is_run, above = (run / RECIPE).is_file(), run.absolute().parent
-    holds_whole = all((run / name).is_file() for name in ("config.json", "modules.json"))
-    is_alone = holds_whole and not is_run and not (above / RECIPE).is_file()
-    if checkpoint is None and ((run / MERGE).is_file() or is_alone):
-        if (run / RECORD).is_file():
-            raise UserError(f"{run}: is packed already; upload it with `publish.py push`, or give its run")
-        return ModelState(run, run, {})
-    if not is_run:
-        stages = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
-        hint = (
-            f"give its run, {above}" if (above / RECIPE).is_file() else f"name a stage: {', '.join(stages) or 'none'}"
-        )
-        raise UserError(f"{run}: the folder is no run, it lacks {RECIPE}; {hint}")
-    known = ", ".join(path.name for path in numbered_checkpoints(run)) or "none"
-    if checkpoint is not None and not holds_model(run / checkpoint):
-        raise UserError(f"{run}: has no checkpoint {checkpoint!r}; there are {known}")
-    if checkpoint is None and not (run / FINAL_MODEL).is_dir():
-        raise UserError(
-            f"{run}: the run is not finished, it lacks {FINAL_MODEL}/; finish it with run_stage.py --resume, or name "
-            f"one of its checkpoints with --checkpoint ({known})"
-        )
-    return ModelState(run, run / (checkpoint or FINAL_MODEL), load_yaml(run / RECIPE))
 
 
 def state_of(folder: Path) -> ModelState | None:
@@ -133,12 +106,21 @@ def state_of(folder: Path) -> ModelState | None:
     return ModelState(recipe.parent, folder, load_yaml(recipe))
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); the run is damaged") from None
+def find_state(folder: Path, checkpoint: str | None = None) -> ModelState:
+    """Return the model of :func:`state_of` (of a run, its checkpoint if one is named), or a model without a run."""
+    state = state_of(folder / (checkpoint or ""))
+    if state is not None:
+        return state
+    if (folder / RECORD).is_file():
+        raise UserError(f"{folder}: is packed already; upload it with `publish.py push`, or give its run")
+    if checkpoint is None and all((folder / name).is_file() for name in ("config.json", "modules.json")):
+        return ModelState(folder, folder, {})
+    checkpoints = [path.name for path in numbered_checkpoints(folder)]
+    stages = [path.parent.name for path in sorted(folder.glob(f"*/{RECIPE}"))]
+    raise UserError(
+        f"{folder}: holds no {checkpoint or 'finished model'}; finish the run with run_stage.py --resume, or name a "
+        f"stage ({', '.join(stages) or 'none'}) or --checkpoint ({', '.join(checkpoints) or 'none'})"
+    )
 
 
 def write_json(path: Path, content: object) -> None:
@@ -169,8 +151,7 @@ def clean_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
     """Return texts that no packed file may hold, each with a description that does not repeat it.
 
-    These are the folders of the runs, the paths in their recipes, the home folder, and secrets of the environment and
-    of the Hub's client.
+    These are the folders of the runs, paths in their recipes, the home folder, and secrets of environment and Hub.
     """
     states = list(states)
     folders = [(Path.home(), "the home folder"), (Path.cwd(), "the working folder")]
@@ -186,7 +167,8 @@ def private_texts(states: Iterable[ModelState]) -> dict[str, str]:
                     texts[text] = f"what key {key!r} of {state.name} says"
     texts |= {value: f"the variable {name}" for name, value in os.environ.items() if _SECRET.search(name)}
     texts |= {token: "the Hub's token" for token in [get_token()] if token}
-    return {text: what for text, what in texts.items() if len(text) >= _SHORTEST}
+    # Shorter texts occur in files by chance.
+    return {text: what for text, what in texts.items() if len(text) >= 8}
 
 
 def _texts(value: Any) -> list[str]:
@@ -210,9 +192,7 @@ def check_nothing_private(folder: Path, texts: Mapping[str, str]) -> None:
         content = path.read_bytes()
         if is_zipfile(path):
             with ZipFile(path) as archive:
-                content = b"\0".join(
-                    each for name in archive.namelist() for each in (name.encode(), archive.read(name))
-                )
+                content = b"\0".join(name.encode() + b"\0" + archive.read(name) for name in archive.namelist())
         for text, what in wanted.items():
             if text in content:
                 raise UserError(f"{path.name} would tell {what}; take it out of the run's files and pack again")

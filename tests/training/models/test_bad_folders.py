@@ -22,9 +22,7 @@ from training.models.gguf import export_gguf
 from training.models.loading import load_base
 from training.models.merging import find_parent, mean_of, merge
 from training.models.model_ref import AdapterFolder
-from training.publishing.pack import read_whole_model
-from training.publishing.states import ModelState
-from training.publishing.weights import copy_weights
+from training.publishing.model_files import copy_weights, read_model_files
 from training.stages.setup import make_model, make_tokenizer
 
 
@@ -82,7 +80,7 @@ def onnx(folder, tmp_path):
 
 
 def pack(folder, tmp_path):
-    model = read_whole_model(ModelState(folder.parent, folder, {}))
+    model = read_model_files(folder)
     (tmp_path / "packed").mkdir()
     copy_weights(model.weights, tmp_path / "packed", "float32")
 

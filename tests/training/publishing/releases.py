@@ -13,8 +13,6 @@ from training.evaluation.records import PRECISIONS, Evaluation, ModelRecord, Sco
 from training.publishing.evaluation import LOSSES
 from training.publishing.record import RECORD, ModelRelease, Reference, SourceRecord, StageRecord
 
-__all__ = ["NAME", "evaluate", "make_release", "write_release"]
-
 NAME = "tiny-embedder"
 # What each language finds at full width, of ten texts.
 FOUND = {"deu-Latn": 8, "fin-Latn": 6, "rus-Cyrl": 5, "jpn-Jpan": 2}
@@ -24,81 +22,41 @@ Rename = Callable[[str], str]
 
 
 def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
-    """The record of a model that was cut from a first stage and taught by a second one.
-
-    Args:
-        rename: Changes each text that comes from data.
-        **changes: Fields of the record.
-    """
+    """The record of a model that was pruned from a first stage; ``rename`` changes each text that comes from data."""
     first = SourceRecord(rename("names"), "retrieval", ("deu", "fin", "rus"), 900, 9, rename("Find it."), rename("MIT"))
     second = SourceRecord(rename("kinds"), "clustering", ("jpn", "mul"), 100, 1, None, None, "org/kinds")
     trained = {
-        "learning_rate": 1e-5,
-        "lr_scheduler_type": rename("cosine"),
-        "global_batch_size": 512,
-        "num_hard_negatives_retrieval": 7,
-        "num_hard_negatives_clustering": 9,
-        "temperature": 0.05,
-        "matryoshka": True,
-        "max_length": 64,
-        "seed": 0,
+        **{"learning_rate": 1e-5, "lr_scheduler_type": rename("cosine"), "global_batch_size": 512},
+        **{"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "temperature": 0.05},
+        **{"matryoshka": True, "max_length": 64, "seed": 0},
     }
+    pruning = {"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50}
+    start, stage1 = Reference("hub", "org/base", "0123456789abcdef"), Reference("stage", rename("stage1"))
     stages = (
         StageRecord(
-            rename("stage1"),
-            "training",
-            Reference("hub", "org/base", "0123456789abcdef"),
-            None,
-            90_000,
-            ("learning_rate", "model_config"),
-            {**trained, "model_config": rename("wide"), "instructions": False},
-            (first,),
-            20,
-            1.0,
-            {"train_loss": 2.5, "eval_loss": 1.25},
+            *(rename("stage1"), "training", start, None, 90_000, ("learning_rate", "model_config")),
+            *({**trained, "model_config": rename("wide"), "instructions": False}, (first,)),
+            *(20, 1.0, {"train_loss": 2.5, "eval_loss": 1.25}),
         ),
+        StageRecord(rename("pruned"), "pruning", stage1, parameters=21_000, arguments=pruning, sources=(first,)),
         StageRecord(
-            rename("pruned"),
-            "pruning",
-            Reference("stage", rename("stage1")),
-            parameters=21_000,
-            arguments={"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50},
-            sources=(first,),
-        ),
-        StageRecord(
-            rename("student"),
-            "training",
-            Reference("stage", rename("pruned")),
-            Reference("local", rename("teacher")),
-            21_000,
-            ("learning_rate",),
-            {**trained, "instructions": True, "distillation_weight": 1.0},
-            (first, second),
-            10,
-            0.5,
-            {"train_loss": 3.5, "eval_loss": 0.75},
+            *(rename("student"), "training", Reference("stage", rename("pruned"))),
+            *(Reference("local", rename("teacher")), 21_000, ("learning_rate",)),
+            *({**trained, "instructions": True, "distillation_weight": 1.0}, (first, second)),
+            *(10, 0.5, {"train_loss": 3.5, "eval_loss": 0.75}),
         ),
     )
     fields = {
-        "name": NAME,
-        "licence": "apache-2.0",
-        "parameters": 21_000,
-        "dtype": "bfloat16",
-        "dimension": 32,
-        "dimensions": WIDTHS,
-        "max_length": 512,
+        **{"name": NAME, "licence": "apache-2.0", "parameters": 21_000, "dtype": "bfloat16", "dimension": 32},
+        **{"dimensions": WIDTHS, "max_length": 512, "trained_dtype": "float32"},
         "shape": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "intermediate_size": 64,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64},
+            **{"num_attention_heads": 4, "num_key_value_heads": 2},
         },
         "prompts": {"query": f"Instruct: {rename('Find it.')}\nQuery: ", "document": ""},
         "languages": ("deu", "fin", "jpn", "mul", "rus", "swa"),
         "stages": stages,
         "versions": {"transformers": rename("5.23.0")},
-        "trained_dtype": "float32",
         "language_rows": {"deu": 500, "fin": 495, "rus": 4, "jpn": 1},
     }
     return ModelRelease(**{**fields, **changes})
@@ -116,7 +74,6 @@ def evaluate(name: str = NAME, rename: Rename = str) -> Evaluation:
             _score(evaluation, name, width, precision, lost, rename)
     _score(evaluation, rename("large"), 64, "float32", -1, rename)
     _score(evaluation, "TF-IDF", 0, "float32", 1, rename)
-    evaluation.failures = {f"{name}: {rename('Broken')}": rename("no such file")}
     return evaluation
 
 
@@ -134,14 +91,7 @@ def _score(evaluation: Evaluation, model: str, width: int, precision: str, lost:
 def write_release(
     folder: Path, release: ModelRelease | None = None, evaluation: Evaluation | None = None, losses: bool = True
 ) -> Path:
-    """Writes what a card reads of a packed folder.
-
-    Args:
-        folder: The folder; it is made.
-        release: The record.
-        evaluation: The scores; none if left out.
-        losses: Whether the losses of the stages that trained are known.
-    """
+    """Write what a card reads of a packed folder."""
     folder.mkdir(parents=True, exist_ok=True)
     release = release or make_release()
     (folder / RECORD).write_text(release.to_json())

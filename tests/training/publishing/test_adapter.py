@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.distributed_recipe import save_model
-from tests.training.publishing.broken import QUICK_FOR_ADAPTERS
 from tests.training.publishing.packed import (
     BASE,
     COMMIT,
+    QUICK_FOR_ADAPTERS,
     change_weights,
     content_of,
+    metadata_of,
     put_in_cache,
     rewrite_json,
     train_adapter,
 )
 from training.merge import main as merge
 from training.publish import main
-from training.publishing.record import AdapterRecord, load_release
+from training.publishing.record import load_release
 from training.publishing.verify import examine
 
 WEIGHTS = "adapter_model.safetensors"
@@ -35,23 +35,21 @@ TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def pack(run: Path, *words: str) -> int:
+def pack(run, *words):
     options = ["--name", "tiny", "--output", str(run.parent / "packed"), "--licence", "apache-2.0"]
     return main(["pack", str(run), *options, *words])
 
 
-def adapter_of(run: Path) -> AdapterRecord:
-    adapter = load_release(run.parent / "packed").adapter
-    assert adapter is not None
-    return adapter
+def adapter_of(run):
+    return load_release(run.parent / "packed").adapter
 
 
-def card_of(run: Path) -> str:
+def card_of(run):
     return (run.parent / "packed/README.md").read_text()
 
 
-def base_in_metadata(run: Path) -> tuple[str | None, str | None]:
-    metadata = yaml.safe_load(card_of(run).split("---")[1])
+def base_in_metadata(run):
+    metadata = metadata_of(run.parent / "packed")
     return metadata.get("base_model"), metadata.get("base_model_relation")
 
 
@@ -94,22 +92,18 @@ def test_what_cannot_be_checked_is_recorded_as_stated(adapter_run):
     assert (adapter.match, adapter.base.revision, adapter.base_weights) == ("stated", None, None)
     assert "it was not checked" in card_of(adapter_run)
     examination = examine(adapter_run.parent / "packed")
-    first, second = map(str, examination.notices)
-    assert examination.faults == ()
-    assert "not checked against its base org/tiny-base" in first and "--base FOLDER" in first
-    assert "was stated, not checked" in second
+    (first,) = map(str, examination.notices)
+    assert examination.faults == () and "--base FOLDER" in first
+    assert first.startswith("adapter_config.json: not checked against its base org/tiny-base")
 
 
-def test_a_base_that_was_rounded(adapter_run, adapter_base):
+def test_a_base_that_was_rounded_or_is_named_by_the_adapter(adapter_run, adapter_base):
     cached = put_in_cache(adapter_base)
     change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
     assert pack(adapter_run, "--base", BASE) == 0
     assert adapter_of(adapter_run).match == "rounded"
     assert "before these were rounded" in card_of(adapter_run)
-
-
-def test_a_base_that_is_named_by_the_adapter_needs_no_option(adapter_run, adapter_base):
-    put_in_cache(adapter_base)
+    # An adapter of a model on the Hub needs no option.
     rewrite_json(adapter_run / "model/adapter_config.json", base_model_name_or_path=BASE)
     (adapter_run / "model/base_model.json").write_text(json.dumps({"name": BASE, "revision": COMMIT}))
     assert pack(adapter_run) == 0
@@ -126,7 +120,7 @@ def test_a_base_that_moved_is_known_by_its_digest(adapter_base, tmp_path, hub_ca
     assert pack(run, "--base", BASE) == 0 and adapter_of(run).match == "same"
     change_weights(cached / "model.safetensors", lambda _, tensor: tensor.bfloat16())
     assert pack(run, "--base", BASE) == 2
-    assert "no longer exists to compare" in capsys.readouterr().err
+    assert "or " + str(moved) + " is gone" in capsys.readouterr().err
 
 
 def test_dora_rounded_and_a_checkpoint(adapter_base, tmp_path, hub_cache):
@@ -162,25 +156,18 @@ def test_a_merged_adapter_names_its_base(adapter_run, adapter_base, capsys):
     assert base_in_metadata(adapter_run) == (BASE, "finetune") and adapter_of(adapter_run).match == "same"
     assert pack(adapter_run, *merged, "--base", "base") == 2
     assert "ORG/NAME" in capsys.readouterr().err
-    (adapter_run / "merged/adapter.json").write_text("{}")
-    assert pack(adapter_run, *merged) == 2
-    assert "adapter.json: is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        ([], ["is not a name on the Hub", "--base ORG/NAME"]),
-        (["--base", "tiny-base"], ["base 'tiny-base' is not a name on the Hub", "--base ORG/NAME"]),
-        (["--base", "folder/model"], ["base 'folder/model' is not a name on the Hub"]),
-    ],
-)
-def test_a_base_without_a_name_is_refused(adapter_run, tmp_path, capsys, monkeypatch, words, parts):
+def test_a_base_without_a_name_is_refused(adapter_run, tmp_path, capsys, monkeypatch):
     (tmp_path / "here/folder/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    assert pack(adapter_run, *words) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and all(part in error for part in parts), error
+    for words in ([], ["--base", "tiny-base"], ["--base", "folder/model"]):
+        assert pack(adapter_run, *words) == 2
+        error = capsys.readouterr().err
+        named = f"base {words[1]!r} " if words else ""
+        assert (
+            len(error.splitlines()) == 1 and f"{named}is not a name on the Hub" in error and "--base ORG/NAME" in error
+        )
     assert not (adapter_run.parent / "packed").exists()
 
 
@@ -193,7 +180,7 @@ def test_another_base_is_refused(adapter_run, runs, tmp_path, tiny_config, tiny_
         put_in_cache(tmp_path / name, f"org/{name}")
         assert pack(adapter_run, "--base", f"org/{name}") == 2
         error = capsys.readouterr().err
-        assert f"--base org/{name}: " in error and "which" in error and "differs" in error
+        assert f"--base org/{name}: its weights are not those that" in error
     # Nobody noted what it was trained on.
     (adapter_run / "model/base_model.json").unlink()
     for name in ("narrow", "flat"):
@@ -201,7 +188,7 @@ def test_another_base_is_refused(adapter_run, runs, tmp_path, tiny_config, tiny_
         assert pack(adapter_run) == 2
         assert "give the adapter's own" in capsys.readouterr().err
     assert pack(runs / "pruned", "--base", BASE) == 2
-    assert "is not an adapter and has none merged into it" in capsys.readouterr().err
+    assert "has no adapter, merged or not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,7 +197,7 @@ def test_another_base_is_refused(adapter_run, runs, tmp_path, tiny_config, tiny_
         (WEIGHTS, None, "damaged"),
         ("adapter_config.json", b"{", "adapter_config.json: cannot be read"),
         ("adapter_config.json", b'{"base_model_name_or_path": null}', "does not say what it adapts"),
-        ("tokenizer.json", None, "it lacks tokenizer.json"),
+        ("tokenizer.json", None, "tokenizer.json: is not a tokenizer"),
         ("1_Pooling/config.json", None, "it lacks 1_Pooling/config.json"),
         ("1_Pooling/config.json", b"{", "1_Pooling/config.json: cannot be read"),
         ("training_arguments.json", None, "training_arguments.json: cannot be read"),
@@ -228,10 +215,10 @@ def test_a_damaged_adapter_is_refused(adapter_run, capsys, name, content, part):
 def test_weights_that_are_faulty_are_refused(adapter_run, trained_adapter, capsys):
     path, first = adapter_run / "model" / WEIGHTS, next(iter(load_file(trained_adapter / "model" / WEIGHTS)))
     for change, part in (
-        (lambda name, tensor: tensor * torch.nan if name == first else tensor, f"weight {first} is NaN"),
-        (lambda name, tensor: tensor.bfloat16() if name == first else tensor, "has weights of bfloat16, float32"),
-        (lambda name, tensor: None if name == first else tensor, f"weight {first} is absent"),
-        (lambda name, tensor: tensor[:1] if name == first else tensor, f"weight {first} is (1, "),
+        (lambda name, tensor: tensor * torch.nan if name == first else tensor, f"{first} is NaN"),
+        (lambda name, tensor: tensor.bfloat16() if name == first else tensor, "weights of bfloat16, float32"),
+        (lambda name, tensor: None if name == first else tensor, f"{first} is absent"),
+        (lambda name, tensor: tensor[:1] if name == first else tensor, f"{first} is (1, "),
     ):
         shutil.copyfile(trained_adapter / "model" / WEIGHTS, path)
         change_weights(path, change)

@@ -13,18 +13,17 @@ from huggingface_hub import ModelCard
 from hub_cards.markdown import one_line
 from hub_cards.snippets import snippets
 from modeling_f2llm import build_sentence_transformer
-from modeling_f2llm.configuration_f2llm import FAMILY
 from tests.hub_cards.library_calls import expected_calls, library_calls
 from tests.hub_cards.markdown_pages import HOSTILE, structure
 from tests.training.publishing.releases import NAME, evaluate, make_release, write_release
 from training import export
-from training.publishing.card import family_rows, model_card
+from training.publishing.card import model_card
 from training.publishing.evaluation import draw_figures
 from training.publishing.record import AdapterRecord, Reference, StageRecord
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(tmp_path_factory):
     folder = write_release(tmp_path_factory.mktemp("packed") / NAME, evaluation=evaluate())
     draw_figures(folder)
     return folder
@@ -33,11 +32,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def card(packed: Path) -> str:
     return model_card(packed, f"org/{NAME}")
-
-
-def headings(card: str) -> list[str]:
-    outside = re.sub(r"^```.*?^```$", "", card, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"^#+ (.*)$", outside, flags=re.MULTILINE)
 
 
 def rows_of(card: str, first: str) -> list[str]:
@@ -49,24 +43,17 @@ def rows_of(card: str, first: str) -> list[str]:
 def test_the_metadata_is_what_the_hub_reads(card):
     data = ModelCard(card).data
     assert data.language == ["de", "fi", "ja", "multilingual", "ru", "sw"]
-    assert (data.license, data.library_name, data.pipeline_tag) == (
-        "apache-2.0",
-        "sentence-transformers",
-        "sentence-similarity",
-    )
+    assert (data.license, data.library_name) == ("apache-2.0", "sentence-transformers")
+    assert data.pipeline_tag == "sentence-similarity"
     assert (data.base_model, data["base_model_relation"], data.datasets) == ("org/base", "finetune", ["org/kinds"])
     assert {"matryoshka", "text-embeddings-inference", "qwen3"} <= set(data.tags)
     assert data.model_name == NAME
-    values = {result.metric_name: result.metric_value for result in data.eval_results}
-    assert values == {
-        "accuracy_at_1": 0.525,
-        "accuracy_at_1, first 16 dimensions": 0.325,
-        "accuracy_at_1, first 8 dimensions": 0.25,
-    }
+    name, values = "accuracy_at_1", {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values == {name: 0.525, f"{name}, first 16 dimensions": 0.325, f"{name}, first 8 dimensions": 0.25}
     assert {result.task_type for result in data.eval_results} == {"retrieval"}
 
 
-def test_scores_are_those_of_the_evaluation(card):
+def test_scores_are_those_of_the_evaluation_at_every_width(card):
     task = rows_of(card, "`Names`")
     assert task[:4] == ["`Names`", "Retrieval", "`accuracy_at_1`", "52.5"] and task[5:] == ["4", "40"]
     low, high = map(float, task[4].split(" – "))
@@ -78,16 +65,13 @@ def test_scores_are_those_of_the_evaluation(card):
     assert rows_of(card, "0.1 % or more")[1] == "35.0"
     assert "Means: over examples 52.5, over languages 52.5." in card
     assert [rows_of(card, f"`{name}`")[3] for name in ("large", NAME, "TF-IDF")] == ["62.5", "52.5", "42.5"]
-
-
-def test_truncation_is_measured(card):
     assert rows_of(card, "32") == ["32", "128", "52.5", "32", "42.5", "4", "32.5"]
     assert rows_of(card, "8") == ["8", "32", "25.0", "8", "17.5", "1", "10.0"]
     assert "The first 16 of 32 dimensions keep 62 % of the score." in card
     assert "truncate_dim=16)" in card
 
 
-def test_the_lineage_is_told_stage_by_stage(card):
+def test_lineage_and_limits_are_told(card):
     assert rows_of(card, "`stage1`")[1:] == [
         "training",
         "[org/base](https://huggingface.co/org/base) at `0123456789ab`",
@@ -100,47 +84,42 @@ def test_the_lineage_is_told_stage_by_stage(card):
     assert rows_of(card, "`names`")[1:] == ["retrieval", "deu, fin, rus", "MIT", "900", "900", "900"]
     kinds = "`kinds` of [org/kinds](https://huggingface.co/datasets/org/kinds)"
     assert rows_of(card, kinds)[1:] == ["clustering", "jpn, mul", "–", "–", "–", "100"]
-
-
-def test_limits(card):
     assert "1 of the 5 languages of the training data has no score: `swa`." in card
     assert "Training cut texts after 64 tokens. Longer ones, up to 512" in card
     assert "The scores are of the weights in `float32`; here they are rounded to `bfloat16`." in card
-    assert rows_of(card, "`Broken`") == ["`Broken`", "no such file"]
     assert "HeldOutPairs" not in card
 
 
-def test_what_was_not_measured_is_not_there(tmp_path):
+def test_what_is_not_known_is_not_there(tmp_path):
     release = make_release(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
     card = model_card(write_release(tmp_path, release, losses=False))
-    assert not {"Truncation", "By script", "By language", "Beside other models"} & set(headings(card))
+    assert not re.search(r"^#+ (Truncation|By script|By language|Beside other models)$", card, re.MULTILINE)
     assert "This model was not evaluated." in card and "No score of this model came with it" in card
     assert "![" not in card and 'dimensions":' not in card and "prompt_name" not in card
     assert ModelCard(card).data.eval_results is None and "matryoshka" not in ModelCard(card).data.tags
     assert "Neither queries nor documents carry an instruction" in card
-
-
-def test_without_stages_nothing_is_told_of_training(tmp_path):
     card = model_card(write_release(tmp_path, make_release(stages=()), losses=False))
     assert "No record of its training came with this model." in card
-    assert "base_model" not in ModelCard(card).data.to_dict() and "Settings" not in headings(card)
+    assert "base_model" not in ModelCard(card).data.to_dict() and "### Settings" not in card
 
 
 @pytest.mark.parametrize(
-    ("kind", "parents", "relation"),
+    ("kind", "starts", "named", "relation", "base"),
     [
-        ("training", (), "finetune"),
-        ("merging", (Reference("hub", "org/a"), Reference("hub", "org/b")), "merge"),
-        ("quantization", (), "quantized"),
+        ("training", [Reference("hub", "org/base")], "[org/base]", "finetune", "org/base"),
+        ("merging", [Reference("hub", f"org/{name}") for name in "ab"], "[org/a]", "merge", ["org/a", "org/b"]),
+        ("training", [Reference("scratch")], "random weights", None, None),
+        ("training", [Reference("local", "mine")], "`mine`", None, None),
     ],
 )
-def test_the_relation_to_the_base(tmp_path, kind, parents, relation):
-    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if parents else {}
-    stage = StageRecord("last", kind, Reference("hub", "org/base"), arguments=merged, parents=parents)
-    folder = write_release(tmp_path, make_release(stages=(stage,)), losses=False)
-    data = ModelCard(model_card(folder)).data
-    assert data["base_model_relation"] == relation
-    assert data.base_model == (["org/a", "org/b"] if parents else "org/base")
+def test_the_relation_to_the_base_if_that_is_public(tmp_path, kind, starts, named, relation, base):
+    merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if kind == "merging" else {}
+    parents = tuple(starts) if merged else ()
+    stage = StageRecord("last", kind, starts[0], arguments=merged, parents=parents)
+    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
+    data = ModelCard(card).data.to_dict()
+    assert (data.get("base_model"), data.get("base_model_relation")) == (base, relation)
+    assert rows_of(card, "made from")[1].startswith(named)
 
 
 def test_an_adapter_names_its_base(tmp_path):
@@ -169,44 +148,23 @@ def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path):
     assert list(snippets(card)) == ["sentence-transformers", "transformers", "remote-code"] and "docker" in card
 
 
-@pytest.mark.parametrize("kind", ["scratch", "local"])
-def test_a_base_that_is_not_public_is_not_in_the_metadata(tmp_path, kind):
-    stage = StageRecord("only", "training", Reference(kind, "" if kind == "scratch" else "mine"))
-    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
-    assert "base_model" not in ModelCard(card).data.to_dict()
-    assert rows_of(card, "made from") == ["made from", "random weights" if kind == "scratch" else "`mine`"]
-
-
 def test_links_to_the_family(packed):
-    links = {"f2llm-v2-80m": "org/f2llm-v2-80m", "stage1": "org/first"}
-    card = model_card(packed, links=links, datasets=["org/data"], collection="org/family-0123")
-    assert "| [org/f2llm-v2-80m](https://huggingface.co/org/f2llm-v2-80m) | 320 |" in card
-    assert rows_of(card, "`pruned`")[2] == "[org/first](https://huggingface.co/org/first)"
+    members = {"org/small": make_release(name="small", parameters=7), "org/first": make_release(parameters=90_000)}
+    card = model_card(
+        packed, links={"stage1": "org/first"}, datasets=["org/data"], collection="org/family-0123", members=members
+    )
+    names = ["[org/small](https://huggingface.co/org/small)", f"**{NAME}** (this model)"]
+    names.append("[org/first](https://huggingface.co/org/first)")
+    family = card[card.index("## The family") : card.index("## Truncation")]
+    assert re.findall(r"^\| (\S*\[?\*?.*?) \| 32 \| 2 \| 64 \| 4 / 2 \|", family, flags=re.MULTILINE) == names
+    assert rows_of(card, "`pruned`")[2] == names[2]
     assert ModelCard(card).data.datasets == ["org/kinds", "org/data"]
     assert "(https://huggingface.co/collections/org/family-0123)" in card
 
 
-def test_the_models_released_with_it_stand_in_the_family():
-    release = make_release(family="f2llm-v2-330m", parameters=334_349_184)
-    members = {
-        "org/smallest": make_release(shape={**release.shape, "num_hidden_layers": 9}),
-        "org/80m": make_release(family="f2llm-v2-80m", parameters=80_084_288),
-    }
-    rows = family_rows(release, {}, members)
-    assert [row[0] for row in rows][:4] == [
-        "[org/smallest](https://huggingface.co/org/smallest)",
-        "[org/80m](https://huggingface.co/org/80m)",
-        "f2llm-v2-160m",
-        "**tiny-embedder** (this model)",
-    ]
-    assert rows[0][1:] == [32, 9, 64, "4 / 2", 21_000]
-    assert len(rows) == len(FAMILY) + 1
-
-
 @pytest.fixture(scope="module")
-def benign_structure(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    folder = tmp_path_factory.mktemp("benign")
-    return structure(_card_of(folder, lambda text: f"{text} x"))
+def benign_structure(tmp_path_factory):
+    return structure(_card_of(tmp_path_factory.mktemp("benign"), lambda text: f"{text} x"))
 
 
 def _card_of(folder: Path, rename: Any) -> str:

@@ -1,33 +1,36 @@
-"""Models without a run are packed, too: tuned by sentence-transformers alone, or a copy of a run's model."""
+"""Models without a run are packed, too, and weights are the run's own, in the dtype and the shards asked for."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
-from tests.training.publishing.broken import QUICK
-from tests.training.publishing.packed import change_weights, content_of, rewrite_json
+from tests.training.publishing.packed import QUICK, content_of, metadata_of, rewrite_json
 from training.publish import main
+from training.publishing.model_files import copy_weights, read_weights
 from training.publishing.record import Reference, load_release
 from training.publishing.verify import examine
 
 NAME = "their-embedder"
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture
-def tuned(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+def tuned(tmp_path, tiny_config, tiny_tokenizer):
     """A model like Qwen3-Embedding, with the card and the settings that others save."""
     folder = save_like_qwen3_embedding(tmp_path / "elsewhere", tiny_config, tiny_tokenizer)
     (folder / "README.md").write_text(
@@ -44,7 +47,7 @@ def tuned(tmp_path: Path, tiny_config: F2LLMConfig, tiny_tokenizer: PreTrainedTo
     return folder
 
 
-def pack(folder: Path, *words: str) -> int:
+def pack(folder, *words):
     output = ["--output", str(folder.parent / "packed"), "--licence", "apache-2.0"]
     return main(["pack", str(folder), "--name", NAME, *output, *words])
 
@@ -64,7 +67,6 @@ def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned, sentence
     assert content_of(tuned) == before
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_its_card_says_what_is_not_known(tuned):
     assert pack(tuned) == 0
     packed = tuned.parent / "packed"
@@ -75,7 +77,7 @@ def test_its_card_says_what_is_not_known(tuned):
     )
     assert release.dimensions == (32,) and release.languages == ()
     text = (packed / "README.md").read_text()
-    metadata = yaml.safe_load(text.split("---")[1])
+    metadata = metadata_of(packed)
     assert metadata["base_model"] == "Qwen/Qwen3-Embedding-0.6B" and metadata["license"] == "apache-2.0"
     assert "matryoshka" not in metadata["tags"] and "datasets" not in metadata
     for said in (
@@ -89,11 +91,10 @@ def test_its_card_says_what_is_not_known(tuned):
     (tuned / "README.md").unlink()
     assert pack(tuned) == 0
     text = (packed / "README.md").read_text()
-    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+    assert "base_model" not in metadata_of(packed)
     assert "| made from | not recorded |" in text and examine(packed, QUICK).faults == ()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     model = Path(shutil.copytree(trained_runs / "student/model", tmp_path / "moved"))
     assert pack(model) == 0
@@ -107,22 +108,13 @@ def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     np.testing.assert_allclose(found, own, atol=1e-6)
 
 
-def _change(name: str, function: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
-    return lambda folder: change_weights(
-        folder / "model.safetensors", lambda each, tensor: function(each, tensor) if each == name else tensor
-    )
-
-
-def _without_norm(folder: Path) -> None:
+def _without_norm(folder):
     (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
 
 
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (_change("norm.weight", lambda _, tensor: tensor * torch.nan), "norm.weight is NaN or infinite"),
-        (_change("norm.weight", lambda *_: None), "norm.weight"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: rewrite_json(folder / "tokenizer.json", post_processor=None), "puts no token after a text"),
         (_without_norm, "does not normalise its embeddings"),
@@ -141,24 +133,115 @@ def test_what_is_not_whole_or_of_another_kind_is_refused(tuned, capsys, spoil, p
 
 
 def test_other_architectures_and_poolings_are_refused(tmp_path, tiny_config, tiny_tokenizer, capsys):
-    (tmp_path / "bert").mkdir()
-    shutil.copytree(save_foreign_teacher(tmp_path / "saved", 16), tmp_path / "bert", dirs_exist_ok=True)
-    assert pack(tmp_path / "bert") == 2
     mean = save_like_qwen3_embedding(tmp_path / "mean", tiny_config, tiny_tokenizer, pooling="mean")
-    assert pack(mean) == 2
     dense = save_like_qwen3_embedding(tmp_path / "dense", tiny_config, tiny_tokenizer, dense=True)
-    assert pack(dense) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert [part in line for part, line in zip(("Qwen3", "pooled by mean", "Dense"), errors, strict=True)] == [True] * 3
+    bert = save_foreign_teacher(tmp_path / "bert", 16)
+    for folder, part in ((bert, "only Qwen3"), (mean, "pooled by mean"), (dense, "Dense")):
+        assert pack(folder) == 2
+        assert part in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, trained_runs, tmp_path, capsys):
-    output = ["--name", NAME, "--output", str(tmp_path / "x")]
-    assert main(["pack", str(tuned), *output]) == 2
+def test_a_packed_folder_and_a_runs_own_model_are_told_apart(tuned, runs, capsys):
+    assert main(["pack", str(tuned), "--name", NAME, "--output", str(tuned.parent / "x")]) == 2
     assert "--licence is missing" in capsys.readouterr().err
     assert pack(tuned) == 0
-    assert main(["pack", str(tuned.parent / "packed"), *output]) == 2
+    assert main(["pack", str(tuned.parent / "packed"), "--name", NAME]) == 2
     assert "is packed already" in capsys.readouterr().err
-    assert main(["pack", str(trained_runs / "student/model"), *output]) == 2
-    assert f"give its run, {trained_runs / 'student'}" in capsys.readouterr().err
+    for folder, output in ((runs / "student", "of run"), (runs / "student/model", "of model")):
+        assert main(["pack", str(folder), "--name", NAME, "--output", str(runs.parent / output)]) == 0
+    assert content_of(runs.parent / "of run") == content_of(runs.parent / "of model")
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "target").mkdir()
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_copied_or_rounded_to_the_nearest(saved, tmp_path, tiny_model, dtype):
+    # Nothing but the weights goes along.
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors", {"format": "pt", "by": "alice@host"})
+    weights = read_weights(saved, tiny_model.config)
+    copy_weights(weights, tmp_path / "target", dtype)
+    assert weights.dtype == "float32" and weights.parameters == tiny_model.num_parameters()
+    (file,) = (tmp_path / "target").iterdir()
+    copied, expected = load_file(file), dict(tiny_model.named_parameters())
+    assert copied.keys() == expected.keys() and file.name == "model.safetensors"
+    assert all(torch.equal(copied[name], expected[name].to(getattr(torch, dtype))) for name in expected)
+    with safe_open(file, "pt") as stored:
+        assert stored.metadata() == {"format": "pt"}
+
+
+def test_shards_are_small_and_load_as_one_model(saved, tmp_path, tiny_model, random_batch):
+    target = tmp_path / "target"
+    copy_weights(read_weights(saved, tiny_model.config), target, "float32", "20KB")
+    tiny_model.config.save_pretrained(target)
+    files = sorted(path.name for path in target.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:
+        tensors = load_file(target / file)
+        assert len(tensors) == 1 or sum(each.nbytes for each in tensors.values()) <= 20_000
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(each.nbytes for each in tiny_model.parameters())
+    batch = random_batch([5, 9])
+    loaded = F2LLMModel.from_pretrained(target, dtype=torch.float32).eval()
+    assert torch.equal(loaded(**batch).last_hidden_state, tiny_model(**batch).last_hidden_state)
+    # Shards are read as they are written.
+    again = read_weights(target, tiny_model.config)
+    assert again.parameters == tiny_model.num_parameters() and set(again.files.values()) == set(files)
+
+
+def test_no_more_than_a_shard_is_held(saved, tmp_path, tiny_model, monkeypatch):
+    alive, most, total = [], 0, 0
+
+    def save(tensors, path, metadata):
+        nonlocal most, total
+        # Those of the shard before must be gone by now.
+        assert not [each for each in alive if each() is not None]
+        alive[:] = [weakref.ref(each) for each in tensors.values()]
+        most, total = max(most, len(tensors)), total + len(tensors)
+
+    monkeypatch.setattr("training.publishing.model_files.save_file", save)
+    copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", "bfloat16", "10KB")
+    assert total == len(list(tiny_model.parameters())) > most
+
+
+def test_weights_that_are_not_finite_in_their_dtype_are_refused(saved, tmp_path, tiny_model, refuses):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["norm.weight"][3] = torch.finfo(torch.float32).max
+    save_file(tensors, saved / "model.safetensors")
+    with refuses(saved, "norm.weight is NaN or infinite in bfloat16", "earlier checkpoint"):
+        copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda each: {k: v for k, v in each.items() if k != "norm.weight"}, ["norm.weight", "absent"]),
+        (lambda each: {**each, "norm.weight": torch.ones(3)}, ["norm.weight", "(3,)", "(32,)"]),
+        (lambda each: {**each, "norm.weight": each["norm.weight"].half()}, ["float16, float32"]),
+        (lambda each: {k: v.double() for k, v in each.items()}, ["float64"]),
+    ],
+)
+def test_weights_of_another_model_are_refused(saved, tiny_model, refuses, change, parts):
+    save_file(change(load_file(saved / "model.safetensors")), saved / "model.safetensors")
+    with refuses(saved, *parts):
+        read_weights(saved, tiny_model.config)
+
+
+def test_reading_leaves_what_another_thread_makes_alone(saved, tiny_model, monkeypatch):
+    # As when a checkpoint is uploaded while its run trains.
+    made = []
+
+    def model_while_another_thread_works(config):
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        thread.start()
+        thread.join()
+        return F2LLMModel(config)
+
+    monkeypatch.setattr("training.models.model_folder.F2LLMModel", model_while_another_thread_works)
+    read_weights(saved, tiny_model.config)
+    assert [each.weight.is_meta for each in made] == [False]

@@ -1,12 +1,10 @@
 """Runs the examples of a card: a separate program that ``card.py`` starts.
 
-It imports nothing of this repository, and prevents that an example does. Where the system allows it, it runs without
-network devices, and so do the programs that an example starts.
+Neither it nor an example imports anything of this repository. Where the system allows it, it has no network.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import ctypes
 import json
@@ -23,8 +21,6 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class _Hidden(MetaPathFinder):
-    """Hides the packages of this repository."""
-
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.partition(".")[0] in _OWN:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
@@ -51,38 +47,9 @@ def _leave_network() -> str | None:
     return None
 
 
-class _Adapted(ast.NodeTransformer):
-    """The printed code, with folders for the names of models and more texts than are printed."""
-
-    def __init__(self, task: dict[str, Any]) -> None:
-        self.task = task
-
-    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        self.generic_visit(node)
-        target = node.targets[0]
-        if isinstance(target, ast.Name) and target.id in ("queries", "documents"):
-            more = ast.List([ast.Constant(text) for text in self.task[target.id]], ast.Load())
-            node.value = ast.BinOp(node.value, ast.Add(), more)
-        return node
-
-    def visit_Call(self, node: ast.Call) -> ast.Call:
-        self.generic_visit(node)
-        name = getattr(node.func, "id", getattr(node.func, "attr", None))
-        if name in ("SentenceTransformer", "from_pretrained"):
-            # Any name but that of an adapter's base is the model's.
-            places, folder = self.task["places"], self.task["folder"]
-            node.args = [
-                ast.Constant(places.get(each.value, folder)) if isinstance(each, ast.Constant) else each
-                for each in node.args
-            ]
-        return node
-
-
-def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Run an example; return the class of its model and embeddings by variant."""
-    tree = ast.fix_missing_locations(_Adapted(task).visit(ast.parse(code)))
+def _run(code: str, widths: list[int]) -> tuple[str, dict[str, Any]]:
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(tree, "example", "exec"), names)
+    exec(compile(code, "example", "exec"), names)
     documents, model = names["documents"], names["model"]
     found = {"queries": names["query_embeddings"], "documents": names["document_embeddings"]}
     is_plain = "embed" in names
@@ -96,43 +63,30 @@ def _run(code: str, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     found["padded on the left"] = embed(documents)
     tokenizer.padding_side = "right"
     if not is_plain:
-        for width in task["dimensions"]:
+        for width in widths:
             cut = model.encode_document(documents, truncate_dim=width, normalize_embeddings=True)
             found[f"documents@{width}"] = cut
     kind = type(model if is_plain else model.transformers_model).__name__
-    return kind, {variant: _array(value) for variant, value in found.items()}
-
-
-def _array(embeddings: Any) -> Any:
-    import numpy as np
-
-    rows = [row.float().tolist() if hasattr(row, "float") else row for row in embeddings]
-    return np.asarray(rows, dtype=np.float32)
+    return kind, {
+        variant: [(row.float() if hasattr(row, "float") else row).tolist() for row in rows]
+        for variant, rows in found.items()
+    }
 
 
 def main(folder: Path, network: str | None) -> None:
-    """Run the task of a folder; write ``report.json`` and ``embeddings.npz`` there.
-
-    Args:
-        folder: The folder.
-        network: Why there still is a network; None if there is none.
-    """
-    import numpy as np
-
+    """Run the task of a folder; write a report there. ``network`` says why there is one, if so."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {"errors": {}, "classes": {}, "network": network}
-    embeddings = {}
+    report: dict[str, Any] = {"errors": {}, "classes": {}, "embeddings": {}, "network": network}
     for name, code in task["codes"].items():
         try:
             # Examples print, and libraries draw bars.
             with contextlib.redirect_stdout(sys.stderr):
-                report["classes"][name], found = _run(code, task)
+                report["classes"][name], found = _run(code, task["dimensions"])
         # The reader of the card would see any exception.
         except Exception as error:
             report["errors"][name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         else:
-            embeddings |= {f"{name}/{variant}": array for variant, array in found.items()}
-    np.savez(folder / "embeddings.npz", **embeddings)
+            report["embeddings"] |= {f"{name}/{variant}": rows for variant, rows in found.items()}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 

@@ -24,10 +24,9 @@ from training.publishing.hub.progress import STATE, TIMING, progress_of
 from training.publishing.hub.upload import CARD, INCIDENTAL, Destination
 from training.publishing.hub.upload_queue import UploadQueue
 from training.publishing.lineage import Lineage, sources_of
-from training.publishing.model_files import copy_model_files, read_model_files
+from training.publishing.model_files import copy_model_files, read_model_files, read_weights
 from training.publishing.record import RECORD
 from training.publishing.states import ModelState, check_nothing_private, clean_arguments, private_texts, read_json
-from training.publishing.weights import read_weights
 
 INDEX, TRAINING_STATE = "checkpoints.json", "training_state.json"
 _WEIGHTS_INDEX = "model.safetensors.index.json"

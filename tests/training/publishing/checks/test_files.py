@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save
 
-from tests.training.publishing.broken import BrokenRelease
-from tests.training.publishing.packed import BASE, change_weights, put_in_cache
+from tests.training.publishing.packed import BASE, BrokenRelease, change_weights
 from training.publish import main
 from training.publishing.checks import card
-from training.publishing.checks.packed import PackedFolder
+from training.publishing.checks.files import PackedFolder
 from training.publishing.pack import PackOptions, pack
 
-CONFIG, WEIGHTS, INDEX, RECORD = "config.json", "model.safetensors", "model.safetensors.index.json", "release.json"
-ADAPTER, ADAPTER_WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-FIRST = "base_model.model.layers.0.mlp.down_proj.lora_A.weight"
+WEIGHTS, RECORD, ADAPTER, CARD = "model.safetensors", "release.json", "adapter_config.json", "README.md"
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        *((name, "delete it") for name in (".DS_Store", "runs/events.out.tfevents.1", "trainer_state.json")),
-        *((name, "delete it") for name in (".cache/x", "__pycache__/a.pyc")),
+        *((name, "does not belong in a release; delete it") for name in (".DS_Store", ".cache/x")),
         *((name, "is not safetensors: ") for name in ("pytorch_model.bin", "rng.pth", "cache/texts.pkl")),
     ],
 )
 def test_files_that_do_not_belong(broken, name, said):
     broken.write(name, b"cos\nsystem\n")
-    broken.expect((name, said))
+    assert any(fault.startswith(f"{name}: {said}") for fault in broken.faults())
 
 
 def test_the_record_lists_all_files_with_their_hashes(broken):
@@ -47,12 +40,10 @@ def test_the_record_lists_all_files_with_their_hashes(broken):
     broken.write("notes.txt", "x", listed=False)
     broken.write(".gitattributes", "*.safetensors filter=lfs\n", listed=False)
     (broken.folder / "2_Normalize/config.json").unlink()
+    changed = "was changed, added or deleted since release.json was written"
     broken.expect(
-        (WEIGHTS, "is not the file whose hash release.json has"),
-        ("LICENSE", "has 6 bytes, but release.json says"),
-        ("notes.txt", "is not in release.json"),
-        ("2_Normalize/config.json", "is missing, but release.json lists it"),
-        ("the model", "it lacks 2_Normalize/config.json"),
+        *((name, changed) for name in (WEIGHTS, "LICENSE", "notes.txt", "2_Normalize/config.json")),
+        ("the folder", "it lacks 2_Normalize/config.json"),
     )
 
 
@@ -62,147 +53,50 @@ def test_a_link(broken):
     assert any(fault.startswith("layers.py: is a link") for fault in broken.faults())
 
 
-def _nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["norm.weight"][3] = float("nan")
-    tensors["embed_tokens.weight"][-1, -1] = float("inf")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda all: [all.update({f"model.{name}": all.pop(name)}) for name in [*all]],
-            "embed_tokens.weight is absent",
-        ),
-        (lambda all: all.update({"lm_head.weight": all.pop("norm.weight")}), "lm_head.weight is ("),
-        (
-            lambda all: all.update({"norm.weight": torch.ones(33)}),
-            "norm.weight is (33,), the configuration wants (32,)",
-        ),
-        (_nan, "norm.weight is NaN or infinite"),
-        (lambda all: all.update({"norm.weight": all["norm.weight"].half()}), "weights of float16, float32"),
-        (lambda all: all.update({name: each.bfloat16() for name, each in all.items()}), "dtype is float32, but the"),
-    ],
-)
-def test_weights(broken, change, said):
-    broken.edit_weights(change)
-    assert any(said in fault for fault in broken.faults()), broken.faults()
-
-
-def test_a_record_that_says_something_else(broken):
-    broken.edit(RECORD, parameters=330_000_000, max_length=7)
-    faults = broken.faults()
-    for said in ("parameters is 330000000, but", "max_length is 7, but", "where the files give | parameters | 330"):
-        assert any(said in fault for fault in faults), faults
-
-
 def test_shards(instructed, tmp_path):
     release = pack(instructed, tmp_path / "packed/tiny", PackOptions("tiny", dtype="bfloat16", max_shard_size="20KB"))
     broken = BrokenRelease(release, tmp_path / "tiny")
-    first, second, *_ = sorted(path.name for path in broken.folder.glob("model-*.safetensors"))
     broken.expect()
-
-    def swap(index):
-        one, other = (next(n for n, file in index["weight_map"].items() if file == each) for each in (first, second))
-        index["weight_map"] |= {one: second, other: first}
-
-    broken.edit(INDEX, swap)
-    broken.expect(*[(INDEX, "does not name the file that holds")] * 2)
-    broken.delete(INDEX)
-    broken.expect(("the model", "holds no weights as safetensors"))
+    broken.delete("model.safetensors.index.json")
+    broken.expect(("the folder", "holds no weights as safetensors"))
 
 
-def _append(text: str) -> Callable[[BrokenRelease], None]:
-    return lambda broken: broken.write("packing.py", (broken.folder / "packing.py").read_text() + text)
-
-
-@pytest.mark.parametrize(
-    ("edit", "file", "said"),
-    [
-        (lambda broken: broken.edit(CONFIG, auto_map=...), CONFIG, "auto_map is None, not"),
-        (
-            lambda broken: broken.edit(CONFIG, lambda c: c["auto_map"].update(AutoModel="packing.F2LLMModel")),
-            *(CONFIG, "'modeling_f2llm.F2LLMModel'"),
-        ),
-        (lambda broken: broken.delete("packing.py"), "packing.py", "is missing"),
-        (
-            lambda broken: broken.write("losses.py", "import torch\n"),
-            "losses.py",
-            "is code that auto_map does not need",
-        ),
-    ],
-)
-def test_remote_code(broken, edit, file, said):
-    edit(broken)
-    assert any(fault.startswith(f"{file}: ") and said in fault for fault in broken.faults()), broken.faults()
-
-
-def test_older_code_is_no_fault(broken):
-    _append("\n# Older.\n")(broken)
+def test_other_code_is_a_notice(broken):
+    broken.write("packing.py", (broken.folder / "packing.py").read_text() + "\n# Older.\n")
+    broken.write("losses.py", "import torch\n")
     broken.expect()
-    assert any(notice.file == "packing.py" for notice in broken.examine().notices)
+    assert {"losses.py", "packing.py"} <= {notice.file for notice in broken.examine().notices}
 
 
 @pytest.fixture
-def checked(broken_adapter: BrokenRelease, adapter_base: Path) -> BrokenRelease:
-    """A packed adapter whose base is given."""
+def checked(broken_adapter, adapter_base):
     broken_adapter.base = adapter_base
     broken_adapter.expect()
     return broken_adapter
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"base_model_name_or_path": "/home/me/base"}, f"is '/home/me/base', not '{BASE}'"),
-        ({"base_model_name_or_path": "org/other"}, f"is 'org/other', not '{BASE}'"),
-        ({"lora_alpha": 99}, "its alpha is 8, but adapter_config.json has 99"),
-        ({"r": 5}, "its base wants"),
-        ({"target_modules": ["q_proj"]}, "its base wants absent"),
-        ({"target_modules": ["nothing"]}, "the adapter does not fit its base"),
-        ({"use_dora": True}, "lora_magnitude_vector"),
-        ({"peft_type": "NOTHING"}, "the adapter does not fit its base"),
-    ],
-)
-def test_a_configuration_of_another_adapter(checked, fields, said):
-    checked.edit(ADAPTER, **fields)
-    assert any(said in fault for fault in checked.faults()), checked.faults()
+def config(**fields):
+    return lambda broken: broken.edit(ADAPTER, **fields)
 
 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda each: each.write("adapter_model.bin", "x"), "adapter_model.bin: is not safetensors"),
-        (lambda each: each.write("modeling.py", "x = 1"), "modeling.py: is code, which comes from an adapter's base"),
+        (config(base_model_name_or_path="/home/me/base"), f"is '/home/me/base', not '{BASE}'"),
+        (config(base_model_name_or_path="org/other"), f"is 'org/other', not '{BASE}'"),
+        (config(lora_alpha=99), "its alpha is 8, but adapter_config.json has 99"),
+        (config(r=5), "its base wants"),
+        (config(target_modules=["q_proj"]), "its base wants absent"),
+        (config(target_modules=["nothing"]), "the adapter does not fit its base"),
+        (config(use_dora=True), "lora_magnitude_vector"),
+        (config(peft_type="NOTHING"), "the adapter does not fit its base"),
         (lambda each: each.edit("tokenizer_config.json", pad_token="a"), "tokenizer_config.json: pad_token_id is 0"),
-        (
-            lambda each: each.replace(CARD, f'AutoModel.from_pretrained("{BASE}")', 'AutoModel.from_pretrained("o/o")'),
-            "the examples load o/o, tiny, not tiny",
-        ),
-        (lambda each: each.edit(RECORD, lambda record: record["adapter"].update(base_weights="0")), "other weights"),
         (lambda each: each.edit(RECORD, adapter=None), f"{RECORD}: has no adapter"),
     ],
 )
 def test_what_is_not_of_the_adapter(checked, edit, said):
     edit(checked)
-    checked.base = None if said.startswith(RECORD) else checked.base
     assert any(said in fault for fault in checked.faults()), checked.faults()
-
-
-def test_a_base_that_is_not_here_is_a_notice(broken_adapter, adapter_base, capsys):
-    broken_adapter.edit_weights(lambda weights: weights.update({FIRST: torch.zeros(4, 63)}), ADAPTER_WEIGHTS)
-    counts = {"parameters": 4092}
-    broken_adapter.edit(RECORD, lambda record: record.update(counts, adapter=record["adapter"] | counts))
-    broken_adapter.replace(CARD, "4,096", "4,092")
-    assert main(["verify", str(broken_adapter.folder)]) == 0
-    printed = capsys.readouterr().out
-    assert f"note: adapter_config.json: not checked against its base {BASE}" in printed and "--base FOLDER" in printed
-    assert "no fault; checked (see the notes): contents," in printed and "not run" not in printed
-    # One in the Hub's cache is used by itself, if it is whole.
-    cached = put_in_cache(adapter_base)
-    broken_adapter.expect(("the model", "is (4, 63), its base wants (4, 64)"))
-    (cached / "model.safetensors").unlink()
-    assert any("not checked against its base" in str(notice) for notice in broken_adapter.examine().notices)
 
 
 def test_a_wrong_base(checked, adapter_base, tmp_path, capsys):
@@ -224,10 +118,3 @@ def test_the_examples_are_run_with_the_base(checked, adapter_base):
     faults = [str(finding) for finding in card.check_embeddings(PackedFolder(checked.folder, adapter_base))]
     for name in ("sentence-transformers", "remote-code"):
         assert any(f"the example {name} differs from transformers on queries" in fault for fault in faults), faults
-
-
-def test_without_peft_the_extra_is_named(broken_adapter, adapter_base, monkeypatch):
-    broken_adapter.base = adapter_base
-    monkeypatch.setitem(sys.modules, "peft", None)
-    faults = broken_adapter.faults()
-    assert len(faults) == 1 and '".[train,lora]"' in faults[0], faults

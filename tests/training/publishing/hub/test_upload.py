@@ -14,8 +14,7 @@ from huggingface_hub import snapshot_download
 
 from tests.hub_server.client import connected, environment
 from tests.hub_server.server import TOKEN
-from tests.training.publishing.broken import QUICK
-from tests.training.publishing.packed import NAME, content_of, spoil
+from tests.training.publishing.packed import NAME, QUICK, content_of, spoil
 from tests.training.recipes import write_sources
 from training.data.releasing.release import release
 from training.publish import main
