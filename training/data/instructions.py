@@ -60,16 +60,13 @@ class TextFormat:
         for name, known in (("query_template", {"text", "instruction"}), ("document_template", {"text"})):
             template = getattr(self, name)
             try:
-                list(Formatter().parse(template))
+                fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
             except ValueError as error:
-                reason = f"is no template ({error}); write {{{{ and }}}} for braces"
-                raise UserError(f"key 'teacher_{name}': {template!r} {reason}") from None
-            fields = set(re.findall("{([^{}]*)}", template.replace("{{", "").replace("}}", "")))
-            for field in sorted(fields - known):
+                what = f"key 'teacher_{name}': {template!r} is no template ({error})"
+                raise UserError(f"{what}; write {{{{ and }}}} for braces") from None
+            if "text" not in fields or not fields <= known:
                 may = " and ".join(f"{{{each}}}" for each in sorted(known, reverse=True))
-                raise UserError(f"key 'teacher_{name}': {template!r} has the field {{{field}}}; it may have {may} only")
-            if "text" not in fields:
-                raise UserError(f"key 'teacher_{name}': {template!r} lacks {{text}}, where the text goes; add it")
+                raise UserError(f"key 'teacher_{name}': {template!r} must have {{text}}, and may have {may} only")
 
     def apply(self, text: str) -> str:
         """Return a text of the student, with or without an instruction, as the teacher reads it."""

@@ -21,7 +21,7 @@ from training.common.outputs import check_output, checksums_of, locked, publish,
 from training.data.manifest import Source
 from training.data.preparation.plan import PreparationOptions, make_plan
 from training.data.preparation.reading import read_shard
-from training.data.preparation.tokenising import FORMAT, assemble, choose_validation, place_shard, tokenise_partition
+from training.data.preparation.writing import FORMAT, assemble, choose_validation, place_shard, tokenise_partition
 from training.data.prepared import FILE_PATTERNS, PreparedSource
 from training.data.storage import identity
 
@@ -119,7 +119,7 @@ def _is_finished(folder: Path, fingerprint: str) -> bool:
         prepared = PreparedSource(folder)
     except UserError:
         return False
-    whole = all(checksums_of(folder / name).exists() for name in prepared.arrays)
+    whole = all(checksums_of(folder / name).exists() for name in prepared.mapped_files)
     return whole and prepared.description.get("fingerprint") == fingerprint
 
 
@@ -127,7 +127,8 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     """Hash everything that the prepared rows and tokens depend on."""
     described = {**asdict(source), "files": [identity(file, folder / ".hashes") for file in source.files]}
     # No prepared byte depends on these, nor on the negatives of other task types.
-    del described["category"], described["licence"]
+    for key in ("category", "licence", "stages", "instruction_from"):
+        del described[key]
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]

@@ -34,7 +34,7 @@ _RUN_SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 def read_shard(plan: PreparationPlan, number: int) -> None:
     """Read a shard and write the hashes of its rows, its distinct texts and its bad rows."""
     shard = plan.shards[number]
-    file = PublishedFile(plan.source.files[shard.file], plan.required_negatives)
+    file = PublishedFile(plan.source.files[shard.file])
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)

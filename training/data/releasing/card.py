@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from hub_cards.hub_terms import SPECIAL_LANGUAGES, hub_languages, licence_metada
 from hub_cards.metadata import header
 from training.common.errors import UserError
 from training.common.languages import SEVERAL, language_name
+from training.data.cleaning.decontamination import COUNTS
 from training.data.manifest import Source
 
 _TASK_CATEGORIES = {
@@ -32,7 +31,6 @@ _FORMAT_COLUMN = re.compile(r"query|passage|lang|negative_\d+")
 # Bars of the plot.
 _SHOWN = 40
 _NO_LANGUAGE = {SEVERAL: "several languages", "zxx": "programming languages"}
-_BAR, _TEXT, _QUIET = "#4c72b0", "#222222", "#777777"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ class ReleasedSource:
     negatives: int  # negative columns
     rows: int
     faulty: int  # rows that preparation leaves out, such as those without a query
-    memory_bytes: int  # of the rows as Arrow tables
     file_bytes: int
     languages: Counter[str]  # rows by ISO 639-3 code; each language of a pair gets half of them
 
@@ -67,7 +64,7 @@ def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | Non
         "metadata": _metadata(released, name, licence),
         "name": name,
         "rows": rows,
-        "size": _bytes(sum(each.file_bytes for each in released)),
+        "size": f"{sum(each.file_bytes for each in released) / 1e6:,.1f} MB",
         "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted(columns),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
@@ -87,18 +84,10 @@ def _metadata(released: Sequence[ReleasedSource], name: str, licence: str | None
     """Return the YAML header of the card: one configuration per source, since their columns differ."""
     languages = hub_languages(language_rows(released))
     tasks = {_TASK_CATEGORIES[each.source.task_type] for each in released}
-    configs, infos = [], []
+    configs = []
     for each in released:
         path = each.files[0] if len(each.files) == 1 else f"data/{each.source.name}/train-*.parquet"
         configs.append({"config_name": each.source.name, "data_files": [{"split": "train", "path": path}]})
-        infos.append(
-            {
-                "config_name": each.source.name,
-                "splits": [{"name": "train", "num_bytes": each.memory_bytes, "num_examples": each.rows}],
-                "download_size": each.file_bytes,
-                "dataset_size": each.memory_bytes,
-            }
-        )
     metadata = DatasetCardData(
         language=languages,
         **licence_metadata([licence] if licence else [each.source.licence for each in released]),
@@ -108,16 +97,16 @@ def _metadata(released: Sequence[ReleasedSource], name: str, licence: str | None
         pretty_name=name,
         tags=["embeddings", "sentence-transformers"],
         configs=configs,
-        dataset_info=infos,
     )
     return header(metadata)
 
 
 def size_category(rows: int) -> str:
     """Return the Hub's size category of a number of rows, such as ``10K<n<100K``."""
-    between = [f"{low}<n<{high}" for low, high in pairwise(_SIZES)]
-    limits = [10**power for power in range(3, 3 + len(_SIZES))]
-    return [f"n<{_SIZES[0]}", *between, f"n>{_SIZES[-1]}"][bisect_right(limits, rows)]
+    power = len(str(rows)) - len("999")
+    if power < 1:
+        return f"n<{_SIZES[0]}"
+    return f"{_SIZES[power - 1]}<n<{_SIZES[power]}" if power < len(_SIZES) else f"n>{_SIZES[-1]}"
 
 
 def _source_row(each: ReleasedSource) -> list[Any]:
@@ -139,14 +128,6 @@ def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 # Provenance and contamination, from the files beside the data
 
 
@@ -161,9 +142,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not the record of a command of this project ({error!r}); give another one, or remove it"
-        ) from None
+        what = f"{path}: not the record of a command of this project ({error!r})"
+        raise UserError(f"{what}; give another one, or remove it") from None
 
 
 def provenance_rows(records: Mapping[Path, Any], names: Sequence[str]) -> list[list[Any]]:
@@ -172,26 +152,24 @@ def provenance_rows(records: Mapping[Path, Any], names: Sequence[str]) -> list[l
     for name in names:
         for path, record in records.items():
             with _reading(path):
-                rows += [[name, *step] for step in _steps(record, name)]
+                if name in (record["rows"] if "options" in record else record["sources"]):
+                    rows.append([name, *_step(record, name)])
     return rows
 
 
-def _steps(record: Mapping[str, Any], name: str) -> Iterator[list[Any]]:
+def _step(record: Mapping[str, Any], name: str) -> list[Any]:
     if "options" in record:
-        if name in record["rows"]:
-            options = {key: value for key, value in record["options"].items() if key not in ("format", "languages")}
-            yield ["built from CLDR", None, record["dropped"][name], _listed(options)]
-    elif name in record["sources"]:
-        entry = record["sources"][name]
-        if "model" not in entry:
-            reasons = {reason: count for reason, count in entry["dropped"].items() if count}
-            yield ["built from raw data", entry["read"], entry["read"] - entry["rows"], _listed(reasons)]
-            return
-        options = {key: value for key, value in entry["options"].items() if not isinstance(value, bool)}
-        # The path of a local model is private.
-        model = Path(entry["model"]).name if Path(entry["model"]).is_absolute() else entry["model"]
-        revision = f" at {entry['revision']}" if entry["revision"] else ""
-        yield ["negatives mined", entry["rows"], entry["dropped"], f"{model}{revision}: {_listed(options)}"]
+        options = {key: value for key, value in record["options"].items() if key not in ("format", "languages")}
+        return ["built from CLDR", None, record["dropped"][name], _listed(options)]
+    entry = record["sources"][name]
+    if "model" not in entry:
+        reasons = {reason: count for reason, count in entry["dropped"].items() if count}
+        return ["built from raw data", entry["read"], entry["read"] - entry["rows"], _listed(reasons)]
+    options = {key: value for key, value in entry["options"].items() if not isinstance(value, bool)}
+    # The path of a local model is private.
+    model = Path(entry["model"]).name if Path(entry["model"]).is_absolute() else entry["model"]
+    revision = f" at {entry['revision']}" if entry["revision"] else ""
+    return ["negatives mined", entry["rows"], entry["dropped"], f"{model}{revision}: {_listed(options)}"]
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -204,37 +182,20 @@ def contamination_facts(path: Path, report: Mapping[str, Any], released: Mapping
     ``released`` are the rows by source.
     """
     with _reading(path):
-        sets = [{"name": each["name"], "texts": sum(each["texts"].values())} for each in report["evaluation_sets"]]
-        checked = {source["name"]: _counts(source) for source in report["sources"]}
+        sets = [{"name": name, "texts": texts} for name, texts in report["evaluation_sets"].items()]
+        checked = {source["name"]: [source[count] for count in COUNTS] for source in report["sources"]}
     rows = []
-    for name, kept in released.items():
-        if name not in checked:
-            continue
+    for name in filter(checked.__contains__, released):
         looked_at, *found, removed = checked[name]
         # Either the checked rows are released, or those that were left of them.
-        if kept not in (looked_at, looked_at - (removed or 0)):
-            raise UserError(
-                f"{path}: source {name!r} had {looked_at:,} rows, of which {removed or 0:,} were removed, "
-                f"but {kept:,} are released; check this very data"
-            )
-        if removed is not None and kept == looked_at:
-            removed = 0
-        rows.append([name, looked_at, *found, removed])
+        if released[name] not in (looked_at, looked_at - (removed or 0)):
+            what = f"{path}: source {name!r} had {looked_at:,} rows, of which {removed or 0:,} were removed"
+            raise UserError(f"{what}, but {released[name]:,} are released; check this very data")
+        rows.append([name, looked_at, *found, 0 if removed and released[name] == looked_at else removed])
     if len(rows) > 1:
         _, *columns = ([count for count in column if count is not None] for column in zip(*rows, strict=True))
         rows.append(["all", *(sum(column) if column else None for column in columns)])
     return {"rows": rows, "sets": sets, "unchecked": [name for name in released if name not in checked]}
-
-
-def _counts(found: Mapping[str, Any]) -> list[int | None]:
-    """Return rows, duplicates of three kinds, contaminated rows of two, and rows removed; None where nobody checked."""
-    across, leaked = found["across_sources"], found["contaminated"]
-    return [
-        *(found[key] for key in ("rows", "exact_duplicates", "near_duplicates")),
-        None if across is None else sum(count for kind in across.values() for count in kind.values()),
-        *(None if leaked is None else leaked[kind] for kind in ("whole", "overlap")),
-        found["removed"],
-    ]
 
 
 # Plot
@@ -245,35 +206,25 @@ def plot_languages(rows: Mapping[str, int], folder: Path, title: str) -> None:
     # Takes a second to import.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter
 
     total, ordered = sum(rows.values()), _largest(rows)
-    shown, rest = ordered[:_SHOWN], ordered[_SHOWN:]
-    counts = [count for _, count in shown]
-    languages = len(rows.keys() - _NO_LANGUAGE.keys())
-    note = "rows"
-    if rest:
-        others = sum(count for _, count in rest)
-        note += f"; not shown: {len(rest)} more languages with {others:,} rows ({100 * others / total:.1f} %)"
+    codes, counts = zip(*ordered[:_SHOWN], strict=True)
+    languages, rest = len(rows.keys() - _NO_LANGUAGE.keys()), ordered[_SHOWN:]
     # Titles may contain dollar signs, which are not formulas; the salt and the missing dates make the bytes repeat.
     with rc_context({"svg.hashsalt": "languages", "text.parse_math": False, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(8, 1.3 + 0.2 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(8, 1.3 + 0.2 * len(codes)), layout="constrained")
         axes = figure.subplots()
-        axes.barh(range(len(shown)), counts, height=0.72, color=_BAR)
-        for bar, count in enumerate(counts):
-            label = f" {count:,} ({100 * count / total:.1f} %)"
-            axes.text(count, bar, label, va="center", fontsize=8, color=_TEXT)
-        names = [_NO_LANGUAGE.get(code) or f"{language_name(code)} ({code})" for code, _ in shown]
-        axes.set_yticks(range(len(shown)), names, fontsize=8)
-        axes.set_ylim(len(shown) - 0.4, -0.6)
+        bars = axes.barh([_NO_LANGUAGE.get(code) or f"{language_name(code)} ({code})" for code in codes], counts)
+        axes.bar_label(bars, [f"{count:,} ({count / total:.1%})" for count in counts], padding=3, fontsize=8)
+        axes.set_ylim(len(codes) - 0.4, -0.6)
         axes.set_xlim(0, 1.22 * max(counts))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.tick_params(axis="x", labelsize=8)
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        number = "1 language" if languages == 1 else f"{languages} languages"
-        axes.set_title(f"{title}: {number}", fontsize=10, loc="left", color=_TEXT)
-        axes.set_xlabel(note, fontsize=8, color=_QUIET)
+        axes.set_title(f"{title}: {languages} language{'s' * (languages != 1)}", fontsize=10, loc="left")
+        others = sum(count for _, count in rest)
+        note = f"; not shown: {len(rest)} more languages with {others:,} rows ({others / total:.1%})" if rest else ""
+        axes.set_xlabel(f"rows{note}", fontsize=8)
         figure.savefig(folder / "languages.svg", metadata={"Date": None})
         figure.savefig(folder / "languages.png", dpi=130, metadata={"Software": None})

@@ -7,14 +7,11 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hub_cards.render import render_dataset_card
@@ -24,9 +21,7 @@ from training.common.languages import SEVERAL, iso639_3_as_written, languages_in
 from training.common.outputs import check_output, locked, new_folder
 from training.data.manifest import (
     MANIFEST,
-    Manifest,
     Source,
-    find_entry_files,
     load_manifest,
     read_manifest,
     select_sources,
@@ -55,7 +50,7 @@ _RECORDS = ("build.json", "mining.json")
 _ROW_GROUP_BYTES = 32 << 20
 _LANGUAGE = "lang"
 # Increase it when the same data gives another release than before.
-_FORMAT = 3
+_FORMAT = 4
 
 
 def release(
@@ -81,28 +76,18 @@ def release(
     chosen = select_sources(load_manifest(manifest.path, data_dir), sources)
     for source in chosen:
         if not re.fullmatch(r"[^\W_][\w.+ -]*", source.name):
-            raise UserError(
-                f"{manifest.path}: source {source.name!r} cannot be a configuration; use letters, digits and _ . + -"
-            )
-    reports = [] if contamination is None else [Path(contamination)]
+            what = f"{manifest.path}: source {source.name!r} cannot be a configuration"
+            raise UserError(f"{what}; use letters, digits and _ . + -")
     files = [file for source in chosen for file in source.files if isinstance(file, Path)]
+    reports = [Path(contamination)] if contamination else []
     check_output(output, [manifest.path, *files, *reports])
     beside = [manifest.path.parent / record for record in _RECORDS]
     records = {path: read_json(path) for path in beside if path.is_file()}
     report = read_json(reports[0]) if reports else None
     name, repository = name or output.name, repository or output.name
-    entries = _entries(manifest, chosen)
-    inputs = {
-        "format": _FORMAT,
-        "options": {"name": name, "repository": repository, "licence": licence, "max_file_bytes": max_file_bytes},
-        "sources": [entries, [[identity(file) for file in source.files] for source in chosen]],
-        "records": {path.name: record for path, record in records.items()},
-        "contamination": report,
-    }
-    made_of = {
-        key: hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-        for key, value in inputs.items()
-    }
+    described = [{**asdict(source), "files": [identity(file) for file in source.files]} for source in chosen]
+    inputs = [_FORMAT, name, repository, licence, max_file_bytes, described, list(records.values()), report]
+    made_of = hashlib.blake2b(json.dumps(inputs).encode(), digest_size=16).hexdigest()
     with locked(output):
         if _is_released(output, made_of):
             logger.info("%s: holds this release already", output)
@@ -121,50 +106,23 @@ def release(
             facts |= card_facts(released, name, licence)
             (partial / CARD).write_text(render_dataset_card(facts), encoding="utf-8")
             plot_languages(language_rows(released), partial, name)
-            stages = {stage for entry in entries for stage in entry["stages"]}
-            written = [
-                {**entry, "files": each.files, "published_rows": each.rows}
-                for entry, each in zip(entries, released, strict=True)
-            ]
-            caps = {stage: cap for stage, cap in manifest.stage_caps.items() if stage in stages}
-            write_manifest(partial / MANIFEST, written, stage_caps=caps)
+            entries = [{**asdict(each.source), "files": each.files, "published_rows": each.rows} for each in released]
+            write_manifest(partial / MANIFEST, entries, stage_caps=manifest.stage_caps)
             _write_record(partial, name, released, made_of)
     logger.info("%s: %d sources, %d rows", output, len(released), sum(each.rows for each in released))
     return output
 
 
-def _is_released(output: Path, made_of: Mapping[str, str]) -> bool:
+def _is_released(output: Path, made_of: str) -> bool:
     """Return whether the folder holds this release, or False if it is empty; refuse any other content."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
-    try:
-        found = dict(json.loads((output / RECORD).read_text(encoding="utf-8"))["made_of"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{output}: exists and is no release; give another --output") from None
-    changed = [key for key, value in made_of.items() if found.get(key) != value]
-    if changed:
-        raise UserError(f"{output}: holds a release of other {', '.join(changed)}; remove it or give another --output")
-    return True
+    if output.is_dir() and (output / RECORD).is_file() and read_json(output / RECORD).get("made_of") == made_of:
+        return True
+    raise UserError(f"{output}: exists and is not this release; remove it or give another --output")
 
 
-def _entries(manifest: Manifest, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return the sources as entries of a manifest; a source of a collection has the collection's stages."""
-    entry_of = {}
-    for entry in manifest.entries:
-        found = find_entry_files(manifest, entry).values() if entry.each_file else []
-        entry_of |= dict.fromkeys([file.stem for files in found for file in files] or [entry.name], entry)
-    return [
-        {
-            **asdict(source),
-            "files": [],
-            "stages": entry_of[source.name].stages,
-            "instruction_from": entry_of[source.name].instruction_from,
-        }
-        for source in sources
-    ]
-
-
-def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of: Mapping[str, str]) -> None:
+def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of: str) -> None:
     """Write the record last: it alone says that the folder holds a release."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): Content(path) for path in paths}
@@ -192,41 +150,31 @@ def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], m
 
 def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, max_file_bytes: int) -> ReleasedSource:
     """Write all rows and columns of a source as ``data/NAME.parquet``, or as several files ``data/NAME/train-…``."""
-    negatives, schema = files[0].negatives, _common_schema(source, files)
-    tagged = _LANGUAGE in schema.names and not pa.types.is_nested(schema.field(_LANGUAGE).type)
-    faulty = memory_bytes = 0
-    tags: Counter[str | None] = Counter()
-    written: list[Path] = []
-    sink = None
-    with ExitStack() as open_file:
-        for table in _row_groups(files, schema):
-            if sink is None or sink.tell() >= max_file_bytes:
-                open_file.close()
-                written.append(folder / "data" / f".{source.name}.{len(written):05d}.partial")
-                sink = open_file.enter_context(pa.OSFile(str(written[-1]), "wb"))
-                writer = open_file.enter_context(
-                    pq.ParquetWriter(
-                        sink,
-                        schema,
-                        compression="zstd",
-                        write_page_checksum=True,
-                        write_page_index=True,
-                        # The pages of a later release that did not change are stored only once on the Hub.
-                        use_content_defined_chunking=True,
-                    )
-                )
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            for batch in table.to_batches():
-                memory_bytes += batch.nbytes
-                faulty += len({fault.row for fault in find_faults(batch, negatives, 0)})
-                values = text_column(batch, _LANGUAGE) if tagged else pa.nulls(len(batch))
-                tags.update({each["values"]: each["counts"] for each in pc.value_counts(values).to_pylist()})
+    schema, written = _common_schema(source, files), []
+    groups = _row_groups(files, schema)
+    for group in groups:
+        written.append(folder / "data" / f".{source.name}.{len(written):05d}.partial")
+        # The pages of a later release that did not change are stored only once on the Hub.
+        options = {"write_page_checksum": True, "write_page_index": True, "use_content_defined_chunking": True}
+        with (
+            pa.OSFile(str(written[-1]), "wb") as sink,
+            pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer,
+        ):
+            writer.write_table(group)
+            while sink.tell() < max_file_bytes and (following := next(groups, None)) is not None:
+                writer.write_table(following)
     names = [f"data/{source.name}.parquet"]
     if len(written) > 1:
         (folder / "data" / source.name).mkdir()
         count = len(written)
         names = [f"data/{source.name}/train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     paths = [path.rename(folder / name) for path, name in zip(written, names, strict=True)]
+    tags: Counter[str | None] = Counter()
+    faulty = 0
+    for path in paths:
+        for batch in PublishedFile(path).record_batches(all_columns=True):
+            faulty += len({fault.row for fault in find_faults(batch, files[0].negatives, 0)})
+            tags.update(_tags(batch))
     logger.info("%s: %d rows", source.name, tags.total())
     if faulty:
         logger.warning("%s: %d rows that preparation will leave out", source.name, faulty)
@@ -234,13 +182,18 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
         source=source,
         files=names,
         columns=schema.names,
-        negatives=len(negatives),
+        negatives=len(files[0].negatives),
         rows=tags.total(),
         faulty=faulty,
-        memory_bytes=memory_bytes,
         file_bytes=sum(path.stat().st_size for path in paths),
         languages=_languages(source, tags),
     )
+
+
+def _tags(batch: pa.RecordBatch) -> list[str | None]:
+    """Return the language of each row as the file says it."""
+    told = _LANGUAGE in batch.schema.names and not pa.types.is_nested(batch.schema.field(_LANGUAGE).type)
+    return text_column(batch, _LANGUAGE).to_pylist() if told else [None] * len(batch)
 
 
 def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
@@ -252,10 +205,8 @@ def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
     except pa.ArrowException as error:
         different = [in_one_line(error)]
     if different:
-        raise UserError(
-            f"source {source.name!r}: its files differ in {', '.join(different)}; files of one configuration need the "
-            "same columns: convert them, or make each file a source (`each_file: true`)"
-        )
+        what = f"source {source.name!r}: its files differ in {', '.join(different)}"
+        raise UserError(f"{what}; give them the same columns, or make each file a source (`each_file: true`)")
     first = files[0].schema
     return pa.schema([unified.field(name) for name in first.names], metadata=first.metadata)
 

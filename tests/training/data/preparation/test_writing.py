@@ -13,7 +13,7 @@ from modeling_f2llm.prompts import instruct
 from tests.training.data.prepared_rows import contents, published_rows
 from training.common.keyed import keyed_bits
 from training.data.manifest import Source
-from training.data.preparation import plan, tokenising
+from training.data.preparation import plan, writing
 from training.data.prepared import DESCRIPTION, TEXT_OFFSETS, TEXTS
 from training.trainer.batches import PackedCollator, PreparedRows, RowKey
 from training.trainer.objective import Objective
@@ -122,14 +122,14 @@ def test_number_of_rows_held_out(write_rows, run, queries, share, validation):
 @pytest.mark.parametrize("rows_of_a_query", [1, 3, 1000])
 def test_a_large_source_has_the_same_share(tmp_path, options, monkeypatch, rows_of_a_query):
     # More rows than are looked at first.
-    monkeypatch.setattr(tokenising, "_LEAST_ROWS", 1000)
+    monkeypatch.setattr(writing, "_LEAST_ROWS", 1000)
     shards = (plan.Shard(0, (0, 1), 0, 0, 150_000), plan.Shard(0, (1, 2), 150_000, 0, 50_000))
     source = Source("large", [], "retrieval", "Find.")
-    work = plan.PreparationPlan(source, replace(options, validation_share=0.01), tmp_path, 0, shards)
+    work = plan.PreparationPlan(source, replace(options, validation_share=0.01), tmp_path, 0, 0, shards)
     draws = keyed_bits(7, np.arange(200_000) // rows_of_a_query)
     for shard, part in enumerate(np.split(draws, [150_000])):
         part.tofile(work.file("draws", shard))
-    tokenising.choose_validation(work)
+    writing.choose_validation(work)
     held_out = np.fromfile(work.file("held_out"), dtype="<u8")
     assert np.isin(draws, held_out).sum() == pytest.approx(2000, abs=2)
     # The lowest draws there are, wherever they stand.

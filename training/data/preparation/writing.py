@@ -1,4 +1,4 @@
-"""Phases 2 to 5: draw the validation split, tokenise distinct texts, replace hashes by positions, write the result.
+"""Phases 2 to 5: choose validation rows, tokenise distinct texts, replace hashes by positions, write the result.
 
 A split by rows would leak: of a query in ten rows, nine could be trained on and one validated. So a query is held out
 with all its rows, by a draw of its text: the order of rows, files and tasks changes nothing, and a query has the same
