@@ -60,13 +60,14 @@ class TextFormat:
         for name, known in (("query_template", {"text", "instruction"}), ("document_template", {"text"})):
             template = getattr(self, name)
             try:
-                fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+                list(Formatter().parse(template))
             except ValueError as error:
                 what = f"key 'teacher_{name}': {template!r} is no template ({error})"
                 raise UserError(f"{what}; write {{{{ and }}}} for braces") from None
+            fields = set(re.findall("{([^{}]*)}", template.replace("{{", "").replace("}}", "")))
             if "text" not in fields or not fields <= known:
                 may = " and ".join(f"{{{each}}}" for each in sorted(known, reverse=True))
-                raise UserError(f"key 'teacher_{name}': {template!r} must have {{text}}, and may have {may} only")
+                raise UserError(f"key 'teacher_{name}': {template!r} lacks {{text}} or has other fields than {may}")
 
     def apply(self, text: str) -> str:
         """Return a text of the student, with or without an instruction, as the teacher reads it."""

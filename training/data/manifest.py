@@ -1,29 +1,9 @@
-"""The manifest: which sources there are, where their files are, and how to train on them.
-
-A manifest is a YAML file::
-
-    root: data                             # folder of the files, or hf://datasets/OWNER/NAME@REVISION; optional
-    stage_caps: {stage1: 80000}            # maximum rows per source, by stage; optional
-    sources:
-      - name: webfaq_kor
-        files: webfaq_kor.parquet          # a list or a glob works too
-        task_type: retrieval               # retrieval, clustering or classification
-        symmetric: false                   # are query and passage texts of the same kind?
-        instruction: Given a question, retrieve passages that answer the question.
-        languages: [kor]                   # ISO 639-3
-        cap: 80000                         # maximum rows, optional
-        licence: CC-BY-4.0
-        stages: [stage1, stage2]           # stages that train on it; all if left out
-
-With ``each_file: true`` an entry is a collection: each of its files is a source that is named after the file, in the
-language that the file name ends with. ``name_tells_language: false`` gives every file the languages of the entry.
-``published_…``, ``category``, ``instruction_from`` and ``stage_rows`` are for reports and estimates.
-"""
+"""The manifest: which sources there are, where their files are, and how to train on them (keys: README.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
@@ -122,11 +102,10 @@ def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manif
 
 
 def _entry(path: Path, number: int, written: Any) -> Entry:
-    where = f"{path}: source {number}"
-    if isinstance(written, dict):
-        where = f"{path}: source {written['name']!r}" if isinstance(written.get("name"), str) else where
-        files = written.get("files")
-        written = {**written, "files": [files]} if isinstance(files, str) else written
+    named = isinstance(written, dict) and isinstance(written.get("name"), str)
+    where = f"{path}: source {repr(written['name']) if named else number}"
+    if isinstance(written, dict) and isinstance(written.get("files"), str):
+        written = {**written, "files": [written["files"]]}
     _check(where, written, get_type_hints(Entry), ["name", "files", "task_type", "instruction"])
     if "/" in written["name"] or written["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
@@ -179,11 +158,11 @@ def _sources(manifest: Manifest, entry: Entry, cap: int | None) -> list[Source]:
             what = f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}"
             raise UserError(f"{what}; download or build it, or correct 'files' ({RULE})")
     files = list(dict.fromkeys(file for matches in found.values() for file in matches))
-    described = {each.name: getattr(entry, each.name) for each in fields(Source)} | {"files": files, "cap": cap}
+    described = {each.name: getattr(entry, each.name) for each in fields(Source)}
+    source = Source(**{**described, "files": files, "cap": cap})
     if not entry.each_file:
-        return [Source(**described)]
-    own = ({"name": file.stem, "files": [file], "languages": file_languages(entry, file)} for file in files)
-    return [Source(**{**described, **each}) for each in own]
+        return [source]
+    return [replace(source, name=file.stem, files=[file], languages=file_languages(entry, file)) for file in files]
 
 
 def find_entry_files(manifest: Manifest, entry: Entry) -> dict[str, list[SourceFile]]:
@@ -202,8 +181,9 @@ def require_local(sources: Sequence[Source]) -> None:
     for source in sources:
         for file in source.files:
             if not isinstance(file, Path):
-                what = f"source {source.name!r}: {file} is not on this machine"
-                raise UserError(f"{what}; download the files and give their folder as --data-dir")
+                raise UserError(
+                    f"source {source.name!r}: {file} is remote; download it and give its folder as --data-dir"
+                )
 
 
 def select_sources(

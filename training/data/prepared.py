@@ -70,10 +70,6 @@ class PreparedSource:
         # A pickled memory map contains the whole array: a loader worker opens the folder instead.
         return type(self), (self.folder,)
 
-    def __repr__(self) -> str:
-        rows = {split: len(rows) for split, rows in self.rows.items()}
-        return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
-
     def check(self) -> PreparedSource:
         """Compare the files with their checksums, in bounded time."""
         for name in self.mapped_files:
@@ -112,12 +108,10 @@ class PreparedSource:
 def put_aside(source: PreparedSource) -> str:
     """Return a line with the number of quarantined rows by reason; empty if there are none."""
     reasons, read = source.description["quarantined"], source.description["read"]
-    if not reasons:
-        return ""
-    aside = sum(reasons.values())
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    what = f"source {source.name!r}: {aside:,} of {read:,} rows ({aside / read:.1%}) were put aside ({counts})"
-    return f"{what}, see {source.folder / QUARANTINE}"
+    aside = f"{sum(reasons.values()):,} of {read:,} rows ({sum(reasons.values()) / read:.1%})"
+    where = source.folder / QUARANTINE
+    return f"source {source.name!r}: {aside} were put aside ({counts}), see {where}" if reasons else ""
 
 
 def sources_table(prepared: Sequence[PreparedSource]) -> str:

@@ -19,8 +19,7 @@ from hub_cards.hub_terms import hub_language, hub_licence
 from training.data.cldr.sources import build_cldr
 from training.data.manifest import load_manifest
 from training.data.published import ROW_GROUP_ROWS
-from training.data.releasing.card import plot_languages, size_category
-from training.data.releasing.release import release
+from training.data.releasing import plot_languages, release, size_category
 from training.data.survey import survey
 from training.release import main
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from training.common.executor import Executor, Phase, run_phases
@@ -36,6 +36,7 @@ _FACTORS, _TERMS = (_RANDOM.randint(low, _PRIME, dtype=np.uint64, size=_BUCKETS 
 _ROW_BITS = 40
 # The hashes of a batch of long passages should fit into some hundred megabytes.
 _BATCH_ROWS = 2048
+_PAIRS_AT_ONCE = 100_000
 
 # Rows that repeat an earlier one: file and row of each, file and row of the one that it repeats (the first of the same
 # source if there is one), and whether that one is in the same source.
@@ -61,12 +62,8 @@ def find_duplicates(
 ) -> dict[str, np.ndarray]:
     """Return ``(n,)`` ``REPEATS`` for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
 
-    Args:
-        files: All files of all sources, in the order in which rows are kept.
-        source_of: The number of each file's source, ascending.
-        options: What to look for.
-        work: Folder of intermediate results, which are reused while files and options stay the same.
-        executor: Where tasks run.
+    Rows are kept in the order of ``files``; ``source_of`` is the number of each file's source, ascending. Intermediate
+    results in the folder ``work`` are reused while files and options stay the same.
     """
     files, sources = tuple(files), np.array(source_of, dtype=np.int64)
     # Rows are compared within a group of files.
@@ -75,18 +72,21 @@ def find_duplicates(
     if options.exact:
         folder = stage_folder(work, "exact", files, [])
         run_phases([Phase("exact", partial(_hash_rows, files, folder), len(files))], folder / "tasks", executor)
-        found["exact"] = _repeats(*_exact_groups(folder, groups), sources)
+        hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(files))]
+        rows = np.concatenate([_row_keys(number, np.arange(part.shape[1])) for number, part in enumerate(hashes)])
+        keys = np.stack([*np.concatenate(hashes, axis=1), groups[rows >> _ROW_BITS].astype(np.uint64)])
+        found["exact"] = _repeats(np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows, sources)
     if options.near:
-        limits = [_MIN_TOKENS, _RUN, _BUCKETS, _HASHES, options.similarity]
-        folder = stage_folder(work, "near", files, [groups.tolist(), limits])
+        folder = stage_folder(work, "near", files, [groups.tolist(), _MIN_TOKENS, _RUN, _BUCKETS, _HASHES])
         phases = [
             Phase("near-signatures", partial(_sign, files, folder), len(files)),
             Phase("near-pairs", partial(_pair, groups, folder), _BUCKETS),
             Phase("near-candidates", partial(_gather, files, folder), len(files)),
-            Phase("near-verified", partial(_verify, options.similarity, folder), _BUCKETS),
         ]
         run_phases(phases, folder / "tasks", executor)
-        pairs = np.concatenate([np.load(folder / f"verified_{bucket}.npy") for bucket in range(_BUCKETS)])
+        pairs = np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)])
+        parts = [folder / f"sides_{number:05d}.npz" for number in range(len(files))]
+        pairs = _similar(np.unique(pairs, axis=0), options.similarity, parts)
         rows, ends = np.unique(pairs, return_inverse=True)
         graph = coo_array((np.ones(len(pairs)), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
         found["near"] = _repeats(connected_components(graph, directed=False)[1], rows, sources)
@@ -128,15 +128,6 @@ def _hash_rows(files: Sequence[Path], folder: Path, task: int) -> None:
         keys = [[text_key(normalise(text)) for text in batch.columns[column]] for column in ("query", "passage")]
         parts.append(np.array(keys, dtype=np.uint64))
     np.save(folder / f"hashes_{task:05d}.npy", np.concatenate(parts, axis=1))
-
-
-def _exact_groups(folder: Path, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of groups of equal rows, and the rows' keys."""
-    hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(groups))]
-    rows = np.concatenate([_row_keys(number, np.arange(part.shape[1])) for number, part in enumerate(hashes)])
-    queries, passages = np.concatenate(hashes, axis=1)
-    keys = np.stack([queries, passages, groups[rows >> _ROW_BITS].astype(np.uint64)])
-    return np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows
 
 
 # Near duplicates
@@ -191,40 +182,34 @@ def _sets(texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def _gather(files: Sequence[Path], folder: Path, task: int) -> None:
-    """Write the hashes of both sides of all rows of a file that are in some pair."""
+    """Write the keys of a file's rows that are in some pair, and the hashes of their queries and passages."""
     ends = np.unique(np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)]))
-    rows = ends[ends >> _ROW_BITS == task] - _row_keys(task, 0)
-    sides = [np.empty(0, dtype=np.uint64)]
+    keys = ends[ends >> _ROW_BITS == task]
+    rows, sides = keys & (1 << _ROW_BITS) - 1, [np.empty(0, dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True) if len(rows) else ():
         chosen = rows[(rows >= batch.first_row) & (rows < batch.first_row + len(batch))] - batch.first_row
         columns = [[batch.columns[column][row] for row in chosen.tolist()] for column in ("query", "passage")]
         for both in zip(*map(_sets, columns), strict=True):
             sides += both
-    np.save(folder / f"rows_{task:05d}.npy", rows)
-    np.save(folder / f"offsets_{task:05d}.npy", np.cumsum([*map(len, sides)]))
-    np.save(folder / f"sides_{task:05d}.npy", np.concatenate(sides))
+    lengths = np.array([len(side) for side in sides[1:]], dtype=np.int64)
+    np.savez(folder / f"sides_{task:05d}.npz", keys=keys, lengths=lengths, hashes=np.concatenate(sides))
 
 
-def _verify(similarity: float, folder: Path, bucket: int) -> None:
-    """Keep the pairs in which both sides are similar."""
-
-    @cache
-    def candidates(file: int) -> list[np.ndarray]:
-        return [np.load(folder / f"{name}_{file:05d}.npy", mmap_mode="r") for name in ("rows", "offsets", "sides")]
-
-    def sides(key: int) -> list[np.ndarray]:
-        rows, offsets, hashes = candidates(key >> _ROW_BITS)
-        first = 2 * int(np.searchsorted(rows, key & (1 << _ROW_BITS) - 1))
-        return [hashes[offsets[i] : offsets[i + 1]] for i in (first, first + 1)]
-
-    pairs = np.load(folder / f"pairs_{bucket}.npy")
-    similar = [
-        all(_jaccard(*both) >= similarity for both in zip(sides(one), sides(other), strict=True))
-        for one, other in pairs.tolist()
-    ]
-    np.save(folder / f"verified_{bucket}.npy", pairs[np.array(similar, dtype=bool)])
-
-
-def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    shared = len(np.intersect1d(one, other, assume_unique=True))
-    return shared / (len(one) + len(other) - shared)
+def _similar(pairs: np.ndarray, similarity: float, parts: Sequence[Path]) -> np.ndarray:
+    """Return those of ``(n, 2)`` pairs in which both sides are similar; ``parts`` are what :func:`_gather` wrote."""
+    loaded = [dict(np.load(path)) for path in parts]
+    keys, lengths, hashes = (np.concatenate([part[name] for part in loaded]) for name in ("keys", "lengths", "hashes"))
+    values, columns = np.unique(hashes, return_inverse=True)
+    shape = (len(lengths), len(values))
+    # Rows 2 i and 2 i + 1 are the query and the passage of row i of the data.
+    sets = csr_array((np.ones(len(hashes), np.int32), columns, np.append(0, np.cumsum(lengths))), shape=shape)
+    kept = [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        some = pairs[start : start + _PAIRS_AT_ONCE]
+        similar = np.ones(len(some), dtype=bool)
+        for side in (0, 1):
+            one, other = 2 * np.searchsorted(keys, some).T + side
+            shared = sets[one].multiply(sets[other]).sum(axis=1)
+            similar &= shared / (lengths[one] + lengths[other] - shared) >= similarity
+        kept.append(some[similar])
+    return np.concatenate(kept)

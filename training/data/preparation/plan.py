@@ -1,8 +1,4 @@
-"""How one source is prepared: options, and the division of the work into tasks.
-
-The division depends only on the source. How many tasks run at once, where they run and how often they are killed does
-not change the output.
-"""
+"""How one source is prepared: options, and the division of the work into tasks, which depends only on the source."""
 
 from __future__ import annotations
 
@@ -29,11 +25,11 @@ _SHARD_ROWS = 65_536
 _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
 
-# Files of the work. Of a partition, in the order of the hashes: "hashes" (n,), "tokens" and their "lengths" (n,), "utf8"
-# and its "utf8_lengths" (n,), and "forms" (n,), the numbers of the normal forms. Of a shard: "rows", the hashes of its
-# texts (rows, 2 + negatives), "draws" of its queries (rows,), "quarantine", the number of rows whose query is their
-# passage ("same"), the folder of its distinct texts ("runs"), and positions of the texts of its rows by split. There is
-# one "tokenizer", and one "held_out" with the (n,) draws of the queries held out for validation.
+# Files of the work. Of a partition, in the order of the hashes: "hashes", "tokens" and their "lengths", "utf8" and its
+# "utf8_lengths", numbers of the normal "forms". Of a shard: "rows", the hashes of its texts (rows, 2 + negatives),
+# "draws" of its queries, bad rows ("quarantine"), the number of rows whose query is their passage ("same"), the folder
+# of its distinct texts ("runs"), and positions of the texts of its rows by split. One "tokenizer"; one "held_out", the
+# draws of the queries held out for validation.
 
 
 def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) -> int:

@@ -1,7 +1,6 @@
 """Phase 1: replace the texts of rows by hashes, and write the distinct texts to disk, sorted into partitions by hash.
 
-A text's hash is 64 bits of XXH3. Tokenising refuses two texts of one hash; within a task, 64 further bits show whether
-a text was seen before.
+A text's hash is 64 bits of XXH3. Two texts of one hash are refused when they are tokenised.
 """
 
 from __future__ import annotations
@@ -144,10 +143,7 @@ def partition_of(hashes: np.ndarray, partitions: int) -> np.ndarray:
 
 
 def _write_run(folder: Path, texts: Mapping[bytes, str], partitions: int) -> None:
-    """Write distinct texts with their hashes as an Arrow file of one record batch per partition.
-
-    A text may be in several runs. Two texts with the same hash are both written: tokenising refuses them.
-    """
+    """Write distinct texts with their hashes as an Arrow file of one record batch per partition."""
     hashes, values = hashes_of(texts), list(texts.values())
     order = np.argsort(hashes)
     ordered = pa.array([values[i] for i in order], type=pa.large_string())

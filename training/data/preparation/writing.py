@@ -1,9 +1,4 @@
-"""Phases 2 to 5: choose validation rows, tokenise distinct texts, replace hashes by positions, write the result.
-
-A split by rows would leak: of a query in ten rows, nine could be trained on and one validated. So a query is held out
-with all its rows, by a draw of its text: the order of rows, files and tasks changes nothing, and a query has the same
-draw in every source. In clustering and classification the query is the anchor.
-"""
+"""Phases 2 to 5: choose validation rows, tokenise distinct texts, replace hashes by positions, write the result."""
 
 from __future__ import annotations
 
@@ -42,9 +37,9 @@ _COPY_BYTES = 16 << 20
 def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
     """Write the draws of the queries that are held out.
 
-    Of ``n`` good rows under the cap, ``round(validation_share * n)`` are held out, but never all unless the share is 1.
-    Queries are taken by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a
-    million rows, a thousandth of the number may be missing: memory depends on the share rather than on the rows.
+    A query is held out with all its rows (a split by rows would leak), by a draw of its text alone. Queries are taken
+    by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a million rows, a
+    thousandth of the number may be missing: memory depends on the share rather than on the rows.
     """
     shards, share = plan.files("draws"), plan.options.validation_share
     rows = sum(path.stat().st_size for path in shards) // 8
@@ -75,10 +70,7 @@ def _take(counts: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
-    """Write hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes.
-
-    Kept texts are written whole, however many of their tokens are truncated.
-    """
+    """Write hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes."""
     known: dict[int, str] = {}
     for hashes, texts in read_partition(plan.files("runs"), partition):
         for key, text in zip(hashes.tolist(), texts, strict=True):
