@@ -63,7 +63,7 @@ def evaluation_file(argument: str) -> EvaluationFile:
     if not columns and path.suffix == ".txt":
         columns = ("line",)
     if not columns or not set(columns) <= set(there):
-        wrong = f"lacks {', '.join(sorted(set(columns) - set(there)))}" if columns else "needs names of text columns"
+        wrong = f"lacks {', '.join(sorted(set(columns) - set(there)))}" if columns else "needs names of columns"
         raise UserError(f"{path}: {wrong}; its columns are {', '.join(there)} (write {path}:column,column)")
     return EvaluationFile(path, columns)
 

@@ -34,12 +34,6 @@ def texts():
     return [*long, "who was first", sentence(rng, GRAM), sentence(rng, 9, "Hani")]
 
 
-def test_a_clean_set_loses_nothing(tmp_path, texts):
-    found = find(tmp_path, clean_rows(0), evaluation_set(tmp_path, texts))
-    assert found.columns == [("questions.txt", "line", len(texts))]
-    assert matches(found) == []
-
-
 @pytest.mark.parametrize("text", range(6))
 def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path, texts, text):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, texts)

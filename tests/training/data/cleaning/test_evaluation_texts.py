@@ -54,10 +54,10 @@ def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path):
     ("argument", "content", "part"),
     [
         ("none.csv:text", None, "no such evaluation file"),
-        ("set.csv:question", b"", "lacks question; its columns are none"),
+        ("set.csv:question", b"", "cannot be read"),
         ("set.parquet:question", b"no parquet", "cannot be read"),
         ("set.jsonl:question", b'{"question": "a"}\nnot json\n', "cannot be read"),
-        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', "not a JSON object"),
+        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', "cannot be read"),
         ("set.docx:question", b"a", ".parquet"),
         ("set.txt:question", b"a", "lacks question"),
     ],

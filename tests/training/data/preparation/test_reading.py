@@ -79,12 +79,10 @@ def test_text_types_make_no_difference(write_source, run, decode, kind):
     assert decode(run(source)) == expected
 
 
-def test_a_retrieval_source_without_negative_columns_has_none(write_source, run, decode, caplog, refuses):
-    caplog.set_level("INFO")
+def test_a_retrieval_source_without_negative_columns_has_none(write_source, run, decode, refuses):
     source = write_source(rows=20, negatives=0)
     prepared = run(source, instructions=False)
     assert prepared.num_negatives == 0 and decode(prepared) == published_rows(source)
-    assert f"{source.name}: no negative columns" in caplog.text
     # A file without, among files with, and types that learn from nothing else, are errors.
     with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
         run(write_source("mixed", rows=20, negatives=(4, 0)))
@@ -92,9 +90,6 @@ def test_a_retrieval_source_without_negative_columns_has_none(write_source, run,
         run(write_source("topics", rows=20, negatives=0, task_type="clustering"))
     few = write_source("few", negatives=(3, 2), task_type="clustering")
     with refuses(few.files[1], "2 negative columns", "3"):
-        run(few)
-    few.files[1].unlink()
-    with refuses(few.files[1], "no such file"):
         run(few)
 
 
@@ -133,8 +128,7 @@ def test_documents_carry_the_instruction_of_their_row(write_columns, run, decode
     changes = {"document_instruction_share": share, "num_hard_negatives": (("retrieval", 1),)}
     rows = decode(run(write_columns(columns, symmetric=True), **changes))
     own = dict(zip(queries, ["One.", "Two.", "Find.", "One."], strict=False))
-    under = {text for row in rows for text in row[1:] if text.startswith("Instruct: ")}
-    drawn = {text.split("Query: ")[1] for text in under}
+    drawn = {text.split("Query: ")[1] for row in rows for text in row[1:] if text.startswith("Instruct: ")}
     for row, written in zip(rows, zip(*columns.values(), strict=True), strict=True):
         query, *rest = (text for text in written if text is not None)
         assert row[0] == (instruct("Find.", "q2") if query == "q2" else query)
