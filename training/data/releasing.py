@@ -45,8 +45,6 @@ CARD, RECORD = "README.md", "release.json"
 MAX_FILE_BYTES = 500_000_000
 # What commands that made the data wrote beside its manifest.
 _RECORDS = ("build.json", "mining.json")
-# Size of a row group in memory: what a reader of a few rows has to fetch, before compression.
-_ROW_GROUP_BYTES = 32 << 20
 # Increase it when the same data gives another release than before.
 _FORMAT = 4
 _TASK_CATEGORIES = {"retrieval": "text-retrieval"} | dict.fromkeys(TASK_TYPES[1:], "text-classification")
@@ -149,19 +147,16 @@ def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], m
     """Write the record last: it alone says that the folder holds a release."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): Content(path) for path in paths}
+    sources = {}
+    for each in released:
+        languages = dict(sorted(each.languages.items()))
+        sources[each.source.name] = {"rows": each.rows, "faulty": each.faulty, "languages": languages}
     record = {
         "name": name,
         "made_of": made_of,
         "rows": sum(each.rows for each in released),
         "languages": dict(sorted(language_rows(released).items())),
-        "sources": {
-            each.source.name: {
-                "rows": each.rows,
-                "faulty": each.faulty,
-                "languages": dict(sorted(each.languages.items())),
-            }
-            for each in released
-        },
+        "sources": sources,
         "files": {path: content.size for path, content in files.items()},
         "sha256": {path: content.sha256 for path, content in files.items()},
     }
@@ -174,7 +169,9 @@ def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], m
 def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, max_file_bytes: int) -> ReleasedSource:
     """Write all rows and columns of a source as ``data/NAME.parquet``, or as several files ``data/NAME/train-…``."""
     schema, written = _common_schema(source, files), []
-    groups = _row_groups(files, schema)
+    # Batches of some megabytes become row groups: what a reader of a few rows has to fetch.
+    batches = (batch for file in files for batch in file.record_batches(ROW_GROUP_ROWS, all_columns=True))
+    groups = (batch.select(schema.names).cast(schema) for batch in batches)
     for group in groups:
         written.append(folder / "data" / f".{source.name}.{len(written):05d}.partial")
         # The pages of a later release that did not change are stored only once on the Hub.
@@ -183,9 +180,9 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
             pa.OSFile(str(written[-1]), "wb") as sink,
             pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer,
         ):
-            writer.write_table(group)
+            writer.write_batch(group)
             while sink.tell() < max_file_bytes and (following := next(groups, None)) is not None:
-                writer.write_table(following)
+                writer.write_batch(following)
     names = [f"data/{source.name}.parquet"]
     if len(written) > 1:
         (folder / "data" / source.name).mkdir()
@@ -225,25 +222,6 @@ def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
         raise UserError(f"{what}; give them the same columns, or make each file a source (`each_file: true`)")
     first = files[0].schema
     return pa.schema([unified.field(name) for name in first.names], metadata=first.metadata)
-
-
-def _row_groups(files: Sequence[PublishedFile], schema: pa.Schema) -> Iterator[pa.Table]:
-    group: list[pa.RecordBatch] = []
-    rows = size = 0
-    for file in files:
-        # Parts of a row group, so that groups come near to their full size.
-        for batch in file.record_batches(min(file.batch_rows, ROW_GROUP_ROWS // 4), all_columns=True):
-            batch = batch.select(schema.names).cast(schema)
-            # A file that stores a long text once may have it in every row.
-            step = max(1, len(batch) * _ROW_GROUP_BYTES // max(batch.nbytes, _ROW_GROUP_BYTES))
-            for part in (batch.slice(start, step) for start in range(0, len(batch), step)):
-                if group and (rows + len(part) > ROW_GROUP_ROWS or size + part.nbytes > _ROW_GROUP_BYTES):
-                    yield pa.Table.from_batches(group, schema)
-                    group, rows, size = [], 0, 0
-                group.append(part)
-                rows, size = rows + len(part), size + part.nbytes
-    if group:
-        yield pa.Table.from_batches(group, schema)
 
 
 def _languages(source: Source, tags: Counter[str | None]) -> Counter[str]:

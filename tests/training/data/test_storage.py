@@ -98,7 +98,7 @@ def test_remote_file_is_fetched_in_ranges_and_closed(tmp_path, remote, monkeypat
 
 
 def test_identity_changes_with_the_content(local, remote):
-    name, size, version = identity(local / "a.parquet")
+    name, size, _ = identity(local / "a.parquet")
     assert (name, size) == ("a.parquet", (local / "a.parquet").stat().st_size)
     (listed,) = DataFolder(remote).find("a.parquet")
     assert identity(listed) == identity(RemoteFile(str(listed))) == (name, size, "")

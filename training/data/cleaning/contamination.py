@@ -12,9 +12,9 @@ from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
@@ -31,28 +31,17 @@ _TEXTS_PER_CHUNK = 16_384
 _BATCH_ROWS = 2048
 
 
-class Contamination(NamedTuple):
-    """What evaluation sets and rows have in common.
-
-    Attributes:
-        columns: Set, column and number of texts of each column of evaluation texts.
-        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, k + 1 the negative k), index in
-            ``columns``, and 1 if the text is an evaluation text or 0 if it shares a run.
-    """
-
-    columns: list[tuple[str, str, int]]
-    found: list[np.ndarray]
-
-
 def find_contamination(
     files: Sequence[Path],
     sets: Sequence[EvaluationSet],
     work: Path,
     negatives: bool = False,
     executor: Executor | None = None,
-) -> Contamination:
+) -> tuple[dict[str, int], pd.DataFrame]:
     """Look for evaluation texts in queries, passages and, on request, negatives of files.
 
+    Returns the number of texts of each set, and the matches: number of the ``file``, ``row``, ``column``,
+    ``evaluation_set``, ``evaluation_column``, and whether a ``whole`` evaluation text or a run of one was found.
     Intermediate results in the folder ``work`` are reused while files and sets stay the same.
     """
     names = [each.name for each in sets]
@@ -68,8 +57,11 @@ def find_contamination(
     rows = stage_folder(work, "contamination", files, [GRAM, versions, negatives])
     find = partial(_find, tuple(files), index, negatives, rows)
     run_phases([Phase("contamination", find, len(files))], rows / "tasks", executor)
-    columns = [tuple(column) for column in json.loads((index / "columns.json").read_text())]
-    return Contamination(columns, [np.load(rows / f"{number:05d}.npy") for number in range(len(files))])
+    columns = ["evaluation_set", "evaluation_column", "texts"]
+    columns = pd.DataFrame(json.loads((index / "columns.json").read_text()), columns=columns)
+    found = pd.concat([pd.read_parquet(rows / f"{number:05d}.parquet") for number in range(len(files))])
+    matches = found.reset_index(drop=True).join(columns.drop(columns="texts"), on="label").drop(columns="label")
+    return columns.groupby("evaluation_set")["texts"].sum().to_dict(), matches
 
 
 def _hash_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,13 +107,10 @@ def _merge(folder: Path, _: int) -> None:
 def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, task: int) -> None:
     index, codes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "codes"))
     file = PublishedFile(files[task])
-    numbers = {"query": 0, "passage": 1}
-    if negatives:
-        numbers |= {name: 1 + int(name.removeprefix("negative_")) for name in file.negatives}
-    # Row, column and label of each match → 1 if any is of a whole text.
-    found: dict[tuple[int, int, int], int] = {}
+    # Row, column and label of each match → whether any is of a whole text.
+    found: dict[tuple[int, str, int], bool] = {}
     for batch in file.batches(_BATCH_ROWS, raw=True):
-        for column, number in numbers.items():
+        for column in ("query", "passage", *(file.negatives if negatives else [])):
             # A missing negative is a blank text, and no evaluation text is blank.
             hashes, whole, text = _hash_texts([text or "" for text in batch.columns[column]])
             starts, ends = (np.searchsorted(index, hashes, side) for side in ("left", "right"))
@@ -129,7 +118,9 @@ def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, ta
             for match in np.flatnonzero(ends > starts).tolist():
                 for code in codes[starts[match] : ends[match]].tolist():
                     if code % 2 == whole[match]:
-                        key = (batch.first_row + int(text[match]), number, code // 2)
-                        found[key] = max(found.get(key, 0), code % 2)
-    matches = np.array([(*key, found[key]) for key in sorted(found)], dtype=np.int64).reshape(-1, 4)
-    np.save(output / f"{task:05d}.npy", matches)
+                        key = (batch.first_row + int(text[match]), column, code // 2)
+                        found[key] = found.get(key, False) or code % 2 == 1
+    matches = [(task, *key, found[key]) for key in sorted(found)]
+    frame = pd.DataFrame(matches, columns=["file", "row", "column", "label", "whole"])
+    frame = frame.astype({"file": int, "row": int, "column": str, "label": int, "whole": bool})
+    frame.to_parquet(output / f"{task:05d}.parquet")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, locked, whole_file, write_whole
-from training.data.cleaning.contamination import Contamination, find_contamination
+from training.data.cleaning.contamination import find_contamination
 from training.data.cleaning.duplicates import DeduplicationOptions, find_duplicates
 from training.data.cleaning.evaluation_texts import EvaluationFile, EvaluationSet
 from training.data.manifest import MANIFEST, Source, load_manifest, read_manifest, require_local, write_manifest
@@ -49,27 +49,16 @@ _EXAMPLES = 10
 
 def decontaminate(
     manifest: Path | str,
-    output: Path | str,
+    output: Path | str,  # for the reports and the cleaned files; results in it are reused while nothing changed
     duplicates: DeduplicationOptions,
     evaluation: Sequence[EvaluationSet] = (),
     *,
-    negatives: bool = False,
-    remove: bool = False,
-    data_dir: str | None = None,
+    negatives: bool = False,  # look for evaluation texts in the negatives, too
+    remove: bool = False,  # write the sources without the rows found, and their manifest.yaml
+    data_dir: str | None = None,  # of the files, instead of the manifest's
     executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Look for duplicates and evaluation texts; write and return the report.
-
-    Args:
-        manifest: The sources.
-        output: A folder for the reports and the cleaned files. Results in it are reused while nothing changed.
-        duplicates: Which duplicates to look for.
-        evaluation: Evaluation sets to look for.
-        negatives: Whether to look for evaluation texts in the negatives, too.
-        remove: Whether to write the sources without the rows found, and their ``manifest.yaml``.
-        data_dir: Folder of the files, instead of the manifest's.
-        executor: Where the work runs.
-    """
+    """Look for duplicates and evaluation texts; write and return the report."""
     output = Path(output).resolve()
     if not (duplicates.exact or duplicates.near or evaluation):
         raise UserError("nothing to look for; give --exact, --near, --evaluation or --mteb")
@@ -93,15 +82,16 @@ def decontaminate(
         rows = [PublishedFile(path).num_rows for path in files]
         work.mkdir(parents=True, exist_ok=True)
         repeats = find_duplicates(files, source_of, duplicates, work, executor)
-        contamination = find_contamination(files, evaluation, work, negatives, executor) if evaluation else None
+        sets, leaks = None, None
+        if evaluation:
+            sets, leaks = find_contamination(files, evaluation, work, negatives, executor)
         removed = None
         if remove:
-            found = [[each["row"][each["file"] == file] for each in repeats.values()] for file in range(len(files))]
-            for file, matches in enumerate(contamination.found if contamination else []):
-                found[file].append(matches[:, 0])
-            removed = [np.unique(np.concatenate(each)) for each in found]
+            found = pd.concat([*repeats.values(), *([] if leaks is None else [leaks])])
+            removed = [np.unique(found.loc[found["file"] == file, "row"]) for file in range(len(files))]
             _write_clean(sources, rows, removed, read_manifest(manifest).stage_caps, output, executor)
-        report = _report(sources, rows, repeats, duplicates.across, contamination, removed)
+        report = _report(sources, rows, repeats, duplicates.across, leaks, removed)
+        report = {"evaluation_sets": sets or {}, "sources": report}
         write_whole(output / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_whole(output / TABLE, _table(report))
     return report
@@ -175,58 +165,41 @@ def _without(path: Path, removed: np.ndarray) -> Iterator[pa.Table]:
 def _report(
     sources: Sequence[Source],
     rows: Sequence[int],
-    repeats: Mapping[str, np.ndarray],
+    repeats: Mapping[str, pd.DataFrame],
     across: bool,
-    contamination: Contamination | None,
+    leaks: pd.DataFrame | None,
     removed: Sequence[np.ndarray] | None,
-) -> dict[str, Any]:
-    """Return counts and examples by source; None means that it was not looked for."""
+) -> list[dict[str, Any]]:
+    """Return counts and examples of each source; None means that it was not looked for."""
     names = [f"{source.name}: {path.name}" for source in sources for path in source.files]
-    sets: dict[str, int] = {}
-    for name, _, texts in contamination.columns if contamination else []:
-        sets[name] = sets.get(name, 0) + texts
     described, end = [], 0
     for source in sources:
         start, end = end, end + len(source.files)
         counts: dict[str, Any] = {**dict.fromkeys(COUNTS), "rows": sum(rows[start:end])}
-        examples: dict[str, Any] = {}
+        examples: dict[str, pd.DataFrame] = {}
         for kind, found in repeats.items():
-            found = found[np.isin(found["file"], range(start, end))]
-            counts[f"{kind}_duplicates"] = int(found["inside"].sum())
+            own = found[found["file"].between(start, end - 1)]
+            counts[f"{kind}_duplicates"] = int(own["inside"].sum())
             if across:
-                counts["across_sources"] = (counts["across_sources"] or 0) + int((~found["inside"]).sum())
-            examples[f"{kind}_duplicates"] = [
-                {"file": names[file], "row": row, "first_file": names[first_file], "first_row": first_row}
-                for file, row, first_file, first_row, _ in found[:_EXAMPLES].tolist()
-            ]
-        if contamination is not None:
-            leaks = _leaks(contamination, range(start, end))
-            of_rows = leaks.groupby(["file", "row"])["whole"].any()
+                counts["across_sources"] = (counts["across_sources"] or 0) + int((~own["inside"]).sum())
+            examples[f"{kind}_duplicates"] = own
+        if leaks is not None:
+            own = leaks[leaks["file"].between(start, end - 1)].sort_values("whole", ascending=False, kind="stable")
+            of_rows = own.groupby(["file", "row"])["whole"].any()
             counts["whole_texts"], counts["overlaps"] = int(of_rows.sum()), int((~of_rows).sum())
-            by_set = leaks.groupby(["evaluation_set", "file", "row"]).size().groupby("evaluation_set").size()
+            by_set = own.drop_duplicates(["evaluation_set", "file", "row"])["evaluation_set"].value_counts()
             counts["by_evaluation_set"] = by_set.to_dict()
-            leaks["file"] = leaks["file"].map(names.__getitem__)
-            examples["evaluation_texts"] = leaks[:_EXAMPLES].to_dict("records")
+            examples["evaluation_texts"] = own
         if removed is not None:
             counts["removed"] = sum(map(len, removed[start:end]))
-        described.append({"name": source.name, **counts, "examples": examples})
-    return {"evaluation_sets": sets, "sources": described}
-
-
-def _leaks(contamination: Contamination, own: range) -> pd.DataFrame:
-    """Return the matches in files of one source, those of whole evaluation texts first."""
-    matches = [
-        (file, row, _column(number), *contamination.columns[label][:2], bool(whole))
-        for file in own
-        for row, number, label, whole in contamination.found[file].tolist()
-    ]
-    columns = ["file", "row", "column", "evaluation_set", "evaluation_column", "whole"]
-    frame = pd.DataFrame(matches, columns=columns).astype({"whole": bool})
-    return frame.sort_values("whole", ascending=False, kind="stable")
-
-
-def _column(number: int) -> str:
-    return ("query", "passage")[number] if number < 2 else f"negative_{number - 1}"
+        shown: dict[str, list[dict[str, Any]]] = {}
+        for kind, found in examples.items():
+            shown[kind] = [
+                {key: names[value] if key in ("file", "first_file") else value for key, value in example.items()}
+                for example in found[:_EXAMPLES].to_dict("records")
+            ]
+        described.append({"name": source.name, **counts, "examples": shown})
+    return described
 
 
 def _table(report: Mapping[str, Any]) -> str:

@@ -1,11 +1,9 @@
-"""Rows that repeat an earlier row, exactly or nearly, inside a source or across sources.
-
-The first row stays: by the order of the manifest, then of a source's files, then by row.
+"""Rows that repeat an earlier row, exactly or nearly, inside a source or across sources; the first row stays.
 
 Candidates for near duplicates are found by MinHash (Broder, "On the resemblance and containment of documents", 1997)
 with the parameters of ``datatrove``, whose own step does not say which row each repeats. Then both sides of a row are
-compared: a long query or passage as the set of its runs of five tokens; a short one, which changes its meaning with one
-word, as a whole. So different questions about one paragraph stay.
+compared: a long query or passage as the set of its runs of five tokens, a short one as a whole, because one word
+changes its meaning. So different questions about one paragraph stay.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
@@ -38,10 +37,6 @@ _ROW_BITS = 40
 _BATCH_ROWS = 2048
 _PAIRS_AT_ONCE = 100_000
 
-# Rows that repeat an earlier one: file and row of each, file and row of the one that it repeats (the first of the same
-# source if there is one), and whether that one is in the same source.
-REPEATS = np.dtype([("file", "i8"), ("row", "i8"), ("first_file", "i8"), ("first_row", "i8"), ("inside", "?")])
-
 
 @dataclass(frozen=True)
 class DeduplicationOptions:
@@ -59,16 +54,18 @@ def find_duplicates(
     options: DeduplicationOptions,
     work: Path,
     executor: Executor | None = None,
-) -> dict[str, np.ndarray]:
-    """Return ``(n,)`` ``REPEATS`` for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
+) -> dict[str, pd.DataFrame]:
+    """Return the repeats for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
 
-    Rows are kept in the order of ``files``; ``source_of`` is the number of each file's source, ascending. Intermediate
-    results in the folder ``work`` are reused while files and options stay the same.
+    Their columns are ``file`` and ``row``, ``first_file`` and ``first_row`` of the row that it repeats (the first one
+    of the same source if there is one), and whether that one is ``inside`` the same source. Rows are kept in the order
+    of ``files``; ``source_of`` is the number of each file's source, ascending. Intermediate results in the folder
+    ``work`` are reused while files and options stay the same.
     """
     files, sources = tuple(files), np.array(source_of, dtype=np.int64)
     # Rows are compared within a group of files.
     groups = np.zeros_like(sources) if options.across else sources
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, pd.DataFrame] = {}
     if options.exact:
         folder = stage_folder(work, "exact", files, [])
         run_phases([Phase("exact", partial(_hash_rows, files, folder), len(files))], folder / "tasks", executor)
@@ -86,36 +83,31 @@ def find_duplicates(
         run_phases(phases, folder / "tasks", executor)
         pairs = np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)])
         parts = [folder / f"sides_{number:05d}.npz" for number in range(len(files))]
-        pairs = _similar(np.unique(pairs, axis=0), options.similarity, parts)
-        rows, ends = np.unique(pairs, return_inverse=True)
-        graph = coo_array((np.ones(len(pairs)), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
-        found["near"] = _repeats(connected_components(graph, directed=False)[1], rows, sources)
-    if len(found) == 2:
-        keys = [_row_keys(found[kind]["file"], found[kind]["row"]) for kind in ("near", "exact")]
-        found["near"] = found["near"][~np.isin(*keys)]
+        rows, ends = np.unique(_similar(np.unique(pairs, axis=0), options.similarity, parts), return_inverse=True)
+        graph = coo_array((np.ones(ends.size // 2), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
+        near = _repeats(connected_components(graph, directed=False)[1], rows, sources)
+        if options.exact:
+            exact = pd.MultiIndex.from_frame(found["exact"][["file", "row"]])
+            near = near[~pd.MultiIndex.from_frame(near[["file", "row"]]).isin(exact)]
+        found["near"] = near
     return found
 
 
-def _row_keys(file: np.ndarray | int, row: np.ndarray) -> np.ndarray:
+def _row_keys(file: int, row: np.ndarray) -> np.ndarray:
     """One number for file and row, by which rows are sorted."""
-    return (np.asarray(file, dtype=np.int64) << _ROW_BITS) + row
+    return (file << _ROW_BITS) + row
 
 
-def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """``REPEATS``, by file and row, among rows with ``(n,)`` numbers of their group and ``(n,)`` keys."""
-    order = np.lexsort((keys, group))
-    group, file, row = group[order], keys[order] >> _ROW_BITS, keys[order] & (1 << _ROW_BITS) - 1
-    new_group = np.diff(group, prepend=-1) != 0
-    new_source = new_group | (np.diff(sources[file], prepend=-1) != 0)
-    index = np.arange(len(group))
-    first_of_group, first_of_source = (
-        np.maximum.accumulate(np.where(new, index, 0)) for new in (new_group, new_source)
-    )
-    first = np.where(new_source, first_of_group, first_of_source)
-    repeats = np.empty(len(group), dtype=REPEATS)
-    for name, values in zip(REPEATS.names, (file, row, file[first], row[first], ~new_source), strict=True):
-        repeats[name] = values
-    return np.sort(repeats[~new_group], order=["file", "row"])
+def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> pd.DataFrame:
+    """Return the repeats among rows with ``(n,)`` numbers of their group and ``(n,)`` keys."""
+    rows = pd.DataFrame({"group": group, "source": sources[keys >> _ROW_BITS], "key": keys}).sort_values("key")
+    of_group = rows.groupby("group")["key"].transform("first")
+    of_source = rows.groupby(["group", "source"])["key"].transform("first")
+    inside = of_source < rows["key"]
+    first = of_source.where(inside, of_group)
+    repeats = {"file": rows["key"] >> _ROW_BITS, "row": rows["key"] & (1 << _ROW_BITS) - 1}
+    repeats |= {"first_file": first >> _ROW_BITS, "first_row": first & (1 << _ROW_BITS) - 1, "inside": inside}
+    return pd.DataFrame(repeats)[of_group < rows["key"]]
 
 
 # Exact duplicates

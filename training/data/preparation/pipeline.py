@@ -21,7 +21,14 @@ from training.common.outputs import check_output, checksums_of, locked, publish,
 from training.data.manifest import Source
 from training.data.preparation.plan import PreparationOptions, make_plan
 from training.data.preparation.reading import read_shard
-from training.data.preparation.writing import FORMAT, assemble, choose_validation, place_shard, tokenise_partition
+from training.data.preparation.writing import (
+    FORMAT,
+    assemble,
+    choose_validation,
+    join_hashes,
+    place_shard,
+    tokenise_partition,
+)
 from training.data.prepared import FILE_PATTERNS, PreparedSource
 from training.data.storage import identity
 
@@ -93,6 +100,7 @@ def _prepare_source(
             Phase("read", partial(read_shard, plan), len(plan.shards)),
             Phase("split", partial(choose_validation, plan), 1),
             Phase("tokenise", partial(tokenise_partition, plan), plan.partitions),
+            Phase("join", partial(join_hashes, plan), 1),
             Phase("place", partial(place_shard, plan), len(plan.shards)),
         ]
         run_phases(phases, plan.folder / "tasks", executor)

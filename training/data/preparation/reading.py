@@ -136,19 +136,15 @@ def hashes_of(digests: Iterable[bytes]) -> np.ndarray:
     return np.minimum(hashes, MISSING - np.uint64(1))
 
 
-def partition_of(hashes: np.ndarray, partitions: int) -> np.ndarray:
-    """Return the partition of each hash, by its highest bits: partitions are neighbouring ranges of hashes."""
-    bits = partitions.bit_length() - 1
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), dtype=np.int64)
-
-
 def _write_run(folder: Path, texts: Mapping[bytes, str], partitions: int) -> None:
     """Write distinct texts with their hashes as an Arrow file of one record batch per partition."""
     hashes, values = hashes_of(texts), list(texts.values())
     order = np.argsort(hashes)
     ordered = pa.array([values[i] for i in order], type=pa.large_string())
     table = pa.record_batch([pa.array(hashes[order]), ordered], schema=_RUN_SCHEMA)
-    ends = np.searchsorted(partition_of(hashes[order], partitions), np.arange(partitions + 1)).tolist()
+    # A partition is a range of hashes, by their highest bits.
+    starts = [number * (2**64 // partitions) for number in range(partitions)]
+    ends = [*np.searchsorted(hashes[order], np.array(starts, dtype=np.uint64)).tolist(), len(hashes)]
     path, compressed = folder / f"{len(list(folder.iterdir())):05d}.arrow", pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(path, _RUN_SCHEMA, options=compressed) as writer:
         for start, end in pairwise(ends):

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from training.common.outputs import write_checksums
 from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
-from training.data.preparation.reading import MISSING, partition_of, read_partition
+from training.data.preparation.reading import MISSING, read_partition
 from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
 # Raise it when a source would be prepared to other bytes than before.
@@ -29,7 +29,7 @@ FORMAT = 4
 # Up to so many rows, all draws are looked at; else one in so many rows may be missing before more draws are.
 _LEAST_ROWS, _TOLERANCE = 1 << 20, 1000
 _TEXTS_PER_CALL = 1024
-# Cells located at a time: one pass over all partitions serves them.
+# Cells located at a time.
 _BLOCK_CELLS = 4_000_000
 _COPY_BYTES = 16 << 20
 
@@ -101,6 +101,11 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
     np.array(order, dtype="<u8").tofile(plan.file("hashes", partition))
 
 
+def join_hashes(plan: PreparationPlan, _: int = 0) -> None:
+    """Write the hashes of all partitions, which are neighbouring ranges, to one file."""
+    _concatenate(plan.files("hashes"), plan.file("sorted_hashes"))
+
+
 def place_shard(plan: PreparationPlan, number: int) -> None:
     """Write the rows of a shard as positions of texts, -1 for a missing negative, each to its split."""
     width = 2 + plan.negatives
@@ -111,24 +116,13 @@ def place_shard(plan: PreparationPlan, number: int) -> None:
         draws_file, rows_file = (stack.enter_context(plan.file(kind, number).open("rb")) for kind in ("draws", "rows"))
         while len(draws := np.fromfile(draws_file, dtype="<u8", count=block)):
             hashes = np.fromfile(rows_file, dtype="<u8", count=len(draws) * width)
-            positions = _positions(plan, hashes.astype(np.uint64)).astype("<i4").reshape(-1, width)
-            aside = np.isin(draws, held_out)
+            # Sought in order, the pages of the file are read once.
+            order, positions = np.argsort(hashes), np.empty(len(hashes), dtype="<i4")
+            positions[order] = np.searchsorted(np.memmap(plan.file("sorted_hashes"), "<u8", "r"), hashes[order])
+            positions[hashes == MISSING] = -1
+            positions, aside = positions.reshape(-1, width), np.isin(draws, held_out)
             train.write(positions[~aside].tobytes())
             validation.write(positions[aside].tobytes())
-
-
-def _positions(plan: PreparationPlan, hashes: np.ndarray) -> np.ndarray:
-    """``(n,)`` ranks of ``(n,)`` hashes among the hashes of all partitions."""
-    order = np.argsort(hashes)
-    ends = np.searchsorted(partition_of(hashes[order], plan.partitions), np.arange(plan.partitions + 1)).tolist()
-    positions, before = np.empty(len(hashes), dtype=np.int64), 0
-    for partition, (start, end) in enumerate(pairwise(ends)):
-        known = np.fromfile(plan.file("hashes", partition), dtype="<u8")
-        wanted = order[start:end]
-        positions[wanted] = before + np.searchsorted(known, hashes[wanted])
-        before += len(known)
-    positions[hashes == MISSING] = -1
-    return positions
 
 
 def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:

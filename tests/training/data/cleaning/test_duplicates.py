@@ -18,7 +18,7 @@ def find(manifest, options=ALL):
     files = [path for source in sources for path in source.files]
     source_of = [number for number, source in enumerate(sources) for _ in source.files]
     found = find_duplicates(files, source_of, options, manifest.parent / "work", HERE)
-    return {kind: repeats.tolist() for kind, repeats in found.items()}
+    return {kind: list(repeats.itertuples(index=False, name=None)) for kind, repeats in found.items()}
 
 
 @pytest.mark.parametrize(
