@@ -189,24 +189,18 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
         count = len(written)
         names = [f"data/{source.name}/train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     paths = [path.rename(folder / name) for path, name in zip(written, names, strict=True)]
-    tags: Counter[str | None] = Counter()
-    faulty = 0
+    tags, faulty = Counter(), 0
+    tagged = "lang" in schema.names and not pa.types.is_nested(schema.field("lang").type)
     for path in paths:
         for batch in PublishedFile(path).record_batches(all_columns=True):
             faulty += len({fault.row for fault in find_faults(batch, files[0].negatives, 0)})
-            tags.update(_tags(batch))
+            tags.update(text_column(batch, "lang").to_pylist() if tagged else [None] * len(batch))
     logger.info("%s: %d rows", source.name, tags.total())
     if faulty:
         logger.warning("%s: %d rows that preparation will leave out", source.name, faulty)
     size = sum(path.stat().st_size for path in paths)
     columns, negatives = schema.names, len(files[0].negatives)
     return ReleasedSource(source, names, columns, negatives, tags.total(), faulty, size, _languages(source, tags))
-
-
-def _tags(batch: pa.RecordBatch) -> list[str | None]:
-    """Return the language of each row as the file says it."""
-    told = "lang" in batch.schema.names and not pa.types.is_nested(batch.schema.field("lang").type)
-    return text_column(batch, "lang").to_pylist() if told else [None] * len(batch)
 
 
 def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
@@ -344,21 +338,18 @@ def provenance_rows(records: Mapping[Path, Any], names: Sequence[str]) -> list[l
 
 def _step(record: Mapping[str, Any], name: str) -> list[Any]:
     if "options" in record:
-        options = {key: value for key, value in record["options"].items() if key not in ("format", "languages")}
-        return ["built from CLDR", None, record["dropped"][name], _listed(options)]
-    entry = record["sources"][name]
-    if "model" not in entry:
-        reasons = {reason: count for reason, count in entry["dropped"].items() if count}
-        return ["built from raw data", entry["read"], entry["read"] - entry["rows"], _listed(reasons)]
-    options = {key: value for key, value in entry["options"].items() if not isinstance(value, bool)}
-    # The path of a local model is private.
-    model = Path(entry["model"]).name if Path(entry["model"]).is_absolute() else entry["model"]
-    revision = f" at {entry['revision']}" if entry["revision"] else ""
-    return ["negatives mined", entry["rows"], entry["dropped"], f"{model}{revision}: {_listed(options)}"]
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+        how = {key: value for key, value in record["options"].items() if key not in ("format", "languages")}
+        step = ["built from CLDR", None, record["dropped"][name]]
+    elif "model" not in (entry := record["sources"][name]):
+        how = {reason: count for reason, count in entry["dropped"].items() if count}
+        step = ["built from raw data", entry["read"], entry["read"] - entry["rows"]]
+    else:
+        # The path of a local model is private.
+        model = Path(entry["model"]).name if Path(entry["model"]).is_absolute() else entry["model"]
+        how = {"by": f"{model} at {entry['revision']}" if entry["revision"] else model, **entry["options"]}
+        step = ["negatives mined", entry["rows"], entry["dropped"]]
+    how = (f"{key} {value}" for key, value in how.items() if not isinstance(value, bool))
+    return [*step, ", ".join(how)]
 
 
 def contamination_facts(path: Path, report: Mapping[str, Any], released: Mapping[str, int]) -> dict[str, Any]:

@@ -23,22 +23,6 @@ ROOT = Path(__file__).parents[3]
 OWN = "Given a question, name the place."
 
 
-def write_layout(folder):
-    """Three files of 3, 26 and 28 columns with one row group each; the second brings its instruction along."""
-    folder.mkdir()
-    rows = range(40)
-    texts = {name: [f"{name} {WORDS[row % 10]} {row}" for row in rows] for name in ("query", "passage")}
-    negatives = {f"negative_{k}": [f"{WORDS[(row + k) % 10]} {k} {row % 13}" for row in rows] for k in range(1, 25)}
-    own = {**texts, "query": [instruct(OWN, text) for text in texts["query"]]}
-    tables = {
-        "polarity": {**texts, "negative_1": negatives["negative_1"]},
-        "places_kor": {**own, **negatives},
-        "topics": {**texts, **negatives, "lang": ["eng"] * len(rows), "label": [WORDS[row % 10] for row in rows]},
-    }
-    for name, columns in tables.items():
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=len(rows))
-
-
 MANIFEST = """
 root: published
 sources:
@@ -51,10 +35,21 @@ sources:
 
 @pytest.fixture
 def manifest(tmp_path):
-    write_layout(tmp_path / "published")
-    path = tmp_path / "manifest.yaml"
-    path.write_text(MANIFEST)
-    return path
+    """Three files of 3, 26 and 28 columns with one row group each; the second brings its instruction along."""
+    rows = range(40)
+    texts = {name: [f"{name} {WORDS[row % 10]} {row}" for row in rows] for name in ("query", "passage")}
+    negatives = {f"negative_{k}": [f"{WORDS[(row + k) % 10]} {k} {row % 13}" for row in rows] for k in range(1, 25)}
+    own = {**texts, "query": [instruct(OWN, text) for text in texts["query"]]}
+    tables = {
+        "polarity": {**texts, "negative_1": negatives["negative_1"]},
+        "places_kor": {**own, **negatives},
+        "topics": {**texts, **negatives, "lang": ["eng"] * len(rows), "label": [WORDS[row % 10] for row in rows]},
+    }
+    (tmp_path / "published").mkdir()
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"published/{name}.parquet")
+    (tmp_path / "manifest.yaml").write_text(MANIFEST)
+    return tmp_path / "manifest.yaml"
 
 
 def test_a_recipe_and_the_command_prepare_the_same(tmp_path, manifest, capsys):

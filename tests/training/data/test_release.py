@@ -213,7 +213,7 @@ def test_provenance(cldr, cldr_release, released, tmp_path, refuses):
     (data / "mining.json").write_text(json.dumps({"sources": {"a": mined}}))
     card = card_of(release(data / "manifest.yaml", tmp_path / "out"))
     assert "| a | built from raw data | 9 | 4 | no label 3, empty 1 |\n" in card
-    assert "| a | negatives mined | 7 | 2 | miner: top 100 |\n" in card
+    assert "| a | negatives mined | 7 | 2 | by miner, top 100 |\n" in card
     (data / "build.json").write_text('{"rows": 5}')
     with refuses(data / "build.json", "remove it"):
         release(data / "manifest.yaml", tmp_path / "other")

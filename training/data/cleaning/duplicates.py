@@ -31,7 +31,7 @@ _BUCKETS, _HASHES = 14, 8
 # Random permutations h(x) = (a x + b) mod p of the runs' hashes; datatrove's seed.
 _PRIME, _RANDOM = np.uint64((1 << 61) - 1), np.random.RandomState(1)
 _FACTORS, _TERMS = (_RANDOM.randint(low, _PRIME, dtype=np.uint64, size=_BUCKETS * _HASHES) for low in (1, 0))
-# Bits of a row number beside that of its file.
+# A row's key is the number of its file and, in so many bits, that of the row.
 _ROW_BITS = 40
 # The hashes of a batch of long passages should fit into some hundred megabytes.
 _BATCH_ROWS = 2048
@@ -70,7 +70,7 @@ def find_duplicates(
         folder = stage_folder(work, "exact", files, [])
         run_phases([Phase("exact", partial(_hash_rows, files, folder), len(files))], folder / "tasks", executor)
         hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(files))]
-        rows = np.concatenate([_row_keys(number, np.arange(part.shape[1])) for number, part in enumerate(hashes)])
+        rows = np.concatenate([(n << _ROW_BITS) + np.arange(part.shape[1]) for n, part in enumerate(hashes)])
         keys = np.stack([*np.concatenate(hashes, axis=1), groups[rows >> _ROW_BITS].astype(np.uint64)])
         found["exact"] = _repeats(np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows, sources)
     if options.near:
@@ -91,11 +91,6 @@ def find_duplicates(
             near = near[~pd.MultiIndex.from_frame(near[["file", "row"]]).isin(exact)]
         found["near"] = near
     return found
-
-
-def _row_keys(file: int, row: np.ndarray) -> np.ndarray:
-    """One number for file and row, by which rows are sorted."""
-    return (file << _ROW_BITS) + row
 
 
 def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> pd.DataFrame:
@@ -152,9 +147,9 @@ def _sign(files: Sequence[Path], folder: Path, task: int) -> None:
 
 def _pair(groups: np.ndarray, folder: Path, bucket: int) -> None:
     """Write ``(pairs, 2)`` neighbouring rows that have one key in a bucket."""
-    numbers = range(len(groups))
-    rows = np.concatenate([_row_keys(number, np.load(folder / f"signed_{number:05d}.npy")) for number in numbers])
-    keys = np.concatenate([np.load(folder / f"keys_{number:05d}.npy", mmap_mode="r")[bucket] for number in numbers])
+    files = range(len(groups))
+    rows = np.concatenate([(n << _ROW_BITS) + np.load(folder / f"signed_{n:05d}.npy") for n in files])
+    keys = np.concatenate([np.load(folder / f"keys_{n:05d}.npy", mmap_mode="r")[bucket] for n in files])
     order = np.argsort(keys, kind="stable")
     equal = keys[order][1:] == keys[order][:-1]
     pairs = np.stack([rows[order][:-1][equal], rows[order][1:][equal]], axis=1)

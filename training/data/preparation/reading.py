@@ -60,7 +60,10 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             same += int(query_is_passage(batch).sum())
             rows, found = _hash_batch(plan, batch, file.negatives)
             rows_file.write(rows.astype("<u8").tobytes())
-            draws_file.write(_query_draws(batch, plan.options.seed).astype("<u8").tobytes())
+            # An instruction in a query does not change its draw.
+            queries = map(without_instruction, text_column(batch, "query").to_pylist())
+            keys = np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64)
+            draws_file.write(keyed_bits(plan.options.seed, SPLIT, keys).astype("<u8").tobytes())
             characters += sum(len(text) for digest, text in found.items() if digest not in texts)
             texts |= found
             if characters >= _RUN_CHARACTERS:
@@ -89,12 +92,6 @@ def _bad_rows(
     return pa.table(columns)
 
 
-def _query_draws(batch: pa.RecordBatch, seed: int) -> np.ndarray:
-    """``(rows,)`` 64-bit draws of the rows' queries; an instruction in a query does not change its draw."""
-    queries = map(without_instruction, text_column(batch, "query").to_pylist())
-    return keyed_bits(seed, SPLIT, np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64))
-
-
 def _hash_batch(
     plan: PreparationPlan, batch: pa.RecordBatch, negatives: Sequence[str]
 ) -> tuple[np.ndarray, dict[bytes, str]]:
@@ -103,10 +100,9 @@ def _hash_batch(
     Texts are hashed as the model reads them: queries and a share of a symmetric source's documents under the
     instruction, documents under that of their row's query. The share is drawn per text: it has one form.
     """
-    source, options = plan.source, plan.options
+    source, options, texts = plan.source, plan.options, {}
     share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
-    texts: dict[bytes, str] = {}
 
     @cache
     def hash_of(text: str, instruction: str, is_query: bool = False) -> int:
@@ -138,10 +134,9 @@ def hashes_of(digests: Iterable[bytes]) -> np.ndarray:
 
 def _write_run(folder: Path, texts: Mapping[bytes, str], partitions: int) -> None:
     """Write distinct texts with their hashes as an Arrow file of one record batch per partition."""
-    hashes, values = hashes_of(texts), list(texts.values())
+    hashes, values = hashes_of(texts), pa.array(texts.values(), type=pa.large_string())
     order = np.argsort(hashes)
-    ordered = pa.array([values[i] for i in order], type=pa.large_string())
-    table = pa.record_batch([pa.array(hashes[order]), ordered], schema=_RUN_SCHEMA)
+    table = pa.record_batch([pa.array(hashes[order]), values.take(pa.array(order))], schema=_RUN_SCHEMA)
     # A partition is a range of hashes, by their highest bits.
     starts = [number * (2**64 // partitions) for number in range(partitions)]
     ends = [*np.searchsorted(hashes[order], np.array(starts, dtype=np.uint64)).tolist(), len(hashes)]

@@ -129,8 +129,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     """Write the prepared source into an empty folder, its description last."""
     source, options, width = plan.source, plan.options, 2 + plan.negatives
     tokens = _concatenate(plan.files("tokens"), folder / TOKENS) // 4
-    texts = _write_offsets(plan.files("lengths"), folder / OFFSETS)
-    kept = {}
+    texts, kept = _write_offsets(plan.files("lengths"), folder / OFFSETS), {}
     if options.keep_texts:
         kept["text_bytes"] = _concatenate(plan.files("utf8"), folder / TEXTS)
         _write_offsets(plan.files("utf8_lengths"), folder / TEXT_OFFSETS)
@@ -184,7 +183,6 @@ def _write_offsets(parts: Iterable[Path], path: Path) -> int:
 
 def _join_bad_rows(parts: Sequence[Path], path: Path) -> dict[str, int]:
     """Write the bad rows of all shards to one file, if there are any; return their number by reason."""
-    parts = [part for part in parts if part.exists()]
     if not parts:
         return {}
     empty = pa.unify_schemas([pq.read_schema(part) for part in parts]).empty_table()

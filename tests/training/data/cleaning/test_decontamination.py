@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -72,7 +73,7 @@ def test_the_report_counts_what_was_planted(manifest, tmp_path):
     assert lines[5] == f"| **all** | {a['rows'] + b['rows'] + c['rows']} | 1 | 1 | 1 | 1 | 1 | – |"
 
 
-def test_removal_keeps_everything_else(manifest, tmp_path):
+def test_removal_keeps_everything_else_and_is_done_once(manifest, tmp_path):
     output = tmp_path / "clean"
     run(manifest, output)
     report = run(manifest, output, remove=True)
@@ -83,22 +84,13 @@ def test_removal_keeps_everything_else(manifest, tmp_path):
         before, after = pq.read_table(original), pq.read_table(output / f"{name}.parquet")
         kept = [row for row in range(len(before)) if row not in rows]
         assert after.equals(before.take(kept), check_metadata=True)
-        if not rows:
-            assert (output / f"{name}.parquet").read_bytes() == original.read_bytes()
     for source, cleaned in zip(load_manifest(manifest), load_manifest(output / "manifest.yaml"), strict=True):
-        assert (source.name, source.cap, source.symmetric) == (cleaned.name, cleaned.cap, cleaned.symmetric)
-        assert len(source.files) == len(cleaned.files)
+        assert replace(source, files=len(source.files)) == replace(cleaned, files=len(cleaned.files))
     # What was cleaned is clean.
     cleaned = decontaminate(output / "manifest.yaml", tmp_path / "again", ALL, held_out(manifest), executor=HERE)
     for source in cleaned["sources"]:
         assert [source[count] for count in COUNTS] == [source["rows"], 0, 0, 0, 0, 0, None]
-
-
-def test_a_finished_run_does_nothing_again(manifest, tmp_path):
-    output = tmp_path / "clean"
-    run(manifest, output, remove=True)
-    before = written(output)
-    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+    before, times = written(output), {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
     run(manifest, output, remove=True)
     assert written(output) == before
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == times
@@ -139,12 +131,8 @@ def test_the_command_line(manifest, tmp_path, capsys):
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
     assert main(words) == 0
     assert "| b | 80 | 0 | – | – | 1 | 1 | – |" in capsys.readouterr().out
-    assert main([*words[:4], "--executor", "{"]) == 2
-    assert main([*words[:4], "--across"]) == 2
     assert main(words[:4]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
-    assert "valid JSON" in errors[0] and "nothing to look for" in errors[1]
+    assert "nothing to look for" in capsys.readouterr().err
 
 
 def test_faulty_input_is_refused(manifest, tmp_path, refuses):
@@ -159,10 +147,6 @@ def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     run(manifest, tmp_path / "clean", remove=True)
     with refuses(tmp_path / "clean", "cleaned files", "--remove"):
         run(manifest, tmp_path / "clean")
-    (manifest.parent / "b_0.parquet").unlink()
-    with refuses("source 'b'", "b_0.parquet", "no file matches"):
-        run(manifest, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def test_an_instruction_that_came_along_hides_nothing(tmp_path):

@@ -68,17 +68,6 @@ def test_each_distinct_text_is_stored_once(write_source, write_columns, run, sma
     assert run(write_columns(columns), instructions=False).description["texts"] == 4
 
 
-@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_text_types_make_no_difference(write_source, run, decode, kind):
-    source = write_source(rows=50)
-    expected = decode(run(source))
-    for path in source.files:
-        table = pq.read_table(path)
-        pq.write_table(pa.table({name: table[name].cast(pa.string()).cast(kind) for name in table.column_names}), path)
-        assert pq.read_schema(path).field("query").type == kind
-    assert decode(run(source)) == expected
-
-
 def test_a_retrieval_source_without_negative_columns_has_none(write_source, run, decode, refuses):
     source = write_source(rows=20, negatives=0)
     prepared = run(source, instructions=False)

@@ -38,8 +38,8 @@ def test_cap_draws_rows_by_seed_and_source(write_source, run, decode):
     def rows(source=source, **changes):
         return set(decode(run(source, instructions=False, **changes)))
 
-    drawn, published = rows(), published_rows(source)
-    assert {published.index(row) for row in drawn} != set(range(50))
+    drawn = rows()
+    assert drawn != set(published_rows(source)[:50])
     assert rows(num_hard_negatives=(("retrieval", 1),)) == drawn  # independent of other options
     assert len(rows(seed=1) & drawn) < 30  # 12.5 expected
     assert len(rows(replace(source, name="other")) & drawn) < 30
@@ -189,14 +189,8 @@ def test_spellings_of_one_text_are_masked_in_a_batch(write_columns, run, keys):
     masked = Objective(0.05, mask_duplicates=True).terms(embeddings, batch)["in_batch"]
     torch.testing.assert_close(masked, expected, rtol=1e-5, atol=1e-5)
     assert masked < Objective(0.05).terms(embeddings, batch)["in_batch"]
-
-
-def test_forms_are_those_of_the_texts(write_columns, run):
-    source = run(write_columns(SPELLED, symmetric=True), text_forms=True)
-    forms = source.forms(np.arange(source.description["texts"]))
     # Twelve texts; three pairs of them are spellings of one.
-    assert len(forms) == 12 and len(np.unique(forms)) == 9
-    assert run(write_columns(SPELLED)).forms(np.array([3, 1])).tolist() == [3, 1]
+    assert len(np.unique(source.forms(np.arange(12)))) == 9
 
 
 def test_rows_whose_query_is_their_passage_are_reported_and_kept(write_columns, run, caplog):
