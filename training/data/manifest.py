@@ -196,9 +196,8 @@ def select_sources(
     for pattern in patterns or []:
         if not any(fnmatch(source.name, pattern) for source in sources):
             raise UserError(f"no source fits {pattern!r}; there are {', '.join(source.name for source in sources)}")
-    types = task_types or TASK_TYPES
     named = [each for each in sources if any(fnmatch(each.name, pattern) for pattern in patterns or "*")]
-    selected = [source for source in named if source.task_type in types]
+    selected = [source for source in named if source.task_type in (task_types or TASK_TYPES)]
     if not selected:
         raise UserError(f"no source is left of {len(sources)}: name more of them, or other task types")
     return selected

@@ -32,8 +32,7 @@ class PreparedSource:
         rows: ``(n, 2 + num_negatives)`` int32 positions of query, passage and negatives among the texts, by split.
         description: The content of ``source.json``.
         mapped_files: The memory maps by file name.
-        has_texts: Whether the texts were kept.
-        has_forms: Whether the normal forms of the texts were kept.
+        has_texts: Whether the texts were kept; ``has_forms``: their normal forms.
     """
 
     def __init__(self, folder: Path | str) -> None:

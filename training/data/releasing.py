@@ -205,16 +205,15 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
 
 def _common_schema(source: Source, files: Sequence[PublishedFile]) -> pa.Schema:
     """Return the columns of all files of a source, in the order of the first file."""
-    names = [set(file.schema.names) for file in files]
-    different = sorted(set.union(*names) - set.intersection(*names))
+    first, *others = [file.schema for file in files]
+    different = sorted({name for schema in others for name in {*first.names} ^ {*schema.names}})
     try:
-        unified = pa.unify_schemas([file.schema for file in files], promote_options="permissive")
+        unified = pa.unify_schemas([first, *others], promote_options="permissive")
     except pa.ArrowException as error:
         different = [in_one_line(error)]
     if different:
         what = f"source {source.name!r}: its files differ in {', '.join(different)}"
         raise UserError(f"{what}; give them the same columns, or make each file a source (`each_file: true`)")
-    first = files[0].schema
     return pa.schema([unified.field(name) for name in first.names], metadata=first.metadata)
 
 

@@ -86,11 +86,11 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
 
     The folder ``memory`` stores the hashes of local files by path, size and times, so that a large file is hashed once.
     """
+    if isinstance(file, RemoteFile) and file.size is None:
+        with _readable(file):
+            info = url_to_fs(file.url)[0].info(file.url)
+        return file.name, info["size"], _version(info)
     if isinstance(file, RemoteFile):
-        if file.size is None:
-            with _readable(file):
-                info = url_to_fs(file.url)[0].info(file.url)
-            return file.name, info["size"], _version(info)
         return file.name, file.size, file.version
     with _readable(file):
         stat, where = file.stat(), str(file.resolve())
@@ -115,12 +115,10 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
 def opened(file: SourceFile) -> Iterator[Any]:
     """Open a parquet file for random access; errors of the file inside the block become ``UserError``."""
     with _readable(file):
-        if isinstance(file, RemoteFile):
-            # A read-ahead cache would also fetch the bytes between the columns.
-            handle = url_to_fs(file.url)[0].open(file.url, "rb", cache_type="none")
-        else:
-            handle = pa.OSFile(str(file))
-        with handle:
+        remote = isinstance(file, RemoteFile)
+        # A read-ahead cache would also fetch the bytes between the columns.
+        opener = url_to_fs(file.url)[0].open(file.url, "rb", cache_type="none") if remote else pa.OSFile(str(file))
+        with opener as handle:
             yield handle
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -21,8 +22,7 @@ from training.data.storage import SourceFile
 _SHOWN = 20
 
 
-@dataclass(frozen=True)
-class FileSurvey:
+class FileSurvey(NamedTuple):
     """One file that was found."""
 
     name: str  # path or address
@@ -96,13 +96,8 @@ def survey(
 ) -> Survey:
     """Find out which data of a manifest is there, reading no more than the footer of each file.
 
-    Missing, unreadable and unreachable files are part of the result, not errors.
-
-    Args:
-        manifest_path: The manifest.
-        data_dir: Folder or address to look in, instead of the manifest's ``root`` or folder.
-        stage: Survey only the sources of this stage, under its caps.
-        reach: Look for the files; without it, the survey shows what the manifest says.
+    Missing, unreadable and unreachable files are part of the result, not errors. ``data_dir`` is the folder or address
+    to look in, instead of the manifest's. Without ``reach``, the survey shows what the manifest says.
     """
     manifest = read_manifest(manifest_path, data_dir)
     entries = manifest.of_stage(stage)
@@ -130,14 +125,13 @@ def _collection(entry: Entry, cap: int | None, found: dict[str, list[SourceFile]
         missing = [f"{entry.published_files - len(each)} of {entry.published_files} files"]
     readable, faults = [], []
     for file in each:
+        languages = file_languages(entry, file) if entry.each_file else entry.languages
         try:
-            published = PublishedFile(file)
+            opened = PublishedFile(file)
+            about = (opened.num_rows, len(opened.negatives), languages, "lang" in opened.schema.names)
+            readable.append(FileSurvey(str(file), *about))
         except UserError as error:
             faults.append(str(error))
-            continue
-        languages = file_languages(entry, file) if entry.each_file else entry.languages
-        has_lang = "lang" in published.schema.names
-        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages, has_lang))
     return CollectionSurvey(entry, cap, readable, missing, faults)
 
 

@@ -101,22 +101,6 @@ def test_faulty_command_lines(manifest, capsys, words, wrong):
     assert wrong in capsys.readouterr().err
 
 
-def test_bad_rows_stop_the_command_or_are_put_aside(tmp_path, manifest, small_tokenizer, capsys):
-    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    file = tmp_path / "published/polarity.parquet"
-    columns = pq.read_table(file).to_pydict()
-    columns["passage"][7] = " "
-    pq.write_table(pa.table(columns), file)
-    words = ["--manifest", str(manifest), "--tokenizer", str(tmp_path / "tokenizer"), "--sources", "polarity"]
-    words += ["--output", str(tmp_path / "apart")]
-    assert prepare_main(words) == 2
-    assert "row 7, column 'passage' is empty" in capsys.readouterr().err
-    assert prepare_main([*words, "--on-bad-row", "quarantine"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("source 'polarity': 1 of 40 rows (2.5%) were put aside (1 is empty), see ")
-    assert last.endswith("quarantine.parquet")
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_stops_with_a_line_and_keeps_what_is_done(tmp_path, manifest, small_tokenizer, workers):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")

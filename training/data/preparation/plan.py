@@ -46,7 +46,7 @@ class PreparationOptions:
 
     max_length: int = 1024  # tokens of a text, EOS included; longer texts are truncated and still end with EOS
     instructions: bool = True  # before queries (stage 2), or none (stage 1)
-    document_instruction_share: float = 0.3  # of the documents of symmetric sources
+    document_instruction_share: float = 0.3  # of the documents (passages and negatives) of symmetric sources
     validation_share: float = 0.01
     # Negatives that a row must have, by task type; see required_negatives.
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))

@@ -30,8 +30,9 @@ def manifest(tmp_path):
     long = one[14]
     two[EXACT] = [one[5][0].upper(), one[5][1] + "!"]
     two[NEAR] = [long[0], long[1] + " changed"]
-    three[ACROSS] = list(one[6])
-    three[WHOLE][0] = "Who was first?"
+    # An instruction that came along hides nothing.
+    three[ACROSS] = [instruct("Find.", one[6][0]), one[6][1]]
+    three[WHOLE][0] = instruct("Find.", "Who was first?")
     three[OVERLAP][1] = "so a b c d e f g h i j k l m n it is"
     folder = tmp_path / "sources"
     folder.mkdir()
@@ -147,16 +148,3 @@ def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     run(manifest, tmp_path / "clean", remove=True)
     with refuses(tmp_path / "clean", "cleaned files", "--remove"):
         run(manifest, tmp_path / "clean")
-
-
-def test_an_instruction_that_came_along_hides_nothing(tmp_path):
-    rows = [(f"how deep is lake number {row}", f"lake {row} is {row * 7} metres deep") for row in range(20)]
-    carried = [(instruct("Given a question, find the answer.", query), passage) for query, passage in rows]
-    (tmp_path / "data").mkdir()
-    manifest = write_manifest(tmp_path / "data", {"plain": [rows], "carried": [carried]})
-    (tmp_path / "held_out.txt").write_text(rows[3][0] + "\n")
-    evaluation = [evaluation_file(f"{tmp_path}/held_out.txt")]
-    report = decontaminate(manifest, tmp_path / "out", DeduplicationOptions(across=True), evaluation, executor=HERE)
-    plain, carried = report["sources"]
-    assert plain["whole_texts"] == carried["whole_texts"] == 1
-    assert carried["across_sources"] == 20

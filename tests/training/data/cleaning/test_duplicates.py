@@ -99,15 +99,3 @@ def test_rows_half_alike_are_no_near_duplicates(tmp_path):
     assert find(manifest, DeduplicationOptions(exact=False, near=True))["near"] == []
     loose = DeduplicationOptions(exact=False, near=True, similarity=0.4)
     assert find(manifest, loose)["near"]
-
-
-def test_finished_work_is_used_again_until_a_file_changes(tmp_path):
-    manifest = write_manifest(tmp_path, {"a": [clean_rows(0)]})
-    find(manifest)
-    (hashes,) = (tmp_path / "work").glob("exact-*/hashes_00000.npy")
-    before = hashes.stat().st_mtime_ns
-    find(manifest)
-    assert hashes.stat().st_mtime_ns == before
-    write_manifest(tmp_path, {"a": [[*clean_rows(0), clean_rows(0)[0]]]})
-    assert len(find(manifest)["exact"]) == 1
-    assert not hashes.exists()

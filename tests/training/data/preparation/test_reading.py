@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from tests.training.data.prepared_rows import published_rows
 from training.common.executor import Executor
 from training.data.preparation import plan, reading
 from training.data.preparation.plan import PreparationOptions
-from training.data.prepared import QUARANTINE
+from training.data.prepared import QUARANTINE, put_aside
 
 QWEN = "Instruct: {}\nQuery:{}".format
 
@@ -167,8 +166,8 @@ def test_bad_rows_are_errors_or_put_aside_with_the_reason(faulty, run, refuses, 
     ]
     assert aside[1]["query"] == pq.read_table(faulty.files[0]).column("query")[17].as_py()
     assert sum(prepared.description["rows"].values()) == 400 - len(aside)
-    assert sum(prepared.description["quarantined"].values()) == len(aside)
-    assert json.loads((prepared.folder / "source.json").read_text())["quarantined"]["is empty"] == 2
+    assert put_aside(prepared).startswith("source 'many': 7 of 400 rows (1.8%) were put aside (1 equals column")
+    assert "2 is empty" in put_aside(prepared) and put_aside(prepared).endswith(f"see {prepared.folder / QUARANTINE}")
 
 
 @pytest.mark.parametrize("batch_rows", [7, 2048])
@@ -183,18 +182,10 @@ def test_two_texts_of_one_hash_are_refused(write_source, run, refuses, monkeypat
         run(write_source("many"))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("on_bad_row", "ignore"),
-        ("max_length", 0),
-        ("seed", -1),
-        ("validation_share", 1.5),
-        ("document_instruction_share", -0.1),
-    ],
-)
-def test_options_out_of_range_are_refused(options, refuses, key, value):
-    with refuses(key, value):
-        replace(options, **{key: value})
+def test_options_out_of_range_are_refused(options, refuses):
+    faulty = {"on_bad_row": "ignore", "max_length": 0, "seed": -1, "validation_share": 1.5}
+    for key, value in {**faulty, "document_instruction_share": -0.1}.items():
+        with refuses(key, value):
+            replace(options, **{key: value})
     with refuses("num_hard_negatives_retrieval", -1):
         PreparationOptions(num_hard_negatives=(("retrieval", -1),))
