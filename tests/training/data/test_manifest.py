@@ -55,6 +55,7 @@ def test_all_keys_arrive(write, tmp_path):
         ("published_rows", 0, ["at least 1"]),
         *(("name", name, [repr(name), "folder"]) for name in ("a/b", "..")),
         ("task_type", "reranking", ["'reranking'", "retrieval, clustering, classification"]),
+        *((key, None, ["missing"]) for key in ("name", "files", "task_type", "instruction")),
         ("task-type", "x", ["did you mean 'task_type'?"]),
         ("zzz", "x", ["known keys are cap, "]),
     ],
@@ -62,13 +63,6 @@ def test_all_keys_arrive(write, tmp_path):
 def test_wrong_key_or_value(write, refuses, key, value, parts):
     path = write({**ENTRY, key: value})
     with refuses(path, "source", key, *parts):
-        load_manifest(path)
-
-
-@pytest.mark.parametrize("key", ["name", "files", "task_type", "instruction"])
-def test_missing_key(write, refuses, key):
-    path = write({**ENTRY, key: None})
-    with refuses(path, "source 1" if key == "name" else "'faq'", repr(key), "missing"):
         load_manifest(path)
 
 

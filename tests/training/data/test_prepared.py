@@ -59,15 +59,16 @@ def test_description_that_is_faulty(prepared, refuses, content):
         PreparedSource(prepared.folder)
 
 
-@pytest.mark.parametrize("file", [TOKENS, SPLITS["train"], TEXT_OFFSETS])
-def test_truncated_or_missing_array(prepared, refuses, file):
-    content = (prepared.folder / file).read_bytes()
-    (prepared.folder / file).write_bytes(content[:-4])
-    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
-        PreparedSource(prepared.folder)
-    (prepared.folder / file).unlink()
-    with refuses(prepared.folder, "not a whole prepared source", file):
-        PreparedSource(prepared.folder)
+def test_truncated_or_missing_array(prepared, refuses):
+    for file in (TOKENS, SPLITS["train"], TEXT_OFFSETS):
+        content = (prepared.folder / file).read_bytes()
+        (prepared.folder / file).write_bytes(content[:-4])
+        with refuses(prepared.folder, "not a whole prepared source"):
+            PreparedSource(prepared.folder)
+        (prepared.folder / file).unlink()
+        with refuses(prepared.folder, "not a whole prepared source", file):
+            PreparedSource(prepared.folder)
+        (prepared.folder / file).write_bytes(content)
 
 
 def test_the_table_has_aligned_columns_and_a_sum(prepared, write_source, run):
