@@ -99,10 +99,11 @@ def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> pd.Dat
     of_group = rows.groupby("group")["key"].transform("first")
     of_source = rows.groupby(["group", "source"])["key"].transform("first")
     inside = of_source < rows["key"]
-    first = of_source.where(inside, of_group)
-    repeats = {"file": rows["key"] >> _ROW_BITS, "row": rows["key"] & (1 << _ROW_BITS) - 1}
+    columns = (rows["key"], of_source.where(inside, of_group), inside)
+    key, first, inside = (column[of_group < rows["key"]].to_numpy() for column in columns)
+    repeats = {"file": key >> _ROW_BITS, "row": key & (1 << _ROW_BITS) - 1}
     repeats |= {"first_file": first >> _ROW_BITS, "first_row": first & (1 << _ROW_BITS) - 1, "inside": inside}
-    return pd.DataFrame(repeats)[of_group < rows["key"]]
+    return pd.DataFrame(repeats)
 
 
 # Exact duplicates
