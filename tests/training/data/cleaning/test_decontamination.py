@@ -61,7 +61,7 @@ def test_the_report_counts_what_was_planted(manifest, tmp_path):
     assert report["evaluation_sets"] == {"held_out.jsonl": 2}
     a, b, c = report["sources"]
     assert [a[count] for count in COUNTS] == [162, 1, 1, 0, 0, 0, None]
-    repeat = {"file": "a: a_1.parquet", "row": EXACT, "first_file": "a: a_0.parquet", "first_row": 5}
+    repeat = {"file": "a: a_1.parquet", "row": EXACT, "first_file": "a: a_0.parquet", "first_row": 5, "inside": True}
     assert a["examples"]["exact_duplicates"] == [repeat]
     assert [b[count] for count in COUNTS] == [b["rows"], 0, 0, 1, 1, 1, None]
     assert b["by_evaluation_set"] == {"held_out.jsonl": 2}
