@@ -220,17 +220,13 @@ def test_select_sources(patterns, task_types, expected):
     assert [source.name for source in select_sources(SOURCES, patterns, task_types)] == expected
 
 
-@pytest.mark.parametrize(
-    ("patterns", "task_types", "parts"),
-    [
-        (["sts", "webb_*"], None, ["no source fits 'webb_*'", "web_kor, web_deu, sts, polarity"]),
-        (None, ["retrieval", "sts"], ["unknown task type 'sts'", "retrieval, clustering, classification"]),
-        (["web_*"], ["clustering"], ["no source is left of 4", "task types"]),
-    ],
-)
-def test_selection_that_is_refused(refuses, patterns, task_types, parts):
-    with refuses(*parts):
-        select_sources(SOURCES, patterns, task_types)
+def test_selection_that_is_refused(refuses):
+    with refuses("no source fits 'webb_*'", "web_kor, web_deu, sts, polarity"):
+        select_sources(SOURCES, ["sts", "webb_*"])
+    with refuses("unknown task type 'sts'", "retrieval, clustering, classification"):
+        select_sources(SOURCES, None, ["retrieval", "sts"])
+    with refuses("no source is left of 4", "task types"):
+        select_sources(SOURCES, ["web_*"], ["clustering"])
 
 
 def test_a_written_manifest_is_read_again(tmp_path):

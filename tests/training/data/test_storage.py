@@ -97,19 +97,11 @@ def test_remote_file_is_fetched_in_ranges_and_closed(tmp_path, remote, monkeypat
     assert len(handles) == 3 and all(handle.closed for handle in handles)
 
 
-def test_identity_changes_with_the_content(local, remote):
-    name, size, _ = identity(local / "a.parquet")
-    assert (name, size) == ("a.parquet", (local / "a.parquet").stat().st_size)
-    (listed,) = DataFolder(remote).find("a.parquet")
-    assert identity(listed) == identity(RemoteFile(str(listed))) == (name, size, "")
-    fsspec.filesystem("memory").pipe("/data/a.parquet", b"PAR1")
-    assert identity(RemoteFile(str(listed))) != identity(listed)
-
-
 def test_a_file_is_hashed_once(local, tmp_path, monkeypatch):
     path, memory, opened, opener = local / "a.parquet", tmp_path / "memory", [], Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or opener(self, *a, **k))
     first = identity(path, memory)
+    assert first[:2] == ("a.parquet", path.stat().st_size)
     assert [identity(path, memory), identity(path.parent / "deep/../a.parquet", memory)] == [first, first]
     assert opened.count("a.parquet") == 1
     # Written again within the same size and with its time set back, it is another file.
@@ -122,6 +114,14 @@ def test_a_file_is_hashed_once(local, tmp_path, monkeypatch):
     for note in memory.iterdir():
         note.write_text("{")
     assert identity(path, memory) == identity(path, path / "no folder") == identity(path)
+
+
+def test_identity_of_a_remote_file(local, remote):
+    (listed,) = DataFolder(remote).find("a.parquet")
+    size = (local / "a.parquet").stat().st_size
+    assert identity(listed) == identity(RemoteFile(str(listed))) == ("a.parquet", size, "")
+    fsspec.filesystem("memory").pipe("/data/a.parquet", b"PAR1")
+    assert identity(RemoteFile(str(listed))) != identity(listed)
 
 
 def test_what_is_not_there(local, remote, refuses):

@@ -90,11 +90,8 @@ def test_share_of_documents_under_the_instruction(write_columns, run, decode, sy
     names = ["query", "passage", "negative_1", "negative_2"]
     source = write_columns({name: texts[i::4] for i, name in enumerate(names)}, symmetric=symmetric)
     rows = decode(run(source))
-    assert all(row[0].startswith(instruct("Find.")) for row in rows)
-    for column in (1, 2, 3):
-        share = sum(row[column].startswith(instruct("Find.")) for row in rows) / len(rows)
-        assert (share > 0) == symmetric
-        assert share == pytest.approx(expected, abs=0.05)  # 3.4 standard deviations of 1000 draws
+    shares = [sum(text.startswith(instruct("Find.")) for text in column) / 1000 for column in zip(*rows, strict=True)]
+    assert shares == [1, *[pytest.approx(expected, abs=0.05 * symmetric)] * 3]  # 3.4 standard deviations of 1000 draws
     assert [tuple(text.removeprefix(instruct("Find.")) for text in row) for row in rows] == published_rows(source)
 
 
