@@ -67,7 +67,8 @@ class TextFormat:
             fields = set(re.findall("{([^{}]*)}", template.replace("{{", "").replace("}}", "")))
             if "text" not in fields or not fields <= known:
                 may = " and ".join(f"{{{each}}}" for each in sorted(known, reverse=True))
-                raise UserError(f"key 'teacher_{name}': {template!r} lacks {{text}} or has other fields than {may}")
+                what = f"key 'teacher_{name}': {template!r} lacks {{text}} or has another field"
+                raise UserError(f"{what}; it may have {may} only")
 
     def apply(self, text: str) -> str:
         """Return a text of the student, with or without an instruction, as the teacher reads it."""
