@@ -18,7 +18,7 @@ if __name__ == "__main__":
     require("jinja2", "publish")
     require("matplotlib", "publish")
 
-from training.data.releasing.release import MAX_FILE_BYTES, release
+from training.data.releasing import MAX_FILE_BYTES, release
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ def imported_by(statement: str) -> list[str]:
         "import modeling_f2llm",
         "from modeling_f2llm import instruct",
         "from modeling_f2llm.prompts import DEFAULT_PROMPTS",
-        "from training.data.preparation import plan, reading, tokenising",
+        "from training.data.preparation import plan, reading, writing",
         "from training.data.survey import survey",
     ],
 )

@@ -62,14 +62,13 @@ class TextFormat:
             try:
                 list(Formatter().parse(template))
             except ValueError as error:
-                reason = f"is no template ({error}); write {{{{ and }}}} for braces"
-                raise UserError(f"key 'teacher_{name}': {template!r} {reason}") from None
+                what = f"key 'teacher_{name}': {template!r} is no template ({error})"
+                raise UserError(f"{what}; write {{{{ and }}}} for braces") from None
             fields = set(re.findall("{([^{}]*)}", template.replace("{{", "").replace("}}", "")))
-            for field in sorted(fields - known):
+            if "text" not in fields or not fields <= known:
                 may = " and ".join(f"{{{each}}}" for each in sorted(known, reverse=True))
-                raise UserError(f"key 'teacher_{name}': {template!r} has the field {{{field}}}; it may have {may} only")
-            if "text" not in fields:
-                raise UserError(f"key 'teacher_{name}': {template!r} lacks {{text}}, where the text goes; add it")
+                what = f"key 'teacher_{name}': {template!r} lacks {{text}} or has another field"
+                raise UserError(f"{what}; it may have {may} only")
 
     def apply(self, text: str) -> str:
         """Return a text of the student, with or without an instruction, as the teacher reads it."""

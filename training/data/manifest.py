@@ -1,29 +1,9 @@
-"""The manifest: which sources there are, where their files are, and how to train on them.
-
-A manifest is a YAML file::
-
-    root: data                             # folder of the files, or hf://datasets/OWNER/NAME@REVISION; optional
-    stage_caps: {stage1: 80000}            # maximum rows per source, by stage; optional
-    sources:
-      - name: webfaq_kor
-        files: webfaq_kor.parquet          # a list or a glob works too
-        task_type: retrieval               # retrieval, clustering or classification
-        symmetric: false                   # are query and passage texts of the same kind?
-        instruction: Given a question, retrieve passages that answer the question.
-        languages: [kor]                   # ISO 639-3
-        cap: 80000                         # maximum rows, optional
-        licence: CC-BY-4.0
-        stages: [stage1, stage2]           # stages that train on it; all if left out
-
-With ``each_file: true`` an entry is a collection: each of its files is a source that is named after the file, in the
-language that the file name ends with. ``name_tells_language: false`` gives every file the languages of the entry.
-``published_…``, ``category``, ``instruction_from`` and ``stage_rows`` are for reports.
-"""
+"""The manifest: which sources there are, where their files are, and how to train on them (keys: README.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
@@ -42,8 +22,6 @@ from training.data.storage import DataFolder, SourceFile
 MANIFEST = "manifest.yaml"
 # Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
 TASK_TYPES = ("retrieval", "clustering", "classification")
-# The list published for F2LLM v1, the prompts that mteb evaluates the released models with, or neither.
-INSTRUCTION_ORIGINS = ("v1", "mteb", "written")
 
 
 @dataclass(frozen=True)
@@ -59,6 +37,8 @@ class Source:
     cap: int | None = None  # maximum rows (deterministic sample)
     licence: str | None = None  # SPDX identifier or a short text
     category: str | None = None  # the task as the data's paper names it
+    stages: list[str] = field(default_factory=list)  # that train on it; empty for all
+    instruction_from: str | None = None  # list of F2LLM ("v1"), prompts of mteb ("mteb"), or neither ("written")
 
 
 @dataclass(frozen=True)
@@ -66,21 +46,10 @@ class Entry(Source):
     """One entry of a manifest: a source, or a collection whose files are sources."""
 
     files: list[str]  # names or patterns, relative to the data folder
-    stages: list[str] = field(default_factory=list)  # that train on it; empty for all
     published_rows: int | None = None
     published_files: int | None = None
-    instruction_from: str | None = None  # one of INSTRUCTION_ORIGINS
     each_file: bool = False
     name_tells_language: bool = True
-
-
-@dataclass(frozen=True)
-class PublishedShares:
-    """What the data's paper counts: all rows, rows by ISO 639-3 code, and percent of the rows by category."""
-
-    total_rows: int
-    language_rows: dict[str, int] = field(default_factory=dict)
-    category_percent: dict[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,8 +60,8 @@ class Manifest:
     folder: DataFolder
     entries: list[Entry]
     stage_caps: dict[str, int]
-    published_shares: PublishedShares | None
-    stage_rows: dict[str, int] = field(default_factory=dict)
+    stage_rows: dict[str, int]
+    published_language_rows: dict[str, int]  # by ISO 639-3 code
 
     @property
     def stages(self) -> list[str]:
@@ -112,8 +81,8 @@ class Manifest:
         return min((cap for cap in caps if cap is not None), default=None)
 
 
-_TOP_KINDS = {"sources": list, "root": str, "published_shares": dict}
-_TOP_KINDS |= dict.fromkeys(("stage_caps", "stage_rows"), dict[str, int])
+_COUNTS = ("stage_caps", "stage_rows", "published_language_rows")
+_TOP_KINDS = {"sources": list, "root": str, **dict.fromkeys(_COUNTS, dict[str, int])}
 
 
 def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manifest:
@@ -122,33 +91,26 @@ def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manif
     content = {key: value for key, value in load_yaml(path, named_in_file=True).items() if value is not None}
     _check(str(path), content, _TOP_KINDS, ["sources"])
     entries = [_entry(path, number, written) for number, written in enumerate(content["sources"], start=1)]
-    shares = content.get("published_shares")
-    if shares is not None:
-        _check(f"{path}: key 'published_shares'", shares, get_type_hints(PublishedShares), ["total_rows"])
-        shares = PublishedShares(**shares)
     root = content.get("root", ".")
     folder = DataFolder(data_dir if data_dir is not None else root if "://" in root else path.parent / root)
-    caps, rows = content.get("stage_caps", {}), content.get("stage_rows", {})
-    manifest = Manifest(path, folder, entries, caps, shares, rows)
-    for key, stages in (("stage_caps", caps), ("stage_rows", rows)):
-        for stage in stages:
+    manifest = Manifest(path, folder, entries, *(content.get(key, {}) for key in _COUNTS))
+    for key in ("stage_caps", "stage_rows"):
+        for stage in content.get(key, {}):
             if stage not in manifest.stages:
                 raise unknown_key(f"{path}: key {key!r}", stage, manifest.stages)
     return manifest
 
 
 def _entry(path: Path, number: int, written: Any) -> Entry:
-    where = f"{path}: source {number}"
-    if isinstance(written, dict):
-        where = f"{path}: source {written['name']!r}" if isinstance(written.get("name"), str) else where
-        files = written.get("files")
-        written = {**written, "files": [files]} if isinstance(files, str) else written
+    named = isinstance(written, dict) and isinstance(written.get("name"), str)
+    where = f"{path}: source {repr(written['name']) if named else number}"
+    if isinstance(written, dict) and isinstance(written.get("files"), str):
+        written = {**written, "files": [written["files"]]}
     _check(where, written, get_type_hints(Entry), ["name", "files", "task_type", "instruction"])
     if "/" in written["name"] or written["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
-    for key, known in (("task_type", TASK_TYPES), ("instruction_from", INSTRUCTION_ORIGINS)):
-        if written.get(key) is not None and written[key] not in known:
-            raise UserError(f"{where}: unknown {key} {written[key]!r}; use one of {', '.join(known)}")
+    if written["task_type"] not in TASK_TYPES:
+        raise UserError(f"{where}: unknown task_type {written['task_type']!r}; use one of {', '.join(TASK_TYPES)}")
     return Entry(**written)
 
 
@@ -196,11 +158,11 @@ def _sources(manifest: Manifest, entry: Entry, cap: int | None) -> list[Source]:
             what = f"{manifest.path}: source {entry.name!r}: no file matches {manifest.folder.path(pattern)}"
             raise UserError(f"{what}; download or build it, or correct 'files' ({RULE})")
     files = list(dict.fromkeys(file for matches in found.values() for file in matches))
-    described = {each.name: getattr(entry, each.name) for each in fields(Source)} | {"files": files, "cap": cap}
+    described = {each.name: getattr(entry, each.name) for each in fields(Source)}
+    source = Source(**{**described, "files": files, "cap": cap})
     if not entry.each_file:
-        return [Source(**described)]
-    own = ({"name": file.stem, "files": [file], "languages": file_languages(entry, file)} for file in files)
-    return [Source(**{**described, **each}) for each in own]
+        return [source]
+    return [replace(source, name=file.stem, files=[file], languages=file_languages(entry, file)) for file in files]
 
 
 def find_entry_files(manifest: Manifest, entry: Entry) -> dict[str, list[SourceFile]]:
@@ -219,8 +181,9 @@ def require_local(sources: Sequence[Source]) -> None:
     for source in sources:
         for file in source.files:
             if not isinstance(file, Path):
-                what = f"source {source.name!r}: {file} is not on this machine"
-                raise UserError(f"{what}; download the files and give their folder as --data-dir")
+                raise UserError(
+                    f"source {source.name!r}: {file} is remote; download it and give its folder as --data-dir"
+                )
 
 
 def select_sources(
@@ -233,9 +196,8 @@ def select_sources(
     for pattern in patterns or []:
         if not any(fnmatch(source.name, pattern) for source in sources):
             raise UserError(f"no source fits {pattern!r}; there are {', '.join(source.name for source in sources)}")
-    types = task_types or TASK_TYPES
     named = [each for each in sources if any(fnmatch(each.name, pattern) for pattern in patterns or "*")]
-    selected = [source for source in named if source.task_type in types]
+    selected = [source for source in named if source.task_type in (task_types or TASK_TYPES)]
     if not selected:
         raise UserError(f"no source is left of {len(sources)}: name more of them, or other task types")
     return selected
@@ -244,13 +206,16 @@ def select_sources(
 def write_manifest(path: Path, entries: Iterable[Mapping[str, Any]], **top: Any) -> None:
     """Write a manifest of entries and keys beside ``sources``, whole or not at all, without None and empty values.
 
-    ``files`` are names, not patterns: ``*`` and ``[`` stand for themselves.
+    ``files`` are names, not patterns: ``*`` and ``[`` stand for themselves. Caps of stages that no entry names are left
+    out.
     """
     sources = [
         {key: value for key, value in entry.items() if value is not None and value != []}
         | {"files": [escape(str(file)) for file in entry["files"]]}
         for entry in entries
     ]
+    stages = {stage for source in sources for stage in source.get("stages", [])}
+    top["stage_caps"] = {stage: cap for stage, cap in top.get("stage_caps", {}).items() if stage in stages}
     content = {key: value for key, value in top.items() if value} | {"sources": sources}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=119)
     write_whole(path, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,13 @@ class PreparedSource:
         num_negatives: Negative columns of the rows; missing negatives are -1.
         rows: ``(n, 2 + num_negatives)`` int32 positions of query, passage and negatives among the texts, by split.
         description: The content of ``source.json``.
-        arrays: The memory maps by file name.
-        has_texts: Whether the texts were kept.
-        has_forms: Whether the normal forms of the texts were kept.
+        mapped_files: The memory maps by file name.
+        has_texts: Whether the texts were kept; ``has_forms``: their normal forms.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.arrays: dict[str, np.ndarray] = {}
+        self.mapped_files: dict[str, np.ndarray] = {}
         try:
             described: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
             self.description = described
@@ -47,78 +46,71 @@ class PreparedSource:
             self.num_negatives: int = described["negatives"]
             self.has_texts, self.has_forms = "text_bytes" in described, "forms" in described
             texts, width = described["texts"], 2 + self.num_negatives
-            self._open(TOKENS, "<i4", described["tokens"])
-            self._open(OFFSETS, "<i8", texts + 1)
-            self.rows = {
-                split: self._open(name, "<i4", described["rows"][split], width) for split, name in SPLITS.items()
-            }
+            files = {TOKENS: ("<i4", described["tokens"]), OFFSETS: ("<i8", texts + 1)}
+            files |= {name: ("<i4", described["rows"][split], width) for split, name in SPLITS.items()}
             if self.has_texts:
-                self._open(TEXTS, "u1", described["text_bytes"])
-                self._open(TEXT_OFFSETS, "<i8", texts + 1)
+                files |= {TEXTS: ("u1", described["text_bytes"]), TEXT_OFFSETS: ("<i8", texts + 1)}
             if self.has_forms:
-                self._open(FORMS, "<u8", texts)
+                files[FORMS] = ("<u8", texts)
+            for name, (dtype, *shape) in files.items():
+                # An empty file cannot be mapped.
+                mapped = (
+                    np.memmap(self.folder / name, dtype, "r", shape=tuple(shape))
+                    if all(shape)
+                    else np.zeros(shape, dtype)
+                )
+                self.mapped_files[name] = mapped
+            self.rows = {split: self.mapped_files[name] for split, name in SPLITS.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
-
-    def _open(self, name: str, dtype: str, *shape: int) -> np.ndarray:
-        # An empty file cannot be mapped.
-        mapped = np.memmap(self.folder / name, dtype, "r", shape=shape) if all(shape) else np.zeros(shape, dtype)
-        self.arrays[name] = mapped
-        return mapped
 
     def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path]]:
         # A pickled memory map contains the whole array: a loader worker opens the folder instead.
         return type(self), (self.folder,)
 
-    def __repr__(self) -> str:
-        rows = {split: len(rows) for split, rows in self.rows.items()}
-        return f"PreparedSource({self.name!r}, {self.task_type}, rows={rows}, texts={self.description['texts']})"
-
     def check(self) -> PreparedSource:
         """Compare the files with their checksums, in bounded time."""
-        for name in self.arrays:
+        for name in self.mapped_files:
             check_file(self.folder / name, f"delete {self.folder}, and it is prepared again")
         return self
 
     def tokens(self, text: int) -> np.ndarray:
         """Return ``(length,)`` token ids of one text, EOS last."""
-        offsets = self.arrays[OFFSETS]
-        return self.arrays[TOKENS][offsets[text] : offsets[text + 1]]
+        offsets = self.mapped_files[OFFSETS]
+        return self.mapped_files[TOKENS][offsets[text] : offsets[text + 1]]
 
     def token_blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
         """Yield the token ids of all texts, concatenated, in blocks of at most ``size``."""
-        tokens = self.arrays[TOKENS]
+        tokens = self.mapped_files[TOKENS]
         for start in range(0, len(tokens), size):
             yield tokens[start : start + size]
 
     def lengths(self, texts: np.ndarray) -> np.ndarray:
         """Return the token counts of the texts at the given positions, in the same shape."""
-        return self.arrays[OFFSETS][texts + 1] - self.arrays[OFFSETS][texts]
+        return self.mapped_files[OFFSETS][texts + 1] - self.mapped_files[OFFSETS][texts]
 
     def forms(self, positions: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` numbers of the texts' normal forms, or the ``(n,)`` positions if forms were not kept."""
-        return self.arrays[FORMS][positions] if self.has_forms else positions
+        return self.mapped_files[FORMS][positions] if self.has_forms else positions
 
     def texts(self, positions: np.ndarray) -> list[str]:
         """Return the texts at ``(n,)`` positions, with their instruction and not truncated."""
         if not self.has_texts:
             what = f"{self.folder}: the texts were not kept beside their tokens"
             raise UserError(f"{what}; prepare it again by prepare.py --keep-texts")
-        starts, ends = (self.arrays[TEXT_OFFSETS][each].tolist() for each in (positions, positions + 1))
-        content = self.arrays[TEXTS]
+        starts, ends = (self.mapped_files[TEXT_OFFSETS][each].tolist() for each in (positions, positions + 1))
+        content = self.mapped_files[TEXTS]
         return [content[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 
 
 def put_aside(source: PreparedSource) -> str:
     """Return a line with the number of quarantined rows by reason; empty if there are none."""
     reasons, read = source.description["quarantined"], source.description["read"]
-    if not reasons:
-        return ""
-    aside = sum(reasons.values())
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    what = f"source {source.name!r}: {aside:,} of {read:,} rows ({aside / read:.1%}) were put aside ({counts})"
-    return f"{what}, see {source.folder / QUARANTINE}"
+    aside = f"{sum(reasons.values()):,} of {read:,} rows ({sum(reasons.values()) / read:.1%})"
+    where = source.folder / QUARANTINE
+    return f"source {source.name!r}: {aside} were put aside ({counts}), see {where}" if reasons else ""
 
 
 def sources_table(prepared: Sequence[PreparedSource]) -> str:
@@ -129,13 +121,16 @@ def sources_table(prepared: Sequence[PreparedSource]) -> str:
         counts = (*about["rows"].values(), about["texts"], about["tokens"], sum(about["quarantined"].values()))
         rows.append((source.name, source.task_type, *counts))
     rows.append(("all", "", *map(sum, list(zip(*rows, strict=True))[2:])))
-    cells = [("source", "task", "rows", "validation", "texts", "tokens", "put aside")]
-    cells += [(name, task, *map("{:,}".format, counts)) for name, task, *counts in rows]
+    return text_table(["source", "task", "rows", "validation", "texts", "tokens", "put aside"], rows, text_columns=2)
+
+
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str | int]], text_columns: int) -> str:
+    """Lay out rows for a terminal: the first ``text_columns`` are aligned left, the others, numbers, right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    align = (str.ljust, str.ljust, *[str.rjust] * 5)
-    return "\n".join(
-        "  ".join(f(cell, width) for f, cell, width in zip(align, row, widths, strict=True)) for row in cells
-    )
+    align = [str.ljust] * text_columns + [str.rjust] * (len(head) - text_columns)
+    lines = [[f(cell, width) for f, cell, width in zip(align, row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def find_prepared(folder: Path, fingerprints: Mapping[str, str]) -> list[Path]:

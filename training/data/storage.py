@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from glob import glob
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +19,6 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 from training.common.errors import UserError, in_one_line
 from training.common.outputs import write_whole
 from training.common.yaml_file import RULE
-
-_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,11 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
 
     The folder ``memory`` stores the hashes of local files by path, size and times, so that a large file is hashed once.
     """
+    if isinstance(file, RemoteFile) and file.size is None:
+        with _readable(file):
+            info = url_to_fs(file.url)[0].info(file.url)
+        return file.name, info["size"], _version(info)
     if isinstance(file, RemoteFile):
-        if file.size is None:
-            with _readable(file):
-                info = url_to_fs(file.url)[0].info(file.url)
-            return file.name, info["size"], _version(info)
         return file.name, file.size, file.version
     with _readable(file):
         stat, where = file.stat(), str(file.resolve())
@@ -105,27 +102,23 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
             *known, content = json.loads(note.read_text(encoding="utf-8"))
             if known == state:
                 return file.name, stat.st_size, content
-    digest = xxh3_128()
     with file.open("rb") as handle:
-        for block in iter(partial(handle.read, _BLOCK_BYTES), b""):
-            digest.update(block)
+        content = file_digest(handle, xxh3_128).hexdigest()
     if note is not None:
         with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps([*state, digest.hexdigest()]) + "\n")
-    return file.name, stat.st_size, digest.hexdigest()
+            write_whole(note, json.dumps([*state, content]) + "\n")
+    return file.name, stat.st_size, content
 
 
 @contextmanager
 def opened(file: SourceFile) -> Iterator[Any]:
     """Open a parquet file for random access; errors of the file inside the block become ``UserError``."""
     with _readable(file):
-        if isinstance(file, RemoteFile):
-            # A read-ahead cache would also fetch the bytes between the columns.
-            handle = url_to_fs(file.url)[0].open(file.url, "rb", cache_type="none")
-        else:
-            handle = pa.OSFile(str(file))
-        with handle:
+        remote = isinstance(file, RemoteFile)
+        # A read-ahead cache would also fetch the bytes between the columns.
+        opener = url_to_fs(file.url)[0].open(file.url, "rb", cache_type="none") if remote else pa.OSFile(str(file))
+        with opener as handle:
             yield handle
 
 
@@ -136,21 +129,17 @@ def _readable(where: SourceFile | str) -> Iterator[None]:
         yield
     # HTTP clients share no base class of errors.
     except Exception as error:
-        local, missing = isinstance(where, Path), isinstance(error, FileNotFoundError)
+        local = isinstance(where, Path)
         if isinstance(error, UserError) or (local and not isinstance(error, OSError | pa.ArrowException)):
             raise
         reason = in_one_line(error)[:200]
-        if missing and local:
-            fault = f"no such file; download or build it, or correct the path ({RULE})"
-        elif missing:
-            fault = f"no such repository, revision or file ({reason}); check the address, and log in with "
-            fault += "`hf auth login` if it is private or gated"
+        if isinstance(error, FileNotFoundError):
+            fault = f"no such file or repository; correct the path ({RULE}), or run `hf auth login` if it is private"
         # Arrow's own errors mean that the content is wrong, those of a client that it did not arrive.
         elif local or isinstance(error, pa.ArrowException) or type(error) is OSError:
             fault = f"not a readable parquet file ({reason}); download or build it again"
         else:
-            fault = f"cannot be reached ({type(error).__name__}: {reason}); check the connection and your access, or "
-            fault += "download the files and give their folder as the data folder"
+            fault = f"cannot be reached ({type(error).__name__}: {reason}); check the connection and your access"
         raise UserError(f"{where}: {fault}") from None
 
 

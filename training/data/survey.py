@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from training.common.errors import UserError
 from training.common.languages import SEVERAL
-from training.data.manifest import Entry, Manifest, file_languages, find_entry_files, read_manifest
+from training.data.manifest import Entry, file_languages, find_entry_files, read_manifest
+from training.data.prepared import text_table
 from training.data.published import PublishedFile
 from training.data.storage import SourceFile
 
+# Languages in a report.
+_SHOWN = 20
 
-@dataclass(frozen=True)
-class FileSurvey:
+
+class FileSurvey(NamedTuple):
     """One file that was found."""
 
     name: str  # path or address
@@ -29,18 +33,8 @@ class FileSurvey:
 
 
 @dataclass(frozen=True)
-class SourceSurvey:
-    """One source: an entry, or one file of a collection."""
-
-    files: list[FileSurvey]
-    rows: int
-    kept: int  # rows under the cap
-    languages: list[str]
-
-
-@dataclass(frozen=True)
 class CollectionSurvey:
-    """One entry of the manifest."""
+    """One entry of the manifest, or one of its sources."""
 
     entry: Entry
     cap: int | None  # maximum rows of each of its sources
@@ -49,13 +43,14 @@ class CollectionSurvey:
     faults: list[str]  # why some of the files found cannot be read
 
     @property
-    def sources(self) -> list[SourceSurvey]:
+    def sources(self) -> list[CollectionSurvey]:
         """Its sources: each file of a collection, or all files together."""
-        groups = [([file], file.languages) for file in self.files]
-        if not self.entry.each_file:
-            groups = [(self.files, self.entry.languages)]
-        counted = [(files, sum(file.rows for file in files), languages) for files, languages in groups]
-        return [SourceSurvey(files, rows, self._capped(rows), languages) for files, rows, languages in counted]
+        return [replace(self, files=[file]) for file in self.files] if self.entry.each_file else [self]
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO 639-3 codes of a source."""
+        return self.files[0].languages if self.files else self.entry.languages
 
     def _capped(self, rows: int, sources: int = 1) -> int:
         return rows if self.cap is None else min(rows, self.cap * sources)
@@ -68,7 +63,7 @@ class CollectionSurvey:
     @property
     def kept(self) -> int:
         """Rows found, with each source under the cap."""
-        return sum(source.kept for source in self.sources)
+        return sum(self._capped(source.rows) for source in self.sources)
 
     @property
     def published_kept(self) -> int:
@@ -90,31 +85,10 @@ def divided(rows: int, languages: Sequence[str], pair: bool) -> Counter[str]:
 class Survey:
     """What a manifest would read."""
 
-    title: str  # the manifest and the stage
-    folder: str
+    title: str  # the manifest, the stage and the folder
     collections: list[CollectionSurvey]
     unclaimed: list[str]  # parquet files in the folder that no entry names
     unreachable: str | None  # why the folder cannot be listed
-
-    @property
-    def rows(self) -> int:
-        """Rows found."""
-        return sum(each.rows for each in self.collections)
-
-    @property
-    def kept(self) -> int:
-        """Rows found, under the caps."""
-        return sum(each.kept for each in self.collections)
-
-    @property
-    def published_rows(self) -> int:
-        """Rows that the manifest says were published."""
-        return sum(each.entry.published_rows or 0 for each in self.collections)
-
-    @property
-    def missing(self) -> list[CollectionSurvey]:
-        """The entries with files that are missing or cannot be read."""
-        return [each for each in self.collections if each.missing or each.faults]
 
 
 def survey(
@@ -122,13 +96,8 @@ def survey(
 ) -> Survey:
     """Find out which data of a manifest is there, reading no more than the footer of each file.
 
-    Missing, unreadable and unreachable files are part of the result, not errors.
-
-    Args:
-        manifest_path: The manifest.
-        data_dir: Folder or address to look in, instead of the manifest's ``root`` or folder.
-        stage: Survey only the sources of this stage, under its caps.
-        reach: Look for the files; without it, the survey shows what the manifest says.
+    Missing, unreadable and unreachable files are part of the result, not errors. ``data_dir`` is the folder or address
+    to look in, instead of the manifest's. Without ``reach``, the survey shows what the manifest says.
     """
     manifest = read_manifest(manifest_path, data_dir)
     entries = manifest.of_stage(stage)
@@ -140,90 +109,62 @@ def survey(
             claimed = {str(file) for files in found.values() for each in files.values() for file in each}
             unclaimed = [str(file) for file in manifest.folder.find("**/*.parquet") if str(file) not in claimed]
         except UserError as error:
-            unreachable = str(error)
-    bar = tqdm(entries, desc="survey", unit="source", disable=None if found else True)
-    collections = [_collection(manifest, entry, stage, found.get(entry.name)) for entry in bar]
-    title = f"{manifest.path}, stage {stage}" if stage else str(manifest.path)
-    return Survey(title, str(manifest.folder), collections, unclaimed, unreachable)
+            found, unreachable = {}, str(error)
+    collections = []
+    for entry in tqdm(entries, desc="survey", unit="source", disable=None if found else True):
+        files = found.get(entry.name, {pattern: [] for pattern in entry.files})
+        collections.append(_collection(entry, manifest.cap_of(entry, stage), files))
+    title = f"{manifest.path}{f', stage {stage}' if stage else ''}, in {manifest.folder}"
+    return Survey(title, collections, unclaimed, unreachable)
 
 
-def _collection(
-    manifest: Manifest, entry: Entry, stage: str | None, found: dict[str, list[SourceFile]] | None
-) -> CollectionSurvey:
-    cap = manifest.cap_of(entry, stage)
-    if found is None:
-        return CollectionSurvey(entry, cap, [], list(entry.files), [])
+def _collection(entry: Entry, cap: int | None, found: dict[str, list[SourceFile]]) -> CollectionSurvey:
     each = list(dict.fromkeys(file for files in found.values() for file in files))
     missing = [pattern for pattern, files in found.items() if not files]
     if not missing and entry.published_files is not None and len(each) < entry.published_files:
         missing = [f"{entry.published_files - len(each)} of {entry.published_files} files"]
     readable, faults = [], []
     for file in each:
+        languages = file_languages(entry, file) if entry.each_file else entry.languages
         try:
-            published = PublishedFile(file)
+            opened = PublishedFile(file)
+            about = (opened.num_rows, len(opened.negatives), languages, "lang" in opened.schema.names)
+            readable.append(FileSurvey(str(file), *about))
         except UserError as error:
             faults.append(str(error))
-            continue
-        languages = file_languages(entry, file) if entry.each_file else entry.languages
-        has_lang = "lang" in published.schema.names
-        readable.append(FileSurvey(str(file), published.num_rows, len(published.negatives), languages, has_lang))
     return CollectionSurvey(entry, cap, readable, missing, faults)
 
 
-def report(survey: Survey, languages: int = 20) -> str:
-    """Lay out a survey as text: sources, tasks, the ``languages`` with most rows, missing and unclaimed files."""
-    each_file = sum(len(each.files) for each in survey.collections)
-    head = (
-        f"{survey.title}: {len(survey.collections)} sources and collections, "
-        f"{survey.published_rows:,} rows as published\n"
-        f"{survey.folder}: {each_file} files found, {survey.rows:,} rows, {survey.kept:,} under the caps"
-    )
-    if survey.unreachable:
-        head += f"\nnot looked into: {survey.unreachable}"
-    tasks = [
-        (each.entry.category or each.entry.task_type, each.rows, each.kept, each.entry.published_rows or 0)
-        for each in survey.collections
-    ]
+def report(found: Survey) -> str:
+    """Lay out a survey as text: sources, tasks, the languages with most rows, missing and unclaimed files."""
+    collections = found.collections
+    sources, tasks = [], []
+    for each in collections:
+        entry, counts = each.entry, (each.rows, each.kept, each.entry.published_rows or 0)
+        languages = ", ".join(entry.languages) if len(entry.languages) < 3 else str(len(entry.languages))
+        negatives = sorted({file.negatives for file in each.files})
+        files = f"{len(each.files)}/{entry.published_files}" if entry.published_files else len(each.files)
+        sources.append((entry.name, entry.task_type, languages, files, ", ".join(map(str, negatives)), *counts))
+        tasks.append((entry.category or entry.task_type, *counts))
+    totals = map(sum, list(zip(*tasks, strict=True))[1:])
+    sources.append(("total", "", "", sum(len(each.files) for each in collections), "", *totals))
+    missing = [f"{each.entry.name}: {reason}" for each in collections for reason in (*each.missing, *each.faults)]
+    if not any(each.files or each.faults for each in collections):
+        missing = [f"none of the {len(collections)} sources was found: download them, or give another data folder"]
     parts = [
-        head,
-        _sources(survey, each_file),
+        f"{found.title}: {found.unreachable}" if found.unreachable else found.title,
+        text_table(["source", "task", "lang", "files", "neg", "rows", "capped", "published"], sources, text_columns=3),
         _counts("task", tasks),
-        _counts("language", _by_language(survey), languages),
-        _missing(survey),
+        _counts("language", _by_language(collections)),
+        "\n  ".join(["missing or unreadable:", *missing] if missing else ["nothing is missing"]),
     ]
-    if survey.unclaimed:
-        parts.append("\n  ".join([f"{len(survey.unclaimed)} files that no source claims:", *survey.unclaimed]))
+    if found.unclaimed:
+        parts.append("\n  ".join([f"{len(found.unclaimed)} files that no source claims:", *found.unclaimed]))
     return "\n\n".join(parts) + "\n"
 
 
-def _sources(survey: Survey, each_file: int) -> str:
-    rows: list[Sequence[str | int | None]] = []
-    for each in survey.collections:
-        entry, negatives = each.entry, sorted({file.negatives for file in each.files})
-        rows.append(
-            (
-                entry.name,
-                entry.task_type,
-                entry.category,
-                ", ".join(entry.languages) if len(entry.languages) < 3 else len(entry.languages),
-                f"{len(each.files)}/{entry.published_files}" if entry.published_files else len(each.files),
-                "–".join(str(count) for count in dict.fromkeys((negatives[0], negatives[-1]))) if negatives else None,
-                each.rows if each.files else "missing",
-                each.kept if each.files else None,
-                entry.published_rows,
-                each.published_kept if entry.published_rows else None,
-            )
-        )
-    most = sum(each.published_kept for each in survey.collections)
-    rows.append(("total", None, None, None, each_file, None, survey.rows, survey.kept, survey.published_rows, most))
-    # The last column is a bound: the caps are of a collection's files, whose published sizes are unknown.
-    head = ["source", "task", "category", "lang", "files", "neg", "rows", "capped", "published", "capped ≤"]
-    width = 10 if any(each.cap is not None for each in survey.collections) else 9
-    return _table(head[:width], [row[:width] for row in rows], left=4)
-
-
-def _by_language(survey: Survey) -> Iterator[tuple[str, int, int, int]]:
-    for each in survey.collections:
+def _by_language(collections: Iterable[CollectionSurvey]) -> Iterator[tuple[str, int, int, int]]:
+    for each in collections:
         for source in each.sources:
             kept = divided(source.kept, source.languages, each.entry.each_file)
             for language, rows in divided(source.rows, source.languages, each.entry.each_file).items():
@@ -232,34 +173,9 @@ def _by_language(survey: Survey) -> Iterator[tuple[str, int, int, int]]:
             yield language, 0, 0, rows
 
 
-def _counts(kind: str, counted: Iterable[tuple[str, int, int, int]], shown: int | None = None) -> str:
+def _counts(kind: str, counted: Iterable[tuple[str, int, int, int]]) -> str:
     """Return a table of rows found, under the caps and published, with the largest kinds first."""
     frame = pd.DataFrame(counted, columns=[kind, "rows", "capped", "published"]).groupby(kind, as_index=False).sum()
     frame = frame.sort_values(["rows", "published", kind], ascending=[False, False, True]).replace(SEVERAL, "several")
-    more = len(frame) - len(frame[:shown])
-    return _table(list(frame), frame[:shown].values.tolist()) + f"\n… and {more} more {kind}s" * (more > 0)
-
-
-def _missing(survey: Survey) -> str:
-    count = len(survey.collections)
-    if not any(each.files or each.faults for each in survey.collections):
-        return f"none of the {count} sources was found: download them, or give another data folder"
-    if not survey.missing:
-        return "nothing is missing"
-    lines = [f"missing or unreadable, {len(survey.missing)} of {count} sources:"]
-    for each in survey.missing:
-        reasons = [", ".join(each.missing), *each.faults] if each.missing else each.faults
-        lines += [f"{each.entry.name}: {reason}" for reason in reasons]
-    return "\n  ".join(lines)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str | int | None]], left: int = 1) -> str:
-    """Lay out the columns that are not empty: the first ``left`` are text, the others numbers."""
-    cells = [["" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row] for row in (head, *rows)]
-    columns = []
-    for number, column in enumerate(zip(*cells, strict=True)):
-        if any(column[1:]):
-            width = max(map(len, column))
-            aligned = [cell.ljust(width) if number < left else cell.rjust(width) for cell in column]
-            columns.append([aligned[0], "─" * width, *aligned[1:]])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    more = f"\n… and {len(frame) - _SHOWN} more" if len(frame) > _SHOWN else ""
+    return text_table(list(frame), frame[:_SHOWN].values.tolist(), text_columns=1) + more

@@ -21,7 +21,7 @@ from training.common.errors import UserError
 from training.common.languages import SEVERAL, iso639_3
 from training.data.manifest import read_manifest
 from training.data.published import PublishedFile
-from training.data.survey import SourceSurvey, divided, survey
+from training.data.survey import CollectionSurvey, divided, survey
 from training.evaluation.records import Evaluation, Score, by_task, model_scores, task_mean
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
 
@@ -208,14 +208,14 @@ def training_rows(manifest: Path) -> dict[str, int]:
         for source in collection.sources:
             found += _rows(source, pair=collection.entry.each_file)
     del found[SEVERAL]
-    if not found and (shares := read_manifest(manifest).published_shares):
-        found.update(shares.language_rows)
+    if not found:
+        found.update(read_manifest(manifest).published_language_rows)
     if not found:
         raise UserError(f"{manifest}: has no rows by language; give its 'languages' and have its files in place")
     return dict(found)
 
 
-def _rows(source: SourceSurvey, pair: bool) -> Counter[str]:
+def _rows(source: CollectionSurvey, pair: bool) -> Counter[str]:
     if len(source.languages) == 1 or not source.files or not all(file.tells_language for file in source.files):
         return divided(source.kept, source.languages, pair)
     counts: Counter[str] = Counter()

@@ -23,23 +23,6 @@ ROOT = Path(__file__).parents[3]
 OWN = "Given a question, name the place."
 
 
-def write_layout(folder):
-    """Three files of 3, 26 and 28 columns with one row group each; the second brings its instruction along."""
-    folder.mkdir()
-    rows = range(40)
-    texts = {name: [f"{name} {WORDS[row % 10]} {row}" for row in rows] for name in ("query", "passage")}
-    negatives = {f"negative_{k}": [f"{WORDS[(row + k) % 10]} {k} {row % 13}" for row in rows] for k in range(1, 25)}
-    own = {**texts, "query": [instruct(OWN, text) for text in texts["query"]]}
-    tables = {
-        "polarity": {**texts, "negative_1": negatives["negative_1"]},
-        "places_kor": {**own, **negatives},
-        "topics": {**texts, **negatives, "lang": ["eng"] * len(rows), "label": [WORDS[row % 10] for row in rows]},
-    }
-    for name, columns in tables.items():
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=len(rows))
-    assert [len(columns) for columns in tables.values()] == [3, 26, 28]
-
-
 MANIFEST = """
 root: published
 sources:
@@ -52,10 +35,21 @@ sources:
 
 @pytest.fixture
 def manifest(tmp_path):
-    write_layout(tmp_path / "published")
-    path = tmp_path / "manifest.yaml"
-    path.write_text(MANIFEST)
-    return path
+    """Three files of 3, 26 and 28 columns with one row group each; the second brings its instruction along."""
+    rows = range(40)
+    texts = {name: [f"{name} {WORDS[row % 10]} {row}" for row in rows] for name in ("query", "passage")}
+    negatives = {f"negative_{k}": [f"{WORDS[(row + k) % 10]} {k} {row % 13}" for row in rows] for k in range(1, 25)}
+    own = {**texts, "query": [instruct(OWN, text) for text in texts["query"]]}
+    tables = {
+        "polarity": {**texts, "negative_1": negatives["negative_1"]},
+        "places_kor": {**own, **negatives},
+        "topics": {**texts, **negatives, "lang": ["eng"] * len(rows), "label": [WORDS[row % 10] for row in rows]},
+    }
+    (tmp_path / "published").mkdir()
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"published/{name}.parquet")
+    (tmp_path / "manifest.yaml").write_text(MANIFEST)
+    return tmp_path / "manifest.yaml"
 
 
 def test_a_recipe_and_the_command_prepare_the_same(tmp_path, manifest, capsys):
@@ -105,22 +99,6 @@ def test_a_dry_run_reads_no_row(tmp_path, manifest, capsys):
 def test_faulty_command_lines(manifest, capsys, words, wrong):
     assert prepare_main(["--manifest", str(manifest), *words]) == 2
     assert wrong in capsys.readouterr().err
-
-
-def test_bad_rows_stop_the_command_or_are_put_aside(tmp_path, manifest, small_tokenizer, capsys):
-    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    file = tmp_path / "published/polarity.parquet"
-    columns = pq.read_table(file).to_pydict()
-    columns["passage"][7] = " "
-    pq.write_table(pa.table(columns), file)
-    words = ["--manifest", str(manifest), "--tokenizer", str(tmp_path / "tokenizer"), "--sources", "polarity"]
-    words += ["--output", str(tmp_path / "apart")]
-    assert prepare_main(words) == 2
-    assert "row 7, column 'passage' is empty" in capsys.readouterr().err
-    assert prepare_main([*words, "--on-bad-row", "quarantine"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("source 'polarity': 1 of 40 rows (2.5%) were put aside (1 is empty), see ")
-    assert last.endswith("quarantine.parquet")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -16,7 +16,7 @@ from tests.hub_server import load_worker
 from tests.hub_server.client import environment
 from tests.training.publishing.packed import write_packed
 from tests.training.recipes import write_sources
-from training.data.releasing.release import release
+from training.data.releasing import release
 from training.publish import main
 
 MODEL, DATA = "org/tiny", "org/tiny-data"

@@ -1,24 +1,20 @@
 """Training rows that an evaluation set contains: one of their texts as a whole, or a run of 13 tokens of it.
 
-Texts are compared column by column after the same normalisation. A whole text counts however short it is. Tokens are
-words, or characters where the script has no spaces; 13 of them are about as much text as 3 to 8 words.
-
-``datatrove``'s decontamination does not find texts shorter than a run, and stops at the first match of a row, while the
-report needs every set and column. This index is a sorted array of hashes with the column that each comes from.
+``datatrove``'s decontamination does not find texts shorter than a run, and stops at the first match of a row.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
@@ -35,34 +31,22 @@ _TEXTS_PER_CHUNK = 16_384
 _BATCH_ROWS = 2048
 
 
-class Contamination(NamedTuple):
-    """What evaluation sets and rows have in common.
-
-    Attributes:
-        columns: Set, column and number of texts of each column of evaluation texts.
-        found: For each file ``(n, 4)``: row, column (0 the query, 1 the passage, k + 1 the negative k), index in
-            ``columns``, and 1 if the text is an evaluation text or 0 if it shares a run.
-    """
-
-    columns: list[tuple[str, str, int]]
-    found: list[np.ndarray]
-
-
 def find_contamination(
     files: Sequence[Path],
     sets: Sequence[EvaluationSet],
     work: Path,
     negatives: bool = False,
     executor: Executor | None = None,
-) -> Contamination:
+) -> tuple[dict[str, int], pd.DataFrame]:
     """Look for evaluation texts in queries, passages and, on request, negatives of files.
 
+    Returns the number of texts of each set, and the matches: number of the ``file``, ``row``, ``column``,
+    ``evaluation_set``, ``evaluation_column``, and whether a ``whole`` evaluation text or a run of one was found.
     Intermediate results in the folder ``work`` are reused while files and sets stay the same.
     """
     names = [each.name for each in sets]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two evaluation sets are named {name!r}; rename a file or name each set once")
+    if repeated := sorted(name for name in names if names.count(name) > 1):
+        raise UserError(f"two evaluation sets are named {repeated[0]!r}; rename a file or name each set once")
     versions = [each.version() for each in sets]
     index = stage_folder(work, "evaluation", [], [GRAM, versions])
     phases = [
@@ -73,8 +57,11 @@ def find_contamination(
     rows = stage_folder(work, "contamination", files, [GRAM, versions, negatives])
     find = partial(_find, tuple(files), index, negatives, rows)
     run_phases([Phase("contamination", find, len(files))], rows / "tasks", executor)
-    columns = [(names[number], *more) for number, *more in json.loads((index / "columns.json").read_text())]
-    return Contamination(columns, [np.load(rows / f"{number:05d}.npy") for number in range(len(files))])
+    columns = ["evaluation_set", "evaluation_column", "texts"]
+    columns = pd.DataFrame(json.loads((index / "columns.json").read_text()), columns=columns)
+    found = pd.concat([pd.read_parquet(rows / f"{number:05d}.parquet") for number in range(len(files))])
+    matches = found.reset_index(drop=True).join(columns.drop(columns="texts"), on="label").drop(columns="label")
+    return columns.groupby("evaluation_set")["texts"].sum().to_dict(), matches
 
 
 def _hash_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,23 +74,23 @@ def _hash_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def _hash_set(sets: Sequence[EvaluationSet], folder: Path, task: int) -> None:
     """Write the distinct hashes of one set by column and kind, and the number of texts in each column."""
-    hashes: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
-    counts: Counter[str] = Counter()
+    hashes: dict[str, list[list[np.ndarray]]] = defaultdict(lambda: [[], []])
     # Blank texts are equal to one another and say nothing.
     texts = (pair for pair in sets[task].texts() if pair[1].strip())
+    counts: dict[str, int] = defaultdict(int)
     while chunk := sorted(islice(texts, _TEXTS_PER_CHUNK)):
         for column, pairs in groupby(chunk, itemgetter(0)):
             found, whole, _ = _hash_texts([text for _, text in pairs])
             counts[column] += int(whole.sum())
-            for kind in (False, True):
-                hashes[column, kind].append(np.unique(found[whole == kind]))
+            for kind in (0, 1):
+                hashes[column][kind].append(np.unique(found[whole == kind]))
     if not counts:
         raise UserError(f"evaluation set {sets[task].name!r} holds no text; check its file and columns")
-    columns = sorted(counts)
-    for number, column in enumerate(columns):
-        for kind in (False, True):
-            np.save(folder / f"{task:04d}_{number:03d}_{kind:d}.npy", np.unique(np.concatenate(hashes[column, kind])))
-    write_whole(folder / f"{task:04d}.json", json.dumps([[task, column, counts[column]] for column in columns]))
+    for number, column in enumerate(sorted(counts)):
+        for kind, parts in enumerate(hashes[column]):
+            np.save(folder / f"{task:04d}_{number:03d}_{kind}.npy", np.unique(np.concatenate(parts)))
+    columns = [[sets[task].name, column, counts[column]] for column in sorted(counts)]
+    write_whole(folder / f"{task:04d}.json", json.dumps(columns))
 
 
 def _merge(folder: Path, _: int) -> None:
@@ -120,25 +107,20 @@ def _merge(folder: Path, _: int) -> None:
 def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, task: int) -> None:
     index, codes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "codes"))
     file = PublishedFile(files[task])
-    # A column's number is 0 for the query, 1 for the passage and k + 1 for negative_k.
-    numbers = {"query": 0, "passage": 1}
-    if negatives:
-        numbers |= {name: 1 + int(name.removeprefix("negative_")) for name in file.negatives}
-    found = [np.empty((0, 4), dtype=np.int64)]
+    # Row, column and label of each match → whether any is of a whole text.
+    found: dict[tuple[int, str, int], bool] = {}
     for batch in file.batches(_BATCH_ROWS, raw=True):
-        for column, number in numbers.items():
+        for column in ("query", "passage", *(file.negatives if negatives else [])):
             # A missing negative is a blank text, and no evaluation text is blank.
             hashes, whole, text = _hash_texts([text or "" for text in batch.columns[column]])
             starts, ends = (np.searchsorted(index, hashes, side) for side in ("left", "right"))
             # A hash may be that of several columns of evaluation texts.
-            counts = ends - starts
-            match = np.repeat(np.arange(len(hashes)), counts)
-            position = np.arange(len(match)) - np.repeat(np.cumsum(counts) - counts, counts) + starts[match]
-            label, kind = np.divmod(codes[position], 2)
-            matches = np.stack([batch.first_row + text[match], np.full(len(match), number), label, kind], axis=1)
-            found.append(np.unique(matches[kind == whole[match]], axis=0))
-    matches = np.unique(np.concatenate(found), axis=0)
-    # Of a run and a whole text in one place, the whole text is left, which sorts last.
-    last = np.ones(len(matches), dtype=bool)
-    last[:-1] = (matches[1:, :3] != matches[:-1, :3]).any(axis=1)
-    np.save(output / f"{task:05d}.npy", matches[last])
+            for match in np.flatnonzero(ends > starts).tolist():
+                for code in codes[starts[match] : ends[match]].tolist():
+                    if code % 2 == whole[match]:
+                        key = (batch.first_row + int(text[match]), column, code // 2)
+                        found[key] = found.get(key, False) or code % 2 == 1
+    matches = [(task, *key, found[key]) for key in sorted(found)]
+    frame = pd.DataFrame(matches, columns=["file", "row", "column", "label", "whole"])
+    frame = frame.astype({"file": int, "row": int, "column": str, "label": int, "whole": bool})
+    frame.to_parquet(output / f"{task:05d}.parquet")

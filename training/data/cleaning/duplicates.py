@@ -1,22 +1,21 @@
-"""Rows that repeat an earlier row, exactly or nearly, inside a source or across sources.
-
-The first row stays: by the order of the manifest, then of a source's files, then by row.
+"""Rows that repeat an earlier row, exactly or nearly, inside a source or across sources; the first row stays.
 
 Candidates for near duplicates are found by MinHash (Broder, "On the resemblance and containment of documents", 1997)
 with the parameters of ``datatrove``, whose own step does not say which row each repeats. Then both sides of a row are
-compared: a long query or passage as the set of its runs of five tokens; a short one, which changes its meaning with one
-word, as a whole. So different questions about one paragraph stay.
+compared: a long query or passage as the set of its runs of five tokens, a short one as a whole, because one word
+changes its meaning. So different questions about one paragraph stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
+import pandas as pd
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from training.common.executor import Executor, Phase, run_phases
@@ -32,14 +31,11 @@ _BUCKETS, _HASHES = 14, 8
 # Random permutations h(x) = (a x + b) mod p of the runs' hashes; datatrove's seed.
 _PRIME, _RANDOM = np.uint64((1 << 61) - 1), np.random.RandomState(1)
 _FACTORS, _TERMS = (_RANDOM.randint(low, _PRIME, dtype=np.uint64, size=_BUCKETS * _HASHES) for low in (1, 0))
-# Bits of a row number beside that of its file.
+# A row's key is the number of its file and, in so many bits, that of the row.
 _ROW_BITS = 40
 # The hashes of a batch of long passages should fit into some hundred megabytes.
 _BATCH_ROWS = 2048
-
-# Rows that repeat an earlier one: file and row of each, file and row of the one that it repeats (the first of the same
-# source if there is one), and whether that one is in the same source.
-REPEATS = np.dtype([("file", "i8"), ("row", "i8"), ("first_file", "i8"), ("first_row", "i8"), ("inside", "?")])
+_PAIRS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -58,64 +54,56 @@ def find_duplicates(
     options: DeduplicationOptions,
     work: Path,
     executor: Executor | None = None,
-) -> dict[str, np.ndarray]:
-    """Return ``(n,)`` ``REPEATS`` for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
+) -> dict[str, pd.DataFrame]:
+    """Return the repeats for ``exact`` and ``near``, as asked for; exact duplicates are not also near ones.
 
-    Args:
-        files: All files of all sources, in the order in which rows are kept.
-        source_of: The number of each file's source, ascending.
-        options: What to look for.
-        work: Folder of intermediate results, which are reused while files and options stay the same.
-        executor: Where tasks run.
+    Their columns are ``file`` and ``row``, ``first_file`` and ``first_row`` of the row that it repeats (the first one
+    of the same source if there is one), and whether that one is ``inside`` the same source. Rows are kept in the order
+    of ``files``; ``source_of`` is the number of each file's source, ascending. Intermediate results in the folder
+    ``work`` are reused while files and options stay the same.
     """
     files, sources = tuple(files), np.array(source_of, dtype=np.int64)
     # Rows are compared within a group of files.
     groups = np.zeros_like(sources) if options.across else sources
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, pd.DataFrame] = {}
     if options.exact:
         folder = stage_folder(work, "exact", files, [])
         run_phases([Phase("exact", partial(_hash_rows, files, folder), len(files))], folder / "tasks", executor)
-        found["exact"] = _repeats(*_exact_groups(folder, groups), sources)
+        hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(files))]
+        rows = np.concatenate([(n << _ROW_BITS) + np.arange(part.shape[1]) for n, part in enumerate(hashes)])
+        keys = np.stack([*np.concatenate(hashes, axis=1), groups[rows >> _ROW_BITS].astype(np.uint64)])
+        found["exact"] = _repeats(np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows, sources)
     if options.near:
-        limits = [_MIN_TOKENS, _RUN, _BUCKETS, _HASHES, options.similarity]
-        folder = stage_folder(work, "near", files, [groups.tolist(), limits])
+        folder = stage_folder(work, "near", files, [groups.tolist(), _MIN_TOKENS, _RUN, _BUCKETS, _HASHES])
         phases = [
             Phase("near-signatures", partial(_sign, files, folder), len(files)),
             Phase("near-pairs", partial(_pair, groups, folder), _BUCKETS),
             Phase("near-candidates", partial(_gather, files, folder), len(files)),
-            Phase("near-verified", partial(_verify, options.similarity, folder), _BUCKETS),
         ]
         run_phases(phases, folder / "tasks", executor)
-        pairs = np.concatenate([np.load(folder / f"verified_{bucket}.npy") for bucket in range(_BUCKETS)])
-        rows, ends = np.unique(pairs, return_inverse=True)
-        graph = coo_array((np.ones(len(pairs)), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
-        found["near"] = _repeats(connected_components(graph, directed=False)[1], rows, sources)
-    if len(found) == 2:
-        keys = [_row_keys(found[kind]["file"], found[kind]["row"]) for kind in ("near", "exact")]
-        found["near"] = found["near"][~np.isin(*keys)]
+        pairs = np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)])
+        parts = [folder / f"sides_{number:05d}.npz" for number in range(len(files))]
+        rows, ends = np.unique(_similar(np.unique(pairs, axis=0), options.similarity, parts), return_inverse=True)
+        graph = coo_array((np.ones(ends.size // 2), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
+        near = _repeats(connected_components(graph, directed=False)[1], rows, sources)
+        if options.exact:
+            exact = pd.MultiIndex.from_frame(found["exact"][["file", "row"]])
+            near = near[~pd.MultiIndex.from_frame(near[["file", "row"]]).isin(exact)]
+        found["near"] = near
     return found
 
 
-def _row_keys(file: np.ndarray | int, row: np.ndarray) -> np.ndarray:
-    """One number for file and row, by which rows are sorted."""
-    return (np.asarray(file, dtype=np.int64) << _ROW_BITS) + row
-
-
-def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """``REPEATS``, by file and row, among rows with ``(n,)`` numbers of their group and ``(n,)`` keys."""
-    order = np.lexsort((keys, group))
-    group, file, row = group[order], keys[order] >> _ROW_BITS, keys[order] & (1 << _ROW_BITS) - 1
-    new_group = np.diff(group, prepend=-1) != 0
-    new_source = new_group | (np.diff(sources[file], prepend=-1) != 0)
-    index = np.arange(len(group))
-    first_of_group, first_of_source = (
-        np.maximum.accumulate(np.where(new, index, 0)) for new in (new_group, new_source)
-    )
-    first = np.where(new_source, first_of_group, first_of_source)
-    repeats = np.empty(len(group), dtype=REPEATS)
-    for name, values in zip(REPEATS.names, (file, row, file[first], row[first], ~new_source), strict=True):
-        repeats[name] = values
-    return np.sort(repeats[~new_group], order=["file", "row"])
+def _repeats(group: np.ndarray, keys: np.ndarray, sources: np.ndarray) -> pd.DataFrame:
+    """Return the repeats among rows with ``(n,)`` numbers of their group and ``(n,)`` keys."""
+    rows = pd.DataFrame({"group": group, "source": sources[keys >> _ROW_BITS], "key": keys}).sort_values("key")
+    of_group = rows.groupby("group")["key"].transform("first")
+    of_source = rows.groupby(["group", "source"])["key"].transform("first")
+    inside = of_source < rows["key"]
+    columns = (rows["key"], of_source.where(inside, of_group), inside)
+    key, first, inside = (column[of_group < rows["key"]].to_numpy() for column in columns)
+    repeats = {"file": key >> _ROW_BITS, "row": key & (1 << _ROW_BITS) - 1}
+    repeats |= {"first_file": first >> _ROW_BITS, "first_row": first & (1 << _ROW_BITS) - 1, "inside": inside}
+    return pd.DataFrame(repeats)
 
 
 # Exact duplicates
@@ -128,15 +116,6 @@ def _hash_rows(files: Sequence[Path], folder: Path, task: int) -> None:
         keys = [[text_key(normalise(text)) for text in batch.columns[column]] for column in ("query", "passage")]
         parts.append(np.array(keys, dtype=np.uint64))
     np.save(folder / f"hashes_{task:05d}.npy", np.concatenate(parts, axis=1))
-
-
-def _exact_groups(folder: Path, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of groups of equal rows, and the rows' keys."""
-    hashes = [np.load(folder / f"hashes_{number:05d}.npy") for number in range(len(groups))]
-    rows = np.concatenate([_row_keys(number, np.arange(part.shape[1])) for number, part in enumerate(hashes)])
-    queries, passages = np.concatenate(hashes, axis=1)
-    keys = np.stack([queries, passages, groups[rows >> _ROW_BITS].astype(np.uint64)])
-    return np.unique(keys, axis=1, return_inverse=True)[1].ravel(), rows
 
 
 # Near duplicates
@@ -169,9 +148,9 @@ def _sign(files: Sequence[Path], folder: Path, task: int) -> None:
 
 def _pair(groups: np.ndarray, folder: Path, bucket: int) -> None:
     """Write ``(pairs, 2)`` neighbouring rows that have one key in a bucket."""
-    numbers = range(len(groups))
-    rows = np.concatenate([_row_keys(number, np.load(folder / f"signed_{number:05d}.npy")) for number in numbers])
-    keys = np.concatenate([np.load(folder / f"keys_{number:05d}.npy", mmap_mode="r")[bucket] for number in numbers])
+    files = range(len(groups))
+    rows = np.concatenate([(n << _ROW_BITS) + np.load(folder / f"signed_{n:05d}.npy") for n in files])
+    keys = np.concatenate([np.load(folder / f"keys_{n:05d}.npy", mmap_mode="r")[bucket] for n in files])
     order = np.argsort(keys, kind="stable")
     equal = keys[order][1:] == keys[order][:-1]
     pairs = np.stack([rows[order][:-1][equal], rows[order][1:][equal]], axis=1)
@@ -191,40 +170,34 @@ def _sets(texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def _gather(files: Sequence[Path], folder: Path, task: int) -> None:
-    """Write the hashes of both sides of all rows of a file that are in some pair."""
+    """Write the keys of a file's rows that are in some pair, and the hashes of their queries and passages."""
     ends = np.unique(np.concatenate([np.load(folder / f"pairs_{bucket}.npy") for bucket in range(_BUCKETS)]))
-    rows = ends[ends >> _ROW_BITS == task] - _row_keys(task, 0)
-    sides = [np.empty(0, dtype=np.uint64)]
+    keys = ends[ends >> _ROW_BITS == task]
+    rows, sides = keys & (1 << _ROW_BITS) - 1, [np.empty(0, dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True) if len(rows) else ():
         chosen = rows[(rows >= batch.first_row) & (rows < batch.first_row + len(batch))] - batch.first_row
         columns = [[batch.columns[column][row] for row in chosen.tolist()] for column in ("query", "passage")]
         for both in zip(*map(_sets, columns), strict=True):
             sides += both
-    np.save(folder / f"rows_{task:05d}.npy", rows)
-    np.save(folder / f"offsets_{task:05d}.npy", np.cumsum([*map(len, sides)]))
-    np.save(folder / f"sides_{task:05d}.npy", np.concatenate(sides))
+    lengths = np.array([len(side) for side in sides[1:]], dtype=np.int64)
+    np.savez(folder / f"sides_{task:05d}.npz", keys=keys, lengths=lengths, hashes=np.concatenate(sides))
 
 
-def _verify(similarity: float, folder: Path, bucket: int) -> None:
-    """Keep the pairs in which both sides are similar."""
-
-    @cache
-    def candidates(file: int) -> list[np.ndarray]:
-        return [np.load(folder / f"{name}_{file:05d}.npy", mmap_mode="r") for name in ("rows", "offsets", "sides")]
-
-    def sides(key: int) -> list[np.ndarray]:
-        rows, offsets, hashes = candidates(key >> _ROW_BITS)
-        first = 2 * int(np.searchsorted(rows, key & (1 << _ROW_BITS) - 1))
-        return [hashes[offsets[i] : offsets[i + 1]] for i in (first, first + 1)]
-
-    pairs = np.load(folder / f"pairs_{bucket}.npy")
-    similar = [
-        all(_jaccard(*both) >= similarity for both in zip(sides(one), sides(other), strict=True))
-        for one, other in pairs.tolist()
-    ]
-    np.save(folder / f"verified_{bucket}.npy", pairs[np.array(similar, dtype=bool)])
-
-
-def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    shared = len(np.intersect1d(one, other, assume_unique=True))
-    return shared / (len(one) + len(other) - shared)
+def _similar(pairs: np.ndarray, similarity: float, parts: Sequence[Path]) -> np.ndarray:
+    """Return those of ``(n, 2)`` pairs in which both sides are similar; ``parts`` are what :func:`_gather` wrote."""
+    loaded = [dict(np.load(path)) for path in parts]
+    keys, lengths, hashes = (np.concatenate([part[name] for part in loaded]) for name in ("keys", "lengths", "hashes"))
+    values, columns = np.unique(hashes, return_inverse=True)
+    shape = (len(lengths), len(values))
+    # Rows 2 i and 2 i + 1 are the query and the passage of row i of the data.
+    sets = csr_array((np.ones(len(hashes), np.int32), columns, np.append(0, np.cumsum(lengths))), shape=shape)
+    kept = [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        some = pairs[start : start + _PAIRS_AT_ONCE]
+        similar = np.ones(len(some), dtype=bool)
+        for side in (0, 1):
+            one, other = 2 * np.searchsorted(keys, some).T + side
+            shared = sets[one].multiply(sets[other]).sum(axis=1)
+            similar &= shared / (lengths[one] + lengths[other] - shared) >= similarity
+        kept.append(some[similar])
+    return np.concatenate(kept)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,10 +46,9 @@ class EvaluationFile:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield the column and the content of each text, row by row; a list holds several texts."""
-        with _readable(self.path):
-            for record in _records(self.path, self.columns):
-                for column in self.columns:
-                    yield from ((column, text) for text in _strings(record.get(column)))
+        for row in _read(self.path)[list(self.columns)].itertuples(index=False):
+            for column, value in zip(self.columns, row, strict=True):
+                yield from ((column, text) for text in _strings(value))
 
 
 def evaluation_file(argument: str) -> EvaluationFile:
@@ -62,46 +59,30 @@ def evaluation_file(argument: str) -> EvaluationFile:
         raise UserError(f"{path}: no such evaluation file; check the path (FILE:column,column)")
     if path.suffix not in _SUFFIXES:
         raise UserError(f"{path}: an evaluation file is one of {', '.join(_SUFFIXES)}; convert it")
-    with _readable(path):
-        there = list(next(_records(path), {}))
+    there = list(_read(path))
     if not columns and path.suffix == ".txt":
         columns = ("line",)
     if not columns or not set(columns) <= set(there):
-        wrong = (
-            f"lacks {', '.join(sorted(set(columns) - set(there)))}" if columns else "needs names of columns with texts"
-        )
-        raise UserError(f"{path}: {wrong}; its columns are {', '.join(there) or 'none'} (write {path}:column,column)")
+        wrong = f"lacks {', '.join(sorted(set(columns) - set(there)))}" if columns else "needs names of columns"
+        raise UserError(f"{path}: {wrong}; its columns are {', '.join(there)} (write {path}:column,column)")
     return EvaluationFile(path, columns)
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _read(path: Path) -> pd.DataFrame:
+    """Read a file; the lines of a ``.txt`` file are the column ``line``."""
     try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({in_one_line(error)}); write the file again") from None
-
-
-def _records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a file, with some or all of its columns; a line of a ``.txt`` file is the column ``line``."""
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as parquet:
-            for batch in parquet.iter_batches(columns=columns):
-                values = columns_of(pa.Table.from_batches([batch]))
-                yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
-        return
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+        if path.suffix == ".parquet":
+            return pd.DataFrame(columns_of(pq.read_table(path)))
+        if path.suffix in (".csv", ".tsv"):
+            # Texts such as "NA" and "0.50" stay as they are written.
+            separator = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(path, sep=separator, dtype=str, na_filter=False, encoding="utf-8-sig")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         if path.suffix == ".txt":
-            yield from ({"line": line} for line in lines)
-        elif path.suffix == ".jsonl":
-            for line in filter(str.strip, lines):
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{line[:50]!r} is not a JSON object")
-                yield record
-        else:
-            csv.field_size_limit(sys.maxsize)
-            yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+            return pd.DataFrame({"line": lines})
+        return pd.DataFrame([dict(json.loads(line)) for line in lines if line.strip()])
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({in_one_line(error)}); write the file again") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -133,8 +114,7 @@ class EvaluationTask:
         try:
             task.load_data()
             # mteb converts some retrieval tasks only before it evaluates them.
-            convert = getattr(task, "convert_v1_dataset_format_to_v2", None)
-            if convert is not None:
+            if convert := getattr(task, "convert_v1_dataset_format_to_v2", None):
                 convert(num_proc=None)
         # Loading runs the code of the task.
         except Exception as error:

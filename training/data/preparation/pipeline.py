@@ -21,7 +21,14 @@ from training.common.outputs import check_output, checksums_of, locked, publish,
 from training.data.manifest import Source
 from training.data.preparation.plan import PreparationOptions, make_plan
 from training.data.preparation.reading import read_shard
-from training.data.preparation.tokenising import FORMAT, assemble, choose_validation, place_shard, tokenise_partition
+from training.data.preparation.writing import (
+    FORMAT,
+    assemble,
+    choose_validation,
+    join_hashes,
+    place_shard,
+    tokenise_partition,
+)
 from training.data.prepared import FILE_PATTERNS, PreparedSource
 from training.data.storage import identity
 
@@ -40,10 +47,8 @@ def prepare(
 ) -> list[PreparedSource]:
     """Prepare each source into a subfolder of ``folder``, or find it there if it is finished and unchanged.
 
-    The output bytes do not depend on the executor. A killed run continues where it was. If a source is faulty, those
-    prepared before it stay. Without an executor, tasks run on this machine, in several processes if there is enough to
-    do. If it works asynchronously, ``SubmittedError`` is raised once all sources are submitted. The tokenizer must be a
-    fast one with an EOS token.
+    Without an executor, tasks run on this machine, in several processes if there is enough to do. If it works
+    asynchronously, ``SubmittedError`` is raised once all sources are submitted. The tokenizer must be a fast one.
     """
     try:
         append_eos(tokenizer)
@@ -67,27 +72,21 @@ def prepare(
         if same:
             what = "in %d of %d rows the query is the passage in some spelling; these teach next to nothing"
             logger.warning(f"source %r: {what}", source.name, same, rows)
-        if source.num_negatives == 0 and source.task_type == "retrieval":
-            logger.info("%s: no negative columns: rows learn only from the other passages of their batch", source.name)
     return prepared
 
 
 def _prepare_source(
     source: Source, tokenizer: str, folder: Path, options: PreparationOptions, executor: Executor | None
 ) -> PreparedSource:
-    """Prepare one source into a subfolder that is complete or absent.
-
-    The subfolder is named after the source and the fingerprint of everything that its content depends on, so runs with
-    other settings never touch it. Of two commands that need the same source, one waits.
-    """
+    """Prepare one source into a subfolder that is complete or absent; of two commands that need it, one waits."""
     fingerprint = _fingerprint(source, tokenizer, options, folder)
     output = folder / f"{source.name}-{fingerprint[:16]}{'-texts' if options.keep_texts else ''}"
     # A finished source may be on a read-only disk, so it is looked for before the lock, and again under it.
-    if _is_finished(output, fingerprint):
-        return PreparedSource(output).check()
+    if (finished := _finished(output, fingerprint)) is not None:
+        return finished
     with locked(output):
-        if _is_finished(output, fingerprint):
-            return PreparedSource(output).check()
+        if (finished := _finished(output, fingerprint)) is not None:
+            return finished
         check_output(output, ours=FILE_PATTERNS, option="prepared_dir")
         plan = make_plan(source, output.with_name(f".{output.name}.partial"), options)
         # The folder's name holds the fingerprint: if it was begun, a killed command did part of the same work.
@@ -101,6 +100,7 @@ def _prepare_source(
             Phase("read", partial(read_shard, plan), len(plan.shards)),
             Phase("split", partial(choose_validation, plan), 1),
             Phase("tokenise", partial(tokenise_partition, plan), plan.partitions),
+            Phase("join", partial(join_hashes, plan), 1),
             Phase("place", partial(place_shard, plan), len(plan.shards)),
         ]
         run_phases(phases, plan.folder / "tasks", executor)
@@ -114,20 +114,21 @@ def _prepare_source(
     return PreparedSource(output).check()
 
 
-def _is_finished(folder: Path, fingerprint: str) -> bool:
+def _finished(folder: Path, fingerprint: str) -> PreparedSource | None:
     try:
         prepared = PreparedSource(folder)
     except UserError:
-        return False
-    whole = all(checksums_of(folder / name).exists() for name in prepared.arrays)
-    return whole and prepared.description.get("fingerprint") == fingerprint
+        return None
+    whole = all(checksums_of(folder / name).exists() for name in prepared.mapped_files)
+    return prepared.check() if whole and prepared.description.get("fingerprint") == fingerprint else None
 
 
 def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, folder: Path) -> str:
     """Hash everything that the prepared rows and tokens depend on."""
     described = {**asdict(source), "files": [identity(file, folder / ".hashes") for file in source.files]}
     # No prepared byte depends on these, nor on the negatives of other task types.
-    del described["category"], described["licence"]
+    for key in ("category", "licence", "stages", "instruction_from"):
+        del described[key]
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]

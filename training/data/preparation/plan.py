@@ -1,8 +1,4 @@
-"""How one source is prepared: options, and the division of the work into tasks.
-
-The division depends only on the source. How many tasks run at once, where they run and how often they are killed does
-not change the output.
-"""
+"""How one source is prepared: options, and the division of the work into tasks, which depends only on the source."""
 
 from __future__ import annotations
 
@@ -29,12 +25,11 @@ _SHARD_ROWS = 65_536
 _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
 
-# Files of a partition, in the order of the hashes: hashes (n,), tokens and their number (n,), UTF-8 and its bytes (n,),
-# and numbers of the normal forms (n,). The others belong to a shard: "rows", the hashes of its texts (rows, 2 +
-# negatives), draws of its queries (rows,), bad rows, the number of rows whose query is their passage ("same"), the
-# folder of its distinct texts ("runs"), and positions of the texts of its rows (rows, 2 + negatives) by split. There is
-# one "tokenizer", and one "held_out" with the (n,) draws of the queries held out for validation.
-_OF_PARTITION = ("hashes", "tokens", "lengths", "utf8", "utf8_lengths", "forms")
+# Files of the work. Of a partition, in the order of the hashes: "hashes", "tokens" and their "lengths", "utf8" and its
+# "utf8_lengths", numbers of the normal "forms". Of a shard: "rows", the hashes of its texts (rows, 2 + negatives),
+# "draws" of its queries, bad rows ("quarantine"), the number of rows whose query is their passage ("same"), the folder
+# of its distinct texts ("runs"), and positions of the texts of its rows by split. One "tokenizer"; one "held_out", the
+# draws of the queries held out for validation.
 
 
 def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) -> int:
@@ -51,9 +46,9 @@ class PreparationOptions:
 
     max_length: int = 1024  # tokens of a text, EOS included; longer texts are truncated and still end with EOS
     instructions: bool = True  # before queries (stage 2), or none (stage 1)
-    document_instruction_share: float = 0.3  # of the documents of symmetric sources
+    document_instruction_share: float = 0.3  # of the documents (passages and negatives) of symmetric sources
     validation_share: float = 0.01
-    # That a row must have, by task type; see required_negatives.
+    # Negatives that a row must have, by task type; see required_negatives.
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
     seed: int = 0
     on_bad_row: str = "error"  # one of ON_BAD_ROW
@@ -88,14 +83,10 @@ class PreparationPlan:
     options: PreparationOptions
     folder: Path  # of the work
     negatives: int  # negative columns of the widest file
+    required_negatives: int  # that every row must have
     shards: tuple[Shard, ...]
     partitions: int = 1  # of the distinct texts by their hashes, a power of two
     highest_draw: int | None = None  # rows with at most this draw are under the source's cap; None if all rows are
-
-    @property
-    def required_negatives(self) -> int:
-        """Negatives that every row must have."""
-        return required_negatives(dict(self.options.num_hard_negatives), self.source.task_type, self.negatives)
 
     @property
     def cells(self) -> int:
@@ -108,9 +99,8 @@ class PreparationPlan:
         return self.folder / f"{kind}-{number:05d}"
 
     def files(self, kind: str) -> list[Path]:
-        """Return the files of all shards or partitions."""
-        count = self.partitions if kind in _OF_PARTITION else len(self.shards)
-        return [self.file(kind, number) for number in range(count)]
+        """Return the files of a kind of all shards or partitions, in order."""
+        return sorted(self.folder.glob(f"{kind}-*"))
 
 
 def make_plan(source: Source, folder: Path, options: PreparationOptions) -> PreparationPlan:
@@ -124,21 +114,19 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
             if rows >= _SHARD_ROWS or end == len(file.row_group_rows):
                 shards.append(Shard(number, (start, end), row, row_of_file, rows))
                 start, row, row_of_file, rows = end, row + rows, row_of_file + rows, 0
-    plan = PreparationPlan(source, options, folder, max(len(file.negatives) for file in files), tuple(shards))
+    negatives = max(len(file.negatives) for file in files)
+    required = required_negatives(dict(options.num_hard_negatives), source.task_type, negatives)
     for file in files:
-        file.require(plan.required_negatives, source.task_type)
+        file.require(required, source.task_type)
+    plan = PreparationPlan(source, options, folder, negatives, required, tuple(shards))
     wanted = -(-plan.cells // _PARTITION_CELLS)
     partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
-    return replace(plan, partitions=partitions, highest_draw=_highest_draw(source, options, row))
+    highest_draw = None
+    if source.cap is not None and source.cap < row:
+        highest_draw = int(np.partition(cap_draws(source, options, np.arange(row)), source.cap - 1)[source.cap - 1])
+    return replace(plan, partitions=partitions, highest_draw=highest_draw)
 
 
 def cap_draws(source: Source, options: PreparationOptions, rows: np.ndarray) -> np.ndarray:
     """Return ``(n,)`` 64-bit draws for ``(n,)`` row numbers within the source."""
     return keyed_bits(options.seed, CAP, text_key(source.name), rows)
-
-
-def _highest_draw(source: Source, options: PreparationOptions, rows: int) -> int | None:
-    """The draw of the last row under the cap."""
-    if source.cap is None or rows <= source.cap:
-        return None
-    return int(np.partition(cap_draws(source, options, np.arange(rows)), source.cap - 1)[source.cap - 1])

@@ -1,7 +1,6 @@
 """Phase 1: replace the texts of rows by hashes, and write the distinct texts to disk, sorted into partitions by hash.
 
-A text's hash is 64 bits of XXH3. Tokenising refuses two texts of one hash; within a task, 64 further bits show whether
-a text was seen before.
+A text's hash is 64 bits of XXH3. Two texts of one hash are refused when they are tokenised.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _RUN_SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 def read_shard(plan: PreparationPlan, number: int) -> None:
     """Read a shard and write the hashes of its rows, its distinct texts and its bad rows."""
     shard = plan.shards[number]
-    file = PublishedFile(plan.source.files[shard.file], plan.required_negatives)
+    file = PublishedFile(plan.source.files[shard.file])
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
@@ -61,7 +60,10 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             same += int(query_is_passage(batch).sum())
             rows, found = _hash_batch(plan, batch, file.negatives)
             rows_file.write(rows.astype("<u8").tobytes())
-            draws_file.write(_query_draws(batch, plan.options.seed).astype("<u8").tobytes())
+            # An instruction in a query does not change its draw.
+            queries = map(without_instruction, text_column(batch, "query").to_pylist())
+            keys = np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64)
+            draws_file.write(keyed_bits(plan.options.seed, SPLIT, keys).astype("<u8").tobytes())
             characters += sum(len(text) for digest, text in found.items() if digest not in texts)
             texts |= found
             if characters >= _RUN_CHARACTERS:
@@ -90,12 +92,6 @@ def _bad_rows(
     return pa.table(columns)
 
 
-def _query_draws(batch: pa.RecordBatch, seed: int) -> np.ndarray:
-    """``(rows,)`` 64-bit draws of the rows' queries; an instruction in a query does not change its draw."""
-    queries = map(without_instruction, text_column(batch, "query").to_pylist())
-    return keyed_bits(seed, SPLIT, np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64))
-
-
 def _hash_batch(
     plan: PreparationPlan, batch: pa.RecordBatch, negatives: Sequence[str]
 ) -> tuple[np.ndarray, dict[bytes, str]]:
@@ -104,10 +100,9 @@ def _hash_batch(
     Texts are hashed as the model reads them: queries and a share of a symmetric source's documents under the
     instruction, documents under that of their row's query. The share is drawn per text: it has one form.
     """
-    source, options = plan.source, plan.options
+    source, options, texts = plan.source, plan.options, {}
     share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
-    texts: dict[bytes, str] = {}
 
     @cache
     def hash_of(text: str, instruction: str, is_query: bool = False) -> int:
@@ -137,22 +132,14 @@ def hashes_of(digests: Iterable[bytes]) -> np.ndarray:
     return np.minimum(hashes, MISSING - np.uint64(1))
 
 
-def partition_of(hashes: np.ndarray, partitions: int) -> np.ndarray:
-    """Return the partition of each hash, by its highest bits: partitions are neighbouring ranges of hashes."""
-    bits = partitions.bit_length() - 1
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), dtype=np.int64)
-
-
 def _write_run(folder: Path, texts: Mapping[bytes, str], partitions: int) -> None:
-    """Write distinct texts with their hashes as an Arrow file of one record batch per partition.
-
-    A text may be in several runs. Two texts with the same hash are both written: tokenising refuses them.
-    """
-    hashes, values = hashes_of(texts), list(texts.values())
+    """Write distinct texts with their hashes as an Arrow file of one record batch per partition."""
+    hashes, values = hashes_of(texts), pa.array(texts.values(), type=pa.large_string())
     order = np.argsort(hashes)
-    ordered = pa.array([values[i] for i in order], type=pa.large_string())
-    table = pa.record_batch([pa.array(hashes[order]), ordered], schema=_RUN_SCHEMA)
-    ends = np.searchsorted(partition_of(hashes[order], partitions), np.arange(partitions + 1)).tolist()
+    table = pa.record_batch([pa.array(hashes[order]), values.take(pa.array(order))], schema=_RUN_SCHEMA)
+    # A partition is a range of hashes, by their highest bits.
+    starts = [number * (2**64 // partitions) for number in range(partitions)]
+    ends = [*np.searchsorted(hashes[order], np.array(starts, dtype=np.uint64)).tolist(), len(hashes)]
     path, compressed = folder / f"{len(list(folder.iterdir())):05d}.arrow", pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(path, _RUN_SCHEMA, options=compressed) as writer:
         for start, end in pairwise(ends):

@@ -17,13 +17,9 @@ _HAN = [chr(0x4E00 + 7 * i) for i in range(2000)]
 _THAI = [chr(0x0E01 + i) for i in range(46)]
 
 
-def words(rng, count):
-    return ["".join(rng.choice(_SYLLABLES, size=3)) for _ in range(count)]
-
-
 def sentence(rng, count, script="Latn"):
     if script == "Latn":
-        return " ".join(words(rng, count))
+        return " ".join("".join(rng.choice(_SYLLABLES, size=3)) for _ in range(count))
     return "".join(rng.choice(_HAN if script == "Hani" else _THAI, size=count))
 
 

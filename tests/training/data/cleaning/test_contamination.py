@@ -23,8 +23,8 @@ def find(folder, rows, *sets, negatives=False):
 
 
 def matches(found):
-    """Row, column, column of the evaluation texts, and whether the text is a whole one, of the only file."""
-    return found.found[0].tolist()
+    """Row, column, and whether the text is a whole one."""
+    return list(found[1][["row", "column", "whole"]].itertuples(index=False, name=None))
 
 
 @pytest.fixture
@@ -34,19 +34,13 @@ def texts():
     return [*long, "who was first", sentence(rng, GRAM), sentence(rng, 9, "Hani")]
 
 
-def test_a_clean_set_loses_nothing(tmp_path, texts):
-    found = find(tmp_path, clean_rows(0), evaluation_set(tmp_path, texts))
-    assert found.columns == [("questions.txt", "line", len(texts))]
-    assert matches(found) == []
-
-
 @pytest.mark.parametrize("text", range(6))
 def test_a_run_inside_a_passage_is_found_in_every_script(tmp_path, texts, text):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, texts)
     run = tokens(texts[text])[3 : 3 + GRAM]
     space = " " if text < 2 else ""
     rows[7][1] = f"It is said: {space.join(run).upper()}, and so on."
-    assert matches(find(tmp_path, rows, leaks)) == [[7, 1, 0, 0]]
+    assert matches(find(tmp_path, rows, leaks)) == [(7, "passage", False)]
     rows[7][1] = f"It is said: {space.join(run[:-1]).upper()}, and so on."
     assert matches(find(tmp_path, rows, leaks)) == []
 
@@ -59,7 +53,13 @@ def test_whole_texts_are_apart_from_runs(tmp_path, texts):
     rows[6][1] = f"Well, {texts[1]}"
     rows[8] = [texts[7], f"{texts[7]}, {texts[7]}"]
     found = find(tmp_path, rows, evaluation_set(tmp_path, texts))
-    assert matches(found) == [[3, 0, 0, 1], [5, 1, 0, 1], [6, 1, 0, 0], [8, 0, 0, 1], [8, 1, 0, 0]]
+    assert matches(found) == [
+        (3, "query", True),
+        (5, "passage", True),
+        (6, "passage", False),
+        (8, "passage", False),
+        (8, "query", True),
+    ]
 
 
 def test_every_set_and_column_is_named(tmp_path, texts):
@@ -67,15 +67,21 @@ def test_every_set_and_column_is_named(tmp_path, texts):
     rows = clean_rows(0)
     rows[2] = ["who was first", f"it was {texts[1]}"]
     sets = evaluation_set(tmp_path, texts), evaluation_file(f"{tmp_path}/pairs.csv:q,a")
-    found = find(tmp_path, rows, *sets)
-    assert found.columns == [("questions.txt", "line", 9), ("pairs.csv", "a", 1), ("pairs.csv", "q", 1)]
-    assert matches(found) == [[2, 0, 0, 1], [2, 0, 2, 1], [2, 1, 0, 0], [2, 1, 1, 0]]
+    counts, leaks = find(tmp_path, rows, *sets)
+    assert counts == {"questions.txt": 9, "pairs.csv": 2}
+    columns = ["row", "column", "evaluation_set", "evaluation_column", "whole"]
+    assert leaks[columns].values.tolist() == [
+        [2, "passage", "questions.txt", "line", False],
+        [2, "passage", "pairs.csv", "a", False],
+        [2, "query", "questions.txt", "line", True],
+        [2, "query", "pairs.csv", "q", True],
+    ]
 
 
 def test_negatives_are_looked_at_on_request(tmp_path):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, ["Negative 3"])
     assert matches(find(tmp_path, rows, leaks)) == []
-    assert matches(find(tmp_path, rows, leaks, negatives=True)) == [[3, 2, 0, 1]]
+    assert matches(find(tmp_path, rows, leaks, negatives=True)) == [(3, "negative_1", True)]
 
 
 def test_sets_without_text_or_of_one_name_are_refused(tmp_path, refuses):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,13 +12,13 @@ import yaml
 from modeling_f2llm import instruct
 from tests.training.data.cleaning.planted import HERE, clean_rows, write_manifest
 from training.common.executor import Executor
-from training.data.cleaning.decontamination import decontaminate
+from training.data.cleaning.decontamination import COUNTS, decontaminate
 from training.data.cleaning.duplicates import DeduplicationOptions
 from training.data.cleaning.evaluation_texts import evaluation_file
 from training.data.manifest import load_manifest
 from training.decontaminate import main
 
-ALL = DeduplicationOptions(exact=True, near=True, across=True)
+ALL, NOTHING = DeduplicationOptions(exact=True, near=True, across=True), DeduplicationOptions(exact=False)
 # Rows of the second file of `a`, the second source `b` and the third, `c`, that are not there in the clean sets.
 EXACT, NEAR, ACROSS, WHOLE, OVERLAP = 10, 11, 12, 13, 14
 
@@ -29,8 +30,9 @@ def manifest(tmp_path):
     long = one[14]
     two[EXACT] = [one[5][0].upper(), one[5][1] + "!"]
     two[NEAR] = [long[0], long[1] + " changed"]
-    three[ACROSS] = list(one[6])
-    three[WHOLE][0] = "Who was first?"
+    # An instruction that came along hides nothing.
+    three[ACROSS] = [instruct("Find.", one[6][0]), one[6][1]]
+    three[WHOLE][0] = instruct("Find.", "Who was first?")
     three[OVERLAP][1] = "so a b c d e f g h i j k l m n it is"
     folder = tmp_path / "sources"
     folder.mkdir()
@@ -56,31 +58,23 @@ def written(output):
 def test_the_report_counts_what_was_planted(manifest, tmp_path):
     report = run(manifest, tmp_path / "clean")
     assert report == json.loads((tmp_path / "clean/contamination.json").read_text())
-    assert report["evaluation_sets"] == [{"name": "held_out.jsonl", "texts": {"text": 2}}]
+    assert report["evaluation_sets"] == {"held_out.jsonl": 2}
     a, b, c = report["sources"]
-    assert (a["rows"], a["exact_duplicates"], a["near_duplicates"]) == (162, 1, 1)
-    assert a["across_sources"] == {"exact": {}, "near": {}}
-    first = {"source": "a", "file": "a_0.parquet", "row": 5}
-    assert a["examples"]["exact_duplicates"] == [{"file": "a_1.parquet", "row": EXACT, "repeats": first}]
-    assert a["contaminated"] == {"rows": 0, "whole": 0, "overlap": 0, "sets": {}}
-    assert (b["exact_duplicates"], b["near_duplicates"]) == (0, 0)
-    assert b["across_sources"] == {"exact": {"a": 1}, "near": {}}
-    columns = {"passage": {"whole": 0, "overlap": 1}, "query": {"whole": 1, "overlap": 0}}
-    sets = {"held_out.jsonl": {"whole": 1, "overlap": 1, "columns": columns}}
-    assert b["contaminated"] == {"rows": 2, "whole": 1, "overlap": 1, "sets": sets}
-    assert [(leak["row"], leak["column"], leak["kind"]) for leak in b["examples"]["contaminated"]] == [
-        (WHOLE, "query", "whole"),
-        (OVERLAP, "passage", "overlap"),
-    ]
-    assert c["contaminated"]["rows"] == c["exact_duplicates"] == c["near_duplicates"] == 0
-    assert {source["removed"] for source in report["sources"]} == {None}
+    assert [a[count] for count in COUNTS] == [162, 1, 1, 0, 0, 0, None]
+    repeat = {"file": "a: a_1.parquet", "row": EXACT, "first_file": "a: a_0.parquet", "first_row": 5, "inside": True}
+    assert a["examples"]["exact_duplicates"] == [repeat]
+    assert [b[count] for count in COUNTS] == [b["rows"], 0, 0, 1, 1, 1, None]
+    assert b["by_evaluation_set"] == {"held_out.jsonl": 2}
+    leaks = [(leak["row"], leak["column"], leak["whole"]) for leak in b["examples"]["evaluation_texts"]]
+    assert leaks == [(WHOLE, "query", True), (OVERLAP, "passage", False)]
+    assert [c[count] for count in COUNTS] == [c["rows"], 0, 0, 0, 0, 0, None] and c["by_evaluation_set"] == {}
     assert {path.name for path in (tmp_path / "clean").iterdir()} == {".work", "contamination.json", "contamination.md"}
     lines = (tmp_path / "clean/contamination.md").read_text().splitlines()
     assert lines[2] == "| a | 162 | 1 | 1 | 0 | 0 | 0 | – |"
     assert lines[5] == f"| **all** | {a['rows'] + b['rows'] + c['rows']} | 1 | 1 | 1 | 1 | 1 | – |"
 
 
-def test_removal_keeps_everything_else(manifest, tmp_path):
+def test_removal_keeps_everything_else_and_is_done_once(manifest, tmp_path):
     output = tmp_path / "clean"
     run(manifest, output)
     report = run(manifest, output, remove=True)
@@ -91,22 +85,13 @@ def test_removal_keeps_everything_else(manifest, tmp_path):
         before, after = pq.read_table(original), pq.read_table(output / f"{name}.parquet")
         kept = [row for row in range(len(before)) if row not in rows]
         assert after.equals(before.take(kept), check_metadata=True)
-        if not rows:
-            assert (output / f"{name}.parquet").read_bytes() == original.read_bytes()
     for source, cleaned in zip(load_manifest(manifest), load_manifest(output / "manifest.yaml"), strict=True):
-        assert (source.name, source.cap, source.symmetric) == (cleaned.name, cleaned.cap, cleaned.symmetric)
-        assert len(source.files) == len(cleaned.files)
+        assert replace(source, files=len(source.files)) == replace(cleaned, files=len(cleaned.files))
     # What was cleaned is clean.
     cleaned = decontaminate(output / "manifest.yaml", tmp_path / "again", ALL, held_out(manifest), executor=HERE)
     for source in cleaned["sources"]:
-        assert source["exact_duplicates"] == source["near_duplicates"] == source["contaminated"]["rows"] == 0
-
-
-def test_a_finished_run_does_nothing_again(manifest, tmp_path):
-    output = tmp_path / "clean"
-    run(manifest, output, remove=True)
-    before = written(output)
-    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+        assert [source[count] for count in COUNTS] == [source["rows"], 0, 0, 0, 0, 0, None]
+    before, times = written(output), {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
     run(manifest, output, remove=True)
     assert written(output) == before
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == times
@@ -124,25 +109,21 @@ def test_where_it_runs_makes_no_difference(manifest, tmp_path, executor):
     assert written(tmp_path / "there") == written(tmp_path / "here")
 
 
-def test_a_file_that_loses_all_rows_is_left_out(tmp_path):
+def test_files_that_lose_all_rows_are_left_out_unless_all_do(tmp_path, refuses):
     (tmp_path / "in").mkdir()
     rows = clean_rows(0)
-    manifest = write_manifest(tmp_path / "in", {"a": [rows, rows[:3]], "b": [rows]})
+    manifest = write_manifest(tmp_path / "in", {"a": [rows, rows[:3]], "b": [rows]}, stages=["one"])
+    manifest.write_text("stage_caps: {one: 7}\n" + manifest.read_text())
     decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(across=True), remove=True, executor=HERE)
-    (source,) = yaml.safe_load((tmp_path / "clean/manifest.yaml").read_text())["sources"]
-    assert (source["name"], source["files"]) == ("a", ["a/00000.parquet"])
-
-
-def test_rows_that_are_all_removed_cost_no_earlier_result(tmp_path, refuses):
-    (tmp_path / "in").mkdir()
-    manifest = write_manifest(tmp_path / "in", {"a": [clean_rows(0)]})
-    decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(), remove=True, executor=HERE)
+    content = yaml.safe_load((tmp_path / "clean/manifest.yaml").read_text())
+    (source,) = content["sources"]
+    assert (source["name"], source["files"], content["stage_caps"]) == ("a", ["a/00000.parquet"], {"one": 7})
     names = ("a/00000.parquet", "manifest.yaml")
     before = [(tmp_path / "clean" / name).read_bytes() for name in names]
-    (tmp_path / "all.txt").write_text("\n".join(query for query, *_ in clean_rows(0)))
+    (tmp_path / "all.txt").write_text("\n".join(query for query, *_ in rows))
     with refuses("no row of any source is left"):
         evaluation = [evaluation_file(str(tmp_path / "all.txt"))]
-        decontaminate(manifest, tmp_path / "clean", None, evaluation, remove=True, executor=HERE)
+        decontaminate(manifest, tmp_path / "clean", NOTHING, evaluation, remove=True, executor=HERE)
     assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
 
 
@@ -151,12 +132,8 @@ def test_the_command_line(manifest, tmp_path, capsys):
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
     assert main(words) == 0
     assert "| b | 80 | 0 | – | – | 1 | 1 | – |" in capsys.readouterr().out
-    assert main([*words[:4], "--executor", "{"]) == 2
-    assert main([*words[:4], "--across"]) == 2
     assert main(words[:4]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
-    assert "valid JSON" in errors[0] and "nothing to look for" in errors[1]
+    assert "nothing to look for" in capsys.readouterr().err
 
 
 def test_faulty_input_is_refused(manifest, tmp_path, refuses):
@@ -171,20 +148,3 @@ def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     run(manifest, tmp_path / "clean", remove=True)
     with refuses(tmp_path / "clean", "cleaned files", "--remove"):
         run(manifest, tmp_path / "clean")
-    (manifest.parent / "b_0.parquet").unlink()
-    with refuses("source 'b'", "b_0.parquet", "no file matches"):
-        run(manifest, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_an_instruction_that_came_along_hides_nothing(tmp_path):
-    rows = [(f"how deep is lake number {row}", f"lake {row} is {row * 7} metres deep") for row in range(20)]
-    carried = [(instruct("Given a question, find the answer.", query), passage) for query, passage in rows]
-    (tmp_path / "data").mkdir()
-    manifest = write_manifest(tmp_path / "data", {"plain": [rows], "carried": [carried]})
-    (tmp_path / "held_out.txt").write_text(rows[3][0] + "\n")
-    evaluation = [evaluation_file(f"{tmp_path}/held_out.txt")]
-    report = decontaminate(manifest, tmp_path / "out", DeduplicationOptions(across=True), evaluation, executor=HERE)
-    plain, carried = report["sources"]
-    assert plain["contaminated"]["rows"] == carried["contaminated"]["rows"] == 1
-    assert carried["across_sources"] == {"exact": {"plain": 20}}

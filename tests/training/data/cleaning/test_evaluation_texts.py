@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,50 +13,49 @@ from datasets import Dataset
 
 from training.data.cleaning.evaluation_texts import evaluation_file, evaluation_tasks
 
-ROWS = [
-    {"id": 1, "question": "Who?", "answer": "Über, “quoted”"},
-    {"id": 2, "question": "Where\nnow?", "answer": "東京"},
-]
+ROWS = pd.DataFrame({"id": [1, 2], "question": ["Who?", "Where\nnow?"], "answer": ["Über, “quoted”", "東京"]})
 TEXTS = [("question", "Who?"), ("answer", "Über, “quoted”"), ("question", "Where\nnow?"), ("answer", "東京")]
+WRITE = {
+    "parquet": ROWS.to_parquet,
+    "jsonl": lambda path: ROWS.to_json(path, orient="records", lines=True, force_ascii=False),
+    "csv": lambda path: ROWS.to_csv(path, index=False),
+    "tsv": lambda path: ROWS.to_csv(path, index=False, sep="\t"),
+}
 
 
-def write(path):
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "\n", encoding="utf-8")
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(ROWS[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(ROWS)
-    return path
+def texts_of(argument):
+    return [text for _, text in evaluation_file(argument).texts()]
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
-def test_named_columns_of_every_kind_of_file(tmp_path, suffix):
-    path = write(tmp_path / f"set.{suffix}")
+@pytest.mark.parametrize("suffix", WRITE)
+def test_named_columns_of_every_kind_of_file(tmp_path, refuses, suffix):
+    path = tmp_path / f"set.{suffix}"
+    WRITE[suffix](path)
     read = evaluation_file(f"{path}:question,answer")
     assert (read.name, list(read.texts())) == (f"set.{suffix}", TEXTS)
     assert list(evaluation_file(f"{path}:answer").texts()) == TEXTS[1::2]
+    with refuses(path, "lacks text", "id, question, answer"):
+        evaluation_file(f"{path}:question,text")
+    with refuses(path, "needs names of columns", "id, question, answer"):
+        evaluation_file(str(path))
 
 
 def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path):
     path = tmp_path / "set.txt"
     path.write_text("one\n\ntwo\n")
-    assert [text.strip() for _, text in evaluation_file(str(path)).texts()] == ["one", "two"]
+    assert texts_of(str(path)) == ["one", "two"]
     pq.write_table(pa.table({"sentences": [["a", None, "b"], [], ["c"]]}), tmp_path / "set.parquet")
-    assert [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:sentences").texts()] == ["a", "b", "c"]
+    assert texts_of(f"{tmp_path}/set.parquet:sentences") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
     ("argument", "content", "part"),
     [
         ("none.csv:text", None, "no such evaluation file"),
-        ("set.csv:question", b"", "lacks question; its columns are none"),
+        ("set.csv:question", b"", "cannot be read"),
         ("set.parquet:question", b"no parquet", "cannot be read"),
         ("set.jsonl:question", b'{"question": "a"}\nnot json\n', "cannot be read"),
-        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', "not a JSON object"),
+        ("set.jsonl:question", b'{"question": "a"}\n["b"]\n', "cannot be read"),
         ("set.docx:question", b"a", ".parquet"),
         ("set.txt:question", b"a", "lacks question"),
     ],
@@ -66,38 +64,23 @@ def test_faulty_files_are_refused(tmp_path, refuses, argument, content, part):
     if content is not None:
         (tmp_path / argument.split(":")[0]).write_bytes(content)
     with refuses(argument.split(":")[0], part):
-        list(evaluation_file(f"{tmp_path}/{argument}").texts())
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
-def test_columns_must_be_named_and_there(tmp_path, refuses, suffix):
-    path = write(tmp_path / f"set.{suffix}")
-    with refuses(path, "lacks text", "id, question, answer"):
-        evaluation_file(f"{path}:question,text")
-    with refuses(path, "needs names of columns", "id, question, answer"):
-        evaluation_file(str(path))
+        texts_of(f"{tmp_path}/{argument}")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_texts_of_tables_are_not_guessed_at(tmp_path, suffix):
     texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
-    path = tmp_path / f"set.{suffix}"
-    path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
-    assert [text for _, text in evaluation_file(f"{path}:text").texts()] == texts
+    (tmp_path / f"set.{suffix}").write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
+    assert texts_of(f"{tmp_path}/set.{suffix}:text") == texts
 
 
 def test_json_in_parquet_is_decoded(tmp_path):
     mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
     mixed.to_parquet(tmp_path / "set.parquet")
-    texts = [text for _, text in evaluation_file(f"{tmp_path}/set.parquet:a,b").texts()]
-    assert texts == ["大熊猫", "竹", "y"]
+    assert texts_of(f"{tmp_path}/set.parquet:a,b") == ["大熊猫", "竹", "y"]
 
 
 # mteb
-
-
-def table(**columns):
-    return Dataset.from_dict(columns)
 
 
 def fake_task(name, data, **attributes):
@@ -114,18 +97,19 @@ def fake_task(name, data, **attributes):
 
 
 def tasks():
-    corpus = table(id=["d1"], title=["Pandas"], text=["They eat bamboo."])
-    queries = table(id=["q1"], text=[[{"role": "user", "content": "What do pandas eat?"}]])
+    table = Dataset.from_dict
+    corpus = table({"id": ["d1"], "title": ["Pandas"], "text": ["They eat bamboo."]})
+    queries = table({"id": ["q1"], "text": [[{"role": "user", "content": "What do pandas eat?"}]]})
     retrieval = {"corpus": corpus, "queries": queries, "relevant_docs": {"q1": {"d1": 1}}, "top_ranked": None}
-    sts = {name: table(sentence1=[f"{name} a"], sentence2=["b"], score=[1.0]) for name in ("train", "test")}
-    intents = table(text=["Hallo"], label_text=["gruß"])
-    clusters = table(sentences=[["x", "y"], ["z"]], labels=[["l", "l"], ["l"]])
+    sts = {name: table({"sentence1": [f"{name} a"], "sentence2": ["b"], "score": [1.0]}) for name in ("train", "test")}
+    intents = table({"text": ["Hallo"], "label_text": ["gruß"]})
+    clusters = table({"sentences": [["x", "y"], ["z"]], "labels": [["l", "l"], ["l"]]})
     return [
         fake_task("Retrieval", {"default": {"test": retrieval}}),
         fake_task("STS", sts, column_names=("sentence1", "sentence2")),
         fake_task("Intent", {"de": {"test": intents}}, input_column_name="text", label_column_name="label_text"),
         fake_task("Clusters", {"test": clusters}, input_column_name="sentences"),
-        fake_task("Bitext", {"test": table(eng_Latn=["one"], deu_Latn=["eins"], id=["1"])}),
+        fake_task("Bitext", {"test": table({"eng_Latn": ["one"], "deu_Latn": ["eins"], "id": ["1"]})}),
         fake_task("Broken", OSError("no network")),
     ]
 
@@ -165,11 +149,8 @@ def test_every_layout_of_a_task_gives_its_evaluated_texts(mteb, name, texts):
     assert list(task.texts()) == texts
 
 
-def test_a_task_made_of_others_is_those(mteb):
+def test_tasks_of_others_and_those_that_cannot_be_had(mteb, refuses, monkeypatch):
     assert [task.name for task in evaluation_tasks(["Both", "STS"])] == ["STS", "Intent"]
-
-
-def test_tasks_that_cannot_be_had_are_refused(mteb, refuses, monkeypatch):
     with refuses("unknown mteb task", "'STZ'", "Did you mean: 'STS'"):
         evaluation_tasks(["STS", "STZ"])
     (broken,) = evaluation_tasks(["Broken"])

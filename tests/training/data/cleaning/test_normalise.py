@@ -33,46 +33,25 @@ def test_forms_of_a_text_become_equal(one, other):
     assert normalise(one) == normalise(other) != ""
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("C", "C++"),
-        ("C", "C#"),
-        ("$5", "€5"),
-        ("!", "?"),
-        ("😀", "😃"),
-        ("résumé", "resume"),
-        ("an other", "another"),
-        ("15", "1.5"),
-        ("ガ", "カ"),
-        ("कि", "की"),
-    ],
-)
-def test_other_texts_stay_apart(one, other):
-    assert normalise(one) != normalise(other)
-    assert normalise(one) and normalise(other)
+def test_other_texts_stay_apart():
+    pairs = [("C", "C++"), ("C", "C#"), ("$5", "€5"), ("!", "?"), ("😀", "😃"), ("résumé", "resume"), ("15", "1.5")]
+    for one, other in [*pairs, ("an other", "another"), ("ガ", "カ"), ("कि", "की")]:
+        assert normalise(one) != normalise(other), (one, other)
+        assert normalise(one) and normalise(other)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("one two, three", 3),
-        ("猫在垫子上", 5),
-        ("ねこがいる", 5),
-        ("고양이가 있다", 2),
-        ("สวัสดี", 4),
-        ("ພາສາລາວ", 7),
-        ("ភាសា", 2),
-        ("မြန်မာ", 3),
-        ("བོད་ཡིག", 4),
-        ("हिन्दी में", 2),
-        ("mixed 文字 text", 4),
-        ("  ", 0),
-        ("", 0),
-    ],
-)
-def test_tokens_are_words_or_characters(text, count):
-    assert len(tokens(text)) == count
+def test_tokens_are_words_or_characters():
+    counts = {
+        "one two, three": 3,
+        "猫在垫子上": 5,
+        "ねこがいる": 5,
+        "고양이가 있다": 2,
+        "สวัสดี": 4,
+        "ພາສາລາວ": 7,
+        "ភាសា": 2,
+    }
+    counts |= {"မြန်မာ": 3, "བོད་ཡིག": 4, "हिन्दी में": 2, "mixed 文字 text": 4, "  ": 0, "": 0}
+    assert {text: len(tokens(text)) for text in counts} == counts
 
 
 def test_ngrams_lie_within_one_text():
@@ -113,8 +92,3 @@ def test_texts_of_one_form_share_a_key():
     assert len(pairs) > len(texts)
     one, other = (form_keys(column(list(side))) for side in zip(*pairs, strict=True))
     assert (one == other).all()
-
-
-def test_keys_do_not_depend_on_the_texts_beside():
-    texts = ["word " * 30_000, "", "Straße", "word", "x" * 70_000, "猫"]
-    assert form_keys(column(texts)).tolist() == [int(form_keys(column([text]))[0]) for text in texts]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -17,27 +16,23 @@ import pytest
 
 from tests.training.data.prepared_rows import contents, times
 from training.common.executor import Executor
+from training.data.manifest import Source
 from training.data.preparation import pipeline, plan, reading
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import TEXTS, PreparedSource
-from training.models.loading import train_tokenizer
+from training.models.loading import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[4]
 PHASES = ["read_shard", "tokenise_partition", "place_shard", "assemble"]
+OPTIONS = PreparationOptions(max_length=48, validation_share=0.0, num_hard_negatives=(("retrieval", 2),))
 
 
-def divide():
+def divide(set_to=setattr):
     """Sizes at which a few hundred rows make many shards, partitions, batches and runs."""
-    plan._SHARD_ROWS, plan._PARTITION_CELLS, reading._BATCH_ROWS, reading._RUN_CHARACTERS = 20, 64, 7, 2000
-
-
-@pytest.fixture
-def divided(monkeypatch):
-    for module, name in [(plan, "_SHARD_ROWS"), (plan, "_PARTITION_CELLS"), (reading, "_BATCH_ROWS")]:
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(reading, "_RUN_CHARACTERS", reading._RUN_CHARACTERS)
-    divide()
+    for module, name, size in [(plan, "_SHARD_ROWS", 20), (plan, "_PARTITION_CELLS", 64), (reading, "_BATCH_ROWS", 7)]:
+        set_to(module, name, size)
+    set_to(reading, "_RUN_CHARACTERS", 2000)
 
 
 @pytest.fixture
@@ -57,10 +52,10 @@ def two(write_source):
 # Division and interruption
 
 
-def test_division_changes_no_row(request, many, run, decode):
+def test_division_changes_no_row(many, run, decode, monkeypatch):
     whole = run(many, "whole", validation_share=0.2)
-    request.getfixturevalue("divided")
-    made = plan.make_plan(many, Path("plan"), PreparationOptions(num_hard_negatives=(("retrieval", 2),)))
+    divide(monkeypatch.setattr)
+    made = plan.make_plan(many, Path("plan"), OPTIONS)
     assert len(made.shards) > 10 and made.partitions >= 32
     parts = run(many, "parts", validation_share=0.2)
     assert [decode(parts, split) for split in parts.rows] == [decode(whole, split) for split in whole.rows]
@@ -80,7 +75,8 @@ def test_executors_write_the_same_bytes(many, run, tmp_path, monkeypatch, execut
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_run_that_was_stopped_goes_on(many, divided, run, tmp_path, monkeypatch, phase):
+def test_a_run_that_was_stopped_goes_on(many, run, tmp_path, monkeypatch, phase):
+    divide(monkeypatch.setattr)
     run(many, "whole", keep_texts=True)
     work, done = getattr(pipeline, phase), []
 
@@ -104,32 +100,29 @@ def test_a_run_that_was_stopped_goes_on(many, divided, run, tmp_path, monkeypatc
     assert contents(folder) == contents(tmp_path / "whole" / folder.name)
 
 
-_KILLED = """
-import sys
-from pathlib import Path
-from tests.training.data.preparation.test_pipeline import divide
-import training.common.executor, training.data.manifest, training.data.preparation.pipeline as pipeline
-import training.data.preparation.plan as plan, training.models.loading as loading
-divide()
-folder = Path(sys.argv[1])
-options = plan.PreparationOptions(max_length=48, num_hard_negatives=(("retrieval", 2),))
-sources = training.data.manifest.load_manifest(folder / "manifest.yaml")
-given = sources, loading.load_tokenizer(str(folder / "tokenizer")), folder / sys.argv[2], options
-print("ready", flush=True)
-pipeline.prepare(*given, training.common.executor.Executor(workers=1))
-"""
+def prepare_many(folder, output, *files):
+    """The command that is killed, in a process of its own."""
+    divide()
+    given = (
+        [Source("many", [Path(file) for file in files], "retrieval", "Find.")],
+        load_tokenizer(f"{folder}/tokenizer"),
+    )
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    prepare(*given, Path(folder) / output, OPTIONS, Executor(workers=1))
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(many, tmp_path, small_tokenizer):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    entry = f"files: [{', '.join(file.name for file in many.files)}], task_type: retrieval, instruction: Find."
-    (tmp_path / "manifest.yaml").write_text(f"sources:\n  - {{name: many, {entry}}}\n")
-    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
-    subprocess.run([*command, "whole"], cwd=ROOT, check=True)
+    words = f"import sys; from {__name__} import prepare_many; prepare_many(*sys.argv[1:])"
+    command = [sys.executable, "-c", words, str(tmp_path)]
+    subprocess.run([*command, "whole", *many.files], cwd=ROOT, check=True)
     killed, status = 0, None
     while status != 0:
-        with subprocess.Popen([*command, "killed"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [*command, "killed", *many.files], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as process:
             # Imports take most of the time.
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.04 * (killed + 1))
@@ -182,7 +175,7 @@ def test_two_runs_write_the_same_bytes(two, tmp_path, small_tokenizer, options):
         ({"task_type": "clustering"}, {}, 1),
         ({"languages": ["kor"]}, {}, 1),
         # No prepared byte depends on these, nor on the negatives of another task type.
-        ({"licence": "MIT", "category": "QA"}, {}, 0),
+        ({"licence": "MIT", "category": "QA", "stages": ["one"], "instruction_from": "v1"}, {}, 0),
         ({}, {"num_hard_negatives": (("retrieval", 2), ("clustering", 4))}, 0),
     ],
 )
@@ -198,26 +191,11 @@ def test_what_changed_is_prepared_again(two, run, tmp_path, keys, changes, more)
     assert [times(prepared.folder) for prepared in first] == written
 
 
-def test_a_changed_tokenizer_prepares_again(two, run, tmp_path):
-    run(two, max_length=1024)
-    options = PreparationOptions(validation_share=0.0, num_hard_negatives=(("retrieval", 2),))
-    prepare(two, train_tokenizer(iter(["another text entirely"] * 3), 300), tmp_path / "prepared", options)
+def test_a_changed_tokenizer_or_file_prepares_again(two, run, write_source, tmp_path):
+    _, second = run(two)
+    before = times(second.folder)
+    prepare(two, train_tokenizer(iter(["another text entirely"] * 3), 300), tmp_path / "prepared", OPTIONS)
     assert len(list((tmp_path / "prepared").glob("[!.]*"))) == 4
-
-
-def test_files_are_known_by_their_content(two, write_source, run):
-    path = two[0].files[0]
-    pq.write_table(pq.read_table(path), path, compression="none", use_dictionary=False)
-    first, second = run(two)
-    stat, content, before = path.stat(), path.read_bytes(), times(second.folder)
-    os.utime(path, ns=(1, 1))
-    assert run(two)[0].folder == first.folder
-    # Other content of the same size and time.
-    changed = content.replace(b"first answer 7 ", b"first answer X ")
-    assert changed != content
-    path.write_bytes(changed)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert run(two)[0].folder != first.folder
     write_source("first", rows=41)
     longer, second = run(two)
     assert len(longer.rows["train"]) == 41 and times(second.folder) == before
@@ -281,7 +259,7 @@ def test_tokenizer_without_eos(two, tmp_path, small_tokenizer, refuses):
 @pytest.mark.parametrize("changes", [{}, {"max_length": 9}])
 def test_two_commands_prepare_at_once(two, run, tmp_path, monkeypatch, changes):
     for each in ({}, changes):
-        run(two[0], "fresh", **each)
+        finished = run(two[0], "fresh", **each)
     monkeypatch.setattr(plan, "_SHARD_ROWS", 20)
     # Slow enough for the commands to overlap, however busy the machine is.
     for name in PHASES:
@@ -297,10 +275,6 @@ def test_two_commands_prepare_at_once(two, run, tmp_path, monkeypatch, changes):
     # The division into shards changes the order of nothing here.
     assert contents(tmp_path / "prepared") == contents(tmp_path / "fresh")
     assert not [path for path in (tmp_path / "prepared").glob(".*") if path.name != ".hashes"]
-
-
-def test_finished_data_needs_no_lock(two, run, monkeypatch):
-    finished = run(two[0])
-    # The disk may be read-only.
+    # Finished data may be on a read-only disk.
     monkeypatch.setattr(pipeline, "locked", None)
-    assert run(two[0]).folder == finished.folder
+    assert run(two[0], "fresh", **changes).folder == finished.folder

@@ -16,7 +16,7 @@ from tests.hub_server.faults import Fault
 from tests.hub_server.server import HubServer
 from tests.training.publishing.packed import NAME, write_packed
 from tests.training.recipes import write_sources
-from training.data.releasing.release import release
+from training.data.releasing import release
 from training.publishing.hub.hub import Hub
 from training.publishing.hub.retries import RetryPolicy
 

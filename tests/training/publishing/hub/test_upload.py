@@ -16,7 +16,7 @@ from tests.hub_server.client import connected, environment
 from tests.hub_server.server import TOKEN
 from tests.training.publishing.packed import NAME, QUICK, content_of, spoil
 from tests.training.recipes import write_sources
-from training.data.releasing.release import release
+from training.data.releasing import release
 from training.publish import main
 from training.publishing.record import Reference, StageRecord
 from training.publishing.verify import examine

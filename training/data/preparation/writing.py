@@ -1,9 +1,4 @@
-"""Phases 2 to 5: draw the validation split, tokenise distinct texts, replace hashes by positions, write the result.
-
-A split by rows would leak: of a query in ten rows, nine could be trained on and one validated. So a query is held out
-with all its rows, by a draw of its text: the order of rows, files and tasks changes nothing, and a query has the same
-draw in every source. In clustering and classification the query is the anchor.
-"""
+"""Phases 2 to 5: choose validation rows, tokenise distinct texts, replace hashes by positions, write the result."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +21,7 @@ from training.common.outputs import write_checksums
 from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
-from training.data.preparation.reading import MISSING, partition_of, read_partition
+from training.data.preparation.reading import MISSING, read_partition
 from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
 
 # Raise it when a source would be prepared to other bytes than before.
@@ -34,7 +29,7 @@ FORMAT = 4
 # Up to so many rows, all draws are looked at; else one in so many rows may be missing before more draws are.
 _LEAST_ROWS, _TOLERANCE = 1 << 20, 1000
 _TEXTS_PER_CALL = 1024
-# Cells located at a time: one pass over all partitions serves them.
+# Cells located at a time.
 _BLOCK_CELLS = 4_000_000
 _COPY_BYTES = 16 << 20
 
@@ -42,9 +37,9 @@ _COPY_BYTES = 16 << 20
 def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
     """Write the draws of the queries that are held out.
 
-    Of ``n`` good rows under the cap, ``round(validation_share * n)`` are held out, but never all unless the share is 1.
-    Queries are taken by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a
-    million rows, a thousandth of the number may be missing: memory depends on the share rather than on the rows.
+    A query is held out with all its rows (a split by rows would leak), by a draw of its text alone. Queries are taken
+    by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a million rows, a
+    thousandth of the number may be missing: memory depends on the share rather than on the rows.
     """
     shards, share = plan.files("draws"), plan.options.validation_share
     rows = sum(path.stat().st_size for path in shards) // 8
@@ -75,10 +70,7 @@ def _take(counts: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
-    """Write hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes.
-
-    Kept texts are written whole, however many of their tokens are truncated.
-    """
+    """Write hashes, lengths and tokens of a partition's distinct texts, in the order of their hashes."""
     known: dict[int, str] = {}
     for hashes, texts in read_partition(plan.files("runs"), partition):
         for key, text in zip(hashes.tolist(), texts, strict=True):
@@ -109,6 +101,11 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
     np.array(order, dtype="<u8").tofile(plan.file("hashes", partition))
 
 
+def join_hashes(plan: PreparationPlan, _: int = 0) -> None:
+    """Write the hashes of all partitions, which are neighbouring ranges, to one file."""
+    _concatenate(plan.files("hashes"), plan.file("sorted_hashes"))
+
+
 def place_shard(plan: PreparationPlan, number: int) -> None:
     """Write the rows of a shard as positions of texts, -1 for a missing negative, each to its split."""
     width = 2 + plan.negatives
@@ -119,32 +116,20 @@ def place_shard(plan: PreparationPlan, number: int) -> None:
         draws_file, rows_file = (stack.enter_context(plan.file(kind, number).open("rb")) for kind in ("draws", "rows"))
         while len(draws := np.fromfile(draws_file, dtype="<u8", count=block)):
             hashes = np.fromfile(rows_file, dtype="<u8", count=len(draws) * width)
-            positions = _positions(plan, hashes.astype(np.uint64)).astype("<i4").reshape(-1, width)
-            aside = np.isin(draws, held_out)
+            # Sought in order, the pages of the file are read once.
+            order, positions = np.argsort(hashes), np.empty(len(hashes), dtype="<i4")
+            positions[order] = np.searchsorted(np.memmap(plan.file("sorted_hashes"), "<u8", "r"), hashes[order])
+            positions[hashes == MISSING] = -1
+            positions, aside = positions.reshape(-1, width), np.isin(draws, held_out)
             train.write(positions[~aside].tobytes())
             validation.write(positions[aside].tobytes())
-
-
-def _positions(plan: PreparationPlan, hashes: np.ndarray) -> np.ndarray:
-    """``(n,)`` ranks of ``(n,)`` hashes among the hashes of all partitions."""
-    order = np.argsort(hashes)
-    ends = np.searchsorted(partition_of(hashes[order], plan.partitions), np.arange(plan.partitions + 1)).tolist()
-    positions, before = np.empty(len(hashes), dtype=np.int64), 0
-    for partition, (start, end) in enumerate(pairwise(ends)):
-        known = np.fromfile(plan.file("hashes", partition), dtype="<u8")
-        wanted = order[start:end]
-        positions[wanted] = before + np.searchsorted(known, hashes[wanted])
-        before += len(known)
-    positions[hashes == MISSING] = -1
-    return positions
 
 
 def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     """Write the prepared source into an empty folder, its description last."""
     source, options, width = plan.source, plan.options, 2 + plan.negatives
     tokens = _concatenate(plan.files("tokens"), folder / TOKENS) // 4
-    texts = _write_offsets(plan.files("lengths"), folder / OFFSETS)
-    kept = {}
+    texts, kept = _write_offsets(plan.files("lengths"), folder / OFFSETS), {}
     if options.keep_texts:
         kept["text_bytes"] = _concatenate(plan.files("utf8"), folder / TEXTS)
         _write_offsets(plan.files("utf8_lengths"), folder / TEXT_OFFSETS)
@@ -198,7 +183,6 @@ def _write_offsets(parts: Iterable[Path], path: Path) -> int:
 
 def _join_bad_rows(parts: Sequence[Path], path: Path) -> dict[str, int]:
     """Write the bad rows of all shards to one file, if there are any; return their number by reason."""
-    parts = [part for part in parts if part.exists()]
     if not parts:
         return {}
     empty = pa.unify_schemas([pq.read_schema(part) for part in parts]).empty_table()

@@ -1,1 +1,0 @@
-"""The folder that the Hub reads: files, card, plot."""
