@@ -30,7 +30,7 @@ from training.pruning.pruning import apply_plan
 from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources
-from training.trainer.resumption import writing
+from training.trainer.saving import writing
 
 logger = logging.getLogger(__name__)
 

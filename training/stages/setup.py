@@ -25,13 +25,13 @@ from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource, put_aside, sources_table
-from training.distillation.distillation import Distillation, choose_teacher, make_distillation
+from training.distillation.distillation import Distillation, inspect_teacher, learns_from_teacher, make_distillation
 from training.evaluation.pairs import Pairs
 from training.evaluation.stage_pairs import PairsCallback, load_stage_pairs, sample_pairs
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
-from training.models.model_ref import ModelRef, base_revision, why_not_last_token
+from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
@@ -56,19 +56,16 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    choice = None if args.teacher is None else choose_teacher(args, tokenizer, width)
-    keep_texts = choice is not None and choice.by_text is not None
+    teacher = inspect_teacher(args, tokenizer, width) if learns_from_teacher(args) else None
+    keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
-    check_contrasts(args, prepared)
     if args.process_index == 0:
         logger.info("%s", sources_table(prepared))
         warn_of_single_rows(args, prepared)
-    distillation = None
-    if choice is not None:
-        distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    distillation = teacher and make_distillation(teacher, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
-        trainer.base_revision = base_revision(ModelRef(args.model, args.model).base.place, "key 'model'")
+        trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _add_evaluation(trainer, pairs)
     return trainer
 
@@ -81,9 +78,8 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         dims = args.train_dims(config.hidden_size) or [config.hidden_size]
         tokenizer, budget = trainer.processing_class, args.max_tokens_per_forward or _TOKENS_AT_ONCE
         length = min(tokenizer.model_max_length, config.max_position_embeddings)
-        trainer.add_callback(
-            PairsCallback(sample, tokenizer, trainer.prompts, dims, trainer.accelerator, length, budget)
-        )
+        watched = PairsCallback(sample, tokenizer, trainer.prompts, dims, trainer.accelerator, length, budget)
+        trainer.add_callback(watched)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
@@ -139,42 +135,35 @@ def prepare_sources(
     return prepared
 
 
-def check_contrasts(args: StageArguments, sources: Sequence[Source | PreparedSource]) -> None:
-    """Refuse clustering and classification sources without hard negatives, before or after they are prepared.
+def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
+    """Refuse to draw no hard negatives for clustering and classification, which learn from nothing else but a teacher.
 
-    They learn from nothing else, unless there is a teacher.
+    Preparation refuses files without them.
     """
-    others = "or train on other sources with 'task_types: [retrieval]' or 'sources'"
-    for source in sources if not _is_taught(args) else ():
+    for source in sources if not learns_from_teacher(args) else ():
         kind = source.task_type
-        if kind == "retrieval":
-            continue
-        learns = f"source {source.name!r}: {kind} learns from hard negatives alone, and"
-        if not args.num_hard_negatives[kind]:
+        if kind != "retrieval" and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
-            raise UserError(f"{learns} none are drawn; write 'num_hard_negatives_{kind}: {default}', {others}")
-        if isinstance(source, PreparedSource) and not source.num_negatives:
-            raise UserError(f"{learns} its files have no column 'negative_1'; add negatives to them, {others}")
+            raise UserError(
+                f"source {source.name!r}: {kind} learns from hard negatives alone, and none are drawn; write "
+                f"'num_hard_negatives_{kind}: {default}', or train on other sources with 'task_types: [retrieval]' or "
+                "'sources'"
+            )
 
 
 def warn_of_single_rows(args: StageArguments, sources: Sequence[PreparedSource]) -> None:
     """Warn of retrieval sources some of whose batches have one row and no hard negative."""
-    for source in sources if not _is_taught(args) else ():
+    for source in sources if not learns_from_teacher(args) else ():
         rows = len(source.rows["train"])
         batches = -(-rows // args.global_batch_size)
-        # Batches differ by one row at most.
-        single = 2 * batches - rows
         negatives = min(args.num_hard_negatives["retrieval"], source.num_negatives)
-        if source.task_type == "retrieval" and rows and single > 0 and not negatives:
+        # Batches differ by one row at most.
+        if source.task_type == "retrieval" and not negatives and rows and (single := 2 * batches - rows) > 0:
             logger.warning(
                 "source %r: %d of its %d batches have one row and no hard negative, which teach nothing; write "
                 "'global_batch_size: 3' or more, or add hard negatives and 'num_hard_negatives_retrieval: 1' or more",
                 *(source.name, single, batches),
             )
-
-
-def _is_taught(args: StageArguments) -> bool:
-    return args.teacher is not None and args.distillation_weight > 0
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:
@@ -277,10 +266,12 @@ def make_trainer(
 ) -> F2LLMTrainer:
     """Make the trainer, and refuse keys with which it could not train."""
     args = stage.arguments
-    saved_prompts = choose_prompts(args, sources, tokenizer)
+    saved = choose_prompts(args, sources, tokenizer)
+    if args.process_index == 0:
+        level, line = (logging.INFO, saved.line()) if saved.is_trained else (logging.WARNING, saved.warning())
+        logger.log(level, "stage %s: %s", stage.name, line)
     with user_error(f"stage {stage.name!r}: the training cannot be set up"):
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
-    trainer.saved_prompts = saved_prompts
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved.prompts, distillation)
     if args.lora and trainer.is_deepspeed_enabled:
         raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):

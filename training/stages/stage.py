@@ -29,7 +29,7 @@ from training.models.saved_prompts import given_prompt, set_query_prompt
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.prune_stage import PRUNING_FILES, prune_stage
 from training.stages.setup import set_up
-from training.trainer.resumption import GO_ON, checkpoint_to_resume, writing
+from training.trainer.saving import GO_ON, checkpoint_to_resume, writing
 from training.trainer.stopping import Interruption
 from training.trainer.trainer import F2LLMTrainer
 
@@ -107,16 +107,40 @@ def run_stage(
         what = f"stage {stage.name!r}: one process drives one device, of which there are {args.n_gpu}"
         raise UserError(f"{what}; start with 'accelerate launch', or set CUDA_VISIBLE_DEVICES to one")
     _check_paths(args)
+    output_dir, uploads = final.parent, uploads if args.should_save and not args.prunes else None
     with _alone(args, final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if not args.prunes:
-            return _train(stage, final, resume, accept_changes, more, uploads)
-        # Only the first process prunes; the others find what it made.
+        output_dir.mkdir(parents=True, exist_ok=True)
+        # The first process makes what the others then find.
         with args.main_process_first(local=args.save_on_each_node):
+            if args.prunes and not args.should_save:
+                return final
+            changed = _check_run(output_dir, stage, resume, accept_changes)
+            if _is_finished(stage, final):
+                if uploads is not None:
+                    uploads.push_waiting()
+                return final
+            for line in unread_keys(args, stage.keys) if args.process_index == 0 else ():
+                logger.warning("stage %r: %s", stage.name, line)
+            if args.prunes:
+                prune_stage(stage)
+                return final
+            checkpoint = checkpoint_to_resume(output_dir) if resume else None
+            trainer = set_up(stage)
+            changed |= _record(stage, trainer, checkpoint, accept_changes)
             if args.should_save:
-                _check_run(final.parent, stage, resume, accept_changes)
-                if not _is_finished(stage, final):
-                    prune_stage(stage)
+                note_changes(output_dir, changed, checkpoint)
+        with _uploading(trainer, uploads):
+            with _stopped_by(trainer):
+                trainer.fill_teacher_cache()
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            number, state = trainer.interruption.signal, trainer.state
+            if number and state.global_step < state.max_steps:
+                saved = last_checkpoint(output_dir)
+                raise _interrupted(number, f"at step {state.global_step} of {state.max_steps}; saved {saved}")
+            _save(trainer, final)
+        number = trainer.interruption.received()
+        if number and more:
+            raise _interrupted(number, f"after the last step; saved {final}")
         return final
 
 
@@ -147,46 +171,6 @@ def _alone(args: StageArguments, final: Path) -> Iterator[None]:
         if refused[0] is not None:
             raise UserError(refused[0])
         yield
-
-
-def _train(stage: Stage, final: Path, resume: bool, accept_changes: bool, more: bool, uploads: Uploads | None) -> Path:
-    args, output_dir = stage.arguments, final.parent
-    uploads = uploads if args.should_save else None
-    # The first process makes what the others then find.
-    with args.main_process_first(local=args.save_on_each_node):
-        changed = _check_run(output_dir, stage, resume, accept_changes)
-        if _is_finished(stage, final):
-            if uploads is not None:
-                uploads.push_waiting()
-            return final
-        for line in unread_keys(args, stage.keys) if args.process_index == 0 else ():
-            logger.warning("stage %r: %s", stage.name, line)
-        checkpoint = checkpoint_to_resume(output_dir) if resume else None
-        trainer = set_up(stage)
-        _check_sharding(trainer, checkpoint)
-        changed |= _record(stage, trainer, checkpoint, accept_changes)
-        if args.should_save:
-            note_changes(output_dir, changed, checkpoint)
-    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
-        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
-    with _uploading(trainer, uploads):
-        with _stopped_by(trainer):
-            trainer.fill_teacher_cache()
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        number, state = trainer.interruption.signal, trainer.state
-        if number and state.global_step < state.max_steps:
-            saved = last_checkpoint(output_dir)
-            raise _interrupted(number, f"at step {state.global_step} of {state.max_steps}; saved {saved}")
-        _save(trainer, final)
-        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
-    number = trainer.interruption.received()
-    if number and more:
-        raise _interrupted(number, f"after the last step; saved {final}")
-    return final
-
-
-def _interrupted(number: int, where: str) -> InterruptedTrainingError:
-    return InterruptedTrainingError(f"{signal.Signals(number).name} {where}", f"To go on, {GO_ON}", number)
 
 
 def _check_run(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
@@ -230,24 +214,21 @@ def _is_finished(stage: Stage, final: Path) -> bool:
     return True
 
 
-def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
-    """Refuse a checkpoint whose optimizer's state cannot be read by this kind of launch."""
-    sharded = checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*"))
-    if checkpoint is not None and sharded != trainer.is_fsdp_enabled:
-        then, now = ("with", "without") if sharded else ("without", "with")
-        raise UserError(f"{checkpoint}: was written {then} FSDP and cannot be resumed {now} it; launch it {then} FSDP")
-
-
 def _record(stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept_changes: bool) -> Changes:
     """Record keys and data of the run; of a resumed run, return the accepted changes of its data."""
-    output_dir = Path(stage.arguments.output_dir)
+    output_dir, changed = Path(stage.arguments.output_dir), {}
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
         data[TEACHER_DATA] = trainer.distillation.identity
     if trainer.base_revision is not None:
         # Checkpoints hold only the adapter.
         data[BASE_DATA] = trainer.base_revision
-    changed = {} if checkpoint is None else check_data(output_dir / DATA, data, accept_changes)
+    if checkpoint is not None:
+        sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+        if sharded != trainer.is_fsdp_enabled:
+            then, now = ("with", "without") if sharded else ("without", "with")
+            raise UserError(f"{checkpoint}: was written {then} FSDP and cannot be resumed {now} it; launch as before")
+        changed = check_data(output_dir / DATA, data, accept_changes)
     if stage.arguments.should_save:
         # The recipe first: it marks the folder as that of a run.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
@@ -285,6 +266,10 @@ def _stopped_by(trainer: F2LLMTrainer) -> Iterator[None]:
         mend = f"Lower 'max_tokens_per_forward', now {limit}," if lacks_memory else "Mend that"
         saved = last_checkpoint(Path(trainer.args.output_dir)) or "none yet"
         raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"{mend} and {GO_ON}") from error
+
+
+def _interrupted(number: int, where: str) -> InterruptedTrainingError:
+    return InterruptedTrainingError(f"{signal.Signals(number).name} {where}", f"To go on, {GO_ON}", number)
 
 
 def _save(trainer: F2LLMTrainer, final: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import resource
 import sys
@@ -19,8 +20,6 @@ from transformers import TrainerCallback, TrainerState
 
 logger = logging.getLogger("training")
 
-_GIB = 2**30
-
 
 class Console(TrainerCallback):
     """Log a line per log step and evaluation, by the ``training`` logger; on a terminal, show a progress bar below.
@@ -33,9 +32,8 @@ class Console(TrainerCallback):
         self.terms = list(terms)
         self._stack = ExitStack()
         self._bar: tqdm | None = None
-        self._started = self._mark = time.perf_counter()
         self._first_step = self._tokens = 0
-        self._seconds = 0.0
+        self._started = self._mark = self._seconds = 0.0
 
     def __enter__(self) -> Console:
         return self
@@ -76,23 +74,21 @@ class Console(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if "loss" in logs:
-            left = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1)
-            speed = self._tokens / self._seconds if self._seconds else None
-            logger.info("%s", step_line(logs, self.terms, state, speed, left * (state.max_steps - state.global_step)))
+            each = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1)
+            speed = self._tokens / self._seconds if self._seconds else math.nan
+            logger.info("%s", step_line(logs, self.terms, state, speed, each * (state.max_steps - state.global_step)))
             self._tokens, self._seconds = 0, 0.0
         elif any(name.startswith("eval_") for name in logs):
             logger.info("%s", evaluation_line(logs, state))
 
 
-def step_line(
-    logs: Mapping[str, float], terms: Sequence[str], state: TrainerState, speed: float | None, left: float
-) -> str:
+def step_line(logs: Mapping[str, float], terms: Sequence[str], state: TrainerState, speed: float, left: float) -> str:
     """Return the line of a log step; ``speed`` is in tokens per second over all processes, ``left`` in seconds."""
     parts = [_step(state), f"loss {logs['loss']:8.4f}"]
-    parts += [f"{term.replace('_', '-')} {_or_dash(logs.get(f'loss_{term}'), '8.4f')}" for term in terms]
-    parts += [f"lr {logs['learning_rate']:.2e}", f"grad {_or_dash(logs.get('grad_norm'), '7.3g')}"]
-    parts += [f"{_or_dash(speed, '9,.0f')} tokens/s", f"{_memory() / _GIB:6.2f} GiB"]
-    return "  ".join([*parts, f"{timedelta(seconds=round(left))} left"])
+    parts += [f"{term.replace('_', '-')} {logs.get(f'loss_{term}', math.nan):8.4f}" for term in terms]
+    parts += [f"lr {logs['learning_rate']:.2e}", f"grad {logs.get('grad_norm', math.nan):7.3g}"]
+    parts += [f"{speed:9,.0f} tokens/s", f"{peak_memory() / 2**30:6.2f} GiB"]
+    return "  ".join([*parts, f"{timedelta(seconds=round(left))} left"]).replace("nan", "  –")
 
 
 def evaluation_line(logs: Mapping[str, float], state: TrainerState) -> str:
@@ -109,11 +105,7 @@ def _step(state: TrainerState) -> str:
     return f"step {state.global_step:>{len(last)},}/{last}"
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return f"{'–' if value is None else format(value, form):>{form.split(',')[0].split('.')[0]}}"
-
-
-def _memory() -> int:
+def peak_memory() -> int:
     """Return the most bytes that were in use: on the GPU if there is one, else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

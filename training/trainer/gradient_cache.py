@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training.common.keyed import keyed_bits
 from training.models.adapters import adapter_draws_dropout
-from training.models.encoding import _chunks, _gather, embed_chunk
+from training.models.encoding import batch_chunks, embed_chunk, gather_rows
 
 _DROPOUT = 31
 
@@ -52,17 +52,18 @@ class CachedStep(NamedTuple):
         step. Return the detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the
         gradients that its texts' embeddings received.
         """
-        *early, last = enumerate(_chunks(batch))
+        *early, last = enumerate(batch_chunks(batch))
         with torch.no_grad():
             cached = [self._embed(*chunk) for chunk in early]
         # Of several backward passes only the last reduces the gradient over processes, unless weights are sharded.
         with self._accumulating(bool(early)):
             graph = self._embed(*last)
-            gathered = _gather(torch.cat([*cached, graph.detach()]), batch["width"]).requires_grad_()
+            own = torch.cat([*cached, graph.detach()])
+            gathered = gather_rows(own, batch["max_rows_per_rank"]).requires_grad_()
             loss = loss_of(gathered[batch["slots"]])
             loss.backward()
             # Nothing of the whole batch's size but the gradient outlives the loss.
-            gradient, gathered, cached = gathered.grad, None, None
+            gradient, gathered, own, cached = gathered.grad, None, None, None
             counts = [len(lengths) for _, (_, lengths) in (*early, last)]
             pieces = self._own(gradient, sum(counts)).split(counts)
             self._backward(graph, pieces[-1])
@@ -79,7 +80,8 @@ class CachedStep(NamedTuple):
     def _dropout(self, number: int) -> AbstractContextManager:
         if not draws_dropout(self.accelerator.unwrap_model(self.model)):
             return nullcontext()
-        return _seeded((*self.key, self.accelerator.process_index, number), self.accelerator.device)
+        seed = keyed_bits(_DROPOUT, *self.key, self.accelerator.process_index, number)
+        return _seeded(int(seed), self.accelerator.device)
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
         """Return this process's part of the gathered gradient, times the processes, as the reduction averages."""
@@ -101,8 +103,7 @@ class CachedStep(NamedTuple):
 
 
 @contextmanager
-def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Seed torch from the key inside the block; restore the RNG state afterwards."""
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(keyed_bits(_DROPOUT, *key)))
+        torch.manual_seed(seed)
         yield

@@ -76,8 +76,13 @@ class F2LLMTrainer(SavingTrainer):
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
+        process = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
+        teacher = () if distillation is None else (distillation.cache, distillation.width)
         # Validation learns nothing from a teacher.
-        self._collators = {"train": self._collator(args, distillation), "validation": self._collator(args, None)}
+        self._collators = {
+            split: PackedCollator(self.sources, args.num_hard_negatives, *process, *of_split)
+            for split, of_split in (("train", teacher), ("validation", ()))
+        }
         super().__init__(
             prompts,
             model=model,
@@ -100,12 +105,7 @@ class F2LLMTrainer(SavingTrainer):
         self.add_callback(self.console)
         self.projection = None if distillation is None else distillation.projection
         if self.projection is not None:
-            self.projection.attach(self)
-
-    def _collator(self, args: StageArguments, distillation: Distillation | None) -> PackedCollator:
-        of_processes = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
-        teacher = () if distillation is None else (distillation.cache, distillation.width)
-        return PackedCollator(self.sources, args.num_hard_negatives, *of_processes, *teacher)
+            self.add_callback(self.projection)
 
     def fill_teacher_cache(self) -> None:
         """Embed with the teacher what its cache misses, on all processes together, before the training."""
@@ -145,9 +145,7 @@ class F2LLMTrainer(SavingTrainer):
                 "dropout is drawn per chunk: max_tokens_per_forward and the number of processes change weights"
             )
         with self.interruption.watching(), self.console:
-            result = super().train(*args, **kwargs)
-        self.watch.warn_of_idle_steps()
-        return result
+            return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that had ended is resumed only to save its model.

@@ -1,4 +1,4 @@
-"""Records anomalies of steps with their rows: loss spikes, losses of 0, and non-finite losses or gradients."""
+"""Records anomalies of steps with their rows: loss spikes, and non-finite losses or gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import statistics
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,30 +48,15 @@ class StepWatch:
         self._tokenizer = tokenizer
         self._writes = writes
         self._losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
-        # Steps of each source, and those of them whose loss was 0.
-        self._steps: Counter[str] = Counter()
-        self._idle: Counter[str] = Counter()
 
     def loss(self, step: int, batch: Mapping[str, Any], loss: float, gradients: Tensor) -> None:
         """Look at the loss of a step; ``gradients`` are the ``(n,)`` norms of those of the batch's embeddings."""
-        self._steps[batch["source"]] += 1
-        self._idle[batch["source"]] += loss == 0
         before = self._losses[batch["source"]]
         if len(before) >= _FEWEST:
             mean, deviation = statistics.fmean(before), statistics.pstdev(before)
             if loss > mean + self.factor * max(deviation, _LEAST_DEVIATION * abs(mean)):
                 self.record("loss spike", step, batch, gradients, loss=loss, mean=mean, deviation=deviation)
         before.append(loss)
-
-    def warn_of_idle_steps(self) -> None:
-        """Warn of sources some of whose steps taught nothing."""
-        for source, idle in sorted(self._idle.items()):
-            if idle and self._writes:
-                logger.warning(
-                    "source %r: %d of %d steps had a loss of 0 and taught nothing: their rows have no negatives (one "
-                    "row in a batch, or all duplicates), or are told apart perfectly",
-                    *(source, idle, self._steps[source]),
-                )
 
     def record(self, kind: str, step: int, batch: Mapping[str, Any], scores: Tensor, **numbers: float) -> None:
         """Write down a step, its rows, and the texts of those with the highest ``(n,)`` scores of their texts."""

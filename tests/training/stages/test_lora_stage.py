@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tests.training.distributed_recipe import save_model
 from tests.training.recipes import NO_NEW_MODEL, error_of, only_stage, write_single_stage
 from training.common.errors import UserError
+from training.common.run_folder import numbered_checkpoints
 from training.config.recipe import load_recipe
 from training.merge import main as merge
 from training.models.adapters import ADAPTER_WEIGHTS
@@ -71,10 +72,8 @@ def test_only_the_adapter_is_trained_and_saved(trained, base):
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, base, keys):
     recipe, run = write(tmp_path, base, **keys), tmp_path / "run"
     assert main([str(recipe)]) == 0
-    shutil.copytree(run / "model", tmp_path / "expected")
-    shutil.rmtree(run / "model")
-    numbered = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    for checkpoint in numbered[1:]:
+    shutil.move(run / "model", tmp_path / "expected")
+    for checkpoint in numbered_checkpoints(run)[1:]:
         shutil.rmtree(checkpoint)
     assert main([str(recipe), "--resume"]) == 0
     assert_same(run / "model", tmp_path / "expected")
@@ -105,8 +104,7 @@ def test_the_training_of_an_adapter_goes_on(tmp_path, trained, base):
 
 def test_an_adapter_is_no_start_for_the_training_of_a_whole_model(tmp_path, trained, base, capsys):
     recipe = write(tmp_path, trained / "model", lora=None, lora_rank=None)
-    assert main([str(recipe)]) == 2
-    message = capsys.readouterr().err
+    message = error_of([recipe], capsys)
     assert "lora: true" in message and "training/merge.py" in message and str(base) in message
     recipe = write(tmp_path, trained / "model", lora_rank=8)
     assert "'lora_rank' is 8" in error_of([recipe], capsys)
@@ -129,13 +127,17 @@ def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_conf
     moved = shutil.copytree(base, tmp_path / "moved")
     save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
     save_model(tmp_path / "narrow", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
-    words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
-    assert merge([*words, "--base", str(tmp_path / "other")]) == 2
-    assert f"was trained on {base}" in (message := capsys.readouterr().err) and "has other weights" in message
-    assert merge([*words, "--base", str(tmp_path / "narrow"), "--accept-other-base"]) == 2
-    assert "does not fit" in (message := capsys.readouterr().err) and str(base) in message
-    assert merge([str(base), "--output", str(tmp_path / "merged"), "--base", str(base)]) == 2
-    assert "no adapter" in capsys.readouterr().err and not (tmp_path / "merged").exists()
-    assert merge([str(trained / "model"), "--output", str(moved)]) == 2
-    assert "holds something else" in capsys.readouterr().err
-    assert merge([*words, "--base", str(moved)]) == 0
+    words = [trained / "model", "--output", tmp_path / "merged"]
+
+    def refused(*words):
+        assert merge([str(word) for word in words]) == 2
+        return capsys.readouterr().err
+
+    message = refused(*words, "--base", tmp_path / "other")
+    assert f"was trained on {base}" in message and "has other weights" in message
+    message = refused(*words, "--base", tmp_path / "narrow", "--accept-other-base")
+    assert "does not fit" in message and str(base) in message
+    assert "no adapter" in refused(base, "--output", tmp_path / "merged", "--base", base)
+    assert not (tmp_path / "merged").exists()
+    assert "holds something else" in refused(trained / "model", "--output", moved)
+    assert merge([*map(str, words), "--base", str(moved)]) == 0

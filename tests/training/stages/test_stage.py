@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +12,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.processes import ROOT
 from tests.training.recipes import error_of, write_recipe, write_single_stage
 from training.common.outputs import locked
+from training.common.run_folder import last_checkpoint
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
 
@@ -40,14 +37,10 @@ def test_both_stages_end_in_a_released_folder(finished):
         assert config["is_matryoshka"] and config["matryoshka_dimensions"] == [32, 16, 8]
         assert config["architectures"] == ["Qwen3Model"]
         assert not list(folder.parent.glob(".*partial"))
-
-
-def test_the_model_loads_carries_its_prompt_and_is_evaluated(finished):
     raw = SentenceTransformer(str(finished / "run/stage1/model"), truncate_dim=16)
     instructed = SentenceTransformer(str(finished / "run/stage2/model"))
     assert raw.encode_query("the red river").shape == (16,)
-    assert raw.prompts["query"] == ""
-    assert instructed.prompts["query"].startswith("Instruct: ")
+    assert raw.prompts["query"] == "" and instructed.prompts["query"].startswith("Instruct: ")
     result = json.loads((finished / "run/evaluation.json").read_text())
     assert list(result["accuracy"]) == ["32", "16", "8"]
     assert result["pairs"] == 2 and list(result["languages"]) == ["eng"]
@@ -56,8 +49,8 @@ def test_the_model_loads_carries_its_prompt_and_is_evaluated(finished):
 
 
 def test_training_lowers_the_loss_and_logs_terms_and_sources(finished):
-    checkpoints = sorted((finished / "run/stage2").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+    last = last_checkpoint(finished / "run/stage2")
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     training = [line for line in history if "loss" in line]
     assert training[-1]["loss"] < 0.5 * training[0]["loss"]
     logged = set().union(*training)
@@ -68,10 +61,13 @@ def test_training_lowers_the_loss_and_logs_terms_and_sources(finished):
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+
+    before = times()
     assert "holds another run" in error_of([str(finished / "recipe.yaml")], capsys)
     assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
-    after = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    after = times()
     # The finished model is evaluated again.
     changed = {path.name for path in after if before.get(path) != after[path] and path.parent.name != "report"}
     assert changed <= {"evaluation.json"}
@@ -117,6 +113,10 @@ def _occupy(folder):
         (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
         (["--stage", "stage2"], None, "stage1/model"),
         (["--evaluation_pairs", "/nowhere.parquet"], None, "/nowhere.parquet"),
+        (["--model_config", '{"hidden_size": "abc"}'], None, "hidden_size"),
+        (["--model_config", '{"num_attention_heads": 4, "num_key_value_heads": 3}'], None, "num_key_value_heads"),
+        (["--model_config", '{"family": "f2llm-v2-9b"}'], None, "f2llm-v2-8b"),
+        (["--model_config", '{"family": 3}'], None, "cannot be used"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], None, "cannot be set up"),
         (["--optim", "adamw_bnb_8bit"], None, "cannot be set up"),
     ],
@@ -125,26 +125,9 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, exp
     recipe = write_recipe(tmp_path)
     if damage is not None:
         damage(tmp_path)
-    assert main([str(recipe), *words]) == 2
-    error = capsys.readouterr().err.splitlines()
-    lines = [line for line in error if line.startswith("error: ")]
-    assert len(lines) == 1 and expected in lines[0]
-    assert "Traceback" not in "\n".join(error)
-    assert not (tmp_path / "run/stage1/model").exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"hidden_size": "abc"}, "hidden_size"),
-        ({"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"family": "f2llm-v2-9b"}, "f2llm-v2-8b"),
-        ({"family": 3}, "cannot be used"),
-    ],
-)
-def test_an_impossible_shape_is_refused(tmp_path, capsys, fields, expected):
-    error = error_of([write_single_stage(tmp_path, model_config=fields)], capsys)
+    error = error_of([recipe, *words], capsys)
     assert error.startswith("error: ") and expected in error
+    assert not (tmp_path / "run/stage1/model").exists()
 
 
 def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path):
@@ -219,24 +202,15 @@ def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path, capsys):
     assert json.loads((tmp_path / "run/evaluation.json").read_text()) == {"model": "another"}
 
 
-def test_help_documents_every_key(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_help_documents_the_options_and_the_keys(capsys):
+    with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert ended.value.code == 0
     text = capsys.readouterr().out
-    for key in ("--resume", "--global_batch_size", "--learning_rate", "--manifest", "--matryoshka", "--output_dir"):
-        assert key in text
-
-
-def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "training/run_stage.py"), "missing.yaml"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
+    assert all(f"--{key}" in text for key in ("resume", "dry-run", "global_batch_size", "learning_rate", "matryoshka"))
 
 
 def test_query_and_passage_are_enough(tmp_path, caplog):
-    """The first file of a new user: no negatives, and no key about them."""
+    # The first file of a new user: no negatives, and no key about them.
     caplog.set_level("INFO")
     path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
     source = tmp_path / "data" / "retrieval.parquet"
@@ -293,9 +267,10 @@ def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
 def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
-    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
-    accuracy = result["accuracy"]
-    assert accuracy["128"] >= 1.4 * result["tfidf"]
-    assert accuracy["32"] >= 0.85 * accuracy["128"]
-    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
-    assert student["accuracy"]["40"] >= 1.1 * student["tfidf"]
+    large, small = (
+        json.loads((tmp_path / f"runs/quickstart/{name}.json").read_text())
+        for name in ("evaluation-stage2", "evaluation")
+    )
+    accuracy = large["accuracy"]
+    assert accuracy["128"] >= 1.4 * large["tfidf"] and accuracy["32"] >= 0.85 * accuracy["128"]
+    assert small["accuracy"]["40"] >= 1.1 * small["tfidf"]

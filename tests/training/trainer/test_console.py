@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -21,14 +22,15 @@ def state(step, last=1000, first=True):
 
 
 def test_step_line(monkeypatch):
-    monkeypatch.setattr("training.trainer.console._memory", lambda: 3 * 2**29)
+    monkeypatch.setattr("training.trainer.console.peak_memory", lambda: 3 * 2**29)
     line = step_line({**LOGS, "grad_norm": 2.5}, ["in_batch", "hard", "distillation"], state(25), 12345.6, 754.4)
     assert line == (
         "step    25/1,000  loss   3.2500  in-batch   2.0000  hard   1.2500  distillation        –  lr 4.00e-03  "
         "grad     2.5     12,346 tokens/s    1.50 GiB  0:12:34 left"
     )
     # Whatever the numbers are, the columns stay where they are.
-    other = step_line({"loss": 123.4, "learning_rate": 0.0}, ["in_batch", "hard", "distillation"], state(1000), None, 0)
+    terms = ["in_batch", "hard", "distillation"]
+    other = step_line({"loss": 123.4, "learning_rate": 0.0}, terms, state(1000), math.nan, 0)
     assert (other.index("lr"), len(other)) == (line.index("lr"), len(line))
 
 

@@ -81,24 +81,19 @@ def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embedding
     assert embeddings.grad.isfinite().all()
 
 
-def gradients_of(embeddings, batch, objective):
-    terms = objective.terms(embeddings, batch)
-    return {name: torch.autograd.grad(term, embeddings, retain_graph=True)[0] for name, term in terms.items()}
-
-
 @pytest.mark.parametrize("dims", [None, DIMS])
 def test_without_gathered_gradients_positives_learn_from_their_hard_negatives_only(embeddings, dims):
+    def gradients(**keys):
+        terms = Objective(dims=dims, **keys).terms(embeddings, batch)
+        return {name: torch.autograd.grad(term, embeddings, retain_graph=True)[0] for name, term in terms.items()}
+
     # No text is query and positive of the same batch here.
     batch = batch_of()
-    full = gradients_of(embeddings, batch, Objective(dims=dims))
-    published = gradients_of(embeddings, batch, Objective(dims=dims, gather_gradients=False))
+    full, published = gradients(), gradients(gather_gradients=False)
     assert full["in_batch"][batch["positive"]].abs().min() > 0
     assert not published["in_batch"][batch["positive"]].any()
     assert torch.equal(published["in_batch"][batch["query"]], full["in_batch"][batch["query"]])
     assert torch.equal(published["hard"], full["hard"])
-
-
-# Distillation
 
 
 @pytest.fixture

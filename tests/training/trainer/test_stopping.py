@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -35,21 +34,37 @@ def as_run(checkpoint, folder):
     return folder
 
 
-# A termination that is passed on may arrive twice.
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
-def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, number, times):
-    words = [write_single_stage(tmp_path)]
-    # While the step after the fourth is computed; checkpoints are due after every third.
-    stopped = start(words, tmp_path, [SignalAt("step", 4, number)] * times)
+EPOCH = {"save_strategy": "epoch", "save_steps": None}
+
+
+@pytest.mark.parametrize(
+    ("keys", "place", "nth", "number", "times", "step"),
+    [
+        # While the step after the fourth is computed; checkpoints are due after every third.
+        ({}, "step", 4, signal.SIGTERM, 1, 5),
+        # A termination that is passed on may arrive twice.
+        ({}, "step", 4, signal.SIGTERM, 2, 5),
+        ({}, "step", 4, signal.SIGINT, 1, 5),
+        # While a checkpoint is written.
+        ({}, "checkpoint", 1, signal.SIGTERM, 1, 7),
+        # It is not taken for the end of an epoch, even where it falls on one.
+        (EPOCH, "step", 2, signal.SIGTERM, 1, 3),
+        (EPOCH, "step", 4, signal.SIGTERM, 1, 5),
+    ],
+)
+def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, keys, place, nth, number, times, step):
+    recipe, run = write_single_stage(tmp_path, **keys), tmp_path / "run"
+    stopped = start([recipe], tmp_path, [SignalAt(place, nth, number)] * times)
     assert stopped.wait() == 128 + number
-    run = tmp_path / "run"
-    assert last_checkpoint(run) == run / "checkpoint-5" and not (run / STAGING).exists()
+    assert last_checkpoint(run) == run / f"checkpoint-{step}" and not (run / STAGING).exists()
     assert stopped.line() == (
-        f"stopped: {signal.Signals(number).name} at step 5 of 10; saved {run / 'checkpoint-5'}. "
+        f"stopped: {signal.Signals(number).name} at step {step} of 10; saved {run / f'checkpoint-{step}'}. "
         "To go on, run the same command with --resume"
     )
     assert not (run / "model").exists()
-    resumes_exactly(words[0])
+    # Nobody waits for an evaluation before the end.
+    assert step > 5 or not [line for line in _state(run)["log_history"] if "eval_loss" in line]
+    resumes_exactly(recipe)
 
 
 @pytest.mark.parametrize("number", BOTH)
@@ -100,37 +115,11 @@ def test_a_signal_in_the_last_step_or_after_it_lets_the_run_finish(tmp_path, che
     check_same_weights(tmp_path / "run")
 
 
-def test_a_signal_while_a_checkpoint_is_written_lets_it_be_finished(tmp_path, resumes_exactly):
-    words = [write_single_stage(tmp_path)]
-    stopped = start(words, tmp_path, [SignalAt("checkpoint", 1, signal.SIGTERM)])
-    assert stopped.wait() == 143
-    assert (tmp_path / "run/checkpoint-6").exists()
-    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-7"
-    resumes_exactly(words[0])
-
-
-@pytest.mark.parametrize("step", [3, 5])
-def test_an_interruption_is_not_taken_for_the_end_of_an_epoch(tmp_path, resumes_exactly, step):
-    words = [write_single_stage(tmp_path, save_strategy="epoch", save_steps=None)]
-    stopped = start(words, tmp_path, [SignalAt("step", step - 1, signal.SIGTERM)])
-    assert stopped.wait() == 143
-    assert last_checkpoint(tmp_path / "run") == tmp_path / f"run/checkpoint-{step}"
-    # Nobody waits for an evaluation before the end.
-    assert not [line for line in _state(tmp_path / "run")["log_history"] if "eval_loss" in line]
-    resumes_exactly(words[0])
-    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} >= {"checkpoint-10"}
-
-
 @pytest.fixture(scope="module", params=["steps", "epoch"])
 def choosing(request, tmp_path_factory):
     """Keys of a stage that keeps the best model, that of the first evaluation, and the folder of its whole run."""
-    keys = {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
-        "eval_strategy": request.param,
-        "eval_steps": 3,
-        "save_strategy": request.param,
-    }
+    keys = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_steps": 3}
+    keys |= dict.fromkeys(("eval_strategy", "save_strategy"), request.param)
     folder = tmp_path_factory.mktemp(f"choosing-{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         grow_loss(patch)
@@ -234,19 +223,16 @@ def test_every_evaluation_is_counted_where_a_signal_ends_the_training(tmp_path, 
     check_same_weights(tmp_path / "run", tmp_path / "whole/run")
 
 
-def test_a_resumed_run_may_be_given_patience_or_more_of_it(tmp_path):
+def test_a_resumed_run_may_be_given_patience_or_more_of_it(tmp_path, monkeypatch):
     recipe = write_watched(tmp_path, **BEST)
     killed(recipe, 5)
     words = [str(recipe), "--resume", "--early_stopping_threshold", "1"]
-    save_model = F2LLMTrainer.save_model
 
-    def killed_at_the_end(self, output_dir, **kwargs):
-        if Path(output_dir).name == ".model.partial":
-            raise KilledError
-        save_model(self, output_dir, **kwargs)
+    def die(*args):
+        raise KilledError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(F2LLMTrainer, "save_model", killed_at_the_end)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr("training.stages.stage._save", die)
         main([*words, "--early_stopping_patience", "1"])
     assert steps(tmp_path / "run") == [2, 4, 6]
     assert main([*words, "--early_stopping_patience", "2"]) == 0

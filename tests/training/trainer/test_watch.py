@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -21,14 +22,9 @@ def watch(tmp_path, prepared_sources, small_tokenizer):
 
 def _batch(source="qa"):
     """Rows 4, 7 and 1: texts 0 to 2 are the queries, 3 to 5 the passages, 6 to 8 the negatives."""
-    texts = torch.arange(9).reshape(3, 3)
-    return {
-        "source": source,
-        "rows": [4, 7, 1],
-        "query": texts[0],
-        "positive": texts[1],
-        "negatives": texts[2][:, None],
-    }
+    query, positive, negatives = torch.arange(9).reshape(3, 3)
+    indices = {"query": query, "positive": positive, "negatives": negatives[:, None]}
+    return {"source": source, "rows": [4, 7, 1], **indices}
 
 
 def _gradient(*norms):
@@ -45,12 +41,8 @@ def _notes(folder):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _usual(count):
-    return [1.0 + 0.1 * (-1) ** number for number in range(count)]
-
-
 def test_a_spike_is_noted_with_its_source_and_rows(watch, tmp_path, prepared_sources, caplog):
-    _feed(watch, _usual(40))
+    _feed(watch, [0.9, 1.1] * 20)
     assert not (tmp_path / NOTES).exists()
     watch.loss(41, _batch(), 5.0, _gradient(0.5, 3.0, 1.0))
     (note,) = _notes(tmp_path)
@@ -74,7 +66,7 @@ def test_falling_and_constant_losses_do_not_spike(watch, tmp_path, uninterrupted
 
 
 def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch, tmp_path):
-    _feed(watch, _usual(30), "qa")
+    _feed(watch, [0.9, 1.1] * 15, "qa")
     _feed(watch, [9.0] * 19, "topics")
     watch.loss(60, _batch("topics"), 90.0, _gradient())
     assert not _notes(tmp_path)
@@ -83,9 +75,7 @@ def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch
 
 
 def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
-    watch.record(
-        "non-finite gradient", 3, _batch(), torch.tensor([1.0, float("nan"), 2.0, *[0.0] * 6]), norm=float("inf")
-    )
+    watch.record("non-finite gradient", 3, _batch(), _gradient(1.0, math.nan, 2.0), norm=math.inf)
     (note,) = _notes(tmp_path)
     assert note["norm"] == "inf"
     assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "inf"), (1, 2.0), (4, 1.0)]
