@@ -35,17 +35,11 @@ def learns_from_teacher(args: StageArguments) -> bool:
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """A teacher that fits the student, before its weights are needed.
-
-    Attributes:
-        ref: What was found under its name.
-        width: Its dimensions ``D``.
-        by_text: The loaded teacher, if it is given texts; None if it is given the student's token ids.
-    """
+    """A teacher that fits the student, before its weights are needed."""
 
     ref: ModelRef
-    width: int
-    by_text: TextTeacher | None = None
+    width: int  # its dimensions, D
+    by_text: TextTeacher | None = None  # already loaded, if it is given texts and not the student's token ids
 
 
 def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
@@ -55,7 +49,7 @@ def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, st
     with its own text format, is given the texts.
     """
     ref = resolve(args.teacher, KEY)
-    own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
+    own_format = (args.teacher_query_template, args.teacher_document_template) != (None, None)
     if not own_format and reads_tokens_of(ref, tokenizer):
         choice = TeacherChoice(ref, _width_in_config(ref, args.max_length))
     else:
@@ -97,20 +91,16 @@ class Projection(TrainerCallback):
     """A learned map from a student's embeddings to those of a narrower teacher, used in training only.
 
     ``(…, d)`` → ``(…, D)``, linear, without bias; it starts as the leading dimensions. It is not part of the model and
-    has its own AdamW, with the stage's betas, weight decay and learning-rate schedule: every process computes the loss
-    of the whole batch over gathered embeddings, so its gradient is the same everywhere, however the model is sharded.
-    The gradient is clipped to ``max_grad_norm`` apart from the model's.
+    has its own AdamW, with the stage's options and schedule: every process computes the loss of the whole batch over
+    gathered embeddings, so its gradient is the same everywhere, however the model is sharded. It is clipped to
+    ``max_grad_norm`` apart from the model's.
     """
 
     def __init__(self, student_width: int, teacher_width: int, args: TrainingArguments) -> None:
         self.weight = nn.Parameter(torch.eye(teacher_width, student_width, device=args.device))
-        self._optimizer = torch.optim.AdamW(
-            [self.weight],
-            lr=0.0,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.weight_decay,
-        )
+        betas = (args.adam_beta1, args.adam_beta2)
+        options = {"betas": betas, "eps": args.adam_epsilon, "weight_decay": args.weight_decay}
+        self._optimizer = torch.optim.AdamW([self.weight], lr=0.0, **options)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """``(…, d)`` student embeddings → ``(…, D)``."""
@@ -156,17 +146,13 @@ class Projection(TrainerCallback):
 
 @dataclass(eq=False)
 class Distillation:
-    """A teacher for texts that are not in the cache, the cache, and what the student learns from them.
-
-    Attributes:
-        identity: Changes with the teacher's weights and how it is given texts; a resumed run must have the same.
-    """
+    """A teacher for texts that are not in the cache, the cache, and what the student learns from them."""
 
     student_width: int
     teacher: Teacher | TextTeacher | None = None
     cache: TeacherCache | None = None
     projection: Projection | None = None
-    identity: str = ""
+    identity: str = ""  # changes with the teacher's weights and how it is given texts
 
     @property
     def width(self) -> int:
@@ -175,11 +161,10 @@ class Distillation:
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
         """Embed what the cache misses, each process its share, and free the teacher's weights."""
-        if self.cache is None or self.teacher is None:
-            return
-        self.teacher.to(device)
-        self.cache.fill(self.teacher.embed_texts, rank, world_size)
-        self.teacher = None
+        if self.cache is not None and self.teacher is not None:
+            self.teacher.model.to(device)
+            self.cache.fill(self.teacher.embed_texts, rank, world_size)
+            self.teacher = None
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         """``(n, width)`` unnormalised teacher embeddings of the batch's distinct texts."""

@@ -46,13 +46,9 @@ class Teacher:
         self.width: int = model.config.hidden_size
         self._max_tokens = max_tokens or _TOKENS_AT_ONCE
 
-    def to(self, device: torch.device) -> None:
-        """Move the model to a device."""
-        self.model.to(device)
-
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
         """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
-        self.to(batch["input_ids"].device)
+        self.model.to(batch["input_ids"].device)
         return embed_batch(self.model, batch, width)
 
     @torch.no_grad()
@@ -94,14 +90,8 @@ def load_teacher(teacher: ModelRef, **model_options: Any) -> PreTrainedModel:
 class TextTeacher:
     """A frozen SentenceTransformer over the texts that were kept beside the student's tokens.
 
-    Args:
-        model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
-        text_format: How it wants its texts.
-        revision: What the model is now (:attr:`~training.data.storage.identity`), part of ``identity``.
-
-    Attributes:
-        width: Dimensions of its embeddings.
-        identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
+    The model is changed in place: frozen, in fp32, and without the normalisation at its end. ``identity`` changes with
+    all that the embeddings depend on: the model's own identity, given as ``revision``, templates and longest text.
     """
 
     def __init__(self, model: SentenceTransformer, text_format: TextFormat = _AS_KEPT, revision: str = "") -> None:
@@ -118,13 +108,9 @@ class TextTeacher:
         """Set the sources of the batches; each has kept its texts."""
         self._sources = {source.name: source for source in sources}
 
-    def to(self, device: torch.device) -> None:
-        """Move the model to a device."""
-        self.model.to(device)
-
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
         """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
-        self.to(batch["input_ids"].device)
+        self.model.to(batch["input_ids"].device)
         own = self.embed_texts(self._sources[batch["source"]], np.asarray(batch["own_texts"]))
         return gather_texts(own[:, :width], batch)
 

@@ -47,13 +47,10 @@ class _Shard(NamedTuple):
 
 
 class TeacherCache:
-    """The embeddings of one teacher, by source and text position.
+    """The embeddings of one teacher, of ``width`` dimensions, by source and text position.
 
-    Args:
-        folder: The folder of all caches; several teachers and sources may share it.
-        sources: The prepared sources.
-        made_by: What an embedding depends on besides its text: identity of the teacher, precision, format of the text.
-        width: The teacher's width ``D``.
+    Several teachers and sources may share the ``folder``. ``made_by`` is what an embedding depends on besides its text:
+    identity of the teacher, precision, format of the text.
     """
 
     def __init__(

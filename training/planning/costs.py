@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from copy import deepcopy
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,11 +32,10 @@ from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation, Projection
 from training.distillation.teacher import Teacher
 from training.models.adapters import adapter_config, add_adapter
-from training.models.encoding import embed_batch
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
 from training.stages.setup import make_trainer, model_options
-from training.trainer.console import peak_memory
+from training.trainer.monitor import peak_memory, reset_peak_memory
 from training.trainer.trainer import F2LLMTrainer
 
 if TYPE_CHECKING:
@@ -74,23 +72,6 @@ def stage_flops(
         step += forward_flops(teacher, training.tokens, training.squared_tokens)
     evaluation = validation.count * forward_flops(config, validation.tokens, validation.squared_tokens)
     return steps * step + evaluations * evaluation
-
-
-class TeacherPass(NamedTuple):
-    """The cost of embedding all texts of a stage once, less what the cache already holds, which is not looked up."""
-
-    texts: int
-    tokens: int
-    bytes: int  # on disk, in float16
-    flops: float
-
-
-def teacher_pass(teacher: F2LLMConfig, sources: list[PreparedSource]) -> TeacherPass:
-    """Return the cost of filling the cache of a teacher."""
-    texts, tokens = (sum(source.description[what] for source in sources) for what in ("texts", "tokens"))
-    # As if all texts had the same length: attention is a small part of the cost.
-    flops = forward_flops(teacher, tokens, tokens**2 / max(texts, 1))
-    return TeacherPass(texts, tokens, 2 * texts * teacher.hidden_size, flops)
 
 
 class MemoryEstimate(NamedTuple):
@@ -162,8 +143,10 @@ def estimate_pruning_memory(
 
 def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
     """Return the bytes per token kept for the backward pass: outside of the layers, and by each layer."""
-    of_64, of_128 = ([_kept_bytes(config, layers, tokens, bf16, adapter) for layers in (1, 2)] for tokens in (64, 128))
-    one, two = ((long - short) / 64 for short, long in zip(of_64, of_128, strict=True))
+    one, two = (
+        (_kept_bytes(config, layers, 128, bf16, adapter) - _kept_bytes(config, layers, 64, bf16, adapter)) / 64
+        for layers in (1, 2)
+    )
     return 2 * one - two, two - one
 
 
@@ -183,33 +166,27 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
         narrow = deepcopy(adapter)
         narrow.r = max(adapter.r // heads, 1)
         add_adapter(model, narrow)
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         # An output that keeps itself would never be freed.
         return tensor.detach()
 
-    ids = torch.ones(1, tokens, dtype=torch.long)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         # Held until everything is counted: freed memory would be used, and counted, again.
-        output = model(input_ids=ids, sequence_lengths=[tokens])
-    counted = sum(size for address, size in kept.items() if address not in weights)
+        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), sequence_lengths=[tokens])
+    for weight in model.parameters():
+        kept.pop(weight.untyped_storage().data_ptr(), None)
     del output
-    return counted * heads
+    return sum(kept.values()) * heads
 
 
 class Measurement(NamedTuple):
-    """Measured times, in seconds."""
+    """What the first steps of a stage took."""
 
-    step: float  # of a training step, per token of its batch over all processes
-    forward: float  # of a forward pass, per token
-    checkpoint: float  # of writing one
+    seconds_per_token: float  # of a step's batch, over all processes
     peak_bytes: int  # highest memory use of the GPU or, without one, of the process
 
 
@@ -220,14 +197,9 @@ class _Clock(TrainerCallback):
         self.trainer, self.steps = trainer, []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.steps.append((_now(), self.trainer.last_batch["tokens"]))
-
-
-def _now() -> float:
-    """Return the time when the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.steps.append((time.perf_counter(), self.trainer.last_batch["tokens"]))
 
 
 def measure_stage(
@@ -237,7 +209,7 @@ def measure_stage(
     tokenizer: PreTrainedTokenizerBase,
     teacher: F2LLMConfig | None = None,  # if it embeds in every step
 ) -> Measurement:
-    """Run the first steps of a stage with random weights, and write one checkpoint, in a temporary folder."""
+    """Run the first steps of a stage with random weights, in a temporary folder."""
     args = deepcopy(stage.arguments)
     args.max_steps, args.load_best_model_at_end = _WARM_UP + _STEPS, False
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -257,24 +229,9 @@ def measure_stage(
         trainer = make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
         clock = _Clock(trainer)
         trainer.add_callback(clock)
-        _reset_peak()
+        reset_peak_memory()
         trainer.train()
         if trainer.interruption.signal:
             raise KeyboardInterrupt(trainer.interruption.signal)
-        ends, tokens = np.array(clock.steps[_WARM_UP - 1 :]).T
-        before = _now()
-        trainer._save_checkpoint(trainer.model, None)
-        saved = _now()
-        with trainer.accelerator.autocast():
-            embed_batch(trainer.model, trainer.last_batch)
-        encoded = _now()
-    step = (ends[-1] - ends[0]) / tokens[1:].sum()
-    return Measurement(float(step), (encoded - saved) / tokens[-1].item(), saved - before, peak_memory())
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    # Linux: the peak of data preparation, for example, is forgotten.
-    elif (reset := Path("/proc/self/clear_refs")).exists():
-        reset.write_text("5")
+    ends, tokens = np.array(clock.steps[_WARM_UP - 1 :]).T
+    return Measurement(float((ends[-1] - ends[0]) / tokens[1:].sum()), peak_memory())

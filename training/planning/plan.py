@@ -33,17 +33,14 @@ from training.planning.costs import (
     estimate_pruning_memory,
     measure_stage,
     stage_flops,
-    teacher_pass,
 )
 from training.pruning.shape import pruned_config
 from training.stages.setup import (
-    check_contrasts,
     check_max_length,
     make_config,
     make_tokenizer,
     prepare_sources,
     read_sources,
-    warn_of_single_rows,
 )
 
 
@@ -182,7 +179,6 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
             return _plan_pruning(stage, earlier, inputs)
         away = why_not_local(args)
         all_sources, selected = read_sources(args) if away is None else (None, [])
-        check_contrasts(args, selected)
         origin = _origin_of(args, earlier, all_sources)
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
@@ -225,18 +221,19 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     }
     seconds, encoded = 0.0, evaluations * validation.count * validation.tokens
     if cached is not None and data.prepared:
-        cost = teacher_pass(cached, data.prepared)
-        # Tokens that the student encodes in as many operations.
-        encoded += cost.tokens * cost.flops / teacher_pass(config, data.prepared).flops
+        texts, tokens = (sum(source.description[what] for source in data.prepared) for what in ("texts", "tokens"))
+        # As if all texts had the same length: attention is a small part of the cost.
+        own, theirs = (forward_flops(each, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
+        encoded += tokens * theirs / own
         facts["cache"] = (
-            f"the teacher embeds {cost.texts:,} texts of {cost.tokens:,} tokens once for all students, less what is "
-            f"there already: {operations(cost.flops)}, {size(cost.bytes)} on disk"
+            f"the teacher embeds {texts:,} texts of {tokens:,} tokens once for all students, less what is there "
+            f"already: {operations(theirs)}, {size(2 * texts * cached.hidden_size)} on disk"
         )
     if measure:
-        measured = measure_stage(stage, config, data.prepared, origin.tokenizer, online)
-        seconds = encoded * measured.forward + steps * training.tokens * measured.step
-        seconds += (checkpoints + 1) * measured.checkpoint
-        facts["measured"] = f"{1 / measured.step:,.0f} tokens a second, {size(measured.peak_bytes)} at most in use"
+        each, peak = measure_stage(stage, config, data.prepared, origin.tokenizer, online)
+        # A step takes three times the operations of a forward pass.
+        seconds = (steps * training.tokens + encoded / 3) * each
+        facts["measured"] = f"{1 / each:,.0f} tokens a second, {size(peak)} at most in use"
         facts["time"] = duration(seconds)
     summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {count_parameters(config):,} parameters{trained}"
     lines = _lines(stage, summary, inputs, facts)
@@ -244,7 +241,6 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
 
 
 def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
-    warn_of_single_rows(args, prepared)
     rows = sum(len(source.rows["train"]) for source in prepared)
     training, validation = (count_batches(args, prepared, split) for split in ("train", "validation"))
     return Data(f"{args.manifest} (local)", rows, len(prepared), training, validation, prepared)

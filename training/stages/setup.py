@@ -49,7 +49,6 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
-    check_contrasts(args, sources)
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
@@ -61,7 +60,6 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
         logger.info("%s", sources_table(prepared))
-        warn_of_single_rows(args, prepared)
     distillation = teacher and make_distillation(teacher, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
@@ -87,21 +85,26 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
     if metric and args.eval_strategy != "no" and metric not in measured:
         # A manifest may have hundreds of sources.
         known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
-        what = f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}"
-        raise UserError(f"{what}; name one of these, or give 'evaluation_sample' or a larger 'validation_share'")
+        raise UserError(
+            f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, or give "
+            "'evaluation_sample' or a larger 'validation_share'"
+        )
     if not measured and (args.eval_strategy != "no" or args.eval_on_start):
-        what = "keys 'eval_strategy' and 'eval_on_start': no row was kept to be evaluated"
-        raise UserError(f"{what}; raise 'validation_share', or give 'eval_strategy: no' and 'eval_on_start: false'")
+        raise UserError(
+            "keys 'eval_strategy' and 'eval_on_start': no row was kept to be evaluated; raise 'validation_share', or "
+            "give 'eval_strategy: no' and 'eval_on_start: false'"
+        )
 
 
 def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
-    """Return all sources of the manifest, and those of this stage."""
+    """Return all sources of the manifest, and those of this stage, which must have something to teach."""
     if args.manifest is None:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed, args.mapping("builder_options"))
     sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)
     selected = select_sources(sources, args.sources, args.task_types)
+    check_contrasts(args, selected)
     caps = [[cap for cap in (source.cap, args.cap_of(source.name)) if cap is not None] for source in selected]
     return sources, [replace(source, cap=min(own, default=None)) for source, own in zip(selected, caps, strict=True)]
 
@@ -111,14 +114,10 @@ def prepare_sources(
 ) -> list[PreparedSource]:
     """Prepare the stage's data, or find it prepared; ``keep_texts`` for a teacher with another tokenizer."""
     args = stage.arguments
+    same = ("max_length", "instructions", "document_instruction_share", "validation_share", "seed", "on_bad_row")
     options = PreparationOptions(
-        max_length=args.max_length,
-        instructions=args.instructions,
-        document_instruction_share=args.document_instruction_share,
-        validation_share=args.validation_share,
+        **{name: getattr(args, name) for name in same},
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
-        seed=args.seed,
-        on_bad_row=args.on_bad_row,
         keep_texts=keep_texts,
         text_forms=args.mask_duplicates,
     )
@@ -132,6 +131,7 @@ def prepare_sources(
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
     for line in aside if args.process_index == 0 else ():
         logger.warning("%s", line)
+    warn_of_single_rows(args, prepared)
     return prepared
 
 
@@ -140,7 +140,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
     Preparation refuses files without them.
     """
-    for source in sources if not learns_from_teacher(args) else ():
+    for source in sources if not (args.prunes or learns_from_teacher(args)) else ():
         kind = source.task_type
         if kind != "retrieval" and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
@@ -153,7 +153,8 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
 def warn_of_single_rows(args: StageArguments, sources: Sequence[PreparedSource]) -> None:
     """Warn of retrieval sources some of whose batches have one row and no hard negative."""
-    for source in sources if not learns_from_teacher(args) else ():
+    silent = args.prunes or learns_from_teacher(args) or args.process_index != 0
+    for source in sources if not silent else ():
         rows = len(source.rows["train"])
         batches = -(-rows // args.global_batch_size)
         negatives = min(args.num_hard_negatives["retrieval"], source.num_negatives)
@@ -199,23 +200,23 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
 
     All faults that the configurations show are found before gigabytes are loaded.
     """
-    start = None if args.model is None else ModelRef(args.model, args.model)
-    if start is not None and start.adapter is not None and not args.lora:
+    options, start = model_options(args), args.model and ModelRef(args.model, args.model)
+    if start and start.adapter is not None and not args.lora:
         raise UserError(
             f"key 'model': {args.model} is an adapter of {start.adapter.base}; add 'lora: true' to train it further, "
             f"or merge it first: python training/merge.py {args.model} --output FOLDER"
         )
     adapter, config = adapter_config(args), make_config(args, tokenizer)
-    if start is not None and (other := why_not_last_token(start)) is not None:
+    if start and (other := why_not_last_token(start)) is not None:
         raise UserError(
             f"key 'model': {args.model} {other}, but only the embedding at the last token can be trained; start "
             "from a model that is pooled at the last token, or give this one as 'teacher'"
         )
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
-        if start is None:
-            model = F2LLMModel._from_config(config, dtype=torch.float32, **model_options(args))
+        if start:
+            model = load_whole_model(args.model, train_adapter=True, **options)
         else:
-            model = load_whole_model(args.model, train_adapter=True, **model_options(args))
+            model = F2LLMModel._from_config(config, dtype=torch.float32, **options)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model
@@ -223,17 +224,15 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
 
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
     """Return the configuration of the stage's model; a plan may have no tokenizer."""
-    token_fields: dict[str, Any] = {}
+    ids, token_fields = ("pad_token_id", "bos_token_id", "eos_token_id"), {}
     if tokenizer is not None:
-        ids = ("pad_token_id", "bos_token_id", "eos_token_id")
         token_fields = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in ids}}
     elif args.tokenizer == "train":
         # What the tokenizer that is still to be trained will have; for others the defaults are Qwen3's.
-        token_fields = {"vocab_size": args.tokenizer_vocab_size}
-        token_fields |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+        token_fields = {"vocab_size": args.tokenizer_vocab_size, **dict(zip(ids, (0, 0, 1), strict=True))}
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
         if args.model is not None:
-            config = F2LLMConfig.from_pretrained(ModelRef(args.model, args.model).base.place)
+            config = F2LLMConfig.from_pretrained(base_of(args.model))
         else:
             fields = {**token_fields, **args.model_config_fields()}
             family = fields.pop("family", None)
@@ -264,7 +263,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     distillation: Distillation | None = None,
 ) -> F2LLMTrainer:
-    """Make the trainer, and refuse keys with which it could not train."""
+    """Make the trainer; a plan measures its steps."""
     args = stage.arguments
     saved = choose_prompts(args, sources, tokenizer)
     if args.process_index == 0:

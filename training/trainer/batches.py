@@ -32,23 +32,16 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
     An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
     negatives); the batches of all sources are then shuffled together. Both orders depend on seed and epoch only.
-
-    Example:
-        >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
-        >>> sorted(len(batch) for batch in sampler)
-        [2, 2, 3]
     """
 
     def __init__(self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0) -> None:
-        self.rows_per_source = list(rows_per_source)
-        self.seed = seed
-        self.epoch = 0
+        self.rows_per_source, self.seed, self.epoch = list(rows_per_source), seed, 0
         # Source, number of the batch in it, and number of its batches.
         counts = [-(-rows // global_batch_size) for rows in self.rows_per_source]
         self._batches = [(source, each, count) for source, count in enumerate(counts) for each in range(count)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration yields."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -90,11 +83,9 @@ class PreparedRows(Dataset[Row]):
 class PackedCollator:
     """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
 
-    The negatives of a row are drawn by (seed, epoch, source, row) alone. Every process is given all rows of the global
-    batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
-
-    ``num_hard_negatives`` are drawn per row, by task type; none of a retrieval source that has none. Of the embeddings
-    in ``teacher_cache``, the first ``teacher_width`` dimensions are read.
+    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, none of a
+    retrieval source that has none. Every process is given all rows of the global batch and reads the tokens of its own
+    texts only: each distinct text is encoded once, by one process.
 
     A batch is a dict of
 
@@ -123,8 +114,7 @@ class PackedCollator:
         self.sources = list(sources)
         # By source.
         self._drawn = [required_negatives(num_hard_negatives, each.task_type, each.num_negatives) for each in sources]
-        self._seed = seed
-        self._layout = (rank, world_size, max_tokens_per_forward)
+        self._seed, self._layout = seed, (rank, world_size, max_tokens_per_forward)
         self._teacher_cache, self._teacher_width = teacher_cache, teacher_width
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -33,15 +33,12 @@ def draws_dropout(model: Any) -> bool:
 
 
 class CachedStep(NamedTuple):
-    """Forward and backward pass of one global batch.
-
-    ``context`` makes the context of each forward pass, such as autocast. ``key`` has the numbers that name this step:
-    dropout is drawn by them, so that both passes of a chunk draw the same.
-    """
+    """Forward and backward pass of one global batch."""
 
     accelerator: Accelerator
     model: nn.Module
-    context: Callable[[], AbstractContextManager]
+    context: Callable[[], AbstractContextManager]  # makes that of a forward pass, such as autocast
+    # Numbers that name this step: dropout is drawn by them, so that both passes of a chunk draw the same.
     key: tuple[int, ...] = ()
 
     def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -74,14 +71,11 @@ class CachedStep(NamedTuple):
         return loss.detach(), gradient.norm(dim=1)[batch["slots"]]
 
     def _embed(self, number: int, chunk: tuple[Tensor, list[int]]) -> Tensor:
-        with self.context(), self._dropout(number):
+        device, drops = self.accelerator.device, draws_dropout(self.accelerator.unwrap_model(self.model))
+        with self.context(), torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=drops):
+            if drops:
+                torch.manual_seed(int(keyed_bits(_DROPOUT, *self.key, self.accelerator.process_index, number)))
             return embed_chunk(self.model, *chunk).float()
-
-    def _dropout(self, number: int) -> AbstractContextManager:
-        if not draws_dropout(self.accelerator.unwrap_model(self.model)):
-            return nullcontext()
-        seed = keyed_bits(_DROPOUT, *self.key, self.accelerator.process_index, number)
-        return _seeded(int(seed), self.accelerator.device)
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
         """Return this process's part of the gathered gradient, times the processes, as the reduction averages."""
@@ -100,10 +94,3 @@ class CachedStep(NamedTuple):
         self.accelerator.gradient_state._set_sync_gradients(not accumulates)
         keeps = accumulates and not self.accelerator.is_fsdp2
         return self.accelerator.no_sync(self.model) if keeps else nullcontext()
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -69,7 +69,7 @@ class Interruption(TrainerCallback):
         if self.signal and state.global_step < state.max_steps:
             control.should_training_stop = True
             # The sender may not wait for long: only what decides by evaluations needs every one.
-            control.should_evaluate = control.should_evaluate and _decides(args)
+            control.should_evaluate &= args.metric_for_best_model is not None
             control.should_save = not _decides_at_epoch_end(args, state)
         return control
 
@@ -77,7 +77,7 @@ class Interruption(TrainerCallback):
         """Keep the end of an interrupted epoch from being taken for the end of an epoch."""
         if self.signal and state.global_step < state.max_steps:
             control.should_save = _decides_at_epoch_end(args, state)
-            control.should_evaluate = control.should_evaluate and control.should_save
+            control.should_evaluate &= control.should_save
         return control
 
     def received(self) -> int | None:
@@ -88,29 +88,25 @@ class Interruption(TrainerCallback):
         return int(self._accelerator.gather(received).max()) or None
 
 
-def _decides(args: TrainingArguments) -> bool:
-    """Whether evaluations choose the best model, the end of the training or the learning rate."""
-    return args.metric_for_best_model is not None
-
-
 def _decides_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
     """Whether this step ends an epoch at whose end an evaluation decides: the checkpoint must come after it."""
-    return _decides(args) and args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+    decides = args.metric_for_best_model is not None and args.eval_strategy == "epoch"
+    return decides and float(state.epoch).is_integer()
 
 
 def outlive_signals(worker: int) -> None:
     """Let a loader worker outlive signals to the whole process group; a SIGTERM from the trainer still ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_end() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     # macOS does not tell who sent a signal.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        Thread(target=_wait_for_end, daemon=True).start()
-
-
-def _wait_for_end() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
+        Thread(target=wait_for_end, daemon=True).start()
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -119,9 +115,7 @@ class EarlyStopping(EarlyStoppingCallback):
     Trainer could restore it, but also the order to stop that ended an interrupted run.
     """
 
-    def __init__(self, early_stopping_patience: int, early_stopping_threshold: float = 0.0) -> None:
-        super().__init__(early_stopping_patience, early_stopping_threshold)
-        self._begun_at = 0
+    _begun_at = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
         """Take the count of a resumed run from its state; one that had been stopped trains no further."""
@@ -142,7 +136,7 @@ class EarlyStopping(EarlyStoppingCallback):
         """Log why the training ended, if this is why."""
         counter = self.early_stopping_patience_counter
         if counter >= self.early_stopping_patience and state.global_step < state.max_steps:
-            given = (state.global_step, state.max_steps, counter, args.metric_for_best_model, state.best_global_step)
             logger.info(
-                "early stopping at step %d of %d: %d evaluations did not improve %s; the best is step %s", *given
+                "early stopping at step %d of %d: %d evaluations did not improve %s; the best is step %s",
+                *(state.global_step, state.max_steps, counter, args.metric_for_best_model, state.best_global_step),
             )

@@ -1,4 +1,4 @@
-"""F2LLMTrainer: transformers' Trainer over global batches of one source, with F2LLM's objective."""
+"""F2LLM's objective, and transformers' Trainer over global batches of one source with it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,98 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
+from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
 from training.common.errors import NonFiniteError
 from training.common.executor import as_first_process
 from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
-from training.models.adapters import has_adapter
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
-from training.trainer.console import Console
 from training.trainer.gradient_cache import CachedStep, draws_dropout
-from training.trainer.objective import Objective
+from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
 from training.trainer.stopping import Interruption, outlive_signals
-from training.trainer.watch import StepWatch
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """F2LLM's objective: contrastive terms, and distillation where there is a teacher.
+
+    Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
+    positives of other rows may be of the same class.
+
+    ``dims`` are the widths of matryoshka learning, widest first; None trains the full width only. ``mask_duplicates``
+    leaves another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
+    or the rows share their query, in any spelling and with or without instruction; the published training keeps it in.
+    Without ``gather_gradients`` positives do not learn from the in-batch term: the published training on several GPUs
+    gathers them without gradient.
+    """
+
+    temperature: float = TEMPERATURE
+    dims: Sequence[int] | None = None
+    mask_duplicates: bool = False
+    gather_gradients: bool = True
+    distillation_weight: float = 1.0
+
+    def terms(
+        self,
+        embeddings: Tensor,
+        batch: Mapping[str, Any],
+        teacher: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms of the loss by name; the loss is their sum.
+
+        Args:
+            embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
+            batch: What :class:`~training.trainer.batches.PackedCollator` built.
+            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher.
+            projected: ``(n, d')``, ``d' <= D``: what is compared with the teacher's leading dimensions; the embeddings
+                themselves if None.
+        """
+        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
+        negatives = embeddings[batch["negatives"]]
+        terms = {}
+        if batch["task_type"] == "retrieval":
+            terms["in_batch"] = in_batch_loss(
+                query,
+                positive if self.gather_gradients else positive.detach(),
+                temperature=self.temperature,
+                dims=self.dims,
+                exclude=_duplicates(batch) if self.mask_duplicates else None,
+            )
+        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        if teacher is not None:
+            roles = [batch[role] for role in ("query", "positive", "negatives")]
+            student = embeddings if projected is None else projected
+            losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
+            terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
+        return terms
+
+
+def _duplicates(batch: Mapping[str, Any]) -> Tensor:
+    """Return ``(b, b)`` booleans: other rows whose positive must not be a negative of this row's query."""
+    query, positive = batch["query"], batch["positive"]
+    if "forms" in batch:
+        query, positive = batch["forms"][query], batch["forms"][positive]
+    same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
+    return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
 
 
 class _EpochLoader(DataLoader):
@@ -60,13 +125,11 @@ class F2LLMTrainer(SavingTrainer):
         tokenizer: PreTrainedTokenizerBase,
         prompts: dict[str, str] | None = None,
         distillation: Distillation | None = None,
-        **kwargs: Any,
     ) -> None:
         self.sources = list(sources)
         self.distillation = distillation
-        dims = args.train_dims(model.config.hidden_size)
-        terms = (args.mask_duplicates, args.gather_gradients, args.distillation_weight)
-        self.objective = Objective(args.temperature, dims, *terms)
+        dims, weight = args.train_dims(model.config.hidden_size), args.distillation_weight
+        self.objective = Objective(args.temperature, dims, args.mask_duplicates, args.gather_gradients, weight)
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
@@ -76,36 +139,25 @@ class F2LLMTrainer(SavingTrainer):
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
-        process = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
-        teacher = () if distillation is None else (distillation.cache, distillation.width)
-        # Validation learns nothing from a teacher.
-        self._collators = {
-            split: PackedCollator(self.sources, args.num_hard_negatives, *process, *of_split)
-            for split, of_split in (("train", teacher), ("validation", ()))
-        }
         super().__init__(
             prompts,
             model=model,
             args=args,
             train_dataset=PreparedRows(self.sources, "train"),
             eval_dataset=PreparedRows(self.sources, "validation"),
-            data_collator=self._collators["train"],
             processing_class=tokenizer,
-            **kwargs,
         )
         if self.accelerator.is_fsdp2:
             # Weights and gradients stay fp32 and layers compute in bf16 by autocast, as without sharding.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
-        self.add_callback(self.interruption)
         retrieves = any(source.task_type == "retrieval" for source in self.sources)
         self.console = Console(["in_batch"] * retrieves + ["hard"] + ["distillation"] * (distillation is not None))
+        self.projection = None if distillation is None else distillation.projection
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(self.console)
-        self.projection = None if distillation is None else distillation.projection
-        if self.projection is not None:
-            self.add_callback(self.projection)
+        for callback in filter(None, (self.interruption, self.console, self.projection)):
+            self.add_callback(callback)
 
     def fill_teacher_cache(self) -> None:
         """Embed with the teacher what its cache misses, on all processes together, before the training."""
@@ -124,15 +176,19 @@ class F2LLMTrainer(SavingTrainer):
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
-        rows = [len(source.rows[split]) for source in self.sources]
+        args, rows = self.args, [len(source.rows[split]) for source in self.sources]
+        process = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
+        # Validation learns nothing from a teacher.
+        taught = split == "train" and self.distillation is not None
+        teacher = (self.distillation.cache, self.distillation.width) if taught else ()
         return _EpochLoader(
             PreparedRows(self.sources, split),
-            batch_sampler=GlobalBatchSampler(rows, self.args.global_batch_size, seed=self.args.seed),
-            collate_fn=self._collators[split],
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            batch_sampler=GlobalBatchSampler(rows, args.global_batch_size, seed=args.seed),
+            collate_fn=PackedCollator(self.sources, args.num_hard_negatives, *process, *teacher),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=outlive_signals,
         )
 
@@ -169,10 +225,10 @@ class F2LLMTrainer(SavingTrainer):
                 teacher = self.distillation.targets(batch)
         key = (self.args.seed, self.state.global_step)
         step = CachedStep(self.accelerator, model, self.accelerator.autocast, key)
-        loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
-        self.last_batch, self._gradients = batch, gradients
+        loss, self._gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        self.last_batch = batch
         self.console.count(batch["tokens"])
-        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradients)
+        self.watch.loss(self.state.global_step + 1, batch, loss.item(), self._gradients)
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
@@ -190,7 +246,7 @@ class F2LLMTrainer(SavingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         """Return the norm of the gradient that the optimizer is about to apply, if it is finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With the scaler of fp16, infinity only means that the loss was scaled too far.
+        # The scaler of fp16 may have scaled the loss too far.
         if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
             raise self._non_finite("gradient", float(norm), self.last_batch, self._gradients)
         return norm
@@ -205,11 +261,6 @@ class F2LLMTrainer(SavingTrainer):
             f"checkpoint: {saved or 'none yet'}. Look at the rows in {self.watch.path}, or start again from {start} "
             "with a lower learning_rate and another output_dir"
         )
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of this process's part of a step; under an adapter, frozen weights have no gradient."""
-        operations = super().floating_point_ops(inputs)
-        return operations // 6 * 4 if has_adapter(self.accelerator.unwrap_model(self.model)) else operations
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every term and source since the last log step."""
@@ -231,17 +282,16 @@ class F2LLMTrainer(SavingTrainer):
         # The counterpart of what a training step does to such optimizers.
         if callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()
-        losses: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        # Sum over rows, and rows, of each source.
+        losses: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for batch in self._loader("validation") if len(self.eval_dataset) else ():
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 embeddings = embed_batch(self.model, batch)
             terms = self.validation_objective.terms(embeddings, batch)
-            losses[batch["source"]].append((sum(terms.values()).item(), len(batch["query"])))
-        by_source = {
-            name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
-            for name, batches in losses.items()
-        }
+            rows = len(batch["query"])
+            losses[batch["source"]] += sum(terms.values()).item() * rows, rows
+        by_source = {name: float(total / rows) for name, (total, rows) in losses.items()}
         metrics = as_first_process(self.accelerator, self._metrics(by_source, metric_key_prefix))
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -250,7 +300,7 @@ class F2LLMTrainer(SavingTrainer):
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what an evaluation reports, by callbacks too."""
+        """Names of what an evaluation and its callbacks report."""
         measured = {source.name: 0.0 for source in self.sources if len(source.rows["validation"])}
         of_callbacks = (getattr(each, "metric_names", []) for each in self.callback_handler.callbacks)
         return [*self._metrics(measured, "eval"), *chain.from_iterable(of_callbacks)]

@@ -17,7 +17,7 @@ from tests.training.recipes import error_of, write_recipe
 from training.data.prepared import PreparedSource
 from training.pruning.plan import PruningPlan
 from training.run_stage import main
-from training.stages.prune_stage import calibration_batches
+from training.stages.stage import calibration_batches
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 

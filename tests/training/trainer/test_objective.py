@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from modeling_f2llm.losses import in_batch_loss
-from training.trainer.objective import Objective
+from training.trainer.trainer import Objective
 
 WIDTH, DIMS = 16, [16, 8, 4]
 

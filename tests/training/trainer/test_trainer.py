@@ -15,8 +15,7 @@ from training.distillation.distillation import Distillation
 from training.distillation.teacher import Teacher
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
-from training.trainer.objective import Objective
-from training.trainer.trainer import F2LLMTrainer
+from training.trainer.trainer import F2LLMTrainer, Objective
 
 DIMS = [32, 16, 8]
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from tests.training.recipes import error_of, write_single_stage
 from training.common.run_folder import last_checkpoint
 from training.run_stage import main
-from training.trainer.objective import Objective
-from training.trainer.trainer import F2LLMTrainer
-from training.trainer.watch import NOTES, StepWatch
+from training.trainer.monitor import NOTES, StepWatch
+from training.trainer.trainer import F2LLMTrainer, Objective
 
 
 @pytest.fixture

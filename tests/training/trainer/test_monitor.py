@@ -11,7 +11,7 @@ from transformers import TrainerState
 
 from tests.training.recipes import write_single_stage
 from training.run_stage import main
-from training.trainer.console import Console, evaluation_line, step_line
+from training.trainer.monitor import Console, evaluation_line, step_line
 
 LOGS = {"loss": 3.25, "loss_in_batch": 2.0, "loss_hard": 1.25, "loss_source/qa": 3.25, "learning_rate": 4e-3}
 ARGS = SimpleNamespace(disable_tqdm=False)
@@ -22,7 +22,7 @@ def state(step, last=1000, first=True):
 
 
 def test_step_line(monkeypatch):
-    monkeypatch.setattr("training.trainer.console.peak_memory", lambda: 3 * 2**29)
+    monkeypatch.setattr("training.trainer.monitor.peak_memory", lambda: 3 * 2**29)
     line = step_line({**LOGS, "grad_norm": 2.5}, ["in_batch", "hard", "distillation"], state(25), 12345.6, 754.4)
     assert line == (
         "step    25/1,000  loss   3.2500  in-batch   2.0000  hard   1.2500  distillation        –  lr 4.00e-03  "
@@ -42,7 +42,7 @@ def test_evaluation_line():
 
 def test_speed_counts_the_steps_and_their_loading_but_no_evaluation(monkeypatch, caplog):
     now = [100.0]
-    monkeypatch.setattr("training.trainer.console.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("training.trainer.monitor.time.perf_counter", lambda: now[0])
     console = Console(["hard"])
     caplog.set_level(logging.INFO)
     with console:
