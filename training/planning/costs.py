@@ -3,13 +3,9 @@
 The forward pass of a token takes two operations for each weight outside the embeddings (Kaplan et al., "Scaling Laws
 for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads * head_dim`` for each token of its text
 (Chowdhery et al., "PaLM", 2022, appendix B: scores and their sum over values, without a discount for causality). The
-backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. A stage
-also has
-
-- the gradient cache's first pass over all chunks but the last (see :mod:`training.trainer.gradient_cache`);
-- with gradient checkpointing, a second forward pass: an upper bound, since PyTorch may skip the end of each layer;
-- the teacher's forward pass over the same tokens, unless a cache keeps its embeddings;
-- the forward passes of evaluations.
+backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. The
+gradient cache encodes all chunks but the last twice, and gradient checkpointing takes a second forward pass (an upper
+bound: PyTorch may skip the end of each layer). A teacher without a cache, and evaluations, take forward passes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,24 +87,21 @@ class Origin(NamedTuple):
 def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None) -> Origin:
     """Return what a stage starts from; ``sources`` can train a tokenizer, None says that no tokenizer is of use."""
     absent = args.model is not None and args.model_family is not None and not Path(args.model).exists()
-    made = earlier.get(str(args.tokenizer or args.model))
-    tokenizer = None if made is None else made.tokenizer
-    if made is None and sources is not None:
-        try:
+    made, tokenizer = earlier.get(str(args.tokenizer or args.model)), None
+    if made is not None:
+        tokenizer = made.tokenizer
+    elif sources is not None:
+        # The tokenizer of a model may not be here; the family says its shape.
+        with suppress(UserError) if absent and args.tokenizer is None else nullcontext():
             tokenizer = make_tokenizer(args, list(sources))
-        except UserError:
-            # The tokenizer of a model that is not here; the family says its shape.
-            if not absent or args.tokenizer is not None:
-                raise
     if str(args.model) in earlier:
         config = earlier[str(args.model)].config
         check_max_length(args, config, tokenizer)
     elif absent:
-        try:
+        config = F2LLMConfig.from_family(args.model_family)
+        # Unless it is in the Hub's cache. A damaged file can raise any exception.
+        with suppress(Exception):
             config = F2LLMConfig.from_pretrained(args.model, local_files_only=True)
-        # Not in the Hub's cache. A damaged file can raise any exception.
-        except Exception:
-            config = F2LLMConfig.from_family(args.model_family)
     else:
         config = make_config(args, tokenizer)
     args.check_family(config)
@@ -233,8 +231,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         each, peak = measure_stage(stage, config, data.prepared, origin.tokenizer, online)
         # A step takes three times the operations of a forward pass.
         seconds = (steps * training.tokens + encoded / 3) * each
-        facts["measured"] = f"{1 / each:,.0f} tokens a second, {size(peak)} at most in use"
-        facts["time"] = duration(seconds)
+        facts["time"] = f"{duration(seconds)}; measured {1 / each:,.0f} tokens a second, {size(peak)} at most in use"
     summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {count_parameters(config):,} parameters{trained}"
     lines = _lines(stage, summary, inputs, facts)
     return Plan(lines, origin, memory, flops, steps, evaluations, checkpoints, training, seconds)
@@ -277,18 +274,17 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     target, calibrates = origin.config, args.prune_to is not None and args.importance is None
     if args.prune_to is not None:
         target = pruned_config(origin.config, args.prune_to_fields(), "key 'prune_to'")
-    length = min(args.planned_text_tokens, args.max_length)
-    tokens = args.calibration_texts * length if calibrates else 0
-    data = [away or f"{args.manifest} (local)"] if needs_data else ["none: activations were measured before"]
+    length, data, tokens = min(args.planned_text_tokens, args.max_length), "none: activations were measured before", 0
+    if needs_data:
+        data = (away or f"{args.manifest} (local)") + "; all texts are read for their tokens" * args.trim_vocabulary
     if calibrates:
-        data.append(f"about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)")
-    if args.trim_vocabulary:
-        data.append("all texts are read for their tokens")
+        tokens = args.calibration_texts * length
+        data += f"; about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)"
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
     memory = estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
     flops = forward_flops(origin.config, tokens, tokens * length)
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
-    lines = _lines(stage, summary, inputs, {"data": "; ".join(data), **_cost_facts(memory, flops)})
+    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops)})
     return Plan(lines, Origin(target, origin.tokenizer), memory, flops)

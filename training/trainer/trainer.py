@@ -1,4 +1,4 @@
-"""F2LLM's objective, and transformers' Trainer over global batches of one source with it."""
+"""F2LLMTrainer: transformers' Trainer over global batches of one source, with F2LLM's objective."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
-from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
 from training.common.errors import NonFiniteError
 from training.common.executor import as_first_process
 from training.common.run_folder import last_checkpoint, remove_leftovers
@@ -27,77 +25,12 @@ from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
-from training.trainer.gradient_cache import CachedStep, draws_dropout
 from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
+from training.trainer.step import CachedStep, Objective, draws_dropout
 from training.trainer.stopping import Interruption, outlive_signals
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """F2LLM's objective: contrastive terms, and distillation where there is a teacher.
-
-    Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
-    positives of other rows may be of the same class.
-
-    ``dims`` are the widths of matryoshka learning, widest first; None trains the full width only. ``mask_duplicates``
-    leaves another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
-    or the rows share their query, in any spelling and with or without instruction; the published training keeps it in.
-    Without ``gather_gradients`` positives do not learn from the in-batch term: the published training on several GPUs
-    gathers them without gradient.
-    """
-
-    temperature: float = TEMPERATURE
-    dims: Sequence[int] | None = None
-    mask_duplicates: bool = False
-    gather_gradients: bool = True
-    distillation_weight: float = 1.0
-
-    def terms(
-        self,
-        embeddings: Tensor,
-        batch: Mapping[str, Any],
-        teacher: Tensor | None = None,
-        projected: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the terms of the loss by name; the loss is their sum.
-
-        Args:
-            embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
-            batch: What :class:`~training.trainer.batches.PackedCollator` built.
-            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher.
-            projected: ``(n, d')``, ``d' <= D``: what is compared with the teacher's leading dimensions; the embeddings
-                themselves if None.
-        """
-        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
-        negatives = embeddings[batch["negatives"]]
-        terms = {}
-        if batch["task_type"] == "retrieval":
-            terms["in_batch"] = in_batch_loss(
-                query,
-                positive if self.gather_gradients else positive.detach(),
-                temperature=self.temperature,
-                dims=self.dims,
-                exclude=_duplicates(batch) if self.mask_duplicates else None,
-            )
-        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
-        if teacher is not None:
-            roles = [batch[role] for role in ("query", "positive", "negatives")]
-            student = embeddings if projected is None else projected
-            losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
-            terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
-        return terms
-
-
-def _duplicates(batch: Mapping[str, Any]) -> Tensor:
-    """Return ``(b, b)`` booleans: other rows whose positive must not be a negative of this row's query."""
-    query, positive = batch["query"], batch["positive"]
-    if "forms" in batch:
-        query, positive = batch["forms"][query], batch["forms"][positive]
-    same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
-    return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
 
 
 class _EpochLoader(DataLoader):

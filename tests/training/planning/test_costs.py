@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.processes import ROOT, run_bounded
 from tests.training.recipes import write_single_stage
-from tests.training.trainer.test_gradient_cache import cached_step
+from tests.training.trainer.test_step import cached_step
 from training.config.recipe import load_recipe
 from training.models.encoding import lay_out
 from training.models.model_folder import count_parameters, forward_flops

@@ -75,24 +75,24 @@ def test_the_next_step_is_that_of_the_changed_keys(write_stopped, tmp_path, monk
     step = watch_step(monkeypatch)
     recipe = write_stopped(**keys, logging_steps=1)
     killed(recipe, 6, "--resume", *["--accept-changes"] * bool(keys))
-    told = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
-    told = {key: keys.get(key, value) for key, value in told.items()}
-    rate, beta1, beta2 = told["learning_rate"] * factor, told["adam_beta1"], told["adam_beta2"]
+    used = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    used = {key: keys.get(key, value) for key, value in used.items()}
+    rate, weight_decay, beta1, beta2, epsilon = used.values()
+    rate *= factor
     assert step.at == 5 and step.rate == pytest.approx(rate, rel=1e-6)
     decayed = 0
     for name, before in step.weights.items():
         state, gradient = step.states[name], step.gradients[name]
-        count = int(state["step"]) + 1
-        assert count == 5
+        assert int(state["step"]) == 4
         first = beta1 * state["exp_avg"] + (1 - beta1) * gradient
         second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
-        divisor = (second / (1 - beta2**count)).sqrt() + told["adam_epsilon"]
+        divisor = (second / (1 - beta2**5)).sqrt() + epsilon
         # Norms are not decayed.
-        decay = 0.0 if "norm" in name else told["weight_decay"]
+        decay = 0.0 if "norm" in name else weight_decay
         decayed += decay > 0
-        wanted = before * (1 - rate * decay) - rate * first / (1 - beta1**count) / divisor
+        wanted = before * (1 - rate * decay) - rate * first / (1 - beta1**5) / divisor
         torch.testing.assert_close(step.after[name], wanted, rtol=1e-5, atol=1e-7, msg=name)
-    assert bool(decayed) == bool(told["weight_decay"])
+    assert bool(decayed) == bool(weight_decay)
 
 
 def test_recipe_arguments_and_card_tell_what_was_used(write_stopped, tmp_path):
@@ -132,12 +132,10 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
     ("keys", "name"),
     [
         ({"optim": "sgd"}, "optim"),
-        ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
         ({"model_config": {"hidden_size": 64}}, "model_config"),
         ({"model_config": None, "model": "some/model", "tokenizer": None}, "model"),
         ({"tokenizer_vocab_size": 300}, "tokenizer_vocab_size"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
-        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
     ],
 )
 def test_what_the_checkpoints_hold_cannot_change(write_stopped, tmp_path, capsys, keys, name):
@@ -173,19 +171,14 @@ def test_another_metric_is_followed_from_then_on(tmp_path, caplog):
     ("key", "before", "now", "changes"),
     [
         ("learning_rate", 2e-5, "2e-5", False),
-        ("learning_rate", "0.00002", 2e-5, False),
         ("learning_rate", 2e-5, "2.1e-5", True),
-        ("max_steps", "1e2", 100, False),
         ("matryoshka_dimensions", [8], "8", False),
         ("source_caps", {"river": 5}, '{"river":5}', False),
-        ("matryoshka", True, "true", False),
         ("eval_strategy", False, "no", False),
         ("seed", None, "42", False),
         ("seed", None, "43", True),
         ("lr_scheduler_type", None, "linear", False),
-        ("optim", None, "adamw_torch_fused", False),
         ("manifest_stage", "1", "01", True),
-        ("teacher_query_template", "Query: {text}", "query: {text}", True),
         ("sources", ["a"], "A", True),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.distributed_recipe import save_model
-from tests.training.recipes import NO_NEW_MODEL, error_of, only_stage, write_single_stage
-from training.common.errors import UserError
+from tests.training.recipes import NO_NEW_MODEL, error_of, write_single_stage
 from training.common.run_folder import numbered_checkpoints
-from training.config.recipe import load_recipe
 from training.merge import main as merge
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.model_ref import find_adapter
@@ -45,9 +42,7 @@ def weights(folder):
 
 
 def assert_same(one, other):
-    found, expected = weights(one), weights(other)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=0)
 
 
 def test_only_the_adapter_is_trained_and_saved(trained, base):
@@ -79,13 +74,6 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, base, keys):
     assert_same(run / "model", tmp_path / "expected")
 
 
-def test_chunks_of_a_batch_learn_what_the_whole_does(tmp_path, base, trained):
-    recipe = write(tmp_path, base, max_tokens_per_forward=100, activation_checkpointing=True)
-    assert main([str(recipe)]) == 0
-    found, expected = weights(tmp_path / "run/model"), weights(trained / "model")
-    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
-
-
 def test_a_run_over_another_base_does_not_go_on(tmp_path, base, tiny_config, tiny_tokenizer, capsys):
     own = shutil.copytree(base, tmp_path / "own")
     recipe = write(tmp_path, own)
@@ -114,13 +102,6 @@ def test_the_plan_says_what_is_trained(tmp_path, base, capsys):
     assert main([str(write(tmp_path, base)), "--dry-run", "--measure"]) == 0
     assert "frozen; " in capsys.readouterr().out
     assert "'query'" in error_of([write(tmp_path, base, lora_target_modules=["query"]), "--dry-run"], capsys)
-
-
-def test_the_recipe_for_adapters_is_valid(base):
-    path = Path(__file__).parents[3] / "training/recipes/finetune/lora.yaml"
-    assert only_stage(load_recipe(path, {"model": str(base), "use_cpu": True})).lora
-    with pytest.raises(UserError, match="'model'"):
-        load_recipe(path, {"use_cpu": True})
 
 
 def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_config, tiny_tokenizer, capsys):

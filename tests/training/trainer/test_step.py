@@ -12,8 +12,7 @@ from accelerate import Accelerator
 
 from modeling_f2llm import F2LLMModel
 from training.models.encoding import embed_batch, embed_chunk, lay_out
-from training.trainer.gradient_cache import CachedStep
-from training.trainer.trainer import Objective
+from training.trainer.step import CachedStep, Objective
 
 TEXTS, ROWS, WIDTH = 26, 7, 32
 # One chunk; several; one text in each.
