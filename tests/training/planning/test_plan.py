@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.training.recipes import write_recipe, write_single_stage
+from tests.training.recipes import error_of, write_recipe, write_single_stage
 from tests.training.stages.test_prune_stage import write_pruning
 from training.common.run_folder import RECIPE, numbered_checkpoints
 from training.config.recipe import load_recipe, made_by
@@ -57,8 +57,7 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     assert before and main([recipe]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "run/stage1" / RECIPE).exists()
-    assert main([recipe, "--measure"]) == 2
-    assert "--measure belongs to --dry-run" in capsys.readouterr().err
+    assert "--measure belongs to --dry-run" in error_of([recipe, "--measure"], capsys)
 
 
 def test_measuring_adds_the_time(tmp_path):
@@ -78,22 +77,21 @@ def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(t
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_pairs_are_checked_before_anything_is_prepared(tmp_path, capsys, dry):
-    recipe, pairs = str(write_recipe(tmp_path)), tmp_path / "pairs.csv"
+    recipe, pairs = write_recipe(tmp_path), tmp_path / "pairs.csv"
     pairs.write_text("query,answer\na,b\n")
     # Those of the second stage.
-    assert main([recipe, *dry, "--evaluation_pairs", str(pairs)]) == 2
-    assert "pairs.csv: column 'passage' is missing; it has query, answer" in capsys.readouterr().err
+    error = error_of([recipe, *dry, "--evaluation_pairs", pairs], capsys)
+    assert "pairs.csv: column 'passage' is missing; it has query, answer" in error
     assert not (tmp_path / "run").exists()
 
 
 def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path, capsys):
-    manifest = tmp_path / "built/manifest.yaml"
+    manifest, pairs = tmp_path / "built/manifest.yaml", tmp_path / "built/held_out.parquet"
     keys = {"builder": "cldr", "builder_options": {"languages": ["de", "fr"]}, "manifest": str(manifest)}
-    pairs = manifest.with_name("held_out.parquet")
-    recipe = str(write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs)))
-    assert main([recipe, "--dry-run"]) == 0
-    assert main([recipe, "--dry-run", "--evaluation_candidates", str(pairs.with_name("nothing.parquet"))]) == 2
-    assert "nothing.parquet: no such file" in capsys.readouterr().err
+    recipe = write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs))
+    assert main([str(recipe), "--dry-run"]) == 0
+    error = error_of([recipe, "--dry-run", "--evaluation_candidates", "nothing.parquet"], capsys)
+    assert "nothing.parquet: no such file" in error
 
 
 def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path):

@@ -96,28 +96,12 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
     assert_equal(loss, wanted_loss)
     assert_equal(lengths, wanted_gradient.norm(dim=1))
+    # Without gradient, the embeddings are the same.
+    wanted_embeddings = embed_batch(tiny_model, batch_of())
+    assert_equal(embed_batch(tiny_model, batch, width=8), wanted_embeddings[:, :8])
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], weights, name)
-
-
-def test_gradients_add_to_those_that_are_there(tiny_model):
-    batch = batch_of(60)
-    step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
-    step.run(batch, loss_of)
-    once = gradients(tiny_model)
-    step.run(batch, loss_of)
-    step.run(batch, loss_of)
-    for name, weights in gradients(tiny_model).items():
-        torch.testing.assert_close(weights, 2 * once[name])
-
-
-@pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_embeddings_without_gradient_are_the_same(tiny_model, max_tokens):
-    whole = batch_of()
-    wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens), width=8), wanted[:, :8])
 
 
 def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):
