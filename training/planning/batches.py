@@ -32,10 +32,8 @@ class SourceSizes(NamedTuple):
 
 
 def why_not_local(args: StageArguments) -> str | None:
-    """Return why the stage's data cannot be prepared without fetching it, or None if it can.
-
-    Remote folders are not listed. A builder can make its data.
-    """
+    """Return why the stage's data cannot be prepared without fetching it; remote folders are not listed."""
+    # A builder can make its data.
     if args.manifest is None or args.builder is not None:
         return None
     manifest = read_manifest(args.manifest, args.data_dir)

@@ -179,13 +179,6 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
     return sum(kept.values()) * heads
 
 
-class Measurement(NamedTuple):
-    """What the first steps of a stage took."""
-
-    seconds_per_token: float  # of a step's batch, over all processes
-    peak_bytes: int  # highest memory use of the GPU or, without one, of the process
-
-
 class _Clock(TrainerCallback):
     """Records the end and the tokens of each step."""
 
@@ -204,8 +197,11 @@ def measure_stage(
     sources: list[PreparedSource],
     tokenizer: PreTrainedTokenizerBase,
     teacher: F2LLMConfig | None = None,  # if it embeds in every step
-) -> Measurement:
-    """Run the first steps of a stage with random weights, in a temporary folder."""
+) -> tuple[float, int]:
+    """Run the first steps of a stage with random weights; return seconds per token of a step, and the peak of memory.
+
+    Tokens are those of all processes. Memory, in bytes, is that of the GPU or, without one, of the process.
+    """
     args = deepcopy(stage.arguments)
     args.max_steps, args.load_best_model_at_end = _WARM_UP + _STEPS, False
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -230,4 +226,4 @@ def measure_stage(
         if trainer.interruption.signal:
             raise KeyboardInterrupt(trainer.interruption.signal)
     ends, tokens = np.array(clock.steps[_WARM_UP - 1 :]).T
-    return Measurement(float((ends[-1] - ends[0]) / tokens[1:].sum()), peak_memory())
+    return float((ends[-1] - ends[0]) / tokens[1:].sum()), peak_memory()

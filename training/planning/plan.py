@@ -26,23 +26,10 @@ from training.evaluation.stage_pairs import load_stage_pairs
 from training.models.adapters import adapter_config
 from training.models.model_folder import count_parameters, forward_flops, user_error
 from training.models.model_ref import base_of
+from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
-from training.planning.costs import (
-    MemoryEstimate,
-    count_adapter,
-    estimate_memory,
-    estimate_pruning_memory,
-    measure_stage,
-    stage_flops,
-)
 from training.pruning.shape import pruned_config
-from training.stages.setup import (
-    check_max_length,
-    make_config,
-    make_tokenizer,
-    prepare_sources,
-    read_sources,
-)
+from training.stages.setup import check_max_length, make_config, make_tokenizer, prepare_sources, read_sources
 
 
 def device_overrides() -> dict[str, bool]:
@@ -127,7 +114,7 @@ def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs:
 class Data(NamedTuple):
     """A stage's data, counted or estimated."""
 
-    description: str  # what it is and where it comes from, for the user
+    description: str  # for the user
     rows: int  # training rows
     sources: int
     training: Batches
@@ -140,7 +127,7 @@ class Plan(NamedTuple):
 
     lines: list[str]  # for the user
     origin: Origin  # what a later stage starts from
-    memory: MemoryEstimate  # on one device
+    memory: costs.MemoryEstimate  # on one device
     flops: float  # over all devices; without the pass that fills a teacher's cache
     steps: int = 0
     evaluations: int = 0
@@ -154,7 +141,7 @@ def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[s
     return [f"stage {stage.name}: {summary}", *(f"  {name:<12} {fact}" for name, fact in facts.items())]
 
 
-def _cost_facts(memory: MemoryEstimate, flops: float) -> dict[str, str]:
+def _cost_facts(memory: costs.MemoryEstimate, flops: float) -> dict[str, str]:
     names = ("weights and optimizer", "activations", "embeddings", "teacher")
     parts = [f"{size(value)} {name}" for name, value in zip(names, memory, strict=True) if value]
     return {
@@ -193,8 +180,8 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     checkpoints = _occasions(args.save_strategy, args.save_steps, steps, training.count)
     # A teacher with a cache embeds all texts once, and is gone before the first step.
     cached, online = (teacher, None) if args.teacher_cache_dir else (None, teacher)
-    flops = stage_flops(args, config, online, steps, training, validation, evaluations)
-    memory = estimate_memory(
+    flops = costs.stage_flops(args, config, online, steps, training, validation, evaluations)
+    memory = costs.estimate_memory(
         config,
         training.most_chunk_tokens,
         training.most_texts,
@@ -208,7 +195,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     about = "about " if data.prepared is None else ""
     ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
     pairs = f" (up to {args.evaluation_sample:,} pairs in each, not counted here)" if args.evaluation_sample else ""
-    trained = "" if adapter is None else f", frozen; {count_adapter(config, adapter):,} of an adapter"
+    trained = "" if adapter is None else f", frozen; {costs.count_adapter(config, adapter):,} of an adapter"
     facts = {
         "data": data.description,
         "steps": f"{about}{steps:,} ({training.count:,} an epoch){ends}",
@@ -228,7 +215,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
             f"already: {operations(theirs)}, {size(2 * texts * cached.hidden_size)} on disk"
         )
     if measure:
-        each, peak = measure_stage(stage, config, data.prepared, origin.tokenizer, online)
+        each, peak = costs.measure_stage(stage, config, data.prepared, origin.tokenizer, online)
         # A step takes three times the operations of a forward pass.
         seconds = (steps * training.tokens + encoded / 3) * each
         facts["time"] = f"{duration(seconds)}; measured {1 / each:,.0f} tokens a second, {size(peak)} at most in use"
@@ -283,7 +270,7 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
-    memory = estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
+    memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
     flops = forward_flops(origin.config, tokens, tokens * length)
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
     lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops)})

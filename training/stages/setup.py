@@ -196,10 +196,7 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
-    """Load or make the model, in fp32, with the adapter that is to be trained, if one is.
-
-    All faults that the configurations show are found before gigabytes are loaded.
-    """
+    """Load or make the model, in fp32, with the adapter that is to be trained; read its configurations first."""
     options, start = model_options(args), args.model and ModelRef(args.model, args.model)
     if start and start.adapter is not None and not args.lora:
         raise UserError(

@@ -25,16 +25,7 @@ from training.common import run_folder
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line
 from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import check_output, locked, new_folder, write_whole
-from training.common.run_folder import (
-    BASE_DATA,
-    DATA,
-    FINAL_MODEL,
-    IMPORTANCE_FILE,
-    RECIPE,
-    TEACHER_DATA,
-    holds_model,
-    last_checkpoint,
-)
+from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE, holds_model, last_checkpoint
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
@@ -58,11 +49,10 @@ from training.trainer.trainer import F2LLMTrainer
 
 logger = logging.getLogger("training")
 
-_LOCK = f".{FINAL_MODEL}.lock"
-# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", _LOCK}
 _PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
-_PREPARATIONS |= {IMPORTANCE_FILE, _PLAN, _VOCABULARY}
+# What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
+_PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
+_PREPARATIONS |= {f".{FINAL_MODEL}.lock", IMPORTANCE_FILE, _PLAN, _VOCABULARY}
 # The draw of texts that calibrate, and tokens of a pass over them.
 _CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
@@ -70,10 +60,8 @@ _CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 class Uploads(NamedTuple):
     """How checkpoints are uploaded. The command passes it in, so that training does not import publishing."""
 
-    # Makes the callback of a training; its ``end(hurry)`` waits for the uploads, in a hurry for some seconds.
-    start: Callable[[Interruption], Any]
-    # Uploads the checkpoints of an earlier training that still wait.
-    push_waiting: Callable[[], None]
+    start: Callable[[Interruption], Any]  # makes a callback; its `end(hurry)` waits for the uploads, or some seconds
+    push_waiting: Callable[[], None]  # uploads the checkpoints of an earlier training that still wait
 
 
 def run_recipe(
@@ -107,11 +95,7 @@ def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
 
 
 def run_stage(
-    stage: Stage,
-    resume: bool = False,
-    accept_changes: bool = False,
-    more: bool = False,
-    uploads: Uploads | None = None,
+    stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False, uploads: Uploads | None = None
 ) -> Path:
     """Run a stage, of training or of pruning, to its end and return the folder of the finished model.
 
@@ -241,10 +225,10 @@ def _record(stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept
     output_dir, changed = Path(stage.arguments.output_dir), {}
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
-        data[TEACHER_DATA] = trainer.distillation.identity
+        data[run_folder.TEACHER_DATA] = trainer.distillation.identity
     if trainer.base_revision is not None:
         # Checkpoints hold only the adapter.
-        data[BASE_DATA] = trainer.base_revision
+        data[run_folder.BASE_DATA] = trainer.base_revision
     if checkpoint is not None:
         sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
         if sharded != trainer.is_fsdp_enabled:

@@ -128,18 +128,13 @@ def reset_peak_memory() -> None:
 
 
 class StepWatch:
-    """Writes a line to ``spikes.jsonl`` in the run's folder for every step with an anomaly.
+    """Writes a line to ``spikes.jsonl`` in the run's folder for every step with an anomaly; its rows are ranked.
 
     A loss spikes when it lies more than six standard deviations above the mean of the last losses of its source.
-    The rows are ranked by the gradient that their texts received. Only a process that ``writes`` writes.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        sources: Sequence[PreparedSource],
-        tokenizer: PreTrainedTokenizerBase,
-        writes: bool = True,
+        self, folder: Path, sources: Sequence[PreparedSource], tokenizer: PreTrainedTokenizerBase, writes: bool = True
     ) -> None:
         self.path = folder / NOTES
         self._sources = {source.name: source for source in sources}

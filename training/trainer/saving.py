@@ -19,20 +19,10 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from training.common import run_folder
 from training.common.errors import NonFiniteError, OutputError, StoppedError, UserError, in_one_line, lost_contact
 from training.common.outputs import publish
-from training.common.run_folder import (
-    STAGING,
-    apply_options,
-    checkpoints,
-    last_checkpoint,
-    missing_part,
-    numbered_checkpoints,
-    options_of,
-    remove_leftovers,
-    rotate,
-    step_of,
-)
+from training.common.run_folder import STAGING, checkpoints, last_checkpoint, missing_part, options_of, step_of
 from training.config.arguments import StageArguments
 from training.distillation.distillation import Projection
 from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
@@ -46,14 +36,11 @@ GO_ON = "run the same command with --resume"
 
 
 def checkpoint_to_resume(output_dir: Path) -> Path | None:
-    """Return the newest checkpoint that has all its parts, after a look at each of them.
-
-    Newer ones that lack a part, which a killed run may leave, are passed over with a warning.
-    """
+    """Return the newest checkpoint with all its parts, after a look at each; newer ones without are warned of."""
     newest = last_checkpoint(output_dir)
     if newest is None:
         return None
-    for passed in numbered_checkpoints(output_dir):
+    for passed in run_folder.numbered_checkpoints(output_dir):
         if step_of(passed) > step_of(newest):
             logger.warning("%s lacks %s; going on from %s", passed, missing_part(passed), newest.name)
     with reading_checkpoint(newest):
@@ -75,10 +62,7 @@ def checkpoint_to_resume(output_dir: Path) -> Path | None:
 
 @contextmanager
 def writing(what: str, output_dir: Path) -> Iterator[None]:
-    """Turn an error of the block, such as a full disk, into a StoppedError that names the run's last checkpoint.
-
-    ``what`` is written, such as ``a/model: the finished model``.
-    """
+    """Turn an error of the block, which writes ``what``, into a StoppedError that names the run's last checkpoint."""
     try:
         yield
     # torch, safetensors and tokenizers raise other errors than OSError for a full disk.
@@ -86,17 +70,15 @@ def writing(what: str, output_dir: Path) -> Iterator[None]:
         if isinstance(error, UserError | StoppedError | torch.OutOfMemoryError) or lost_contact(error):
             raise
         saved = last_checkpoint(output_dir) or "none yet"
-        raise StoppedError(
-            f"{what} could not be written ({in_one_line(error)}); last good checkpoint: {saved}",
-            f"Mend that and {GO_ON}",
-        ) from error
+        what = f"{what} could not be written ({in_one_line(error)}); last good checkpoint: {saved}"
+        raise StoppedError(what, f"Mend that and {GO_ON}") from error
 
 
 @contextmanager
 def reading_checkpoint(checkpoint: Path | str | None, best: bool = False) -> Iterator[None]:
-    """Let an error of the block, which reads a checkpoint, say how to go on without it.
+    """Let an error of the block, which reads a checkpoint if one is given, say how to go on without it.
 
-    With None as checkpoint, errors stay as they are; ``best`` says that it is read at the end, as the best one.
+    ``best`` says that it is read at the end, as the best one.
     """
     try:
         # Trainer would pass over a best one without weights.
@@ -139,8 +121,6 @@ class SavingTrainer(Trainer):
 
     A checkpoint is written to a hidden folder and renamed when it is whole, by all processes together. Where an adapter
     is trained, folders hold it and not its base; only the sharded state beside them, under FSDP, has all weights.
-
-    ``base_revision`` is that of the base of a trained adapter.
     """
 
     args: StageArguments
@@ -148,9 +128,8 @@ class SavingTrainer(Trainer):
     def __init__(self, prompts: dict[str, str] | None = None, **kwargs: Any) -> None:
         self.prompts = prompts
         self.projection: Projection | None = None
-        self.base_revision: str | None = None
-        self._staged = False
-        self._saved_step: int | None = None
+        self.base_revision: str | None = None  # of the base of a trained adapter
+        self._staged, self._saved_step = False, -1
         self._options: list[dict[str, Any]] = []
         super().__init__(**kwargs)
 
@@ -180,11 +159,11 @@ class SavingTrainer(Trainer):
                     # Trainer wrote down the hidden folder as that of the best model.
                     self.state.save_to_json(str(partial / "trainer_state.json"))
                     publish(partial, final)
-                    rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
+                    run_folder.rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
         finally:
             self._staged = False
             if self.args.should_save:
-                remove_leftovers(output_dir)
+                run_folder.remove_leftovers(output_dir)
         self._saved_step = self.state.global_step
         self.accelerator.wait_for_everyone()
 
@@ -235,7 +214,7 @@ class SavingTrainer(Trainer):
                 self.projection.load(Path(checkpoint))
         # Learning rate, decay and schedule of the checkpoint are those of the stage as it was then. A schedule that
         # follows a metric has no rates by step: a stage cannot change it (training.stages.continuation).
-        apply_options(self.optimizer, self._options)
+        run_folder.apply_options(self.optimizer, self._options)
         scheduler, groups = self.lr_scheduler, self.optimizer.param_groups
         if isinstance(scheduler, LambdaLR) and len(groups) == len(self._options):
             scheduler.base_lrs = [own["lr"] for own in self._options]

@@ -35,17 +35,14 @@ class Objective:
 
     Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
     positives of other rows may be of the same class.
-
-    ``dims`` are the widths of matryoshka learning, widest first; None trains the full width only. ``mask_duplicates``
-    leaves another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
-    or the rows share their query, in any spelling and with or without instruction; the published training keeps it in.
-    Without ``gather_gradients`` positives do not learn from the in-batch term: the published training on several GPUs
-    gathers them without gradient.
     """
 
     temperature: float = TEMPERATURE
-    dims: Sequence[int] | None = None
+    dims: Sequence[int] | None = None  # of matryoshka learning, widest first; None for the full width only
+    # Leave another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
+    # or the rows share their query, in any spelling and with or without instruction; the published training keeps it.
     mask_duplicates: bool = False
+    # Without, positives do not learn from the in-batch term, as in the published training on several GPUs.
     gather_gradients: bool = True
     distillation_weight: float = 1.0
 
@@ -58,12 +55,8 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Return the terms of the loss by name; the loss is their sum.
 
-        Args:
-            embeddings: ``(n, d)`` unnormalised embeddings of the batch's distinct texts.
-            batch: What :class:`~training.trainer.batches.PackedCollator` built.
-            teacher: ``(n, D)`` unnormalised embeddings of the same texts by a teacher.
-            projected: ``(n, d')``, ``d' <= D``: what is compared with the teacher's leading dimensions; the embeddings
-                themselves if None.
+        ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
+        a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
         negatives = embeddings[batch["negatives"]]

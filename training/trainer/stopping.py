@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Interruption(TrainerCallback):
             raise KeyboardInterrupt(number)
         self._received = number
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end if any process has received a signal."""
         self.signal = self.received()
         if self.signal and state.global_step < state.max_steps:
@@ -71,14 +71,12 @@ class Interruption(TrainerCallback):
             # The sender may not wait for long: only what decides by evaluations needs every one.
             control.should_evaluate &= args.metric_for_best_model is not None
             control.should_save = not _decides_at_epoch_end(args, state)
-        return control
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keep the end of an interrupted epoch from being taken for the end of an epoch."""
         if self.signal and state.global_step < state.max_steps:
             control.should_save = _decides_at_epoch_end(args, state)
             control.should_evaluate &= control.should_save
-        return control
 
     def received(self) -> int | None:
         """Return the signal that any process has received; every process must ask at the same point."""
@@ -117,7 +115,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
     _begun_at = 0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take the count of a resumed run from its state; one that had been stopped trains no further."""
         super().on_train_begin(args, state, control, **kwargs)
         # A checkpoint of a run without early stopping holds nothing; Trainer wants an entry to replace.
@@ -125,7 +123,6 @@ class EarlyStopping(EarlyStoppingCallback):
         self.early_stopping_patience_counter = counted["attributes"]["early_stopping_patience_counter"]
         self._begun_at = state.global_step
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
-        return control
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Count the evaluation, other than one that `eval_on_start` repeats after an interruption."""

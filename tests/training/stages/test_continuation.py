@@ -122,10 +122,7 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
     assert read_changes(tmp_path) == [] and not list(tmp_path.iterdir())
     note_changes(tmp_path, {"seed": (1, 2)}, tmp_path / "checkpoint-6")
     note_changes(tmp_path, {"cap": (None, 5)}, tmp_path / "checkpoint-4")
-    assert read_changes(tmp_path) == [
-        {"step": 4, "keys": {"seed": [1, 2]}},
-        {"step": 4, "keys": {"cap": [None, 5]}},
-    ]
+    assert read_changes(tmp_path) == [{"step": 4, "keys": {"seed": [1, 2]}}, {"step": 4, "keys": {"cap": [None, 5]}}]
 
 
 @pytest.mark.parametrize(
