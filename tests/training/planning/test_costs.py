@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,9 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.processes import ROOT, run_bounded
-from tests.training.recipes import write_single_stage
 from tests.training.trainer.test_step import cached_step
-from training.config.recipe import load_recipe
 from training.models.encoding import lay_out
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
@@ -69,9 +68,8 @@ def test_checkpointing_takes_another_forward_pass_at_most():
     assert counted - without > 0.7 * (estimate - without)
 
 
-def test_a_teacher_and_evaluations_count(tmp_path):
-    args = load_recipe(write_single_stage(tmp_path)).stages[0].arguments
-    batches, _ = _batches()
+def test_a_teacher_and_evaluations_count():
+    args, (batches, _) = SimpleNamespace(activation_checkpointing=False, lora=False), _batches()
     validation = dataclasses.replace(batches, count=3)
     forward = forward_flops(CONFIG, batches.tokens, batches.squared_tokens)
     assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2) == (7 * (3 + 1) + 6) * forward

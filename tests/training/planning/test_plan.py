@@ -60,19 +60,14 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     assert "--measure belongs to --dry-run" in error_of([recipe, "--measure"], capsys)
 
 
-def test_measuring_adds_the_time(tmp_path):
-    plan = make_plan(_stage(tmp_path), {}, measure=True)
-    assert plan.seconds > 0
-    assert not list((tmp_path / "run").glob("checkpoint-*")) and not list((tmp_path / "run").rglob(".measure*"))
-    lines = "\n".join(plan.lines)
-    assert "tokens a second" in lines and "  time  " in lines
-
-
-def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path):
+def test_a_plan_says_what_is_measured_and_that_the_stage_may_end_early(tmp_path):
     keys = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 2, "early_stopping_patience": 3}
-    text = "\n".join(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines)
+    plan = make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}, measure=True)
+    text = "\n".join(plan.lines)
     assert "an epoch), fewer if it is stopped early\n" in text
     assert "\n  evaluations  2 (up to 2 pairs in each, not counted here)" in text
+    assert plan.seconds > 0 and "\n  time  " in text and "tokens a second" in text
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not list((tmp_path / "run").rglob(".measure*"))
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])

@@ -83,18 +83,16 @@ def test_a_run_over_another_base_does_not_go_on(tmp_path, base, tiny_config, tin
     assert "the base" in error_of([recipe, "--resume"], capsys)
 
 
-def test_the_training_of_an_adapter_goes_on(tmp_path, trained, base):
+def test_the_training_of_an_adapter_goes_on(tmp_path, trained, base, capsys):
     recipe = write(tmp_path, trained / "model", lora_rank=None)
     assert main([str(recipe), "--max_steps", "2", "--learning_rate", "0", "--warmup_steps", "0"]) == 0
     assert_same(tmp_path / "run/model", trained / "model")
     assert find_adapter(str(tmp_path / "run/model")).base == str(base)
-
-
-def test_an_adapter_is_no_start_for_the_training_of_a_whole_model(tmp_path, trained, base, capsys):
-    recipe = write(tmp_path, trained / "model", lora=None, lora_rank=None)
+    # It is no start for the training of a whole model, or of another adapter.
+    recipe = write(tmp_path / "other", trained / "model", lora=None, lora_rank=None)
     message = error_of([recipe], capsys)
     assert "lora: true" in message and "training/merge.py" in message and str(base) in message
-    recipe = write(tmp_path, trained / "model", lora_rank=8)
+    recipe = write(tmp_path / "other", trained / "model", lora_rank=8)
     assert "'lora_rank' is 8" in error_of([recipe], capsys)
 
 

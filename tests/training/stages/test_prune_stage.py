@@ -52,7 +52,7 @@ def test_a_pruned_model_loads_as_stock_qwen3(run):
     np.testing.assert_allclose(packed, expected, atol=1e-6)
 
 
-def test_weights_are_those_that_the_plan_names_and_are_trained_on(run):
+def test_weights_are_those_that_the_plan_names_and_are_trained_on(run, capsys):
     plan = PruningPlan.load(run / "pruned/pruning.yaml")
     whole, cut = (load_file(run / stage / "model/model.safetensors") for stage in ("stage1", "pruned"))
     hidden, neurons = torch.tensor(plan.hidden), torch.tensor(plan.neurons[0])
@@ -62,9 +62,7 @@ def test_weights_are_those_that_the_plan_names_and_are_trained_on(run):
     # What a stage trains of it.
     assert SentenceTransformer(str(run / "student/model")).get_embedding_dimension() == 16
     assert json.loads((run / "student/data.json").read_text())
-
-
-def test_a_finished_pruning_is_refused_and_with_resume_found(run, capsys):
+    # It is not repeated.
     recipe, model = run.parent / "recipe.yaml", run / "pruned/model/model.safetensors"
     before = model.stat().st_mtime_ns
     assert "add --resume" in error_of([recipe, "--stage", "pruned"], capsys)

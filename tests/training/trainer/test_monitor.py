@@ -27,7 +27,7 @@ def state(step, last=1000, first=True):
     return TrainerState(global_step=step, max_steps=last, is_world_process_zero=first)
 
 
-def test_step_line(monkeypatch):
+def test_lines(monkeypatch):
     monkeypatch.setattr("training.trainer.monitor.peak_memory", lambda: 3 * 2**29)
     line = step_line({**LOGS, "grad_norm": 2.5}, ["in_batch", "hard", "distillation"], state(25), 12345.6, 754.4)
     assert line == (
@@ -38,9 +38,7 @@ def test_step_line(monkeypatch):
     terms = ["in_batch", "hard", "distillation"]
     other = step_line({"loss": 123.4, "learning_rate": 0.0}, terms, state(1000), math.nan, 0)
     assert (other.index("lr"), len(other)) == (line.index("lr"), len(line))
-
-
-def test_evaluation_line():
+    # Of an evaluation
     logs = {"eval_retrieval": 0.5, "eval_loss": 0.75, "eval_source/qa": 0.5, "eval_pairs_accuracy": 0.25}
     line = evaluation_line({**logs, "eval_pairs_accuracy_dim8": 0.1, "epoch": 1.0}, state(25))
     assert line == "step    25/1,000  validation  loss   0.7500  retrieval   0.5000  pairs accuracy   0.2500"
