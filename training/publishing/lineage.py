@@ -98,7 +98,13 @@ class Lineage:
         return self._references[folder]
 
     def _visit_trained(self, state: ModelState, above: tuple[Path, ...]) -> _Origins:
-        keys = [key for key in ("teacher", "model") if state.keys.get(key) is not None]
+        # Some stages have a key of the whole recipe and learn nothing from the teacher.
+        cut, weight = (
+            state.keys.get("prune_to") or state.keys.get("trim_vocabulary"),
+            state.keys.get("distillation_weight"),
+        )
+        taught = not cut and (weight is None or float(weight) > 0)
+        keys = [key for key in ("teacher", "model") if state.keys.get(key) is not None and (key == "model" or taught)]
         before = {key: _predecessor(state, key) for key in keys}
         found = {key: self._visit(each, above) if each else _reference(state, key) for key, each in before.items()}
         start = found.get("model") or _unrecorded_start(state)

@@ -24,7 +24,6 @@ from training.distillation.teacher import Teacher
 from training.models.model_ref import ModelRef
 from training.run_stage import main
 
-WIDTHS = {"wide": 48, "equal": 32, "narrow": 16}
 NARROW = {"teacher": "narrow", "teacher_projection": True}
 
 
@@ -32,10 +31,9 @@ NARROW = {"teacher": "narrow", "teacher_projection": True}
 def models(tmp_path_factory, tiny_config, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "student", tiny_config, tiny_tokenizer)
-    for seed, (name, width) in enumerate(WIDTHS.items(), start=1):
-        save_model(
-            folder / name, tiny_config, tiny_tokenizer, seed=seed, hidden_size=width, matryoshka_dimensions=[width]
-        )
+    for seed, (name, width) in enumerate({"wide": 48, "equal": 32, "narrow": 16}.items(), start=1):
+        sizes = {"hidden_size": width, "matryoshka_dimensions": [width]}
+        save_model(folder / name, tiny_config, tiny_tokenizer, seed=seed, **sizes)
     save_foreign_teacher(folder / "foreign", width=40)
     # One set of files for all runs: other files have other texts.
     write_sources(folder / "data")
@@ -116,19 +114,14 @@ def test_a_teacher_with_its_own_format_reads_texts(tmp_path, models, tiny_tokeni
         assert (choice.by_text is not None) == by_text
 
 
-@pytest.mark.parametrize("keys", [{}, {"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
+@pytest.mark.parametrize("keys", [{"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
 def test_without_negatives(tmp_path, models, keys):
     none = {f"num_hard_negatives_{kind}": 0 for kind in ("retrieval", "clustering", "classification")}
     assert all(loss > 0 for loss in losses(train(tmp_path, models, **none, **keys)))
 
 
-@pytest.fixture(scope="module")
-def projected(tmp_path_factory, models):
-    return train(tmp_path_factory.mktemp("projected"), models, **NARROW)
-
-
-def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, projected):
-    run = projected
+def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, capsys):
+    run = train(tmp_path / "whole", models, **NARROW)
     weight = load_file(run / "projection.safetensors")["weight"]
     assert weight.shape == (16, 32)
     assert not torch.allclose(weight, torch.eye(16, 32), atol=1e-3)
@@ -136,6 +129,11 @@ def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, pr
     assert not [name for name in load_file(run / "model/model.safetensors") if "projection" in name]
     # Its cost can be measured beforehand.
     assert main([str(write(tmp_path / "dry", models, **NARROW)), "--dry-run", "--measure"]) == 0
+    # A damaged one is refused.
+    rewind(run, tmp_path, 4)
+    (tmp_path / "run/checkpoint-4/projection.pt").write_bytes(b"broken")
+    error = error_of([write(tmp_path, models, **NARROW), "--resume"], capsys)
+    assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
 @pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)])
@@ -222,13 +220,6 @@ def test_the_projection_of_the_best_model_goes_with_it(tmp_path, models, monkeyp
     assert chosen.name == "checkpoint-4" != last.name
     kept = torch.load(chosen / "projection.pt", weights_only=True)["weight"]
     assert torch.equal(load_file(run / "projection.safetensors")["weight"], kept)
-
-
-def test_a_damaged_projection_is_refused(tmp_path, models, projected, capsys):
-    rewind(projected, tmp_path, 4)
-    (tmp_path / "run/checkpoint-4/projection.pt").write_bytes(b"broken")
-    error = error_of([write(tmp_path, models, **NARROW), "--resume"], capsys)
-    assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
 def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(tmp_path, models, monkeypatch):

@@ -50,13 +50,6 @@ def test_one_row_a_batch_without_negatives_is_said(arguments, caplog, rows, batc
     assert single is None or (f"{single} batches" in caplog.text and "'global_batch_size: 3'" in caplog.text)
 
 
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_stage_that_could_teach_nothing_does_not_start(tmp_path, capsys, more):
-    recipe = write_single_stage(tmp_path, task_types=["clustering"], num_hard_negatives_clustering=0)
-    assert "'num_hard_negatives_clustering: 9'" in error_of([recipe, *more], capsys)
-    assert not (tmp_path / "run/prepared").exists()
-
-
 @pytest.fixture
 def start(tmp_path, tiny_model, tiny_tokenizer):
     """A model of 512 positions."""
@@ -88,17 +81,16 @@ def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys
     assert "more than the 64 positions" in error_of([recipe, "--dry-run"], capsys)
 
 
-def test_more_than_a_teacher_of_tokens_reads_is_refused(start, tiny_tokenizer, tmp_path, refuses):
-    arguments = only_stage(load_recipe(write_single_stage(tmp_path, teacher=str(start), max_length=600)))
-    with refuses("key 'max_length': 600", "512 positions of the teacher", "write 'max_length: 512'"):
-        inspect_teacher(arguments, tiny_tokenizer, 32)
-
-
-def test_a_teacher_of_texts_that_cuts_them_says_so(tiny_tokenizer, tmp_path, caplog):
-    save_foreign_teacher(tmp_path / "teacher", width=40)
-    for length, warns in ((128, False), (129, True)):
-        recipe = write_single_stage(tmp_path, teacher=str(tmp_path / "teacher"), max_length=length)
+def test_a_teacher_that_reads_less_is_refused_or_said(start, tiny_tokenizer, tmp_path, refuses, caplog):
+    def inspect(teacher, max_length):
+        recipe = write_single_stage(tmp_path, teacher=str(teacher), max_length=max_length)
         inspect_teacher(only_stage(load_recipe(recipe)), tiny_tokenizer, 32)
+
+    with refuses("key 'max_length': 600", "512 positions of the teacher", "write 'max_length: 512'"):
+        inspect(start, 600)
+    foreign = save_foreign_teacher(tmp_path / "teacher", width=40)
+    for length, warns in ((128, False), (129, True)):
+        inspect(foreign, length)
         assert ("reads 128 tokens of a text at most, the student 129" in caplog.text) == warns
 
 

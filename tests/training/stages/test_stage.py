@@ -100,6 +100,11 @@ def _lay(path, content):
         ([], _lay("run/evaluation.json", '{"model": "another"}'), "holds the evaluation of another model"),
         (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
         (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
+        (
+            ["--num_hard_negatives_clustering", "0", "--task_types", "clustering"],
+            None,
+            "num_hard_negatives_clustering: 9",
+        ),
         (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
         (["--stage", "stage9"], None, "no stage 'stage9'"),
         (["--builder", "osm"], None, "unknown builder 'osm'"),
