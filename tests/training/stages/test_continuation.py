@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tests.training.evaluation.watched_recipe import write_watched
-from tests.training.recipes import error_of, killed, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, killed, write_single_stage
 from training.common.run_folder import step_of
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
@@ -232,21 +232,23 @@ def test_a_checkpoint_beyond_the_end_is_refused(write_stopped, tmp_path, capsys,
 def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write_stopped, tmp_path, capsys, caplog):
     assert main([str(write_stopped(max_tokens_per_forward=100)), "--resume"]) == 0
     assert "dropout" not in caplog.text
-    model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
-    folder = tmp_path / "dropping"
-    recipe = write_single_stage(folder, **model, lora=True, lora_rank=2, lora_dropout=0.5, save_steps=2)
+    keys = {"lora": True, "lora_rank": 2, "lora_dropout": 0.5, "save_steps": 2}
+    recipe = write_single_stage(tmp_path / "dropping", model=str(tmp_path / "run/model"), **NO_NEW_MODEL, **keys)
     killed(recipe, 4)
     assert "dropout is drawn per chunk" in caplog.text
-    error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
-    assert "max_tokens_per_forward: None → '100'" in error
-    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0
+    words = [recipe, "--resume", "--max_tokens_per_forward", "100"]
+    assert "max_tokens_per_forward: None → '100'" in error_of(words, capsys)
+    assert main([*map(str, words), "--accept-changes"]) == 0
     assert "max_tokens_per_forward: None → '100'" in caplog.text and "going on regardless" in caplog.text
 
 
 def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(tmp_path, capsys):
-    recipe = write_watched(tmp_path)
-    killed(recipe, 5)
-    assert main([str(recipe), "--resume", "--evaluation_sample", "10"]) == 0
-    chosen = write_watched(tmp_path / "chosen", load_best_model_at_end=True, metric_for_best_model="pairs_accuracy")
-    killed(chosen, 5)
-    assert "evaluation_sample: 30 → '10'" in error_of([chosen, "--resume", "--evaluation_sample", "10"], capsys)
+    chooses = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
+    for name, keys in (("plain", {}), ("chosen", chooses)):
+        recipe = write_watched(tmp_path / name, **keys)
+        killed(recipe, 5)
+        words = [recipe, "--resume", "--evaluation_sample", "10"]
+        if keys:
+            assert "evaluation_sample: 30 → '10'" in error_of(words, capsys)
+        else:
+            assert main([*map(str, words)]) == 0

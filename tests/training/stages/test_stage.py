@@ -225,28 +225,29 @@ def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path):
 def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
-    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
-    assert list(result["accuracy"]) == ["128", "64", "32", "16", "8"]
-    assert result["pairs"] > 10000 and len(result["languages"]) > 200
-    # The baseline does not depend on the training; it is the number that the README compares with.
-    assert result["tfidf"] == pytest.approx(0.287, abs=0.002)
-    assert result["model"] == "runs/quickstart/stage2/model"
     printed = capsys.readouterr().out
     assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
-    assert SentenceTransformer(result["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
-    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
-    assert list(student["accuracy"]) == ["40", "32", "16", "8"]
-    small, large = (
-        sum(weights.numel() for weights in SentenceTransformer(each["model"]).parameters())
-        for each in (student, result)
-    )
-    assert 0.2 < small / large < 0.3
-    report = load_evaluation(tmp_path / "runs/quickstart/report")
+    folder = tmp_path / "runs/quickstart"
+    large, small = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation-stage2", "evaluation"))
+    assert list(large["accuracy"]) == ["128", "64", "32", "16", "8"] and list(small["accuracy"]) == [
+        "40",
+        "32",
+        "16",
+        "8",
+    ]
+    assert large["pairs"] > 10000 and len(large["languages"]) > 200
+    # The baseline does not depend on the training; it is the number that the README compares with.
+    assert large["tfidf"] == pytest.approx(0.287, abs=0.002)
+    assert large["model"] == "runs/quickstart/stage2/model"
+    assert SentenceTransformer(large["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
+    sizes = [sum(each.numel() for each in SentenceTransformer(of["model"]).parameters()) for of in (small, large)]
+    assert 0.2 < sizes[0] / sizes[1] < 0.3
+    report = load_evaluation(folder / "report")
     assert [model.label for model in report.models] == ["runs/quickstart/stage2", "TF-IDF", "runs/quickstart/student"]
     scores = report.select(model="runs/quickstart/stage2", dimension=64, precision="float32")
-    mean = sum(score.value * score.examples for score in scores) / result["pairs"]
-    assert mean == pytest.approx(result["accuracy"]["64"], abs=1e-4)
-    page = (tmp_path / "runs/quickstart/report/report.html").read_text()
+    mean = sum(score.value * score.examples for score in scores) / large["pairs"]
+    assert mean == pytest.approx(large["accuracy"]["64"], abs=1e-4)
+    page = (folder / "report/report.html").read_text()
     assert "runs/quickstart/student (first) against TF-IDF (second)" in page and page.count("<svg") >= 6
 
 

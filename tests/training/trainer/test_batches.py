@@ -49,16 +49,6 @@ def test_order_differs_between_seeds_and_epochs(seed, epoch):
     assert sum(a[1:] == b[1:] for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) < 20
 
 
-def test_sources_are_spread_over_the_epoch_in_proportion():
-    sources = [batch[0].source for batch in batches(GlobalBatchSampler([40_000, 10_000, 4_000], 20))]
-    counts = Counter(sources)
-    assert counts == {0: 2000, 1: 500, 2: 200}
-    quarter = len(sources) // 4
-    for start in range(0, 4 * quarter, quarter):
-        part = Counter(sources[start : start + quarter])
-        assert all(abs(part[each] - count / 4) < 4 * math.sqrt(count * 3 / 16) for each, count in counts.items())
-
-
 def loader(sources, num_hard_negatives, workers, **kwargs):
     sampler = GlobalBatchSampler([len(source.rows["train"]) for source in sources], 8, seed=2)
     collator = PackedCollator(sources, num_hard_negatives, seed=2)
