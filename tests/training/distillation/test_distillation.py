@@ -108,10 +108,8 @@ def test_embeddings_of_another_precision_are_others(tmp_path, models):
 
 def test_a_teacher_with_its_own_format_reads_texts(tmp_path, models, tiny_tokenizer):
     for keys, by_text in (({}, False), ({"teacher_document_template": "passage: {text}"}, True)):
-        arguments = load_recipe(write(tmp_path, models, **keys)).stages[0].arguments
-        choice = inspect_teacher(arguments, tiny_tokenizer, 32)
-        assert choice.width == 48
-        assert (choice.by_text is not None) == by_text
+        choice = inspect_teacher(load_recipe(write(tmp_path, models, **keys)).stages[0].arguments, tiny_tokenizer, 32)
+        assert choice.width == 48 and (choice.by_text is not None) == by_text
 
 
 @pytest.mark.parametrize("keys", [{"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])

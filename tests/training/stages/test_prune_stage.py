@@ -113,13 +113,13 @@ def test_a_full_disk_leaves_no_model(run, tmp_path, monkeypatch):
 
 
 def test_calibration_draws_from_every_source(prepared_sources):
-    batches = list(calibration_batches(prepared_sources, 30, seed=0, max_tokens=100))
-    assert sum(len(lengths) for _, lengths in batches) == 30
-    assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
-    again = list(calibration_batches(prepared_sources, 30, seed=0))
-    assert sorted(torch.cat([ids[0] for ids, _ in batches])) == sorted(torch.cat([ids[0] for ids, _ in again]))
-    other = list(calibration_batches(prepared_sources, 30, seed=1))
-    assert sorted(torch.cat([ids[0] for ids, _ in other])) != sorted(torch.cat([ids[0] for ids, _ in again]))
+    def drawn(seed, **keys):
+        batches = list(calibration_batches(prepared_sources, 30, seed, **keys))
+        assert sum(len(lengths) for _, lengths in batches) == 30
+        assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
+        return sorted(torch.cat([ids[0] for ids, _ in batches]))
+
+    assert drawn(0) == drawn(0, max_tokens=100) != drawn(1)
 
 
 @pytest.mark.parametrize(
