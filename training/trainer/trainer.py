@@ -223,7 +223,7 @@ class F2LLMTrainer(SavingTrainer):
             rows = len(batch["query"])
             losses[batch["source"]] += sum(terms.values()).item() * rows, rows
         by_source = {name: float(total / rows) for name, (total, rows) in losses.items()}
-        metrics = as_first_process(self.accelerator, self._metrics(by_source))
+        metrics = as_first_process(self.accelerator, self._metrics(by_source, "eval"))
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
@@ -234,15 +234,15 @@ class F2LLMTrainer(SavingTrainer):
         """Names of what an evaluation and its callbacks report."""
         measured = {source.name: 0.0 for source in self.sources if len(source.rows["validation"])}
         of_callbacks = (getattr(each, "metric_names", []) for each in self.callback_handler.callbacks)
-        return [*self._metrics(measured), *chain.from_iterable(of_callbacks)]
+        return [*self._metrics(measured, "eval"), *chain.from_iterable(of_callbacks)]
 
-    def _metrics(self, by_source: dict[str, float]) -> dict[str, float]:
-        means = {f"eval_source/{name}": loss for name, loss in by_source.items()}
+    def _metrics(self, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+        means = {f"{prefix}_source/{name}": loss for name, loss in by_source.items()}
         groups: dict[str, list[float]] = defaultdict(list)
         for source in self.sources:
             if source.name in by_source:
                 groups[source.task_type].append(by_source[source.name])
-        means |= {f"eval_{task_type}": sum(values) / len(values) for task_type, values in groups.items()}
+        means |= {f"{prefix}_{task_type}": sum(values) / len(values) for task_type, values in groups.items()}
         if by_source:
-            means["eval_loss"] = sum(by_source.values()) / len(by_source)
+            means[f"{prefix}_loss"] = sum(by_source.values()) / len(by_source)
         return means
