@@ -134,7 +134,7 @@ def run_stage(
             if uploads is not None:
                 upload = uploads.start(trainer.interruption)
                 trainer.add_callback(upload)
-                stack.push(lambda error, *_: upload.end(hurry=error is not None))
+                stack.push(lambda error, *_: upload.end(hurry=True) if error else upload.end())
             with _stopped_by(trainer):
                 trainer.fill_teacher_cache()
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
