@@ -141,8 +141,8 @@ def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[s
     return [f"stage {stage.name}: {summary}", *(f"  {name:<12} {fact}" for name, fact in facts.items())]
 
 
-def _cost_facts(memory: costs.MemoryEstimate, flops: float) -> dict[str, str]:
-    names = ("weights and optimizer", "activations", "embeddings", "teacher")
+def _cost_facts(memory: costs.MemoryEstimate, flops: float, state: str) -> dict[str, str]:
+    names = (state, "activations", "embeddings", "teacher")
     parts = [f"{size(value)} {name}" for name, value in zip(names, memory, strict=True) if value]
     return {
         "memory": f"about {size(memory.total)} on each device: {', '.join(parts)}",
@@ -202,7 +202,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         "tokens": f"{about}{steps * training.tokens:,.0f}; a step has {training.tokens:,.0f} in {training.texts:,.0f} "
         f"distinct texts, {training.chunks:.1f} chunks on each process",
         "evaluations": f"{evaluations:,}{pairs}, checkpoints {checkpoints:,}",
-        **_cost_facts(memory, flops),
+        **_cost_facts(memory, flops, "weights, gradients, optimizer"),
     }
     seconds, encoded = 0.0, evaluations * validation.count * validation.tokens
     if cached is not None and data.prepared:
@@ -273,5 +273,5 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
     flops = forward_flops(origin.config, tokens, tokens * length)
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
-    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops)})
+    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops, "weights before and after")})
     return Plan(lines, Origin(target, origin.tokenizer), memory, flops)
