@@ -85,7 +85,7 @@ class TeacherCache:
         return all(self._is_whole(shard) for shard in self._shards())
 
     def check(self) -> None:
-        """Compare the shards with their checksums; of a source, 64 MiB are read, or 1 MiB of each shard if it has more."""
+        """Compare the shards with their checksums; read 64 MiB of a source, or 1 MiB of each shard if it has more."""
         for shard in filter(self._is_whole, self._shards()):
             of_source = -(-shard.source.description["texts"] // _SHARD_TEXTS)
             check_file(shard.path, _REMEDY, most_blocks=max(1, _CHECKED_BLOCKS // of_source))

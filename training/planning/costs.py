@@ -129,7 +129,7 @@ def estimate_memory(
 def estimate_pruning_memory(
     before: F2LLMConfig, after: F2LLMConfig, chunk_tokens: int, bf16: bool = False
 ) -> MemoryEstimate:
-    """Estimate the memory of pruning: both models in fp32, and one layer's activations of a calibration pass, if any."""
+    """Estimate the memory of pruning: both models in fp32, and one layer's activations of a calibration pass."""
     activations = chunk_tokens * sum(_bytes_per_token(before, bf16))
     return MemoryEstimate(4 * (count_parameters(before) + count_parameters(after)), int(activations))
 
