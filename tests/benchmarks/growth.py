@@ -26,8 +26,7 @@ from tests.benchmarks.step import embed
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Suite, spread, time_call
 from training.models.encoding import lay_out
-from training.trainer.gradient_cache import CachedStep
-from training.trainer.objective import Objective
+from training.trainer.step import CachedStep, Objective
 
 _ROOT = Path(__file__).resolve().parents[2]
 # A point that would need more than this share of the free memory is not tried.

@@ -17,7 +17,7 @@ from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.step import embed
 from tests.benchmarks.texts import NEGATIVES, batches, row_lengths
 from tests.benchmarks.timing import Contestant, Suite, measure, spread
-from training.trainer.objective import Objective
+from training.trainer.step import Objective
 
 _FAMILY_NAME = "f2llm-v2-0.6b"
 

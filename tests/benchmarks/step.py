@@ -19,7 +19,7 @@ from tests.benchmarks.models import build_models, configuration
 from tests.benchmarks.texts import batches, row_lengths
 from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure, time_call
 from training.models.encoding import embed_chunk
-from training.trainer.objective import Objective
+from training.trainer.step import Objective
 
 PUBLISHED_ROWS = 16
 _MOST_SECONDS = 120.0

@@ -46,7 +46,7 @@ def _at(rank: int, step: int, action: Callable[[], None]) -> None:
 
 
 def _die(rank: int, step: int) -> None:
-    gather = "training.trainer.gradient_cache._gather"
+    gather = "training.trainer.step.gather_rows"
     _at(rank, step, lambda: mock.patch(gather, lambda *args: os.kill(os.getpid(), signal.SIGKILL)).start())
 
 

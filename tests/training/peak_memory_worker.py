@@ -18,8 +18,7 @@ from accelerate import Accelerator
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.losses import matryoshka_dims
 from training.models.encoding import lay_out
-from training.trainer.gradient_cache import CachedStep
-from training.trainer.objective import Objective
+from training.trainer.step import CachedStep, Objective
 
 NEGATIVES = 7
 # Tokens of a text, short enough for a test on the CPU.

@@ -180,7 +180,6 @@ def _task_faults(a: Any) -> _Faults:
     return [
         (a.prunes and a.model is None, f"{cut}; give it as 'model'"),
         (a.prunes and a.lora, f"{cut} and train nothing; take 'lora' out"),
-        (a.prunes and a.teacher, "key 'teacher' has no effect in a stage that cuts a model; give it to a later stage"),
         (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
         (a.tokenizer == "train" and a.model is not None, "key 'tokenizer': 'model' needs its own; leave the key out"),
         (
@@ -223,6 +222,7 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
         ("matryoshka_min_dim", not args.matryoshka or narrows, "matryoshka_dimensions: null"),
         ("calibration_texts prune_hidden prune_layers", args.prunes, "prune_to: SHAPE"),
         ("distillation_weight", args.teacher is not None, "teacher: MODEL"),
+        ("teacher push_checkpoints", not args.prunes, "prune_to: null"),
         (recomputes, args.activation_checkpointing, "activation_checkpointing: true"),
         ("liger_kernel_config", args.use_liger_kernel, "use_liger_kernel: true"),
     )

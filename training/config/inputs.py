@@ -58,7 +58,7 @@ def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
     found = []
     for key in ("model", "teacher", "tokenizer", "importance"):
         name = getattr(stage.arguments, key)
-        if name is None or (key, name) == ("tokenizer", "train"):
+        if name is None or (key, name) == ("tokenizer", "train") or (key == "teacher" and stage.arguments.prunes):
             continue
         path = _path_of(key, name)
         maker = None if path.exists() else next(_makers(recipe, stage, path), None)

@@ -9,55 +9,58 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from training.common.errors import UserError
+from training.common.errors import UserError, in_one_line
+from training.common.run_folder import apply_options, options_of
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
-from training.distillation.projection import Projection
-from training.distillation.teacher import Teacher, TextTeacher, load_teacher, load_text_teacher, reads_tokens_of
+from training.distillation.teacher import KEY, Teacher, TextTeacher, load_teacher, load_text_teacher, reads_tokens_of
 from training.distillation.teacher_cache import TeacherCache
 from training.models.model_folder import user_error
-from training.models.model_ref import base_of, find_model, model_revision
+from training.models.model_ref import ModelRef, resolve
 
 logger = logging.getLogger("training")
+
+# In a checkpoint: the map and its optimizer. In the folder of a finished run: the map alone.
+PROJECTION_STATE, PROJECTION_WEIGHT = "projection.pt", "projection.safetensors"
+
+
+def learns_from_teacher(args: StageArguments) -> bool:
+    """Return whether a stage needs its teacher: with a ``distillation_weight`` of 0 it learns nothing from one."""
+    return args.teacher is not None and args.distillation_weight > 0
 
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """A teacher that fits the student, before its weights are needed.
+    """A teacher that fits the student, before its weights are needed."""
 
-    Attributes:
-        place: Its folder or Hub name.
-        width: Its dimensions ``D``.
-        by_text: The loaded teacher, if it is given texts; None if it is given the student's token ids.
-    """
-
-    place: str
-    width: int
-    by_text: TextTeacher | None = None
+    ref: ModelRef
+    width: int  # its dimensions, D
+    by_text: TextTeacher | None = None  # already loaded, if it is given texts and not the student's token ids
 
 
-def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
+def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
     """Find out how the stage's teacher reads, and whether its width fits the student's.
 
     A Qwen3 model to which ids mean the same tokens is given the student's ids. Any other SentenceTransformer, and one
     with its own text format, is given the texts.
     """
-    place = find_model(args.teacher, None, "key 'teacher'")[0]
-    own_format = args.teacher_query_template is not None or args.teacher_document_template is not None
-    if not own_format and reads_tokens_of(place, tokenizer):
-        choice = TeacherChoice(place, _width_in_config(place, args.max_length))
+    ref = resolve(args.teacher, KEY)
+    own_format = (args.teacher_query_template, args.teacher_document_template) != (None, None)
+    if not own_format and reads_tokens_of(ref, tokenizer):
+        choice = TeacherChoice(ref, _width_in_config(ref, args.max_length))
     else:
-        teacher = load_text_teacher(place, args.text_format, device="cpu")
-        choice = TeacherChoice(place, teacher.width, teacher)
+        teacher = load_text_teacher(ref, args.text_format, device="cpu")
+        choice = TeacherChoice(ref, teacher.width, teacher)
         reads = teacher.model.max_seq_length
         if reads is not None and reads < args.max_length and args.process_index == 0:
             logger.warning(
                 "key 'teacher': %s reads %d tokens of a text at most, the student %d ('max_length'): the teacher's "
                 "embeddings of longer texts are of their beginnings",
-                *(place, reads, args.max_length),
+                *(ref.name, reads, args.max_length),
             )
     if choice.width < student_width and not args.teacher_projection:
         raise UserError(
@@ -72,31 +75,84 @@ def choose_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, stu
     return choice
 
 
-def _width_in_config(name: str, max_length: int) -> int:
-    with user_error(f"key 'teacher': {name!r} cannot be used"):
-        config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=False)
+def _width_in_config(ref: ModelRef, max_length: int) -> int:
+    with user_error(f"{KEY}: {ref.name!r} cannot be used"):
+        config = AutoConfig.from_pretrained(ref.base.place, revision=ref.base.revision, trust_remote_code=False)
         width, positions = config.hidden_size, config.max_position_embeddings
     if max_length > positions:
         raise UserError(
-            f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {name}, which reads "
-            f"the student's tokens; write 'max_length: {positions}' or choose another teacher"
+            f"key 'max_length': {max_length} is more than the {positions} positions of the teacher {ref.name}, which "
+            f"reads the student's tokens; write 'max_length: {positions}' or choose another teacher"
         )
     return width
 
 
+class Projection(TrainerCallback):
+    """A learned map from a student's embeddings to those of a narrower teacher, used in training only.
+
+    ``(…, d)`` → ``(…, D)``, linear, without bias; it starts as the leading dimensions. It is not part of the model and
+    has its own AdamW, with the stage's options and schedule: every process computes the loss of the whole batch over
+    gathered embeddings, so its gradient is the same everywhere, however the model is sharded. It is clipped to
+    ``max_grad_norm`` apart from the model's.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, args: TrainingArguments) -> None:
+        self.weight = nn.Parameter(torch.eye(teacher_width, student_width, device=args.device))
+        betas = (args.adam_beta1, args.adam_beta2)
+        options = {"betas": betas, "eps": args.adam_epsilon, "weight_decay": args.weight_decay}
+        self._optimizer = torch.optim.AdamW([self.weight], lr=0.0, **options)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """``(…, d)`` student embeddings → ``(…, D)``."""
+        return nn.functional.linear(embeddings, self.weight)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any
+    ) -> None:
+        """Step with the learning rate of the model's own step, unless fp16 skipped that one."""
+        if self.weight.grad is None:
+            return
+        if not optimizer.step_was_skipped:
+            if args.max_grad_norm:
+                nn.utils.clip_grad_norm_([self.weight], args.max_grad_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr_scheduler.get_last_lr()[0]
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def save(self, folder: Path) -> None:
+        """Write map and optimizer into a checkpoint."""
+        state = {"weight": self.weight.detach(), "optimizer": self._optimizer.state_dict()}
+        torch.save(state, folder / PROJECTION_STATE)
+
+    def load(self, folder: Path) -> None:
+        """Resume from a checkpoint; ValueError if it has no projection of this shape."""
+        try:
+            state = torch.load(folder / PROJECTION_STATE, map_location=self.weight.device, weights_only=True)
+            if state["weight"].shape != self.weight.shape:
+                raise ValueError(f"it is of shape {tuple(state['weight'].shape)}, not {tuple(self.weight.shape)}")
+            self.weight.data.copy_(state["weight"])
+            options = options_of(self._optimizer)
+            self._optimizer.load_state_dict(state["optimizer"])
+            apply_options(self._optimizer, options)
+        # The unpickler can raise any exception on a damaged file.
+        except Exception as error:
+            raise ValueError(f"{PROJECTION_STATE} cannot be read ({in_one_line(error)})") from None
+
+    def export(self, folder: Path) -> None:
+        """Write the finished map, to train further with it; no released model needs it."""
+        save_file({"weight": self.weight.detach().cpu().contiguous()}, folder / PROJECTION_WEIGHT)
+
+
 @dataclass(eq=False)
 class Distillation:
-    """A teacher for texts that are not in the cache, the cache, and what the student learns from them.
-
-    Attributes:
-        identity: Changes with the teacher's weights and how it is given texts; a resumed run must have the same.
-    """
+    """A teacher for texts that are not in the cache, the cache, and what the student learns from them."""
 
     student_width: int
     teacher: Teacher | TextTeacher | None = None
     cache: TeacherCache | None = None
     projection: Projection | None = None
-    identity: str = ""
+    identity: str = ""  # changes with the teacher's weights and how it is given texts
 
     @property
     def width(self) -> int:
@@ -105,11 +161,10 @@ class Distillation:
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
         """Embed what the cache misses, each process its share, and free the teacher's weights."""
-        if self.cache is None or self.teacher is None:
-            return
-        self.teacher.to(device)
-        self.cache.fill(self.teacher.embed_texts, rank, world_size)
-        self.teacher = None
+        if self.cache is not None and self.teacher is not None:
+            self.teacher.model.to(device)
+            self.cache.fill(self.teacher.embed_texts, rank, world_size)
+            self.teacher = None
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         """``(n, width)`` unnormalised teacher embeddings of the batch's distinct texts."""
@@ -126,24 +181,21 @@ def make_distillation(
     model_options: dict[str, Any],
 ) -> Distillation:
     """Load the teacher, unless a cache holds all its embeddings."""
-    identity = choice.by_text.identity if choice.by_text else model_revision(choice.place, "key 'teacher'")
-    cache = None
+    teacher, cache = choice.by_text, None
+    identity = choice.ref.identity if teacher is None else teacher.identity
     if args.teacher_cache_dir is not None:
         made_by = {
             "teacher": identity,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-            "reads": "texts" if choice.by_text else "tokens",
+            "reads": "tokens" if teacher is None else "texts",
         }
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
         cache.check()
-    teacher: Teacher | TextTeacher | None = choice.by_text
     if cache is not None and cache.whole:
         teacher = None
-    elif choice.by_text is not None:
-        choice.by_text.use(sources)
+    elif teacher is not None:
+        teacher.use(sources)
     else:
-        # The commit in the cache's name, for the Hub may have another by now.
-        commit = {} if Path(choice.place).is_dir() else {"revision": identity}
-        teacher = Teacher(load_teacher(choice.place, **commit, **model_options), args.max_tokens_per_forward)
+        teacher = Teacher(load_teacher(choice.ref, **model_options), args.max_tokens_per_forward)
     projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
     return Distillation(student_width, teacher, cache, projection, identity)

@@ -25,6 +25,8 @@ from training.models.loading import load_whole_model
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, is_plain, model_type, reads_as_ours, resolve, why_not_last_token
 
+# As messages call the teacher.
+KEY = "key 'teacher'"
 _TOKENS_AT_ONCE = 16_384
 # Texts that differ in script, length and merges, to tell tokenizers apart.
 _PROBES = ("", "a", "Where do giant pandas live?\nQuery: 大熊猫", " größer  שלום 12345 🙂")
@@ -36,12 +38,7 @@ _SAMPLE = ("a", "a longer text, with an instruction or without")
 class Teacher:
     """A frozen model over the student's own tokens.
 
-    Args:
-        model: The teacher; it must know the student's tokens.
-        max_tokens: Maximum tokens of a forward pass over texts of a source.
-
-    Attributes:
-        width: Its dimensions ``D``.
+    ``max_tokens`` limits a forward pass over texts of a source. ``width`` is the number of its dimensions, ``D``.
     """
 
     def __init__(self, model: PreTrainedModel, max_tokens: int | None = None) -> None:
@@ -49,13 +46,9 @@ class Teacher:
         self.width: int = model.config.hidden_size
         self._max_tokens = max_tokens or _TOKENS_AT_ONCE
 
-    def to(self, device: torch.device) -> None:
-        """Move the model to a device."""
-        self.model.to(device)
-
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
         """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
-        self.to(batch["input_ids"].device)
+        self.model.to(batch["input_ids"].device)
         return embed_batch(self.model, batch, width)
 
     @torch.no_grad()
@@ -68,17 +61,16 @@ class Teacher:
         return embeddings
 
 
-def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def reads_tokens_of(teacher: ModelRef, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a teacher can be given the student's token ids and be read at its last token.
 
     It must be a Qwen3 model with last-token pooling and nothing after it but normalisation, whose tokenizer turns texts
     into the ids of the student's, their end included.
     """
     try:
-        teacher = ModelRef(name, name)
         if model_type(teacher) != "qwen3" or why_not_last_token(teacher) is not None:
             return False
-        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        theirs = AutoTokenizer.from_pretrained(teacher.place, revision=teacher.revision, trust_remote_code=False)
         if is_plain(teacher):
             # A plain model does not say how texts end.
             append_eos(theirs)
@@ -89,39 +81,25 @@ def reads_tokens_of(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return same and all(theirs(text).input_ids == tokenizer(text).input_ids for text in _PROBES)
 
 
-def load_teacher(name: str, **model_options: Any) -> PreTrainedModel:
+def load_teacher(teacher: ModelRef, **model_options: Any) -> PreTrainedModel:
     """Load a teacher that :func:`reads_tokens_of` the student."""
-    with user_error(f"key 'teacher': {name!r} cannot be used"):
-        return load_whole_model(name, **model_options)
+    with user_error(f"{KEY}: {teacher.name!r} cannot be used"):
+        return load_whole_model(teacher.place, revision=teacher.revision, **model_options)
 
 
 class TextTeacher:
     """A frozen SentenceTransformer over the texts that were kept beside the student's tokens.
 
-    Args:
-        model: The teacher, changed in place: frozen, in fp32, and without the normalisation at its end.
-        text_format: How it wants its texts.
-        revision: What the model is now (:func:`~training.models.model_ref.model_revision`), part of ``identity``.
-        batch_size: Texts at once.
-
-    Attributes:
-        width: Dimensions of its embeddings.
-        identity: Changes with everything that its embeddings depend on: revision, templates and longest text.
+    The model is changed in place: frozen, in fp32, and without the normalisation at its end. ``identity`` changes with
+    all that the embeddings depend on: the model's own identity, given as ``revision``, templates and longest text.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        text_format: TextFormat = _AS_KEPT,
-        revision: str = "",
-        batch_size: int = 32,
-    ) -> None:
+    def __init__(self, model: SentenceTransformer, text_format: TextFormat = _AS_KEPT, revision: str = "") -> None:
         names = [name for name, _ in model.named_children()]
         while len(names) > 1 and isinstance(model.get_submodule(names[-1]), Normalize):
             delattr(model, names.pop())
         self.model = model.float().eval().requires_grad_(False)
         self.text_format = text_format
-        self.batch_size = batch_size
         self.identity = text_teacher_identity(revision, text_format, model.max_seq_length)
         self.width = self._embed(_SAMPLE).shape[1]
         self._sources: dict[str, PreparedSource] = {}
@@ -130,13 +108,9 @@ class TextTeacher:
         """Set the sources of the batches; each has kept its texts."""
         self._sources = {source.name: source for source in sources}
 
-    def to(self, device: torch.device) -> None:
-        """Move the model to a device."""
-        self.model.to(device)
-
     def embed(self, batch: dict[str, Any], width: int | None = None) -> Tensor:
         """``(n, width)`` unnormalised embeddings of the batch's distinct texts, on every process."""
-        self.to(batch["input_ids"].device)
+        self.model.to(batch["input_ids"].device)
         own = self.embed_texts(self._sources[batch["source"]], np.asarray(batch["own_texts"]))
         return gather_texts(own[:, :width], batch)
 
@@ -155,14 +129,12 @@ class TextTeacher:
         finite = embeddings.isfinite().all(dim=1)
         if not finite.all():
             text = texts[int((~finite).nonzero()[0])]
-            raise UserError(f"key 'teacher': its embedding of {text[:50]!r} is not finite; choose another teacher")
+            raise UserError(f"{KEY}: its embedding of {text[:50]!r} is not finite; choose another teacher")
         return embeddings
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         # The templates are the prompt: the model's default prompt is left out.
-        found = self.model.encode(
-            list(texts), prompt="", batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
-        )
+        found = self.model.encode(list(texts), prompt="", show_progress_bar=False, convert_to_tensor=True)
         # A tensor made in inference mode cannot be part of a loss that has a gradient; its copy can.
         return found.float().clone()
 
@@ -174,14 +146,13 @@ def text_teacher_identity(revision: str, text_format: TextFormat, max_length: in
 
 
 def load_text_teacher(
-    name: str, text_format: TextFormat = _AS_KEPT, *, device: str | torch.device | None = None
+    teacher: ModelRef | str, text_format: TextFormat = _AS_KEPT, *, device: str | None = None
 ) -> TextTeacher:
-    """Load a teacher that reads texts."""
-    key = "key 'teacher'"
-    found = resolve(name, key)
-    model = load_encoder(found, key, device=device and str(device), model_kwargs={"dtype": torch.float32})
+    """Load a teacher that reads texts, as it was resolved or by its name."""
+    ref = resolve(teacher, KEY) if isinstance(teacher, str) else teacher
+    model = load_encoder(ref, KEY, device=device, model_kwargs={"dtype": torch.float32})
     # A plain Qwen3 was once pooled by mean: embeddings from then must not be found.
-    identity = f"{found.identity} lasttoken" if reads_as_ours(found) else found.identity
+    identity = f"{ref.identity} lasttoken" if reads_as_ours(ref) else ref.identity
     # A model that cannot pad or embed can raise anything.
-    with user_error(f"{key}: {name!r} cannot be used"):
+    with user_error(f"{KEY}: {ref.name!r} cannot be used"):
         return TextTeacher(model, text_format, identity)

@@ -26,11 +26,11 @@ class BatchLayout(NamedTuple):
     max_rows_per_rank: int
 
     def of_batch(self, lengths: np.ndarray) -> dict[str, Any]:
-        """Return the collator's ``chunk_lengths``, ``slots`` and ``width`` for the token counts given to `lay_out`."""
+        """Return the three as the collator names them, for the token counts given to `lay_out`."""
         return {
             "chunk_lengths": [lengths[chunk].tolist() for chunk in self.chunks],
             "slots": torch.from_numpy(self.slots),
-            "width": self.max_rows_per_rank,
+            "max_rows_per_rank": self.max_rows_per_rank,
         }
 
 
@@ -106,22 +106,22 @@ def embed_chunk(model: nn.Module, input_ids: Tensor, lengths: list[int]) -> Tens
 def embed_batch(model: nn.Module, batch: dict[str, Any], width: int | None = None) -> Tensor:
     """``(n, width)`` embeddings of all distinct texts of a global batch, on every process; without gradient."""
     with torch.no_grad():
-        own = torch.cat([embed_chunk(model, *chunk)[:, :width] for chunk in _chunks(batch)])
+        own = torch.cat([embed_chunk(model, *chunk)[:, :width] for chunk in batch_chunks(batch)])
     return gather_texts(own, batch)
 
 
 def gather_texts(own: Tensor, batch: dict[str, Any]) -> Tensor:
     """``(n, d)`` embeddings of a global batch's texts from each process's ``(m, d)`` own ones; without gradient."""
-    return _gather(own.float(), batch["width"])[batch["slots"]]
+    return gather_rows(own.float(), batch["max_rows_per_rank"])[batch["slots"]]
 
 
-def _chunks(batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[int]]]:
+def batch_chunks(batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield ``(1, t)`` ids of each of this process's chunks, and the lengths of the texts in it."""
     lengths = batch["chunk_lengths"]
     return zip(batch["input_ids"].split([sum(chunk) for chunk in lengths], dim=1), lengths, strict=True)
 
 
-def _gather(own: Tensor, max_rows: int) -> Tensor:
+def gather_rows(own: Tensor, max_rows: int) -> Tensor:
     """``(m, d)`` of each process, ``m <= max_rows`` → ``(processes * max_rows, d)``, the same on all."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return own

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from training.common.errors import UserError
 from training.config.arguments import StageArguments
-from training.data.manifest import Entry, Source, find_entry_files, read_manifest, select_sources
+from training.data.manifest import find_entry_files, read_manifest, select_sources
 from training.data.prepared import PreparedSource
 from training.data.survey import CollectionSurvey, survey
 from training.models.encoding import lay_out
@@ -23,21 +23,17 @@ from training.trainer.batches import GlobalBatchSampler, PackedCollator, Prepare
 _SAMPLE = 256
 
 
-@dataclass(frozen=True)
-class SourceSizes:
-    """The sources of one entry of a manifest."""
+class SourceSizes(NamedTuple):
+    """The sources of one entry of a manifest, and the rows of each of them under the caps."""
 
     name: str
     task_type: str
-    rows: list[float]  # of each source, under the caps
-    published: bool  # from the manifest's published_rows, not counted
+    rows: list[float]
 
 
 def why_not_local(args: StageArguments) -> str | None:
-    """Return why the stage's data cannot be prepared without fetching it, or None if it can.
-
-    Remote folders are not listed. A builder can make its data.
-    """
+    """Return why the stage's data cannot be prepared without fetching it; remote folders are not listed."""
+    # A builder can make its data.
     if args.manifest is None or args.builder is not None:
         return None
     manifest = read_manifest(args.manifest, args.data_dir)
@@ -61,12 +57,14 @@ def estimated_sizes(args: StageArguments) -> list[SourceSizes]:
     total, scale = manifest.stage_rows.get(args.manifest_stage), 1.0
     uncertain = sum(each.published_kept for each in found if _is_uncertain(each))
     if total is not None and uncertain:
-        certain = sum(each.published_kept for each in found if not _is_uncertain(each))
+        certain = sum(each.published_kept for each in found) - uncertain
         scale = min(max((total - certain) / uncertain, 0.0), 1.0)
-    # Names of a collection's sources are not known: those of its entry stand for them here.
-    stand_ins = [Source(each.entry.name, [], each.entry.task_type, "") for each in found]
-    kept = {source.name for source in select_sources(stand_ins, None, args.task_types)}
-    sizes = [_sizes(args, each, scale) for each in found if each.entry.name in kept]
+    kept = {entry.name for entry in select_sources([each.entry for each in found], None, args.task_types)}
+    sizes = [
+        SourceSizes(each.entry.name, each.entry.task_type, _rows(args, each, scale if _is_uncertain(each) else 1.0))
+        for each in found
+        if each.entry.name in kept
+    ]
     if not any(each.rows for each in sizes):
         raise UserError(f"{args.manifest}: no source fits {args.sources!r} in 'sources'; see the names in the manifest")
     return [each for each in sizes if each.rows]
@@ -77,40 +75,31 @@ def _is_uncertain(found: CollectionSurvey) -> bool:
     return found.entry.each_file and found.cap is not None and found.entry.published_rows is not None
 
 
-def _sizes(args: StageArguments, found: CollectionSurvey, scale: float) -> SourceSizes:
+def _rows(args: StageArguments, found: CollectionSurvey, scale: float) -> list[float]:
+    """Return the rows of each of an entry's sources that the stage selects, under all caps."""
     entry, patterns = found.entry, args.sources or ["*"]
     caps = [cap for cap in (found.cap, args.cap_of(entry.name)) if cap is not None]
     capped = replace(found, cap=min(caps, default=None))
-    whole = bool(found.files) and not found.missing and not found.faults
-    if whole and entry.each_file:
-        fitting = [file for file in found.files if _fits(Path(file.name).stem, patterns)]
-        rows = [float(replace(capped, files=[file]).kept) for file in fitting]
-    elif whole:
-        rows = [float(capped.kept)] * _fits(entry.name, patterns)
-    else:
-        number = (entry.published_files or 1) if entry.each_file else 1
-        selected = _number_selected(entry, patterns, number)
-        if selected and entry.published_rows is None:
-            raise UserError(
-                f"{args.manifest}: source {entry.name!r}: its files are missing here and it has no 'published_rows' to "
-                "estimate from; download or build the files, or add the number"
-            )
-        factor = scale if _is_uncertain(found) else 1.0
-        rows = [min(capped.published_kept, found.published_kept * factor) / number] * selected
-    return SourceSizes(entry.name, entry.task_type, rows, published=not whole)
+    if found.files and not found.missing and not found.faults:
+        names = [Path(file.name).stem for file in found.files] if entry.each_file else [entry.name]
+        rows = [float(source.kept) for source in capped.sources]
+        return [each for name, each in zip(names, rows, strict=True) if _fits(name, patterns)]
+    number = (entry.published_files or 1) if entry.each_file else 1
+    selected = number
+    # A pattern that covers the entry's own, such as `webfaq_*`, selects all files; a name that fits it, one file.
+    stems = [Path(file).stem for file in entry.files] if entry.each_file else [entry.name]
+    if not any(_fits(stem, patterns) for stem in stems):
+        selected = min(number, sum(_fits(pattern, stems) for pattern in patterns)) if entry.each_file else 0
+    if selected and entry.published_rows is None:
+        raise UserError(
+            f"{args.manifest}: source {entry.name!r}: its files are missing here and it has no 'published_rows' to "
+            "estimate from; download or build the files, or add the number"
+        )
+    return [min(capped.published_kept, found.published_kept * scale) / number] * selected
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _number_selected(entry: Entry, patterns: Sequence[str], number: int) -> int:
-    """Return how many of an entry's sources, whose names may be unknown, the patterns can select."""
-    stems = [Path(file).stem for file in entry.files] if entry.each_file else [entry.name]
-    # A pattern that covers the entry's own, such as `webfaq_*`, selects all files; a name that fits it, one file.
-    if any(_fits(stem, patterns) for stem in stems):
-        return number
-    return min(number, sum(_fits(pattern, stems) for pattern in patterns)) if entry.each_file else 0
 
 
 @dataclass(frozen=True)
@@ -135,26 +124,16 @@ def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split
     sampler = GlobalBatchSampler(rows, args.global_batch_size, args.seed)
     collator = PackedCollator(sources, args.num_hard_negatives, args.seed)
     dataset = PreparedRows(sources, split)
-    every = max(len(sampler) // _SAMPLE, 1)
-    batches = []
-    for keys in islice(sampler, 0, None, every):
+    facts = []
+    for keys in islice(sampler, 0, None, max(len(sampler) // _SAMPLE, 1)):
         lengths = collator.text_lengths([dataset[key] for key in keys])
         # Process 0 stands for all: their shares differ by less than one text.
         layout = lay_out(lengths, 0, args.world_size, args.max_tokens_per_forward)
         chunks = [int(lengths[chunk].sum()) for chunk in layout.chunks]
-        squared, repeated = (lengths.astype(float) ** 2).sum(), lengths.sum() * (sum(chunks[:-1]) / sum(chunks))
-        batches.append((lengths.sum(), len(lengths), len(chunks), max(chunks), squared, repeated))
-    tokens, texts, chunks, most_tokens, squared, repeated = np.array(batches, dtype=float).T
-    return Batches(
-        count=len(sampler),
-        tokens=float(tokens.mean()),
-        texts=float(texts.mean()),
-        chunks=float(chunks.mean()),
-        most_texts=int(texts.max()),
-        most_chunk_tokens=int(most_tokens.max()),
-        squared_tokens=float(squared.mean()),
-        repeated_tokens=float(repeated.mean()),
-    )
+        tokens, squared = lengths.sum(), (lengths.astype(float) ** 2).sum()
+        repeated = tokens * (sum(chunks[:-1]) / sum(chunks))
+        facts.append((tokens, len(lengths), len(chunks), max(chunks), squared, repeated))
+    return _average(len(sampler), np.array(facts, dtype=float).T)
 
 
 def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: float) -> Batches:
@@ -163,31 +142,23 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     Every text is taken as distinct, with ``planned_text_tokens`` (at most ``max_length``) tokens. Rows that share texts
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
-    length = min(args.planned_text_tokens, args.max_length)
-    # Batches of each source, and texts of each of them.
-    counts, texts = [], []
-    for each in sizes:
-        columns = 2 + args.num_hard_negatives[each.task_type]
-        for rows in each.rows:
-            counts.append(math.ceil(rows * share / args.global_batch_size))
-            texts.append(columns * rows * share / max(counts[-1], 1))
-    if not sum(counts):
+    length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
+    columns = {task_type: 2 + negatives for task_type, negatives in args.num_hard_negatives.items()}
+    cells, rows = np.array([(columns[each.task_type], rows * share) for each in sizes for rows in each.rows]).T
+    counts = np.ceil(rows / args.global_batch_size)
+    if not counts.any():
         return Batches()
-    texts = np.array(texts)
-    of_process, budget = texts / args.world_size, args.max_tokens_per_forward
+    texts = cells * rows / np.maximum(counts, 1)
+    of_process = texts / args.world_size
     # A chunk holds whole texts.
     chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
+    tokens = texts * length
+    facts = (tokens, texts, chunks, of_process * length / chunks, tokens * length, tokens * (1 - 1 / chunks))
+    return _average(int(counts.sum()), np.array(facts), counts)
 
-    def mean(values: np.ndarray) -> float:
-        return float(np.average(values, weights=counts))
 
-    return Batches(
-        count=sum(counts),
-        tokens=mean(texts * length),
-        texts=mean(texts),
-        chunks=mean(chunks),
-        most_texts=math.ceil(texts.max()),
-        most_chunk_tokens=math.ceil((of_process * length / chunks).max()),
-        squared_tokens=mean(texts * length**2),
-        repeated_tokens=mean(texts * length * (1 - 1 / chunks)),
-    )
+def _average(count: int, facts: np.ndarray, weights: np.ndarray | None = None) -> Batches:
+    """Sum up ``(6, n)`` facts: tokens, texts, chunks, tokens of the largest chunk, squared and repeated tokens."""
+    tokens, texts, chunks, _, squared, repeated = np.average(facts, axis=1, weights=weights).tolist()
+    most_texts, most_chunk_tokens = np.ceil(facts[[1, 3]].max(axis=1)).astype(int).tolist()
+    return Batches(count, tokens, texts, chunks, most_texts, most_chunk_tokens, squared, repeated)

@@ -3,45 +3,35 @@
 The forward pass of a token takes two operations for each weight outside the embeddings (Kaplan et al., "Scaling Laws
 for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads * head_dim`` for each token of its text
 (Chowdhery et al., "PaLM", 2022, appendix B: scores and their sum over values, without a discount for causality). The
-backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. A stage
-also has
-
-- the gradient cache's first pass over all chunks but the last (see :mod:`training.trainer.gradient_cache`);
-- with gradient checkpointing, a second forward pass: an upper bound, since PyTorch may skip the end of each layer;
-- the teacher's forward pass over the same tokens, unless a cache keeps its embeddings;
-- the forward passes of evaluations.
+backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. The
+gradient cache encodes all chunks but the last twice, and gradient checkpointing takes a second forward pass (an upper
+bound: PyTorch may skip the end of each layer). A teacher without a cache, and evaluations, take forward passes.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.common.outputs import locked, scratch_folder
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.prepared import PreparedSource
-from training.distillation.distillation import Distillation
-from training.distillation.projection import Projection
+from training.distillation.distillation import Distillation, Projection
 from training.distillation.teacher import Teacher
 from training.models.adapters import adapter_config, add_adapter
-from training.models.encoding import embed_batch
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
 from training.stages.setup import make_trainer, model_options
+from training.trainer.monitor import peak_memory, reset_peak_memory
 from training.trainer.trainer import F2LLMTrainer
 
 if TYPE_CHECKING:
@@ -56,19 +46,6 @@ _COPIES_OF_EMBEDDINGS = 10
 _WARM_UP, _STEPS = 2, 10
 
 
-class StageFlops(NamedTuple):
-    """Operations of a stage."""
-
-    steps: float = 0.0
-    teacher: float = 0.0  # in the steps
-    evaluations: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """Their sum."""
-        return sum(self)
-
-
 def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:
     """Return the operations of an average step over all processes, without those of a teacher."""
     forward = forward_flops(config, batches.tokens, batches.squared_tokens)
@@ -79,21 +56,18 @@ def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bo
 def stage_flops(
     args: StageArguments,
     config: F2LLMConfig,
-    teacher: F2LLMConfig | None,
+    teacher: F2LLMConfig | None,  # if it embeds in every step
     steps: int,
     training: Batches,
     validation: Batches,
     evaluations: int,
-) -> StageFlops:
+) -> float:
     """Return the operations of a training stage with so many steps and evaluations."""
-    # A cached teacher encodes every text once, before the stage.
-    taught = teacher is not None and args.teacher_cache_dir is None
-    validated = evaluations * validation.count
-    return StageFlops(
-        steps=steps * step_flops(config, training, args.activation_checkpointing, args.lora),
-        teacher=steps * forward_flops(teacher, training.tokens, training.squared_tokens) if taught else 0.0,
-        evaluations=validated * forward_flops(config, validation.tokens, validation.squared_tokens),
-    )
+    step = step_flops(config, training, args.activation_checkpointing, args.lora)
+    if teacher is not None:
+        step += forward_flops(teacher, training.tokens, training.squared_tokens)
+    evaluation = validation.count * forward_flops(config, validation.tokens, validation.squared_tokens)
+    return steps * step + evaluations * evaluation
 
 
 class MemoryEstimate(NamedTuple):
@@ -103,7 +77,6 @@ class MemoryEstimate(NamedTuple):
     activations: int  # what one chunk keeps for its backward pass
     loss: int = 0  # embeddings of the whole batch and what the loss derives from them
     teacher: int = 0
-    program: int = 0  # what the process holds already; 0 on a GPU
 
     @property
     def total(self) -> int:
@@ -150,33 +123,23 @@ def estimate_memory(
         activations=int(chunk_tokens * per_token),
         loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
         teacher=0 if teacher is None else 4 * count_parameters(teacher),
-        program=_program(),
     )
 
 
 def estimate_pruning_memory(
     before: F2LLMConfig, after: F2LLMConfig, chunk_tokens: int, bf16: bool = False
 ) -> MemoryEstimate:
-    """Estimate the memory of calibrating and pruning: both models in fp32, and one layer's activations.
-
-    ``chunk_tokens`` is the largest calibration pass; 0 if importances were measured before.
-    """
-    outside, layer = _bytes_per_token(before, bf16)
-    return MemoryEstimate(
-        state=4 * (count_parameters(before) + count_parameters(after)),
-        activations=int(chunk_tokens * (outside + layer)),
-        program=_program(),
-    )
-
-
-def _program() -> int:
-    return 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    """Estimate the memory of pruning: both models in fp32, and one layer's activations of a calibration pass."""
+    activations = chunk_tokens * sum(_bytes_per_token(before, bf16))
+    return MemoryEstimate(4 * (count_parameters(before) + count_parameters(after)), int(activations))
 
 
 def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
     """Return the bytes per token kept for the backward pass: outside of the layers, and by each layer."""
-    of_64, of_128 = ([_kept_bytes(config, layers, tokens, bf16, adapter) for layers in (1, 2)] for tokens in (64, 128))
-    one, two = ((long - short) / 64 for short, long in zip(of_64, of_128, strict=True))
+    one, two = (
+        (_kept_bytes(config, layers, 128, bf16, adapter) - _kept_bytes(config, layers, 64, bf16, adapter)) / 64
+        for layers in (1, 2)
+    )
     return 2 * one - two, two - one
 
 
@@ -196,71 +159,33 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
         narrow = deepcopy(adapter)
         narrow.r = max(adapter.r // heads, 1)
         add_adapter(model, narrow)
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         # An output that keeps itself would never be freed.
         return tensor.detach()
 
-    ids = torch.ones(1, tokens, dtype=torch.long)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         # Held until everything is counted: freed memory would be used, and counted, again.
-        output = model(input_ids=ids, sequence_lengths=[tokens])
-    counted = sum(size for address, size in kept.items() if address not in weights)
+        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), sequence_lengths=[tokens])
+    for weight in model.parameters():
+        kept.pop(weight.untyped_storage().data_ptr(), None)
     del output
-    return counted * heads
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Measured times, in seconds."""
-
-    seconds: list[float]  # of each step
-    tokens: list[int]  # of each step's batch, over all processes
-    warm_up: float  # extra time of the first steps
-    seconds_per_token: float  # of a forward pass
-    checkpoint: float  # of writing one
-    peak_bytes: int  # highest memory use of the GPU or, without one, of the process
-
-    def step_seconds(self, tokens: float) -> float:
-        """Return the time of a step of so many tokens, by a line through the measured steps.
-
-        If they hardly vary, or the line falls or starts below 0, time is taken as proportional to tokens.
-        """
-        seconds, counts = np.asarray(self.seconds), np.asarray(self.tokens, dtype=float)
-        slope, start = float(seconds.sum() / counts.sum()), 0.0
-        if np.ptp(counts) >= 0.2 * counts.mean():
-            fitted = np.polyfit(counts, seconds, 1)
-            if (fitted >= 0).all():
-                slope, start = fitted
-        return float(start + slope * tokens)
+    return sum(kept.values()) * heads
 
 
 class _Clock(TrainerCallback):
     """Records the end and the tokens of each step."""
 
     def __init__(self, trainer: F2LLMTrainer) -> None:
-        self.trainer, self.ends, self.tokens = trainer, [], []
+        self.trainer, self.steps = trainer, []
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-    def on_step_end(self, args: TrainingArguments, *states: Any, **kwargs: Any) -> None:
-        self.ends.append(_now())
-        self.tokens.append(self.trainer.last_batch["input_ids"].numel() * args.world_size)
-
-
-def _now() -> float:
-    """Return the time when the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.steps.append((time.perf_counter(), self.trainer.last_batch["tokens"]))
 
 
 def measure_stage(
@@ -268,9 +193,12 @@ def measure_stage(
     config: F2LLMConfig,
     sources: list[PreparedSource],
     tokenizer: PreTrainedTokenizerBase,
-    teacher: F2LLMConfig | None = None,
-) -> Measurement:
-    """Run the first steps of a stage with random weights, and write one checkpoint, in a temporary folder."""
+    teacher: F2LLMConfig | None = None,  # if it embeds in every step
+) -> tuple[float, int]:
+    """Run the first steps of a stage with random weights; return seconds per token of a step, and the peak of memory.
+
+    Tokens are those of all processes. Memory, in bytes, is that of the GPU or, without one, of the process.
+    """
     args = deepcopy(stage.arguments)
     args.max_steps, args.load_best_model_at_end = _WARM_UP + _STEPS, False
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -280,50 +208,19 @@ def measure_stage(
     if (adapter := adapter_config(args)) is not None:
         add_adapter(model, adapter)
     guide = None
-    # Steps with a cache only read the teacher's embeddings.
-    if teacher is not None and args.teacher_cache_dir is None:
+    if teacher is not None:
         width = config.hidden_size
         projection = Projection(width, teacher.hidden_size, args) if args.teacher_projection else None
         guide = Distillation(width, Teacher(F2LLMModel._from_config(teacher, **options)), projection=projection)
-    # On the disk of the stage's checkpoints. Each process has its own folder.
-    scratch = args.prepared_folder / f"measure-{args.process_index}"
-    with locked(scratch, busy="another command measures there; wait for it to end"), scratch_folder(scratch) as folder:
-        args.output_dir = str(folder)
+    # On the disk of the stage's checkpoints.
+    with TemporaryDirectory(dir=args.prepared_folder, prefix=".measure-") as folder:
+        args.output_dir = folder
         trainer = make_trainer(Stage(stage.name, stage.keys, args), model, sources, tokenizer, guide)
         clock = _Clock(trainer)
         trainer.add_callback(clock)
-        trainer.remove_callback(PrinterCallback)
-        _reset_peak()
+        reset_peak_memory()
         trainer.train()
         if trainer.interruption.signal:
             raise KeyboardInterrupt(trainer.interruption.signal)
-        seconds = np.diff(clock.ends)
-        before = _now()
-        trainer._save_checkpoint(trainer.model, None)
-        saved = _now()
-        with trainer.accelerator.autocast():
-            embed_batch(trainer.model, trainer.last_batch)
-        encoded = _now()
-    return Measurement(
-        seconds=seconds[_WARM_UP:].tolist(),
-        tokens=clock.tokens[_WARM_UP:],
-        warm_up=max(float(seconds[:_WARM_UP].sum() - _WARM_UP * seconds[_WARM_UP:].mean()), 0.0),
-        seconds_per_token=(encoded - saved) / clock.tokens[-1],
-        checkpoint=saved - before,
-        peak_bytes=_peak_bytes(),
-    )
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    # Linux: the peak of data preparation, for example, is forgotten.
-    elif (reset := Path("/proc/self/clear_refs")).exists():
-        reset.write_text("5")
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    ends, tokens = np.array(clock.steps[_WARM_UP - 1 :]).T
+    return float((ends[-1] - ends[0]) / tokens[1:].sum()), peak_memory()

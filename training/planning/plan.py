@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,38 +15,21 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.command import duration, operations, size
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 from training.config.arguments import StageArguments
 from training.config.inputs import Input, find_inputs, missing_error
 from training.config.recipe import Recipe, Stage, made_by
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
-from training.distillation.teacher_cache import TeacherPass, teacher_pass
+from training.distillation.distillation import learns_from_teacher
 from training.evaluation.stage_pairs import load_stage_pairs
 from training.models.adapters import adapter_config
-from training.models.model_folder import count_parameters, forward_flops
+from training.models.model_folder import count_parameters, forward_flops, user_error
 from training.models.model_ref import base_of
+from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
-from training.planning.costs import (
-    Measurement,
-    MemoryEstimate,
-    StageFlops,
-    count_adapter,
-    estimate_memory,
-    estimate_pruning_memory,
-    measure_stage,
-    stage_flops,
-)
 from training.pruning.shape import pruned_config
-from training.stages.setup import (
-    check_contrasts,
-    check_max_length,
-    make_config,
-    make_tokenizer,
-    prepare_sources,
-    read_sources,
-    warn_of_single_rows,
-)
+from training.stages.setup import check_max_length, make_config, make_tokenizer, prepare_sources, read_sources
 
 
 def device_overrides() -> dict[str, bool]:
@@ -71,16 +54,14 @@ def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
         if not args.prunes:
             load_stage_pairs(args)
         origins[made_by(stage)] = plan.origin
-        seconds += plan.seconds or 0.0
-        flops += plan.flops.total
-        lines = list(plan.lines())
-        if stage is chosen[-1] and len(chosen) > 1:
-            lines.append(f"all stages: about {operations(flops)}")
-            if measure:
-                left_out = "data preparation, pruning and evaluation of the result left out"
-                lines.append(f"all stages: {duration(seconds)}, {left_out}")
+        seconds += plan.seconds
+        flops += plan.flops
         if args.process_index == 0:
-            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.write("\n".join(plan.lines) + "\n")
+    if len(chosen) > 1 and chosen[0].arguments.process_index == 0:
+        without = "; data preparation, pruning and evaluation of the result left out"
+        time = f", {duration(seconds)}{without}" if measure else ""
+        sys.stdout.write(f"all stages: about {operations(flops)}{time}\n")
 
 
 class Origin(NamedTuple):
@@ -93,24 +74,21 @@ class Origin(NamedTuple):
 def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Sequence[Source] | None) -> Origin:
     """Return what a stage starts from; ``sources`` can train a tokenizer, None says that no tokenizer is of use."""
     absent = args.model is not None and args.model_family is not None and not Path(args.model).exists()
-    made = earlier.get(str(args.tokenizer or args.model))
-    tokenizer = None if made is None else made.tokenizer
-    if made is None and sources is not None:
-        try:
+    made, tokenizer = earlier.get(str(args.tokenizer or args.model)), None
+    if made is not None:
+        tokenizer = made.tokenizer
+    elif sources is not None:
+        # The tokenizer of a model may not be here; the family says its shape.
+        with suppress(UserError) if absent and args.tokenizer is None else nullcontext():
             tokenizer = make_tokenizer(args, list(sources))
-        except UserError:
-            # The tokenizer of a model that is not here; the family says its shape.
-            if not absent or args.tokenizer is not None:
-                raise
     if str(args.model) in earlier:
         config = earlier[str(args.model)].config
         check_max_length(args, config, tokenizer)
     elif absent:
-        try:
+        config = F2LLMConfig.from_family(args.model_family)
+        # Unless it is in the Hub's cache. A damaged file can raise any exception.
+        with suppress(Exception):
             config = F2LLMConfig.from_pretrained(args.model, local_files_only=True)
-        # Not in the Hub's cache. A damaged file can raise any exception.
-        except Exception:
-            config = F2LLMConfig.from_family(args.model_family)
     else:
         config = make_config(args, tokenizer)
     args.check_family(config)
@@ -119,28 +97,24 @@ def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Seq
 
 def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> F2LLMConfig | None:
     """Return the shape of a stage's teacher; None without one, or for another architecture, which is not counted."""
-    if args.teacher is None:
+    if not learns_from_teacher(args):
         return None
     if str(args.teacher) in earlier:
         return earlier[str(args.teacher)].config
     maker = next((each.maker for each in inputs if each.key == "teacher"), None)
-    try:
+    with user_error(f"key 'teacher': {args.teacher!r} cannot be used"):
         # Another recipe makes it, with the shape that it names.
         if maker is not None and maker.keys.get("model_family") is not None:
             return F2LLMConfig.from_family(maker.keys["model_family"])
         teacher = base_of(args.teacher)
         is_ours = AutoConfig.from_pretrained(teacher, trust_remote_code=False).model_type == "qwen3"
         return F2LLMConfig.from_pretrained(teacher) if is_ours else None
-    # `from_pretrained` can raise any exception on a corrupt folder.
-    except Exception as error:
-        raise UserError(f"key 'teacher': {args.teacher!r} cannot be used: {in_one_line(error)}") from None
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """A stage's data, counted or estimated."""
 
-    description: str  # what it is and where it comes from, for the user
+    description: str  # for the user
     rows: int  # training rows
     sources: int
     training: Batches
@@ -148,82 +122,35 @@ class Data:
     prepared: list[PreparedSource] | None = None  # None if the numbers are estimated
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a training stage would do."""
+class Plan(NamedTuple):
+    """What a stage would do. Steps, evaluations and checkpoints are upper bounds if it may end early."""
 
-    stage: Stage
-    inputs: Sequence[Input]
-    data: Data
+    lines: list[str]  # for the user
     origin: Origin  # what a later stage starts from
-    adapter: int  # parameters of the adapter that is trained instead of the model; 0 without one
-    steps: int  # these three are upper bounds if the stage may end early
-    evaluations: int
-    checkpoints: int
-    memory: MemoryEstimate  # of a step on one device
-    flops: StageFlops  # over all devices
-    cache: TeacherPass | None  # pass that fills the teacher's cache; not among the operations
-    measured: Measurement | None
-
-    @property
-    def seconds(self) -> float | None:
-        """Measured time of the whole stage: teacher's pass, steps, evaluations and checkpoints."""
-        if self.measured is None:
-            return None
-        encoded = self.evaluations * self.data.validation.count * self.data.validation.tokens
-        encoded += self.cache.student_tokens if self.cache else 0.0
-        return (
-            self.measured.warm_up
-            + encoded * self.measured.seconds_per_token
-            + self.steps * self.measured.step_seconds(self.data.training.tokens)
-            + (self.checkpoints + 1) * self.measured.checkpoint
-        )
-
-    def lines(self) -> Iterator[str]:
-        """Yield the lines that the user reads."""
-        args, batches, memory, flops = self.stage.arguments, self.data.training, self.memory, self.flops
-        about = "about " if self.data.prepared is None else ""
-        yield (
-            f"stage {self.stage.name}: {about}{self.data.rows:,} rows of {self.data.sources:,} sources, "
-            f"{count_parameters(self.origin.config):,} parameters"
-            f"{f', frozen; {self.adapter:,} of an adapter' if self.adapter else ''}"
-        )
-        yield from _io_lines(self.stage, self.inputs, self.data.description)
-        ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
-        yield f"  steps        {about}{self.steps:,} ({batches.count:,} an epoch){ends}"
-        yield (
-            f"  tokens       {about}{self.steps * batches.tokens:,.0f}; a step has {batches.tokens:,.0f} in "
-            f"{batches.texts:,.0f} distinct texts, {batches.chunks:.1f} chunks on each process"
-        )
-        sample = args.evaluation_sample
-        pairs = f" (up to {sample:,} pairs in each, not counted here)" if sample else ""
-        yield f"  evaluations  {self.evaluations:,}{pairs}, checkpoints {self.checkpoints:,}"
-        yield (
-            f"  memory       {about}{size(memory.total)} on each device: {size(memory.state)} weights, gradients, "
-            f"optimizer; {size(memory.activations)} activations of {batches.most_chunk_tokens:,} tokens; "
-            f"{size(memory.loss)} embeddings; {size(memory.program)} the program"
-            + (f"; {size(memory.teacher)} teacher" if memory.teacher else "")
-        )
-        yield (
-            f"  FLOPs        about {operations(flops.total)}: {flops.steps:.3g} steps, {flops.teacher:.3g} teacher, "
-            f"{flops.evaluations:.3g} evaluations"
-        )
-        if self.cache is not None:
-            yield f"  cache        the teacher {self.cache.described()}"
-        if self.measured is not None:
-            rate = batches.tokens / self.measured.step_seconds(batches.tokens)
-            yield f"  measured     {rate:,.0f} tokens a second, {size(self.measured.peak_bytes)} at most in use"
-            yield f"  time         {duration(self.seconds)}"
+    memory: costs.MemoryEstimate  # on one device
+    flops: float  # over all devices; without the pass that fills a teacher's cache
+    steps: int = 0
+    evaluations: int = 0
+    checkpoints: int = 0
+    training: Batches = Batches()
+    seconds: float = 0.0  # 0 if nothing was measured
 
 
-def _io_lines(stage: Stage, inputs: Sequence[Input], data: str) -> Iterator[str]:
-    for key, what in (*((each.key, each.described()) for each in inputs), ("data", data), ("output", made_by(stage))):
-        yield f"  {key:<12} {what}"
+def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[str, str]) -> list[str]:
+    facts = {**{each.key: each.described() for each in inputs}, "output": made_by(stage), **facts}
+    return [f"stage {stage.name}: {summary}", *(f"  {name:<12} {fact}" for name, fact in facts.items())]
 
 
-def make_plan(
-    stage: Stage, earlier: Mapping[str, Origin], measure: bool = False, inputs: Sequence[Input] = ()
-) -> Plan | PruningStagePlan:
+def _cost_facts(memory: costs.MemoryEstimate, flops: float, state: str) -> dict[str, str]:
+    names = (state, "activations", "embeddings", "teacher")
+    parts = [f"{size(value)} {name}" for name, value in zip(names, memory, strict=True) if value]
+    return {
+        "memory": f"about {size(memory.total)} on each device: {', '.join(parts)}",
+        "FLOPs": f"about {operations(flops)}",
+    }
+
+
+def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False, inputs: Sequence[Input] = ()) -> Plan:
     """Plan a stage: prepare its data, which the run uses again, and count; or estimate if data or tokenizer are remote.
 
     Nothing remote is listed or fetched. Estimates take the published rows of the manifest, under the caps, and
@@ -237,7 +164,6 @@ def make_plan(
             return _plan_pruning(stage, earlier, inputs)
         away = why_not_local(args)
         all_sources, selected = read_sources(args) if away is None else (None, [])
-        check_contrasts(args, selected)
         origin = _origin_of(args, earlier, all_sources)
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
@@ -248,40 +174,57 @@ def make_plan(
             data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")
     if measure and data.prepared is None:
         raise UserError(f"stage {stage.name!r} cannot be measured: {data.description}; take --measure out")
-    training = data.training
+    config, training, validation = origin.config, data.training, data.validation
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * training.count)
     evaluations = _occasions(args.eval_strategy, args.eval_steps, steps, training.count)
-    memory = estimate_memory(
-        origin.config,
+    checkpoints = _occasions(args.save_strategy, args.save_steps, steps, training.count)
+    # A teacher with a cache embeds all texts once, and is gone before the first step.
+    cached, online = (teacher, None) if args.teacher_cache_dir else (None, teacher)
+    flops = costs.stage_flops(args, config, online, steps, training, validation, evaluations)
+    memory = costs.estimate_memory(
+        config,
         training.most_chunk_tokens,
         training.most_texts,
         args.bf16,
         args.activation_checkpointing,
-        # A teacher with a cache is gone before the first step.
-        teacher if args.teacher_cache_dir is None else None,
+        online,
         args.world_size,
         sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
         adapter=adapter,
     )
-    return Plan(
-        stage,
-        inputs,
-        data,
-        origin,
-        adapter=0 if adapter is None else count_adapter(origin.config, adapter),
-        steps=steps,
-        evaluations=evaluations,
-        checkpoints=_occasions(args.save_strategy, args.save_steps, steps, training.count),
-        memory=memory,
-        flops=stage_flops(args, origin.config, teacher, steps, training, data.validation, evaluations),
-        cache=teacher_pass(args, origin.config, teacher, data.prepared),
-        measured=measure_stage(stage, origin.config, data.prepared, origin.tokenizer, teacher) if measure else None,
-    )
+    about = "about " if data.prepared is None else ""
+    ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
+    pairs = f" (up to {args.evaluation_sample:,} pairs in each, not counted here)" if args.evaluation_sample else ""
+    trained = "" if adapter is None else f", frozen; {costs.count_adapter(config, adapter):,} of an adapter"
+    facts = {
+        "data": data.description,
+        "steps": f"{about}{steps:,} ({training.count:,} an epoch){ends}",
+        "tokens": f"{about}{steps * training.tokens:,.0f}; a step has {training.tokens:,.0f} in {training.texts:,.0f} "
+        f"distinct texts, {training.chunks:.1f} chunks on each process",
+        "evaluations": f"{evaluations:,}{pairs}, checkpoints {checkpoints:,}",
+        **_cost_facts(memory, flops, "weights, gradients, optimizer"),
+    }
+    seconds, encoded = 0.0, evaluations * validation.count * validation.tokens
+    if cached is not None and data.prepared:
+        texts, tokens = (sum(source.description[what] for source in data.prepared) for what in ("texts", "tokens"))
+        # As if all texts had the same length: attention is a small part of the cost.
+        own, theirs = (forward_flops(each, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
+        encoded += tokens * theirs / own
+        facts["cache"] = (
+            f"the teacher embeds {texts:,} texts of {tokens:,} tokens once for all students, less what is there "
+            f"already: {operations(theirs)}, {size(2 * texts * cached.hidden_size)} on disk"
+        )
+    if measure:
+        each, peak = costs.measure_stage(stage, config, data.prepared, origin.tokenizer, online)
+        # A step takes three times the operations of a forward pass.
+        seconds = (steps * training.tokens + encoded / 3) * each
+        facts["time"] = f"{duration(seconds)}; measured {1 / each:,.0f} tokens a second, {size(peak)} at most in use"
+    summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {count_parameters(config):,} parameters{trained}"
+    lines = _lines(stage, summary, inputs, facts)
+    return Plan(lines, origin, memory, flops, steps, evaluations, checkpoints, training, seconds)
 
 
 def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
-    check_contrasts(args, prepared)
-    warn_of_single_rows(args, prepared)
     rows = sum(len(source.rows["train"]) for source in prepared)
     training, validation = (count_batches(args, prepared, split) for split in ("train", "validation"))
     return Data(f"{args.manifest} (local)", rows, len(prepared), training, validation, prepared)
@@ -290,10 +233,9 @@ def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
 def _estimated(args: StageArguments, why: str) -> Data:
     sizes, share = estimated_sizes(args), args.validation_share
     rows = sum(sum(each.rows) for each in sizes)
-    known = "published" if any(each.published for each in sizes) else "counted"
     description = (
-        f"{why}: estimated from {rows:,.0f} {known} rows, the caps applied; assumed that every text is distinct and "
-        f"has {min(args.planned_text_tokens, args.max_length)} tokens (planned_text_tokens)"
+        f"{why}: estimated from {rows:,.0f} rows, the caps applied; assumed that every text is distinct and has "
+        f"{min(args.planned_text_tokens, args.max_length)} tokens (planned_text_tokens)"
     )
     training, validation = (estimate_batches(args, sizes, each) for each in (1 - share, share))
     return Data(description, round(rows * (1 - share)), sum(len(each.rows) for each in sizes), training, validation)
@@ -309,46 +251,27 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
     return math.ceil(steps / (math.ceil(every * steps) if every < 1 else int(every)))
 
 
-class PruningStagePlan(NamedTuple):
-    """What a pruning stage would do; its time is not measured, because pruning is short beside training."""
-
-    text: list[str]
-    flops: StageFlops  # of the calibration
-    origin: Origin  # what a later stage starts from
-    seconds: None = None
-
-    def lines(self) -> list[str]:
-        """Return the lines that the user reads."""
-        return self.text
-
-
-def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> PruningStagePlan:
-    """Plan a pruning stage; no data is prepared."""
+def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> Plan:
+    """Plan a pruning stage; no data is prepared, and nothing is measured, because pruning is short beside training."""
     args = stage.arguments
     needs_data = args.trim_vocabulary or args.importance is None
     away = why_not_local(args) if needs_data else None
     all_sources = read_sources(args)[0] if needs_data and away is None else None
     origin = _origin_of(args, earlier, all_sources if needs_data else [])
-    target = origin.config
+    target, calibrates = origin.config, args.prune_to is not None and args.importance is None
     if args.prune_to is not None:
         target = pruned_config(origin.config, args.prune_to_fields(), "key 'prune_to'")
-    length = min(args.planned_text_tokens, args.max_length)
-    tokens = args.calibration_texts * length if args.prune_to is not None and args.importance is None else 0
-    data = [away or f"{args.manifest} (local)"] if needs_data else ["none: activations were measured before"]
-    if tokens:
-        data.append(f"about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)")
-    if args.trim_vocabulary:
-        data.append("all texts are read for their tokens")
-    chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
-    memory = estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
-    flops = StageFlops(evaluations=forward_flops(origin.config, tokens, tokens * length))
+    length, data, tokens = min(args.planned_text_tokens, args.max_length), "none: activations were measured before", 0
+    if needs_data:
+        data = (away or f"{args.manifest} (local)") + "; all texts are read for their tokens" * args.trim_vocabulary
+    if calibrates:
+        tokens = args.calibration_texts * length
+        data += f"; about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)"
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
-    text = [
-        f"stage {stage.name}: cuts {before:,} parameters to {after:,} parameters{at_most}",
-        *_io_lines(stage, inputs, "; ".join(data)),
-        f"  memory       {size(memory.total)} on one device: {size(memory.state)} weights before and after; "
-        f"{size(memory.activations)} activations; {size(memory.program)} the program",
-        f"  FLOPs        about {operations(flops.total)}, the calibration",
-    ]
-    return PruningStagePlan(text, flops, Origin(target, origin.tokenizer))
+    chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
+    memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
+    flops = forward_flops(origin.config, tokens, tokens * length)
+    summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
+    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops, "weights before and after")})
+    return Plan(lines, Origin(target, origin.tokenizer), memory, flops)

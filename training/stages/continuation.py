@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,27 @@ logger = logging.getLogger(__name__)
 # Key → value before and value now.
 Changes = dict[str, tuple[Any, Any]]
 
-# In the run's folder: from which step on which keys had other values.
-CHANGES = "changes.json"
-# Stands among these keys for the data itself.
-CHANGED_DATA = "data"
+# In the run's folder: from which step on which keys had other values; one stands for the data itself.
+CHANGES, CHANGED_DATA = "changes.json", "data"
 # What decides the learning rate: where it follows a metric, checkpoints hold its state.
 _SCHEDULE = {"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"}
 
 
 def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
-    """Compare the keys of a stage with those that its run was started with, and return the accepted changes.
-
-    Changes that are not accepted, or that could have no effect, are refused.
-    """
+    """Return the accepted changes of a stage's keys since its run started; refuse those that could have no effect."""
     args, keys, finished = stage.arguments, stage.keys, holds_model(output_dir / FINAL_MODEL)
     before, free = load_yaml(output_dir / RECIPE), RUNNING | MACHINE | SAMPLE
     # A finished run chooses no model and draws no dropout any more.
     if not finished:
         free = free - (SAMPLE if args.chooses_by_pairs else set()) - (CHUNKS if args.draws_dropout else set())
-    changed = _changed(before, keys, {*before, *keys} - free)
+    # Their meanings, however they are written; a default may be given or left out.
+    values, changed = [read_values(of) for of in (before, keys)], {}
+    for name in sorted({*before, *keys} - free):
+        old, new = (of.get(name) for of in values)
+        # Paths as they are seen from the run, from any working directory.
+        seen = [from_run(name, of) for of in (before, keys)]
+        if old != new and (seen[0] is None or seen[0] != seen[1]):
+            changed[name] = (before.get(name), keys.get(name))
     if not changed:
         return {}
     differ = ", ".join(f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items())
@@ -64,10 +66,7 @@ def check_keys(output_dir: Path, stage: Stage, accept_changes: bool) -> Changes:
 
 
 def check_data(noted: Path, data: Mapping[str, str], accept_changes: bool) -> Changes:
-    """Compare the data of a run with what it recorded when it was started.
-
-    Return the fingerprints before and now, as :data:`CHANGED_DATA`, if they differ and that is accepted.
-    """
+    """Return the fingerprints of a run's data before and now, as a change, if they differ and that is accepted."""
     if not noted.exists() or (before := load_yaml(noted)) == data:
         return {}
     changed = sorted(name.rstrip("/") for name in {*before, *data} if before.get(name) != data.get(name))
@@ -96,16 +95,3 @@ def read_changes(output_dir: Path) -> list[dict[str, Any]]:
     """Return the recorded changes: ``step``, and ``keys`` with the value before and from then on."""
     path = output_dir / CHANGES
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def _changed(before: Mapping[str, Any], keys: Mapping[str, Any], names: Collection[str]) -> Changes:
-    """Return the keys whose meaning differs, however it is written; a default may be given or left out."""
-    values = [read_values(of) for of in (before, keys)]
-    changed = {}
-    for name in sorted(names):
-        old, new = (of.get(name) for of in values)
-        # Paths as they are seen from the run, from any working directory.
-        seen = [from_run(name, of) for of in (before, keys)]
-        if old != new and (seen[0] is None or seen[0] != seen[1]):
-            changed[name] = (before.get(name), keys.get(name))
-    return changed

@@ -25,13 +25,13 @@ from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource, put_aside, sources_table
-from training.distillation.distillation import Distillation, choose_teacher, make_distillation
+from training.distillation.distillation import Distillation, inspect_teacher, learns_from_teacher, make_distillation
 from training.evaluation.pairs import Pairs
 from training.evaluation.stage_pairs import PairsCallback, load_stage_pairs, sample_pairs
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
-from training.models.model_ref import ModelRef, base_revision, why_not_last_token
+from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
@@ -49,26 +49,21 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     args = stage.arguments
     set_seed(args.seed)
     all_sources, sources = read_sources(args)
-    check_contrasts(args, sources)
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    choice = None if args.teacher is None else choose_teacher(args, tokenizer, width)
-    keep_texts = choice is not None and choice.by_text is not None
+    teacher = inspect_teacher(args, tokenizer, width) if learns_from_teacher(args) else None
+    keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
-    check_contrasts(args, prepared)
     if args.process_index == 0:
         logger.info("%s", sources_table(prepared))
-        warn_of_single_rows(args, prepared)
-    distillation = None
-    if choice is not None:
-        distillation = make_distillation(choice, args, prepared, width, model_options(args))
+    distillation = teacher and make_distillation(teacher, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
-        trainer.base_revision = base_revision(ModelRef(args.model, args.model).base.place, "key 'model'")
+        trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _add_evaluation(trainer, pairs)
     return trainer
 
@@ -81,9 +76,8 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
         dims = args.train_dims(config.hidden_size) or [config.hidden_size]
         tokenizer, budget = trainer.processing_class, args.max_tokens_per_forward or _TOKENS_AT_ONCE
         length = min(tokenizer.model_max_length, config.max_position_embeddings)
-        trainer.add_callback(
-            PairsCallback(sample, tokenizer, trainer.prompts, dims, trainer.accelerator, length, budget)
-        )
+        watched = PairsCallback(sample, tokenizer, trainer.prompts, dims, trainer.accelerator, length, budget)
+        trainer.add_callback(watched)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
@@ -91,21 +85,26 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
     if metric and args.eval_strategy != "no" and metric not in measured:
         # A manifest may have hundreds of sources.
         known = ", ".join(name for name in measured if not name.startswith("source/")) or "nothing"
-        what = f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}"
-        raise UserError(f"{what}; name one of these, or give 'evaluation_sample' or a larger 'validation_share'")
+        raise UserError(
+            f"key 'metric_for_best_model': its evaluations measure {known}, not {metric!r}; name one of these, or give "
+            "'evaluation_sample' or a larger 'validation_share'"
+        )
     if not measured and (args.eval_strategy != "no" or args.eval_on_start):
-        what = "keys 'eval_strategy' and 'eval_on_start': no row was kept to be evaluated"
-        raise UserError(f"{what}; raise 'validation_share', or give 'eval_strategy: no' and 'eval_on_start: false'")
+        raise UserError(
+            "keys 'eval_strategy' and 'eval_on_start': no row was kept to be evaluated; raise 'validation_share', or "
+            "give 'eval_strategy: no' and 'eval_on_start: false'"
+        )
 
 
 def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
-    """Return all sources of the manifest, and those of this stage."""
+    """Return all sources of the manifest, and those of this stage, which must have something to teach."""
     if args.manifest is None:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed, args.mapping("builder_options"))
     sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)
     selected = select_sources(sources, args.sources, args.task_types)
+    check_contrasts(args, selected)
     caps = [[cap for cap in (source.cap, args.cap_of(source.name)) if cap is not None] for source in selected]
     return sources, [replace(source, cap=min(own, default=None)) for source, own in zip(selected, caps, strict=True)]
 
@@ -115,14 +114,10 @@ def prepare_sources(
 ) -> list[PreparedSource]:
     """Prepare the stage's data, or find it prepared; ``keep_texts`` for a teacher with another tokenizer."""
     args = stage.arguments
+    same = ("max_length", "instructions", "document_instruction_share", "validation_share", "seed", "on_bad_row")
     options = PreparationOptions(
-        max_length=args.max_length,
-        instructions=args.instructions,
-        document_instruction_share=args.document_instruction_share,
-        validation_share=args.validation_share,
+        **{name: getattr(args, name) for name in same},
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
-        seed=args.seed,
-        on_bad_row=args.on_bad_row,
         keep_texts=keep_texts,
         text_forms=args.mask_duplicates,
     )
@@ -136,45 +131,40 @@ def prepare_sources(
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
     for line in aside if args.process_index == 0 else ():
         logger.warning("%s", line)
+    warn_of_single_rows(args, prepared)
     return prepared
 
 
-def check_contrasts(args: StageArguments, sources: Sequence[Source | PreparedSource]) -> None:
-    """Refuse clustering and classification sources without hard negatives, before or after they are prepared.
+def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
+    """Refuse to draw no hard negatives for clustering and classification, which learn from nothing else but a teacher.
 
-    They learn from nothing else, unless there is a teacher.
+    Preparation refuses files without them.
     """
-    others = "or train on other sources with 'task_types: [retrieval]' or 'sources'"
-    for source in sources if not _is_taught(args) else ():
+    for source in sources if not (args.prunes or learns_from_teacher(args)) else ():
         kind = source.task_type
-        if kind == "retrieval":
-            continue
-        learns = f"source {source.name!r}: {kind} learns from hard negatives alone, and"
-        if not args.num_hard_negatives[kind]:
+        if kind != "retrieval" and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
-            raise UserError(f"{learns} none are drawn; write 'num_hard_negatives_{kind}: {default}', {others}")
-        if isinstance(source, PreparedSource) and not source.num_negatives:
-            raise UserError(f"{learns} its files have no column 'negative_1'; add negatives to them, {others}")
+            raise UserError(
+                f"source {source.name!r}: {kind} learns from hard negatives alone, and none are drawn; write "
+                f"'num_hard_negatives_{kind}: {default}', or train on other sources with 'task_types: [retrieval]' or "
+                "'sources'"
+            )
 
 
 def warn_of_single_rows(args: StageArguments, sources: Sequence[PreparedSource]) -> None:
     """Warn of retrieval sources some of whose batches have one row and no hard negative."""
-    for source in sources if not _is_taught(args) else ():
+    silent = args.prunes or learns_from_teacher(args) or args.process_index != 0
+    for source in sources if not silent else ():
         rows = len(source.rows["train"])
         batches = -(-rows // args.global_batch_size)
-        # Batches differ by one row at most.
-        single = 2 * batches - rows
         negatives = min(args.num_hard_negatives["retrieval"], source.num_negatives)
-        if source.task_type == "retrieval" and rows and single > 0 and not negatives:
+        # Batches differ by one row at most.
+        if source.task_type == "retrieval" and not negatives and rows and (single := 2 * batches - rows) > 0:
             logger.warning(
                 "source %r: %d of its %d batches have one row and no hard negative, which teach nothing; write "
                 "'global_batch_size: 3' or more, or add hard negatives and 'num_hard_negatives_retrieval: 1' or more",
                 *(source.name, single, batches),
             )
-
-
-def _is_taught(args: StageArguments) -> bool:
-    return args.teacher is not None and args.distillation_weight > 0
 
 
 def model_options(args: StageArguments) -> dict[str, Any]:
@@ -206,27 +196,24 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
 
 
 def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
-    """Load or make the model, in fp32, with the adapter that is to be trained, if one is.
-
-    All faults that the configurations show are found before gigabytes are loaded.
-    """
-    start = None if args.model is None else ModelRef(args.model, args.model)
-    if start is not None and start.adapter is not None and not args.lora:
+    """Load or make the model, in fp32, with the adapter that is to be trained; read its configurations first."""
+    options, start = model_options(args), args.model and ModelRef(args.model, args.model)
+    if start and start.adapter is not None and not args.lora:
         raise UserError(
             f"key 'model': {args.model} is an adapter of {start.adapter.base}; add 'lora: true' to train it further, "
             f"or merge it first: python training/merge.py {args.model} --output FOLDER"
         )
     adapter, config = adapter_config(args), make_config(args, tokenizer)
-    if start is not None and (other := why_not_last_token(start)) is not None:
+    if start and (other := why_not_last_token(start)) is not None:
         raise UserError(
             f"key 'model': {args.model} {other}, but only the embedding at the last token can be trained; start "
             "from a model that is pooled at the last token, or give this one as 'teacher'"
         )
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
-        if start is None:
-            model = F2LLMModel._from_config(config, dtype=torch.float32, **model_options(args))
+        if start:
+            model = load_whole_model(args.model, train_adapter=True, **options)
         else:
-            model = load_whole_model(args.model, train_adapter=True, **model_options(args))
+            model = F2LLMModel._from_config(config, dtype=torch.float32, **options)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model
@@ -234,17 +221,15 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
 
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
     """Return the configuration of the stage's model; a plan may have no tokenizer."""
-    token_fields: dict[str, Any] = {}
+    ids, token_fields = ("pad_token_id", "bos_token_id", "eos_token_id"), {}
     if tokenizer is not None:
-        ids = ("pad_token_id", "bos_token_id", "eos_token_id")
         token_fields = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in ids}}
     elif args.tokenizer == "train":
         # What the tokenizer that is still to be trained will have; for others the defaults are Qwen3's.
-        token_fields = {"vocab_size": args.tokenizer_vocab_size}
-        token_fields |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+        token_fields = {"vocab_size": args.tokenizer_vocab_size, **dict(zip(ids, (0, 0, 1), strict=True))}
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
         if args.model is not None:
-            config = F2LLMConfig.from_pretrained(ModelRef(args.model, args.model).base.place)
+            config = F2LLMConfig.from_pretrained(base_of(args.model))
         else:
             fields = {**token_fields, **args.model_config_fields()}
             family = fields.pop("family", None)
@@ -275,12 +260,14 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     distillation: Distillation | None = None,
 ) -> F2LLMTrainer:
-    """Make the trainer, and refuse keys with which it could not train."""
+    """Make the trainer; a plan measures its steps."""
     args = stage.arguments
-    saved_prompts = choose_prompts(args, sources, tokenizer)
+    saved = choose_prompts(args, sources, tokenizer)
+    if args.process_index == 0:
+        level, line = (logging.INFO, saved.line()) if saved.is_trained else (logging.WARNING, saved.warning())
+        logger.log(level, "stage %s: %s", stage.name, line)
     with user_error(f"stage {stage.name!r}: the training cannot be set up"):
-        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved_prompts.prompts, distillation)
-    trainer.saved_prompts = saved_prompts
+        trainer = F2LLMTrainer(model, args, sources, tokenizer, saved.prompts, distillation)
     if args.lora and trainer.is_deepspeed_enabled:
         raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):

@@ -8,49 +8,60 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
+from xxhash import xxh3_128
 
+from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.modeling_f2llm import F2LLMModel
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common import run_folder
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line
+from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import check_output, locked, new_folder, write_whole
-from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, holds_model, last_checkpoint
+from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE, holds_model, last_checkpoint
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
 from training.config.inputs import require_inputs
 from training.config.recipe import Recipe, Stage, made_by
+from training.data.prepared import PreparedSource
 from training.evaluation.report import check_report_folder
 from training.evaluation.stage_pairs import evaluate_and_report
-from training.models.saved_prompts import given_prompt, set_query_prompt
+from training.models.encoding import packed_texts
+from training.models.saved_prompts import given_prompt, kept_prompts, set_query_prompt
+from training.pruning.importance import Importance, calibrate
+from training.pruning.plan import make_plan
+from training.pruning.pruning import apply_plan
+from training.pruning.shape import pruned_config
+from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
-from training.stages.prune_stage import PRUNING_FILES, prune_stage
-from training.stages.setup import set_up
-from training.trainer.resumption import GO_ON, checkpoint_to_resume, writing
+from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources, set_up
+from training.trainer.saving import GO_ON, checkpoint_to_resume, writing
 from training.trainer.stopping import Interruption
 from training.trainer.trainer import F2LLMTrainer
 
 logger = logging.getLogger("training")
 
-_LOCK = f".{FINAL_MODEL}.lock"
+_PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
 # What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
-_PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial", _LOCK}
-_PREPARATIONS |= {*PRUNING_FILES}
+_PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
+_PREPARATIONS |= {f".{FINAL_MODEL}.lock", IMPORTANCE_FILE, _PLAN, _VOCABULARY}
+# The draw of texts that calibrate, and tokens of a pass over them.
+_CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
 
 class Uploads(NamedTuple):
-    """How checkpoints are uploaded. The command passes it in, so that training does not import publishing.
+    """How checkpoints are uploaded. The command passes it in, so that training does not import publishing."""
 
-    Attributes:
-        start: Makes the callback of a training; its ``end(hurry)`` waits for the uploads, in a hurry for some seconds.
-        push_waiting: Uploads the checkpoints of an earlier training that still wait.
-    """
-
-    start: Callable[[Interruption], Any]
-    push_waiting: Callable[[], None]
+    start: Callable[[Interruption], Any]  # makes a callback; its `end(hurry)` waits for the uploads, or some seconds
+    push_waiting: Callable[[], None]  # uploads the checkpoints of an earlier training that still wait
 
 
 def run_recipe(
@@ -72,51 +83,69 @@ def run_recipe(
 
 def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
     """Return the file of each stage's evaluation: ``evaluation.json`` for the last one; refuse to overwrite others."""
-    evaluated = [stage for stage in recipe.stages if stage.arguments.evaluation_pairs]
-    files = {stage.name: recipe.output_dir / f"evaluation-{stage.name}.json" for stage in evaluated[:-1]}
-    files |= {stage.name: recipe.output_dir / "evaluation.json" for stage in evaluated[-1:]}
+    evaluated, files = [stage for stage in recipe.stages if stage.arguments.evaluation_pairs], {}
     if evaluated:
         check_report_folder(recipe.output_dir / "report", option="output_dir")
     for stage in evaluated:
-        path = files[stage.name]
+        path = recipe.output_dir / ("evaluation.json" if stage is evaluated[-1] else f"evaluation-{stage.name}.json")
         if path.exists() and load_yaml(path).get("model") != made_by(stage):
             raise UserError(f"{path}: holds the evaluation of another model; move it or give another output_dir")
+        files[stage.name] = path
     return files
 
 
 def run_stage(
-    stage: Stage,
-    resume: bool = False,
-    accept_changes: bool = False,
-    more: bool = False,
-    uploads: Uploads | None = None,
+    stage: Stage, resume: bool = False, accept_changes: bool = False, more: bool = False, uploads: Uploads | None = None
 ) -> Path:
     """Run a stage, of training or of pruning, to its end and return the folder of the finished model.
 
-    On several processes, every one of them calls this.
-
-    Args:
-        stage: The stage.
-        resume: Go on from the last checkpoint, or return at once if the stage is finished.
-        accept_changes: Go on although recipe or data changed since the run was started.
-        more: Whether other stages follow. A signal that comes too late to stop this one then stops before them.
-        uploads: Uploads the checkpoints, if the stage has ``push_checkpoints``.
+    Every process calls this. ``resume`` goes on from the last checkpoint, or returns at once if the stage is finished;
+    with ``accept_changes`` although recipe or data changed since. If ``more`` stages follow, a signal that comes too
+    late to stop this one stops before them. ``uploads`` uploads the checkpoints of a stage with ``push_checkpoints``.
     """
     args, final = stage.arguments, Path(made_by(stage))
     if args.n_gpu > 1:
         what = f"stage {stage.name!r}: one process drives one device, of which there are {args.n_gpu}"
         raise UserError(f"{what}; start with 'accelerate launch', or set CUDA_VISIBLE_DEVICES to one")
     _check_paths(args)
+    output_dir, uploads = final.parent, uploads if args.should_save and not args.prunes else None
     with _alone(args, final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if not args.prunes:
-            return _train(stage, final, resume, accept_changes, more, uploads)
-        # Only the first process prunes; the others find what it made.
+        output_dir.mkdir(parents=True, exist_ok=True)
+        # The first process makes what the others then find.
         with args.main_process_first(local=args.save_on_each_node):
+            if args.prunes and not args.should_save:
+                return final
+            changed = _check_run(output_dir, stage, resume, accept_changes)
+            if _is_finished(stage, final):
+                if uploads is not None:
+                    uploads.push_waiting()
+                return final
+            for line in unread_keys(args, stage.keys) if args.process_index == 0 else ():
+                logger.warning("stage %r: %s", stage.name, line)
+            if args.prunes:
+                prune_stage(stage)
+                return final
+            checkpoint = checkpoint_to_resume(output_dir) if resume else None
+            trainer = set_up(stage)
+            changed |= _record(stage, trainer, checkpoint, accept_changes)
             if args.should_save:
-                _check_run(final.parent, stage, resume, accept_changes)
-                if not _is_finished(stage, final):
-                    prune_stage(stage)
+                note_changes(output_dir, changed, checkpoint)
+        with ExitStack() as stack:
+            if uploads is not None:
+                upload = uploads.start(trainer.interruption)
+                trainer.add_callback(upload)
+                stack.push(lambda error, *_: upload.end(hurry=True) if error else upload.end())
+            with _stopped_by(trainer):
+                trainer.fill_teacher_cache()
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            number, state = trainer.interruption.signal, trainer.state
+            if number and state.global_step < state.max_steps:
+                saved = last_checkpoint(output_dir)
+                raise _interrupted(number, f"at step {state.global_step} of {state.max_steps}; saved {saved}")
+            _save(trainer, final)
+        number = trainer.interruption.received()
+        if number and more:
+            raise _interrupted(number, f"after the last step; saved {final}")
         return final
 
 
@@ -139,7 +168,8 @@ def _alone(args: StageArguments, final: Path) -> Iterator[None]:
     busy = "another process trains there; wait for it to end, or give another output_dir"
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(final, busy) if args.process_index == 0 else nullcontext())
+            if args.process_index == 0:
+                stack.enter_context(locked(final, busy))
         except UserError as error:
             refused = [str(error)]
         if args.world_size > 1:
@@ -147,46 +177,6 @@ def _alone(args: StageArguments, final: Path) -> Iterator[None]:
         if refused[0] is not None:
             raise UserError(refused[0])
         yield
-
-
-def _train(stage: Stage, final: Path, resume: bool, accept_changes: bool, more: bool, uploads: Uploads | None) -> Path:
-    args, output_dir = stage.arguments, final.parent
-    uploads = uploads if args.should_save else None
-    # The first process makes what the others then find.
-    with args.main_process_first(local=args.save_on_each_node):
-        changed = _check_run(output_dir, stage, resume, accept_changes)
-        if _is_finished(stage, final):
-            if uploads is not None:
-                uploads.push_waiting()
-            return final
-        for line in unread_keys(args, stage.keys) if args.process_index == 0 else ():
-            logger.warning("stage %r: %s", stage.name, line)
-        checkpoint = checkpoint_to_resume(output_dir) if resume else None
-        trainer = set_up(stage)
-        _check_sharding(trainer, checkpoint)
-        changed |= _record(stage, trainer, checkpoint, accept_changes)
-        if args.should_save:
-            note_changes(output_dir, changed, checkpoint)
-    if args.process_index == 0 and not trainer.saved_prompts.is_trained:
-        logger.warning("stage %s: %s", stage.name, trainer.saved_prompts.warning())
-    with _uploading(trainer, uploads):
-        with _stopped_by(trainer):
-            trainer.fill_teacher_cache()
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        number, state = trainer.interruption.signal, trainer.state
-        if number and state.global_step < state.max_steps:
-            saved = last_checkpoint(output_dir)
-            raise _interrupted(number, f"at step {state.global_step} of {state.max_steps}; saved {saved}")
-        _save(trainer, final)
-        logger.info("stage %s: %s", stage.name, trainer.saved_prompts.line())
-    number = trainer.interruption.received()
-    if number and more:
-        raise _interrupted(number, f"after the last step; saved {final}")
-    return final
-
-
-def _interrupted(number: int, where: str) -> InterruptedTrainingError:
-    return InterruptedTrainingError(f"{signal.Signals(number).name} {where}", f"To go on, {GO_ON}", number)
 
 
 def _check_run(output_dir: Path, stage: Stage, resume: bool, accept_changes: bool) -> Changes:
@@ -230,45 +220,26 @@ def _is_finished(stage: Stage, final: Path) -> bool:
     return True
 
 
-def _check_sharding(trainer: F2LLMTrainer, checkpoint: Path | None) -> None:
-    """Refuse a checkpoint whose optimizer's state cannot be read by this kind of launch."""
-    sharded = checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*"))
-    if checkpoint is not None and sharded != trainer.is_fsdp_enabled:
-        then, now = ("with", "without") if sharded else ("without", "with")
-        raise UserError(f"{checkpoint}: was written {then} FSDP and cannot be resumed {now} it; launch it {then} FSDP")
-
-
 def _record(stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept_changes: bool) -> Changes:
     """Record keys and data of the run; of a resumed run, return the accepted changes of its data."""
-    output_dir = Path(stage.arguments.output_dir)
+    output_dir, changed = Path(stage.arguments.output_dir), {}
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
     if trainer.distillation is not None:
-        data[TEACHER_DATA] = trainer.distillation.identity
+        data[run_folder.TEACHER_DATA] = trainer.distillation.identity
     if trainer.base_revision is not None:
         # Checkpoints hold only the adapter.
-        data[BASE_DATA] = trainer.base_revision
-    changed = {} if checkpoint is None else check_data(output_dir / DATA, data, accept_changes)
+        data[run_folder.BASE_DATA] = trainer.base_revision
+    if checkpoint is not None:
+        sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+        if sharded != trainer.is_fsdp_enabled:
+            then, now = ("with", "without") if sharded else ("without", "with")
+            raise UserError(f"{checkpoint}: was written {then} FSDP and cannot be resumed {now} it; launch as before")
+        changed = check_data(output_dir / DATA, data, accept_changes)
     if stage.arguments.should_save:
         # The recipe first: it marks the folder as that of a run.
         write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
         write_whole(output_dir / DATA, json.dumps(data, indent=2))
     return changed
-
-
-@contextmanager
-def _uploading(trainer: F2LLMTrainer, uploads: Uploads | None) -> Iterator[None]:
-    """Upload checkpoints while the block runs, and wait for them after it."""
-    if uploads is None:
-        yield
-        return
-    upload = uploads.start(trainer.interruption)
-    trainer.add_callback(upload)
-    try:
-        yield
-    except BaseException:
-        upload.end(hurry=True)
-        raise
-    upload.end()
 
 
 @contextmanager
@@ -287,6 +258,10 @@ def _stopped_by(trainer: F2LLMTrainer) -> Iterator[None]:
         raise StoppedError(f"{in_one_line(error)}; last good checkpoint: {saved}", f"{mend} and {GO_ON}") from error
 
 
+def _interrupted(number: int, where: str) -> InterruptedTrainingError:
+    return InterruptedTrainingError(f"{signal.Signals(number).name} {where}", f"To go on, {GO_ON}", number)
+
+
 def _save(trainer: F2LLMTrainer, final: Path) -> None:
     # All processes gather the weights; some write them.
     target = new_folder(final) if trainer.args.should_save else nullcontext(final)
@@ -295,3 +270,70 @@ def _save(trainer: F2LLMTrainer, final: Path) -> None:
         if trainer.args.should_save and trainer.projection is not None:
             trainer.projection.export(final.parent)
     trainer.accelerator.wait_for_everyone()
+
+
+def prune_stage(stage: Stage) -> None:
+    """Prune the stage's model: calibrate, plan, slice, trim the vocabulary, save.
+
+    Beside the model lie its recipe, ``importance.safetensors`` (the measurement, for other cuts of the same model),
+    ``pruning.yaml`` (what of the model stayed) and, if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
+    """
+    args = stage.arguments
+    needs_data = args.trim_vocabulary or (args.prune_to is not None and args.importance is None)
+    all_sources, selected = read_sources(args) if needs_data else ([], [])
+    tokenizer = make_tokenizer(args, all_sources)
+    model = make_model(args, tokenizer).eval()
+    # Fails on a shape that does not fit before the data is prepared.
+    target = None if args.prune_to is None else pruned_config(model.config, args.prune_to_fields(), "key 'prune_to'")
+    sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
+    output_dir, before = Path(args.output_dir), model.num_parameters()
+    write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
+    data = {source.name: source.description["fingerprint"] for source in sources}
+    write_whole(output_dir / DATA, json.dumps(data, indent=2))
+    if target is not None:
+        model = _cut(model, target, sources, args)
+    if args.trim_vocabulary:
+        used = np.zeros(model.config.vocab_size, dtype=bool)
+        for tokens in (block for source in sources for block in source.token_blocks()):
+            used[tokens] = True
+        model, tokenizer, report = trim_vocabulary(model, tokenizer, np.flatnonzero(used).tolist())
+        write_whole(output_dir / _VOCABULARY, json.dumps(asdict(report), indent=2) + "\n")
+        logger.info("vocabulary: %s", report)
+    prompts = kept_prompts(args)
+    with writing(f"{output_dir}: the pruned model", output_dir), new_folder(output_dir / FINAL_MODEL) as partial:
+        saved = build_sentence_transformer(model, tokenizer, prompts.prompts)
+        saved.save_pretrained(str(partial), create_model_card=False)
+    logger.info("%s", prompts.line())
+    logger.info("%s: pruned from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
+
+
+def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments) -> F2LLMModel:
+    output_dir = Path(args.output_dir)
+    # Names the model by its weights, wherever they lie.
+    digest = xxh3_128()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().numpy().data)
+    if args.importance is None:
+        batches = calibration_batches(sources, args.calibration_texts, args.seed, args.max_tokens_per_forward)
+        importance = calibrate(model.to(args.device), batches, digest.hexdigest(), autocast=args.bf16)
+        model.cpu()
+        with writing(f"{output_dir}: the importance", output_dir):
+            importance.save(output_dir / IMPORTANCE_FILE)
+    else:
+        importance = Importance.load(Path(args.importance), model.config, digest.hexdigest())
+    plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
+    plan.save(output_dir / _PLAN)
+    return apply_plan(model, target, plan)
+
+
+def calibration_batches(
+    sources: Sequence[PreparedSource], texts: int, seed: int, max_tokens: int | None = None
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Pack ``texts`` texts, as many of every source, drawn by key, into batches of token ids and lengths."""
+    each = -(-texts // len(sources))
+    for source in sources:
+        draws = keyed_bits(seed, _CALIBRATION, text_key(source.name), np.arange(source.description["texts"]))
+        drawn = np.sort(np.argsort(draws, kind="stable")[:each])
+        for batch in packed_texts(source, drawn, max_tokens or _TOKENS_AT_ONCE):
+            yield batch.input_ids, batch.lengths

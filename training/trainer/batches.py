@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from training.common.errors import UserError
 from training.common.keyed import keyed_bits
 from training.data.preparation.plan import required_negatives
 from training.data.prepared import PreparedSource
@@ -33,25 +32,16 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
     An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
     negatives); the batches of all sources are then shuffled together. Both orders depend on seed and epoch only.
-
-    Example:
-        >>> sampler = GlobalBatchSampler([5, 2], global_batch_size=3)
-        >>> sorted(len(batch) for batch in sampler)
-        [2, 2, 3]
     """
 
     def __init__(self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0) -> None:
-        if not sum(rows_per_source):
-            raise ValueError("no source has a training row")
-        self.rows_per_source = list(rows_per_source)
-        self.seed = seed
-        self.epoch = 0
+        self.rows_per_source, self.seed, self.epoch = list(rows_per_source), seed, 0
         # Source, number of the batch in it, and number of its batches.
         counts = [-(-rows // global_batch_size) for rows in self.rows_per_source]
         self._batches = [(source, each, count) for source, count in enumerate(counts) for each in range(count)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration yields."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -81,8 +71,7 @@ class PreparedRows(Dataset[Row]):
     """The rows of one split of prepared sources, by their keys."""
 
     def __init__(self, sources: Sequence[PreparedSource], split: str = "train") -> None:
-        self.sources = list(sources)
-        self.split = split
+        self.sources, self.split = list(sources), split
 
     def __len__(self) -> int:
         return sum(len(source.rows[self.split]) for source in self.sources)
@@ -94,16 +83,14 @@ class PreparedRows(Dataset[Row]):
 class PackedCollator:
     """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
 
-    The negatives of a row are drawn by (seed, epoch, source, row) alone. Every process is given all rows of the global
-    batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
-
-    ``num_hard_negatives`` are drawn per row, by task type; none of a retrieval source that has none. Of the embeddings
-    in ``teacher_cache``, the first ``teacher_width`` dimensions are read.
+    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, none of a
+    retrieval source that has none. Every process is given all rows of the global batch and reads the tokens of its own
+    texts only: each distinct text is encoded once, by one process.
 
     A batch is a dict of
 
     - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
-    - ``chunk_lengths``, ``slots`` and ``width``: see :class:`~training.models.encoding.BatchLayout`;
+    - ``chunk_lengths``, ``slots`` and ``max_rows_per_rank``: see :class:`~training.models.encoding.BatchLayout`;
     - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
     - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
@@ -125,25 +112,16 @@ class PackedCollator:
         teacher_width: int = 0,
     ) -> None:
         self.sources = list(sources)
-        self.num_hard_negatives = dict(num_hard_negatives)
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.max_tokens_per_forward = max_tokens_per_forward
-        self.teacher_cache, self.teacher_width = teacher_cache, teacher_width
-        for source in self.sources:
-            if source.num_negatives < (wanted := self._wanted(source)):
-                raise UserError(
-                    f"{source.folder}: rows have {source.num_negatives} negatives, but {wanted} are to be drawn; "
-                    f"write 'num_hard_negatives_{source.task_type}: {source.num_negatives}'"
-                )
-
-    def _wanted(self, source: PreparedSource) -> int:
-        return required_negatives(self.num_hard_negatives, source.task_type, source.num_negatives)
+        # By source.
+        self._drawn = [required_negatives(num_hard_negatives, each.task_type, each.num_negatives) for each in sources]
+        self._seed, self._layout = seed, (rank, world_size, max_tokens_per_forward)
+        self._teacher_cache, self._teacher_width = teacher_cache, teacher_width
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Build this process's part of the batch; all rows must be of one source."""
         source = self.sources[rows[0].key.source]
-        texts, lengths, index = self._distinct_texts(source, rows)
-        layout = lay_out(lengths, self.rank, self.world_size, self.max_tokens_per_forward)
+        texts, lengths, index = self._distinct_texts(rows)
+        layout = lay_out(lengths, *self._layout)
         own = np.concatenate([texts[chunk] for chunk in layout.chunks])
         tokens = np.concatenate([source.tokens(text) for text in own])
         batch = {
@@ -155,34 +133,31 @@ class PackedCollator:
             **{"source": source.name, "task_type": source.task_type},
         }
         # Of the whole batch on every process: reading is cheaper than gathering.
-        if self.teacher_cache is not None:
-            batch["teacher"] = torch.from_numpy(self.teacher_cache.read(source.name, texts, self.teacher_width))
+        if self._teacher_cache is not None:
+            batch["teacher"] = torch.from_numpy(self._teacher_cache.read(source.name, texts, self._teacher_width))
         return batch
 
     def text_lengths(self, rows: Sequence[Row]) -> np.ndarray:
         """Return the ``(n,)`` token counts of the batch's distinct texts, ascending, without reading a token."""
-        return self._distinct_texts(self.sources[rows[0].key.source], rows)[1]
+        return self._distinct_texts(rows)[1]
 
-    def _distinct_texts(
-        self, source: PreparedSource, rows: Sequence[Row]
-    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    def _distinct_texts(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """Return the ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices into them."""
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
-        negatives = self._draw_negatives(rows, positions[:, 2:], self._wanted(source))
+        negatives = self._draw_negatives([row.key for row in rows], positions[:, 2:])
         texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
-        lengths = source.lengths(texts)
+        lengths = self.sources[rows[0].key.source].lengths(texts)
         order = np.argsort(lengths, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
 
-    def _draw_negatives(self, rows: Sequence[Row], negatives: np.ndarray, count: int) -> np.ndarray:
-        """``(b, n)`` positions, -1 where a row has none → ``(b, count)`` drawn without replacement."""
-        keys = np.array([row.key for row in rows], dtype=np.int64)
-        columns = np.arange(negatives.shape[1])
-        draws = keyed_bits(self.seed, _NEGATIVES, keys[:, :1], keys[:, 1:2], keys[:, 2:], columns)
+    def _draw_negatives(self, keys: Sequence[RowKey], negatives: np.ndarray) -> np.ndarray:
+        """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement."""
+        epoch, source, row = np.array(keys, dtype=np.int64).T[:, :, None]
+        draws = keyed_bits(self._seed, _NEGATIVES, epoch, source, row, np.arange(negatives.shape[1]))
         draws = np.where(negatives >= 0, draws, np.iinfo(np.uint64).max)
-        chosen = np.argsort(draws, axis=1, kind="stable")[:, :count]
+        chosen = np.argsort(draws, axis=1, kind="stable")[:, : self._drawn[keys[0].source]]
         drawn = np.take_along_axis(negatives, chosen, axis=1)
         assert (drawn >= 0).all(), "preparation checks that every row has enough negatives"
         return drawn

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +63,20 @@ class Interruption(TrainerCallback):
             raise KeyboardInterrupt(number)
         self._received = number
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end if any process has received a signal."""
         self.signal = self.received()
         if self.signal and state.global_step < state.max_steps:
             control.should_training_stop = True
             # The sender may not wait for long: only what decides by evaluations needs every one.
-            control.should_evaluate = control.should_evaluate and _decides(args)
+            control.should_evaluate &= args.metric_for_best_model is not None
             control.should_save = not _decides_at_epoch_end(args, state)
-        return control
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keep the end of an interrupted epoch from being taken for the end of an epoch."""
         if self.signal and state.global_step < state.max_steps:
             control.should_save = _decides_at_epoch_end(args, state)
-            control.should_evaluate = control.should_evaluate and control.should_save
-        return control
+            control.should_evaluate &= control.should_save
 
     def received(self) -> int | None:
         """Return the signal that any process has received; every process must ask at the same point."""
@@ -88,29 +86,25 @@ class Interruption(TrainerCallback):
         return int(self._accelerator.gather(received).max()) or None
 
 
-def _decides(args: TrainingArguments) -> bool:
-    """Whether evaluations choose the best model, the end of the training or the learning rate."""
-    return args.metric_for_best_model is not None
-
-
 def _decides_at_epoch_end(args: TrainingArguments, state: TrainerState) -> bool:
     """Whether this step ends an epoch at whose end an evaluation decides: the checkpoint must come after it."""
-    return _decides(args) and args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+    decides = args.metric_for_best_model is not None and args.eval_strategy == "epoch"
+    return decides and float(state.epoch).is_integer()
 
 
 def outlive_signals(worker: int) -> None:
     """Let a loader worker outlive signals to the whole process group; a SIGTERM from the trainer still ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_end() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     # macOS does not tell who sent a signal.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        Thread(target=_wait_for_end, daemon=True).start()
-
-
-def _wait_for_end() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
+        Thread(target=wait_for_end, daemon=True).start()
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -119,11 +113,9 @@ class EarlyStopping(EarlyStoppingCallback):
     Trainer could restore it, but also the order to stop that ended an interrupted run.
     """
 
-    def __init__(self, early_stopping_patience: int, early_stopping_threshold: float = 0.0) -> None:
-        super().__init__(early_stopping_patience, early_stopping_threshold)
-        self._begun_at = 0
+    _begun_at = 0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> TrainerControl:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take the count of a resumed run from its state; one that had been stopped trains no further."""
         super().on_train_begin(args, state, control, **kwargs)
         # A checkpoint of a run without early stopping holds nothing; Trainer wants an entry to replace.
@@ -131,7 +123,6 @@ class EarlyStopping(EarlyStoppingCallback):
         self.early_stopping_patience_counter = counted["attributes"]["early_stopping_patience_counter"]
         self._begun_at = state.global_step
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
-        return control
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Count the evaluation, other than one that `eval_on_start` repeats after an interruption."""
@@ -142,7 +133,7 @@ class EarlyStopping(EarlyStoppingCallback):
         """Log why the training ended, if this is why."""
         counter = self.early_stopping_patience_counter
         if counter >= self.early_stopping_patience and state.global_step < state.max_steps:
-            given = (state.global_step, state.max_steps, counter, args.metric_for_best_model, state.best_global_step)
             logger.info(
-                "early stopping at step %d of %d: %d evaluations did not improve %s; the best is step %s", *given
+                "early stopping at step %d of %d: %d evaluations did not improve %s; the best is step %s",
+                *(state.global_step, state.max_steps, counter, args.metric_for_best_model, state.best_global_step),
             )

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,15 +23,12 @@ from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
-from training.models.adapters import has_adapter
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
-from training.trainer.console import Console
-from training.trainer.gradient_cache import CachedStep, draws_dropout
-from training.trainer.objective import Objective
+from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
+from training.trainer.step import CachedStep, Objective, draws_dropout
 from training.trainer.stopping import Interruption, outlive_signals
-from training.trainer.watch import StepWatch
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +58,11 @@ class F2LLMTrainer(SavingTrainer):
         tokenizer: PreTrainedTokenizerBase,
         prompts: dict[str, str] | None = None,
         distillation: Distillation | None = None,
-        **kwargs: Any,
     ) -> None:
         self.sources = list(sources)
         self.distillation = distillation
-        dims = args.train_dims(model.config.hidden_size)
-        terms = (args.mask_duplicates, args.gather_gradients, args.distillation_weight)
-        self.objective = Objective(args.temperature, dims, *terms)
+        dims, weight = args.train_dims(model.config.hidden_size), args.distillation_weight
+        self.objective = Objective(args.temperature, dims, args.mask_duplicates, args.gather_gradients, weight)
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
@@ -76,36 +72,25 @@ class F2LLMTrainer(SavingTrainer):
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
-        # Validation learns nothing from a teacher.
-        self._collators = {"train": self._collator(args, distillation), "validation": self._collator(args, None)}
         super().__init__(
             prompts,
             model=model,
             args=args,
             train_dataset=PreparedRows(self.sources, "train"),
             eval_dataset=PreparedRows(self.sources, "validation"),
-            data_collator=self._collators["train"],
             processing_class=tokenizer,
-            **kwargs,
         )
         if self.accelerator.is_fsdp2:
             # Weights and gradients stay fp32 and layers compute in bf16 by autocast, as without sharding.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
-        self.add_callback(self.interruption)
         retrieves = any(source.task_type == "retrieval" for source in self.sources)
         self.console = Console(["in_batch"] * retrieves + ["hard"] + ["distillation"] * (distillation is not None))
+        self.projection = None if distillation is None else distillation.projection
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(self.console)
-        self.projection = None if distillation is None else distillation.projection
-        if self.projection is not None:
-            self.projection.attach(self)
-
-    def _collator(self, args: StageArguments, distillation: Distillation | None) -> PackedCollator:
-        of_processes = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
-        teacher = () if distillation is None else (distillation.cache, distillation.width)
-        return PackedCollator(self.sources, args.num_hard_negatives, *of_processes, *teacher)
+        for callback in filter(None, (self.interruption, self.console, self.projection)):
+            self.add_callback(callback)
 
     def fill_teacher_cache(self) -> None:
         """Embed with the teacher what its cache misses, on all processes together, before the training."""
@@ -124,15 +109,19 @@ class F2LLMTrainer(SavingTrainer):
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
-        rows = [len(source.rows[split]) for source in self.sources]
+        args, rows = self.args, [len(source.rows[split]) for source in self.sources]
+        process = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
+        # Validation learns nothing from a teacher.
+        taught = split == "train" and self.distillation is not None
+        teacher = (self.distillation.cache, self.distillation.width) if taught else ()
         return _EpochLoader(
             PreparedRows(self.sources, split),
-            batch_sampler=GlobalBatchSampler(rows, self.args.global_batch_size, seed=self.args.seed),
-            collate_fn=self._collators[split],
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            batch_sampler=GlobalBatchSampler(rows, args.global_batch_size, seed=args.seed),
+            collate_fn=PackedCollator(self.sources, args.num_hard_negatives, *process, *teacher),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=outlive_signals,
         )
 
@@ -145,9 +134,7 @@ class F2LLMTrainer(SavingTrainer):
                 "dropout is drawn per chunk: max_tokens_per_forward and the number of processes change weights"
             )
         with self.interruption.watching(), self.console:
-            result = super().train(*args, **kwargs)
-        self.watch.warn_of_idle_steps()
-        return result
+            return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that had ended is resumed only to save its model.
@@ -171,10 +158,10 @@ class F2LLMTrainer(SavingTrainer):
                 teacher = self.distillation.targets(batch)
         key = (self.args.seed, self.state.global_step)
         step = CachedStep(self.accelerator, model, self.accelerator.autocast, key)
-        loss, gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
-        self.last_batch, self._gradients = batch, gradients
+        loss, self._gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        self.last_batch = batch
         self.console.count(batch["tokens"])
-        self.watch.loss(self.state.global_step + 1, batch, loss.item(), gradients)
+        self.watch.loss(self.state.global_step + 1, batch, loss.item(), self._gradients)
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
@@ -192,7 +179,7 @@ class F2LLMTrainer(SavingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         """Return the norm of the gradient that the optimizer is about to apply, if it is finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With the scaler of fp16, infinity only means that the loss was scaled too far.
+        # The scaler of fp16 may have scaled the loss too far.
         if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
             raise self._non_finite("gradient", float(norm), self.last_batch, self._gradients)
         return norm
@@ -208,11 +195,6 @@ class F2LLMTrainer(SavingTrainer):
             "with a lower learning_rate and another output_dir"
         )
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of this process's part of a step; under an adapter, frozen weights have no gradient."""
-        operations = super().floating_point_ops(inputs)
-        return operations // 6 * 4 if has_adapter(self.accelerator.unwrap_model(self.model)) else operations
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every term and source since the last log step."""
         if "loss" in logs:
@@ -222,9 +204,7 @@ class F2LLMTrainer(SavingTrainer):
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the mean loss on the validation rows, as the first process measures it, and what callbacks add.
 
         It is the mean per source, per task type (mean of its sources) and overall.
@@ -233,18 +213,17 @@ class F2LLMTrainer(SavingTrainer):
         # The counterpart of what a training step does to such optimizers.
         if callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()
-        losses: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        # Sum over rows, and rows, of each source.
+        losses: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for batch in self._loader("validation") if len(self.eval_dataset) else ():
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 embeddings = embed_batch(self.model, batch)
             terms = self.validation_objective.terms(embeddings, batch)
-            losses[batch["source"]].append((sum(terms.values()).item(), len(batch["query"])))
-        by_source = {
-            name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
-            for name, batches in losses.items()
-        }
-        metrics = as_first_process(self.accelerator, self._metrics(by_source, metric_key_prefix))
+            rows = len(batch["query"])
+            losses[batch["source"]] += sum(terms.values()).item() * rows, rows
+        by_source = {name: float(total / rows) for name, (total, rows) in losses.items()}
+        metrics = as_first_process(self.accelerator, self._metrics(by_source, "eval"))
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
@@ -252,7 +231,7 @@ class F2LLMTrainer(SavingTrainer):
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what an evaluation reports, by callbacks too."""
+        """Names of what an evaluation and its callbacks report."""
         measured = {source.name: 0.0 for source in self.sources if len(source.rows["validation"])}
         of_callbacks = (getattr(each, "metric_names", []) for each in self.callback_handler.callbacks)
         return [*self._metrics(measured, "eval"), *chain.from_iterable(of_callbacks)]

@@ -107,7 +107,6 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"model_family": "f2llm-v2-9b"}, ["'model_family'", "did you mean"]),
         (NEW | {"model_config": "{}", "model_family": "f2llm-v2-8b"}, ["'model_family'", "without 'model'"]),
         # Pruning and adapters
-        (PRUNED | {"teacher": "some/teacher"}, ["'teacher' has no effect in a stage that cuts a model"]),
         (PRUNED | NEW | {"model_config": "{}"}, ["cut a model; give it as 'model'"]),
         (PRUNED | LORA, ["'prune_to'", "take 'lora' out"]),
         (LORA | {"trim_vocabulary": True}, ["'trim_vocabulary'", "take 'lora' out"]),

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, TrainingArguments
 
+from modeling_f2llm import F2LLMModel
 from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
-from tests.training.recipes import grow_loss, write_single_stage, write_sources
+from tests.training.recipes import NO_NEW_MODEL, error_of, grow_loss, write_single_stage, write_sources
+from training.common.run_folder import last_checkpoint
 from training.config.recipe import load_recipe
-from training.distillation import distillation
-from training.distillation.distillation import choose_teacher
-from training.distillation.teacher import Teacher, load_teacher
+from training.distillation.distillation import Projection, TeacherChoice, inspect_teacher, make_distillation
+from training.distillation.teacher import Teacher
+from training.models.model_ref import ModelRef
 from training.run_stage import main
 
-WIDTHS = {"wide": 48, "equal": 32, "narrow": 16}
 NARROW = {"teacher": "narrow", "teacher_projection": True}
 
 
@@ -30,44 +31,34 @@ NARROW = {"teacher": "narrow", "teacher_projection": True}
 def models(tmp_path_factory, tiny_config, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "student", tiny_config, tiny_tokenizer)
-    for seed, (name, width) in enumerate(WIDTHS.items(), start=1):
-        save_model(
-            folder / name, tiny_config, tiny_tokenizer, seed=seed, hidden_size=width, matryoshka_dimensions=[width]
-        )
+    for seed, (name, width) in enumerate({"wide": 48, "equal": 32, "narrow": 16}.items(), start=1):
+        sizes = {"hidden_size": width, "matryoshka_dimensions": [width]}
+        save_model(folder / name, tiny_config, tiny_tokenizer, seed=seed, **sizes)
     save_foreign_teacher(folder / "foreign", width=40)
     # One set of files for all runs: other files have other texts.
     write_sources(folder / "data")
     return folder
 
 
-def write(folder: Path, models: Path, teacher: str | None = "wide", **keys: Any) -> Path:
-    own = {"tokenizer": None, "tokenizer_vocab_size": None, "model_config": None, "task_types": None}
-    own |= {"model": str(models / "student"), "manifest": str(models / "data/manifest.yaml"), "instructions": True}
-    own |= {
-        "num_train_epochs": 2,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "global_batch_size": 36,
-        "teacher": teacher and str(models / teacher),
-    }
+def write(folder, models, teacher="wide", **keys):
+    own = {**NO_NEW_MODEL, "model": str(models / "student"), "teacher": teacher and str(models / teacher)}
+    own |= {"manifest": str(models / "data/manifest.yaml"), "task_types": None, "instructions": True}
+    own |= {"num_train_epochs": 2, "logging_steps": 1, "save_steps": 4, "global_batch_size": 36}
+    keys = {key: str(folder / "cache") if value == "CACHE" else value for key, value in keys.items()}
     return write_single_stage(folder, **{**own, **keys})
 
 
-def train(folder: Path, models: Path, *words: str, **keys: Any) -> Path:
+def train(folder, models, *words, **keys):
     assert main([str(write(folder, models, **keys)), *words]) == 0
     return folder / "run"
 
 
-def losses(run: Path) -> list[float]:
-    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return [
-        line["loss_distillation"]
-        for line in json.loads((last / "trainer_state.json").read_text())["log_history"]
-        if "loss_distillation" in line
-    ]
+def losses(run):
+    history = json.loads((last_checkpoint(run) / "trainer_state.json").read_text())["log_history"]
+    return [line["loss_distillation"] for line in history if "loss_distillation" in line]
 
 
-def rewind(run: Path, folder: Path, step: int) -> None:
+def rewind(run, folder, step):
     """Copy a finished run as if it had been killed after ``step``."""
     shutil.copytree(run, folder / "run")
     shutil.rmtree(folder / "run/model")
@@ -79,13 +70,8 @@ def rewind(run: Path, folder: Path, step: int) -> None:
 @pytest.mark.parametrize(("teacher", "workers"), [("wide", 0), ("wide", 2), ("foreign", 0)])
 def test_cached_is_online(tmp_path, models, teacher, workers):
     online = train(tmp_path / "online", models, teacher=teacher)
-    cached = train(
-        tmp_path / "cached",
-        models,
-        teacher=teacher,
-        teacher_cache_dir=str(tmp_path / "embeddings"),
-        dataloader_num_workers=workers,
-    )
+    keys = {"teacher_cache_dir": "CACHE", "dataloader_num_workers": workers}
+    cached = train(tmp_path / "cached", models, teacher=teacher, **keys)
     assert len(losses(online)) == 12
     assert losses(cached) == pytest.approx(losses(online), rel=1e-3)
 
@@ -93,18 +79,15 @@ def test_cached_is_online(tmp_path, models, teacher, workers):
 def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
     tmp_path, models, tiny_config, tiny_tokenizer, monkeypatch
 ):
-    cache, prepared = str(tmp_path / "embeddings"), str(tmp_path / "prepared")
-    first = train(tmp_path / "first", models, teacher_cache_dir=cache, prepared_dir=prepared)
-
-    def never(*args: Any) -> None:
-        raise AssertionError("the teacher was asked")
-
-    monkeypatch.setattr(Teacher, "__init__", never)
-    again = train(tmp_path / "again", models, teacher_cache_dir=cache, prepared_dir=prepared)
-    assert losses(again) == losses(first)
+    shared = {"teacher_cache_dir": str(tmp_path / "embeddings"), "prepared_dir": str(tmp_path / "prepared")}
+    first = train(tmp_path / "first", models, **shared)
+    monkeypatch.setattr(Teacher, "__init__", lambda *_: pytest.fail("the teacher was asked"))
+    assert losses(train(tmp_path / "again", models, **shared)) == losses(first)
     save_model(tmp_path / "small", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
-    small = str(tmp_path / "small")
-    train(tmp_path / "other", models, model=small, teacher_cache_dir=cache, prepared_dir=prepared)
+    train(tmp_path / "other", models, model=str(tmp_path / "small"), **shared)
+    # Nor does a stage that learns nothing from it, even if there is none.
+    keys = {"distillation_weight": 0.0, "teacher_projection": True}
+    assert not losses(train(tmp_path / "weightless", models, **keys))
 
 
 def test_embeddings_of_another_precision_are_others(tmp_path, models):
@@ -125,26 +108,18 @@ def test_embeddings_of_another_precision_are_others(tmp_path, models):
 
 def test_a_teacher_with_its_own_format_reads_texts(tmp_path, models, tiny_tokenizer):
     for keys, by_text in (({}, False), ({"teacher_document_template": "passage: {text}"}, True)):
-        arguments = load_recipe(write(tmp_path, models, **keys)).stages[0].arguments
-        choice = choose_teacher(arguments, tiny_tokenizer, 32)
-        assert choice.width == 48
-        assert (choice.by_text is not None) == by_text
+        choice = inspect_teacher(load_recipe(write(tmp_path, models, **keys)).stages[0].arguments, tiny_tokenizer, 32)
+        assert choice.width == 48 and (choice.by_text is not None) == by_text
 
 
-@pytest.mark.parametrize("keys", [{}, {"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
+@pytest.mark.parametrize("keys", [{"teacher_cache_dir": "CACHE"}, {"teacher": "foreign"}])
 def test_without_negatives(tmp_path, models, keys):
-    keys = {key: str(tmp_path / "cache") if value == "CACHE" else value for key, value in keys.items()}
     none = {f"num_hard_negatives_{kind}": 0 for kind in ("retrieval", "clustering", "classification")}
     assert all(loss > 0 for loss in losses(train(tmp_path, models, **none, **keys)))
 
 
-@pytest.fixture(scope="module")
-def projected(tmp_path_factory, models):
-    return train(tmp_path_factory.mktemp("projected"), models, **NARROW)
-
-
-def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, projected):
-    run = projected
+def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, capsys):
+    run = train(tmp_path / "whole", models, **NARROW)
     weight = load_file(run / "projection.safetensors")["weight"]
     assert weight.shape == (16, 32)
     assert not torch.allclose(weight, torch.eye(16, 32), atol=1e-3)
@@ -152,18 +127,19 @@ def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, pr
     assert not [name for name in load_file(run / "model/model.safetensors") if "projection" in name]
     # Its cost can be measured beforehand.
     assert main([str(write(tmp_path / "dry", models, **NARROW)), "--dry-run", "--measure"]) == 0
+    # A damaged one is refused.
+    rewind(run, tmp_path, 4)
+    (tmp_path / "run/checkpoint-4/projection.pt").write_bytes(b"broken")
+    error = error_of([write(tmp_path, models, **NARROW), "--resume"], capsys)
+    assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
-@pytest.mark.parametrize(
-    ("keys", "workers"),
-    [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)],
-)
+@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)])
 def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys, workers):
-    keys = {key: str(tmp_path / "cache") if value == "CACHE" else value for key, value in keys.items()}
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
         # The cache may move.
-        keys["teacher_cache_dir"] = str(shutil.move(tmp_path / "cache", tmp_path / "elsewhere"))
+        keys = {"teacher_cache_dir": str(shutil.move(tmp_path / "whole/cache", tmp_path / "elsewhere"))}
     # In the middle of the first and of the second epoch.
     for step in (4, 8):
         folder = tmp_path / f"resumed{step}"
@@ -183,25 +159,19 @@ def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys,
         ({"teacher": "equal", "teacher_projection": True}, "take the key out"),
         ({"teacher": "nowhere"}, "is missing, and no stage here or in a recipe beside it makes it"),
         ({"teacher": None, "teacher_projection": True}, "'teacher_projection' has no effect without 'teacher'"),
-        ({"teacher": None, "teacher_cache_dir": "x"}, "'teacher_cache_dir' has no effect without 'teacher'"),
-        ({"teacher": "foreign", "teacher_query_template": "q"}, "key 'teacher_query_template'"),
-        ({"distillation_weight": -1.0}, "'distillation_weight' must be at least 0"),
     ],
 )
 def test_bad_keys_are_named(tmp_path, models, capsys, keys, message):
-    assert main([str(write(tmp_path, models, **keys))]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and message in error
+    assert message in error_of([write(tmp_path, models, **keys)], capsys)
 
 
 def test_embeddings_on_a_full_disk_stop_in_one_line(tmp_path, models, monkeypatch, capsys):
-    def full(*args: Any) -> None:
+    def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.distillation.teacher_cache.TeacherCache._write", full)
-    assert main([str(write(tmp_path, models, teacher_cache_dir=str(tmp_path / "cache")))]) == 1
-    error = capsys.readouterr().err
-    assert "No space left on device" in error and "--resume" in error and "Traceback" not in error
+    error = error_of([write(tmp_path, models, teacher_cache_dir="CACHE")], capsys, 1)
+    assert "No space left on device" in error and "--resume" in error
 
 
 def test_a_trimmed_student_learns_from_the_whole_model(tmp_path, models):
@@ -228,8 +198,7 @@ def test_another_teacher_in_the_folder_is_never_served_and_refused_on_resume(tmp
     assert losses(second)[0] != pytest.approx(losses(first)[0], rel=1e-2)
     rewind(first, tmp_path / "resumed", 8)
     recipe = str(write(tmp_path / "resumed", models, **keys))
-    assert main([recipe, "--resume"]) == 2
-    assert "the teacher" in capsys.readouterr().err
+    assert "the teacher" in error_of([recipe, "--resume"], capsys)
     assert main([recipe, "--resume", "--accept-changes"]) == 0
 
 
@@ -239,31 +208,63 @@ def test_the_projection_of_the_best_model_goes_with_it(tmp_path, models, monkeyp
     grow_loss(monkeypatch)
     steps = {"eval_strategy": "steps", "eval_steps": 4}
     run = train(tmp_path, models, **NARROW, **best, **steps)
-    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    last = last_checkpoint(run)
     chosen = Path(json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"])
     assert chosen.name == "checkpoint-4" != last.name
     kept = torch.load(chosen / "projection.pt", weights_only=True)["weight"]
     assert torch.equal(load_file(run / "projection.safetensors")["weight"], kept)
 
 
-def test_a_damaged_projection_is_refused(tmp_path, models, projected, capsys):
-    rewind(projected, tmp_path, 4)
-    (tmp_path / "run/checkpoint-4/projection.pt").write_bytes(b"broken")
-    assert main([str(write(tmp_path, models, **NARROW)), "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
-
-
 def test_a_teacher_from_the_hub_is_loaded_at_the_commit_that_its_cache_is_named_after(tmp_path, models, monkeypatch):
     arguments = load_recipe(write(tmp_path, models)).stages[0].arguments
-    arguments.teacher, loaded, local = "org/teacher", {}, str(models / "wide")
+    ref, loaded = ModelRef("org/teacher", "org/teacher", revision="abc123", identity="abc123"), {}
 
-    def load(name: str, **options: Any) -> PreTrainedModel:
+    def load(name, **options):
         loaded.update(options, name=name)
-        return load_teacher(local)
+        return F2LLMModel.from_pretrained(models / "wide")
 
-    monkeypatch.setattr(distillation, "model_revision", lambda *_: "abc123")
-    monkeypatch.setattr(distillation, "load_teacher", load)
-    made = distillation.make_distillation(distillation.TeacherChoice("org/teacher", 48), arguments, [], 32, {})
+    monkeypatch.setattr("training.distillation.teacher.load_whole_model", load)
+    made = make_distillation(TeacherChoice(ref, 48), arguments, [], 32, {})
     assert loaded == {"name": "org/teacher", "revision": "abc123"}
     assert made.identity == "abc123"
+
+
+# The projection's steps
+
+
+def stage(**keys):
+    keys = {"adam_beta1": 0.8, "adam_beta2": 0.95, "weight_decay": 0.3, **keys}
+    return TrainingArguments(output_dir="unused", use_cpu=True, report_to=[], **keys)
+
+
+def step(projection, args, gradient, rate=0.1, skipped=False):
+    projection.weight.grad = gradient
+    model_optimizer = SimpleNamespace(step_was_skipped=skipped)
+    scheduler = SimpleNamespace(get_last_lr=lambda: [rate])
+    projection.on_optimizer_step(args, None, None, optimizer=model_optimizer, lr_scheduler=scheduler)
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_a_projection_steps_as_adamw_with_the_stages_numbers(clip):
+    args = stage(max_grad_norm=clip)
+    projection, weight = Projection(6, 4, args), torch.nn.Parameter(torch.eye(4, 6))
+    optimizer = torch.optim.AdamW([weight], lr=1.0, betas=(0.8, 0.95), weight_decay=0.3)
+    gradients = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    for rate, gradient in zip([0.1, 0.05, 0.2], gradients, strict=True):
+        assert gradient.norm() > 0.5
+        step(projection, args, gradient.clone(), rate)
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = gradient * (0.5 / gradient.norm() if clip else 1.0)
+        optimizer.step()
+        torch.testing.assert_close(projection.weight, weight, rtol=1e-5, atol=1e-6)
+        assert projection.weight.grad is None
+
+
+@pytest.mark.parametrize(("gradient", "skipped"), [(None, False), (torch.ones(4, 6), True)])
+def test_a_step_that_fp16_skipped_or_without_gradient_changes_no_projection(gradient, skipped):
+    projection = Projection(6, 4, stage())
+    step(projection, stage(), gradient, skipped=skipped)
+    # As at first, it takes the leading dimensions.
+    embeddings = torch.randn(3, 6)
+    assert torch.equal(projection(embeddings), embeddings[:, :4])
+    assert projection.weight.grad is None

@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertModel, PreTrainedTokenizerFast
 
 from modeling_f2llm.prompts import instruct
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.distributed_recipe import save_model
+from tests.training.foreign_teacher import save_foreign_teacher
 from training.config.arguments import StageArguments
 from training.data.instructions import TextFormat
 from training.data.preparation.pipeline import prepare
-from training.distillation.teacher import Teacher, TextTeacher, load_teacher, load_text_teacher, reads_tokens_of
+from training.distillation.teacher import KEY, Teacher, TextTeacher, load_teacher, load_text_teacher, reads_tokens_of
 from training.models.encoding import embed_batch, embed_chunk, packed_texts
+from training.models.model_ref import ModelRef, resolve
 from training.trainer.batches import PackedCollator, PreparedRows, RowKey
 
 
@@ -36,102 +37,74 @@ def teacher_folder(tmp_path, tiny_config, small_tokenizer):
     return tmp_path / "teacher"
 
 
+def reads_tokens(folder, tokenizer):
+    return reads_tokens_of(ModelRef(str(folder), str(folder)), tokenizer)
+
+
 def test_it_gives_the_leading_dimensions_of_its_embeddings(
     teacher_folder, tiny_config, small_tokenizer, prepared_sources, num_hard_negatives
 ):
     model = save_model(teacher_folder, tiny_config, small_tokenizer, hidden_size=48, vocab_size=400)
     rows = [PreparedRows(prepared_sources)[RowKey(0, 1, row)] for row in range(5)]
     batch = PackedCollator(prepared_sources, num_hard_negatives, max_tokens_per_forward=60)(rows)
-    teacher = Teacher(load_teacher(str(teacher_folder)))
+    teacher = Teacher(load_teacher(resolve(str(teacher_folder), KEY)), max_tokens=100)
     assert not teacher.model.training and not any(weights.requires_grad for weights in teacher.model.parameters())
     found = teacher.embed(batch, 32)
     assert found.shape[1] == 32 and not found.requires_grad and found.dtype == torch.float32
     torch.testing.assert_close(found, embed_batch(model.eval(), batch)[:, :32])
-
-
-def test_texts_of_a_source_are_embedded_in_the_order_asked_for(teacher_folder, prepared_sources, num_hard_negatives):
-    teacher = Teacher(load_teacher(str(teacher_folder)), max_tokens=100)
-    source = prepared_sources[1]
-    rows = [PreparedRows(prepared_sources)[RowKey(0, 1, row)] for row in range(5)]
+    # Texts of a source are embedded in the order asked for.
     batch = PackedCollator(prepared_sources, num_hard_negatives)(rows)
     positions = np.sort(batch["own_texts"])
-    found = teacher.embed_texts(source, positions)
+    found = teacher.embed_texts(prepared_sources[1], positions)
     torch.testing.assert_close(found[np.searchsorted(positions, batch["own_texts"])], teacher.embed(batch))
 
 
 def test_it_reads_the_tokens_of_a_student_with_the_same_vocabulary(
     teacher_folder, small_tokenizer, tiny_tokenizer, refuses
 ):
-    assert reads_tokens_of(str(teacher_folder), small_tokenizer)
-    assert not reads_tokens_of(str(teacher_folder), tiny_tokenizer)
+    assert reads_tokens(teacher_folder, small_tokenizer)
+    assert not reads_tokens(teacher_folder, tiny_tokenizer)
     elsewhere = f"{teacher_folder}-elsewhere"
-    assert not reads_tokens_of(elsewhere, small_tokenizer)
+    assert not reads_tokens(elsewhere, small_tokenizer)
     with refuses("key 'teacher'", elsewhere):
-        load_teacher(elsewhere)
+        load_teacher(ModelRef(elsewhere, elsewhere))
 
 
-@pytest.mark.parametrize("change", ["eos", "mean pooling", "dense", "plain", "other kind"])
+@pytest.mark.parametrize("change", ["eos", "pooling", "plain", "other kind"])
 def test_it_reads_tokens_only_with_last_token_pooling_and_eos(teacher_folder, small_tokenizer, change):
-    def rewrite(file: str, **fields: object) -> None:
-        path = teacher_folder / file
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
     if change == "eos":
         tokenizer = deepcopy(small_tokenizer)
-        pad = tokenizer.pad_token
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"$A {pad}", special_tokens=[(pad, tokenizer.pad_token_id)]
-        )
+        pad = (tokenizer.pad_token, tokenizer.pad_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {pad[0]}", special_tokens=[pad])
         tokenizer.save_pretrained(teacher_folder)
-    elif change == "mean pooling":
-        rewrite("1_Pooling/config.json", pooling_mode="mean")
-    elif change == "dense":
-        path = teacher_folder / "modules.json"
-        dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
-        path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
     elif change == "plain":
         (teacher_folder / "modules.json").unlink()
     else:
-        rewrite("config.json", model_type="llama")
-    assert reads_tokens_of(str(teacher_folder), small_tokenizer) == (change == "plain")
+        file, key, value = {
+            "pooling": ("1_Pooling/config.json", "pooling_mode", "mean"),
+            "other kind": ("config.json", "model_type", "llama"),
+        }[change]
+        path = teacher_folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert reads_tokens(teacher_folder, small_tokenizer) == (change == "plain")
 
 
-_WORDS = "[PAD] [UNK] [CLS] [SEP] question answer negative river paper quiet Find Instruct Query : . query passage"
-TEXTS = ["river paper", instruct("Find quiet .", "paper river question"), "answer", "a paper quiet river negative . ."]
+TEXTS = ["red river", instruct("question the lake .", "city river question"), "answer", "the green city negative . ."]
 
 
-def save_bert(folder: Path) -> Path:
-    """A random BERT with a tokenizer of whole words, saved as transformers saves one."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS.split())}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **special)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(3)
-    # Large weights: embeddings of different texts are then far apart.
-    config = BertConfig(vocab_size=len(words.get_vocab()), initializer_range=0.5, max_position_embeddings=64, **sizes)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Mean pooling, unit length, and a default prompt."""
+    folder = save_foreign_teacher(tmp_path_factory.mktemp("saved"), width=24)
+    path = folder / "config_sentence_transformers.json"
+    prompts = {"prompts": {"own": "negative negative "}, "default_prompt_name": "own"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **prompts}))
     return folder
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def saved(bert, tmp_path_factory):
-    """The BERT as a SentenceTransformer: mean pooling, unit length, and a default prompt."""
-    transformer = Transformer(str(bert))
-    modules = [transformer, Pooling(24, pooling_mode="mean"), Normalize()]
-    model = SentenceTransformer(
-        modules=modules, prompts={"own": "quiet quiet "}, default_prompt_name="own", device="cpu"
-    )
-    folder = tmp_path_factory.mktemp("saved")
-    model.save(str(folder))
-    return folder
+def bert(saved):
+    return saved / "bert"
 
 
 @pytest.fixture
@@ -140,17 +113,11 @@ def folder(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "teacher"))
 
 
-@pytest.fixture
-def kept(write_source, tmp_path, small_tokenizer, options):
-    options = replace(options, keep_texts=True, max_length=9)
-    return prepare([write_source(rows=40)], small_tokenizer, tmp_path / "prepared", options)[0]
-
-
-def by_hand(bert: Path, texts: list[str]) -> torch.Tensor:
+def by_hand(bert, texts):
     """Mean of the last hidden states, text by text, without padding."""
     model, tokenizer = BertModel.from_pretrained(bert).eval(), PreTrainedTokenizerFast.from_pretrained(bert)
     with torch.no_grad():
-        inputs = [tokenizer(text, return_tensors="pt", truncation=True) for text in texts]
+        inputs = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in texts]
         return torch.cat([model(**each).last_hidden_state.mean(dim=1) for each in inputs])
 
 
@@ -160,15 +127,18 @@ def test_it_gives_what_its_modules_give_before_they_normalise(bert, saved, tmp_p
     torch.testing.assert_close(found, by_hand(bert, TEXTS))
     assert (found.norm(dim=1) - 1).abs().min() > 0.1
     assert torch.pdist(found).min() > 0.1, "the example does not tell texts apart"
-    # Neither batches, nor half precision on disk, nor the modules that a plain model lacks change it.
-    teacher = load_text_teacher(str(saved))
-    teacher.batch_size = 1
-    torch.testing.assert_close(teacher.encode(TEXTS), found)
+    # Neither half precision on disk, nor the modules that a plain model lacks change it.
     torch.testing.assert_close(load_text_teacher(str(bert)).encode(TEXTS), found)
     SentenceTransformer(str(saved), device="cpu").bfloat16().save(str(tmp_path / "half"))
     half = load_text_teacher(str(tmp_path / "half"))
     assert {weights.dtype for weights in half.model.parameters()} == {torch.float32}
     assert half.encode([]).shape == (0, 24)
+    # It is frozen, and a loss can use what it gives.
+    assert not any(weights.requires_grad for weights in half.model.parameters())
+    assert not any(module.training for module in half.model.modules())
+    student = torch.zeros(4, 24, requires_grad=True)
+    torch.nn.functional.mse_loss(student, found).backward()
+    assert student.grad.abs().sum() > 0
 
 
 def test_only_the_normalisation_at_the_end_is_dropped(bert):
@@ -184,81 +154,55 @@ def test_only_the_normalisation_at_the_end_is_dropped(bert):
     torch.testing.assert_close(teacher.encode(TEXTS[:1]), expected)
 
 
-def test_it_is_frozen_and_a_loss_can_use_what_it_gives(saved):
-    teacher = load_text_teacher(str(saved))
-    assert not any(weights.requires_grad for weights in teacher.model.parameters())
-    assert not any(module.training for module in teacher.model.modules())
-    student = torch.zeros(4, 24, requires_grad=True)
-    torch.nn.functional.mse_loss(student, teacher.encode(TEXTS)).backward()
-    assert student.grad.abs().sum() > 0
-
-
-def test_texts_of_a_source_by_position(saved, kept, prepared_sources, refuses):
-    teacher, positions = load_text_teacher(str(saved)), np.array([7, 0, 30, 7])
-    found = teacher.embed_texts(kept, positions)
-    torch.testing.assert_close(found, teacher.encode(kept.texts(positions)))
-    with refuses(prepared_sources[0].folder, "not kept", "--keep-texts"):
-        teacher.embed_texts(prepared_sources[0], np.arange(3))
-
-
 def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
-    write_source, tmp_path, tiny_config, small_tokenizer, options
+    write_source, tmp_path, tiny_config, small_tokenizer, options, prepared_sources, refuses
 ):
     options = replace(options, keep_texts=True, max_length=2048)
     (source,) = prepare([write_source(rows=30)], small_tokenizer, tmp_path / "prepared", options)
     model = save_model(tmp_path / "model", tiny_config, small_tokenizer, vocab_size=400).eval()
     build_sentence_transformer(model, small_tokenizer).save(str(tmp_path / "released"))
     positions = np.arange(source.description["texts"])
-    found = load_text_teacher(str(tmp_path / "released"), device="cpu").embed_texts(source, positions)
+    teacher = load_text_teacher(str(tmp_path / "released"), device="cpu")
+    found = teacher.embed_texts(source, positions)
     for texts in packed_texts(source, positions, 300):
         with torch.no_grad():
             expected = embed_chunk(model, texts.input_ids, texts.lengths)
         torch.testing.assert_close(found[texts.positions], expected)
-
-
-# Templates
+    with refuses(prepared_sources[0].folder, "not kept", "--keep-texts"):
+        teacher.embed_texts(prepared_sources[0], np.arange(3))
 
 
 def test_templates(bert, saved):
     form = TextFormat("query : {text} . {instruction}", "passage : {text}")
     formed = [
-        "passage : river paper",
-        "query : paper river question . Find quiet .",
+        "passage : red river",
+        "query : city river question . question the lake .",
         "passage : answer",
-        "passage : a paper quiet river negative . .",
+        "passage : the green city negative . .",
     ]
     assert [form.apply(text) for text in TEXTS] == formed
     torch.testing.assert_close(load_text_teacher(str(saved), form).encode(TEXTS), by_hand(bert, formed))
     form = TextFormat("{{q}} {text}", "{text} {text}")
     assert form.apply(instruct("Find {x}.", "{y} {text}")) == "{q} {y} {text}" and form.apply("{y}") == "{y} {y}"
     # By default, texts do not change.
-    for text in (
-        *TEXTS,
-        "{text} {",
-        "Instruct: no query",
-        "",
-        "Instruct: a\nQuery: b\nQuery: c",
-        "Instruct: a\nQuery:b",
-    ):
-        assert TextFormat().apply(text) == text
-
-
-_BAD = [
-    ("query: ", "lacks {text}"),
-    ("{instruction}", "{text}"),
-    ("{0} {text}", "{0}"),
-    ("{text!r}", "{text!r}"),
-    ("{text.__class__}", "{text.__class__}"),
-    ("{text", "no template"),
-    ("text}", "no template"),
-]
+    odd = ("{text} {", "Instruct: no query", "", "Instruct: a\nQuery: b\nQuery: c", "Instruct: a\nQuery:b")
+    assert all(TextFormat().apply(text) == text for text in (*TEXTS, *odd))
 
 
 @pytest.mark.parametrize("key", ["query_template", "document_template"])
-@pytest.mark.parametrize(("template", "part"), _BAD)
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        ("query: ", "lacks {text}"),
+        ("{instruction}", "{text}"),
+        ("{0} {text}", "{0}"),
+        ("{text!r}", "{text!r}"),
+        ("{text.__class__}", "{text.__class__}"),
+        ("{text", "no template"),
+        ("text}", "no template"),
+    ],
+)
 def test_bad_template(refuses, key, template, part):
-    with refuses(f"key 'teacher_{key}'", part):
-        TextFormat(**{key: template})
     with refuses(f"key 'teacher_{key}'", part):
         StageArguments(output_dir="x", use_cpu=True, model="m", teacher="t", **{f"teacher_{key}": template})
     with refuses("key 'teacher_document_template'", "{instruction}", "{text} only"):
@@ -270,12 +214,6 @@ def test_keys_of_a_stage(refuses):
     assert StageArguments(**keys).text_format == StageArguments(**keys, teacher="t").text_format == TextFormat()
     given = {"teacher_query_template": "q: {text}", "teacher_document_template": "d: {text}"}
     assert StageArguments(**keys, teacher="t", **given).text_format == TextFormat("q: {text}", "d: {text}")
-    for key, template in given.items():
-        with refuses(f"key {key!r}", "no effect without 'teacher'"):
-            StageArguments(**keys, **{key: template})
-
-
-# Identity
 
 
 def test_identity_is_that_of_model_and_templates(saved, folder):
@@ -287,49 +225,38 @@ def test_identity_is_that_of_model_and_templates(saved, folder):
     assert load_text_teacher(str(folder)).identity != identity
 
 
-# Faults
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(folder, refuses):
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings.pop("pad_token")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+def test_a_tokenizer_that_cannot_pad(folder, refuses):
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key != "pad_token"}))
     with refuses("key 'teacher'", folder, "pad"):
         load_text_teacher(str(folder))
 
 
-@pytest.mark.parametrize(("lost", "matters"), [("encoder.layer.1.output.dense.weight", True), ("pooler.", False)])
-@pytest.mark.parametrize("plain", [True, False])
-def test_weights_that_are_missing_are_refused_where_they_matter(bert, folder, tmp_path, refuses, plain, lost, matters):
-    if plain:
+@pytest.mark.parametrize(("lost", "matters"), [("encoder.layer.0.output.dense.weight", True), ("pooler.", False)])
+@pytest.mark.parametrize("layout", ["plain", "modules", "subfolder"])
+def test_weights_that_are_missing_are_refused_where_they_matter(bert, folder, tmp_path, refuses, layout, lost, matters):
+    if layout == "plain":
         folder = Path(shutil.copytree(bert, tmp_path / "plain"))
-    weights = load_file(folder / "model.safetensors")
+    weights_in = folder
+    if layout == "subfolder":
+        # As sentence-transformers saved models before.
+        described = json.loads((folder / "modules.json").read_text())
+        described[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(described))
+        weights_in = folder / "0_Transformer"
+        weights_in.mkdir()
+        for path in [each for each in folder.iterdir() if each.is_file() and each.name != "modules.json"]:
+            path.rename(weights_in / path.name)
+    weights = load_file(weights_in / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lost)}
     assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(kept, weights_in / "model.safetensors", metadata={"format": "pt"})
     if matters:
         with refuses("key 'teacher'", folder, f"lack 0.{lost}"):
             load_text_teacher(str(folder))
     else:
-        teacher = load_text_teacher(str(folder))
-        torch.testing.assert_close(teacher.encode(TEXTS), by_hand(bert, TEXTS))
-        assert not any(weight.requires_grad for weight in teacher.model.parameters())
-
-
-def test_a_module_in_a_subfolder(folder, refuses):
-    # As sentence-transformers saved models before.
-    described = json.loads((folder / "modules.json").read_text())
-    described[0]["path"] = "0_Transformer"
-    (folder / "modules.json").write_text(json.dumps(described))
-    (folder / "0_Transformer").mkdir()
-    for path in [each for each in folder.iterdir() if each.is_file() and each.name != "modules.json"]:
-        path.rename(folder / "0_Transformer" / path.name)
-    assert load_text_teacher(str(folder)).width == 24
-    weights = load_file(folder / "0_Transformer/model.safetensors")
-    weights.pop("embeddings.word_embeddings.weight")
-    save_file(weights, folder / "0_Transformer/model.safetensors", metadata={"format": "pt"})
-    with refuses("key 'teacher'", folder, "word_embeddings"):
-        load_text_teacher(str(folder))
+        torch.testing.assert_close(load_text_teacher(str(folder)).encode(TEXTS), by_hand(bert, TEXTS))
 
 
 def test_embeddings_that_are_not_finite_are_refused(saved, refuses):
@@ -337,7 +264,7 @@ def test_embeddings_that_are_not_finite_are_refused(saved, refuses):
     teacher.encode(TEXTS)
     words = dict(teacher.model.named_parameters())
     (name,) = [name for name in words if name.endswith("word_embeddings.weight")]
-    words[name][_WORDS.split().index("answer")] = torch.nan
+    words[name][teacher.model.tokenizer.convert_tokens_to_ids("answer")] = torch.nan
     teacher.encode(TEXTS[:2])
     with refuses("key 'teacher'", "'answer'", "not finite"):
         teacher.encode(TEXTS)

@@ -13,7 +13,7 @@ from tests.training.models.bad_folders import BAD_FOLDERS
 from tests.training.recipes import only_stage, write_single_stage
 from training.common.errors import UserError
 from training.config.recipe import load_recipe
-from training.distillation.distillation import choose_teacher
+from training.distillation.distillation import inspect_teacher
 from training.distillation.teacher import load_teacher, load_text_teacher
 from training.models import export as onnx_command
 from training.models.encoders import find_miner
@@ -38,8 +38,7 @@ def start(folder, tmp_path):
 
 def teacher(folder, tmp_path):
     stage = _stage(tmp_path / "whole", tmp_path, teacher=str(folder))
-    choose_teacher(stage, make_tokenizer(stage, []), 32)
-    load_teacher(str(folder))
+    load_teacher(inspect_teacher(stage, make_tokenizer(stage, []), 32).ref)
 
 
 def text_teacher(folder, tmp_path):
@@ -111,8 +110,8 @@ def test_a_run_can_be_the_teacher(whole, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copytree(whole, tmp_path / "run/model")
     stage = _stage(whole, tmp_path, teacher=str(tmp_path / "run"))
-    choice = choose_teacher(stage, make_tokenizer(stage, []), 32)
-    assert choice.place == str(tmp_path / "run/model") and choice.by_text is None
+    choice = inspect_teacher(stage, make_tokenizer(stage, []), 32)
+    assert choice.ref.place == str(tmp_path / "run/model") and choice.by_text is None
 
 
 def test_nobody_is_asked_whether_code_may_run(whole, tmp_path, monkeypatch):

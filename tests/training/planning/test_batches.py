@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.training.recipes import write_single_stage
+from tests.training.recipes import error_of, write_single_stage
 from training.config.recipe import load_recipe
 from training.planning.batches import Batches, SourceSizes, estimate_batches, estimated_sizes, why_not_local
 from training.planning.plan import make_plan
@@ -44,12 +44,6 @@ def _rows(args):
     return {each.name: each.rows for each in estimated_sizes(args)}
 
 
-def test_rows_are_the_published_ones(stage):
-    args = stage()
-    assert why_not_local(args) == "hf://datasets/no/where is remote"
-    assert all(each.published for each in estimated_sizes(args))
-
-
 @pytest.mark.parametrize(
     ("keys", "single", "web", "labels"),
     [
@@ -67,8 +61,9 @@ def test_rows_are_the_published_ones(stage):
     ],
 )
 def test_rows_are_capped_and_selected(stage, keys, single, web, labels):
-    expected = {"single": single, "web": web, "labels": labels}
-    assert _rows(stage(**keys)) == {name: rows for name, rows in expected.items() if rows}
+    expected, args = {"single": single, "web": web, "labels": labels}, stage(**keys)
+    assert why_not_local(args) == "hf://datasets/no/where is remote"
+    assert _rows(args) == {name: rows for name, rows in expected.items() if rows}
 
 
 def test_files_that_are_there_count(stage, tmp_path):
@@ -77,7 +72,6 @@ def test_files_that_are_there_count(stage, tmp_path):
     args = stage(root=None, cap=10)
     assert why_not_local(args) == f"{tmp_path} lacks files of 1 of 3 entries"
     assert _rows(args) == {"single": [10], "web": [10, 7, 3], "labels": [10]}
-    assert [each.published for each in estimated_sizes(args)] == [False, False, True]
     pq.write_table(pa.table({"query": ["q"], "passage": ["p"]}), tmp_path / "labels.parquet")
     assert why_not_local(args) is None
 
@@ -94,22 +88,18 @@ def test_what_cannot_be_estimated_is_refused(stage, refuses, tmp_path):
         estimated_sizes(args)
 
 
-def _distinct_rows(folder, rows):
-    """Every text another one, and all of one length: letters are tokens of their own to a tokenizer of bytes."""
-    letters = str.maketrans("0123456789", "abcdefghij")
-    names = ("query", "passage", "negative_1", "negative_2")
-    columns = {name: [f"{4 * row + i:06d}".translate(letters) for row in range(rows)] for i, name in enumerate(names)}
-    pq.write_table(pa.table(columns), folder / "data/retrieval.parquet")
-
-
 @pytest.mark.parametrize("budget", [None, 150])
 def test_distinct_texts_of_one_length_are_estimated_exactly(tmp_path, budget):
     keys = {"num_hard_negatives_retrieval": 2, "tokenizer_vocab_size": 259, "max_tokens_per_forward": budget}
     recipe = write_single_stage(tmp_path, planned_text_tokens=7, validation_share=0.0, **keys)
-    _distinct_rows(tmp_path, 80)
+    # Every text another one, and all of one length: letters are tokens of their own to a tokenizer of bytes.
+    letters = str.maketrans("0123456789", "abcdefghij")
+    names = ("query", "passage", "negative_1", "negative_2")
+    columns = {name: [f"{4 * row + i:06d}".translate(letters) for row in range(80)] for i, name in enumerate(names)}
+    pq.write_table(pa.table(columns), tmp_path / "data/retrieval.parquet")
     stage = load_recipe(recipe).stages[0]
-    counted = make_plan(stage, {}).data.training
-    estimate = estimate_batches(stage.arguments, [SourceSizes("tiny", "retrieval", [80.0], True)], 1.0)
+    counted = make_plan(stage, {}).training
+    estimate = estimate_batches(stage.arguments, [SourceSizes("tiny", "retrieval", [80.0])], 1.0)
     assert counted.tokens == 16 * 4 * 7
     names = ["count", "tokens", "texts", "most_texts", "squared_tokens", "chunks"]
     assert [getattr(estimate, name) for name in names] == [getattr(counted, name) for name in names]
@@ -119,7 +109,7 @@ def test_distinct_texts_of_one_length_are_estimated_exactly(tmp_path, budget):
 
 def test_batches_are_those_of_each_source_by_its_task(tmp_path):
     args = load_recipe(write_single_stage(tmp_path, planned_text_tokens=100)).stages[0].arguments
-    sizes = [SourceSizes("a", "retrieval", [32.0, 8.0], True), SourceSizes("b", "classification", [16.0], True)]
+    sizes = [SourceSizes("a", "retrieval", [32.0, 8.0]), SourceSizes("b", "classification", [16.0])]
     # Batches of 16, 16 and 8 rows of 5 texts, and of 16 rows of 3; no text is longer than max_length.
     estimate = estimate_batches(args, sizes, 1.0)
     assert (estimate.count, estimate.texts, estimate.most_texts) == (4, (80 + 80 + 40 + 48) / 4, 80)
@@ -137,17 +127,16 @@ def test_files_that_are_missing_are_estimated(tmp_path, capsys):
     (tmp_path / "data/retrieval.parquet").unlink()
     assert main([str(recipe), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert f"{tmp_path}/data lacks files of 1 of 3 entries: estimated from 1,000 published rows" in text
+    assert f"{tmp_path}/data lacks files of 1 of 3 entries: estimated from 1,000 rows" in text
     # 900 rows of training in batches of 16.
     assert "steps        about 171 (57 an epoch)" in text
-    assert main([str(recipe), "--dry-run", "--measure"]) == 2
-    assert "cannot be measured" in capsys.readouterr().err
+    assert "cannot be measured" in error_of([recipe, "--dry-run", "--measure"], capsys)
 
 
 def test_files_without_the_tokenizer_are_counted_by_rows(tmp_path, capsys):
     keys = {"model": "Qwen/Qwen3-none", "model_family": "f2llm-v2-80m", "model_config": None, "tokenizer": None}
     assert main([str(write_single_stage(tmp_path, **keys)), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "the tokenizer of Qwen/Qwen3-none is not on this machine: estimated from 80 counted rows" in text
+    assert "the tokenizer of Qwen/Qwen3-none is not on this machine: estimated from 80 rows" in text
     assert "80,084,288 parameters" in text and "(5 an epoch)" in text
     assert not (tmp_path / "run").exists()

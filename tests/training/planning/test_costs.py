@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,13 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.processes import ROOT, run_bounded
-from tests.training.recipes import write_single_stage
-from tests.training.trainer.test_gradient_cache import cached_step
-from training.config.recipe import load_recipe
+from tests.training.trainer.test_step import cached_step
 from training.models.encoding import lay_out
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
-from training.planning.costs import Measurement, estimate_memory, estimate_pruning_memory, stage_flops, step_flops
+from training.planning.costs import estimate_memory, estimate_pruning_memory, stage_flops, step_flops
 
 
 def _config(layers, heads):
@@ -69,16 +68,12 @@ def test_checkpointing_takes_another_forward_pass_at_most():
     assert counted - without > 0.7 * (estimate - without)
 
 
-def test_a_teacher_counts_in_every_step_unless_it_is_cached(tmp_path):
-    args = load_recipe(write_single_stage(tmp_path, teacher="some/model")).stages[0].arguments
-    batches, _ = _batches()
+def test_a_teacher_and_evaluations_count():
+    args, (batches, _) = SimpleNamespace(activation_checkpointing=False, lora=False), _batches()
     validation = dataclasses.replace(batches, count=3)
-    flops = stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2)
     forward = forward_flops(CONFIG, batches.tokens, batches.squared_tokens)
-    assert flops == (7 * 3 * forward, 7 * forward, 6 * forward) and flops.total == 34 * forward
-    args.teacher_cache_dir = "cache"
-    assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2).teacher == 0
-    assert stage_flops(args, CONFIG, None, 7, batches, Batches(), 2) == (7 * 3 * forward, 0, 0)
+    assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2) == (7 * (3 + 1) + 6) * forward
+    assert stage_flops(args, CONFIG, None, 7, batches, Batches(), 2) == 7 * 3 * forward
 
 
 def _kept_for_backward(config, tokens):
@@ -107,17 +102,20 @@ def test_activations_are_those_that_autograd_keeps(heads, layers):
 
 def test_what_takes_and_saves_memory_is_in_the_estimate(tiny_config):
     parameters, whole = count_parameters(tiny_config), estimate_memory(tiny_config, 10_000, 1_000)
-    assert whole.state == 16 * parameters
-    assert whole.total == whole.state + whole.activations + whole.loss + whole.program
-    chunked = estimate_memory(tiny_config, 1_000, 1_000)
-    assert chunked.activations == pytest.approx(whole.activations / 10, rel=1e-3)
+    assert whole.state == 16 * parameters and whole.total == whole.state + whole.activations + whole.loss
+    assert estimate_memory(tiny_config, 1_000, 0).activations == pytest.approx(whole.activations / 10, rel=1e-3)
     several, shared = (estimate_memory(tiny_config, 1, 1, processes=4, sharded=sharded) for sharded in (False, True))
     assert several.state == 20 * parameters and shared.state == whole.state // 4
     assert estimate_memory(tiny_config, 100, 10, teacher=tiny_config).teacher == 4 * parameters
     deep = F2LLMConfig.from_family("f2llm-v2-0.6b")
-    plain = estimate_memory(deep, 8_192, 4_000).activations
-    assert estimate_memory(deep, 8_192, 4_000, gradient_checkpointing=True).activations < plain / 5
-    assert plain / 2 < estimate_memory(deep, 8_192, 4_000, bf16=True).activations < plain
+    plain, recomputed, half = (
+        estimate_memory(deep, 8_192, 4_000, **keys).activations
+        for keys in ({}, {"gradient_checkpointing": True}, {"bf16": True})
+    )
+    assert recomputed < plain / 5 and plain / 2 < half < plain
+    # Pruning holds both models.
+    measured, known = (estimate_pruning_memory(tiny_config, tiny_config, tokens) for tokens in (1_000, 0))
+    assert measured.state == known.state == 8 * parameters and measured.activations > known.activations == 0
 
 
 def test_an_estimate_leaves_nothing_behind():
@@ -127,12 +125,6 @@ def test_an_estimate_leaves_nothing_behind():
     for _ in range(2):
         estimate_memory(config, 1, 1, bf16=True)
     assert psutil.Process().memory_info().rss - before < 50 * 2**20
-
-
-def test_cutting_holds_both_models(tiny_config):
-    measured, known = (estimate_pruning_memory(tiny_config, tiny_config, tokens) for tokens in (1_000, 0))
-    assert measured.state == known.state == 8 * count_parameters(tiny_config)
-    assert measured.activations > known.activations == 0
 
 
 def _chunks_and_peak(rows, max_tokens):
@@ -154,15 +146,3 @@ def test_batch_512_needs_the_memory_of_batch_32():
     chunks, large = _chunks_and_peak(512, 1024)
     assert chunks == 60
     assert large <= 1.1 * small
-
-
-def test_the_time_of_a_step_follows_its_tokens():
-    def seconds(tokens, of_steps, counts):
-        return Measurement(of_steps, counts, 0.0, 0.0, 0.0, 0).step_seconds(tokens)
-
-    counts = list(range(1000, 3000, 200))
-    assert seconds(5000, [0.5 + 0.001 * tokens for tokens in counts], counts) == pytest.approx(5.5)
-    # Batches of one size say nothing about another: in proportion.
-    assert seconds(2000, [1.0, 1.1, 0.9], [1000, 1001, 999]) == pytest.approx(2.0)
-    # Nor does noise in which larger batches seem faster.
-    assert seconds(1500, [2.0, 1.0], [1000, 2000]) == pytest.approx(1.5)

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from tests.training.recipes import write_recipe, write_single_stage
+from tests.training.recipes import error_of, write_recipe, write_single_stage
 from tests.training.stages.test_prune_stage import write_pruning
-from training.common.run_folder import RECIPE
+from training.common.run_folder import RECIPE, numbered_checkpoints
 from training.config.recipe import load_recipe, made_by
 from training.planning.batches import count_batches
 from training.planning.plan import make_plan
@@ -24,7 +24,7 @@ def test_steps_and_batches_are_those_of_the_training(tmp_path):
     stage = _stage(tmp_path, max_tokens_per_forward=150, eval_strategy="steps", eval_steps=4)
     plan, args = make_plan(stage, {}), stage.arguments
     assert main([str(tmp_path / "single.yaml")]) == 0
-    checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    checkpoints = numbered_checkpoints(tmp_path / "run")
     state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
     assert plan.steps == state["global_step"]
     assert plan.checkpoints == len(checkpoints)
@@ -36,7 +36,7 @@ def test_steps_and_batches_are_those_of_the_training(tmp_path):
     sampler = GlobalBatchSampler([len(rows)], args.global_batch_size, args.seed)
     batches = [collator([rows[key] for key in keys]) for keys in sampler]
     counted = count_batches(args, prepared, "train")
-    assert counted == plan.data.training
+    assert counted == plan.training
     assert counted.count == len(batches)
     assert counted.tokens == pytest.approx(sum(batch["input_ids"].numel() for batch in batches) / len(batches))
     assert counted.chunks == pytest.approx(sum(len(batch["chunk_lengths"]) for batch in batches) / len(batches))
@@ -57,44 +57,36 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     assert before and main([recipe]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "run/stage1" / RECIPE).exists()
-    assert main([recipe, "--measure"]) == 2
-    assert "--measure belongs to --dry-run" in capsys.readouterr().err
+    assert "--measure belongs to --dry-run" in error_of([recipe, "--measure"], capsys)
 
 
-def test_measuring_takes_ten_steps_and_adds_the_time(tmp_path):
-    plan = make_plan(_stage(tmp_path, teacher=None), {}, measure=True)
-    assert len(plan.measured.seconds) == len(plan.measured.tokens) == 10
-    assert plan.measured.peak_bytes > 0 and plan.seconds > 0
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
-    lines = "\n".join(plan.lines())
-    assert "tokens a second" in lines and "  time  " in lines
-
-
-def test_a_plan_says_that_pairs_are_evaluated_and_that_the_stage_may_end_early(tmp_path):
+def test_a_plan_says_what_is_measured_and_that_the_stage_may_end_early(tmp_path):
     keys = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 2, "early_stopping_patience": 3}
-    text = "\n".join(make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}).lines())
+    plan = make_plan(_stage(tmp_path, **keys, metric_for_best_model="pairs_accuracy"), {}, measure=True)
+    text = "\n".join(plan.lines)
     assert "an epoch), fewer if it is stopped early\n" in text
     assert "\n  evaluations  2 (up to 2 pairs in each, not counted here)" in text
+    assert plan.seconds > 0 and "\n  time  " in text and "tokens a second" in text
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not list((tmp_path / "run").rglob(".measure*"))
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_pairs_are_checked_before_anything_is_prepared(tmp_path, capsys, dry):
-    recipe, pairs = str(write_recipe(tmp_path)), tmp_path / "pairs.csv"
+    recipe, pairs = write_recipe(tmp_path), tmp_path / "pairs.csv"
     pairs.write_text("query,answer\na,b\n")
     # Those of the second stage.
-    assert main([recipe, *dry, "--evaluation_pairs", str(pairs)]) == 2
-    assert "pairs.csv: column 'passage' is missing; it has query, answer" in capsys.readouterr().err
+    error = error_of([recipe, *dry, "--evaluation_pairs", pairs], capsys)
+    assert "pairs.csv: column 'passage' is missing; it has query, answer" in error
     assert not (tmp_path / "run").exists()
 
 
 def test_pairs_that_a_builder_makes_are_checked_after_it(tmp_path, capsys):
-    manifest = tmp_path / "built/manifest.yaml"
+    manifest, pairs = tmp_path / "built/manifest.yaml", tmp_path / "built/held_out.parquet"
     keys = {"builder": "cldr", "builder_options": {"languages": ["de", "fr"]}, "manifest": str(manifest)}
-    pairs = manifest.with_name("held_out.parquet")
-    recipe = str(write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs)))
-    assert main([recipe, "--dry-run"]) == 0
-    assert main([recipe, "--dry-run", "--evaluation_candidates", str(pairs.with_name("nothing.parquet"))]) == 2
-    assert "nothing.parquet: no such file" in capsys.readouterr().err
+    recipe = write_single_stage(tmp_path, **keys, evaluation_pairs=str(pairs))
+    assert main([str(recipe), "--dry-run"]) == 0
+    error = error_of([recipe, "--dry-run", "--evaluation_candidates", "nothing.parquet"], capsys)
+    assert "nothing.parquet: no such file" in error
 
 
 def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path):
@@ -104,16 +96,16 @@ def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path):
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     first, second = load_recipe(recipe).stages
     origins = {made_by(first): make_plan(first, {}).origin}
-    plan = make_plan(second, origins)
-    texts = sum(source.description["texts"] for source in plan.data.prepared)
-    assert plan.cache.texts == texts and plan.cache.bytes == 2 * texts * 32
-    # The teacher is as large as the student.
-    assert plan.cache.student_tokens == pytest.approx(plan.cache.tokens)
-    assert plan.flops.teacher == plan.memory.teacher == 0
-    assert any(line.startswith(f"  cache        the teacher embeds {texts:,} texts") for line in plan.lines())
+    cached = make_plan(second, origins)
+    assert cached.memory.teacher == 0
     second.arguments.teacher_cache_dir = None
-    plan = make_plan(second, origins)
-    assert plan.cache is None and plan.flops.teacher > 0 and plan.memory.teacher > 0
+    online = make_plan(second, origins)
+    # The teacher is as large as the student.
+    assert online.memory.teacher > 0 and cached.flops < online.flops
+    (line,) = [line for line in cached.lines if line.startswith("  cache        the teacher embeds ")]
+    assert line not in online.lines
+    second.arguments.distillation_weight = 0.0
+    assert make_plan(second, origins).flops == cached.flops
 
 
 def test_a_stage_that_prunes_is_planned(tmp_path, capsys):

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from tests.training.evaluation.watched_recipe import write_watched
-from tests.training.recipes import error_of, killed, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, killed, write_single_stage
+from training.common.run_folder import step_of
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.publish import main as publish
@@ -74,73 +75,64 @@ def test_the_next_step_is_that_of_the_changed_keys(write_stopped, tmp_path, monk
     step = watch_step(monkeypatch)
     recipe = write_stopped(**keys, logging_steps=1)
     killed(recipe, 6, "--resume", *["--accept-changes"] * bool(keys))
-    told = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
-    told = {key: keys.get(key, value) for key, value in told.items()}
-    rate, beta1, beta2 = told["learning_rate"] * factor, told["adam_beta1"], told["adam_beta2"]
+    used = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    used = {key: keys.get(key, value) for key, value in used.items()}
+    rate, weight_decay, beta1, beta2, epsilon = used.values()
+    rate *= factor
     assert step.at == 5 and step.rate == pytest.approx(rate, rel=1e-6)
     decayed = 0
     for name, before in step.weights.items():
         state, gradient = step.states[name], step.gradients[name]
-        count = int(state["step"]) + 1
-        assert count == 5
+        assert int(state["step"]) == 4
         first = beta1 * state["exp_avg"] + (1 - beta1) * gradient
         second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
-        divisor = (second / (1 - beta2**count)).sqrt() + told["adam_epsilon"]
+        divisor = (second / (1 - beta2**5)).sqrt() + epsilon
         # Norms are not decayed.
-        decay = 0.0 if "norm" in name else told["weight_decay"]
+        decay = 0.0 if "norm" in name else weight_decay
         decayed += decay > 0
-        wanted = before * (1 - rate * decay) - rate * first / (1 - beta1**count) / divisor
+        wanted = before * (1 - rate * decay) - rate * first / (1 - beta1**5) / divisor
         torch.testing.assert_close(step.after[name], wanted, rtol=1e-5, atol=1e-7, msg=name)
-    assert bool(decayed) == bool(told["weight_decay"])
+    assert bool(decayed) == bool(weight_decay)
 
 
 def test_recipe_arguments_and_card_tell_what_was_used(write_stopped, tmp_path):
-    keys = {"learning_rate": 5e-4, "weight_decay": 0.1, "adam_beta2": 0.98}
+    keys = {"learning_rate": 5e-4, "weight_decay": 0.1}
     assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
-    told = {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1], "adam_beta2": [None, 0.98]}
-    assert [note["step"] for note in read_changes(run)] == [4]
-    noted = read_changes(run)[0]["keys"]
-    assert {key: noted[key] for key in told} == told
+    (note,) = read_changes(run)
+    assert (
+        note["step"] == 4
+        and {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1]}.items() <= note["keys"].items()
+    )
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     arguments = json.loads((run / "model/training_arguments.json").read_text())
     assert {key: recipe[key] for key in keys} == {key: arguments[key] for key in keys} == keys
-    early = json.loads((run / "checkpoint-4/training_arguments.json").read_text())
-    assert early["learning_rate"] == 1e-3
     packed = tmp_path / "packed"
     words = ["pack", str(run), "--name", "f2llm-tiny", "--output", str(packed), "--licence", "apache-2.0"]
     assert publish(words) == 0
     (stage,) = load_release(packed).stages
     assert stage.changes[0]["step"] == 4 and "manifest" not in stage.changes[0]["keys"]
-    assert stage.arguments["learning_rate"] == 5e-4
     card = (packed / "README.md").read_text()
     assert "From step 4 on, `learning_rate` was `0.0005` instead of `0.001`." in card
-    assert "From step 4 on, `weight_decay` was `0.1` instead of `the default`." not in card
     assert "From step 4 on, `weight_decay` was `0.1` instead of the default." in card
 
 
 def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
     note_changes(tmp_path, {}, None)
     assert read_changes(tmp_path) == [] and not list(tmp_path.iterdir())
-    note_changes(tmp_path, {"seed": (1, 2)}, tmp_path / "checkpoint-6")
-    note_changes(tmp_path, {"cap": (None, 5)}, tmp_path / "checkpoint-4")
-    assert read_changes(tmp_path) == [
-        {"step": 4, "keys": {"seed": [1, 2]}},
-        {"step": 4, "keys": {"cap": [None, 5]}},
-    ]
+    for seed, step in ((1, 6), (2, 4)):
+        note_changes(tmp_path, {"seed": (seed, seed + 1)}, tmp_path / f"checkpoint-{step}")
+    assert read_changes(tmp_path) == [{"step": 4, "keys": {"seed": seeds}} for seeds in ([1, 2], [2, 3])]
 
 
 @pytest.mark.parametrize(
     ("keys", "name"),
     [
         ({"optim": "sgd"}, "optim"),
-        ({"optim": "adafactor"}, "optim"),
-        ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
         ({"model_config": {"hidden_size": 64}}, "model_config"),
         ({"model_config": None, "model": "some/model", "tokenizer": None}, "model"),
         ({"tokenizer_vocab_size": 300}, "tokenizer_vocab_size"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
-        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
     ],
 )
 def test_what_the_checkpoints_hold_cannot_change(write_stopped, tmp_path, capsys, keys, name):
@@ -151,18 +143,13 @@ def test_what_the_checkpoints_hold_cannot_change(write_stopped, tmp_path, capsys
     assert (tmp_path / "run/recipe.yaml").read_text() == before
 
 
-@pytest.mark.parametrize(
-    ("key", "at"), [("save_steps", [2, 4, 7, 10]), ("eval_steps", [7, 10]), ("logging_steps", [7])]
-)
-def test_other_intervals_hold_from_the_next_step_on(write_stopped, tmp_path, key, at):
-    keys = {"eval_strategy": "steps", "eval_steps": 100, "logging_steps": 100, key: 7}
+def test_other_intervals_hold_from_the_next_step_on(write_stopped, tmp_path):
+    keys = {"eval_strategy": "steps", "eval_steps": 7, "logging_steps": 7, "save_steps": 7}
     assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
-    run = tmp_path / "run"
-    steps = sorted(int(path.name[11:]) for path in run.glob("checkpoint-*"))
-    history = json.loads((run / f"checkpoint-{steps[-1]}/trainer_state.json").read_text())["log_history"]
-    kind = {"eval_steps": "eval_loss", "logging_steps": "loss"}.get(key)
-    found = steps if kind is None else [line["step"] for line in history if kind in line and line["step"] > 4]
-    assert found == at
+    assert sorted(step_of(path) for path in (tmp_path / "run").glob("checkpoint-*")) == [2, 4, 7, 10]
+    history = json.loads((tmp_path / "run/checkpoint-10/trainer_state.json").read_text())["log_history"]
+    for kind, at in (("eval_loss", [7, 10]), ("loss", [7])):
+        assert [line["step"] for line in history if kind in line and line["step"] > 4] == at
 
 
 def test_another_metric_is_followed_from_then_on(tmp_path, caplog):
@@ -181,19 +168,14 @@ def test_another_metric_is_followed_from_then_on(tmp_path, caplog):
     ("key", "before", "now", "changes"),
     [
         ("learning_rate", 2e-5, "2e-5", False),
-        ("learning_rate", "0.00002", 2e-5, False),
         ("learning_rate", 2e-5, "2.1e-5", True),
-        ("max_steps", "1e2", 100, False),
         ("matryoshka_dimensions", [8], "8", False),
         ("source_caps", {"river": 5}, '{"river":5}', False),
-        ("matryoshka", True, "true", False),
         ("eval_strategy", False, "no", False),
         ("seed", None, "42", False),
         ("seed", None, "43", True),
         ("lr_scheduler_type", None, "linear", False),
-        ("optim", None, "adamw_torch_fused", False),
         ("manifest_stage", "1", "01", True),
-        ("teacher_query_template", "Query: {text}", "query: {text}", True),
         ("sources", ["a"], "A", True),
     ],
 )
@@ -209,10 +191,9 @@ def test_a_key_changes_with_its_meaning_and_not_with_its_spelling(tmp_path, refu
         check_keys(tmp_path, stage, accept_changes=False)
 
 
-@pytest.mark.parametrize("words", [["--resume"], ["--resume", "--accept-changes"]])
 @pytest.mark.parametrize("keys", [["--max_steps", "20"], ["--num_train_epochs", "5"], ["--learning_rate", "1"]])
-def test_a_finished_run_says_how_to_train_on(uninterrupted, capsys, caplog, words, keys):
-    error = error_of([str(uninterrupted.parent / "single.yaml"), *words, *keys], capsys)
+def test_a_finished_run_says_how_to_train_on(uninterrupted, capsys, caplog, keys):
+    error = error_of([uninterrupted.parent / "single.yaml", "--resume", "--accept-changes", *keys], capsys)
     assert "stage 'single' is finished" in error and keys[0][2:] in error
     assert f"'model: {uninterrupted / 'model'}'" in error and "--accept-changes" not in error
     assert "going on" not in caplog.text
@@ -229,19 +210,16 @@ def test_a_finished_run_may_be_evaluated_on_other_pairs(uninterrupted, tmp_path)
 @pytest.mark.parametrize("keys", [{"max_steps": 7}, {"num_train_epochs": 1.5}, {"num_train_epochs": 2}])
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_a_checkpoint_at_its_end_is_only_saved(tmp_path, check_same_weights, keys, strategy):
-    recipe = write_single_stage(tmp_path, **keys, save_strategy=strategy)
+    recipe, run = write_single_stage(tmp_path, **keys, save_strategy=strategy), tmp_path / "run"
     assert main([str(recipe)]) == 0
-    run = tmp_path / "run"
     shutil.move(run / "model", tmp_path / "model")
     before = {path.name for path in run.glob("checkpoint-*")}
-    for _ in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            # Any step would fail.
-            patch.setattr(F2LLMTrainer, "training_step", None)
-            assert main([str(recipe), "--resume"]) == 0
-        check_same_weights(run, tmp_path)
-        assert {path.name for path in run.glob("checkpoint-*")} == before
-        shutil.rmtree(run / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        # Any step would fail.
+        patch.setattr(F2LLMTrainer, "training_step", None)
+        assert main([str(recipe), "--resume"]) == 0
+    check_same_weights(run, tmp_path)
+    assert {path.name for path in run.glob("checkpoint-*")} == before
 
 
 @pytest.mark.parametrize("keys", [{"max_steps": 3}, {"global_batch_size": 1000}])
@@ -254,21 +232,23 @@ def test_a_checkpoint_beyond_the_end_is_refused(write_stopped, tmp_path, capsys,
 def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write_stopped, tmp_path, capsys, caplog):
     assert main([str(write_stopped(max_tokens_per_forward=100)), "--resume"]) == 0
     assert "dropout" not in caplog.text
-    model = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None}
-    folder = tmp_path / "dropping"
-    recipe = write_single_stage(folder, **model, lora=True, lora_rank=2, lora_dropout=0.5, save_steps=2)
+    keys = {"lora": True, "lora_rank": 2, "lora_dropout": 0.5, "save_steps": 2}
+    recipe = write_single_stage(tmp_path / "dropping", model=str(tmp_path / "run/model"), **NO_NEW_MODEL, **keys)
     killed(recipe, 4)
     assert "dropout is drawn per chunk" in caplog.text
-    error = error_of([str(recipe), "--resume", "--max_tokens_per_forward", "100"], capsys)
-    assert "max_tokens_per_forward: None → '100'" in error
-    assert main([str(recipe), "--resume", "--max_tokens_per_forward", "100", "--accept-changes"]) == 0
+    words = [recipe, "--resume", "--max_tokens_per_forward", "100"]
+    assert "max_tokens_per_forward: None → '100'" in error_of(words, capsys)
+    assert main([*map(str, words), "--accept-changes"]) == 0
     assert "max_tokens_per_forward: None → '100'" in caplog.text and "going on regardless" in caplog.text
 
 
 def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(tmp_path, capsys):
-    recipe = write_watched(tmp_path)
-    killed(recipe, 5)
-    assert main([str(recipe), "--resume", "--evaluation_sample", "10"]) == 0
-    chosen = write_watched(tmp_path / "chosen", load_best_model_at_end=True, metric_for_best_model="pairs_accuracy")
-    killed(chosen, 5)
-    assert "evaluation_sample: 30 → '10'" in error_of([chosen, "--resume", "--evaluation_sample", "10"], capsys)
+    chooses = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
+    for name, keys in (("plain", {}), ("chosen", chooses)):
+        recipe = write_watched(tmp_path / name, **keys)
+        killed(recipe, 5)
+        words = [recipe, "--resume", "--evaluation_sample", "10"]
+        if keys:
+            assert "evaluation_sample: 30 → '10'" in error_of(words, capsys)
+        else:
+            assert main([*map(str, words)]) == 0

@@ -17,7 +17,7 @@ from tests.training.recipes import error_of, write_recipe
 from training.data.prepared import PreparedSource
 from training.pruning.plan import PruningPlan
 from training.run_stage import main
-from training.stages.prune_stage import calibration_batches
+from training.stages.stage import calibration_batches
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 
@@ -52,7 +52,7 @@ def test_a_pruned_model_loads_as_stock_qwen3(run):
     np.testing.assert_allclose(packed, expected, atol=1e-6)
 
 
-def test_weights_are_those_that_the_plan_names_and_are_trained_on(run):
+def test_weights_are_those_that_the_plan_names_and_are_trained_on(run, capsys):
     plan = PruningPlan.load(run / "pruned/pruning.yaml")
     whole, cut = (load_file(run / stage / "model/model.safetensors") for stage in ("stage1", "pruned"))
     hidden, neurons = torch.tensor(plan.hidden), torch.tensor(plan.neurons[0])
@@ -62,14 +62,12 @@ def test_weights_are_those_that_the_plan_names_and_are_trained_on(run):
     # What a stage trains of it.
     assert SentenceTransformer(str(run / "student/model")).get_embedding_dimension() == 16
     assert json.loads((run / "student/data.json").read_text())
-
-
-def test_a_finished_pruning_is_refused_and_with_resume_found(run, tmp_path, capsys):
-    recipe = str(run.parent / "recipe.yaml")
-    before = (run / "pruned/model/model.safetensors").stat().st_mtime_ns
+    # It is not repeated.
+    recipe, model = run.parent / "recipe.yaml", run / "pruned/model/model.safetensors"
+    before = model.stat().st_mtime_ns
     assert "add --resume" in error_of([recipe, "--stage", "pruned"], capsys)
-    assert main([recipe, "--stage", "pruned", "--resume"]) == 0
-    assert (run / "pruned/model/model.safetensors").stat().st_mtime_ns == before
+    assert main([str(recipe), "--stage", "pruned", "--resume"]) == 0
+    assert model.stat().st_mtime_ns == before
 
 
 def test_what_was_measured_serves_another_cut(run, tmp_path):
@@ -85,12 +83,6 @@ def test_what_was_measured_serves_another_cut(run, tmp_path):
     assert not (folder / "importance.safetensors").exists() and not (folder / "prepared").exists()
     wide, narrow = (PruningPlan.load(each / "pruning.yaml") for each in (run / "pruned", folder))
     assert narrow.layers == (0, 1) and len(narrow.hidden) == 8 and len(wide.hidden) == 16
-
-
-def test_what_was_measured_on_another_model_is_refused(run, tmp_path, capsys):
-    model = str(run / "stage2/model")
-    recipe = write_pruning(tmp_path, model=model, importance=str(run / "pruned"))
-    assert "measure this model" in error_of([recipe, "--stage", "pruned"], capsys)
 
 
 def test_the_vocabulary_is_trimmed_to_the_sources(run, tmp_path):
@@ -121,13 +113,13 @@ def test_a_full_disk_leaves_no_model(run, tmp_path, monkeypatch):
 
 
 def test_calibration_draws_from_every_source(prepared_sources):
-    batches = list(calibration_batches(prepared_sources, 30, seed=0, max_tokens=100))
-    assert sum(len(lengths) for _, lengths in batches) == 30
-    assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
-    again = list(calibration_batches(prepared_sources, 30, seed=0))
-    assert sorted(torch.cat([ids[0] for ids, _ in batches])) == sorted(torch.cat([ids[0] for ids, _ in again]))
-    other = list(calibration_batches(prepared_sources, 30, seed=1))
-    assert sorted(torch.cat([ids[0] for ids, _ in other])) != sorted(torch.cat([ids[0] for ids, _ in again]))
+    def drawn(seed, **keys):
+        batches = list(calibration_batches(prepared_sources, 30, seed, **keys))
+        assert sum(len(lengths) for _, lengths in batches) == 30
+        assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
+        return sorted(torch.cat([ids[0] for ids, _ in batches]))
+
+    assert drawn(0) == drawn(0, max_tokens=100) != drawn(1)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +129,16 @@ def test_calibration_draws_from_every_source(prepared_sources):
         ({"prune_to": {"hidden_size": 18}}, "no multiple of the 4 attention heads"),
         ({"prune_to": [16]}, "takes one value"),
         ({"importance": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"model": "RUN/stage2/model", "importance": "RUN/pruned"}, "measure this model"),
     ],
 )
 def test_bad_keys_are_named(run, tmp_path, capsys, keys, message):
+    keys = {key: value.replace("RUN", str(run)) if isinstance(value, str) else value for key, value in keys.items()}
     recipe = write_pruning(tmp_path, **{"model": str(run / "stage1/model"), **keys})
-    assert main([str(recipe), "--stage", "pruned"]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and message in error
+    assert message in error_of([recipe, "--stage", "pruned"], capsys)
+
+
+def test_keys_without_effect_are_named(run, tmp_path, caplog):
+    recipe = write_pruning(tmp_path, model=str(run / "stage1/model"), calibration_texts=4)
+    assert main([str(recipe), "--stage", "pruned", "--eval_steps", "5"]) == 0
+    assert "stage 'pruned': key 'eval_steps' has no effect" in caplog.text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,12 +12,9 @@ from modeling_f2llm import build_sentence_transformer
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import NO_NEW_MODEL, error_of, only_stage, recipe_writer, write_recipe, write_single_stage
 from training.config.recipe import load_recipe
-from training.data.preparation.pipeline import prepare
-from training.data.preparation.plan import PreparationOptions
-from training.distillation.distillation import choose_teacher
+from training.distillation.distillation import inspect_teacher
 from training.models.encoders import find_miner
 from training.prepare import main as prepare_command
-from training.run_stage import main
 from training.stages.setup import check_contrasts, warn_of_single_rows
 
 
@@ -26,70 +23,31 @@ def arguments(tmp_path):
     return lambda **keys: only_stage(load_recipe(recipe_writer(tmp_path)(keys)))
 
 
-@pytest.fixture
-def prepared(tmp_path, write_source, small_tokenizer):
-    def build(rows, negatives, task_type="retrieval"):
-        source = write_source(f"{task_type}{rows}", rows=rows, negatives=negatives, task_type=task_type)
-        options = PreparationOptions(validation_share=0, num_hard_negatives=((task_type, 0),))
-        return prepare([source], small_tokenizer, tmp_path / "prepared", options)[0]
-
-    return build
-
-
 @pytest.mark.parametrize(("task_type", "default"), [("clustering", 9), ("classification", 1)])
-def test_without_hard_negatives_only_retrieval_learns(arguments, prepared, write_source, refuses, task_type, default):
+def test_without_hard_negatives_only_retrieval_learns(arguments, write_source, refuses, task_type, default):
     source = write_source(task_type=task_type)
     key = f"num_hard_negatives_{task_type}"
-    for each in (source, prepared(20, 2, task_type)):
-        with refuses(
-            source.name[:5] if each is source else each.name, f"'{key}: {default}'", "task_types: [retrieval]"
-        ):
-            check_contrasts(arguments(**{key: 0}), [each])
-    with refuses("no column 'negative_1'"):
-        check_contrasts(arguments(), [prepared(21, 0, task_type)])
-    check_contrasts(arguments(), [source, prepared(20, 2, task_type)])
+    with refuses(f"source {source.name!r}", f"'{key}: {default}'", "task_types: [retrieval]"):
+        check_contrasts(arguments(**{key: 0}), [source])
+    check_contrasts(arguments(), [source])
     check_contrasts(arguments(num_hard_negatives_retrieval=0), [write_source("pairs")])
     # There is something to learn from a teacher.
     check_contrasts(arguments(**{key: 0, "teacher": "some/teacher"}), [source])
+    with refuses(key):
+        check_contrasts(arguments(**{key: 0, "teacher": "some/teacher", "distillation_weight": 0}), [source])
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "told"),
-    [
-        (20, 1, "20 of its 20 batches"),
-        (1, 512, "1 of its 1 batches"),
-        (3, 2, "1 of its 2 batches"),
-        (3, 3, None),
-        (20, 2, None),
-    ],
+    ("rows", "batch", "single"),
+    [(20, 1, "20 of its 20"), (1, 512, "1 of its 1"), (3, 2, "1 of its 2"), (3, 3, None), (20, 2, None)],
 )
-def test_one_row_a_batch_without_negatives_is_said(arguments, prepared, caplog, rows, batch, told):
-    source = prepared(rows, 2)
+def test_one_row_a_batch_without_negatives_is_said(arguments, caplog, rows, batch, single):
+    source = SimpleNamespace(name="qa", task_type="retrieval", num_negatives=2, rows={"train": range(rows)})
     warn_of_single_rows(arguments(global_batch_size=batch), [source])
     assert not caplog.messages
     warn_of_single_rows(arguments(global_batch_size=batch, num_hard_negatives_retrieval=0), [source])
-    assert len(caplog.messages) == (told is not None)
-    assert told is None or told in caplog.text
-    assert told is None or rows == 1 or "'global_batch_size: 3'" in caplog.text
-
-
-def _run(folder, **keys):
-    short = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
-    return [str(write_single_stage(folder, **{**short, **keys}))]
-
-
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_stage_that_could_teach_nothing_does_not_start(tmp_path, capsys, more):
-    words = _run(tmp_path, task_types=["clustering"], num_hard_negatives_clustering=0)
-    assert "'num_hard_negatives_clustering: 9'" in error_of([*words, *more], capsys)
-    assert not (tmp_path / "run/model").exists()
-
-
-def test_steps_of_loss_0_are_told_at_the_end(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    assert main(_run(tmp_path, global_batch_size=1, num_hard_negatives_retrieval=0)) == 0
-    assert "batches have one row and no hard negative" in caplog.text
-    assert "source 'tiny_retrieval': 2 of 2 steps had a loss of 0" in caplog.text
+    assert len(caplog.messages) == (single is not None)
+    assert single is None or (f"{single} batches" in caplog.text and "'global_batch_size: 3'" in caplog.text)
 
 
 @pytest.fixture
@@ -99,19 +57,17 @@ def start(tmp_path, tiny_model, tiny_tokenizer):
     return tmp_path / "start"
 
 
-def test_more_than_the_start_reads_is_refused_before_anything_is_prepared(start, tmp_path, capsys):
+def test_more_than_the_start_or_its_tokenizer_reads_is_refused(start, tiny_tokenizer, tmp_path, capsys):
     recipe = write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL, max_length=4096)
     for dry_run in (["--dry-run"], []):
         assert "key 'max_length': 4096 is more than the 512 positions" in error_of([recipe, *dry_run], capsys)
-    assert not (tmp_path / "run/prepared").exists()
-
-
-def test_more_than_the_tokenizer_reads_is_refused(start, tiny_tokenizer, tmp_path, capsys):
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.model_max_length = 100
     tokenizer.save_pretrained(start)
-    error = error_of([write_single_stage(tmp_path, model=str(start), **NO_NEW_MODEL, max_length=101)], capsys)
+    error = error_of([recipe, "--max_length", "101"], capsys)
     assert "101 is more than the 100 tokens of a text that the tokenizer reads" in error
+    # Before anything is prepared.
+    assert not (tmp_path / "run/prepared").exists()
 
 
 def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys):
@@ -125,17 +81,16 @@ def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys
     assert "more than the 64 positions" in error_of([recipe, "--dry-run"], capsys)
 
 
-def test_more_than_a_teacher_of_tokens_reads_is_refused(start, tiny_tokenizer, tmp_path, refuses):
-    arguments = only_stage(load_recipe(write_single_stage(tmp_path, teacher=str(start), max_length=600)))
+def test_a_teacher_that_reads_less_is_refused_or_said(start, tiny_tokenizer, tmp_path, refuses, caplog):
+    def inspect(teacher, max_length):
+        recipe = write_single_stage(tmp_path, teacher=str(teacher), max_length=max_length)
+        inspect_teacher(only_stage(load_recipe(recipe)), tiny_tokenizer, 32)
+
     with refuses("key 'max_length': 600", "512 positions of the teacher", "write 'max_length: 512'"):
-        choose_teacher(arguments, tiny_tokenizer, 32)
-
-
-def test_a_teacher_of_texts_that_cuts_them_says_so(tiny_tokenizer, tmp_path, caplog):
-    save_foreign_teacher(tmp_path / "teacher", width=40)
+        inspect(start, 600)
+    foreign = save_foreign_teacher(tmp_path / "teacher", width=40)
     for length, warns in ((128, False), (129, True)):
-        recipe = write_single_stage(tmp_path, teacher=str(tmp_path / "teacher"), max_length=length)
-        choose_teacher(only_stage(load_recipe(recipe)), tiny_tokenizer, 32)
+        inspect(foreign, length)
         assert ("reads 128 tokens of a text at most, the student 129" in caplog.text) == warns
 
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.processes import ROOT
-from tests.training.recipes import error_of, write_recipe, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, write_recipe, write_single_stage
 from training.common.outputs import locked
+from training.common.run_folder import last_checkpoint
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
 
@@ -30,7 +26,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_both_stages_end_in_a_released_folder(finished):
+def test_both_stages_train_and_end_in_a_released_folder(finished):
     for stage in ("stage1", "stage2"):
         folder = finished / "run" / stage / "model"
         files = {path.name for path in folder.iterdir()}
@@ -40,24 +36,18 @@ def test_both_stages_end_in_a_released_folder(finished):
         assert config["is_matryoshka"] and config["matryoshka_dimensions"] == [32, 16, 8]
         assert config["architectures"] == ["Qwen3Model"]
         assert not list(folder.parent.glob(".*partial"))
-
-
-def test_the_model_loads_carries_its_prompt_and_is_evaluated(finished):
     raw = SentenceTransformer(str(finished / "run/stage1/model"), truncate_dim=16)
     instructed = SentenceTransformer(str(finished / "run/stage2/model"))
     assert raw.encode_query("the red river").shape == (16,)
-    assert raw.prompts["query"] == ""
-    assert instructed.prompts["query"].startswith("Instruct: ")
+    assert raw.prompts["query"] == "" and instructed.prompts["query"].startswith("Instruct: ")
     result = json.loads((finished / "run/evaluation.json").read_text())
     assert list(result["accuracy"]) == ["32", "16", "8"]
     assert result["pairs"] == 2 and list(result["languages"]) == ["eng"]
     assert 0 <= result["tfidf"] <= 1
     assert result["model"] == str(finished / "run/stage2/model")
-
-
-def test_training_lowers_the_loss_and_logs_terms_and_sources(finished):
-    checkpoints = sorted((finished / "run/stage2").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+    # The loss falls; terms and sources are logged.
+    last = last_checkpoint(finished / "run/stage2")
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     training = [line for line in history if "loss" in line]
     assert training[-1]["loss"] < 0.5 * training[0]["loss"]
     logged = set().union(*training)
@@ -68,20 +58,16 @@ def test_training_lowers_the_loss_and_logs_terms_and_sources(finished):
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+
+    before = times()
     assert "holds another run" in error_of([str(finished / "recipe.yaml")], capsys)
     assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
-    after = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
+    after = times()
     # The finished model is evaluated again.
     changed = {path.name for path in after if before.get(path) != after[path] and path.parent.name != "report"}
     assert changed <= {"evaluation.json"}
-
-
-def test_another_seed_gives_other_weights(finished, tmp_path):
-    assert main([str(write_recipe(tmp_path)), "--stage", "stage1", "--seed", "5"]) == 0
-    other = load_file(tmp_path / "run/stage1/model/model.safetensors")
-    weights = load_file(finished / "run/stage1/model/model.safetensors")
-    assert not torch.equal(other["norm.weight"], weights["norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -98,18 +84,27 @@ def test_a_training_that_diverges_stops_and_saves_nothing_broken(tmp_path, capsy
         assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
 
 
-def _occupy(folder):
-    (folder / "run/stage1").mkdir(parents=True)
-    (folder / "run/stage1/thesis.txt").write_text("mine")
+def _lay(path, content):
+    def lay(folder):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(content)
+
+    return lay
 
 
 @pytest.mark.parametrize(
     ("words", "damage", "expected"),
     [
         ([], lambda folder: (folder / "data/retrieval.parquet").unlink(), "no file matches"),
-        ([], _occupy, "holds something else"),
+        ([], _lay("run/stage1/thesis.txt", "mine"), "holds something else"),
+        ([], _lay("run/evaluation.json", '{"model": "another"}'), "holds the evaluation of another model"),
         (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
         (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
+        (
+            ["--num_hard_negatives_clustering", "0", "--task_types", "clustering"],
+            None,
+            "num_hard_negatives_clustering: 9",
+        ),
         (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
         (["--stage", "stage9"], None, "no stage 'stage9'"),
         (["--builder", "osm"], None, "unknown builder 'osm'"),
@@ -125,11 +120,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, exp
     recipe = write_recipe(tmp_path)
     if damage is not None:
         damage(tmp_path)
-    assert main([str(recipe), *words]) == 2
-    error = capsys.readouterr().err.splitlines()
-    lines = [line for line in error if line.startswith("error: ")]
-    assert len(lines) == 1 and expected in lines[0]
-    assert "Traceback" not in "\n".join(error)
+    error = error_of([recipe, *words], capsys)
+    assert error.startswith("error: ") and expected in error
     assert not (tmp_path / "run/stage1/model").exists()
 
 
@@ -137,40 +129,31 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, exp
     ("fields", "expected"),
     [
         ({"hidden_size": "abc"}, "hidden_size"),
-        ({"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"family": "f2llm-v2-9b"}, "f2llm-v2-8b"),
-        ({"family": 3}, "cannot be used"),
     ],
 )
 def test_an_impossible_shape_is_refused(tmp_path, capsys, fields, expected):
-    error = error_of([write_single_stage(tmp_path, model_config=fields)], capsys)
-    assert error.startswith("error: ") and expected in error
+    assert expected in error_of([write_single_stage(tmp_path, model_config=fields)], capsys)
 
 
 def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path):
-    words = [str(write_recipe(tmp_path)), "--stage", "stage1", "--max_steps", "1"]
-    assert main([*words, "--matryoshka_min_dim", "64"]) == 2
-    assert main([*words, "--lr_scheduler_type", "cosine_with_min_lr"]) == 2
-    assert main([*words, "--tokenizer_vocab_size", "300"]) == 0
-    config = json.loads((tmp_path / "run/stage1/model/config.json").read_text())
-    assert config["vocab_size"] == 300
+    recipe = str(write_single_stage(tmp_path, max_steps=1))
+    assert main([recipe, "--matryoshka_min_dim", "64"]) == 2
+    assert main([recipe, "--lr_scheduler_type", "cosine_with_min_lr"]) == 2
+    assert main([recipe, "--tokenizer_vocab_size", "300"]) == 0
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["vocab_size"] == 300
 
 
 def test_a_folder_that_is_no_prepared_source_is_left_alone(tmp_path, capsys):
-    recipe = write_recipe(tmp_path)
-    corpus = tmp_path / "prepared/tiny_retrieval"
-    corpus.mkdir(parents=True)
-    (corpus / "corpus.txt").write_text("mine")
-    words = [str(recipe), "--stage", "stage1", "--max_steps", "1"]
-    assert main([*words, "--prepared_dir", str(tmp_path / "prepared")]) == 0
-    assert [path.name for path in corpus.iterdir()] == ["corpus.txt"]
-    # Not even in the place of a prepared source.
-    (prepared,) = (tmp_path / "prepared").glob("tiny_retrieval-*")
-    (prepared / "source.json").unlink()
-    (prepared / "corpus.txt").write_text("mine")
-    words = [*words, "--output_dir", str(tmp_path / "other")]
-    assert "give another prepared_dir" in error_of([*words, "--prepared_dir", str(tmp_path / "prepared")], capsys)
-    assert (prepared / "corpus.txt").read_text() == "mine"
+    recipe, prepared = write_single_stage(tmp_path, max_steps=1), tmp_path / "prepared"
+    assert main([str(recipe), "--prepared_dir", str(prepared)]) == 0
+    (source,) = prepared.glob("tiny_retrieval-*")
+    (source / "source.json").unlink()
+    (source / "corpus.txt").write_text("mine")
+    words = [recipe, "--output_dir", tmp_path / "other", "--prepared_dir", prepared]
+    assert "give another prepared_dir" in error_of(words, capsys)
+    assert (source / "corpus.txt").read_text() == "mine"
 
 
 def test_a_run_that_is_at_work_is_not_started_twice(tmp_path, capsys):
@@ -184,8 +167,6 @@ def test_a_run_that_is_at_work_is_not_started_twice(tmp_path, capsys):
         assert [path.name for path in (tmp_path / "run").iterdir()] == []
     assert main([str(recipe)]) == 0
     assert not list((tmp_path / "run").glob("*.lock"))
-    with locked(tmp_path / "run/model"):
-        assert main([str(recipe), "--resume"]) == 2
 
 
 def test_bad_rows_that_are_put_aside_are_counted(tmp_path, capsys, caplog):
@@ -195,48 +176,28 @@ def test_bad_rows_that_are_put_aside_are_counted(tmp_path, capsys, caplog):
     columns["query"][3] = columns["query"][4] = " "
     columns["passage"][70] = None
     pq.write_table(pa.table(columns), path)
-    # The tokenizer is trained on the other rows, too.
-    assert main([str(recipe)]) == 0
-    said = "source 'tiny_retrieval': 3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null), see "
-    assert said in caplog.text
-    # Data that was prepared before tells it as well.
-    caplog.clear()
     again = ["--output_dir", str(tmp_path / "again"), "--prepared_dir", str(tmp_path / "run/prepared")]
-    assert main([str(recipe), *again]) == 0 and said in caplog.text
-    columns["query"] = ["" for _ in columns["query"]]
-    pq.write_table(pa.table(columns), path)
-    keys = {"model": str(tmp_path / "run/model"), "model_config": None, "tokenizer": None, "on_bad_row": "quarantine"}
+    # The tokenizer is trained on the other rows, too. Data that was prepared before tells it as well.
+    for words in ([], again):
+        caplog.clear()
+        assert main([str(recipe), *words]) == 0
+        assert "source 'tiny_retrieval': 3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null)" in caplog.text
+    pq.write_table(pa.table({**columns, "query": [""] * 80}), path)
+    keys = {"model": str(tmp_path / "run/model"), **NO_NEW_MODEL, "on_bad_row": "quarantine"}
     recipe = write_single_stage(tmp_path / "none", **keys)
-    line = error_of([recipe, "--manifest", str(tmp_path / "data/manifest.yaml")], capsys)
+    line = error_of([recipe, "--manifest", tmp_path / "data/manifest.yaml"], capsys)
     assert "no row is left to train on" in line and "80 of 80 rows (100.0%) were put aside (80 is empty)" in line
 
 
-def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path, capsys):
-    recipe = write_recipe(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/evaluation.json").write_text('{"model": "another"}')
-    assert "holds the evaluation of another model" in error_of([recipe], capsys)
-    assert json.loads((tmp_path / "run/evaluation.json").read_text()) == {"model": "another"}
-
-
-def test_help_documents_every_key(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_help_documents_the_options_and_the_keys(capsys):
+    with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert ended.value.code == 0
     text = capsys.readouterr().out
-    for key in ("--resume", "--global_batch_size", "--learning_rate", "--manifest", "--matryoshka", "--output_dir"):
-        assert key in text
-
-
-def test_the_script_runs_from_another_folder_without_a_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "training/run_stage.py"), "missing.yaml"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "error: missing.yaml: no such file; check the path"
+    assert all(f"--{key}" in text for key in ("resume", "dry-run", "global_batch_size", "learning_rate", "matryoshka"))
 
 
 def test_query_and_passage_are_enough(tmp_path, caplog):
-    """The first file of a new user: no negatives, and no key about them."""
+    # The first file of a new user: no negatives, and no key about them.
     caplog.set_level("INFO")
     path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
     source = tmp_path / "data" / "retrieval.parquet"
@@ -264,28 +225,29 @@ def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path):
 def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
-    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
-    assert list(result["accuracy"]) == ["128", "64", "32", "16", "8"]
-    assert result["pairs"] > 10000 and len(result["languages"]) > 200
-    # The baseline does not depend on the training; it is the number that the README compares with.
-    assert result["tfidf"] == pytest.approx(0.287, abs=0.002)
-    assert result["model"] == "runs/quickstart/stage2/model"
     printed = capsys.readouterr().out
     assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
-    assert SentenceTransformer(result["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
-    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
-    assert list(student["accuracy"]) == ["40", "32", "16", "8"]
-    small, large = (
-        sum(weights.numel() for weights in SentenceTransformer(each["model"]).parameters())
-        for each in (student, result)
-    )
-    assert 0.2 < small / large < 0.3
-    report = load_evaluation(tmp_path / "runs/quickstart/report")
+    folder = tmp_path / "runs/quickstart"
+    large, small = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation-stage2", "evaluation"))
+    assert list(large["accuracy"]) == ["128", "64", "32", "16", "8"] and list(small["accuracy"]) == [
+        "40",
+        "32",
+        "16",
+        "8",
+    ]
+    assert large["pairs"] > 10000 and len(large["languages"]) > 200
+    # The baseline does not depend on the training; it is the number that the README compares with.
+    assert large["tfidf"] == pytest.approx(0.287, abs=0.002)
+    assert large["model"] == "runs/quickstart/stage2/model"
+    assert SentenceTransformer(large["model"], truncate_dim=32).encode_query("Deutschland").shape == (32,)
+    sizes = [sum(each.numel() for each in SentenceTransformer(of["model"]).parameters()) for of in (small, large)]
+    assert 0.2 < sizes[0] / sizes[1] < 0.3
+    report = load_evaluation(folder / "report")
     assert [model.label for model in report.models] == ["runs/quickstart/stage2", "TF-IDF", "runs/quickstart/student"]
     scores = report.select(model="runs/quickstart/stage2", dimension=64, precision="float32")
-    mean = sum(score.value * score.examples for score in scores) / result["pairs"]
-    assert mean == pytest.approx(result["accuracy"]["64"], abs=1e-4)
-    page = (tmp_path / "runs/quickstart/report/report.html").read_text()
+    mean = sum(score.value * score.examples for score in scores) / large["pairs"]
+    assert mean == pytest.approx(large["accuracy"]["64"], abs=1e-4)
+    page = (folder / "report/report.html").read_text()
     assert "runs/quickstart/student (first) against TF-IDF (second)" in page and page.count("<svg") >= 6
 
 
@@ -293,9 +255,10 @@ def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
 def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
-    result = json.loads((tmp_path / "runs/quickstart/evaluation-stage2.json").read_text())
-    accuracy = result["accuracy"]
-    assert accuracy["128"] >= 1.4 * result["tfidf"]
-    assert accuracy["32"] >= 0.85 * accuracy["128"]
-    student = json.loads((tmp_path / "runs/quickstart/evaluation.json").read_text())
-    assert student["accuracy"]["40"] >= 1.1 * student["tfidf"]
+    large, small = (
+        json.loads((tmp_path / f"runs/quickstart/{name}.json").read_text())
+        for name in ("evaluation-stage2", "evaluation")
+    )
+    accuracy = large["accuracy"]
+    assert accuracy["128"] >= 1.4 * large["tfidf"] and accuracy["32"] >= 0.85 * accuracy["128"]
+    assert small["accuracy"]["40"] >= 1.1 * small["tfidf"]

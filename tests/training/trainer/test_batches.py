@@ -49,28 +49,6 @@ def test_order_differs_between_seeds_and_epochs(seed, epoch):
     assert sum(a[1:] == b[1:] for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) < 20
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_sources_are_spread_over_the_epoch_in_proportion(epoch):
-    rows = [40_000, 10_000, 4_000]
-    sources = [batch[0].source for batch in batches(GlobalBatchSampler(rows, 20), epoch)]
-    counts = Counter(sources)
-    assert counts == {0: 2000, 1: 500, 2: 200}
-    quarter = len(sources) // 4
-    for start in range(0, 4 * quarter, quarter):
-        part = Counter(sources[start : start + quarter])
-        for source, count in counts.items():
-            assert abs(part[source] - count / 4) < 4 * math.sqrt(count * 3 / 16)
-
-
-@pytest.mark.parametrize("rows", [[], [0], [0, 0]])
-def test_no_rows_is_an_error(rows):
-    with pytest.raises(ValueError, match="no source has a training row"):
-        GlobalBatchSampler(rows, 4)
-
-
-# Through the loader
-
-
 def loader(sources, num_hard_negatives, workers, **kwargs):
     sampler = GlobalBatchSampler([len(source.rows["train"]) for source in sources], 8, seed=2)
     collator = PackedCollator(sources, num_hard_negatives, seed=2)
@@ -78,14 +56,12 @@ def loader(sources, num_hard_negatives, workers, **kwargs):
     return _EpochLoader(rows, batch_sampler=sampler, collate_fn=collator, num_workers=workers, **kwargs)
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(
-        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a
-    )
-
-
 def all_same(a, b):
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    def same(x, y):
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    pairs = list(zip(a, b, strict=True))
+    return all(x.keys() == y.keys() and all(same(x[key], y[key]) for key in x) for x, y in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +85,8 @@ def test_resumed_order_is_the_tail_of_the_uninterrupted_one(
     resumed = skip_first_batches(fresh, 5)
     assert all_same(list(resumed), uninterrupted[epoch][5:])
     # The loader itself goes on with whole epochs.
-    for following in (epoch, 1):
-        fresh.set_epoch(following)
-        assert all_same(list(fresh), uninterrupted[following])
+    fresh.set_epoch(1)
+    assert all_same(list(fresh), uninterrupted[1])
     # Trainer skips first, and then sets the epoch of a plain DataLoader, whose sampler wraps ours.
     resumed.batch_sampler.batch_sampler.set_epoch(1)
     assert all_same(list(resumed), uninterrupted[1][5:])
@@ -127,48 +102,49 @@ def texts_of(batch):
     return [tuple(text.tolist()) for text in tokens.split(lengths_of(batch))]
 
 
-def stored(source):
-    """Token ids → position; the examples have no two texts of the same tokens."""
-    positions = {tuple(source.tokens(text).tolist()): text for text in range(source.description["texts"])}
-    assert len(positions) == source.description["texts"]
-    return positions
-
-
 def rows_of(batch, source):
     """``(b, 2 + k)`` positions of query, positive and negatives among the source's texts."""
-    positions = np.array([stored(source)[text] for text in texts_of(batch)])
+    # The examples have no two texts of the same tokens.
+    stored = {tuple(source.tokens(text).tolist()): text for text in range(source.description["texts"])}
+    positions = np.array([stored[text] for text in texts_of(batch)])
     index = torch.cat([batch["query"][:, None], batch["positive"][:, None], batch["negatives"]], dim=1)
     return positions[index.numpy()]
 
 
-def take(sources, source, rows, epoch=0):
-    dataset = PreparedRows(sources)
-    return [dataset[RowKey(epoch, source, row)] for row in rows]
+def take(sources, source, rows):
+    return [PreparedRows(sources)[RowKey(0, source, row)] for row in rows]
 
 
 @pytest.fixture
-def collator(prepared_sources, num_hard_negatives):
-    return PackedCollator(prepared_sources, num_hard_negatives, seed=7)
+def make(prepared_sources, num_hard_negatives):
+    return lambda *process, seed=7, **negatives: PackedCollator(
+        prepared_sources, {**num_hard_negatives, **negatives}, seed, *process
+    )
 
 
-@pytest.mark.parametrize("source", [0, 1, 2])
-def test_batch_holds_the_texts_of_its_rows(collator, prepared_sources, source):
+@pytest.fixture
+def collator(make):
+    return make()
+
+
+@pytest.mark.parametrize(("source", "zero"), [(0, {}), (1, {}), (2, {}), (0, {"retrieval": 0})])
+def test_batch_holds_the_texts_of_its_rows(make, prepared_sources, num_hard_negatives, source, zero):
     wanted = prepared_sources[source]
     order = [11, 3, 5, 0, 12, 9]
-    batch = collator(take(prepared_sources, source, order))
+    batch = make(**zero)(take(prepared_sources, source, order))
     rows = rows_of(batch, wanted)
     assert (batch["source"], batch["task_type"]) == (wanted.name, wanted.task_type)
     published = wanted.rows["train"][order]
     assert rows[:, :2].tolist() == published[:, :2].tolist()
-    assert rows.shape == (6, 2 + collator.num_hard_negatives[wanted.task_type])
+    assert batch["negatives"].shape == (6, {**num_hard_negatives, **zero}[wanted.task_type])
+    assert batch["negatives"].dtype == torch.int64
     for row, all_of_row in zip(rows, published, strict=True):
         assert set(row[2:]) <= set(all_of_row[2:]) - {-1}
 
 
 def test_distinct_texts_are_packed_once_and_shortest_first(collator, prepared_sources):
     # Rows 61 apart share their passage, rows in general some negatives.
-    rows = take(prepared_sources, 0, list(range(80)))
-    batch = collator(rows)
+    batch = collator(take(prepared_sources, 0, range(80)))
     texts = texts_of(batch)
     assert len(set(texts)) == len(texts) < batch["query"].numel() * 4
     used = torch.cat([batch["query"], batch["positive"], batch["negatives"].flatten()])
@@ -177,80 +153,52 @@ def test_distinct_texts_are_packed_once_and_shortest_first(collator, prepared_so
     assert all(text[-1] == texts[0][-1] for text in texts)  # EOS
 
 
-# Negatives
-
-
 def drawn(collator, rows):
     """Positions of the negatives, in the order of their draw."""
     return rows_of(collator(rows), collator.sources[rows[0].key.source])[:, 2:].tolist()
 
 
-def numbered(keys, negatives):
+def test_draw_does_not_depend_on_the_batch(make, collator, prepared_sources):
+    together = drawn(collator, take(prepared_sources, 1, range(20)))
+    assert drawn(collator, take(prepared_sources, 1, range(20)[::-1])) == together[::-1]
+    assert [drawn(make(), take(prepared_sources, 1, [row])) for row in range(20)] == [[row] for row in together]
+
+
+def numbered(count, negatives, epoch=0):
     """Rows of one and the same texts under different keys."""
-    return [Row(key, np.array([0, 1, *negatives])) for key in keys]
+    return [Row(RowKey(epoch, 1, row), np.array([0, 1, *negatives])) for row in range(count)]
 
 
-def test_draw_does_not_depend_on_the_batch(collator, prepared_sources, num_hard_negatives):
-    together = drawn(collator, take(prepared_sources, 1, list(range(20))))
-    assert drawn(collator, take(prepared_sources, 1, list(range(20))[::-1])) == together[::-1]
-    again = PackedCollator(prepared_sources, num_hard_negatives, seed=7)
-    for row in range(20):
-        assert drawn(again, take(prepared_sources, 1, [row])) == [together[row]]
-
-
-def test_draw_differs_between_rows_epochs_and_seeds(collator, prepared_sources, num_hard_negatives):
-    negatives = list(range(2, 8))
-    first = drawn(collator, numbered([RowKey(0, 1, row) for row in range(200)], negatives))
+def test_draw_differs_between_rows_epochs_and_seeds(make, collator):
+    negatives = range(2, 8)
+    first = drawn(collator, numbered(200, negatives))
     # 6 · 5 · 4 = 120 ordered draws: about 1 row in 120 draws the same again.
     assert len(set(map(tuple, first))) > 80
-    other_epoch = drawn(collator, numbered([RowKey(1, 1, row) for row in range(200)], negatives))
-    other_seed = PackedCollator(prepared_sources, num_hard_negatives, seed=8)
-    for other in (other_epoch, drawn(other_seed, numbered([RowKey(0, 1, row) for row in range(200)], negatives))):
+    other_epoch = drawn(collator, numbered(200, negatives, epoch=1))
+    for other in (other_epoch, drawn(make(seed=8), numbered(200, negatives))):
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
 
 
 def test_missing_negatives_are_never_drawn_and_the_rest_evenly(collator):
-    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(2000)], [-1, 3, 4, -1, 6, 7]))
+    draws = drawn(collator, numbered(2000, [-1, 3, 4, -1, 6, 7]))
     counts = Counter(position for row in draws for position in row)
     assert set(counts) == {3, 4, 6, 7}
     assert all(len(set(row)) == 3 for row in draws)
     assert all(1400 < count < 1600 for count in counts.values())  # 1500 expected, standard deviation 19
     # A row with just enough negatives draws all of them.
-    draws = drawn(collator, numbered([RowKey(0, 1, row) for row in range(50)], [-1, 3, -1, -1, 6, 7]))
+    draws = drawn(collator, numbered(50, [-1, 3, -1, -1, 6, 7]))
     assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
-
-
-def test_zero_negatives(prepared_sources, num_hard_negatives):
-    collator = PackedCollator(prepared_sources, {**num_hard_negatives, "retrieval": 0})
-    batch = collator(take(prepared_sources, 0, [0, 1, 2]))
-    assert batch["negatives"].shape == (3, 0)
-    assert batch["negatives"].dtype == torch.int64
-    published = prepared_sources[0].rows["train"][:3, :2]
-    assert rows_of(batch, prepared_sources[0]).tolist() == published.tolist()
-    assert len(lengths_of(batch)) == len(np.unique(published))
-
-
-def test_too_few_negatives(prepared_sources, num_hard_negatives, refuses):
-    with refuses(prepared_sources[1].folder, "6 negatives", "7", "num_hard_negatives_clustering"):
-        PackedCollator(prepared_sources, {**num_hard_negatives, "clustering": 7})
-
-
-# Many processes
 
 
 @pytest.mark.parametrize("max_tokens", [None, 60])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("row_count", [1, 17])
 def test_processes_together_encode_each_text_of_the_batch_once(
-    prepared_sources, num_hard_negatives, row_count, world_size, max_tokens
+    make, prepared_sources, row_count, world_size, max_tokens
 ):
     for source in range(3):
-        rows = take(prepared_sources, source, list(range(row_count))[:15])
-        whole = PackedCollator(prepared_sources, num_hard_negatives, 7)(rows)
-        parts = [
-            PackedCollator(prepared_sources, num_hard_negatives, 7, rank, world_size, max_tokens)(rows)
-            for rank in range(world_size)
-        ]
+        rows = take(prepared_sources, source, range(row_count)[:15])
+        whole, parts = make()(rows), [make(rank, world_size, max_tokens)(rows) for rank in range(world_size)]
         gathered = []
         for part in parts:
             for name in ("query", "positive", "negatives", "slots"):
@@ -259,7 +207,7 @@ def test_processes_together_encode_each_text_of_the_batch_once(
             assert len(part["chunk_lengths"]) == len(parts[0]["chunk_lengths"])
             assert all(len(chunk) == 1 or sum(chunk) <= (max_tokens or 10**9) for chunk in part["chunk_lengths"])
             own = texts_of(part)
-            gathered += [*own, *[None] * (part["width"] - len(own))]
+            gathered += [*own, *[None] * (part["max_rows_per_rank"] - len(own))]
         # Slots lead to the texts of the batch, in the order that the indices mean.
         assert [gathered[slot] for slot in parts[0]["slots"]] == texts_of(whole)
         for name in ("query", "positive", "negatives"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import product
 
 import pytest
 from safetensors.torch import load_file
@@ -115,9 +116,9 @@ def test_the_stages_train(single, models):
     assert {"loss_in_batch", "loss_hard", "loss_distillation", "loss_source/tiny_clustering"} <= logged
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_as_one(single, two_processes, stage):
-    assert_same_training(two_processes / stage, single / stage)
+@pytest.mark.parametrize(("run", "stage"), [*product(["two_processes"], STAGES), *product(["sharded"], SHARDED)])
+def test_processes_train_as_one(request, single, run, stage):
+    assert_same_training(request.getfixturevalue(run) / stage, single / stage)
 
 
 def test_four_processes_train_as_one(tmp_path, single, models):
@@ -125,11 +126,6 @@ def test_four_processes_train_as_one(tmp_path, single, models):
     train([sys.executable, str(WORKER), f"forks:4:{free_port()}", str(recipe)])
     for stage in FOUR:
         assert_same_training(tmp_path / "run" / stage, single / stage)
-
-
-@pytest.mark.parametrize("stage", SHARDED)
-def test_sharded_processes_train_as_one(single, sharded, stage):
-    assert_same_training(sharded / stage, single / stage)
 
 
 def test_sharded_checkpoints_are_sentence_transformers(sharded):
@@ -156,28 +152,18 @@ def test_one_process_resumes_a_run_of_two(tmp_path, two_processes, models, stage
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
 
 
-def forked(mode, *words):
-    """The command that runs two processes of which no launcher takes care."""
-    return [sys.executable, str(WORKER), f"{mode}+forks:2:{free_port()}", *map(str, words)]
-
-
-def test_the_death_of_a_process_stops_the_others_and_the_run_resumes(tmp_path, two_processes, models):
-    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
-    ended = run_bounded(forked("dies:1:5", recipe), seconds=120)
-    assert ended.returncode == 9
-    line = "stopped: lost contact with another process: look above for what ended that one"
-    assert line in ended.stdout and "--resume" in ended.stdout and "Traceback" not in ended.stdout
-    assert [path.name for path in (tmp_path / "run/mixed").glob("checkpoint-*")] == ["checkpoint-4"]
+@pytest.mark.parametrize(("mode", "status"), [("dies:1:5", 9), ("terminated:1:5", 143)])
+def test_death_of_or_signal_to_one_process_stops_the_others(tmp_path, two_processes, models, mode, status):
+    recipe, run = write_distributed_recipe(tmp_path, models, ["mixed"]), tmp_path / "run/mixed"
+    # Two processes of which no launcher takes care.
+    ended = run_bounded([sys.executable, str(WORKER), f"{mode}+forks:2:{free_port()}", str(recipe)], seconds=120)
+    assert ended.returncode == status and "Traceback" not in ended.stdout
+    if status == 9:
+        line = "stopped: lost contact with another process: look above for what ended that one"
+        assert line in ended.stdout and "--resume" in ended.stdout
+        assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+    else:
+        lines = [line for line in ended.stdout.splitlines() if "SIGTERM at step 6 of 10" in line]
+        assert sorted(line.split("stopped")[0] for line in lines) == ["", "[process 1] "]
     assert main([str(recipe), "--resume"]) == 0
-    assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
-
-
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, two_processes, models):
-    recipe = write_distributed_recipe(tmp_path, models, ["mixed"])
-    ended = run_bounded(forked("terminated:1:5", recipe), seconds=120)
-    assert ended.returncode == 143
-    lines = [line for line in ended.stdout.splitlines() if "SIGTERM at step 6 of 10" in line]
-    assert sorted(line.split("stopped")[0] for line in lines) == ["", "[process 1] "]
-    assert "Traceback" not in ended.stdout
-    assert main([str(recipe), "--resume"]) == 0
-    assert_same_training(tmp_path / "run/mixed", two_processes / "mixed")
+    assert_same_training(run, two_processes / "mixed")

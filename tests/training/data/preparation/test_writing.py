@@ -16,7 +16,7 @@ from training.data.manifest import Source
 from training.data.preparation import plan, writing
 from training.data.prepared import DESCRIPTION, TEXT_OFFSETS, TEXTS
 from training.trainer.batches import PackedCollator, PreparedRows, RowKey
-from training.trainer.objective import Objective
+from training.trainer.step import Objective
 
 # Cap
 

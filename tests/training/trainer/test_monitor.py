@@ -1,17 +1,97 @@
+"""The training log as people read it, and the record of loss spikes and of values that are not finite."""
+
 from __future__ import annotations
 
 import json
+import logging
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from tests.training.recipes import error_of, write_single_stage
 from training.common.run_folder import last_checkpoint
 from training.run_stage import main
-from training.trainer.objective import Objective
+from training.trainer.monitor import NOTES, Console, StepWatch, evaluation_line, step_line
+from training.trainer.step import Objective
 from training.trainer.trainer import F2LLMTrainer
-from training.trainer.watch import NOTES, StepWatch
+
+LOGS = {"loss": 3.25, "loss_in_batch": 2.0, "loss_hard": 1.25, "loss_source/qa": 3.25, "learning_rate": 4e-3}
+ARGS = SimpleNamespace(disable_tqdm=False)
+
+
+def state(step, last=1000, first=True):
+    return TrainerState(global_step=step, max_steps=last, is_world_process_zero=first)
+
+
+def test_lines(monkeypatch):
+    monkeypatch.setattr("training.trainer.monitor.peak_memory", lambda: 3 * 2**29)
+    line = step_line({**LOGS, "grad_norm": 2.5}, ["in_batch", "hard", "distillation"], state(25), 12345.6, 754.4)
+    assert line == (
+        "step    25/1,000  loss   3.2500  in-batch   2.0000  hard   1.2500  distillation        –  lr 4.00e-03  "
+        "grad     2.5     12,346 tokens/s    1.50 GiB  0:12:34 left"
+    )
+    # Whatever the numbers are, the columns stay where they are.
+    terms = ["in_batch", "hard", "distillation"]
+    other = step_line({"loss": 123.4, "learning_rate": 0.0}, terms, state(1000), math.nan, 0)
+    assert (other.index("lr"), len(other)) == (line.index("lr"), len(line))
+    # Of an evaluation
+    logs = {"eval_retrieval": 0.5, "eval_loss": 0.75, "eval_source/qa": 0.5, "eval_pairs_accuracy": 0.25}
+    line = evaluation_line({**logs, "eval_pairs_accuracy_dim8": 0.1, "epoch": 1.0}, state(25))
+    assert line == "step    25/1,000  validation  loss   0.7500  retrieval   0.5000  pairs accuracy   0.2500"
+
+
+def test_speed_counts_the_steps_and_their_loading_but_no_evaluation(monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr("training.trainer.monitor.time.perf_counter", lambda: now[0])
+    console = Console(["hard"])
+    caplog.set_level(logging.INFO)
+    with console:
+        console.on_train_begin(ARGS, state(10), None)
+        for step in (11, 12):
+            now[0] += 2
+            console.count(500)
+            console.on_step_end(ARGS, state(step), None)
+            # An evaluation and a checkpoint.
+            now[0] += 10
+            console.on_evaluate(ARGS, state(step), None)
+        console.on_log(ARGS, state(12), None, LOGS)
+        console.on_log(ARGS, state(12), None, {"train_runtime": 3.0, "train_loss": 1.0})
+        console.on_log(ARGS, state(12, first=False), None, LOGS)
+    (line,) = caplog.messages
+    # 1,000 tokens in 4 s; 988 steps of the 12 s that each took.
+    assert " 250 tokens/s" in line and "3:17:36 left" in line
+
+
+def test_a_training_logs_lines_and_no_dicts(tmp_path, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    assert main([str(write_single_stage(tmp_path, disable_tqdm=None))]) == 0
+    steps = [line for line in caplog.messages if line.startswith("step ") and "validation" not in line]
+    assert [line.split()[1] for line in steps] == ["1/10", "5/10", "10/10"]
+    assert all("in-batch" in line and "hard" in line and "tokens/s" in line for line in steps)
+    assert sum("validation" in line for line in caplog.messages) >= 2
+    written = capsys.readouterr()
+    assert "{'loss'" not in written.out + written.err and "\r" not in written.out + written.err
+
+
+@pytest.mark.parametrize(
+    ("term", "tty", "bar"), [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)]
+)
+def test_a_bar_on_a_terminal_that_can_show_one(monkeypatch, capsys, term, tty, bar):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: tty, raising=False)
+    console = Console(["hard"])
+    with console:
+        console.on_train_begin(ARGS, state(0, 3), None)
+        for step in (1, 2, 3):
+            console.on_step_end(ARGS, state(step, 3), None)
+    assert ("\r" in capsys.readouterr().err) is bar
+
+
+# The watch
 
 
 @pytest.fixture
@@ -21,14 +101,9 @@ def watch(tmp_path, prepared_sources, small_tokenizer):
 
 def _batch(source="qa"):
     """Rows 4, 7 and 1: texts 0 to 2 are the queries, 3 to 5 the passages, 6 to 8 the negatives."""
-    texts = torch.arange(9).reshape(3, 3)
-    return {
-        "source": source,
-        "rows": [4, 7, 1],
-        "query": texts[0],
-        "positive": texts[1],
-        "negatives": texts[2][:, None],
-    }
+    query, positive, negatives = torch.arange(9).reshape(3, 3)
+    indices = {"query": query, "positive": positive, "negatives": negatives[:, None]}
+    return {"source": source, "rows": [4, 7, 1], **indices}
 
 
 def _gradient(*norms):
@@ -42,15 +117,11 @@ def _feed(watch, losses, source="qa"):
 
 def _notes(folder):
     path = folder / NOTES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _usual(count):
-    return [1.0 + 0.1 * (-1) ** number for number in range(count)]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_a_spike_is_noted_with_its_source_and_rows(watch, tmp_path, prepared_sources, caplog):
-    _feed(watch, _usual(40))
+    _feed(watch, [0.9, 1.1] * 20)
     assert not (tmp_path / NOTES).exists()
     watch.loss(41, _batch(), 5.0, _gradient(0.5, 3.0, 1.0))
     (note,) = _notes(tmp_path)
@@ -74,7 +145,7 @@ def test_falling_and_constant_losses_do_not_spike(watch, tmp_path, uninterrupted
 
 
 def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch, tmp_path):
-    _feed(watch, _usual(30), "qa")
+    _feed(watch, [0.9, 1.1] * 15, "qa")
     _feed(watch, [9.0] * 19, "topics")
     watch.loss(60, _batch("topics"), 90.0, _gradient())
     assert not _notes(tmp_path)
@@ -83,9 +154,7 @@ def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch
 
 
 def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
-    watch.record(
-        "non-finite gradient", 3, _batch(), torch.tensor([1.0, float("nan"), 2.0, *[0.0] * 6]), norm=float("inf")
-    )
+    watch.record("non-finite gradient", 3, _batch(), _gradient(1.0, math.nan, 2.0), norm=math.inf)
     (note,) = _notes(tmp_path)
     assert note["norm"] == "inf"
     assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "inf"), (1, 2.0), (4, 1.0)]
@@ -129,9 +198,9 @@ def test_a_step_that_is_not_finite_is_noted_and_not_taken(tmp_path, monkeypatch,
 
 
 def test_a_scaled_gradient_may_overflow(tmp_path, monkeypatch, capsys):
-    """The scaler of fp16 skips such a step and scales the next one less."""
     get_grad_norm = F2LLMTrainer._get_grad_norm
 
+    # The scaler of fp16 skips such a step and scales the next one less.
     def scaled(self, *args, **kwargs):
         with monkeypatch.context() as patch:
             patch.setattr(self.accelerator, "scaler", object())

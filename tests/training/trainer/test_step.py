@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
 from training.models.encoding import embed_batch, embed_chunk, lay_out
-from training.trainer.gradient_cache import CachedStep
-from training.trainer.objective import Objective
+from training.trainer.step import CachedStep, Objective
 
 TEXTS, ROWS, WIDTH = 26, 7, 32
 # One chunk; several; one text in each.
@@ -82,63 +80,28 @@ def dropping_model(tiny_config):
     return F2LLMModel(config).train()
 
 
-def passes_of(model):
-    """Ids and states of every forward pass from here on."""
-    passes: list[tuple[tuple[int, ...], Tensor]] = []
-
-    def note(module, args, kwargs, output):
-        passes.append((tuple(kwargs["input_ids"][0].tolist()), output.last_hidden_state.detach().clone()))
-
-    model.register_forward_hook(note, with_kwargs=True)
-    return passes
-
-
 @pytest.mark.parametrize("max_tokens", BUDGETS)
 @pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, task_type, max_tokens):
-    assert_step_equals_plain_autograd(tiny_model, objective, batch_of(max_tokens, task_type))
-
-
-def assert_step_equals_plain_autograd(tiny_model, objective, batch):
+    batch = batch_of(max_tokens, task_type)
     # The teacher is wider than the student.
     wide = torch.randn(TEXTS, 2 * WIDTH, generator=torch.Generator().manual_seed(1))
     loss_of = loss_function(OBJECTIVES[objective], batch, wide if objective == "distillation" else None)
     wanted_loss, wanted_gradient, wanted = at_once(tiny_model, loss_of)
+    passes = []
+    tiny_model.register_forward_hook(lambda *_: passes.append(None))
     loss, lengths = cached_step(tiny_model).run(batch, loss_of)
+    # All chunks but the last are encoded twice.
+    assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
     assert_equal(loss, wanted_loss)
     assert_equal(lengths, wanted_gradient.norm(dim=1))
+    # Without gradient, the embeddings are the same.
+    wanted_embeddings = embed_batch(tiny_model, batch_of())
+    assert_equal(embed_batch(tiny_model, batch, width=8), wanted_embeddings[:, :8])
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], weights, name)
-
-
-def test_gradients_add_to_those_that_are_there(tiny_model):
-    batch = batch_of(60)
-    step, loss_of = cached_step(tiny_model), loss_function(Objective(), batch, None)
-    step.run(batch, loss_of)
-    once = gradients(tiny_model)
-    step.run(batch, loss_of)
-    step.run(batch, loss_of)
-    for name, weights in gradients(tiny_model).items():
-        torch.testing.assert_close(weights, 2 * once[name])
-
-
-@pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_embeddings_without_gradient_are_the_same(tiny_model, max_tokens):
-    whole = batch_of()
-    wanted = embed_chunk(tiny_model, whole["input_ids"], whole["chunk_lengths"][0]).detach()
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens)), wanted)
-    assert_equal(embed_batch(tiny_model, batch_of(max_tokens), width=8), wanted[:, :8])
-
-
-@pytest.mark.parametrize("max_tokens", BUDGETS)
-def test_all_chunks_but_the_last_are_encoded_twice(tiny_model, max_tokens):
-    batch = batch_of(max_tokens)
-    assert len(batch["chunk_lengths"]) == {None: 1, 1: TEXTS}.get(max_tokens, len(batch["chunk_lengths"]))
-    passes = passes_of(tiny_model)
-    cached_step(tiny_model).run(batch, loss_function(Objective(), batch, None))
-    assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
 
 
 def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):
@@ -169,7 +132,7 @@ def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model):
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)
     # The states of each chunk's second pass keep their graph: the loss over them, differentiated in one go.
-    kept: list[Tensor] = []
+    kept = []
     hook = dropping_model.register_forward_hook(
         lambda module, args, output: kept.append(output.last_hidden_state[0]) if torch.is_grad_enabled() else None
     )
@@ -188,27 +151,23 @@ def test_dropout_gradients_are_those_of_the_same_draws_at_once(dropping_model):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_layers_that_are_computed_again_drop_the_same(dropping_model, use_reentrant):
-    batch = batch_of(60)
-    loss_of = loss_function(Objective(), batch, None)
-    wanted_loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
-    wanted = gradients(dropping_model)
-    dropping_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    loss, _ = cached_step(dropping_model, (3, 14)).run(batch, loss_of)
-    assert loss == wanted_loss
-    for name, weights in gradients(dropping_model).items():
-        assert_equal(weights, wanted[name], name)
-
-
 def test_dropout_is_drawn_by_the_key_and_disturbs_no_other_draw(dropping_model):
     batch = batch_of(60)
     loss_of = loss_function(Objective(), batch, None)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, _ = cached_step(dropping_model, (0, 1)).run(batch, loss_of)
+    wanted = gradients(dropping_model)
     assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(100)
-    again, _ = cached_step(dropping_model, (0, 1)).run(batch, loss_of)
     other, _ = cached_step(dropping_model, (0, 2)).run(batch, loss_of)
-    assert first == again != other
+    assert other != first
+    # Layers that are computed again drop the same.
+    for use_reentrant in (None, True, False):
+        torch.rand(100)
+        if use_reentrant is not None:
+            dropping_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        dropping_model.zero_grad()
+        again, _ = cached_step(dropping_model, (0, 1)).run(batch, loss_of)
+        assert again == first
+        for name, weights in gradients(dropping_model).items():
+            assert_equal(weights, wanted[name], name)

@@ -1,0 +1,156 @@
+"""One step: F2LLM's objective over a batch of any size, in the memory of one chunk, on any number of processes.
+
+The loss of a contrastive batch needs all embeddings at once, but not all activations: the texts are encoded chunk by
+chunk without a graph, the loss gives the gradient of every embedding, and each chunk is then encoded again to pass its
+part of that gradient on to the weights (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup", 2021). The last chunk's first pass keeps its graph, so a batch of one chunk is encoded once.
+
+On several processes each encodes its share of the texts. The embeddings are gathered, every process computes the same
+loss over all of them and takes from its gradient the part of its own texts: the sum of all processes' gradients is that
+of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
+from training.common.keyed import keyed_bits
+from training.models.adapters import adapter_draws_dropout
+from training.models.encoding import batch_chunks, embed_chunk, gather_rows
+
+_DROPOUT = 31
+
+
+@dataclass(frozen=True)
+class Objective:
+    """F2LLM's objective: contrastive terms, and distillation where there is a teacher.
+
+    Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
+    positives of other rows may be of the same class.
+    """
+
+    temperature: float = TEMPERATURE
+    dims: Sequence[int] | None = None  # of matryoshka learning, widest first; None for the full width only
+    # Leave another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
+    # or the rows share their query, in any spelling and with or without instruction; the published training keeps it.
+    mask_duplicates: bool = False
+    # Without, positives do not learn from the in-batch term, as in the published training on several GPUs.
+    gather_gradients: bool = True
+    distillation_weight: float = 1.0
+
+    def terms(
+        self,
+        embeddings: Tensor,
+        batch: Mapping[str, Any],
+        teacher: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms of the loss by name; the loss is their sum.
+
+        ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
+        a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
+        """
+        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
+        negatives = embeddings[batch["negatives"]]
+        terms = {}
+        if batch["task_type"] == "retrieval":
+            terms["in_batch"] = in_batch_loss(
+                query,
+                positive if self.gather_gradients else positive.detach(),
+                temperature=self.temperature,
+                dims=self.dims,
+                exclude=_duplicates(batch) if self.mask_duplicates else None,
+            )
+        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        if teacher is not None:
+            roles = [batch[role] for role in ("query", "positive", "negatives")]
+            student = embeddings if projected is None else projected
+            losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
+            terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
+        return terms
+
+
+def _duplicates(batch: Mapping[str, Any]) -> Tensor:
+    """Return ``(b, b)`` booleans: other rows whose positive must not be a negative of this row's query."""
+    query, positive = batch["query"], batch["positive"]
+    if "forms" in batch:
+        query, positive = batch["forms"][query], batch["forms"][positive]
+    same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
+    return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
+
+
+def draws_dropout(model: Any) -> bool:
+    """Return whether an unwrapped model draws dropout in training, in its attention or in an adapter."""
+    return bool(model.config.attention_dropout) or adapter_draws_dropout(model)
+
+
+class CachedStep(NamedTuple):
+    """Forward and backward pass of one global batch."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    context: Callable[[], AbstractContextManager]  # makes that of a forward pass, such as autocast
+    # Numbers that name this step: dropout is drawn by them, so that both passes of a chunk draw the same.
+    key: tuple[int, ...] = ()
+
+    def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Accumulate the gradient of the loss in the model's parameters.
+
+        ``batch`` is this process's part of the batch, from :class:`~training.trainer.batches.PackedCollator`;
+        ``loss_of`` gives the scalar loss of the ``(n, d)`` embeddings of the whole batch, and may raise to stop the
+        step. Return the detached loss of the global batch, the same on every process, and the ``(n,)`` lengths of the
+        gradients that its texts' embeddings received.
+        """
+        *early, last = enumerate(batch_chunks(batch))
+        with torch.no_grad():
+            cached = [self._embed(*chunk) for chunk in early]
+        # Of several backward passes only the last reduces the gradient over processes, unless weights are sharded.
+        with self._accumulating(bool(early)):
+            graph = self._embed(*last)
+            own = torch.cat([*cached, graph.detach()])
+            gathered = gather_rows(own, batch["max_rows_per_rank"]).requires_grad_()
+            loss = loss_of(gathered[batch["slots"]])
+            loss.backward()
+            # Nothing of the whole batch's size but the gradient outlives the loss.
+            gradient, gathered, own, cached = gathered.grad, None, None, None
+            counts = [len(lengths) for _, (_, lengths) in (*early, last)]
+            pieces = self._own(gradient, sum(counts)).split(counts)
+            self._backward(graph, pieces[-1])
+        del graph
+        for chunk, piece in zip(early, pieces, strict=False):
+            with self._accumulating(chunk is not early[-1]):
+                self._backward(self._embed(*chunk), piece)
+        return loss.detach(), gradient.norm(dim=1)[batch["slots"]]
+
+    def _embed(self, number: int, chunk: tuple[Tensor, list[int]]) -> Tensor:
+        device, drops = self.accelerator.device, draws_dropout(self.accelerator.unwrap_model(self.model))
+        with self.context(), torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=drops):
+            if drops:
+                torch.manual_seed(int(keyed_bits(_DROPOUT, *self.key, self.accelerator.process_index, number)))
+            return embed_chunk(self.model, *chunk).float()
+
+    def _own(self, gradient: Tensor, count: int) -> Tensor:
+        """Return this process's part of the gathered gradient, times the processes, as the reduction averages."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return gradient
+        first = self.accelerator.process_index * (len(gradient) // processes)
+        return gradient[first : first + count] * processes
+
+    def _backward(self, embeddings: Tensor, grad: Tensor) -> None:
+        # A scalar whose gradient is the given one: accelerate's engines start from a loss.
+        self.accelerator.backward((embeddings * grad).sum())
+
+    def _accumulating(self, accumulates: bool) -> AbstractContextManager:
+        # DeepSpeed's engine reads the flag; DDP the context. FSDP would keep whole gradients until they are reduced.
+        self.accelerator.gradient_state._set_sync_gradients(not accumulates)
+        keeps = accumulates and not self.accelerator.is_fsdp2
+        return self.accelerator.no_sync(self.model) if keeps else nullcontext()
