@@ -20,10 +20,10 @@ from training.common.errors import StoppedError, UserError
 from training.common.run_folder import last_checkpoint
 from training.config.recipe import load_recipe
 from training.publish import main as publish
-from training.publishing.hub import callback
+from training.publishing.hub import callback, checkpoints
 from training.publishing.hub.callback import PushCheckpoints
-from training.publishing.hub.retries import HubUnavailableError
-from training.publishing.hub.upload_queue import QUEUE, UploadQueue
+from training.publishing.hub.checkpoints import QUEUE, PushQueue
+from training.publishing.hub.hub import HubUnavailableError
 from training.run_stage import main
 
 pytestmark = pytest.mark.usefixtures("client_waits")
@@ -48,7 +48,7 @@ def revisions(hub):
 
 
 def pending(recipe):
-    return [path.name for path in UploadQueue(recipe.parent / "run").pending()]
+    return [path.name for path in PushQueue(recipe.parent / "run").pending()]
 
 
 def test_every_checkpoint_is_uploaded_though_all_but_one_are_deleted(uploads, hub_server, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_full_queue_or_disk_is_logged_and_costs_nothing_else(tmp_path, caplog,
             (folder / name).write_text("{}")
         pushing.on_save(None, TrainerState(global_step=step), TrainerControl())
 
-    pushing.queue.limit = 1
+    monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 1)
     with caplog.at_level(logging.WARNING):
         for step in (1, 2):
             save(step)
@@ -200,7 +200,7 @@ def test_a_new_checkpoint_is_a_reason_to_try_even_if_it_could_not_be_queued(push
 
 def test_a_checkpoint_that_another_process_uploaded_is_no_reason_to_stop(pushing, tmp_path):
     def uploaded(checkpoint):
-        UploadQueue(tmp_path).remove(checkpoint)
+        PushQueue(tmp_path).remove(checkpoint)
         raise UserError("config.json is missing")
 
     callback_, tried = pushing(1, uploaded)

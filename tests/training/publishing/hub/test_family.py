@@ -19,12 +19,10 @@ from tests.training.publishing.hub.test_upload import hold
 from tests.training.publishing.packed import spoil
 from tests.training.publishing.releases import make_release
 from training.publish import main
-from training.publishing.hub import hub
 from training.publishing.hub.family import stage_links
-from training.publishing.hub.retries import RetryPolicy
 from training.publishing.pack import PackOptions, pack
 
-pytestmark = pytest.mark.usefixtures("client_waits")
+pytestmark = pytest.mark.usefixtures("waits")
 
 NAMES = ("small", "middle", "large")
 REPOS = [f"org/{name}" for name in NAMES]
@@ -39,9 +37,7 @@ def packed_once(packed_run, tmp_path_factory):
 
 
 @pytest.fixture
-def members(packed_once, tmp_path, monkeypatch):
-    # Tries as often as always, and does not wait in between.
-    monkeypatch.setattr(hub, "RetryPolicy", lambda: RetryPolicy(sleep=lambda seconds: None))
+def members(packed_once, tmp_path):
     shutil.copytree(packed_once, tmp_path / "members")
     return [str(tmp_path / "members" / name) for name in NAMES]
 

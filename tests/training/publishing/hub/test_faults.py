@@ -13,7 +13,6 @@ from tests.training.publishing.packed import NAME, content_of
 from training import publish
 from training.publish import main
 from training.publishing.hub import hub
-from training.publishing.hub.retries import RetryPolicy
 
 COMMANDS = ["push", "push-data", "push-family", "push-checkpoints"]
 
@@ -53,9 +52,8 @@ def state_of(hub_server, command):
 
 
 @pytest.fixture
-def wanted(command, hub_server, client_waits, monkeypatch):
+def wanted(command, hub_server, waits):
     """What the command publishes without faults. The Hub is empty again, and nobody waits."""
-    monkeypatch.setattr(hub, "RetryPolicy", lambda: RetryPolicy(tries=4, sleep=lambda seconds: None))
     assert main(command.words) == 0
     wanted = state_of(hub_server, command)
     hub_server.store.repositories.clear()

@@ -88,7 +88,7 @@ def test_message_branch_and_datasets_are_as_given(packed, hub_server, capsys):
         ("push", ["--revision", "x.partial"], "unfinished"),
         ("push", ["release.json", None], "pack it"),
         ("push", ["release.json", "{}"], "pack it"),
-        ("push", ["model.safetensors", None], "model.safetensors is not as release.json says; pack the run again"),
+        ("push", ["model.safetensors", None], "model.safetensors is not as release.json says; pack the run"),
         ("push", ["notes.txt", "mine"], "notes.txt is not as release.json says"),
         ("push-data", ["release.json", None], "not a record of a dataset release"),
         ("push-data", ["release.json", "no json"], "not a record of a dataset release"),
@@ -128,10 +128,10 @@ OTHER_STAGES = [asdict(StageRecord("stage2", "training", Reference("scratch")))]
 @pytest.mark.parametrize(
     ("fields", "part", "words"),
     [
-        ({"name": "other-embedder"}, "the model other-embedder, which has another name", []),
-        ({"shape": {"hidden_size": 64}}, "another shape", []),
-        ({"stages": OTHER_START}, "start; give another repository", []),
-        ({"stages": OTHER_STAGES}, "another list of stages", ["--revision", "draft"]),
+        ({"name": "other-embedder"}, "holds another model (other-embedder", []),
+        ({"shape": {"hidden_size": 64}}, "holds another model", []),
+        ({"stages": OTHER_START}, "give another repository", []),
+        ({"stages": OTHER_STAGES}, "holds another model", ["--revision", "draft"]),
     ],
 )
 def test_another_model_is_replaced_only_when_asked(packed, hub_server, capsys, fields, part, words):

@@ -83,4 +83,4 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     assert "org/other" in capsys.readouterr().err
     hub_server.store.create("model", "org/other")
     assert main(["push", str(packed), "--repo", ADAPTER]) == 2
-    assert "holds the model tiny, which has another base" in capsys.readouterr().err
+    assert "holds another model (tiny" in capsys.readouterr().err

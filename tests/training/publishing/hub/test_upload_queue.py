@@ -10,15 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from training.common.errors import UserError
-from training.publishing.hub.upload_queue import UploadQueue
+from training.publishing.hub import checkpoints
+from training.publishing.hub.checkpoints import PushQueue
 
 MODEL = {"config.json", "model.safetensors", "modules.json", "tokenizer.json", "1_Pooling/config.json"}
 STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
 @pytest.fixture
-def queue(tmp_path):
-    return UploadQueue(tmp_path, limit=3)
+def queue(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 3)
+    return PushQueue(tmp_path)
 
 
 def write_checkpoint(run, step):
@@ -57,7 +59,7 @@ def test_the_oldest_comes_first_and_a_full_queue_stays_as_it_is(queue, tmp_path)
 
 def test_a_checkpoint_that_another_process_removed_is_no_error_and_leftovers_go(queue, tmp_path):
     queued, kept = (queue.add(write_checkpoint(tmp_path, step)) for step in (7, 8))
-    UploadQueue(tmp_path).remove(queued)
+    PushQueue(tmp_path).remove(queued)
     queue.remove(queued)
     for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
         (queue.folder / left).mkdir()
