@@ -29,7 +29,6 @@ def run(settings: Settings, suite: Suite) -> None:
     """Time encoding by every model in every precision."""
     count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
-    suite.notes.append(f"{count} documents in batches of {batch}; weights in the precision named.")
     # No prompts: a prompt's words would be no words of this tokenizer.
     encoders = {
         f"{name}_{precision}": build_sentence_transformer(model.eval(), word_tokenizer(), prompts={})
@@ -62,7 +61,12 @@ def run(settings: Settings, suite: Suite) -> None:
             if openvino:
                 contestants |= openvino.contestants(texts, batch, settings.precisions)
                 check = openvino.check(_check)
-            facts = {"documents": count, "real_tokens": int(lengths.sum()), "longest": int(lengths.max())}
+            facts = {
+                "documents": count,
+                "batch": batch,
+                "real_tokens": int(lengths.sum()),
+                "longest": int(lengths.max()),
+            }
             suite.compare(f"encode, {name}", contestants, settings.repeats, pairs, check=check, facts=facts)
 
 

@@ -41,10 +41,6 @@ def run(settings: Settings, suite: Suite) -> None:
     model = build_models(configuration(settings))["ours"].eval()
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = list(matryoshka_dims(model.config.hidden_size))
-    suite.notes.append(
-        f"Retrieval and bitext mining over {pairs} pairs in {len(_LANGUAGES)} languages, fp32; all views are "
-        f"{len(dims)} widths ({dims[0]} to {dims[-1]}) × {len(_PRECISIONS)} precisions."
-    )
     lengths = DISTRIBUTIONS["log_normal"](pairs)
     table = {
         "query": write_texts(np.maximum(lengths // 5, 4), seed=1),

@@ -35,12 +35,6 @@ def run(settings: Settings, suite: Suite) -> None:
     """Measure each axis upwards, until a point fails or would not fit into memory."""
     budget = settings.pick(quick=1024, cpu=4096, cuda=65536)
     tokens = settings.pick(quick=256, cpu=8192, cuda=131072)
-    suite.notes += [
-        f"Batch: one training step (losses and AdamW included) on rows of the published shape; at most {budget:,} "
-        "tokens in one forward pass where the trainer can split it.",
-        f"Length: one forward and backward pass over texts of one length, {tokens:,} tokens in all.",
-        "Memory is the peak above that of the process with its libraries and the model loaded.",
-    ]
     rows = settings.pick(quick=[2], cpu=[1, 2, 4, 8, 16, 32], cuda=[8, 16, 32, 64, 128])
     lengths = settings.pick(quick=[64], cpu=[64, 128, 256, 512, 1024, 2048], cuda=[128, 512, 2048, 8192])
     # The next point has twice the rows. Along the length, the number of tokens stays.
@@ -48,17 +42,11 @@ def run(settings: Settings, suite: Suite) -> None:
         expected = 0.0
         for value in values:
             limit = _MEMORY_SHARE * available_memory()
-            task = {
-                "axis": axis,
-                "value": value,
-                "precision": settings.precisions[0],
-                "budget": budget,
-                "total": tokens,
-            }
+            task = {"axis": axis, "value": value, "precision": settings.precisions[0]}
             try:
                 if expected > limit:
                     raise RuntimeError(f"expected to need {expected / 2**30:.1f} GiB, more than {limit / 2**30:.1f}")
-                point = measure_apart(f"growth.{axis}", settings, task)
+                point = measure_apart(f"growth.{axis}", settings, {**task, "budget": budget, "total": tokens})
             except RuntimeError as error:
                 suite.skip(f"growth with {axis}, {value:,} and beyond", str(error))
                 break

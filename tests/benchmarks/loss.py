@@ -27,12 +27,6 @@ def run(settings: Settings, suite: Suite) -> None:
     width = settings.pick(quick=32, cpu=full_width, cuda=full_width)
     few = settings.pick(quick=1, cpu=4, cuda=64)
     tokens, measured_tokens = int(row_lengths(settings, rows).sum()), int(row_lengths(settings, few).sum())
-    suite.notes.append(
-        f"Losses of {rows} rows with {NEGATIVES} negatives at {width} dimensions, matryoshka, forward and backward. "
-        f"The step is extrapolated: one layer of {_FAMILY_NAME}, forward and backward on {few} rows "
-        f"({measured_tokens:,} tokens), times {layers} layers, times {tokens:,} / {measured_tokens:,} tokens; no "
-        "optimizer, no recomputation, which would make the share smaller."
-    )
     packed, _ = batches(row_lengths(settings, few))
     facts = {"rows": rows, "dimensions": width, "tokens": tokens, "measured_tokens": measured_tokens}
     for precision in settings.precisions:

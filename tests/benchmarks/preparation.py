@@ -28,12 +28,6 @@ _GLOBAL_BATCH = 512
 def run(settings: Settings, suite: Suite) -> None:
     """Time both ways to tokenise, then prepare larger and larger sources."""
     sizes = settings.pick(quick=[200], cpu=[200_000, 1_000_000, 2_000_000], cuda=[200_000, 1_000_000, 2_000_000])
-    suite.notes += [
-        "Rows have a query, a passage and seven negatives, passages of other rows; a byte-level BPE tokenizer "
-        "of 8,192 tokens trained on the same texts.",
-        "Memory of preparing is the peak of the whole tree of processes, libraries included, that of opening the peak "
-        f"of a process that does nothing else; then it collates a first batch of {_GLOBAL_BATCH} rows.",
-    ]
     corpus = MadeUpCorpus(settings.pick(quick=200, cpu=40_000, cuda=40_000))
     passages = [corpus.passage(row) for row in range(corpus.rows)]
     tokenizer = train_tokenizer(iter(passages[:10_000]), settings.pick(quick=400, cpu=8192, cuda=8192))

@@ -24,13 +24,6 @@ _TINY_TARGET = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers":
 def run(settings: Settings, suite: Suite) -> None:
     """Time calibration beside a plain forward pass, then measure each point."""
     texts = settings.pick(quick=[2], cpu=[4, 16], cuda=[64, 1024])
-    suite.notes += [
-        f"The model is of the {_SOURCE} shape, all layers, fp32; texts are log-normal around 90 tokens, all in one "
-        "packed batch. bf16 is autocast.",
-        f"Calibration by texts is in {_PRECISION}; cutting is on the CPU, its value is the parameters that come out: "
-        "plan, slices and validation, without reading or writing files.",
-        "Memory is the peak above that of the process with its libraries and the larger model loaded.",
-    ]
     _calibration(settings, suite, texts[0])
     tasks = [{"axis": "calibration", "value": count} for count in texts]
     tasks += [{"axis": "cutting", "value": name} for name in (_TARGETS[:1] if settings.quick else _TARGETS)]

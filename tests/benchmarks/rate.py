@@ -31,11 +31,6 @@ def run(settings: Settings, suite: Suite) -> None:
     """Time products, forward pass and step in every precision."""
     packed, _ = batches(training_lengths(settings, suite))
     config, lengths = configuration(settings), packed["sequence_lengths"]
-    suite.notes.append(
-        "Products: torch.mm at the shapes of the model's own linear layers; fractions are operations per second of the "
-        "model over those of the products, repeat by repeat. Weights in the precision named for the forward pass; for "
-        "the step fp32, with autocast in bf16."
-    )
     tokens, heads = sum(lengths), config.num_attention_heads * config.head_dim
     linear = config.num_hidden_layers * 2 * tokens * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
     attention = config.num_hidden_layers * heads * sum(2 * length * (length + 1) for length in lengths)

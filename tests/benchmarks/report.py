@@ -5,18 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_TITLES = {
-    "step": "Training step against stock padded Qwen3",
-    "trainer": "Training step against SentenceTransformerTrainer",
-    "encode": "Encoding",
-    "rate": "Fraction of the device's matrix-product rate",
-    "loss": "Cost of the losses",
-    "growth": "Growth",
-    "preparation": "Preparation of data",
-    "pruning": "Pruning",
-    "distillation": "Cost of distillation",
-    "evaluation": "Evaluation of all widths and precisions",
-}
 _RATIOS = ("case", "precision", "contestant", "against", "figure", "value")
 _SECONDS = ("case", "precision", "contestant", "seconds", "warm-up, extra seconds")
 _GROWTH = ("axis", "value", "tokens", "seconds", "peak memory, MiB")
@@ -40,12 +28,12 @@ def markdown(results: dict[str, Any]) -> str:
         f"{model['vocabulary']:,}), weights random and the same for all contestants.\n"
         f"Times are medians over {results['settings']['repeats']} rounds in which all contestants take turns, with "
         "the smallest and largest in brackets; ratios are taken round by round. Above 1, the contestant is faster "
-        "than what it is compared with.",
+        "than what it is compared with. What each suite measures stands in tests/benchmarks/README.md.",
     ]
     if results["settings"]["quick"]:
         parts.append("**A quick run: everything is tiny, and no figure here means anything.**")
     for name, suite in results["suites"].items():
-        parts += [f"## {_TITLES[name]}", *_tables(suite)]
+        parts += [f"## {name}", *_tables(suite)]
         facts = ((each["case"], each["precision"] or "as named", each["facts"]) for each in suite["measurements"])
         lines = [f"{case}, {precision}: {_value(known)}" for case, precision, known in facts]
         lines += [*suite["notes"], *(f"Left out: {each['what']} ({each['why']})" for each in suite["skipped"])]

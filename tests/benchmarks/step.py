@@ -7,7 +7,7 @@ them as the released training code gives them: in one batch, padded to one lengt
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,66 +18,22 @@ from tests.benchmarks.common import (
     Batch,
     Settings,
     autocast,
-    available_memory,
     batches,
     build_models,
     configuration,
     row_lengths,
 )
-from tests.benchmarks.timing import Contestant, Suite, time_call
+from tests.benchmarks.timing import Contestant, Suite
 from training.models.encoding import embed_chunk
 from training.trainer.objective import Objective
 
-PUBLISHED_ROWS = 16
-_MOST_SECONDS = 120.0
-# What is kept for the backward pass is not all that a step needs, and the machine is not ours alone.
-_MEMORY_SHARE = 0.75
-
 
 def training_lengths(settings: Settings, suite: Suite) -> np.ndarray:
-    """``(rows, 9)`` tokens of the texts of the training batch; a note says why it has so many rows."""
-    rows, why = _choose_rows(settings)
-    suite.notes.append(f"Rows: {rows} (published: {PUBLISHED_ROWS} per device)" + why)
+    """``(rows, 9)`` tokens of the texts of the training batch."""
+    # A stock step in fp32 on 16 rows keeps about 15 GiB for its backward pass.
+    rows = settings.rows or settings.pick(quick=2, cpu=8, cuda=16)
+    suite.notes.append(f"Rows: {rows} (published: 16 per device).")
     return row_lengths(settings, rows)
-
-
-@lru_cache
-def _choose_rows(settings: Settings) -> tuple[int, str]:
-    """Return the rows of the command line, or the published 16 if their step on stock Qwen3 is possible in fp32.
-
-    It must stay under two minutes and fit into memory, both extrapolated from one row by padded tokens; otherwise the
-    largest of 8, 4, 2 and 1 rows is taken.
-    """
-    if settings.rows is not None or settings.quick:
-        return settings.rows or 2, ", as asked for."
-    padded = {rows: batches(row_lengths(settings, rows))[1] for rows in (16, 8, 4, 2, 1)}
-    seconds, kept = _probe(settings, padded[1])
-    scales = {rows: batch["input_ids"].numel() / padded[1]["input_ids"].numel() for rows, batch in padded.items()}
-    limit = _MEMORY_SHARE * available_memory()
-    fitting = (rows for rows, each in scales.items() if seconds * each <= _MOST_SECONDS and kept * each <= limit)
-    scale = scales[PUBLISHED_ROWS]
-    return next(fitting, 1), (
-        f". A stock fp32 step on {PUBLISHED_ROWS} would take about {seconds * scale:.0f} s and keep about "
-        f"{kept * scale / 2**30:.1f} GiB for its backward pass; limits: {_MOST_SECONDS:.0f} s and "
-        f"{limit / 2**30:.1f} GiB."
-    )
-
-
-def _probe(settings: Settings, batch: Batch) -> tuple[float, int]:
-    """Return the seconds of a step of stock Qwen3 on one row, and the bytes that it keeps for the backward pass."""
-    model = build_models(configuration(settings, **settings.step_shape))["stock"].train()
-    step = forward_backward(model, batch, "fp32", embed_padded)
-    # What is kept includes the weights, which are there anyway.
-    kept, weights = {}, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return time_call(step)[0], sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
 def embed(model: nn.Module, batch: Batch) -> Tensor:
@@ -92,14 +48,12 @@ def embed_padded(model: nn.Module, batch: Batch) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def forward_backward(
-    model: nn.Module, batch: Batch, precision: str, embedder: Callable[..., Tensor] = embed
-) -> Callable[[], None]:
-    """Return a function that goes forward and backward; fp32 weights, bf16 by autocast."""
+def forward_backward(model: nn.Module, batch: Batch, precision: str) -> Callable[[], None]:
+    """Return a function that goes forward and backward over a packed batch; fp32 weights, bf16 by autocast."""
 
     def run() -> None:
         with autocast(precision):
-            embeddings = embedder(model, batch)
+            embeddings = embed(model, batch)
         embeddings.square().mean().backward()
         model.zero_grad()
 

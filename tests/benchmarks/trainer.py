@@ -66,11 +66,6 @@ class _Clock(TrainerCallback):
 def run(settings: Settings, suite: Suite) -> None:
     """Time steps of both trainers in every precision."""
     lengths = training_lengths(settings, suite)
-    suite.notes += [
-        "Both trainers step on the same rows, whole steps of the loop: collating, forward, backward, clipping, AdamW.",
-        f"sentence-transformers embeds each column in mini-batches of {_MINI_BATCH} texts, twice: its loss caches "
-        "gradients. Its maths is not ours: one softmax holds the positives and hard negatives of all rows.",
-    ]
     texts = np.array_split(write_texts(lengths.T.reshape(-1)), len(_COLUMNS))
     columns = {name: column.tolist() for name, column in zip(_COLUMNS, texts, strict=True)}
     pairs = [("sentence_transformers", name) for name in ("ours", "ours_compiled")]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from huggingface_hub import RepoCard
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 __all__ = ["HOSTILE", "parse", "shown", "structure"]
 
@@ -55,22 +52,22 @@ HOSTILE = [
 ]
 
 
-def parse(text: str) -> list[Token]:
+def parse(text):
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
 
 
-def _flat(tokens: Iterable[Token]) -> Iterator[Token]:
+def _flat(tokens):
     for token in tokens:
         yield token
         yield from _flat(token.children or ())
 
 
-def shown(tokens: Iterable[Token]) -> str:
+def shown(tokens):
     """The text of inline tokens."""
     return "".join(token.content for token in _flat(tokens) if token.type in ("text", "code_inline"))
 
 
-def structure(card: str) -> list[tuple[str, str]]:
+def structure(card):
     """All of a page but its words: blocks, tables, links with their targets, elements of HTML, languages of code."""
     found = []
     for token in _flat(parse(RepoCard(card).text)):

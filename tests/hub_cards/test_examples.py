@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -17,7 +16,7 @@ from training.publishing.evaluation import draw_figures
 
 
 @pytest.fixture(scope="module")
-def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def renewed(tmp_path_factory):
     """Examples of another model, which the templates of now make."""
     folder = write_release(tmp_path_factory.mktemp("packed"), make_release(trained_dtype=None), evaluate())
     draw_figures(folder)
@@ -26,7 +25,7 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return examples
 
 
-def skeleton(path: Path) -> list[str]:
+def skeleton(path):
     """Headings, heads of tables, folds, languages of code and names of figures, without what depends on the model."""
     text = ModelCard(path.read_text(encoding="utf-8")).text
     told = []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -30,7 +27,7 @@ def test_every_available_implementation_equals_stock(saved_folder, stock_model, 
         assert_same(model(**padded).last_hidden_state, expected)
 
 
-def asking_for(implementation: str, model: F2LLMModel, folder: Path) -> list[Callable[[], object]]:
+def asking_for(implementation, model, folder):
     """The ways to ask for an implementation."""
     return [
         lambda: F2LLMModel.from_pretrained(folder, attn_implementation=implementation),

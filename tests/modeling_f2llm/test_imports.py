@@ -15,7 +15,7 @@ _HEAVY = (
 )
 
 
-def imported_by(statement: str) -> list[str]:
+def imported_by(statement):
     command = [sys.executable, "-c", f"{statement}; {_HEAVY}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +30,10 @@ class Inputs(NamedTuple):
     teacher_negatives: Tensor
 
 
-def inputs_of(seed: int, batch: int, negatives: int, dim: int, teacher_dim: int) -> Inputs:
+def inputs_of(seed, batch, negatives, dim, teacher_dim):
     random = np.random.RandomState(seed)
 
-    def draw(*shape: int) -> Tensor:
+    def draw(*shape):
         return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
 
     query, noise_p, noise_n = draw(batch, dim), draw(batch, dim), draw(batch, negatives, dim)
@@ -43,33 +42,31 @@ def inputs_of(seed: int, batch: int, negatives: int, dim: int, teacher_dim: int)
     return Inputs(*(tensor.requires_grad_() for tensor in (query, positive, negatives_)), *teachers)
 
 
-def small_inputs() -> Inputs:
+def small_inputs():
     return inputs_of(seed=7, batch=6, negatives=3, dim=32, teacher_dim=48)
 
 
-def gradients(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
+def gradients(loss, *tensors):
     return list(torch.autograd.grad(loss, tensors))
 
 
-def naive_loss(logits_of: Callable[[int], Tensor], labels: Tensor, dims: list[int]) -> Tensor:
+def naive_loss(logits_of, labels, dims):
     """Width by width, each with its own normalisation, as in the published code."""
     weights = matryoshka_weights(dims)
     return sum(w * cross_entropy(logits_of(dim), labels) for dim, w in zip(dims, weights, strict=True))
 
 
-def naive_in_batch(query: Tensor, positive: Tensor, dims: list[int], temperature: float = 0.05) -> Tensor:
-    def logits_of(dim: int) -> Tensor:
+def naive_in_batch(query, positive, dims, temperature=0.05):
+    def logits_of(dim):
         return normalize(query[:, :dim], dim=-1) @ normalize(positive[:, :dim], dim=-1).T / temperature
 
     return naive_loss(logits_of, torch.arange(len(query)), dims)
 
 
-def naive_hard(
-    query: Tensor, positive: Tensor, negatives: Tensor, dims: list[int], temperature: float = 0.05
-) -> Tensor:
+def naive_hard(query, positive, negatives, dims, temperature=0.05):
     candidates = torch.cat([positive[:, None], negatives], dim=1)
 
-    def logits_of(dim: int) -> Tensor:
+    def logits_of(dim):
         q, c = normalize(query[:, :dim], dim=-1), normalize(candidates[..., :dim], dim=-1)
         return (q[:, None] * c).sum(-1) / temperature
 

@@ -6,7 +6,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
 from tests.modeling_f2llm.comparing import LENGTHS, assert_same, gradients_of, real
@@ -245,7 +244,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, random_batch, us
         mask = inputs["attention_mask"].bool()
         inputs = {"input_ids": inputs["input_ids"][mask][None], "sequence_lengths": LENGTHS}
 
-    def gradients() -> list[Tensor]:
+    def gradients():
         tiny_model.zero_grad()
         tiny_model(**inputs).last_hidden_state.square().sum().backward()
         return [parameter.grad.clone() for parameter in tiny_model.parameters()]

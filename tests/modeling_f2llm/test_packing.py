@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Model
@@ -48,7 +47,7 @@ def layout(mask):
     return PaddedLayout.from_mask(mask)
 
 
-def texts_of(values: Tensor, mask: Tensor) -> list[list[float]]:
+def texts_of(values, mask):
     return [row[real.bool()].tolist() for row, real in zip(values, mask, strict=True)]
 
 
@@ -108,7 +107,7 @@ def test_lengths_are_read_back_from_positions(lengths):
 class AttentionCalls(TorchFunctionMode):
     """Counts the calls of torch's scaled_dot_product_attention and the sequences in each."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.sequences: list[int] = []
 
@@ -119,7 +118,7 @@ class AttentionCalls(TorchFunctionMode):
 
 
 @contextmanager
-def attention_calls(model: F2LLMModel) -> Iterator[list[int]]:
+def attention_calls(model):
     """The number of sequences in each attention call of one layer."""
     calls = AttentionCalls()
     per_layer: list[int] = []

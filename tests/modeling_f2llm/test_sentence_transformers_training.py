@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from sentence_transformers import (
-    SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
@@ -17,8 +15,6 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_weights
 
@@ -28,17 +24,17 @@ Dataset = pytest.importorskip("datasets").Dataset
 STEPS = 6
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+def wrap(model, tokenizer):
     return build_sentence_transformer(model, deepcopy(tokenizer))
 
 
-def ranking(model: SentenceTransformer) -> nn.Module:
+def ranking(model):
     dims = [32, 16, 8]
     loss = MultipleNegativesRankingLoss(model, scale=20.0)
     return MatryoshkaLoss(model, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims))
 
 
-def distilling(model: SentenceTransformer) -> nn.Module:
+def distilling(model):
     return EmbedDistillLoss(model, distance_metric="mse")
 
 
@@ -62,7 +58,7 @@ def labelled(pairs, teacher):
     return Dataset.from_dict({"sentence": pairs["passage"], "label": teacher.encode_document(list(pairs["passage"]))})
 
 
-def train(model: SentenceTransformer, loss: nn.Module, dataset: Dataset, folder: Path, **arguments) -> list[float]:
+def train(model, loss, dataset, folder, **arguments):
     """Losses of the steps, each over the whole dataset."""
     options = SentenceTransformerTrainingArguments(
         output_dir=str(folder),

@@ -132,7 +132,7 @@ def test_a_killed_command_leaves_nothing_visible_and_the_next_completes(command,
     assert state_of(hub_server, command) == wanted
 
 
-def flip(path: Path) -> None:
+def flip(path):
     """Change the last byte of a file."""
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
