@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from accelerate import init_empty_weights
 from tokenizers import Tokenizer
@@ -84,13 +85,12 @@ class Settings:
 def describe_hardware() -> dict[str, Any]:
     """Return processor, GPU, memory and threads."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    flags = _field("/proc/cpuinfo", "flags").split()
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "instructions": [flag for flag in _FLAGS if flag in flags] or [torch.backends.cpu.get_cpu_capability()],
-        "memory_gib": round(_kib("/proc/meminfo", "MemTotal") / 2**20, 1),
+        "instructions": [flag for flag in _FLAGS if flag in _field("/proc/cpuinfo", "flags").split()],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": gpu.name if gpu else None,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
         "system": f"{platform.system()} on {platform.machine()}",
@@ -99,17 +99,13 @@ def describe_hardware() -> dict[str, Any]:
 
 def available_memory() -> int:
     """Return the free bytes of the device."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _kib("/proc/meminfo", "MemAvailable") * 1024
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def process_memory(field: str) -> float:
     """Return the MiB that this process holds (``VmRSS``) or held at most (``VmHWM``)."""
     # Not the peak of getrusage: it is no less than that of the parent.
-    return _kib("/proc/self/status", field) / 1024
-
-
-def _kib(path: str, name: str) -> int:
-    return int(_field(path, name).split()[0])
+    return int(_field("/proc/self/status", field).split()[0]) / 1024
 
 
 def _field(path: str, name: str) -> str:

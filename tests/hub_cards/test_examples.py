@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from huggingface_hub import ModelCard
@@ -26,22 +27,13 @@ def renewed(tmp_path_factory):
 
 
 def skeleton(path):
-    """Headings, heads of tables, folds, languages of code and names of figures, without what depends on the model."""
-    text = ModelCard(path.read_text(encoding="utf-8")).text
-    told = []
-    for block in re.split(r"^(```\w*)\n.*?^```$", text, flags=re.MULTILINE | re.DOTALL):
-        lines = [block] if block.startswith("```") else block.splitlines()
-        for line, after in zip(lines, [*lines[1:], ""], strict=True):
-            if line.startswith(("```", "## ", "### ", "<summary>")):
-                told.append(re.sub(r"\d+ ", "", line))
-            elif after.startswith("| ---"):
-                # Stages have columns of their own.
-                told.append(" | ".join(cell for cell in line.strip("| ").split(" | ") if not cell.startswith("`")))
-            elif line.startswith("!["):
-                told.append(re.sub(r"-\d+|^!\[.*\]", "", line))
-    # One figure a stage; a fold is for tables that are long, a failure for what went wrong.
-    chosen = [line for line in told if not line.startswith("<summary>") and line != "task | reason"]
-    return [line for place, line in enumerate(chosen) if line not in chosen[:place] or line.startswith("```")]
+    """Headings, heads of tables and languages of code, each once: without what depends on the model."""
+    text = re.sub(r"^(```\w*)\n.*?^```$", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = ModelCard(text).text.splitlines()
+    # Stages have columns of their own; the table of failures is there only if something failed.
+    heads = [re.sub(r" \| `[^|]*", "", line) for line, after in pairwise(lines) if after.startswith("| ---")]
+    found = [line for line in lines if line.startswith(("```", "## ", "### "))] + heads
+    return list(dict.fromkeys(line for line in found if line != "| task | reason |"))
 
 
 @pytest.mark.parametrize("name", ["README.md", CHECKPOINT])

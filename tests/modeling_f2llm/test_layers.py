@@ -170,16 +170,6 @@ def test_a_model_that_torch_compiles_no_further_is_told_of_once(tiny_model, comp
         assert graphs() == before + HALVES
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padded_batches_and_hidden_states(tiny_model, compiled, graphs, random_batch, side):
-    batch = random_batch([7, 3, 5, 3, 1], side)
-    actual, expected = (model(**batch, output_hidden_states=True) for model in (compiled, tiny_model))
-    assert len(actual.hidden_states) == 3
-    for ours, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
-        assert_same(ours, theirs)
-    assert graphs() == HALVES
-
-
 @pytest.mark.parametrize("arguments", [{"use_cache": True}, {"output_attentions": True}])
 def test_calls_that_do_not_run_packed_equal_stock(compiled, stock_model, graphs, random_batch, arguments):
     compiled.set_attn_implementation("eager")
