@@ -63,12 +63,6 @@ def test_tables_are_whole(facts):
         assert len({line.replace("\\|", "").count("|") for line in lines[number - 1 : end]}) == 1
 
 
-def test_the_header_is_read_back(facts):
-    card = DatasetCard(render_dataset_card(facts))
-    assert card.data.to_dict() == {"language": ["en"], "pretty_name": "Pandas"}
-    assert card.text.lstrip().startswith("# Pandas\n")
-
-
 def test_long_tables_are_folded(facts):
     assert "<details>" not in render_dataset_card(facts)
     facts["languages"] = [[f"q{number:02d}", "A language", 1, "1.00 %"] for number in range(41)]

@@ -14,7 +14,6 @@ from transformers import Qwen3Model
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.packing import (
     BOUNDARY_NAMES,
-    PaddedLayout,
     _torch_varlen,
     boundary_kwargs,
     packed_position_ids,
@@ -22,55 +21,6 @@ from modeling_f2llm.packing import (
 from tests.modeling_f2llm.comparing import assert_same
 
 CPU = torch.device("cpu")
-MASKS = {
-    "right": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]],
-    "left": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [0, 0, 1, 1, 1]],
-    "both-sides": [[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]],
-    "full": [[1, 1, 1], [1, 1, 1]],
-    "single-row": [[1, 1, 0]],
-    "single-full-row": [[1, 1, 1]],
-    "empty-row": [[1, 1, 0], [0, 0, 0], [0, 1, 1]],
-    "all-empty": [[0, 0], [0, 0]],
-    "width-one": [[1], [0], [1]],
-}
-
-
-@pytest.fixture(params=MASKS.values(), ids=MASKS)
-def mask(request):
-    return torch.tensor(request.param)
-
-
-@pytest.fixture
-def layout(mask):
-    return PaddedLayout.from_mask(mask)
-
-
-def texts_of(values, mask):
-    return [row[real.bool()].tolist() for row, real in zip(values, mask, strict=True)]
-
-
-def test_packing_keeps_every_text_whole_shortest_first(layout, mask):
-    values = torch.arange(mask.numel()).view(mask.shape)
-    packed = layout.pack(values)
-    assert packed.shape == (1, int(mask.sum()))
-    expected = sorted(texts_of(values, mask), key=len)
-    assert layout.lengths == [len(text) for text in expected]
-    assert [text.tolist() for text in packed[0].split(layout.lengths)] == expected
-    assert layout.position_ids.tolist() == [[position for length in layout.lengths for position in range(length)]]
-
-
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout, mask, shape):
-    values = torch.randn(*mask.shape, *shape)
-    expected = values * mask.view(*mask.shape, *[1] * len(shape))
-    assert torch.equal(layout.unpack(layout.pack(values)), expected)
-    packed = torch.randn(1, int(mask.sum()), *shape)
-    assert torch.equal(layout.pack(layout.unpack(packed)), packed)
-
-
-@pytest.mark.parametrize("holes", [[[1, 0, 1], [1, 1, 1]], [[1, 1, 0, 0], [0, 1, 0, 1]], [[1, 0, 0, 0, 1]]])
-def test_padding_between_real_tokens_has_no_layout(holes):
-    assert PaddedLayout.from_mask(torch.tensor(holes)) is None
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [0, 2, 0, 3], []])

@@ -16,7 +16,7 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.hub import ATTRIBUTES, SCRATCH, Content, check_revision
-from training.common.outputs import discard, temporary_folder
+from training.common.outputs import discard, scratch_folder, temporary_folder
 from training.common.run_folder import RECIPE, checkpoints, holds_model, numbered_checkpoints, step_of
 from training.common.yaml_file import load_yaml
 from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card, checkpoints_card
@@ -62,8 +62,6 @@ class PushQueue:
             return queued
         if len(self.pending()) >= QUEUE_LIMIT:
             raise UserError(f"{QUEUE_LIMIT} checkpoints are in the queue already")
-        partial = self.folder / f".{checkpoint.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
             sizes = {path: path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()}
             kept = [path for path in sizes if path.suffix in _KEPT]
@@ -71,23 +69,22 @@ class PushQueue:
             free = shutil.disk_usage(checkpoint.parent).free
             if free < needed:
                 raise UserError(f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB must be free")
-            for path in kept:
-                link = partial / path.relative_to(checkpoint)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(path, link)
-                except FileNotFoundError:
-                    raise
-                # Another device, or a file system without hard links.
-                except OSError:
-                    shutil.copyfile(path, link)
-            if not (holds_model(partial) and (partial / STATE).is_file()):
-                raise FileNotFoundError(f"it lacks {STATE} or the model")
-            partial.rename(queued)
+            with scratch_folder(queued) as partial:
+                for path in kept:
+                    link = partial / path.relative_to(checkpoint)
+                    link.parent.mkdir(exist_ok=True)
+                    try:
+                        os.link(path, link)
+                    except FileNotFoundError:
+                        raise
+                    # Another device, or a file system without hard links.
+                    except OSError:
+                        shutil.copyfile(path, link)
+                if not (holds_model(partial) and (partial / STATE).is_file()):
+                    raise FileNotFoundError(f"it lacks {STATE} or the model")
+                partial.rename(queued)
         except FileNotFoundError as error:
             raise UserError(f"{checkpoint}: is gone or incomplete ({error}); it cannot be uploaded") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return queued
 
     def remove(self, queued: Path) -> None:

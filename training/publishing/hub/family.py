@@ -93,25 +93,13 @@ def _push(
     # The cards link the collection, so it comes first.
     slug = create_collection(hub, arguments.org, arguments.collection, arguments.private)
     missing: dict[str, str] = {}
-
-    def create(member: Member) -> None:
-        member.place.repository(hub).ensure(member.place.private)
-
-    def push(member: Member) -> None:
-        sys.stdout.write(upload(hub, member.place, files_of(member, slug)))
-
-    def attempt(work: Callable[[Member], None]) -> None:
-        for member in members:
-            try:
-                if member.place.repo not in missing:
-                    work(member)
-            except (UserError, StoppedError, OSError) as error:
-                logger.info("%s: failed, going on with the others: %s", member.place.repo, error)
-                missing[member.place.repo] = str(error)
-
-    attempt(create)
+    for member in members:
+        try:
+            sys.stdout.write(upload(hub, member.place, files_of(member, slug)))
+        except (UserError, StoppedError, OSError) as error:
+            logger.info("%s: failed, going on with the others: %s", member.place.repo, error)
+            missing[member.place.repo] = str(error)
     arrange_collection(hub, slug, [member.place.repo for member in members if member.place.repo not in missing])
-    attempt(push)
     sys.stdout.write(f"collection: {hub.api.endpoint}/collections/{slug}\n")
     if missing:
         sys.stdout.write("missing, run the same command again to complete them:\n")
