@@ -125,9 +125,15 @@ def configuration(settings: Settings, name: str | None = None, **overrides: int)
 
 
 def build_models(
-    config: F2LLMConfig, dtype: torch.dtype = torch.float32, compile: bool = False
+    settings: Settings,
+    dtype: torch.dtype = torch.float32,
+    *,
+    name: str | None = None,
+    compile: bool = False,
+    **overrides: int,
 ) -> dict[str, nn.Module]:
-    """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of the same weights."""
+    """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of one configuration and the same weights."""
+    config = configuration(settings, name, **overrides)
     if compile:
         # Variants compiled for earlier comparisons would count towards torch's limit, beyond which it runs eagerly.
         torch.compiler.reset()

@@ -42,7 +42,9 @@ def run(settings: Settings, suite: Suite) -> None:
         with TemporaryDirectory() as folder:
             cached = _read(Path(folder), online(), teacher.config.hidden_size)
             contestants = {
-                name: Contestant(stepper(build_models(student)["ours"], batch, precision, targets=targets))
+                name: Contestant(
+                    stepper(build_models(settings, **settings.step_shape)["ours"], batch, precision, targets=targets)
+                )
                 for name, targets in (("without", lambda: None), ("cached", cached), ("online", online))
             }
             known = {"precision": precision, "check": _check, "facts": facts}
@@ -53,7 +55,7 @@ def _teacher(settings: Settings) -> F2LLMModel:
     whole = configuration(settings, _TEACHER).num_hidden_layers
     share = settings.step_shape.get("num_hidden_layers")
     layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
-    teacher = build_models(configuration(settings, _TEACHER, **layers))["ours"].eval()
+    teacher = build_models(settings, name=_TEACHER, **layers)["ours"].eval()
     # Where both have one shape, as in a quick run, it would say what the student says.
     with torch.no_grad():
         teacher.norm.weight.mul_(2)

@@ -12,15 +12,7 @@ from functools import partial
 import numpy as np
 
 from modeling_f2llm import build_sentence_transformer
-from tests.benchmarks.common import (
-    DISTRIBUTIONS,
-    PRECISIONS,
-    Settings,
-    build_models,
-    configuration,
-    word_tokenizer,
-    write_texts,
-)
+from tests.benchmarks.common import DISTRIBUTIONS, PRECISIONS, Settings, build_models, word_tokenizer, write_texts
 from tests.benchmarks.openvino_backend import OpenVINO
 from tests.benchmarks.timing import Contestant, Suite
 
@@ -33,7 +25,7 @@ def run(settings: Settings, suite: Suite) -> None:
     encoders = {
         f"{name}_{precision}": build_sentence_transformer(model.eval(), word_tokenizer(), prompts={})
         for precision in settings.precisions
-        for name, model in build_models(configuration(settings), PRECISIONS[precision], settings.compile).items()
+        for name, model in build_models(settings, PRECISIONS[precision], compile=settings.compile).items()
     }
     ours = [("ours", precision) for precision in settings.precisions]
     ours += [("ours_compiled", precision) for precision in settings.precisions]

@@ -15,14 +15,7 @@ import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims
-from tests.benchmarks.common import (
-    DISTRIBUTIONS,
-    Settings,
-    build_models,
-    configuration,
-    word_tokenizer,
-    write_texts,
-)
+from tests.benchmarks.common import DISTRIBUTIONS, Settings, build_models, word_tokenizer, write_texts
 from tests.benchmarks.timing import Contestant, Suite
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.local_tasks import pair_tasks
@@ -38,7 +31,7 @@ _PRECISIONS = ("float32", "int8", "binary")
 def run(settings: Settings, suite: Suite) -> None:
     """Time all views beside the one of full width in float32."""
     pairs = settings.pick(quick=16, cpu=400, cuda=4000)
-    model = build_models(configuration(settings))["ours"].eval()
+    model = build_models(settings)["ours"].eval()
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = list(matryoshka_dims(model.config.hidden_size))
     lengths = DISTRIBUTIONS["log_normal"](pairs)

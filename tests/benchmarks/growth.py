@@ -11,16 +11,7 @@ from accelerate import Accelerator
 
 from modeling_f2llm import matryoshka_dims
 from tests.benchmarks.apart import measure_apart, time_and_memory
-from tests.benchmarks.common import (
-    Settings,
-    autocast,
-    available_memory,
-    batches,
-    build_models,
-    configuration,
-    device,
-    row_lengths,
-)
+from tests.benchmarks.common import Settings, autocast, available_memory, batches, build_models, device, row_lengths
 from tests.benchmarks.step import forward_backward
 from tests.benchmarks.timing import Suite
 from training.models.encoding import lay_out
@@ -57,7 +48,7 @@ def run(settings: Settings, suite: Suite) -> None:
 def batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     """Take a step on ``value`` rows as the trainer does: in chunks of ``budget`` tokens, with a gradient cache."""
     packed, _ = batches(row_lengths(settings, task["value"]))
-    lengths, model = np.array(packed["sequence_lengths"]), build_models(configuration(settings))["ours"].train()
+    lengths, model = np.array(packed["sequence_lengths"]), build_models(settings)["ours"].train()
     laid_out = {**packed, **lay_out(lengths, max_tokens=task["budget"]).of_batch(lengths)}
     accelerator = Accelerator(cpu=device().type == "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -76,6 +67,6 @@ def batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
 def length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     """Go forward and backward over texts of ``value`` tokens each, as many as make up ``total``."""
     packed, _ = batches(np.full((1, max(2, task["total"] // task["value"])), task["value"]))
-    model = build_models(configuration(settings))["ours"].train()
+    model = build_models(settings)["ours"].train()
     work = forward_backward(model, packed, task["precision"])
     return {**time_and_memory(work, settings.repeats, device()), "tokens": packed["input_ids"].numel()}

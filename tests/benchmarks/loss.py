@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from modeling_f2llm import FAMILY, matryoshka_dims
-from tests.benchmarks.common import NEGATIVES, Settings, batches, build_models, configuration, device, row_lengths
+from tests.benchmarks.common import NEGATIVES, Settings, batches, build_models, device, row_lengths
 from tests.benchmarks.step import forward_backward
 from tests.benchmarks.timing import Contestant, Suite, measure, spread
 from training.trainer.objective import Objective
@@ -30,7 +30,7 @@ def run(settings: Settings, suite: Suite) -> None:
     packed, _ = batches(row_lengths(settings, few))
     facts = {"rows": rows, "dimensions": width, "tokens": tokens, "measured_tokens": measured_tokens}
     for precision in settings.precisions:
-        layer = build_models(configuration(settings, _FAMILY_NAME, num_hidden_layers=1))["ours"].train()
+        layer = build_models(settings, name=_FAMILY_NAME, num_hidden_layers=1)["ours"].train()
         contestants = {
             "losses": Contestant(_losses(rows, width)),
             "one_layer": Contestant(forward_backward(layer, packed, precision)),

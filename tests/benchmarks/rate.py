@@ -38,8 +38,8 @@ def run(settings: Settings, suite: Suite) -> None:
     operations["step"] = 3 * operations["forward"]
     for precision in settings.precisions:
         dtype = PRECISIONS[precision]
-        encoders = build_models(config, dtype, settings.compile)
-        learners = build_models(config, compile=settings.compile)
+        encoders = build_models(settings, dtype, compile=settings.compile)
+        learners = build_models(settings, compile=settings.compile)
         contestants = {
             "products": Contestant(_products(config, tokens, dtype, backward=False)),
             "products_forward_and_backward": Contestant(_products(config, tokens, dtype, backward=True)),

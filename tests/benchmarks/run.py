@@ -27,15 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tests.benchmarks.common import (
-    DISTRIBUTIONS,
-    PRECISIONS,
-    VOCAB_SIZE,
-    Settings,
-    build_models,
-    configuration,
-    describe_hardware,
-)
+from tests.benchmarks.common import DISTRIBUTIONS, PRECISIONS, VOCAB_SIZE, Settings, build_models, describe_hardware
 from tests.benchmarks.report import markdown
 from tests.benchmarks.timing import Suite
 from training.common.outputs import check_output
@@ -81,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.quick:
         # At tiny sizes threads mostly wait for one another.
         torch.set_num_threads(1)
-    parameters = build_models(configuration(settings))["ours"].num_parameters()
+    parameters = build_models(settings)["ours"].num_parameters()
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": describe_hardware(),

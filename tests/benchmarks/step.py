@@ -14,15 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_f2llm import matryoshka_dims
-from tests.benchmarks.common import (
-    Batch,
-    Settings,
-    autocast,
-    batches,
-    build_models,
-    configuration,
-    row_lengths,
-)
+from tests.benchmarks.common import Batch, Settings, autocast, batches, build_models, row_lengths
 from tests.benchmarks.timing import Contestant, Suite
 from training.models.encoding import embed_chunk
 from training.trainer.objective import Objective
@@ -96,7 +88,7 @@ def run(settings: Settings, suite: Suite) -> None:
         f"The batch has {real:,} real tokens, {with_padding:,} when padded: {with_padding / real:.2f} times as many."
     )
     for precision in settings.precisions:
-        models = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
+        models = build_models(settings, compile=settings.compile, **settings.step_shape)
         batch_of = {"stock": (padded, precision, embed_padded)}
         steps = {name: stepper(model, *batch_of.get(name, (packed, precision))) for name, model in models.items()}
         contestants = {name: Contestant.compiled(step, name == "ours_compiled") for name, step in steps.items()}

@@ -26,16 +26,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims, matryoshka_weights
 from modeling_f2llm.losses import TEMPERATURE
-from tests.benchmarks.common import (
-    LONGEST,
-    NEGATIVES,
-    Settings,
-    build_models,
-    configuration,
-    device,
-    word_tokenizer,
-    write_texts,
-)
+from tests.benchmarks.common import LONGEST, NEGATIVES, Settings, build_models, device, word_tokenizer, write_texts
 from tests.benchmarks.step import training_lengths
 from tests.benchmarks.timing import Contestant, Suite
 from training.config.arguments import StageArguments
@@ -71,7 +62,7 @@ def run(settings: Settings, suite: Suite) -> None:
     pairs = [("sentence_transformers", name) for name in ("ours", "ours_compiled")]
     facts = {"rows": len(lengths), "real_tokens": int(lengths.sum())}
     for precision in settings.precisions:
-        models = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
+        models = build_models(settings, compile=settings.compile, **settings.step_shape)
         _check_embeddings(models, columns["passage"][:2])
         with TemporaryDirectory() as folder:
             contestants = {}

@@ -90,16 +90,6 @@ def test_what_a_hub_that_stays_down_interrupts_the_next_run_completes(command, w
     assert state_of(hub_server, command) == wanted
 
 
-def test_a_refusal_is_one_line_and_leaves_nothing(command, wanted, hub_server, capsys):
-    hub_server.faults.add("POST", "/commit/", times=None, status=403)
-    assert main(command.words) == (1 if command.words[0] == "push-family" else 2)
-    shown = capsys.readouterr()
-    assert "an injected fault" in shown.out + shown.err and "this login may not do it" in shown.out + shown.err
-    repository = hub_server.repository(command.repo, command.kind)
-    assert repository.files() == {} and not repository.tags
-    assert all(name == "main" or name.endswith(".partial") for name in repository.branches)
-
-
 def test_a_dry_run_shows_all_and_needs_neither_login_nor_network(command, hub_server, tmp_path, capsys):
     folder = Path(command.words[1])
     before = content_of(folder)
