@@ -27,13 +27,19 @@ def renewed(tmp_path_factory):
 
 
 def skeleton(path):
-    """Headings, heads of tables and languages of code, each once: without what depends on the model."""
+    """Headings, heads of tables, languages of code and names of figures, without what depends on the model."""
     text = re.sub(r"^(```\w*)\n.*?^```$", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    lines = ModelCard(text).text.splitlines()
-    # Stages have columns of their own; the table of failures is there only if something failed.
-    heads = [re.sub(r" \| `[^|]*", "", line) for line, after in pairwise(lines) if after.startswith("| ---")]
-    found = [line for line in lines if line.startswith(("```", "## ", "### "))] + heads
-    return list(dict.fromkeys(line for line in found if line != "| task | reason |"))
+    found = []
+    for line, after in pairwise([*ModelCard(text).text.splitlines(), ""]):
+        if line.startswith(("```", "## ", "### ")):
+            found.append(line)
+        # Stages have columns of their own; the table of failures is there only if something failed.
+        elif after.startswith("| ---") and line != "| task | reason |":
+            found.append(re.sub(r" \| `[^|]*", "", line))
+        # One figure a stage.
+        elif line.startswith("!["):
+            found.append(re.sub(r"-\d+|^!\[.*\]", "", line))
+    return [line for place, line in enumerate(found) if line not in found[:place] or line.startswith("```")]
 
 
 @pytest.mark.parametrize("name", ["README.md", CHECKPOINT])
