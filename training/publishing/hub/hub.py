@@ -140,8 +140,9 @@ def _explained(what: str, error: Exception) -> Exception:
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, in_one_line(error.server_message or "no message")
         return UserError("; ".join(filter(None, [f"{what}: status {status}: {said}", _REMEDIES.get(status)])))
-    if isinstance(error, ValueError) and not isinstance(error, UserError):
-        return UserError(f"{what}: {in_one_line(error)}")
+    # A card that huggingface_hub refuses, or an answer that is not one of a Hub, such as a proxy's login page.
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(error, UserError):
+        return UserError(f"{what}: {type(error).__name__}: {in_one_line(error)}")
     return error
 
 
