@@ -89,9 +89,9 @@ def open_rows(settings: Settings, task: dict[str, Any]) -> dict[str, float]:
     # The folder is named after the source and its settings.
     file = Path(task["file"])
     (prepared,) = (file.parent / "prepared").glob(f"{file.stem}-*")
-    start = time.perf_counter()
+    before, start = process_memory("VmRSS"), time.perf_counter()
     sources = [PreparedSource(prepared)]
-    found = {"opening_seconds": time.perf_counter() - start, "opening_peak_mib": process_memory("VmHWM")}
+    found = {"opening_seconds": time.perf_counter() - start, "opening_mib": process_memory("VmRSS") - before}
 
     from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 

@@ -10,7 +10,7 @@ _SECONDS = ("case", "precision", "contestant", "seconds", "warm-up, extra second
 _GROWTH = ("axis", "value", "tokens", "seconds", "peak memory, MiB")
 _OPENING = {
     "opening_seconds": "to open: s",
-    "opening_peak_mib": "to open: MiB",
+    "opening_mib": "to open: MiB",
     "first_batch_seconds": "first batch: s",
 }
 
