@@ -35,7 +35,7 @@ def skeleton(path):
             found.append(line)
         # Stages have columns of their own; the table of failures is there only if something failed.
         elif after.startswith("| ---") and line != "| task | reason |":
-            found.append(re.sub(r" \| `[^|]*", "", line))
+            found.append(" | ".join(cell for cell in line.strip("| ").split(" | ") if not cell.startswith("`")))
         # One figure a stage.
         elif line.startswith("!["):
             found.append(re.sub(r"-\d+|^!\[.*\]", "", line))
