@@ -56,10 +56,8 @@ def _last_checkpoint(release: ModelRelease, repository: str) -> CheckpointFacts:
     return CheckpointFacts(
         repository=repository,
         revision=f"{stage.name}-step-{stage.steps:06d}",
-        name=release.name,
         stage=stage.name,
         step=stage.steps,
-        dimension=release.dimension,
         dimensions=release.dimensions,
         max_steps=stage.steps,
         epoch=stage.epochs,
@@ -68,9 +66,8 @@ def _last_checkpoint(release: ModelRelease, repository: str) -> CheckpointFacts:
         prompts=release.prompts,
         start=stage.start,
         teacher=stage.teacher,
-        licence=release.licence,
         languages=release.languages,
-        final=repository,
+        finished=True,
     )
 
 

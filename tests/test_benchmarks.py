@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 
 from tests.benchmarks import run
-from tests.benchmarks.machine import describe_hardware
+from tests.benchmarks.common import describe_hardware
 from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 
 

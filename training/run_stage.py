@@ -96,9 +96,9 @@ def _uploads(stage: Stage) -> Uploads | None:
     if not repo:
         return None
     # The Hub client and the cards are loaded only by runs that upload.
-    from training.publishing.hub.callback import push_callback, push_what_waits
+    from training.publishing.hub.callback import push_callback, push_pending
 
-    return Uploads(partial(push_callback, repo, run), partial(push_what_waits, repo, run))
+    return Uploads(partial(push_callback, repo, run), partial(push_pending, repo, run))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling_f2llm import F2LLMModel
-from tests.benchmarks.machine import PRECISIONS, Settings, device
-from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.step import choose_rows, embed, stepper
-from tests.benchmarks.texts import batches, row_lengths
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from tests.benchmarks.common import Settings, autocast, batches, build_models, configuration, device
+from tests.benchmarks.step import embed, stepper, training_lengths
+from tests.benchmarks.timing import Contestant, Suite
 from training.distillation.teacher_cache import TeacherCache
 
 _TEACHER = "f2llm-v2-0.6b"
@@ -30,46 +27,39 @@ _OTHER_TEXTS = 20_000
 
 def run(settings: Settings, suite: Suite) -> None:
     """Time the three steps in every precision."""
-    rows, why = choose_rows(settings)
-    suite.notes.append(why)
-    batch, _ = batches(row_lengths(settings, rows))
-    student_config = configuration(settings, **settings.step_shape)
+    lengths = training_lengths(settings, suite)
+    batch, _ = batches(lengths)
+    student = configuration(settings, **settings.step_shape)
     teacher = _teacher(settings)
+    facts = {"rows": len(lengths), "real_tokens": batch["input_ids"].numel(), "texts": lengths.size}
+    pairs = [(name, "without", f"time of {name} over the time of without") for name in ("cached", "online")]
     for precision in settings.precisions:
-        dtype = PRECISIONS[precision]
-        with TemporaryDirectory() as folder, torch.no_grad():
-            online = _asked(teacher, batch, student_config.hidden_size, dtype)
+
+        def online(precision: str = precision) -> Tensor:
+            with torch.no_grad(), autocast(precision):
+                return embed(teacher, batch)[:, : student.hidden_size].float()
+
+        with TemporaryDirectory() as folder:
             cached = _read(Path(folder), online(), teacher.config.hidden_size)
             contestants = {
-                name: Contestant(stepper(build_models(student_config)["ours"], batch, embed, dtype, targets))
+                name: Contestant(
+                    stepper(build_models(settings, **settings.step_shape)["ours"], batch, precision, targets=targets)
+                )
                 for name, targets in (("without", lambda: None), ("cached", cached), ("online", online))
             }
-            facts = {"rows": rows, "real_tokens": batch["input_ids"].numel(), "texts": len(batch["sequence_lengths"])}
             known = {"precision": precision, "check": _check, "facts": facts}
-            with torch.enable_grad():
-                measurement = measure("a step of distillation", contestants, settings.repeats, **known)
-        for name in ("cached", "online"):
-            add_ratio(measurement, name, "without", label=f"time of {name} over the time of without")
-        suite.add(measurement)
+            suite.compare("a step of distillation", contestants, settings.repeats, pairs, **known)
 
 
 def _teacher(settings: Settings) -> F2LLMModel:
     whole = configuration(settings, _TEACHER).num_hidden_layers
     share = settings.step_shape.get("num_hidden_layers")
     layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
-    teacher = build_models(configuration(settings, _TEACHER, **layers))["ours"].eval()
+    teacher = build_models(settings, name=_TEACHER, **layers)["ours"].eval()
     # Where both have one shape, as in a quick run, it would say what the student says.
     with torch.no_grad():
         teacher.norm.weight.mul_(2)
     return teacher
-
-
-def _asked(teacher: nn.Module, batch: dict[str, Any], width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
-    def ask() -> Tensor:
-        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return embed(teacher, batch)[:, :width].float()
-
-    return ask
 
 
 def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], Tensor]:

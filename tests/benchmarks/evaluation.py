@@ -5,7 +5,6 @@ Real mteb task classes over a file of pairs in several languages, by the code be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +15,8 @@ import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims
-from tests.benchmarks.machine import Settings
-from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.texts import DISTRIBUTIONS, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from tests.benchmarks.common import DISTRIBUTIONS, Settings, build_models, word_tokenizer, write_texts
+from tests.benchmarks.timing import Contestant, Suite
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.local_tasks import pair_tasks
 from training.evaluation.models import EvaluatedModel
@@ -34,25 +31,9 @@ _PRECISIONS = ("float32", "int8", "binary")
 def run(settings: Settings, suite: Suite) -> None:
     """Time all views beside the one of full width in float32."""
     pairs = settings.pick(quick=16, cpu=400, cuda=4000)
-    model = build_models(configuration(settings))["ours"].eval()
+    model = build_models(settings)["ours"].eval()
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = list(matryoshka_dims(model.config.hidden_size))
-    suite.notes.append(
-        f"Retrieval and bitext mining over {pairs} pairs in {len(_LANGUAGES)} languages, fp32; all views are "
-        f"{len(dims)} widths ({dims[0]} to {dims[-1]}) × {len(_PRECISIONS)} precisions."
-    )
-    with TemporaryDirectory() as folder:
-        path = _write_pairs(Path(folder), pairs)
-        views = {"one": (dims[:1], _PRECISIONS[:1]), "all": (dims, _PRECISIONS)}
-        contestants = {name: Contestant(_evaluation(encoder, path, *view)) for name, view in views.items()}
-        facts = {"pairs": pairs, "widths": len(dims), "precisions": len(_PRECISIONS)}
-        known = {"precision": "fp32", "check": _check, "facts": facts}
-        measurement = measure("evaluation of all views", contestants, settings.repeats, **known)
-    add_ratio(measurement, "all", "one", label="time of all over the time of one")
-    suite.add(measurement)
-
-
-def _write_pairs(folder: Path, pairs: int) -> Path:
     lengths = DISTRIBUTIONS["log_normal"](pairs)
     table = {
         "query": write_texts(np.maximum(lengths // 5, 4), seed=1),
@@ -60,24 +41,28 @@ def _write_pairs(folder: Path, pairs: int) -> Path:
         "lang": [_LANGUAGES[row % len(_LANGUAGES)] for row in range(pairs)],
         "script": ["Zyyy"] * pairs,
     }
-    pq.write_table(pa.table(table), folder / "pairs.parquet")
-    return folder / "pairs.parquet"
+    with TemporaryDirectory() as folder:
+        pq.write_table(pa.table(table), Path(folder) / "pairs.parquet")
+        tasks = pair_tasks(Path(folder) / "pairs.parquet", "Pairs")
 
+        def evaluate(**views: Any) -> Evaluation:
+            """Evaluate from nothing: texts are encoded, and nothing is found in a cache."""
+            evaluation = Evaluation()
+            meta = ModelMeta.create_empty({"name": "benchmark/model", "revision": "none"})
+            model = EvaluatedModel(ModelRecord("model"), EmbeddingStore(encoder), meta, Prompts())
+            with TemporaryDirectory() as output:
+                evaluate_model(model, tasks, evaluation, Path(output), **views)
+            assert not evaluation.failures, evaluation.failures
+            return evaluation
 
-def _evaluation(encoder: Any, path: Path, dims: Sequence[int], precisions: Sequence[str]) -> Callable[[], Any]:
-    """An evaluation from nothing: texts are encoded, and nothing is found in a cache."""
-    tasks = pair_tasks(path, "Pairs")
-
-    def evaluate() -> Evaluation:
-        evaluation = Evaluation()
-        meta = ModelMeta.create_empty({"name": "benchmark/model", "revision": "none"})
-        model = EvaluatedModel(ModelRecord("model"), EmbeddingStore(encoder), meta, Prompts())
-        with TemporaryDirectory() as output:
-            evaluate_model(model, tasks, evaluation, Path(output), dims=dims, precisions=precisions)
-        assert not evaluation.failures, evaluation.failures
-        return evaluation
-
-    return evaluate
+        contestants = {
+            "one": Contestant(lambda: evaluate(dims=dims[:1], precisions=_PRECISIONS[:1])),
+            "all": Contestant(lambda: evaluate(dims=dims, precisions=_PRECISIONS)),
+        }
+        facts = {"pairs": pairs, "widths": len(dims), "precisions": len(_PRECISIONS)}
+        ratio = [("all", "one", "time of all over the time of one")]
+        known = {"precision": "fp32", "check": _check, "facts": facts}
+        suite.compare("evaluation of all views", contestants, settings.repeats, ratio, **known)
 
 
 def _check(evaluations: dict[str, Any]) -> None:

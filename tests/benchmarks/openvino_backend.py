@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,12 +22,7 @@ _CHILD = Path(__file__).with_name("openvino_child.py")
 
 
 class OpenVINO:
-    """The other process; a context that ends it.
-
-    Args:
-        python: Interpreter of the other environment.
-        model: The stock SentenceTransformer, whose folder the other process loads.
-    """
+    """The other process, run by the interpreter ``python`` on a copy of the stock model; a context that ends it."""
 
     def __init__(self, python: str, model: Any) -> None:
         self._python, self._model = python, model
@@ -53,20 +49,17 @@ class OpenVINO:
     def contestants(self, texts: list[str], batch: int, precisions: tuple[str, ...]) -> dict[str, Contestant]:
         """``openvino_fp32`` and so on."""
         (self._folder / "texts.json").write_text(json.dumps(texts))
-        keywords = {"reports_seconds": True, "optional": True}
-        return {f"openvino_{each}": Contestant(self._encode(each, batch), **keywords) for each in precisions}
+        runs = {f"openvino_{each}": partial(self._encode, each, batch) for each in precisions}
+        return {name: Contestant(encode, reports_seconds=True, optional=True) for name, encode in runs.items()}
 
     def check(self, check: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """``check`` with what the other process embedded in place of the seconds that it reported."""
         return lambda results: check({**results, **self._embeddings})
 
-    def _encode(self, precision: str, batch: int) -> Callable[[], float]:
-        def encode() -> float:
-            answer = self._ask({"precision": precision, "batch": batch})
-            self._embeddings[f"openvino_{precision}"] = np.load(self._folder / "embeddings.npy")
-            return answer["seconds"]
-
-        return encode
+    def _encode(self, precision: str, batch: int) -> float:
+        answer = self._ask({"precision": precision, "batch": batch})
+        self._embeddings[f"openvino_{precision}"] = np.load(self._folder / "embeddings.npy")
+        return answer["seconds"]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         self._process.stdin.write(json.dumps(question) + "\n")

@@ -8,16 +8,14 @@ counted as two per weight and token, and four per pair of tokens, head and dimen
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from modeling_f2llm import F2LLMConfig
-from tests.benchmarks.machine import PRECISIONS, Settings, device
-from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.step import choose_rows, embed, stepper
-from tests.benchmarks.texts import batches, row_lengths
+from tests.benchmarks.common import PRECISIONS, Settings, batches, build_models, configuration, device
+from tests.benchmarks.step import embed, stepper, training_lengths
 from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
 
 
@@ -29,73 +27,38 @@ def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
     return [*attention, (width, inner), (width, inner), (inner, width)]
 
 
-def attention_operations(config: F2LLMConfig, lengths: list[int]) -> int:
-    """Return the operations of the two products of causal attention in one layer."""
-    return sum(2 * length * (length + 1) for length in lengths) * config.num_attention_heads * config.head_dim
-
-
 def run(settings: Settings, suite: Suite) -> None:
     """Time products, forward pass and step in every precision."""
-    rows, why = choose_rows(settings)
-    packed, _ = batches(row_lengths(settings, rows))
-    config = configuration(settings)
-    suite.notes += [
-        why,
-        "Products: torch.mm at the shapes of the model's own linear layers; fractions are operations per second of the "
-        "model over those of the products, repeat by repeat. Weights in the precision named for the forward pass; for "
-        "the step fp32, with autocast in bf16.",
-    ]
+    packed, _ = batches(training_lengths(settings, suite))
+    config, lengths = configuration(settings), packed["sequence_lengths"]
+    tokens, heads = sum(lengths), config.num_attention_heads * config.head_dim
+    linear = config.num_hidden_layers * 2 * tokens * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
+    attention = config.num_hidden_layers * heads * sum(2 * length * (length + 1) for length in lengths)
+    operations = {"products": linear, "forward": linear + attention, "products_forward_and_backward": 3 * linear}
+    operations["step"] = 3 * operations["forward"]
     for precision in settings.precisions:
-        suite.add(_measure(settings, config, packed, precision))
-
-
-def _measure(settings: Settings, config: F2LLMConfig, packed: dict[str, Any], precision: str) -> dict[str, Any]:
-    dtype = PRECISIONS[precision]
-    lengths = packed["sequence_lengths"]
-    layers, tokens = config.num_hidden_layers, sum(lengths)
-    linear = layers * 2 * tokens * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
-    forward = linear + layers * attention_operations(config, lengths)
-    operations = {
-        "products": linear,
-        "products_forward_and_backward": 3 * linear,
-        **{name: forward for name in ("forward", "forward_compiled")},
-        **{name: 3 * forward for name in ("step", "step_compiled")},
-    }
-    contestants = {
-        "products": Contestant(_products(config, tokens, dtype, backward=False)),
-        "products_forward_and_backward": Contestant(_products(config, tokens, dtype, backward=True)),
-        **_contestants(settings, config, packed, dtype),
-    }
-    measurement = measure("rate", contestants, settings.repeats, precision=precision, facts={"tokens": tokens})
-    for name in ("forward", "forward_compiled", "step", "step_compiled"):
-        products = "products" if name.startswith("forward") else "products_forward_and_backward"
-        add_ratio(measurement, products, name, "fraction of the rate", operations[name] / operations[products])
-    measurement["facts"]["gigaflops_per_second"] = {
-        name: operations[name] / seconds["median"] / 1e9 for name, seconds in measurement["contestants"].items()
-    }
-    return measurement
-
-
-def _contestants(
-    settings: Settings, config: F2LLMConfig, packed: dict[str, Any], dtype: torch.dtype
-) -> dict[str, Contestant]:
-    encoders = build_models(config, dtype, settings.compile)
-    learners = build_models(config, compile=settings.compile)
-    contestants = {}
-    for name, ending in (("ours", ""), ("ours_compiled", "_compiled")):
-        if name in encoders:
-            extra = {"warm_ups": 2 if ending else 1, "optional": bool(ending)}
-            contestants[f"forward{ending}"] = Contestant(_forward(encoders[name].eval(), packed), **extra)
-            contestants[f"step{ending}"] = Contestant(stepper(learners[name], packed, embed, dtype), **extra)
-    return contestants
-
-
-def _forward(model: torch.nn.Module, packed: dict[str, Any]) -> Callable[[], Tensor]:
-    @torch.inference_mode()
-    def forward() -> Tensor:
-        return embed(model, packed)
-
-    return forward
+        dtype = PRECISIONS[precision]
+        encoders = build_models(settings, dtype, compile=settings.compile)
+        learners = build_models(settings, compile=settings.compile)
+        contestants = {
+            "products": Contestant(_products(config, tokens, dtype, backward=False)),
+            "products_forward_and_backward": Contestant(_products(config, tokens, dtype, backward=True)),
+        }
+        for name, compiled in (("ours", False), ("ours_compiled", True)):
+            if name in encoders:
+                ending = "_compiled" if compiled else ""
+                forward = torch.inference_mode()(partial(embed, encoders[name].eval(), packed))
+                contestants[f"forward{ending}"] = Contestant.compiled(forward, compiled)
+                contestants[f"step{ending}"] = Contestant.compiled(stepper(learners[name], packed, precision), compiled)
+        measurement = measure("rate", contestants, settings.repeats, precision=precision, facts={"tokens": tokens})
+        counts = {name: operations[name.removesuffix("_compiled")] for name in measurement["contestants"]}
+        for name in (name for name in counts if not name.startswith("products")):
+            products = "products" if name.startswith("forward") else "products_forward_and_backward"
+            add_ratio(measurement, products, name, "fraction of the rate", counts[name] / counts[products])
+        measurement["facts"]["gigaflops_per_second"] = {
+            name: counts[name] / seconds["median"] / 1e9 for name, seconds in measurement["contestants"].items()
+        }
+        suite.add(measurement)
 
 
 def _products(config: F2LLMConfig, tokens: int, dtype: torch.dtype, backward: bool) -> Callable[[], None]:

@@ -5,52 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_TITLES = {
-    "step": "Training step against stock padded Qwen3",
-    "trainer": "Training step against SentenceTransformerTrainer",
-    "encode": "Encoding",
-    "rate": "Fraction of the device's matrix-product rate",
-    "loss": "Cost of the losses",
-    "growth": "Growth",
-    "preparation": "Preparation of data",
-    "pruning": "Pruning",
-    "distillation": "Cost of distillation",
-    "evaluation": "Evaluation of all widths and precisions",
+_RATIOS = ("case", "precision", "contestant", "against", "figure", "value")
+_SECONDS = ("case", "precision", "contestant", "seconds", "warm-up, extra seconds")
+_GROWTH = ("axis", "value", "tokens", "seconds", "peak memory, MiB")
+_OPENING = {
+    "opening_seconds": "to open: s",
+    "opening_mib": "to open: MiB",
+    "first_batch_seconds": "first batch: s",
 }
-_OPENING = ("opening_seconds", "opening_peak_mib", "first_batch_seconds")
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Return hardware, versions, and a section for each suite, in the order in which they ran."""
-    parts = ["# Benchmarks", _hardware(results)]
+    hardware, model = results["hardware"], results["model"]
+    gpu = f"{hardware['gpu']}, {hardware['gpu_memory_gib']} GiB; " if hardware["gpu"] else ""
+    parts = [
+        "# Benchmarks",
+        f"Hardware: {gpu}{hardware['processor']}, {hardware['cores']} cores ({hardware['threads']} threads used, "
+        f"{', '.join(hardware['instructions'])}), {hardware['memory_gib']} GiB of memory, {hardware['system']}.\n"
+        f"Date: {results['date']}. Versions: {_value(results['versions'])}.\n"
+        f"Model: shape of {model['name']} ({model['parameters']:,} parameters with a vocabulary of "
+        f"{model['vocabulary']:,}), weights random and the same for all contestants.\n"
+        f"Times are medians over {results['settings']['repeats']} rounds in which all contestants take turns, with "
+        "the smallest and largest in brackets; ratios are taken round by round. Above 1, the contestant is faster "
+        "than what it is compared with. What each suite measures stands in tests/benchmarks/README.md.",
+    ]
     if results["settings"]["quick"]:
         parts.append("**A quick run: everything is tiny, and no figure here means anything.**")
     for name, suite in results["suites"].items():
-        parts += [f"## {_TITLES[name]}", *_tables(suite)]
-        lines = [
-            f"{each['case']}, {each['precision'] or 'as named'}: {_value(each['facts'])}"
-            for each in suite["measurements"]
-        ]
+        parts += [f"## {name}", *_tables(suite)]
+        facts = ((each["case"], each["precision"] or "as named", each["facts"]) for each in suite["measurements"])
+        lines = [f"{case}, {precision}: {_value(known)}" for case, precision, known in facts]
         lines += [*suite["notes"], *(f"Left out: {each['what']} ({each['why']})" for each in suite["skipped"])]
         parts.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _hardware(results: dict[str, Any]) -> str:
-    hardware, model = results["hardware"], results["model"]
-    gpu = f"{hardware['gpu']}, {hardware['gpu_memory_gib']} GiB; " if hardware["gpu"] else ""
-    return "\n".join(
-        [
-            f"Hardware: {gpu}{hardware['processor']}, {hardware['cores']} cores ({hardware['threads']} threads used, "
-            f"{', '.join(hardware['instructions'])}), {hardware['memory_gib']} GiB of memory, {hardware['system']}.",
-            f"Date: {results['date']}. Versions: {_value(results['versions'])}.",
-            f"Model: shape of {model['name']} ({model['parameters']:,} parameters with a vocabulary of "
-            f"{model['vocabulary']:,}), weights random and the same for all contestants.",
-            f"Times are medians over {results['settings']['repeats']} rounds in which all contestants take turns, with "
-            "the smallest and largest in brackets; ratios are taken round by round. Above 1, the contestant is faster "
-            "than what it is compared with.",
-        ]
-    )
 
 
 def _tables(suite: dict[str, Any]) -> Iterator[str]:
@@ -60,16 +48,13 @@ def _tables(suite: dict[str, Any]) -> Iterator[str]:
         for each in measurement["ratios"]:
             ratios.append([*case, each["contestant"], each["baseline"], each["label"], _range(each)])
         for name, each in measurement["contestants"].items():
-            seconds.append([*case, name, _range(each), _value(each.get("warm_up_extra", ""))])
+            seconds.append([*case, name, _range(each), each.get("warm_up_extra", "")])
     for point in suite["points"]:
-        memory, known = point["peak_mib"] - point["before_mib"], [point.get(key, "") for key in _OPENING]
-        growth.append(
-            [point["axis"], point["value"], point.get("tokens", ""), _range(point["seconds"]), memory, *known]
-        )
-    yield _table(["case", "precision", "contestant", "against", "figure", "value"], ratios)
-    yield _table(["case", "precision", "contestant", "seconds", "warm-up, extra seconds"], seconds)
-    header = ["axis", "value", "tokens", "seconds", "peak memory, MiB"]
-    yield _table([*header, "to open: s", "to open: MiB", "first batch: s"], growth)
+        known = [point["axis"], point["value"], point.get("tokens", ""), _range(point["seconds"])]
+        growth.append([*known, point["peak_mib"] - point["before_mib"], *(point.get(key, "") for key in _OPENING)])
+    yield _table(_RATIOS, ratios)
+    yield _table(_SECONDS, seconds)
+    yield _table([*_GROWTH, *_OPENING.values()], growth)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

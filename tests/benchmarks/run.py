@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import platform
 import sys
 import time
 import traceback
@@ -18,19 +19,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tests.benchmarks.machine import PRECISIONS, Settings, describe_hardware, versions
-from tests.benchmarks.models import VOCAB_SIZE, build_models, configuration
+from tests.benchmarks.common import DISTRIBUTIONS, PRECISIONS, VOCAB_SIZE, Settings, build_models, describe_hardware
 from tests.benchmarks.report import markdown
-from tests.benchmarks.texts import DISTRIBUTIONS
 from tests.benchmarks.timing import Suite
 from training.common.outputs import check_output
 
@@ -39,6 +37,7 @@ SUITES = (
     *("step", "trainer", "encode", "rate", "loss", "growth"),
     *("preparation", "pruning", "distillation", "evaluation"),
 )
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "numpy")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,10 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--size", help="published shape; f2llm-v2-80m on a CPU and f2llm-v2-0.6b on a GPU if left out")
     parser.add_argument("--step-layers", type=int, help="layers of the model in step and trainer; 2 on a CPU, or all")
-    parser.add_argument("--rows", type=int, help="rows of the training batch; as many of 16 as fit if left out")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure it compiled too"
-    )
+    parser.add_argument("--rows", type=int, help="rows of the training batch; 8 on a CPU and 16 on a GPU if left out")
+    compiled = {"action": argparse.BooleanOptionalAction, "default": True}
+    parser.add_argument("--compile", **compiled, help="measure it compiled too")
     parser.add_argument("--distributions", nargs="+", choices=list(DISTRIBUTIONS), help="of lengths in encode; all")
     parser.add_argument("--openvino-python", metavar="PATH", help="interpreter with sentence-transformers[openvino]")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
@@ -60,19 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str], Path]:
-    """Return the settings, the suites to run and where the results go."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suites that the command line names; 1 if one of them failed."""
     chosen = vars(make_parser().parse_args(arguments))
     suites, output = chosen.pop("only"), chosen.pop("output")
     # In the order of the tables, whatever the order on the command line.
     chosen["precisions"] = tuple(name for name in PRECISIONS if name in chosen["precisions"])
     chosen["distributions"] = tuple(chosen["distributions"] or ())
-    return Settings(**chosen), suites, output
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites that the command line names; 1 if one of them failed."""
-    settings, suites, output = parse(arguments)
+    settings, failed = Settings(**chosen), False
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
     check_output(output, ours=["results.*", ".*"])
@@ -80,39 +73,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.quick:
         # At tiny sizes threads mostly wait for one another.
         torch.set_num_threads(1)
-    results, failed = _about(settings), False
+    parameters = build_models(settings)["ours"].num_parameters()
+    results = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": describe_hardware(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "settings": asdict(settings),
+        "model": {"name": settings.family_name, "parameters": parameters, "vocabulary": VOCAB_SIZE},
+        "suites": {},
+    }
+
+    def write() -> None:
+        """Write both files after each result, so that a run that is cut short leaves what it has."""
+        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (output / "results.md").write_text(markdown(results))
+
     for name in suites:
         start = time.perf_counter()
-        suite = Suite(on_result=partial(_write, results, output))
+        suite = Suite(on_result=write)
         results["suites"][name] = suite.results()
         try:
             import_module(f"tests.benchmarks.{name}").run(settings, suite)
-        except ImportError as error:
-            # An optional package is missing.
-            suite.skip(name, f"{type(error).__name__}: {error}")
         except Exception as error:
-            # One suite that fails must not cost the results of the others.
-            failed = True
+            # One suite that fails must not cost the results of the others; an optional package may be missing.
+            failed |= not isinstance(error, ImportError)
             traceback.print_exc()
-            suite.skip(name, f"failed: {type(error).__name__}: {error}")
+            suite.skip(name, f"{type(error).__name__}: {error}")
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        _write(results, output)
+        write()
     print(markdown(results))
     return int(failed)
-
-
-def _about(settings: Settings) -> dict[str, Any]:
-    parameters = build_models(configuration(settings))["ours"].num_parameters()
-    model = {"name": settings.family_name, "parameters": parameters, "vocabulary": VOCAB_SIZE}
-    machine = {"hardware": describe_hardware(), "versions": versions()}
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"date": date, **machine, "settings": asdict(settings), "model": model, "suites": {}}
-
-
-def _write(results: dict[str, Any], output: Path) -> None:
-    """Write both files after each result, so that a run that is cut short leaves what it has."""
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (output / "results.md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

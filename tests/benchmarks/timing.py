@@ -1,10 +1,10 @@
-"""Time contestants side by side, so that all see the same disturbances, and collects the results of a suite."""
+"""Times contestants side by side, so that all see the same disturbances, and collects the results of a suite."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,11 @@ class Contestant:
     warm_ups: int = 1  # calls before the first that counts
     reports_seconds: bool = False  # whether run returns the seconds: only a part counts, or another process works
     optional: bool = False  # whether the others go on without it if its first call fails
+
+    @classmethod
+    def compiled(cls, run: Callable[[], Any], compiled: bool) -> Contestant:
+        """A model: a compiled one takes two calls to warm up, and not every machine can compile."""
+        return cls(run, warm_ups=2 if compiled else 1, optional=compiled)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -35,24 +40,21 @@ def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def measure(
     case: str,
     contestants: Mapping[str, Contestant],
     repeats: int,
     *,
     precision: str | None = None,
-    check: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[dict[str, Any]], None] = lambda results: None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Warm all contestants up, check that they agree, then time them in turn.
-
-    Args:
-        case: What is measured.
-        contestants: By name.
-        repeats: Timed rounds.
-        precision: Name of the precision, if all share one.
-        check: Called with the first result of each contestant, before anything is timed; raises if they disagree.
-        facts: Anything else to record.
+    """Warm all contestants up, ``check`` that their first results agree, then time them in turn, ``repeats`` times.
 
     Returns:
         A measurement for the JSON file; :func:`add_ratio` adds to its ``ratios``.
@@ -68,13 +70,11 @@ def measure(
             if not contestant.optional:
                 raise
             left_out[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if check is not None:
-        check(first_results)
-    names = list(first_results)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    check(first_results)
+    seconds: dict[str, list[float]] = {name: [] for name in first_results}
     for repeat in range(repeats):
         # Every other round runs backwards: nobody always follows the same neighbour.
-        for name in names if repeat % 2 == 0 else reversed(names):
+        for name in seconds if repeat % 2 == 0 else reversed(seconds):
             elapsed, result = time_call(contestants[name].run)
             seconds[name].append(result if contestants[name].reports_seconds else elapsed)
     timed: dict[str, dict[str, Any]] = {name: {**spread(values), "samples": values} for name, values in seconds.items()}
@@ -97,11 +97,6 @@ def add_ratio(
         measurement["ratios"].append({"label": label, "baseline": baseline, "contestant": contestant, **ratio})
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 @dataclass
 class Suite:
     """Results of one suite; ``on_result`` is called after each, so that a run that is cut short keeps them."""
@@ -115,6 +110,20 @@ class Suite:
     def skip(self, what: str, why: str) -> None:
         """Record that something could not be measured."""
         self.skipped.append({"what": what, "why": why})
+
+    def compare(
+        self,
+        case: str,
+        contestants: Mapping[str, Contestant],
+        repeats: int,
+        pairs: Iterable[tuple[str, ...]],
+        **how: Any,
+    ) -> None:
+        """Record a measurement with the ratios of ``pairs``: baseline, contestant and perhaps a label."""
+        measurement = measure(case, contestants, repeats, **how)
+        for pair in pairs:
+            add_ratio(measurement, *pair)
+        self.add(measurement)
 
     def add(self, measurement: dict[str, Any]) -> None:
         """Record a measurement and the contestants that were left out."""

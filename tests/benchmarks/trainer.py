@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,11 +26,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims, matryoshka_weights
 from modeling_f2llm.losses import TEMPERATURE
-from tests.benchmarks.machine import Settings, device
-from tests.benchmarks.models import build_models, configuration
-from tests.benchmarks.step import choose_rows
-from tests.benchmarks.texts import LONGEST, NEGATIVES, row_lengths, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from tests.benchmarks.common import LONGEST, NEGATIVES, Settings, build_models, device, word_tokenizer, write_texts
+from tests.benchmarks.step import training_lengths
+from tests.benchmarks.timing import Contestant, Suite
 from training.config.arguments import StageArguments
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
@@ -39,6 +38,8 @@ from training.trainer.trainer import F2LLMTrainer
 _COLUMNS = ("query", "passage", *(f"negative_{k}" for k in range(1, NEGATIVES + 1)))
 _STEPS = 2
 _MINI_BATCH = 32
+
+Columns = dict[str, list[str]]
 
 
 class _Clock(TrainerCallback):
@@ -55,36 +56,23 @@ class _Clock(TrainerCallback):
 
 def run(settings: Settings, suite: Suite) -> None:
     """Time steps of both trainers in every precision."""
-    rows, why = choose_rows(settings)
-    lengths = row_lengths(settings, rows)
-    suite.notes += [
-        why,
-        "Both trainers step on the same rows, whole steps of the loop: collating, forward, backward, clipping, AdamW.",
-        f"sentence-transformers embeds each column in mini-batches of {_MINI_BATCH} texts, twice: its loss caches "
-        "gradients. Its maths is not ours: one softmax holds the positives and hard negatives of all rows.",
-    ]
-    columns = dict(zip(_COLUMNS, np.array_split(write_texts(lengths.T.reshape(-1)), len(_COLUMNS)), strict=True))
-    columns = {name: texts.tolist() for name, texts in columns.items()}
+    lengths = training_lengths(settings, suite)
+    texts = np.array_split(write_texts(lengths.T.reshape(-1)), len(_COLUMNS))
+    columns = {name: column.tolist() for name, column in zip(_COLUMNS, texts, strict=True)}
+    pairs = [("sentence_transformers", name) for name in ("ours", "ours_compiled")]
+    facts = {"rows": len(lengths), "real_tokens": int(lengths.sum())}
     for precision in settings.precisions:
+        models = build_models(settings, compile=settings.compile, **settings.step_shape)
+        _check_embeddings(models, columns["passage"][:2])
         with TemporaryDirectory() as folder:
-            measurement = _measure(settings, columns, precision, Path(folder))
-        measurement["facts"] |= {"rows": rows, "real_tokens": int(lengths.sum())}
-        suite.add(measurement)
-
-
-def _measure(settings: Settings, columns: dict[str, list[str]], precision: str, folder: Path) -> dict[str, Any]:
-    models = build_models(configuration(settings, **settings.step_shape), compile=settings.compile)
-    _check_embeddings(models, columns["passage"][:2])
-    contestants = {}
-    for name, model in models.items():
-        build = _sentence_transformer_trainer if name == "stock" else _our_trainer
-        train = _timed(build(model, columns, precision, folder / name))
-        label, optional = "sentence_transformers" if name == "stock" else name, "compiled" in name
-        contestants[label] = Contestant(train, reports_seconds=True, optional=optional)
-    measurement = measure("one step of a trainer", contestants, settings.repeats, precision=precision)
-    for name in ("ours", "ours_compiled"):
-        add_ratio(measurement, "sentence_transformers", name)
-    return measurement
+            contestants = {}
+            for name, model in models.items():
+                build = _sentence_transformer_trainer if name == "stock" else _our_trainer
+                train = _timed(build(model, columns, *_arguments(precision, Path(folder) / name)))
+                label = "sentence_transformers" if name == "stock" else name
+                contestants[label] = Contestant(train, reports_seconds=True, optional="compiled" in name)
+            known = {"precision": precision, "facts": facts}
+            suite.compare("one step of a trainer", contestants, settings.repeats, pairs, **known)
 
 
 def _timed(trainer: Any) -> Callable[[], float]:
@@ -103,42 +91,32 @@ def _timed(trainer: Any) -> Callable[[], float]:
 
 def _check_embeddings(models: dict[str, nn.Module], texts: list[str]) -> None:
     """The losses cannot agree, so the models must."""
-    embeddings = {
-        name: build_sentence_transformer(model, word_tokenizer(), prompts={}).encode(texts, show_progress_bar=False)
-        for name, model in models.items()
-        if "compiled" not in name
-    }
-    assert np.allclose(embeddings["ours"], embeddings["stock"], atol=1e-4), "the models' embeddings differ"
+    build = partial(build_sentence_transformer, tokenizer=word_tokenizer(), prompts={})
+    ours, stock = (build(models[name]).encode(texts, show_progress_bar=False) for name in ("ours", "stock"))
+    assert np.allclose(ours, stock, atol=1e-4), "the models' embeddings differ"
 
 
-def _shared_arguments(precision: str, folder: Path) -> dict[str, Any]:
+def _arguments(precision: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     nothing_else = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
     how = {"max_steps": _STEPS, "learning_rate": 1e-5, "bf16": precision == "bf16", "use_cpu": device().type == "cpu"}
-    return {"output_dir": str(folder), **how, **nothing_else}
+    return folder, {"output_dir": str(folder), **how, **nothing_else}
 
 
-def _sentence_transformer_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
+def _sentence_transformer_trainer(model: nn.Module, columns: Columns, _: Path, shared: dict[str, Any]) -> Any:
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = matryoshka_dims(model.config.hidden_size)
     loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, mini_batch_size=_MINI_BATCH)
-    return SentenceTransformerTrainer(
-        model=encoder,
-        args=SentenceTransformerTrainingArguments(
-            per_device_train_batch_size=len(columns["query"]), **_shared_arguments(precision, folder)
-        ),
-        train_dataset=Dataset.from_dict(columns),
-        loss=MatryoshkaLoss(encoder, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims)),
-    )
+    matryoshka = MatryoshkaLoss(encoder, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims))
+    arguments = SentenceTransformerTrainingArguments(per_device_train_batch_size=len(columns["query"]), **shared)
+    return SentenceTransformerTrainer(encoder, arguments, Dataset.from_dict(columns), loss=matryoshka)
 
 
-def _our_trainer(model: nn.Module, columns: dict[str, list[str]], precision: str, folder: Path) -> Any:
+def _our_trainer(model: nn.Module, columns: Columns, folder: Path, shared: dict[str, Any]) -> Any:
     folder.mkdir()
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     source = Source("benchmark", [folder / "rows.parquet"], "retrieval", "Retrieve.")
     options = PreparationOptions(max_length=LONGEST, instructions=False, validation_share=0.0)
     tokenizer = word_tokenizer()
     sources = prepare([source], tokenizer, folder / "prepared", options)
-    arguments = StageArguments(
-        model="benchmark", global_batch_size=len(columns["query"]), **_shared_arguments(precision, folder)
-    )
+    arguments = StageArguments(model="benchmark", global_batch_size=len(columns["query"]), **shared)
     return F2LLMTrainer(model, arguments, sources, tokenizer)

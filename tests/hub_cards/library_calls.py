@@ -10,7 +10,7 @@ from hub_cards.snippets import snippets
 Calls = dict[str, dict[str, Any]]
 
 
-def library_calls(page: str) -> Calls:
+def library_calls(page):
     """Keyword arguments of the calls on a page, by the class that is called."""
     calls = {}
     for name, code in snippets(page, "library").items():
@@ -21,7 +21,7 @@ def library_calls(page: str) -> Calls:
     return calls
 
 
-def expected_calls(model: str, query: str, document: str) -> Calls:
+def expected_calls(model, query, document):
     """The arguments by which the four classes embed as ``encode_query`` and ``encode_document`` do."""
     documents = {"encode_kwargs": {"prompt_name": "document"}} if document else {}
     instructions = {"query_instruction": query, "text_instruction": document}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from huggingface_hub import RepoCard
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 __all__ = ["HOSTILE", "parse", "shown", "structure"]
 
@@ -16,36 +13,27 @@ HOSTILE = [
     "\\| pipe \\",
     "`code` and ``more``",
     "```",
-    "~~~",
     "<script>alert(1)</script>",
     "</details>",
     "<!-- never closed",
     "&lt;b&gt; &amp; &#124;",
     "[x](javascript:alert(1))",
-    "![x](https://example.org/x.png)",
     "[x]: https://example.org",
     "*a* _b_ **c** __d__ ~~e~~",
     "snake_case_name",
     "$$x$$ and \\(y\\)",
     "# head",
-    "- item",
-    "1. item",
-    "> said",
     "---",
     "two\nlines\r\n---\r\n",
     "tab\there",
     "{{ 7 * 7 }} {% raw %} {# x #}",
     "no",
-    "on",
     "null",
     "~",
     "1e3",
-    "0o17",
     "2026-11-26",
     "key: value",
     "!!python/object x",
-    "&anchor *alias",
-    "%TAG",
     "quote\" and ' and \\n",
     "$(echo) `id` ; rm",
     "\u202edesrever",
@@ -55,22 +43,22 @@ HOSTILE = [
 ]
 
 
-def parse(text: str) -> list[Token]:
+def parse(text):
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
 
 
-def _flat(tokens: Iterable[Token]) -> Iterator[Token]:
+def _flat(tokens):
     for token in tokens:
         yield token
         yield from _flat(token.children or ())
 
 
-def shown(tokens: Iterable[Token]) -> str:
+def shown(tokens):
     """The text of inline tokens."""
     return "".join(token.content for token in _flat(tokens) if token.type in ("text", "code_inline"))
 
 
-def structure(card: str) -> list[tuple[str, str]]:
+def structure(card):
     """All of a page but its words: blocks, tables, links with their targets, elements of HTML, languages of code."""
     found = []
     for token in _flat(parse(RepoCard(card).text)):

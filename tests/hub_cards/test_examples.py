@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from huggingface_hub import ModelCard
@@ -17,7 +17,7 @@ from training.publishing.evaluation import draw_figures
 
 
 @pytest.fixture(scope="module")
-def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def renewed(tmp_path_factory):
     """Examples of another model, which the templates of now make."""
     folder = write_release(tmp_path_factory.mktemp("packed"), make_release(trained_dtype=None), evaluate())
     draw_figures(folder)
@@ -26,23 +26,20 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return examples
 
 
-def skeleton(path: Path) -> list[str]:
-    """Headings, heads of tables, folds, languages of code and names of figures, without what depends on the model."""
-    text = ModelCard(path.read_text(encoding="utf-8")).text
-    told = []
-    for block in re.split(r"^(```\w*)\n.*?^```$", text, flags=re.MULTILINE | re.DOTALL):
-        lines = [block] if block.startswith("```") else block.splitlines()
-        for line, after in zip(lines, [*lines[1:], ""], strict=True):
-            if line.startswith(("```", "## ", "### ", "<summary>")):
-                told.append(re.sub(r"\d+ ", "", line))
-            elif after.startswith("| ---"):
-                # Stages have columns of their own.
-                told.append(" | ".join(cell for cell in line.strip("| ").split(" | ") if not cell.startswith("`")))
-            elif line.startswith("!["):
-                told.append(re.sub(r"-\d+|^!\[.*\]", "", line))
-    # One figure a stage; a fold is for tables that are long, a failure for what went wrong.
-    chosen = [line for line in told if not line.startswith("<summary>") and line != "task | reason"]
-    return [line for place, line in enumerate(chosen) if line not in chosen[:place] or line.startswith("```")]
+def skeleton(path):
+    """Headings, heads of tables, languages of code and names of figures, without what depends on the model."""
+    text = re.sub(r"^(```\w*)\n.*?^```$", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = []
+    for line, after in pairwise([*ModelCard(text).text.splitlines(), ""]):
+        if line.startswith(("```", "## ", "### ")):
+            found.append(line)
+        # Stages have columns of their own; the table of failures is there only if something failed.
+        elif after.startswith("| ---") and line != "| task | reason |":
+            found.append(" | ".join(cell for cell in line.strip("| ").split(" | ") if not cell.startswith("`")))
+        # One figure a stage.
+        elif line.startswith("!["):
+            found.append(re.sub(r"-\d+|^!\[.*\]", "", line))
+    return [line for place, line in enumerate(found) if line not in found[:place] or line.startswith("```")]
 
 
 @pytest.mark.parametrize("name", ["README.md", CHECKPOINT])

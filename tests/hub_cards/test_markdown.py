@@ -17,7 +17,7 @@ from tests.hub_cards.markdown_pages import HOSTILE, parse, shown
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def cells(table: str) -> list:
+def cells(table):
     """The inline tokens of each cell of a table of one row, and nothing beside it."""
     tokens = parse(table)
     assert [token.type for token in tokens if token.level == 0] == ["table_open", "table_close"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -16,7 +15,7 @@ from tests.hub_cards.markdown_pages import HOSTILE, structure
 
 
 @pytest.fixture
-def facts() -> dict[str, Any]:
+def facts():
     """The facts of a card of one source."""
     return {
         "metadata": "language:\n- en\npretty_name: Pandas\n",
@@ -64,12 +63,6 @@ def test_tables_are_whole(facts):
         assert len({line.replace("\\|", "").count("|") for line in lines[number - 1 : end]}) == 1
 
 
-def test_the_header_is_read_back(facts):
-    card = DatasetCard(render_dataset_card(facts))
-    assert card.data.to_dict() == {"language": ["en"], "pretty_name": "Pandas"}
-    assert card.text.lstrip().startswith("# Pandas\n")
-
-
 def test_long_tables_are_folded(facts):
     assert "<details>" not in render_dataset_card(facts)
     facts["languages"] = [[f"q{number:02d}", "A language", 1, "1.00 %"] for number in range(41)]
@@ -80,7 +73,7 @@ def test_long_tables_are_folded(facts):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_change_no_structure(facts, text):
-    def card(added: str) -> str:
+    def card(added):
         named = [f"bears {added}", "retrieval", "no", "eng", added, 1234, 2, added]
         changed = {
             "metadata": header(DatasetCardData(pretty_name=f"Pandas {added}", license_name=added)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,20 +18,20 @@ _FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
 
 
 @pytest.fixture
-def hub_server() -> Iterator[HubServer]:
+def hub_server():
     """An empty Hub."""
     with HubServer() as hub:
         yield hub
 
 
 @pytest.fixture
-def client_waits(hub_server: HubServer, tmp_path: Path) -> Iterator[list[float]]:
+def client_waits(hub_server, tmp_path):
     """This process's client is logged in to ``hub_server``; the seconds it would have slept between tries."""
     with connected(hub_server, tmp_path / "hf-home") as waits:
         yield waits
 
 
-def environment(hub: HubServer, home: Path, token: str = TOKEN) -> dict[str, str]:
+def environment(hub, home, token=TOKEN):
     """Return the environment of a subprocess that knows only this Hub, with its cache and login in ``home``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     disabled = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "UPDATE_CHECK", "TELEMETRY", "PROGRESS_BARS")}
@@ -42,18 +41,15 @@ def environment(hub: HubServer, home: Path, token: str = TOKEN) -> dict[str, str
 
 
 @contextmanager
-def connected(hub: HubServer, home: Path, token: str | None = TOKEN) -> Iterator[list[float]]:
+def connected(hub, home, token=TOKEN):
     """Point this process's client, which is offline in other tests, at the Hub. It does not sleep between tries.
 
-    The client reads its environment when it is imported, so its constants are changed.
-
-    Yields:
-        The seconds that the client would have slept, in order.
+    The client reads its environment when it is imported, so its constants are changed. Yields the seconds that it would
+    have slept, in order.
     """
-    waits: list[float] = []
-    address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    waits = []
     changed = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.address}
-    changed |= {"HUGGINGFACE_CO_URL_TEMPLATE": address}
+    changed["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     changed |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token")}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changed.items():

@@ -1,4 +1,4 @@
-"""Run as a script: loads a model, and a dataset if one is named, from the Hub of the environment; saves what they say.
+"""Loads a model, and a dataset if one is named, from the Hub of the environment, and saves what they say.
 
 ``load_worker.py OUTPUT MODEL REVISION [DATASET CONFIGURATION]`` writes ``OUTPUT`` (npz): ``sentences`` (embeddings by
 sentence-transformers), ``transformers`` (last hidden states of the first text with the remote code), ``rows``.
@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 TEXTS = ["Where do giant pandas live?", "Панды живут в бамбуковых лесах."]
 
-
-def main(output: str, model: str, revision: str, dataset: str = "", configuration: str = "") -> None:
+if __name__ == "__main__":
+    output, model, revision, *dataset = sys.argv[1:]
     saved = {"sentences": SentenceTransformer(model, revision=revision, device="cpu").encode(TEXTS)}
     remote = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=True, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(model, revision=revision)(TEXTS[0], return_tensors="pt")
@@ -27,12 +27,7 @@ def main(output: str, model: str, revision: str, dataset: str = "", configuratio
     if dataset:
         from datasets import load_dataset
 
-        rows = load_dataset(dataset, configuration, split="train")
-        streamed = load_dataset(dataset, configuration, split="train", streaming=True)
-        assert list(streamed) == list(rows)
-        saved["rows"] = np.array(json.dumps(list(rows), ensure_ascii=False))
+        rows = list(load_dataset(*dataset, split="train"))
+        assert list(load_dataset(*dataset, split="train", streaming=True)) == rows
+        saved["rows"] = np.array(json.dumps(rows, ensure_ascii=False))
     np.savez(output, **saved)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -11,13 +12,59 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_server import api  # noqa: F401  (its routes)
-from tests.hub_server.faults import Fault, Faults
-from tests.hub_server.routes import Answer, Call, find_route, json_answer
-from tests.hub_server.store import Account, Refused, Repository, Store
+from tests.hub_server.api import Answer, Call, find_route, json_answer
+from tests.hub_server.store import Refused, Store
 
-# The account of TOKEN may write to its own name and to ORGANISATION.
+# TOKEN may write to its own name and to ORGANISATION.
 TOKEN, ORGANISATION = "hf_" + "loopbackWriteToken", "org"
+
+
+@dataclass
+class Fault:
+    """What happens to the next ``times`` requests of a ``method`` whose path and query match the pattern ``path``."""
+
+    method: str  # GET, POST, …; empty for all
+    path: str  # regular expression
+    times: int | None = 1  # number of requests; None for all from now on
+    skip: int = 0  # matching requests that are let through before
+    status: int | None = None  # the answer; the request is not looked at
+    retry_after: int | None = None  # seconds that the answer tells the client to wait
+    cut_after: int | None = None  # bytes of the request's body after which the connection is cut
+    delay: float = 0.0  # seconds before the request is looked at
+    lose_answer: bool = False  # the request is carried out, but the connection is cut instead of an answer
+    met: int = 0  # requests that met it
+
+    def answer(self):
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return json_answer({"error": "an injected fault"}, self.status or 500, **headers)
+
+
+@dataclass
+class Faults:
+    """Faults by a script: a request meets the first that matches it, and is answered badly, late, or not at all."""
+
+    script: list[Fault] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, method, path, **what):
+        self.script.append(Fault(method, path, **what))
+        return self.script[-1]
+
+    def clear(self):
+        self.script.clear()
+
+    def meet(self, method, target):
+        """Return the fault of a request, which is used up by it."""
+        with self._lock:
+            for fault in self.script:
+                if fault.method not in ("", method) or not re.search(fault.path, target):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                elif fault.times is None or fault.met < fault.times:
+                    fault.met += 1
+                    return fault
+        return Fault("", "")
 
 
 class Logged(NamedTuple):
@@ -29,110 +76,92 @@ class Logged(NamedTuple):
     status: int | None
 
 
-@dataclass
-class HubServer:
-    """A Hub that serves until it is closed; a context manager."""
+class HubServer(ThreadingHTTPServer):
+    """A Hub that serves until it is closed; a context manager. ``log`` has the requests in the order of their ends."""
 
-    store: Store = field(default_factory=lambda: Store({TOKEN: Account("ada", (ORGANISATION,))}))
-    faults: Faults = field(default_factory=Faults)
-    log: list[Logged] = field(default_factory=list)  # all requests, in the order of their ends
+    daemon_threads = True
 
-    def __enter__(self) -> HubServer:
-        self._http = _Server(("127.0.0.1", 0), _Connection)
-        self._http.hub = self
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.store, self.faults, self.log = Store({TOKEN: ("ada", ORGANISATION)}), Faults(), []
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
         self._thread.join()
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
+    def repository(self, name, kind="model"):
+        return self.store.repositories[kind, name]
 
-    def repository(self, name: str, kind: str = "model") -> Repository:
-        return self.store.repository(name, kind)
-
-    def requests(self, method: str, part: str = "") -> list[Logged]:
+    def requests(self, method, part=""):
         """Return the requests of a method whose path holds a part."""
         return [each for each in self.log if each.method == method and part in each.path]
-
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Carry out a request; names of headers are in lower case."""
-        parts, token = urlsplit(target), _token(headers)
-        account = self.store.accounts.get(token or "")
-        try:
-            if token and account is None:
-                raise Refused(401, "Invalid credentials in Authorization header")
-            function, names = find_route(method, parts.path)
-            known = {name: unquote(part) for name, part in names.items()}
-            return function(Call(self.store, self.address, parse_qs(parts.query), headers, body, account, known))
-        except Refused as refused:
-            code = {"X-Error-Code": refused.code} if refused.code else {}
-            return json_answer({"error": str(refused)}, refused.status, **{"X-Error-Message": str(refused)}, **code)
-
-
-def _token(headers: dict[str, str]) -> str | None:
-    return headers.get("authorization", "").removeprefix("Bearer ") or None
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    hub: HubServer
 
 
 class _Connection(BaseHTTPRequestHandler):
     """Reads requests, writes answers, and lets faults happen in between."""
 
-    server: _Server
     protocol_version = "HTTP/1.1"
     # An answer is sent at once; otherwise the client waits 40 ms for its second half.
     wbufsize = -1
     disable_nagle_algorithm = True
 
-    def handle_one_request(self) -> None:
+    def handle_one_request(self):
         try:
             super().handle_one_request()
         except (ConnectionError, TimeoutError):
             self.close_connection = True
 
-    def _serve(self) -> None:
-        hub, headers = self.server.hub, {name.lower(): value for name, value in self.headers.items()}
-        fault = hub.faults.meet(self.command, self.path) or Fault("", "")
+    def _serve(self):
+        fault = self.server.faults.meet(self.command, self.path)
         time.sleep(fault.delay)
         if fault.cut_after is not None:
-            self.rfile.read(min(fault.cut_after, int(headers.get("content-length", 0))))
-            self._cut(headers)
-            return
-        body = self._body(headers)
-        if fault.status is not None or fault.body is not None:
-            self._send(_bad_answer(fault), headers)
-            return
-        answer = hub.answer(self.command, self.path, headers, body)
-        if fault.lose_answer:
-            self._cut(headers)
-        else:
-            self._send(answer, headers)
+            self.rfile.read(min(fault.cut_after, int(self.headers.get("content-length", 0))))
+            return self._cut()
+        body = self._body()
+        answer = self._answer(body) if fault.status is None else fault.answer()
+        return self._cut() if fault.lose_answer else self._send(answer)
 
-    def _body(self, headers: dict[str, str]) -> bytes:
-        if headers.get("transfer-encoding", "").lower() == "chunked":
+    def _token(self):
+        return self.headers.get("authorization", "").removeprefix("Bearer ") or None
+
+    def _answer(self, body):
+        parts, token = urlsplit(self.path), self._token()
+        owned = self.server.store.accounts.get(token or "", ())
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        try:
+            if token and not owned:
+                raise Refused(401, "Invalid credentials in Authorization header")
+            function, names = find_route(self.command, parts.path)
+            known = {name: unquote(part) for name, part in names.items()}
+            known = [parse_qs(parts.query), headers, body, owned, known]
+            return function(Call(self.server.store, self.server.address, *known))
+        except Refused as refused:
+            code = {"X-Error-Code": refused.code} if refused.code else {}
+            return json_answer({"error": str(refused)}, refused.status, **{"X-Error-Message": str(refused)}, **code)
+
+    def _body(self):
+        if self.headers.get("transfer-encoding", "").lower() == "chunked":
             chunks = []
             while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
                 chunks.append(self.rfile.read(size))
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(chunks)
-        size = int(headers.get("content-length", 0))
+        size = int(self.headers.get("content-length", 0))
         body = self.rfile.read(size)
         if len(body) < size:
             raise ConnectionError("the client went away in mid-request")
         return body
 
-    def _send(self, answer: Answer, headers: dict[str, str]) -> None:
-        self._log(headers, answer.status)
+    def _send(self, answer: Answer):
+        self._log(answer.status)
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
@@ -141,24 +170,16 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
             self.wfile.flush()
 
-    def _cut(self, headers: dict[str, str]) -> None:
+    def _cut(self):
         """Reset the connection."""
-        self._log(headers, None)
+        self._log(None)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
-    def _log(self, headers: dict[str, str], status: int | None) -> None:
-        self.server.hub.log.append(Logged(self.command, self.path, _token(headers), status))
+    def _log(self, status):
+        self.server.log.append(Logged(self.command, self.path, self._token(), status))
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Write nothing: requests are in the log."""
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
-
-
-def _bad_answer(fault: Fault) -> Answer:
-    if fault.body is not None:
-        kind = "text/html" if fault.body.startswith(b"<") else "application/json"
-        return Answer(fault.status or 200, fault.body, {"Content-Type": kind})
-    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-    return json_answer({"error": "an injected fault"}, fault.status or 500, **headers)

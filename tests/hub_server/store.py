@@ -1,11 +1,11 @@
-"""What a Hub keeps in memory: accounts, repositories with commits, branches and tags, and collections."""
+"""What a Hub keeps in memory: repositories with commits, branches and tags, and collections."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,25 +15,14 @@ _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 class Refused(Exception):
     """A request that the Hub answers with a status, and a ``code`` such as ``RepoNotFound``."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(self, status, message, code=None):
         super().__init__(message)
         self.status, self.code = status, code
 
 
-def git_blob(content: bytes) -> str:
+def git_blob(content):
     """Return the id that git gives a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass(frozen=True)
-class Account:
-    """The owner of a token."""
-
-    name: str
-    organisations: tuple[str, ...] = ()
-
-    def owns(self, namespace: str) -> bool:
-        return namespace in (self.name, *self.organisations)
 
 
 @dataclass(frozen=True)
@@ -67,16 +56,16 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     moves: list[tuple[str, str]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self._lock = threading.RLock()
         self.commit("main", "initial commit", {".gitattributes": self.add_blob(_ATTRIBUTES)}, [])
 
-    def add_blob(self, content: bytes) -> Entry:
+    def add_blob(self, content):
         blob = git_blob(content)
         self.blobs[blob] = content
         return Entry(blob, len(content))
 
-    def large_entry(self, sha256: str) -> Entry:
+    def large_entry(self, sha256):
         """Return the entry of a large file, which must have been uploaded."""
         if sha256 not in self.large:
             raise Refused(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
@@ -84,24 +73,22 @@ class Repository:
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
         return Entry(git_blob(pointer.encode()), size, sha256)
 
-    def content(self, entry: Entry) -> bytes:
+    def content(self, entry):
         return self.blobs[entry.blob] if entry.sha256 is None else self.large[entry.sha256]
 
-    def find(self, revision: str) -> Commit:
+    def find(self, revision):
         """Return the commit of a branch, a tag or an id."""
         commit = self.branches.get(revision) or self.tags.get(revision) or revision
         if commit not in self.commits:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[commit]
 
-    def files(self, revision: str = "main") -> dict[str, bytes]:
+    def files(self, revision="main"):
         """Return the content of all files of a revision by path, except those that the Hub adds."""
         tree = self.find(revision).tree
         return {path: self.content(entry) for path, entry in tree.items() if path != ".gitattributes"}
 
-    def commit(
-        self, branch: str, title: str, added: Mapping[str, Entry], deleted: Iterable[str], expected: str | None = None
-    ) -> Commit:
+    def commit(self, branch, title, added, deleted, expected=None):
         """Commit to a branch, whose head must be ``expected`` if that is given."""
         with self._lock:
             if self.commits and branch not in self.branches:
@@ -121,40 +108,31 @@ class Repository:
             self.move(branch, commit.id)
             return commit
 
-    def move(self, branch: str, commit: str) -> None:
+    def move(self, branch, commit):
         self.branches[branch] = commit
         self.moves.append((branch, commit))
 
 
 @dataclass
 class Store:
-    """Accounts by token, repositories by kind (``model``, ``dataset``) and name, and collections by slug."""
+    """The names that a token may write to, repositories by kind and name, and collections by slug."""
 
-    accounts: dict[str, Account]
+    accounts: dict[str, tuple[str, ...]]
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     collections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def create(self, kind: str, name: str, private: bool = False) -> Repository:
+    def create(self, kind, name, private=False):
         return self.repositories.setdefault((kind, name), Repository(kind, name, private))
 
-    def repository(self, name: str, kind: str = "model") -> Repository:
-        return self.repositories[kind, name]
-
-    def readable(self, kind: str, name: str, account: Account | None) -> Repository:
+    def readable(self, kind, name, owned):
         repository = self.repositories.get((kind, name))
-        hidden = repository and repository.private and not (account and account.owns(name.split("/")[0]))
-        if repository is None or hidden:
+        if repository is None or (repository.private and name.split("/")[0] not in owned):
             # To a stranger, a missing repository and a private one look the same.
-            raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
+            raise Refused(404 if owned else 401, "Repository not found", "RepoNotFound")
         return repository
 
-    def writable(self, kind: str, name: str, account: Account | None) -> Repository:
-        repository = self.readable(kind, name, account)
-        self.check_owner(name.split("/")[0], account)
-        return repository
-
-    def check_owner(self, namespace: str, account: Account | None) -> None:
-        if account is None:
+    def check_owner(self, namespace, owned):
+        if not owned:
             raise Refused(401, "Invalid username or password.")
-        if not account.owns(namespace):
+        if namespace not in owned:
             raise Refused(403, f'You don\'t have the rights to write under the namespace "{namespace}"')

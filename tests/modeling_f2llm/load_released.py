@@ -39,7 +39,7 @@ resaved = output / "resaved"
 
 
 @torch.no_grad()
-def keep(name: str, model: torch.nn.Module) -> None:
+def keep(name, model):
     hidden = model.eval()(**batch).last_hidden_state
     arrays[f"{name}_hidden"] = (hidden * batch.attention_mask[..., None]).numpy()
     facts[f"{name}_class"] = type(model).__name__

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -30,34 +29,24 @@ def test_every_available_implementation_equals_stock(saved_folder, stock_model, 
         assert_same(model(**padded).last_hidden_state, expected)
 
 
-def asking_for(implementation: str, model: F2LLMModel, folder: Path) -> list[Callable[[], object]]:
-    """The ways to ask for an implementation."""
-    return [
-        lambda: F2LLMModel.from_pretrained(folder, attn_implementation=implementation),
-        lambda: model.set_attn_implementation(implementation),
-        lambda: F2LLMModel(F2LLMConfig(**{**model.config.to_dict(), "attn_implementation": implementation})),
-    ]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA runs torch's variable-length kernel")
-def test_torch_varlen_without_cuda_says_what_to_install(tiny_model, saved_folder):
-    for ask in asking_for("torch_varlen", tiny_model, saved_folder):
-        with pytest.raises(ImportError, match=r"torch_varlen.*torch >= 2\.10.*install a CUDA build of torch"):
-            ask()
-
-
-def test_flash_attention_without_its_package_says_what_to_install(tiny_model, saved_folder):
-    try:
-        import flash_attn  # noqa: F401
-    except ImportError:
-        for ask in asking_for("flash_attention_2", tiny_model, saved_folder):
-            with pytest.raises(ImportError, match=r"flash_attention_2.*pip install \"f2llm\[flash\]\""):
-                ask()
-    else:
+@pytest.mark.parametrize(
+    ("implementation", "error", "message"),
+    [
+        ("torch_varlen", ImportError, r"torch_varlen.*torch >= 2\.10.*install a CUDA build of torch"),
+        ("flash_attention_2", ImportError, r"flash_attention_2.*pip install \"f2llm\[flash\]\""),
+        ("nonsense", ValueError, r"nonsense.*'packed' \(the default\) and 'torch_varlen'"),
+    ],
+)
+def test_a_missing_implementation_is_refused_with_what_to_do(tiny_model, saved_folder, implementation, error, message):
+    if implementation == "torch_varlen" and torch.cuda.is_available():
+        pytest.skip("CUDA runs torch's variable-length kernel")
+    if implementation == "flash_attention_2" and find_spec("flash_attn"):
         pytest.skip("flash-attn is installed")
-
-
-def test_unknown_implementations_are_refused_and_the_own_ones_named(tiny_model, saved_folder):
-    for ask in asking_for("nonsense", tiny_model, saved_folder):
-        with pytest.raises(ValueError, match=r"nonsense.*'packed' \(the default\) and 'torch_varlen'"):
+    fields = {**tiny_model.config.to_dict(), "attn_implementation": implementation}
+    for ask in (
+        lambda: F2LLMModel.from_pretrained(saved_folder, attn_implementation=implementation),
+        lambda: tiny_model.set_attn_implementation(implementation),
+        lambda: F2LLMModel(F2LLMConfig(**fields)),
+    ):
+        with pytest.raises(error, match=message):
             ask()

@@ -6,7 +6,6 @@ import inspect
 import json
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -133,7 +132,7 @@ def test_a_model_that_is_not_matryoshka_has_no_dimensions():
     assert config.matryoshka_dimensions is None
 
 
-def fields_of(config: Qwen3Config) -> dict:
+def fields_of(config):
     return {name: value for name, value in config.to_dict().items() if name not in ("architectures", "_name_or_path")}
 
 
@@ -174,7 +173,7 @@ def test_stock_config_gains_the_matryoshka_fields_and_keeps_its_own(tmp_path):
     assert (config.tie_word_embeddings, config.use_cache) == (stock.tie_word_embeddings, stock.use_cache)
 
 
-def import_with(transformers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def import_with(transformers, monkeypatch):
     """The configuration's file, imported as remote code beside another transformers."""
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     spec = spec_from_file_location("configuration_elsewhere", inspect.getsourcefile(F2LLMConfig))
@@ -187,15 +186,15 @@ def test_a_configuration_that_is_a_plain_class_gets_the_same_fields(monkeypatch,
     class Plain:
         """As Qwen3Config was before transformers 5.4."""
 
-        def __init__(self, hidden_size: int = 4096, num_hidden_layers: int = 32, use_cache: bool = True, **others):
+        def __init__(self, hidden_size=4096, num_hidden_layers=32, use_cache=True, **others):
             self.__dict__.update(others, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers)
             self.use_cache, self.max_window_layers = use_cache, 28
 
-        def save_pretrained(self, save_directory: Path) -> None:
+        def save_pretrained(self, save_directory):
             (save_directory / "config.json").write_text(json.dumps(self.__dict__))
 
         @staticmethod
-        def register_for_auto_class() -> None: ...
+        def register_for_auto_class(): ...
 
     older = ModuleType("transformers")
     older.Qwen3Config, older.__version__ = Plain, "4.57.6"

@@ -24,25 +24,25 @@ BATCHES = ([3, 5, 7], [4, 4, 9, 30], [11])
 HALVES = 2  # what a layer does before and after attention
 
 
-def packed(lengths: list[int], vocab_size: int = 64) -> dict:
+def packed(lengths, vocab_size=64):
     generator = torch.Generator().manual_seed(sum(lengths))
     ids = torch.randint(2, vocab_size, (1, sum(lengths)), generator=generator)
     return {"input_ids": ids, "sequence_lengths": lengths}
 
 
-def run(model: F2LLMModel, inputs: dict) -> list[Tensor]:
+def run(model, inputs):
     """Hidden states and the gradients of a weighted sum over them."""
     hidden = model(**inputs).last_hidden_state
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     return [hidden, *torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))]
 
 
-def tiny_config_of_width(width: int) -> F2LLMConfig:
+def tiny_config_of_width(width):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
     return F2LLMConfig(vocab_size=64, hidden_size=width, intermediate_size=16, num_hidden_layers=2, **heads)
 
 
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "modeling_f2llm.layers"]
 
 
@@ -64,19 +64,6 @@ def compiled(tiny_model, graphs):
 
 
 # -- norm --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [32, 320, 128])
-def test_the_norm_equals_stock_in_fp32(size):
-    ours, stock = F2LLMRMSNorm(size), Qwen3RMSNorm(size)
-    results = []
-    for norm in (ours, stock):
-        norm.weight.data = torch.linspace(-2, 2, size)
-        states = torch.randn(3, 5, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        output = norm(states)
-        results.append([output, *torch.autograd.grad(output.square().sum(), (states, norm.weight))])
-    for actual, expected in zip(*results, strict=True):
-        assert_same(actual, expected, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
@@ -105,7 +92,7 @@ def test_the_compiler_changes_no_number(tiny_model, compiled, graphs):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_each_mode_compiles_once(tiny_model, compiled, graphs):
-    def assert_compiled(times: int, tolerance: float = 1e-5) -> None:
+    def assert_compiled(times, tolerance=1e-5):
         for lengths in BATCHES:
             actual, expected = compiled(**packed(lengths)), tiny_model(**packed(lengths))
             assert_same(actual.last_hidden_state, expected.last_hidden_state, tolerance)
@@ -170,16 +157,6 @@ def test_a_model_that_torch_compiles_no_further_is_told_of_once(tiny_model, comp
         assert graphs() == before + HALVES
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padded_batches_and_hidden_states(tiny_model, compiled, graphs, random_batch, side):
-    batch = random_batch([7, 3, 5, 3, 1], side)
-    actual, expected = (model(**batch, output_hidden_states=True) for model in (compiled, tiny_model))
-    assert len(actual.hidden_states) == 3
-    for ours, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
-        assert_same(ours, theirs)
-    assert graphs() == HALVES
-
-
 @pytest.mark.parametrize("arguments", [{"use_cache": True}, {"output_attentions": True}])
 def test_calls_that_do_not_run_packed_equal_stock(compiled, stock_model, graphs, random_batch, arguments):
     compiled.set_attn_implementation("eager")
@@ -193,11 +170,11 @@ def test_calls_that_do_not_run_packed_equal_stock(compiled, stock_model, graphs,
 
 def test_replaced_projections_are_used(compiled, tiny_model):
     class Doubled(torch.nn.Module):
-        def __init__(self, inner: torch.nn.Module) -> None:
+        def __init__(self, inner):
             super().__init__()
             self.inner = inner
 
-        def forward(self, states: Tensor) -> Tensor:
+        def forward(self, states):
             return 2 * self.inner(states)
 
     compiled(**packed([3, 5]))
@@ -209,7 +186,7 @@ def test_replaced_projections_are_used(compiled, tiny_model):
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_do(compiled, monkeypatch):
-    def broken(graph: torch.fx.GraphModule, inputs: list) -> None:
+    def broken(graph, inputs):
         raise FileNotFoundError("no g++")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=broken))

@@ -6,13 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch import nn
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from tests.modeling_f2llm.comparing import Batch, assert_same, gradients_of, real
+from tests.modeling_f2llm.comparing import assert_same, gradients_of, real
 
 
-def on_cuda(model: nn.Module, batch: Batch, implementation: str) -> tuple[nn.Module, Batch]:
+def on_cuda(model, batch, implementation):
     model = deepcopy(model)
     model.set_attn_implementation(implementation)
     return model.cuda(), {name: tensor.cuda() for name, tensor in batch.items()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Model
@@ -16,72 +14,13 @@ from transformers import Qwen3Model
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.packing import (
     BOUNDARY_NAMES,
-    PaddedLayout,
     _torch_varlen,
     boundary_kwargs,
     packed_position_ids,
-    sequence_lengths_of,
 )
-from tests.modeling_f2llm.comparing import LENGTHS, assert_same
+from tests.modeling_f2llm.comparing import assert_same
 
 CPU = torch.device("cpu")
-MASKS = {
-    "right": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]],
-    "left": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [0, 0, 1, 1, 1]],
-    "both-sides": [[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]],
-    "full": [[1, 1, 1], [1, 1, 1]],
-    "single-row": [[1, 1, 0]],
-    "single-full-row": [[1, 1, 1]],
-    "empty-row": [[1, 1, 0], [0, 0, 0], [0, 1, 1]],
-    "all-empty": [[0, 0], [0, 0]],
-    "width-one": [[1], [0], [1]],
-}
-
-
-@pytest.fixture(params=MASKS.values(), ids=MASKS)
-def mask(request):
-    return torch.tensor(request.param)
-
-
-@pytest.fixture
-def layout(mask):
-    return PaddedLayout.from_mask(mask)
-
-
-def texts_of(values: Tensor, mask: Tensor) -> list[list[float]]:
-    return [row[real.bool()].tolist() for row, real in zip(values, mask, strict=True)]
-
-
-def test_packing_keeps_every_text_whole_shortest_first(layout, mask):
-    values = torch.arange(mask.numel()).view(mask.shape)
-    packed = layout.pack(values)
-    assert packed.shape == (1, int(mask.sum()))
-    expected = sorted(texts_of(values, mask), key=len)
-    assert layout.lengths == [len(text) for text in expected]
-    assert [text.tolist() for text in packed[0].split(layout.lengths)] == expected
-    assert layout.position_ids.tolist() == [[position for length in layout.lengths for position in range(length)]]
-
-
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_unpacking_undoes_packing_and_leaves_zeros_at_padding(layout, mask, shape):
-    values = torch.randn(*mask.shape, *shape)
-    expected = values * mask.view(*mask.shape, *[1] * len(shape))
-    assert torch.equal(layout.unpack(layout.pack(values)), expected)
-    packed = torch.randn(1, int(mask.sum()), *shape)
-    assert torch.equal(layout.pack(layout.unpack(packed)), packed)
-
-
-@pytest.mark.parametrize("holes", [[[1, 0, 1], [1, 1, 1]], [[1, 1, 0, 0], [0, 1, 0, 1]], [[1, 0, 0, 0, 1]]])
-def test_padding_between_real_tokens_has_no_layout(holes):
-    assert PaddedLayout.from_mask(torch.tensor(holes)) is None
-
-
-def test_a_full_mask_needs_no_index():
-    layout = PaddedLayout.from_mask(torch.ones(3, 4))
-    other = PaddedLayout.without_padding(3, 4, CPU)
-    assert layout.index is other.index is None
-    assert (layout.shape, layout.lengths) == (other.shape, other.lengths) == ((3, 4), [4, 4, 4])
-    assert torch.equal(layout.position_ids, other.position_ids)
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [0, 2, 0, 3], []])
@@ -96,21 +35,12 @@ def test_boundaries_are_those_of_the_flash_kernels(lengths):
     assert boundaries["max_length_q"] == boundaries["max_length_k"] == max(lengths, default=0)
 
 
-@pytest.mark.parametrize("lengths", [[3, 1, 4], [2], [1, 1, 1], [7, 7]])
-def test_lengths_are_read_back_from_positions(lengths):
-    positions = packed_position_ids(lengths)
-    assert positions.tolist() == [[position for length in lengths for position in range(length)]]
-    assert sequence_lengths_of(positions) == lengths
-    # Positions may begin anywhere.
-    assert sequence_lengths_of(torch.tensor([[5, 6, 2, 3, 4, 9]])) == [2, 3, 1]
-
-
 class AttentionCalls(TorchFunctionMode):
-    """Counts the calls of torch's scaled_dot_product_attention and the sequences in each."""
+    """Counts the sequences in each call of torch's scaled_dot_product_attention."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.sequences: list[int] = []
+        self.sequences = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is scaled_dot_product_attention:
@@ -118,33 +48,19 @@ class AttentionCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def attention_calls(model: F2LLMModel) -> Iterator[list[int]]:
-    """The number of sequences in each attention call of one layer."""
-    calls = AttentionCalls()
-    per_layer: list[int] = []
-    with torch.no_grad(), calls:
-        yield per_layer
-    layers = model.config.num_hidden_layers
-    per_layer.extend(calls.sequences[: len(calls.sequences) // layers])
-    assert calls.sequences == per_layer * layers
-
-
 @pytest.mark.parametrize("side", ["right", "left", "both"])
+@torch.no_grad()
 def test_texts_of_equal_length_share_an_attention_call(tiny_model, random_batch, side):
-    with attention_calls(tiny_model) as sequences:
-        tiny_model(**random_batch([5, 3, 5, 3, 2, 5], side))
-    assert sequences == [1, 2, 3]
-    with attention_calls(tiny_model) as sequences:
-        tiny_model(input_ids=random_batch([4, 4, 4])["input_ids"])
-    assert sequences == [3]
-
-
-def test_a_packed_batch_keeps_the_order_of_the_caller(tiny_model, random_batch):
-    input_ids = random_batch([13])["input_ids"]
-    with attention_calls(tiny_model) as sequences:
-        tiny_model(input_ids=input_ids, sequence_lengths=[2, 2, 3, 2, 4])
-    assert sequences == [2, 1, 1, 1]
+    # A packed batch keeps the order of the caller.
+    packed = {"input_ids": random_batch([13])["input_ids"], "sequence_lengths": [2, 2, 3, 2, 4]}
+    for inputs, expected in [
+        (random_batch([5, 3, 5, 3, 2, 5], side), [1, 2, 3]),
+        ({"input_ids": random_batch([4, 4, 4])["input_ids"]}, [3]),
+        (packed, [2, 1, 1, 1]),
+    ]:
+        with AttentionCalls() as calls:
+            tiny_model(**inputs)
+        assert calls.sequences == expected * 2  # layers
 
 
 @pytest.mark.parametrize("window", [1, 3, 6, 50])
@@ -215,20 +131,6 @@ def test_packed_hidden_states_and_tuples_stay_packed(tiny_model, flat_ids, marks
     assert torch.equal(tiny_model(inputs_embeds=embeds, **marks).last_hidden_state, last)
     assert torch.equal(states[-1], last)
     assert torch.equal(last, tiny_model(input_ids=flat_ids, **marks).last_hidden_state)
-
-
-def test_packed_gradients_equal_padded_gradients(tiny_model, random_batch):
-    batch = random_batch(LENGTHS)
-    mask = batch["attention_mask"].bool()
-    flat = {"input_ids": batch["input_ids"][mask][None], "sequence_lengths": LENGTHS}
-    weights = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(2))
-    parameters = list(tiny_model.parameters())
-    padded = (tiny_model(**batch).last_hidden_state[mask] * weights).sum()
-    packed = (tiny_model(**flat).last_hidden_state[0] * weights).sum()
-    for ours, theirs in zip(
-        torch.autograd.grad(packed, parameters), torch.autograd.grad(padded, parameters), strict=True
-    ):
-        assert_same(ours, theirs)
 
 
 def test_empty_texts_take_no_room_in_a_packed_batch(tiny_model, flat_ids):

@@ -5,25 +5,13 @@ from __future__ import annotations
 from modeling_f2llm import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
 
 
-def test_template_is_the_published_one():
-    assert instruct("Find it.", "What?") == "Instruct: Find it.\nQuery: What?"
-    assert instruct("Find it.") + "What?" == instruct("Find it.", "What?")
-
-
-def test_braces_are_text():
+def test_the_template_and_the_instructions_are_the_published_ones():
+    assert instruct("Find it.", "What?") == instruct("Find it.") + "What?" == "Instruct: Find it.\nQuery: What?"
+    # Braces are text.
     assert instruct("Match {json}.", "{instruction} {0}") == "Instruct: Match {json}.\nQuery: {instruction} {0}"
-
-
-def test_default_prompts_are_the_published_ones():
-    assert DEFAULT_PROMPTS == {
-        "query": "Instruct: Given a question, retrieve passages that can help answer the question.\nQuery: ",
-        "document": "",
-    }
-
-
-def test_task_instructions_are_the_published_ones():
     question = "Given a question, retrieve passages that can help answer the question."
     topic = "Classify the topic of the given text."
+    assert DEFAULT_PROMPTS == {"query": f"Instruct: {question}\nQuery: ", "document": ""}
     assert TASK_INSTRUCTIONS == {
         "Retrieval": question,
         "Reranking": question,

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_f2llm import F2LLMModel
-from tests.modeling_f2llm.comparing import Batch, assert_same, real
+from tests.modeling_f2llm.comparing import assert_same, real
 
 # What is recorded is one of these, what is then computed all of them.
 LENGTHS = {"equal": [5, 5], "unequal": [7, 3, 5, 3, 1], "one token": [1], "others": [9, 30, 4]}
@@ -19,29 +18,29 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 class HiddenStates(torch.nn.Module):
     """A model whose inputs and output are tensors."""
 
-    def __init__(self, model: F2LLMModel) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids, attention_mask):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def traced(model: torch.nn.Module, batch: Batch) -> Encode:
+def traced(model, batch):
     return torch.jit.trace(model, tuple(batch.values()), check_trace=False)
 
 
-def exported(model: torch.nn.Module, batch: Batch) -> Encode:
+def exported(model, batch):
     dynamic = {0: torch.export.Dim("texts"), 1: torch.export.Dim("width")}
     shapes = dict.fromkeys(batch, dynamic)
     return torch.export.export(model, tuple(batch.values()), dynamic_shapes=shapes, strict=False).module()
 
 
-def in_one_graph(model: torch.nn.Module, batch: Batch) -> Encode:
+def in_one_graph(model, batch):
     return torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
 
 
-def in_place(model: torch.nn.Module, batch: Batch) -> Encode:
+def in_place(model, batch):
     model.model.compile(backend="eager")
     return model
 
@@ -86,7 +85,7 @@ def test_a_model_with_compiled_layers_is_exported_as_stock(tiny_model, stock_mod
 
 def test_the_boundaries_of_a_packed_batch_are_not_traced(tiny_model):
     class Packed(torch.nn.Module):
-        def forward(self, input_ids: Tensor, ends: Tensor) -> Tensor:
+        def forward(self, input_ids, ends):
             return tiny_model(input_ids=input_ids, cu_seq_lens_q=ends).last_hidden_state
 
     with pytest.raises(ValueError, match="trace a padded batch instead"):

@@ -31,14 +31,6 @@ def test_a_causal_lm_folder_loads_as_its_encoder(tmp_path, tiny_config, random_b
     assert_same(model(**batch).last_hidden_state, real(causal.model(**batch).last_hidden_state, batch))
 
 
-def test_state_dict_is_that_of_stock(tiny_model, stock_model):
-    assert not any(name.startswith("model.") for name in tiny_model.state_dict())
-    assert {n: w.shape for n, w in tiny_model.state_dict().items()} == {
-        n: w.shape for n, w in stock_model.state_dict().items()
-    }
-    assert all(torch.equal(weight, tiny_model.state_dict()[n]) for n, weight in stock_model.state_dict().items())
-
-
 def test_saving_and_loading_changes_nothing(tiny_model, saved_folder, padded):
     loaded = F2LLMModel.from_pretrained(saved_folder)
     assert isinstance(loaded.config, F2LLMConfig)

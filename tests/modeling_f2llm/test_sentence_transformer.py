@@ -13,7 +13,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm import DEFAULT_PROMPTS, F2LLMConfig, F2LLMModel, append_eos, build_sentence_transformer
 from tests.conftest import EOS
@@ -34,11 +33,11 @@ def released_json(released_folder):
     return {path.name: json.loads(path.read_text()) for path in released_folder.glob("*.json")}
 
 
-def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
+def assert_same(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-def by_hand(model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
+def by_hand(model, tokenizer, texts):
     """The last hidden state at EOS, text by text, at unit length."""
     last = []
     with torch.no_grad():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from sentence_transformers import (
-    SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
@@ -17,8 +15,6 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_weights
 
@@ -28,71 +24,44 @@ Dataset = pytest.importorskip("datasets").Dataset
 STEPS = 6
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
-    return build_sentence_transformer(model, deepcopy(tokenizer))
-
-
-def ranking(model: SentenceTransformer) -> nn.Module:
+def ranking(model):
     dims = [32, 16, 8]
     loss = MultipleNegativesRankingLoss(model, scale=20.0)
     return MatryoshkaLoss(model, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims))
 
 
-def distilling(model: SentenceTransformer) -> nn.Module:
+def distilling(model):
     return EmbedDistillLoss(model, distance_metric="mse")
 
 
 @pytest.fixture
-def teacher(tiny_model, tiny_tokenizer):
+def labels(tiny_model, tiny_tokenizer, sentences):
+    """A teacher's embeddings."""
     model = deepcopy(tiny_model)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(number)
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return wrap(model, tiny_tokenizer)
+    return build_sentence_transformer(model, deepcopy(tiny_tokenizer)).encode_document(sentences)
 
 
-@pytest.fixture
-def pairs(sentences):
-    return Dataset.from_dict({"query": [f"{text[:12]} …?" for text in sentences], "passage": sentences})
-
-
-@pytest.fixture
-def labelled(pairs, teacher):
-    return Dataset.from_dict({"sentence": pairs["passage"], "label": teacher.encode_document(list(pairs["passage"]))})
-
-
-def train(model: SentenceTransformer, loss: nn.Module, dataset: Dataset, folder: Path, **arguments) -> list[float]:
-    """Losses of the steps, each over the whole dataset."""
-    options = SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=len(dataset),
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **arguments,
-    )
-    trainer = SentenceTransformerTrainer(model=model, args=options, train_dataset=dataset, loss=loss)
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-@pytest.fixture(params=["ranking", "distilling"])
-def objective(request, pairs, labelled):
-    return (ranking, pairs) if request.param == "ranking" else (distilling, labelled)
-
-
-def test_training_equals_training_stock_step_by_step(tiny_model, stock_model, tiny_tokenizer, objective, tmp_path):
-    loss_of, dataset = objective
+@pytest.mark.parametrize("loss_of", [ranking, distilling])
+def test_training_equals_training_stock_step_by_step(
+    tiny_model, stock_model, tiny_tokenizer, sentences, labels, loss_of, tmp_path
+):
+    rows = {"sentence": sentences, "label": labels}
+    if loss_of is ranking:
+        rows = {"query": [f"{text[:12]} …?" for text in sentences], "passage": sentences}
+    nothing_else = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    options = {"max_steps": STEPS, "per_device_train_batch_size": len(sentences), "learning_rate": 1e-3}
+    arguments = SentenceTransformerTrainingArguments(str(tmp_path), logging_steps=1, **options, **nothing_else)
     before = deepcopy(tiny_model.state_dict())
     losses = {}
     for name, model in {"packed": tiny_model, "stock": stock_model}.items():
-        wrapped = wrap(model, tiny_tokenizer)
-        losses[name] = train(wrapped, loss_of(wrapped), dataset, tmp_path)
+        encoder = build_sentence_transformer(model, deepcopy(tiny_tokenizer))
+        trainer = SentenceTransformerTrainer(encoder, arguments, Dataset.from_dict(rows), loss=loss_of(encoder))
+        trainer.train()
+        losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     assert len(losses["packed"]) == STEPS
     assert losses["packed"][-1] < 0.9 * losses["packed"][0]

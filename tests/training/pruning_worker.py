@@ -15,8 +15,7 @@ import torch
 from transformers import AutoModel
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
-from tests.benchmarks.machine import process_memory
-from tests.benchmarks.models import random_model
+from tests.benchmarks.common import process_memory, random_model
 from training.pruning.importance import calibrate
 from training.pruning.pruning import prune
 from training.pruning.shape import pruned_config

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.errors import UserError, in_one_line
-from training.publishing.hub.checkpoints import CheckpointUpload
-from training.publishing.hub.hub import Hub
-from training.publishing.hub.retries import HubUnavailableError, RetryPolicy
+from training.publishing.hub.checkpoints import CheckpointUpload, PushQueue
+from training.publishing.hub.hub import Hub, HubUnavailableError
 from training.publishing.hub.upload import Destination
-from training.publishing.hub.upload_queue import UploadQueue
 from training.trainer.stopping import Interruption
 
 logger = logging.getLogger(__name__)
@@ -34,13 +31,12 @@ _REMEDY = (
 
 def push_callback(repo: str, run: Path, interruption: Interruption | None = None) -> PushCheckpoints:
     """Return the callback of a run, after checking the login. A Hub that is down is only logged."""
-    if find_spec("jinja2") is None:
-        raise UserError("key 'push_checkpoints' needs jinja2; install it: pip install -e '.[publish]'")
     ended: list[UserError | HubUnavailableError | None] = []
 
     def check_login() -> None:
         try:
-            RetryPolicy(tries=1).call("checking the login", Hub().api.whoami)
+            hub = Hub(tries=1)
+            hub.call("checking the login", hub.api.whoami)
             ended.append(None)
         except (UserError, HubUnavailableError) as error:
             ended.append(error)
@@ -57,9 +53,9 @@ def push_callback(repo: str, run: Path, interruption: Interruption | None = None
     return PushCheckpoints(repo, run, interruption)
 
 
-def push_what_waits(repo: str, run: Path) -> None:
+def push_pending(repo: str, run: Path) -> None:
     """Upload what an earlier training left in the queue, for a limited time."""
-    if UploadQueue(run).pending():
+    if PushQueue(run).pending():
         callback = push_callback(repo, run)
         callback.begin()
         callback.end()
@@ -74,19 +70,18 @@ class PushCheckpoints(TrainerCallback):
     """
 
     def __init__(self, repo: str, run: Path, interruption: Interruption | None = None) -> None:
-        self.repo, self.run, self.queue, self.interruption = repo, run, UploadQueue(run), interruption
+        self.repo, self.run, self.queue, self.interruption = repo, run, PushQueue(run), interruption
         self.pushed = 0
         self._news, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._command = f"run: python training/publish.py push-checkpoints {run} --repo {repo}"
 
     def begin(self) -> None:
         """Start the uploads, of what an earlier training left in the queue first."""
-        if self._thread is None:
-            self.queue.tidy()
-            self._ending.clear()
-            # A daemon: a Hub that hangs cannot keep the process alive, and half an upload is invisible.
-            self._thread = threading.Thread(target=self._work, name="upload of checkpoints", daemon=True)
-            self._thread.start()
+        self.queue.tidy()
+        # A daemon: a Hub that hangs cannot keep the process alive, and half an upload is invisible.
+        self._thread = threading.Thread(target=self._work, name="upload of checkpoints", daemon=True)
+        self._thread.start()
 
     def end(self, hurry: bool = False) -> None:
         """Wait for the uploads, only for seconds in a ``hurry``. To be called when the finished model is saved."""
@@ -96,11 +91,10 @@ class PushCheckpoints(TrainerCallback):
         self._ending.set()
         self._news.set()
         self._thread.join(_INTERRUPTED_SECONDS if hurry else _LAST_SECONDS)
-        self._thread = None
         pending = [path.name for path in self.queue.pending()]
         logger.info("%s: %d checkpoints uploaded", self.repo, self.pushed)
         if pending:
-            logger.warning("%s: not uploaded yet: %s; %s", self.repo, ", ".join(pending), self._command())
+            logger.warning("%s: not uploaded yet: %s; %s", self.repo, ", ".join(pending), self._command)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the uploads."""
@@ -112,18 +106,14 @@ class PushCheckpoints(TrainerCallback):
         try:
             self.queue.add(checkpoint)
         except (UserError, OSError) as error:
-            logger.warning("%s is not uploaded: %s. While the run keeps it, %s", checkpoint, error, self._command())
+            logger.warning("%s is not uploaded: %s. While the run keeps it, %s", checkpoint, error, self._command)
         self._news.set()
-
-    def _command(self) -> str:
-        return f"run: python training/publish.py push-checkpoints {self.run} --repo {self.repo}"
 
     def _work(self) -> None:
         wait, longest = _WAITS
-        # At the end of the training, the waits between tries end, too.
-        hub = Hub(retries=RetryPolicy(tries=3, sleep=self._ending.wait))
         try:
-            upload = CheckpointUpload(self.run, Destination(self.repo), hub)
+            # At the end of the training, the waits between tries end, too.
+            upload = CheckpointUpload(self.run, Destination(self.repo), Hub(tries=3, sleep=self._ending.wait))
             while True:
                 self._news.clear()
                 available = self._upload_pending(upload)

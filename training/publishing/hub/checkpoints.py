@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -14,24 +16,88 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.hub import ATTRIBUTES, SCRATCH, Content, check_revision
-from training.common.outputs import temporary_folder
-from training.common.run_folder import RECIPE, checkpoints, step_of
+from training.common.outputs import discard, scratch_folder, temporary_folder
+from training.common.run_folder import RECIPE, checkpoints, holds_model, numbered_checkpoints, step_of
 from training.common.yaml_file import load_yaml
-from training.publishing.hub import upload as uploads
 from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card, checkpoints_card
 from training.publishing.hub.hub import Hub, WrittenMeanwhileError
 from training.publishing.hub.progress import STATE, TIMING, progress_of
-from training.publishing.hub.upload import CARD, INCIDENTAL, Destination
-from training.publishing.hub.upload_queue import UploadQueue
+from training.publishing.hub.upload import CARD, INCIDENTAL, NOTHING_UPLOADED, Destination, preview, write_card
 from training.publishing.lineage import Lineage, sources_of
 from training.publishing.model_files import copy_model_files, read_model_files, read_weights
 from training.publishing.record import RECORD
 from training.publishing.states import ModelState, check_nothing_private, clean_arguments, private_texts, read_json
 
 INDEX, TRAINING_STATE = "checkpoints.json", "training_state.json"
+QUEUE = ".upload_queue"  # in the run's folder
+QUEUE_LIMIT = 8  # each of them keeps a model's weights on the disk
+# The files of a checkpoint that make the model; optimizer, scheduler and random states are left out.
+_KEPT = (".json", ".jinja", ".safetensors", ".txt")
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 # Tries to list a revision, each from what another run has listed meanwhile.
 _LISTINGS = 5
+
+
+class PushQueue:
+    """The checkpoints of a run whose upload is pending, on disk: hard links that outlive the rotation of checkpoints.
+
+    A checkpoint is in the queue whole or not at all, and stays until :meth:`remove`, even if the process is killed.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / QUEUE
+
+    def pending(self) -> list[Path]:
+        """Return the checkpoints in the queue, oldest step first."""
+        return numbered_checkpoints(self.folder)
+
+    def add(self, checkpoint: Path) -> Path:
+        """Put a whole ``checkpoint-N`` into the queue, unless it is there; return its path in the queue.
+
+        It is refused at the limit, or if the disk has no room for it and the run's next one.
+        """
+        queued = self.folder / checkpoint.name
+        if queued.exists():
+            return queued
+        if len(self.pending()) >= QUEUE_LIMIT:
+            raise UserError(f"{QUEUE_LIMIT} checkpoints are in the queue already")
+        try:
+            sizes = {path: path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()}
+            kept = [path for path in sizes if path.suffix in _KEPT]
+            needed = sum(sizes.values()) + sum(sizes[path] for path in kept)
+            free = shutil.disk_usage(checkpoint.parent).free
+            if free < needed:
+                raise UserError(f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB must be free")
+            with scratch_folder(queued) as partial:
+                for path in kept:
+                    link = partial / path.relative_to(checkpoint)
+                    link.parent.mkdir(exist_ok=True)
+                    try:
+                        os.link(path, link)
+                    except FileNotFoundError:
+                        raise
+                    # Another device, or a file system without hard links.
+                    except OSError:
+                        shutil.copyfile(path, link)
+                if not (holds_model(partial) and (partial / STATE).is_file()):
+                    raise FileNotFoundError(f"it lacks {STATE} or the model")
+                partial.rename(queued)
+        except FileNotFoundError as error:
+            raise UserError(f"{checkpoint}: is gone or incomplete ({error}); it cannot be uploaded") from None
+        return queued
+
+    def remove(self, queued: Path) -> None:
+        """Remove an uploaded checkpoint; do nothing if another process has."""
+        with suppress(FileNotFoundError):
+            discard(queued)
+        # Fails while other checkpoints are pending.
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half linked or half deleted."""
+        for left in self.folder.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class CheckpointUpload:
@@ -54,12 +120,11 @@ class CheckpointUpload:
         """What the cards of all checkpoints say. A teacher's weights may have to be read for it."""
         start, teacher = Lineage(self._state).origins()
         languages = {code for source in sources_of(self._state) for code in source.languages}
-        return {"start": start, "teacher": teacher, "languages": tuple(sorted(languages)), "stage": self.stage}
+        known = {"start": start, "teacher": teacher, "languages": tuple(sorted(languages))}
+        return {"repository": self.repo.name, "stage": self.stage, **known}
 
-    def revision(
-        self, checkpoint: Path, folder: Path, finished: bool = False
-    ) -> tuple[CheckpointFacts, dict[str, Content]]:
-        """Return what the card of a checkpoint says, and its files; all but the weights are written to a new folder.
+    def revision(self, checkpoint: Path, finished: bool = False) -> tuple[CheckpointFacts, dict[str, Content]]:
+        """Return what the card of a checkpoint says, and its files.
 
         The card links the finished model if the repository holds it (``finished``).
         """
@@ -69,53 +134,45 @@ class CheckpointUpload:
         state = ModelState(self.run, checkpoint, self._state.keys)
         facts = CheckpointFacts(
             **self._known_of_run,
-            repository=self.repo.name,
+            **{key: trained[key] for key in ("max_steps", "epoch")},
             revision=f"{self.stage}-step-{trained['global_step']:06d}",
-            name=self.repo.name.rpartition("/")[2],
-            final=self.repo.name if finished else None,
             step=trained["global_step"],
-            max_steps=trained["max_steps"],
-            epoch=trained["epoch"],
             metrics=progress_of(state).metrics,
-            dimension=model.config.hidden_size,
             dimensions=model.dimensions,
             parameters=weights.parameters,
             prompts=model.prompts,
+            finished=finished,
         )
-        folder.mkdir()
-        copy_model_files(model, folder, weights.dtype)
         public = {key: getattr(facts, key) for key in ("stage", "step", "max_steps", "epoch", "metrics")}
         public |= {"shape": dict(model.shape), "start": facts.start and asdict(facts.start)}
         public["arguments"] = clean_arguments(state.keys)
-        public["log"] = [
-            {key: entry[key] for key in entry if not key.endswith(TIMING)} for entry in trained["log_history"]
-        ]
-        (folder / TRAINING_STATE).write_text(_json(public), encoding="utf-8")
-        (folder / CARD).write_text(checkpoint_card(facts).rstrip("\n") + "\n", encoding="utf-8")
-        check_nothing_private(folder, private_texts([state]))
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        names = {*weights.files.values(), _WEIGHTS_INDEX}
-        files |= {name: checkpoint / name for name in names if (checkpoint / name).is_file()}
-        return facts, {path: Content(file) for path, file in files.items()}
+        log = [{key: entry[key] for key in entry if not key.endswith(TIMING)} for entry in trained["log_history"]]
+        with temporary_folder() as name:
+            folder = Path(name)
+            copy_model_files(model, folder, weights.dtype)
+            (folder / TRAINING_STATE).write_bytes(_json({**public, "log": log}))
+            (folder / CARD).write_text(checkpoint_card(facts).rstrip("\n") + "\n", encoding="utf-8")
+            check_nothing_private(folder, private_texts([state]))
+            written = (path for path in sorted(folder.rglob("*")) if path.is_file())
+            files = {path.relative_to(folder).as_posix(): Content(path.read_bytes()) for path in written}
+        large = (checkpoint / name for name in {*weights.files.values(), _WEIGHTS_INDEX})
+        return facts, {**files, **{path.name: Content(path) for path in large if path.is_file()}}
 
     def upload(self, checkpoint: Path) -> str:
-        """Upload ``checkpoint-N``, and list it; return the name of its revision.
+        """Upload ``checkpoint-N``, and list it; return the name of its revision, which is complete or absent.
 
         Raises:
-            UserError: If the repository holds something else, the revision has other weights, the checkpoint is
-                damaged, or the Hub refuses the upload.
-            HubUnavailableError: If the Hub is down. The revision is complete or absent.
+            HubUnavailableError: If the Hub is down.
         """
         self.repo.ensure(self.place.private)
         held = {*(self.repo.files() or {})} - {ATTRIBUTES}
         finished = RECORD in held
         if not finished and not held <= {*INCIDENTAL, INDEX} and not self.place.replace:
             raise self._refusal(f"holds {len(held)} files that no {INDEX} lists")
-        with temporary_folder() as folder:
-            facts, files = self.revision(checkpoint, Path(folder) / "revision", finished)
-            if not self.place.replace:
-                self._check(facts.revision, files, finished)
-            self.repo.publish(files, f"{facts.stage}, step {facts.step:,}", facts.revision)
+        facts, files = self.revision(checkpoint, finished)
+        if not self.place.replace:
+            self._check(facts.revision, files, finished)
+        self.repo.write_branch(files, f"{facts.stage}, step {facts.step:,}", facts.revision)
         if not finished:
             self._list(facts)
         return facts.revision
@@ -127,7 +184,7 @@ class CheckpointUpload:
         branches = sorted(self.repo.refs()["branch"])
         others = [each for each in branches if each.startswith(f"{self.stage}-step-") and not each.endswith(SCRATCH)]
         if others:
-            other, own = self._read(TRAINING_STATE, others[0]), read_json(Path(files[TRAINING_STATE].source))
+            other, own = self._read(TRAINING_STATE, others[0]), json.loads(files[TRAINING_STATE].source)
             # The first entry of the log is the same in all checkpoints of a run, even a resumed one: it has the loss,
             # the gradient norm and the learning rate. It may be missing in the first checkpoints.
             logs = [state["log"][:1] for state in (other, own) if state["log"]]
@@ -158,7 +215,7 @@ class CheckpointUpload:
             files = {path: self.repo.read(path, head) or b"" for path in held - {INDEX, CARD}}
             files |= index_files(listed, facts)
             with suppress(WrittenMeanwhileError):
-                self.repo.publish(files, f"List {facts.revision}", parent=head)
+                self.repo.write_branch(files, f"List {facts.revision}", parent=head)
                 return
         raise WrittenMeanwhileError(self.repo.name, "main")
 
@@ -172,48 +229,38 @@ def index_files(listed: Mapping[str, Any], facts: CheckpointFacts) -> dict[str, 
         "revisions": dict(sorted(revisions.items(), key=lambda item: (item[1]["stage"], item[1]["step"]))),
         "languages": sorted({*listed["languages"], *facts.languages}),
     }
-    card = checkpoints_card(facts.repository, content["revisions"], content["languages"])
-    return {INDEX: _json(content).encode(), CARD: card.encode()}
+    return {INDEX: _json(content), CARD: checkpoints_card(facts.repository, **content).encode()}
 
 
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def run_push_checkpoints(arguments: argparse.Namespace) -> None:
     """Upload the checkpoints of a run, or of all stages of a recipe; or show what would be uploaded."""
     place, hub = Destination.of(arguments, arguments.repo), Hub()
-    folder, stage_name = arguments.run_folder, arguments.stage_name
+    folder, stage_name, cards = arguments.run_folder, arguments.stage_name, []
     runs = [folder] if (folder / RECIPE).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
     found = [CheckpointUpload(run, place, hub, stage_name) for run in runs if _checkpoints(run)]
     if not found:
         raise UserError(f"{folder}: holds no checkpoint of a run; give the output_dir of one that has been saved")
     if stage_name is not None and len(found) > 1:
         raise UserError(f"--stage-name names one stage, {folder} holds {len(found)}; give the folder of one")
-    if arguments.dry_run:
-        sys.stdout.writelines(_preview(hub, folder, found))
-        return
     for upload in found:
-        queue = UploadQueue(upload.run)
+        queue = PushQueue(upload.run)
         for checkpoint in _checkpoints(upload.run):
-            sys.stdout.write(f"{upload.repo.address}: uploaded {upload.upload(checkpoint)}\n")
-            queue.remove(queue.folder / checkpoint.name)
+            if arguments.dry_run:
+                facts, files = upload.revision(checkpoint)
+                sys.stdout.write(preview(hub, replace(place, revision=facts.revision), files))
+                cards.append({CARD: files[CARD]})
+            else:
+                sys.stdout.write(f"{upload.repo.address}: uploaded {upload.upload(checkpoint)}\n")
+                queue.remove(queue.folder / checkpoint.name)
+    if arguments.dry_run:
+        sys.stdout.write(write_card(folder, *cards) + NOTHING_UPLOADED)
 
 
 def _checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run and of its queue, oldest first; a training may delete its own meanwhile."""
-    found = {path.name: path for path in (*checkpoints(run), *UploadQueue(run).pending())}
+    found = {path.name: path for path in (*checkpoints(run), *PushQueue(run).pending())}
     return sorted(found.values(), key=step_of)
-
-
-def _preview(hub: Hub, folder: Path, found: list[CheckpointUpload]) -> Iterator[str]:
-    cards = []
-    for upload in found:
-        for checkpoint in _checkpoints(upload.run):
-            with temporary_folder() as temporary:
-                facts, files = upload.revision(checkpoint, Path(temporary) / "revision")
-                place = replace(upload.place, revision=facts.revision)
-                yield uploads.preview(hub, place, files)
-                # Kept in memory, as the folder goes.
-                cards.append({CARD: Content(bytes(files[CARD].payload))})
-    yield uploads.write_card(folder, *cards) + uploads.NOTHING_UPLOADED

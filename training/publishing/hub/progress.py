@@ -47,16 +47,14 @@ def progress_of(state: ModelState) -> Progress:
 
 
 def _trainer_state(state: ModelState) -> dict[str, Any] | None:
-    # A checkpoint may be kept outside its run.
-    name, folder = state.folder.name, state.folder.parent
-    if (state.folder / MERGED_ADAPTER).is_file():
+    folder = state.folder
+    if (folder / MERGED_ADAPTER).is_file():
         # The base merged with the run's adapter, or with one of its checkpoints.
-        name, folder = Path(read_json(state.folder / MERGED_ADAPTER)["adapter"]["name"]).name, state.run
-    if name != FINAL_MODEL:
-        return read_json(folder / name / STATE)
-    checkpoint = last_checkpoint(state.run)
+        folder = state.run / Path(read_json(folder / MERGED_ADAPTER)["adapter"]["name"]).name
+    # A checkpoint may be kept outside its run.
+    checkpoint = last_checkpoint(state.run) if folder.name == FINAL_MODEL else folder
     if checkpoint is None:
         return None
     trained = read_json(checkpoint / STATE)
     ended = trained["global_step"] >= trained["max_steps"] or state.keys.get("early_stopping_patience") is not None
-    return trained if ended else None
+    return trained if ended or folder is checkpoint else None

@@ -6,19 +6,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.hub_server.client import environment
-from tests.hub_server.faults import Fault
-from tests.hub_server.server import HubServer
 from tests.training.publishing.packed import NAME, write_packed
 from tests.training.recipes import write_sources
-from training.data.releasing import release
+from training.data.releasing.release import release
+from training.publishing.hub import hub as hub_module
 from training.publishing.hub.hub import Hub
-from training.publishing.hub.retries import RetryPolicy
 
 
 @pytest.fixture(scope="session")
@@ -46,33 +44,30 @@ def released(released_once, tmp_path):
 
 
 @pytest.fixture
-def waits() -> list[float]:
-    """The seconds that ``hub`` would have waited."""
-    return []
+def waits(client_waits, monkeypatch):
+    """The seconds that the client would have waited between its tries."""
+    waits = []
+    monkeypatch.setattr(hub_module, "time", SimpleNamespace(sleep=waits.append))
+    return waits
 
 
 @pytest.fixture
-def hub(client_waits: list[float], waits: list[float]) -> Hub:
-    """A Hub with three tries and no waits."""
-    return Hub(retries=RetryPolicy(tries=3, sleep=waits.append))
+def hub(waits):
+    return Hub(tries=3)
 
 
 @pytest.fixture
-def kill_when_met(hub_server: HubServer, tmp_path: Path) -> Callable[..., None]:
+def kill_when_met(hub_server, tmp_path):
     """``kill_when_met(fault, script, *words)`` runs a command, and kills it when its request meets the fault."""
 
-    def run(fault: Fault, script: str, *words: str, ready: Callable[[], bool] = lambda: True) -> None:
-        process = subprocess.Popen(
-            [sys.executable, script, *words],
-            env=environment(hub_server, tmp_path / "home"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def run(fault, script, *words, ready=lambda: True):
+        known = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        known["env"] = environment(hub_server, tmp_path / "home")
+        process = subprocess.Popen([sys.executable, script, *words], **known)
         try:
             until = time.monotonic() + 120
             while not (fault.met and ready()):
-                assert process.poll() is None
-                assert time.monotonic() < until
+                assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.02)
         finally:
             process.kill()

@@ -14,16 +14,14 @@ from transformers import TrainerControl, TrainerState
 
 from tests.hub_server.client import connected
 from tests.hub_server.server import TOKEN
-from tests.training.recipes import write_recipe, write_single_stage
+from tests.training.recipes import write_single_stage
 from training import run_stage
 from training.common.errors import StoppedError, UserError
 from training.common.run_folder import last_checkpoint
-from training.config.recipe import load_recipe
-from training.publish import main as publish
-from training.publishing.hub import callback
+from training.publishing.hub import callback, checkpoints
 from training.publishing.hub.callback import PushCheckpoints
-from training.publishing.hub.retries import HubUnavailableError
-from training.publishing.hub.upload_queue import QUEUE, UploadQueue
+from training.publishing.hub.checkpoints import QUEUE, PushQueue
+from training.publishing.hub.hub import HubUnavailableError
 from training.run_stage import main
 
 pytestmark = pytest.mark.usefixtures("client_waits")
@@ -38,17 +36,12 @@ def uploads(tmp_path):
     return write_single_stage(tmp_path, save_steps=5, save_total_limit=1, push_checkpoints=REPO)
 
 
-@pytest.fixture(autouse=True)
-def in_a_hurry(monkeypatch):
-    monkeypatch.setattr(callback, "_LOGIN_SECONDS", 5.0)
-
-
 def revisions(hub):
     return {*hub.repository(REPO).branches} - {"main"}
 
 
 def pending(recipe):
-    return [path.name for path in UploadQueue(recipe.parent / "run").pending()]
+    return [path.name for path in PushQueue(recipe.parent / "run").pending()]
 
 
 def test_every_checkpoint_is_uploaded_though_all_but_one_are_deleted(uploads, hub_server, monkeypatch):
@@ -91,20 +84,17 @@ def test_a_hub_in_trouble_neither_stops_nor_changes_the_training(
     assert caplog.text.count("no further checkpoints are uploaded in this run") == (trouble == "forbids")
 
 
-@pytest.mark.parametrize("again", ["resume", "goes on", "command"])
+@pytest.mark.parametrize("again", ["resume", "goes on"])
 def test_pending_checkpoints_are_uploaded_later(uploads, hub_server, again):
     hub_server.faults.add("", "/", times=None, status=503)
     half = ["--num_train_epochs", "1", "--warmup_steps", "2"] if again == "goes on" else []
     assert main([str(uploads), *half]) == 0
     assert pending(uploads) == ["checkpoint-5", "checkpoint-10"][: 1 if half else 2]
     hub_server.faults.clear()
-    if again == "command":
-        assert publish(["push-checkpoints", str(uploads.parent / "run"), "--repo", REPO]) == 0
-    else:
-        if half:
-            # As if it had been stopped half way.
-            shutil.rmtree(uploads.parent / "run/model")
-        assert main([str(uploads), "--resume", *(["--accept-changes"] if half else [])]) == 0
+    if half:
+        # As if it had been stopped half way.
+        shutil.rmtree(uploads.parent / "run/model")
+    assert main([str(uploads), "--resume", *(["--accept-changes"] if half else [])]) == 0
     assert revisions(hub_server) == REVISIONS and pending(uploads) == []
 
 
@@ -117,34 +107,19 @@ def test_a_login_that_cannot_work_is_refused_at_the_start(uploads, hub_server, t
     assert not list((uploads.parent / "run").glob("checkpoint-*"))
 
 
-def test_one_option_may_stand_for_all_stages_of_a_recipe(tmp_path):
-    stages = load_recipe(write_recipe(tmp_path), {"push_checkpoints": REPO}).stages
-    assert [stage.arguments.push_checkpoints for stage in stages] == [REPO] * 2
+@pytest.mark.parametrize("full", ["queue", "disk"])
+def test_a_full_queue_or_disk_is_logged_and_costs_nothing_else(tmp_path, caplog, monkeypatch, full):
+    def add(checkpoint):
+        raise OSError(28, "No space left on device")
 
-
-def test_a_full_queue_or_disk_is_logged_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
     pushing = PushCheckpoints(REPO, tmp_path)
-
-    def save(step):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in ("config.json", "trainer_state.json"):
-            (folder / name).write_text("{}")
-        pushing.on_save(None, TrainerState(global_step=step), TrainerControl())
-
-    pushing.queue.limit = 1
+    monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 0)
+    if full == "disk":
+        monkeypatch.setattr(pushing.queue, "add", add)
     with caplog.at_level(logging.WARNING):
-        for step in (1, 2):
-            save(step)
-        assert [path.name for path in pushing.queue.pending()] == ["checkpoint-1"]
-        assert "checkpoint-2 is not uploaded: 1 checkpoints are in the queue already" in caplog.text
-
-        def full(checkpoint):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(pushing.queue, "add", full)
-        save(3)
-        assert "checkpoint-3 is not uploaded: [Errno 28]" in caplog.text
+        pushing.on_save(None, TrainerState(global_step=3), TrainerControl())
+    reason = "0 checkpoints are in the queue already" if full == "queue" else "[Errno 28]"
+    assert f"checkpoint-3 is not uploaded: {reason}" in caplog.text
 
 
 def wait_until(holds):
@@ -200,7 +175,7 @@ def test_a_new_checkpoint_is_a_reason_to_try_even_if_it_could_not_be_queued(push
 
 def test_a_checkpoint_that_another_process_uploaded_is_no_reason_to_stop(pushing, tmp_path):
     def uploaded(checkpoint):
-        UploadQueue(tmp_path).remove(checkpoint)
+        PushQueue(tmp_path).remove(checkpoint)
         raise UserError("config.json is missing")
 
     callback_, tried = pushing(1, uploaded)

@@ -13,7 +13,6 @@ from tests.training.publishing.packed import NAME, content_of
 from training import publish
 from training.publish import main
 from training.publishing.hub import hub
-from training.publishing.hub.retries import RetryPolicy
 
 COMMANDS = ["push", "push-data", "push-family", "push-checkpoints"]
 
@@ -53,9 +52,8 @@ def state_of(hub_server, command):
 
 
 @pytest.fixture
-def wanted(command, hub_server, client_waits, monkeypatch):
+def wanted(command, hub_server, waits):
     """What the command publishes without faults. The Hub is empty again, and nobody waits."""
-    monkeypatch.setattr(hub, "RetryPolicy", lambda: RetryPolicy(tries=4, sleep=lambda seconds: None))
     assert main(command.words) == 0
     wanted = state_of(hub_server, command)
     hub_server.store.repositories.clear()
@@ -92,16 +90,6 @@ def test_what_a_hub_that_stays_down_interrupts_the_next_run_completes(command, w
     assert state_of(hub_server, command) == wanted
 
 
-def test_a_refusal_is_one_line_and_leaves_nothing(command, wanted, hub_server, capsys):
-    hub_server.faults.add("POST", "/commit/", times=None, status=403)
-    assert main(command.words) == (1 if command.words[0] == "push-family" else 2)
-    shown = capsys.readouterr()
-    assert "an injected fault" in shown.out + shown.err and "this login may not do it" in shown.out + shown.err
-    repository = hub_server.repository(command.repo, command.kind)
-    assert repository.files() == {} and not repository.tags
-    assert all(name == "main" or name.endswith(".partial") for name in repository.branches)
-
-
 def test_a_dry_run_shows_all_and_needs_neither_login_nor_network(command, hub_server, tmp_path, capsys):
     folder = Path(command.words[1])
     before = content_of(folder)
@@ -134,7 +122,7 @@ def test_a_killed_command_leaves_nothing_visible_and_the_next_completes(command,
     assert state_of(hub_server, command) == wanted
 
 
-def flip(path: Path) -> None:
+def flip(path):
     """Change the last byte of a file."""
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -10,15 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from training.common.errors import UserError
-from training.publishing.hub.upload_queue import UploadQueue
+from training.publishing.hub import checkpoints
+from training.publishing.hub.checkpoints import PushQueue
 
 MODEL = {"config.json", "model.safetensors", "modules.json", "tokenizer.json", "1_Pooling/config.json"}
 STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
 @pytest.fixture
-def queue(tmp_path):
-    return UploadQueue(tmp_path, limit=3)
+def queue(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 3)
+    return PushQueue(tmp_path)
 
 
 def write_checkpoint(run, step):
@@ -57,7 +59,7 @@ def test_the_oldest_comes_first_and_a_full_queue_stays_as_it_is(queue, tmp_path)
 
 def test_a_checkpoint_that_another_process_removed_is_no_error_and_leftovers_go(queue, tmp_path):
     queued, kept = (queue.add(write_checkpoint(tmp_path, step)) for step in (7, 8))
-    UploadQueue(tmp_path).remove(queued)
+    PushQueue(tmp_path).remove(queued)
     queue.remove(queued)
     for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
         (queue.folder / left).mkdir()
@@ -66,18 +68,16 @@ def test_a_checkpoint_that_another_process_removed_is_no_error_and_leftovers_go(
     assert [path.name for path in queue.folder.iterdir()] == [kept.name]
 
 
-@pytest.mark.parametrize("short", [0, 1])
-def test_the_disk_keeps_room_for_the_next_checkpoint(queue, tmp_path, monkeypatch, short):
+def test_the_disk_keeps_room_for_the_next_checkpoint(queue, tmp_path, monkeypatch):
     checkpoint = write_checkpoint(tmp_path, 7)
     sizes = {name: (checkpoint / name).stat().st_size for name in (*MODEL, *STATE)}
     needed = sum(sizes.values()) + sum(sizes[name] for name in (*MODEL, "trainer_state.json"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - short))
-    if short:
-        with pytest.raises(UserError, match="must be free"):
-            queue.add(checkpoint)
-        assert queue.pending() == [] and not queue.folder.exists()
-    else:
-        assert queue.add(checkpoint) in queue.pending()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(UserError, match="must be free"):
+        queue.add(checkpoint)
+    assert queue.pending() == [] and not queue.folder.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    assert queue.add(checkpoint) in queue.pending()
 
 
 def test_without_hard_links_files_are_copied_and_a_full_disk_leaves_nothing_half_done(queue, tmp_path, monkeypatch):
