@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3Model
@@ -31,7 +30,7 @@ ADAPTER_NAME = "default"
 _DEFAULT_RANK = 16
 # In peft's names of saved weights.
 _PREFIX = "base_model.model."
-_MAGNITUDE, _WEIGHT = ".lora_magnitude_vector", ".weight"
+_MAGNITUDE = ".lora_magnitude_vector"
 # peft's field of each key of a recipe.
 _FIELDS = {
     **{"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
@@ -146,16 +145,9 @@ def read_adapter(model: PreTrainedModel, path: Path) -> None:
     from peft import set_peft_model_state_dict
 
     weights = {key.removeprefix(_PREFIX): value for key, value in load_file(path).items()}
-    if {_peft_name(key) for key in weights} != model.get_adapter_state_dict(ADAPTER_NAME).keys():
+    found = set_peft_model_state_dict(model, weights, ADAPTER_NAME)
+    if found.unexpected_keys or any("lora_" in key for key in found.missing_keys):
         raise ValueError(f"{path}: holds the weights of another adapter")
-    set_peft_model_state_dict(model, weights, ADAPTER_NAME)
-
-
-def lacking_weight(model: PreTrainedModel, path: Path) -> str | None:
-    """Return a weight of a model's adapter that a saved file lacks; None if it has all."""
-    with safe_open(path, framework="pt") as stored:
-        held = {_peft_name(key.removeprefix(_PREFIX)) for key in stored.keys()}
-    return min(model.get_adapter_state_dict(ADAPTER_NAME).keys() - held, default=None)
 
 
 def mend_saved(folder: Path) -> None:
@@ -174,11 +166,7 @@ def mend_saved(folder: Path) -> None:
 
 
 def _file_name(name: str) -> str:
-    return f"{name}{_WEIGHT}" if name.endswith(_MAGNITUDE) else name
-
-
-def _peft_name(key: str) -> str:
-    return key.removesuffix(_WEIGHT) if key.endswith(_MAGNITUDE + _WEIGHT) else key
+    return f"{name}.weight" if name.endswith(_MAGNITUDE) else name
 
 
 def expected_shapes(folder: Path, config: Qwen3Config) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ Nothing here loads a model. The export environments import this file with transf
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.common.errors import UserError, in_one_line
-from training.common.outputs import write_whole
+from training.common.errors import StoppedError, UserError, in_one_line
+from training.common.outputs import locked, new_folder, write_whole
+
+logger = logging.getLogger("training")
 
 # File that says that a folder holds an adapter.
 ADAPTER = "adapter_config.json"
@@ -57,6 +60,33 @@ def load_json(path: Path, remedy: str = "fetch or save the model again") -> Any:
     """Return the content of a JSON file; a UserError if it is missing or damaged."""
     with user_error(f"{path}: cannot be read", remedy):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file with sorted keys."""
+    write_whole(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def recorded_folder(output: Path, file: str, record: Mapping[str, Any]) -> Iterator[Path | None]:
+    """Give an empty folder that becomes ``output``, with the record of what is made in a file, unless the block fails.
+
+    None if the output is there already with the same record; a UserError if it holds something else.
+    """
+    with locked(output):
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            if read_json(output / file) != record:
+                raise UserError(f"{output}: is there and holds something else; name another --output, or remove it")
+            logger.info("%s: is there already, nothing to do", output)
+            yield None
+            return
+        try:
+            with new_folder(output) as partial:
+                yield partial
+                write_json(partial / file, record)
+        # The library's error for a full disk.
+        except SafetensorError as error:
+            raise StoppedError(f"{output}: the model could not be written ({in_one_line(error)})") from error
 
 
 class TensorInfo(NamedTuple):

@@ -120,12 +120,14 @@ def revisions_in(run: Path) -> list[str]:
 
 def model_revision(name: str, key: str, revision: str | None = None, weights_only: bool = False) -> str:
     """Return the commit on the Hub, or a digest of a folder's files or weights, wherever the folder lies."""
-    folder = Path(name)
+    folder, digest = Path(name), blake2b(digest_size=16)
     if folder.is_dir():
-        if not _holds_model(folder):
-            raise UserError(f"{folder}: the folder holds no model: no modules.json and config.json; correct {key}")
-        return _digest(folder, "*.safetensors" if weights_only else "*")
-    reason = ""
+        for path in sorted(folder.rglob("*.safetensors" if weights_only else "*")):
+            file = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in file.parts):
+                digest.update(f"{file.as_posix()}\0{path.stat().st_size}\0".encode())
+                update_digest(digest, path)
+        return digest.hexdigest()
     for file in MODEL_FILES:
         try:
             # The folder of a file in the Hub's cache is named after the commit, online and offline.
@@ -134,17 +136,6 @@ def model_revision(name: str, key: str, revision: str | None = None, weights_onl
         except Exception as error:
             reason = in_one_line(error)
     raise UserError(f"no model {name!r}: neither a folder nor to be had from the Hub ({reason}); correct {key}")
-
-
-def _digest(folder: Path, pattern: str) -> str:
-    """Digest the names and contents of all files of a pattern that are not hidden."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(folder.rglob(pattern)):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
-            update_digest(digest, path)
-    return digest.hexdigest()
 
 
 def model_file(name: str, file: str, revision: str | None = None) -> Path | None:

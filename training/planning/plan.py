@@ -37,7 +37,7 @@ from training.planning.costs import (
     measure_stage,
     stage_flops,
 )
-from training.pruning.shape import pruned_config
+from training.pruning.plan import pruned_config
 from training.stages.setup import (
     check_contrasts,
     check_max_length,

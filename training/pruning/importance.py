@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.outputs import whole_file
 from training.common.run_folder import IMPORTANCE_FILE
+from training.models.model_folder import user_error
 
 _TENSORS = ("norms", "neurons", "change")
 
@@ -37,56 +38,40 @@ class Importance:
             norm.
         neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
         change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if not measured.
-        tokens: Tokens measured; 0 if the statistics are of weights.
-        texts: Texts measured.
         model: The caller's name of the model, such as a folder or a hash of its weights.
     """
 
     norms: Tensor
     neurons: Tensor
     change: Tensor | None = None
-    tokens: int = 0
-    texts: int = 0
     model: str = ""
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file; its metadata record what was measured."""
-        metadata = {"tokens": str(self.tokens), "texts": str(self.texts), "model": self.model}
+        """Write a safetensors file."""
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         with whole_file(path) as partial:
-            save_file(tensors, partial, metadata)
+            save_file(tensors, partial, {"model": self.model})
 
     @classmethod
     def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
-        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder."""
+        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder, of this shape and name."""
         path = path / IMPORTANCE_FILE if path.is_dir() else path
-        try:
+        with user_error(f"{path}: holds no importance of a model", "measure the model again"):
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                metadata = file.metadata() or {}
-            loaded = cls(**tensors, **{key: int(metadata[key]) for key in ("tokens", "texts")}, model=metadata["model"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: holds no importance of a model ({error}); measure the model again") from None
-        loaded.check(config, str(path))
+                loaded = cls(**{name: file.get_tensor(name) for name in file.keys()}, model=file.metadata()["model"])
+        layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+        shapes = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
+        for name, shape in shapes.items():
+            if (tensor := getattr(loaded, name)) is None:
+                continue
+            if tuple(tensor.shape) != shape:
+                raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, the model needs {shape}; measure this model")
+            # A layer's change may round to less than zero.
+            if not tensor.isfinite().all() or (name != "change" and (tensor < 0).any()):
+                raise UserError(f"{path}: {name} holds NaN, infinite or negative numbers; measure the model again")
         if model is not None and loaded.model != model:
             raise UserError(f"{path}: was measured on {loaded.model!r}, not on {model!r}; measure this model")
         return loaded
-
-    def check(self, config: F2LLMConfig, where: str = "importance") -> None:
-        """Refuse statistics of another shape than a model's, that are not finite, or negative mean squares."""
-        layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-        expected = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if tuple(tensor.shape) != shape:
-                raise UserError(
-                    f"{where}: {name} is of shape {tuple(tensor.shape)}, this model needs {shape}; measure this model"
-                )
-            # A layer's change may round to less than zero.
-            if not tensor.isfinite().all() or (name != "change" and (tensor < 0).any()):
-                raise UserError(f"{where}: {name} holds NaN, infinite or negative numbers; measure the model again")
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
@@ -115,7 +100,7 @@ def calibrate(
         "neurons": torch.zeros(layers, config.intermediate_size, device=model.device),
         "change": torch.zeros(layers, device=model.device),
     }
-    tokens = texts = 0
+    tokens = 0
     with torch.no_grad(), _observed(model, sums), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         for number, (input_ids, lengths) in enumerate(batches):
             if not input_ids.numel():
@@ -123,17 +108,11 @@ def calibrate(
             model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
             # A sum that has become NaN or infinite stays so.
             if not all(total.isfinite().all() for total in sums.values()):
-                raise UserError(
-                    f"calibration, batch {number}: activations are NaN or infinite; check the model's weights, or "
-                    "measure it in fp32"
-                )
+                raise UserError(f"calibration, batch {number}: activations are NaN or infinite; check the weights")
             tokens += input_ids.numel()
-            texts += sum(length > 0 for length in lengths)
     if not tokens:
         raise UserError("calibration: the texts hold no token; give texts to measure activations on")
-    return Importance(
-        **{name: total.cpu() / tokens for name, total in sums.items()}, tokens=tokens, texts=texts, model=model_name
-    )
+    return Importance(**{name: total.cpu() / tokens for name, total in sums.items()}, model=model_name)
 
 
 @contextmanager

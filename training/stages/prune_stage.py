@@ -25,9 +25,8 @@ from training.data.prepared import PreparedSource
 from training.models.encoding import packed_texts
 from training.models.saved_prompts import kept_prompts
 from training.pruning.importance import Importance, calibrate
-from training.pruning.plan import make_plan
+from training.pruning.plan import make_plan, pruned_config
 from training.pruning.pruning import apply_plan
-from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources
 from training.trainer.resumption import writing

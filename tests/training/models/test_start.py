@@ -9,7 +9,7 @@ from tests.training.models.starts import edit_json, save_like_qwen3_embedding, s
 from tests.training.recipes import only_stage, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
-from training.models.adapter_merging import merge_adapter
+from training.models.merging import merge_adapter
 from training.models.model_ref import find_adapter
 from training.run_stage import main
 from training.stages.setup import make_model

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from training.pruning.importance import Importance, weight_importance
-from training.pruning.plan import PruningPlan, as_ranges, from_ranges, make_plan
-from training.pruning.shape import pruned_config
+from training.pruning.plan import PruningPlan, as_ranges, from_ranges, make_plan, pruned_config
 
 SMALLER = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2}
 

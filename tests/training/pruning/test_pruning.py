@@ -15,9 +15,8 @@ from tests.training.pruning.pruned_models import make_model
 from training.common.errors import UserError
 from training.models.model_folder import count_parameters
 from training.pruning.importance import calibrate, weight_importance
-from training.pruning.plan import PruningPlan, make_plan
+from training.pruning.plan import PRUNED_FIELDS, PruningPlan, make_plan, pruned_config
 from training.pruning.pruning import apply_plan, prune
-from training.pruning.shape import PRUNED_FIELDS, pruned_config
 
 WORKER = ROOT / "tests/training/pruning_worker.py"
 SMALLER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}

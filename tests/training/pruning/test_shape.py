@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from training.pruning.shape import check_shape
 
 from modeling_f2llm import FAMILY, F2LLMConfig
-from training.pruning.shape import check_shape, pruned_config
+from training.pruning.plan import pruned_config
 
 SOURCE = F2LLMConfig.from_family("f2llm-v2-0.6b")
 
