@@ -9,6 +9,7 @@ python training/examples/two_step_search.py [MODEL] [--short 64] [--shortlist 10
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import timeit
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.data.cldr.names import read_names
 from training.evaluation.encoding import unit_length
@@ -41,16 +42,12 @@ Positions = NDArray[np.int64]
 
 
 class Searched(NamedTuple):
-    """A measured way to search.
-
-    ``recall`` is the share of the ten nearest texts that are among the ten found, ``milliseconds`` are per query, all
-    queries in one call, on one thread.
-    """
+    """A measured way to search."""
 
     name: str
     index_bytes: int
-    recall: float
-    milliseconds: float
+    recall: float  # share of the ten nearest texts that are among the ten found
+    milliseconds: float  # per query, all queries in one call, on one thread
 
 
 def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Iterator[Searched]:
@@ -62,16 +59,12 @@ def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Ite
     width = texts.shape[1]
     _check(width, len(texts), short, shortlist)
     exact = None
-    ways = [(width, "float32"), (short, "float32"), (width, "int8"), (short, "int8")]
-    for dims, precision in [*ways, (width, "binary"), (short, "binary")]:
+    for precision, dims in itertools.product(("float32", "int8", "binary"), (width, short)):
         nearest, size = _index(texts, queries, dims, precision)
-        name = f"{dims} × {precision}"
+        name, two_steps = f"{dims} × {precision}", partial(_two_steps, texts, queries, nearest, shortlist)
+        searches = {name: partial(nearest, TOP), f"{name}, then full": two_steps}
         if exact is None:
-            exact = nearest(TOP)
-            searches = {f"{name}, exact": partial(nearest, TOP)}
-        else:
-            two_steps = partial(_two_steps, texts, queries, nearest, shortlist)
-            searches = {name: partial(nearest, TOP), f"{name}, then full": two_steps}
+            exact, searches = nearest(TOP), {f"{name}, exact": searches[name]}
         for way, search in searches.items():
             recall = np.mean([len(set(one) & set(other)) / TOP for one, other in zip(search(), exact, strict=True)])
             seconds = min(timeit.repeat(search, number=1, repeat=ROUNDS))
@@ -125,7 +118,7 @@ def read_texts(texts: int, queries: int) -> tuple[list[str], list[str]]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = command_parser("two_step_search.py", __doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="folder, run or Hub name (%(default)s)")
     parser.add_argument("--texts", type=int, default=20_000, help="names to search (%(default)s)")
     parser.add_argument("--queries", type=int, default=500, help="names to search for (%(default)s)")

@@ -53,24 +53,16 @@ def adapter_config(args: StageArguments) -> LoraConfig | None:
     require_peft()
     from peft import LoraConfig
 
+    given = {_FIELDS[key]: getattr(args, key) for key in args.lora_keys}
     started = find_adapter(args.model)
     if started is None:
-        rank = args.lora_rank or _DEFAULT_RANK
-        return LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=rank,
-            lora_alpha=args.lora_alpha or 2 * rank,
-            lora_dropout=args.lora_dropout or 0.0,
-            target_modules=sorted(args.lora_target_modules or LORA_TARGETS),
-            use_dora=args.lora_dora,
-            use_rslora=args.lora_rslora,
-        )
+        given = {"r": _DEFAULT_RANK, "target_modules": LORA_TARGETS, **given}
+        given = {"lora_alpha": 2 * given["r"], **given, "target_modules": sorted(given["target_modules"])}
+        return LoraConfig(task_type="FEATURE_EXTRACTION", **given)
     config = _saved_config(started)
     for key in args.lora_keys:
-        wanted, found = getattr(args, key), getattr(config, _FIELDS[key])
-        if key == "lora_target_modules":
-            wanted, found = sorted(wanted), sorted(found)
-        if wanted != found:
+        wanted, found = given[_FIELDS[key]], getattr(config, _FIELDS[key])
+        if (sorted(wanted) != sorted(found)) if key == "lora_target_modules" else (wanted != found):
             raise UserError(
                 f"key {key!r} is {wanted}, but the adapter {started.name}, whose training is to go on, has {found}; "
                 "take the key out, or start from its base"
@@ -82,12 +74,9 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> None:
     """Give a model a new adapter, at first without effect, and freeze all its other weights."""
     known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
     if unknown := sorted(set(config.target_modules) - set(known)):
-        raise UserError(
-            f"key 'lora_target_modules': the model has no linear layer {unknown[0]!r}; it has {', '.join(known)}"
-        )
-    base = model.name_or_path
+        raise UserError(f"key 'lora_target_modules': no linear layer is {unknown[0]!r}; there are {', '.join(known)}")
     # The whole path, so that the adapter can be loaded from any working directory.
-    base = str(Path(base).resolve()) if Path(base).is_dir() else base
+    base = str(Path(model.name_or_path).resolve()) if Path(model.name_or_path).is_dir() else model.name_or_path
     base = config.base_model_name_or_path or base
     model.add_adapter(config, ADAPTER_NAME)
     _set_base(model, base)
@@ -99,10 +88,7 @@ def attach_adapter(model: PreTrainedModel, adapter: AdapterFolder, trainable: bo
     config, weights = _saved_config(adapter), model_file(adapter.name, ADAPTER_WEIGHTS, adapter.revision)
     if weights is None:
         raise UserError(f"{adapter.name}: the adapter lacks {ADAPTER_WEIGHTS}; save it again")
-    with user_error(
-        f"{adapter.name}: the adapter does not fit {model.name_or_path}",
-        f"it was trained on {adapter.base}: give that model, or an adapter of this one",
-    ):
+    with user_error(f"{adapter.name}: the adapter does not fit {model.name_or_path}", "give it its own base"):
         model.add_adapter(config, ADAPTER_NAME)
         read_adapter(model, weights)
     _set_base(model, adapter.base)
@@ -125,7 +111,7 @@ def _saved_config(adapter: AdapterFolder) -> LoraConfig:
 def _set_base(model: PreTrainedModel, base: str) -> None:
     config = model.peft_config[ADAPTER_NAME]
     config.base_model_name_or_path = base
-    # peft makes it a set, whose order changes from run to run.
+    # peft makes names a set, whose order changes from run to run; a regular expression stays one.
     if not isinstance(config.target_modules, str):
         config.target_modules = sorted(config.target_modules)
 

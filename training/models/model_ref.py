@@ -79,10 +79,7 @@ class ModelRef:
 
 
 def resolve(name: str, key: str, revision: str | None = None) -> ModelRef:
-    """Find a model or adapter (folder, run or Hub name) and what it is now, without loading it.
-
-    ``key`` is what the user has to correct if there is none, such as ``--model``; ``revision`` may be a checkpoint.
-    """
+    """Find a model or adapter and what it is now, without loading it; see :func:`find_model`."""
     place, at = find_model(name, revision, key)
     identity = model_revision(place, key, at)
     return ModelRef(name, place, None if Path(place).is_dir() else identity, identity)
@@ -96,21 +93,16 @@ def find_model(name: str, revision: str | None, key: str | None = None) -> tuple
     folder = Path(name)
     if not folder.is_dir():
         return name, revision
-    if revision is not None:
-        if not _holds_model(folder / revision):
-            there = ", ".join(revisions_in(folder)) or "none"
-            raise UserError(f"{folder}: no checkpoint {revision!r} in it; there are {there}")
-        return str(folder / revision), None
-    for path in (folder, folder / FINAL_MODEL, *reversed(numbered_checkpoints(folder))):
-        if _holds_model(path):
+    of_run = (folder, folder / FINAL_MODEL, *reversed(numbered_checkpoints(folder)))
+    paths = of_run if revision is None else [folder / revision]
+    for path in paths:
+        if any((path / name).is_file() for name in MODEL_FILES):
             return str(path), None
-    stages = sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}") if _holds_model(path))
+    if revision is not None:
+        raise UserError(f"{folder}: no checkpoint {revision!r} in it; there are {', '.join(revisions_in(folder))}")
+    stages = sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}"))
     hint = f"name one of its stages: {', '.join(stages)}" if stages else "name the folder of a model or of a run"
     raise UserError(f"{folder}: the folder holds no model; {hint}{f' as {key}' if key else ''}")
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_FILES)
 
 
 def revisions_in(run: Path) -> list[str]:
