@@ -114,10 +114,13 @@ def _missing_weight(model: SentenceTransformer) -> str | None:
     A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
     matter receive a gradient from the embedding of a text. If any is missing, the model's weights are frozen.
     """
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    weights = {name: weight for module in inner for name, weight in module.named_parameters()}
-    # transformers marks what it has read.
-    missing = {name: each for name, each in weights.items() if not getattr(each, "_is_hf_initialized", False)}
+    missing = {}
+    for number, module in model.named_children():
+        if isinstance(inner := getattr(module, "auto_model", None), PreTrainedModel):
+            for name, weight in inner.named_parameters():
+                # transformers marks what it has read.
+                if not getattr(weight, "_is_hf_initialized", False):
+                    missing[f"{number}.{name}"] = weight
     if not missing:
         return None
     model.requires_grad_()

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from training.models.merging import find_parent, mean_of, merge
+from training.models.merging import merge
 
 
 def main(output: str, shard_size: str, small: str, *parents: str) -> None:
     torch.set_num_threads(1)
-    merge([find_parent(small)], mean_of(1), Path(f"{output}-small"))
+    merge([small], Path(f"{output}-small"))
     # The kernel forgets the peak of the process that started this one.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak()
-    merge([find_parent(parent) for parent in parents], mean_of(len(parents)), Path(output), max_shard_size=shard_size)
+    merge(parents, Path(output), max_shard_size=shard_size)
     sys.stdout.write(f"{(_peak() - before) / 1024:.1f}\n")
 
 

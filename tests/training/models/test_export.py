@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -32,7 +31,6 @@ def optimum(monkeypatch):
         assert (source / "model.safetensors").stat().st_size > 1000
         (folder / "onnx").mkdir()
         (folder / "onnx/model.onnx").write_text("graph")
-        return "onnx/model.onnx"
 
     monkeypatch.setitem(sys.modules, "optimum", ModuleType("optimum"))
     monkeypatch.setitem(sys.modules, "optimum.onnxruntime", ModuleType("optimum.onnxruntime"))
@@ -40,12 +38,8 @@ def optimum(monkeypatch):
     monkeypatch.setattr(export, "check_same_embeddings", lambda *_: None)
 
 
-def _digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+def _content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("backend", "module"), export.BACKENDS.items())
@@ -59,7 +53,7 @@ def test_missing_packages_name_what_to_install(backend, module, folder, tmp_path
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"])
 def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
     (folder / name).unlink()
-    with refuses(folder, "holds no model", f"lacks {name}"):
+    with refuses(folder, f"lacks {name}"):
         export_graph(folder, tmp_path / "out", "onnx")
 
 
@@ -67,7 +61,7 @@ def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
 @pytest.mark.parametrize(
     ("name", "keys", "part"),
     [
-        ("config.json", None, "damaged"),
+        ("config.json", None, "config.json: cannot be read"),
         ("tokenizer_config.json", None, "damaged"),
         ("config.json", {"num_hidden_layers": 3}, "config.json is damaged"),
         ("config.json", {"num_attention_heads": 0}, "config.json is damaged"),
@@ -99,27 +93,25 @@ def test_modules_come_with_their_weights(folder, tmp_path, tiny_config, tiny_tok
 def test_an_export_is_whole_or_absent(folder, tmp_path, monkeypatch, refuses):
     (folder / "README.md").write_text("# Card\n")
     (folder / "training_arguments.json").write_text('{"output_dir": "/home/someone"}')
-    before, output = _digests(folder), tmp_path / "out"
+    before, output = _content(folder), tmp_path / "out"
     for error in (StoppedError("cosine 0.5"), KeyError("qwen3")):
         with monkeypatch.context() as patched, pytest.raises(StoppedError):
             patched.setattr(export, "check_same_embeddings", lambda *_, error=error: (_ for _ in ()).throw(error))
             export_graph(folder, output, "onnx")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert export_graph(folder, output, "onnx") == "onnx/model.onnx"
-    assert _digests(folder) == before
-    written = _digests(output)
+    assert _content(folder) == before
+    written = _content(output)
     assert {"README.md", "export.json", "onnx/model.onnx", "tokenizer.json", "1_Pooling/config.json"} <= set(written)
     # No weights, no code, and no keys of the training, which may be private.
     assert not [name for name in written if name.endswith((".safetensors", ".py")) or "training" in name]
     assert "auto_map" not in json.loads((output / "config.json").read_text())
     # The same again does nothing; anything else is refused.
     monkeypatch.setattr(export, "_write_onnx", lambda *_: pytest.fail("written again"))
-    assert export_graph(folder, output, "onnx") == "onnx/model.onnx" and _digests(output) == written
+    assert export_graph(folder, output, "onnx") == "onnx/model.onnx" and _content(output) == written
     with refuses(output, "holds something else"):
         export_graph(folder, output, "onnx", "int8")
-    with refuses(folder, "is read; give another --output"):
-        export_graph(folder, folder, "onnx")
-    assert _digests(folder) == before
+    assert _content(folder) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -137,10 +129,10 @@ def test_a_graph_is_compared_with_fp32(dtype, tiny_model, tiny_tokenizer, tmp_pa
     monkeypatch.setattr(export, "_load_exported", lambda folder, *_: SentenceTransformer(str(folder), device="cpu"))
     folders = tmp_path / "half", tmp_path / "whole"
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 0.999999)
-    export.check_same_embeddings(*folders, "openvino", "fp32", "graph")
+    export.check_same_embeddings(*folders, "openvino", "fp32")
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 1.1)
     with pytest.raises(StoppedError, match="was not kept"):
-        export.check_same_embeddings(*folders, "openvino", "fp32", "graph")
+        export.check_same_embeddings(*folders, "openvino", "fp32")
 
 
 @with_optimum

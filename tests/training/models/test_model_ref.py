@@ -43,7 +43,6 @@ def test_a_folder_may_move_and_hidden_files_do_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({}, {"modules.json": "[ ]"}),
         ({}, {"1_Pooling/config.json": "[]"}),
         ({}, {"new.txt": ""}),
         ({"a": "xy", "b": ""}, {"a": "x", "b": "y"}),
@@ -62,13 +61,11 @@ def test_a_model_on_the_hub_is_its_commit(hub, tmp_path):
     assert find_miner(str(write_model(tmp_path))).revision == model_revision(str(tmp_path), "--model")
 
 
-@pytest.mark.parametrize("key", ["--model", "key 'teacher'"])
-def test_no_such_model(hub, tmp_path, refuses, key):
-    for refused in (lambda name: model_revision(name, key), lambda name: resolve(name, key)):
-        with refuses("'org/none'", "neither a folder nor", "404 no config.json", f"correct {key}"):
-            refused("org/none")
-    with refuses(tmp_path, "holds no model", "modules.json and config.json", f"correct {key}"):
-        model_revision(str(tmp_path), key)
+def test_no_such_model(hub, tmp_path, refuses):
+    with refuses("'org/none'", "neither a folder nor", "404 no config.json", "correct key 'teacher'"):
+        resolve("org/none", "key 'teacher'")
+    with refuses(tmp_path, "holds no model", "as --model"):
+        resolve(str(tmp_path), "--model")
 
 
 def test_a_run_stands_for_its_model(tmp_path):

@@ -29,16 +29,12 @@ def prompts_in(folder):
     return json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
 
 
-def give_prompts(folder, prompts):
-    edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, tiny_config, tiny_tokenizer):
     """A model with prompts that are not ours."""
     folder = tmp_path_factory.mktemp("start") / "model"
     save_model(folder, tiny_config, tiny_tokenizer)
-    give_prompts(folder, THEIRS)
+    edit_json(folder / "config_sentence_transformers.json", prompts=THEIRS)
     return folder
 
 
@@ -53,7 +49,7 @@ def arguments(tmp_path, start):
 def prepared(tmp_path, write_source, small_tokenizer):
     def build(*instructions, instructed=True):
         sources = [write_source(f"source{n}", rows=20, instruction=each) for n, each in enumerate(instructions)]
-        options = PreparationOptions(instructions=instructed, num_hard_negatives=tuple({"retrieval": 1}.items()))
+        options = PreparationOptions(instructions=instructed, num_hard_negatives=(("retrieval", 1),))
         return prepare(sources, small_tokenizer, tmp_path / "prepared", options)
 
     return build
@@ -117,8 +113,8 @@ def test_a_trained_model_carries_the_prompt_of_its_manifest(tmp_path, start, cap
     assert main(_stage(tmp_path, start, **({"lora": True, "lora_rank": 4} if adapter else {}))) == 0
     trained = instruct("Given a phrase, retrieve its inversion.")
     assert prompts_in(tmp_path / "run/model") == {**THEIRS, "query": trained}
-    assert [line for line in caplog.messages if "query prompt of the saved model" in line and repr(trained) in line]
-    assert not [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
+    assert f"query prompt of the saved model: {trained!r}" in caplog.text
+    assert "no source is trained with it" not in caplog.text
 
 
 def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
@@ -129,8 +125,8 @@ def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
     manifest.write_text(yaml.safe_dump(content))
     assert main(words) == 0
     assert prompts_in(tmp_path / "run/model") == THEIRS
-    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert [line for line in warnings if "no source is trained with it" in line and "query_instruction: …" in line]
+    (warning,) = [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
+    assert warning.levelno == logging.WARNING and "query_instruction: …" in warning.getMessage()
 
 
 def test_a_cut_model_keeps_the_prompts_of_its_start(tmp_path, start):
