@@ -48,11 +48,10 @@ _COLUMNS = ("query", "passage", "lang", "script")
 def split_program(held_out: Path, output: Path, program: str | None, replayed: Path) -> str:
     """Write the data of an adaptation and return the program (default: that with the most English texts).
 
-    The English texts of the program are divided by key: ``program.parquet`` has the messages of some of them, to be
-    found afterwards, ``train.parquet`` those of the others. The English texts of all other held-out programs are halved
-    by key: ``elsewhere_validation.parquet`` to choose settings on, ``elsewhere.parquet`` to report. No English text is
-    in two files. The manifest has two stages: ``alone`` trains on the program, ``replay`` also on ``replayed``, pairs
-    that the model was trained on.
+    ``program.parquet`` has the messages of some of its English texts, drawn by key, ``train.parquet`` those of the
+    others. The English texts of all other held-out programs are halved: ``elsewhere_validation.parquet`` to choose
+    settings on, ``elsewhere.parquet`` to report. No English text is in two files. Stage ``alone`` of the manifest has
+    the program, ``replay`` also ``replayed``, pairs that the model was trained on.
     """
     rows = pd.DataFrame(read_texts(held_out, [*_COLUMNS, "domain"]))
     sizes = rows.groupby("domain")["passage"].nunique()
@@ -101,9 +100,8 @@ def another(texts: Sequence[str], start: int, passage: str) -> str:
 def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
     """Test the difference of two accuracies, with an English text and all of its translations as one example.
 
-    A text's messages in many languages are found or missed together. Each text counts by the linear part of what it
-    adds to the mean over messages, a ratio of two sums (Cochran, Sampling Techniques, 1977, section 6.3). All arrays
-    are ``(n,)``: hits of both models, and the number of each message's text.
+    Each text counts by the linear part of what it adds to the mean over messages, a ratio of two sums (Cochran,
+    Sampling Techniques, 1977, section 6.3). ``(n,)`` hits of both models, and numbers of the messages' texts.
     """
     _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
 

@@ -45,11 +45,7 @@ _TOKENS_AT_ONCE = 8192
 
 
 class Claim(NamedTuple):
-    """A stage of the recipe that should score higher than another.
-
-    ``metric`` is ``held_out`` (accuracy@1 on held-out names at full width), ``narrow`` (at an eighth of the width) or
-    ``mixed`` (see :func:`mixed_accuracy`).
-    """
+    """A stage of the recipe that should score higher than another by a metric of :func:`measure`."""
 
     statement: str
     better: str
@@ -67,10 +63,7 @@ CLAIMS = (
 
 
 def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> float:
-    """Return the share of validation rows whose query is nearer to its passage than to every negative, over sources.
-
-    Each source asks for something else about the same names, such as their English form or their currency.
-    """
+    """Return the share of validation rows whose query is nearest to its passage, not to a negative, over sources."""
     scores = [_row_accuracy(model, source) for source in sources if len(source.rows["validation"])]
     if not scores:
         raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share', as in 0.05")
@@ -92,7 +85,11 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
 
 
 def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
-    """Return the scores of a stage's finished model, in percent."""
+    """Return the scores of a stage's finished model, in percent.
+
+    ``held_out`` is the accuracy@1 on held-out names, ``narrow`` that of an eighth of the width, and ``mixed`` that of
+    the sources, each of which asks for something else about the same names, such as their currency.
+    """
     encoded = encode_pairs(load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu"), pairs)
     width = encoded.queries.shape[1]
     found = {
@@ -114,10 +111,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def table(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
-    """Format every claim in Markdown, from the metrics of each stage by seed: mean ± deviation over the seeds.
-
-    The stages of a seed share data, order and start, so the differences are taken by seed, in points.
-    """
+    """Format every claim in Markdown: mean ± deviation over seeds, whose stages share data, order and start."""
     lines = ["| claim | with | without | difference, points | shows |", "| --- " * 5 + "|"]
     for claim in CLAIMS:
         better, worse = (

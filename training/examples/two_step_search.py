@@ -51,10 +51,9 @@ class Searched(NamedTuple):
 
 
 def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Iterator[Searched]:
-    """Search in several ways; the first is exact, and the reference of the others.
+    """Search ``(n, d)`` texts for ``(q, d)`` queries of unit length in several ways, of which the first is exact.
 
-    ``texts`` are ``(n, d)`` and ``queries`` ``(q, d)`` embeddings of unit length. Smaller indices have ``short``
-    leading dimensions, and the full vectors rank a ``shortlist`` of texts.
+    Smaller indices have ``short`` leading dimensions, and the full vectors rank a ``shortlist`` of texts.
     """
     width = texts.shape[1]
     _check(width, len(texts), short, shortlist)
@@ -90,11 +89,9 @@ def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple
         index = faiss.IndexBinaryFlat(stored.shape[1] * 8)
     else:
         stored, asked = (unit_length(each[:, :dims]) for each in (texts, queries))
-        index = faiss.IndexFlatIP(dims)
-    if precision == "int8":
-        # For vectors of unit length, the nearest are the most similar. The inner product finds less: it depends on the
-        # lengths of the decoded vectors, which differ a little.
-        index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+        # Of unit vectors the nearest are the most similar; the inner product depends on the lengths of decoded ones.
+        kinds = {"float32": ("Flat", faiss.METRIC_INNER_PRODUCT), "int8": ("SQ8", faiss.METRIC_L2)}
+        index = faiss.index_factory(dims, *kinds[precision])
         index.train(stored)
     index.add(stored)
     return lambda count: index.search(asked, count)[1], bytes_per_vector(dims, precision) * len(texts)

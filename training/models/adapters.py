@@ -1,7 +1,6 @@
-"""LoRA and DoRA adapters: peft's layers around a model's projections, whose weights stay unchanged.
+"""LoRA and DoRA adapters: peft's layers in a model, through transformers' ``add_adapter``.
 
-peft changes an :class:`~modeling_f2llm.modeling_f2llm.F2LLMModel` in place, through transformers' ``add_adapter``: the
-model keeps its class, runs packed, and its ``save_pretrained`` writes the adapter alone.
+The model keeps its class and weights, runs packed, and its ``save_pretrained`` writes the adapter alone.
 """
 
 from __future__ import annotations
@@ -139,8 +138,8 @@ def read_adapter(model: PreTrainedModel, path: Path) -> None:
 def mend_saved(folder: Path) -> None:
     """Make a folder that ``save_pretrained`` wrote for an adapter one that all libraries load.
 
-    peft leaves the last part of the names of DoRA's magnitudes out and reads them with and without it. transformers,
-    and sentence-transformers through it, reads them only with it, and silently keeps the base's otherwise.
+    peft leaves ``.weight`` out of the names of DoRA's magnitudes. transformers reads them only with it, and silently
+    keeps the base's otherwise.
     """
     weights = load_file(folder / ADAPTER_WEIGHTS)
     if any(key.endswith(_MAGNITUDE) for key in weights):

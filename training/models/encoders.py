@@ -1,7 +1,4 @@
-"""Load any SentenceTransformer to embed texts: checked to be whole, pooled as it was trained, its code run on request.
-
-:func:`load_encoder` serves evaluation, teachers and examples; :class:`Miner` pins a model for mining.
-"""
+"""Load any SentenceTransformer to embed texts: checked, pooled as it was trained, its code run only on request."""
 
 from __future__ import annotations
 
@@ -112,7 +109,7 @@ def _missing_weight(model: SentenceTransformer) -> str | None:
     """Return a weight that transformers filled with random numbers although embeddings depend on it.
 
     A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
-    matter receive a gradient from the embedding of a text. If any is missing, the model's weights are frozen.
+    matter receive a gradient from the embedding of a text. If any is missing, all weights are frozen.
     """
     missing = {}
     for number, module in model.named_children():

@@ -1,8 +1,6 @@
 """Export a model as a graph for ONNX Runtime or OpenVINO, in fp32 or with 8-bit weights.
 
-sentence-transformers' backends and the optimum libraries write the graph of stock Qwen3, without remote code. They need
-an older transformers, so this runs in a separate environment: imports of this repository must need no more than torch
-and transformers 4.
+The optimum libraries need an older transformers: imports of this file must need no more than torch and transformers 4.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from training.common.outputs import check_output, temporary_folder
 from training.models.model_folder import (
     WeightFiles,
     check_tokenizer_file,
+    copy_settings,
     is_finite,
     load_json,
     recorded_folder,
@@ -37,14 +36,6 @@ _FILES = {
 LEAST_COSINE = {"fp32": 0.9999, "int8": 0.99}
 # Says which model was exported, and how.
 _RECORD = "export.json"
-_NEEDED = (
-    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
-    *("1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json"),
-)
-_OPTIONAL = (
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
-    *("README.md", "LICENSE"),
-)
 # One batch pads these to many lengths.
 _SAMPLE = (
     "a",
@@ -61,8 +52,6 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     It is written whole or not at all; nothing is done if it holds this export already. ``int8`` has 8-bit weights; ONNX
     Runtime then also rounds activations. StoppedError if the embeddings come out differently.
     """
-    if missing := [name for name in _NEEDED if not (folder / name).is_file()]:
-        raise UserError(f"{folder}: holds no model, it lacks {missing[0]}; name the folder of a whole model")
     weights, file_name = WeightFiles(folder), _FILES[backend][precision]
     check_output(output, [folder])
     record = {"backend": backend, "precision": precision, "weights": weights.digest(), "file_name": file_name}
@@ -75,8 +64,7 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
             f"it needs its own environment: pip install --group {backend}, with pip 25.1 or newer, in this checkout",
         ):
             import_module(BACKENDS[backend])
-        _copy_settings(folder, partial)
-        _check_whole(folder, weights, partial)
+        _write_settings(folder, weights, partial)
         with temporary_folder() as source:
             shutil.copytree(partial, source, dirs_exist_ok=True)
             for path in folder.glob("model*.safetensors*"):
@@ -95,32 +83,20 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     return file_name
 
 
-def _copy_settings(folder: Path, target: Path) -> None:
-    modules, config = (load_json(folder / name) for name in ("modules.json", "config.json"))
+def _write_settings(folder: Path, weights: WeightFiles, target: Path) -> None:
+    """Write the settings of stock Qwen3; refuse what libraries replace by random: a damaged tokenizer, bad weights."""
+    config = load_json(folder / "config.json")
     if config.get("model_type") != "qwen3":
         raise UserError(f"{folder}: model_type is {config.get('model_type')!r}; only 'qwen3' is exported")
-    for name in (*_NEEDED, *_OPTIONAL):
-        if (folder / name).is_file():
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
-    # A module after pooling may have weights; one without files has no folder on the Hub.
-    for module in modules:
-        if module["path"] and (folder / module["path"]).is_dir():
-            shutil.copytree(folder / module["path"], target / module["path"], dirs_exist_ok=True)
-    # The graph is stock Qwen3: remote code stays behind.
+    check_tokenizer_file(folder)
+    copy_settings(folder, target, "README.md")
     config.pop("auto_map", None)
     (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    with user_error(f"{folder}: its settings are damaged", "fetch or save the model again"):
-        write_for_older_readers(target)
-
-
-def _check_whole(folder: Path, weights: WeightFiles, settings: Path) -> None:
-    """Refuse a damaged tokenizer and missing or non-finite weights, for which the libraries take random ones."""
-    check_tokenizer_file(folder)
     # transformers also reads a model that was saved as a language model, with these names.
     shapes = {name.removeprefix("model."): shape for name, shape in weights.shapes.items() if name != "lm_head.weight"}
-    with user_error(f"{folder}: config.json is damaged", "fetch or save the model again"):
-        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))
+    with user_error(f"{folder}: its settings are damaged", "fetch or save the model again"):
+        write_for_older_readers(target)
+        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(target))
     if wrong is not None:
         raise UserError(f"{folder}: {wrong}; fetch or save the model again")
     for name in weights.tensors:

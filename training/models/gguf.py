@@ -1,7 +1,7 @@
 """Write a model as a GGUF file, which llama.cpp reads.
 
-Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``). That
-one takes known tokenizers only, this one any byte-level BPE tokenizer that splits texts as Qwen2's does.
+Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``), which
+takes known tokenizers only; this one takes any byte-level BPE tokenizer that splits texts as Qwen2's does.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from training.models.loading import load_base, load_tokenizer
 from training.models.model_folder import (
     WeightFiles,
     check_tokenizer_file,
+    copy_settings,
     load_json,
     read_json,
     recorded_folder,
@@ -58,12 +59,6 @@ _ARGUMENTS = "training_arguments.json"
 # Files taken from a repository: no other formats of the same weights, no evaluation.
 _FETCHED = ["*.json", "*.safetensors", "*.py", "*.txt", "*.jinja", "LICENSE*"]
 _NOT_FETCHED = ["onnx/*", "openvino/*", "evaluation/*", "figures/*"]
-# Files copied from the first parent, besides the folders of its modules; nothing about its training.
-_COPIED = (
-    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "chat_template.jinja", "*.py", "LICENSE*"),
-)
 # Keys of config.json that shape no embedding: what wrote the file, and how the model is loaded.
 _NO_SHAPE = frozenset({MERGED_FROM, "_name_or_path", "auto_map", "dtype", "transformers_version", "use_cache"})
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -90,10 +85,7 @@ def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor
 
 
 def angle(start: Tensor, end: Tensor) -> float:
-    """Return the angle between two tensors as vectors, in radians; 0 if one of them is zero.
-
-    Products are summed in fp64: in fp32 the angle of a large tensor's small change would be lost.
-    """
+    """Return the angle between two tensors as vectors, in radians, summed in fp64; 0 if one of them is zero."""
     sums = torch.zeros(3, dtype=torch.float64)
     for one, other in zip(start.flatten().split(_CHUNK), end.flatten().split(_CHUNK), strict=True):
         one, other = one.double(), other.double()
@@ -152,10 +144,7 @@ def _named(word: str) -> tuple[str, str | None]:
 
 
 def find_parent(word: str) -> Parent:
-    """Find a folder, a run (its finished model), a checkpoint of it, or ``ORG/NAME[@REVISION]`` on the Hub.
-
-    What the Hub's cache holds is used without network.
-    """
+    """Find a folder, a run (its finished model), a checkpoint, or ``ORG/NAME[@REVISION]`` on the Hub."""
     name, revision = _named(word)
     if Path(name).is_dir():
         # The name of its run comes first if it is the model or a checkpoint of one.
@@ -249,16 +238,9 @@ def merge(
 ) -> dict[str, Any]:
     """Average models in fp32 and write a folder with the files of the first one, whole or not at all.
 
-    ``config.json`` records parents and weights, ``merge.json``, which is returned, their digests, too. Nothing is done
-    if the same folder is there already.
-
-    Args:
-        models: What :func:`find_parent` finds.
-        output: The folder to write.
-        weights: Weights of the mean; equal ones if None.
-        slerp: Where to interpolate between two models, from 0 to 1, instead of taking their mean.
-        dtype: Such as ``bfloat16``; the models' own if None.
-        max_shard_size: Maximum size of a file of weights (5GB).
+    ``slerp``, from 0 to 1, interpolates between two models instead of taking the mean by ``weights``. ``dtype`` is such
+    as ``bfloat16``, the models' own if None. ``config.json`` records parents and weights, ``merge.json``, which is
+    returned, their digests, too. Nothing is done if the same folder is there already.
     """
     shares = _shares(len(models), weights, slerp)
     parents = [find_parent(model) for model in models]
@@ -273,7 +255,7 @@ def merge(
     record = {"method": method, "dtype": dtype, "max_shard_size": max_shard_size or MAX_SHARD_SIZE, "parents": digests}
     with recorded_folder(output, MERGE, record) as partial:
         if partial is not None:
-            _copy_files(parents[0], partial)
+            copy_settings(parents[0].folder, partial, "generation_config.json", "*.py")
             # Older versions of the library call the key dtype torch_dtype.
             config = {key: value for key, value in parents[0].config.items() if key != "torch_dtype"}
             merged_from = {"method": method, "parents": counted}
@@ -291,16 +273,6 @@ def _common_dtype(parents: Sequence[Parent]) -> str:
     return next(iter(names))
 
 
-def _copy_files(parent: Parent, folder: Path) -> None:
-    for pattern in _COPIED:
-        for path in parent.folder.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-    for module in load_json(parent.folder / "modules.json"):
-        # A module without settings may have no folder: a repository keeps no empty ones.
-        if module["path"] and (parent.folder / module["path"]).is_dir():
-            shutil.copytree(parent.folder / module["path"], folder / module["path"])
-
-
 def _write_average(
     parents: Sequence[Parent], method: str, shares: Sequence[float], dtype: str, folder: Path, max_shard_size: str
 ) -> None:
@@ -313,7 +285,7 @@ def _write_average(
         raise UserError(f"--max-shard-size: {max_shard_size!r} is not a size; write it as 5GB or 500MB") from None
 
     def average(name: str) -> Tensor:
-        tensors: Iterator[Tensor] = (parent.read(name) for parent in parents)
+        tensors = (parent.read(name) for parent in parents)
         whole = slerp(*tensors, t=shares[1]) if method == "slerp" else weighted_mean(tensors, shares)
         rounded = whole.to(kind)
         if not rounded.isfinite().all():
@@ -345,10 +317,7 @@ def find_beside(folder: Path, parent: Mapping[str, Any]) -> Path | None:
 
 
 def merge_adapter(adapter: AdapterFolder, output: Path) -> None:
-    """Write an adapter's base with the adapter added, in fp32, whole or not at all; do nothing if it is there already.
-
-    Tokenizer and prompts are the adapter's if it has them.
-    """
+    """Write an adapter's base with the adapter added, in fp32; tokenizer and prompts are the adapter's if it has them."""
     check_output(output, [Path(adapter.name), Path(adapter.base)])
     record = {
         "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter", adapter.revision)},
@@ -384,10 +353,7 @@ def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None
 
 
 def merge_named(models: list[str], output: Path, **averaging: Any) -> str:
-    """Average the named models, or merge the one named adapter into its base; return a line about the result.
-
-    ``averaging`` are the options of :func:`merge`; None stands for an option that was not given.
-    """
+    """Average models (with options of :func:`merge`), or merge the one named adapter into its base; return a line."""
     adapter = find_adapter(*_named(models[0])) if len(models) == 1 else None
     if adapter is not None:
         if given := [key.replace("_", "-") for key, value in averaging.items() if value is not None]:

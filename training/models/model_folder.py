@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,6 +28,12 @@ logger = logging.getLogger("training")
 
 # File that says that a folder holds an adapter.
 ADAPTER = "adapter_config.json"
+# Files of a SentenceTransformer besides weights, configuration and the folders of its modules.
+_SETTINGS = (
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "LICENSE*"),
+)
 NO_WORDS = "its tokenizer knows no token but special ones; put the tokenizer.json of this model beside it"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # As safetensors calls them.
@@ -89,6 +96,16 @@ def recorded_folder(output: Path, file: str, record: Mapping[str, Any]) -> Itera
             raise StoppedError(f"{output}: the model could not be written ({in_one_line(error)})") from error
 
 
+def copy_settings(folder: Path, target: Path, *more: str) -> None:
+    """Copy the settings of a model, the folders of its modules, and files of more patterns; not its ``config.json``."""
+    for path in (path for pattern in (*_SETTINGS, *more) for path in folder.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+    for module in load_json(folder / "modules.json"):
+        # A module without settings may have no folder: a repository keeps no empty ones.
+        if module["path"] and (folder / module["path"]).is_dir():
+            shutil.copytree(folder / module["path"], target / module["path"])
+
+
 class TensorInfo(NamedTuple):
     """What a file's header says of a tensor."""
 
@@ -143,20 +160,19 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / ADAPTER).is_file():
         raise UserError(f"{folder}: an adapter without a model's weights; merge it into its base first (merge.py)")
     if list(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder}: its weights are pickled, not safetensors; load it with transformers and save it again"
-        )
+        raise UserError(f"{folder}: its weights are pickled; load it with transformers and save it as safetensors")
     raise UserError(f"{folder}: the folder holds no weights as safetensors; it lacks {_SINGLE}")
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     with user_error(f"{path}: not a readable safetensors file", "fetch it again"), safe_open(path, "pt") as handle:
         slices = {name: handle.get_slice(name) for name in handle.keys()}
-        found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    for name, (_, dtype) in found.items():
-        if dtype not in _DTYPES:
+    found = {}
+    for name, each in slices.items():
+        if (dtype := each.get_dtype()) not in _DTYPES:
             raise UserError(f"{path}: {name} holds {dtype}; only floating-point weights can be used")
-    return {name: TensorInfo(shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+        found[name] = TensorInfo(tuple(each.get_shape()), _DTYPES[dtype])
+    return found
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -195,10 +195,7 @@ def reads_as_ours(model: ModelRef | str, revision: str | None = None) -> bool:
 
 
 def why_not_last_token(model: ModelRef | str) -> str | None:
-    """Return why a model does not use last-token pooling, such as ``is pooled by mean``; None if it does.
-
-    Plain models, without ``modules.json``, count as last-token.
-    """
+    """Return why a model does not use last-token pooling, such as ``is pooled by mean``; None if it does."""
     model = _ref(model).described_by
     modules = model.read("modules.json")
     if modules is None:

@@ -92,10 +92,7 @@ def kept_prompts(args: StageArguments) -> SavedPrompts:
 
 
 def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Return what goes before a source's queries in a sample of what the model reads.
-
-    It is the manifest's instruction where a query's tokens show none: they are cut, or the tokenizer changes texts.
-    """
+    """Return what goes before a source's queries in a sample of what the model reads; the manifest's if it is cut."""
     instruction, rows = source.description["instruction"], source.rows["train"]
     if not len(rows):
         return set()

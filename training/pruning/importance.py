@@ -1,7 +1,6 @@
 """How much each part of a model matters: statistics of its activations, or of its weights where there are no texts.
 
-The statistics are raw, one row for each point of measurement: a model that was measured once can be cut to any shape by
-any of the methods in ``plan.py``.
+A model that was measured once can be cut to any shape by any of the methods in ``plan.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.outputs import whole_file
@@ -38,7 +36,7 @@ class Importance:
             norm.
         neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
         change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if not measured.
-        model: The caller's name of the model, such as a folder or a hash of its weights.
+        model: The caller's name of the model, such as a hash of its weights.
     """
 
     norms: Tensor
@@ -53,32 +51,21 @@ class Importance:
             save_file(tensors, partial, {"model": self.model})
 
     @classmethod
-    def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
-        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder, of this shape and name."""
+    def load(cls, path: Path, model: str) -> Importance:
+        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder, of the model of this name."""
         path = path / IMPORTANCE_FILE if path.is_dir() else path
         with user_error(f"{path}: holds no importance of a model", "measure the model again"):
             with safe_open(path, framework="pt") as file:
                 loaded = cls(**{name: file.get_tensor(name) for name in file.keys()}, model=file.metadata()["model"])
-        layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-        shapes = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
-        for name, shape in shapes.items():
-            if (tensor := getattr(loaded, name)) is None:
-                continue
-            if tuple(tensor.shape) != shape:
-                raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, the model needs {shape}; measure this model")
-            # A layer's change may round to less than zero.
-            if not tensor.isfinite().all() or (name != "change" and (tensor < 0).any()):
-                raise UserError(f"{path}: {name} holds NaN, infinite or negative numbers; measure the model again")
-        if model is not None and loaded.model != model:
+        if loaded.model != model:
             raise UserError(f"{path}: was measured on {loaded.model!r}, not on {model!r}; measure this model")
         return loaded
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
 
-        The root mean square over tokens at each norm, summed over the norms of the kept layers and the final norm:
-        width importance from activations as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2), with L2
-        over batch and sequence.
+        The root mean square over tokens at each norm, summed over the norms of the kept layers and the final norm: L2
+        over batch and sequence, as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2).
         """
         rows = [row for layer in layers for row in (2 * layer, 2 * layer + 1)]
         return self.norms[[*rows, len(self.norms) - 1]].sqrt().sum(dim=0)
@@ -126,14 +113,12 @@ def _observed(model: F2LLMModel, sums: dict[str, Tensor]) -> Iterator[None]:
         sums["neurons"][layer] += _sum_of_squares(inputs[0])
 
     def add_change(layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        cosine = torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
-        sums["change"][layer] += (1 - cosine).sum()
+        sums["change"][layer] += (1 - torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)).sum()
 
-    # A compiled half of a layer would not call the hooks inside.
-    compiled = [layer.compiled for layer in model.layers]
-    training = model.training
+    training, compiled = model.training, [layer.compiled for layer in model.layers]
     handles = [model.norm.register_forward_hook(partial(add_output, 2 * len(model.layers)))]
     for number, layer in enumerate(model.layers):
+        # A compiled half of a layer would not call the hooks inside.
         layer.compiled = False
         handles += [
             layer.input_layernorm.register_forward_hook(partial(add_output, 2 * number)),
@@ -161,14 +146,9 @@ def _sum_of_squares(activations: Tensor) -> Tensor:
 def weight_importance(model: F2LLMModel, model_name: str = "") -> Importance:
     """Estimate the statistics from weights alone, where there is no text to calibrate on; ``change`` stays None.
 
-    They are those of inputs with independent components of unit variance at every matrix:
-
-    * a channel of the residual stream has the mean square of its embeddings, plus the squared norms of the rows of
-      ``o_proj`` and ``down_proj`` that write to it; a norm brings the mean over channels to one and applies its weight;
-    * a neuron has the squared norms of its rows of ``gate_proj`` and ``up_proj`` (each input scaled by the norm's
-      weight) and of its column of ``down_proj``, multiplied.
-
-    The directions that texts use do not count: activations are the published way.
+    They are those of inputs with independent components of unit variance at every matrix: a channel has the mean square
+    of its embeddings, plus the squared norms of the rows of ``o_proj`` and ``down_proj`` that write to it, normed; a
+    neuron the squared norms of its rows of ``gate_proj`` and ``up_proj`` and its column of ``down_proj``, multiplied.
     """
     embeddings = model.embed_tokens.weight
     stream = _squared_norm(embeddings, 0) / len(embeddings)

@@ -25,12 +25,8 @@ _HEADER = "# What of a model stays, by its own numbers; channels in the order of
 def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "prune_to") -> F2LLMConfig:
     """Return the source's configuration with another width, MLP size or depth.
 
-    ``layer_types`` and ``max_window_layers`` are cut to the new depth: loaders refuse a configuration that describes
-    more layers than there are. The matryoshka dimensions that still fit stay, and the new width joins them.
-
-    A width must be a multiple of the number of attention heads. Qwen3 itself projects every width to heads of
-    ``head_dim``, and transformers' ``Qwen3Config`` loads any; but its neighbours (``LlamaConfig``) and loaders that
-    derive a missing ``head_dim`` refuse others, and all published widths are such multiples.
+    The matryoshka dimensions that still fit stay, and the new width joins them. A width must be a multiple of the
+    number of attention heads, as all published ones are: loaders that derive a missing ``head_dim`` refuse others.
 
     Args:
         source: Configuration of the model to be cut; not changed.
@@ -140,18 +136,11 @@ def make_plan(
 ) -> PruningPlan:
     """Choose what stays; of each layer the MLP neurons of the largest activation norm, in their own order.
 
-    Args:
-        config: Shape of the model that is cut.
-        target_config: The shape wanted; see :func:`pruned_config`.
-        importance: Statistics of the model.
-        hidden: Which channels of the residual stream stay:
-
-            * ``activation_norm``: those of the largest norm, in their own order. Published (arXiv 2603.19223, section
-              3.3, which leaves the norm and the order open).
-            * ``leading``: the first ones. Matryoshka training has put what matters most there.
-            * ``reordered``: those of ``activation_norm`` in another order; see :func:`_reordered`.
-        layers: Which layers stay: the ``first`` ones, as published, or those of most ``change``, the block influence of
-            ShortGPT (Men et al., arXiv 2403.03853), in their own order, which the authors found to be worse.
+    ``hidden`` says which channels of the residual stream stay: ``activation_norm``, those of the largest norm, in their
+    own order (arXiv 2603.19223, section 3.3, which leaves norm and order open); the ``leading`` ones, where matryoshka
+    training has put what matters most; or ``reordered``, see :func:`_reordered`. ``layers``: the ``first`` ones, as
+    published, or those of most ``change``, the block influence of ShortGPT (Men et al., arXiv 2403.03853), in their own
+    order, which the authors found to be worse.
     """
     if layers == "change" and importance.change is None:
         raise UserError("layers='change' needs activations, and there are only weights; calibrate on texts")

@@ -46,10 +46,7 @@ def prune(
 
     The result embeds poorly until it is trained further; the published models are then distilled from the model they
     were cut from. Without ``importance``, weights decide, which is not the published way; for ``hidden`` and ``layers``
-    see :func:`~training.pruning.plan.make_plan`.
-
-    Returns:
-        The smaller model, in the dtype and on the device of the larger one; it shares no tensor with it.
+    see :func:`~training.pruning.plan.make_plan`. The smaller model shares no tensor with the larger one.
 
     Example:
         >>> smaller = prune(model, pruned_config(model.config, {"family": "f2llm-v2-80m"}))  # doctest: +SKIP

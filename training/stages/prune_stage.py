@@ -88,7 +88,7 @@ def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSourc
         with writing(f"{output_dir}: the importance", output_dir):
             importance.save(output_dir / IMPORTANCE_FILE)
     else:
-        importance = Importance.load(Path(args.importance), model.config, digest.hexdigest())
+        importance = Importance.load(Path(args.importance), digest.hexdigest())
     plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
     plan.save(output_dir / _PLAN)
     return apply_plan(model, target, plan)

@@ -139,17 +139,6 @@ def test_a_folder_that_peft_saved_is_read(tmp_path, base, save_adapter, batch):
     assert torch.allclose(hidden(read, batch), hidden(model.eval(), batch), atol=1e-6)
 
 
-def test_one_base_carries_several_adapters(base, save_adapter, sentences):
-    folders = {name: save_adapter(name, seed=seed) for seed, name in enumerate(("law", "medicine"))}
-    model = SentenceTransformer(str(base), trust_remote_code=True)
-    for name, folder in folders.items():
-        model.load_adapter(str(folder), name)
-    for name, folder in folders.items():
-        model.set_adapter(name)
-        alone = SentenceTransformer(str(folder), trust_remote_code=True).encode(sentences)
-        assert model.encode(sentences) == pytest.approx(alone, abs=1e-6)
-
-
 def test_the_folder_names_its_base(base, save_adapter):
     folder = save_adapter()
     adapter = find_adapter(str(folder))

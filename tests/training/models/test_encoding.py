@@ -9,7 +9,6 @@ from training.models.encoding import balanced_chunks, lay_out, shares
 
 
 def realistic_lengths(rng, texts, longest=1024):
-    """Ascending token counts as corpora have them: log-normal and cut at the maximal length."""
     return np.sort(np.clip(rng.lognormal(4.5, 0.9, texts).astype(np.int64), 2, longest))
 
 
@@ -18,7 +17,7 @@ def all_parts(lengths, world_size, max_tokens):
 
 
 def assert_exact(lengths, parts, max_tokens):
-    """Gather the texts themselves instead of embeddings, and look each up in its slot."""
+    # Gather the texts themselves instead of embeddings, and look each up in its slot.
     width = parts[0].max_rows_per_rank
     gathered = np.full(len(parts) * width, -1)
     for rank, part in enumerate(parts):

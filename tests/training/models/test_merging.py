@@ -94,16 +94,14 @@ def test_slerp_divides_the_angle_and_keeps_the_norm():
     between = slerp(start, end, 0.3)
     assert between.norm().item() == pytest.approx(1, abs=1e-6)
     assert angle(start, between) == pytest.approx(0.3 * angle(start, end), abs=1e-6)
+    # The angle of large tensors is summed in fp64.
+    large = _random(3_000_000)
+    near = large + 0.01 * _random(3_000_000, seed=1)
+    expected = torch.nn.functional.cosine_similarity(large.double(), near.double(), dim=0).acos().item()
+    assert angle(large, near) == pytest.approx(expected, rel=1e-7)
     # Where there is no angle it is the mean.
     assert torch.equal(slerp(start, start, 0.3), start)
     assert torch.equal(slerp(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
-
-
-def test_the_angle_of_large_tensors_is_summed_in_fp64():
-    start = _random(3_000_000)
-    end = start + 0.01 * _random(3_000_000, seed=1)
-    expected = torch.nn.functional.cosine_similarity(start.double(), end.double(), dim=0).acos().item()
-    assert angle(start, end) == pytest.approx(expected, rel=1e-7)
 
 
 # Averages of models.
@@ -335,21 +333,6 @@ def test_faulty_input_is_reported_in_one_line(uninterrupted, tmp_path, capsys, w
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def _run(*words, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": options.pop("path", "")}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, env=environment, **options
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_script_runs_from_a_checkout(uninterrupted, tmp_path):
-    words = [uninterrupted, uninterrupted, "--slerp", "0.25", "--output", tmp_path / "soup"]
-    said = _run(ROOT / "training" / "merge.py", *words, cwd=tmp_path)
-    assert "slerp of 0.75 run/model, 0.25 run/model, in float32" in said
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
 def test_a_merge_holds_one_shard(save_model, tmp_path):
@@ -358,11 +341,13 @@ def test_a_merge_holds_one_shard(save_model, tmp_path):
     small, parents = save_model("small"), [save_model(f"m{seed}", seed=seed, **shape) for seed in range(3)]
     size = (parents[0] / WEIGHTS).stat().st_size / 2**20
     assert size > 200
-    worker = Path(__file__).with_name("merging_worker.py")
-    whole, sharded = (
-        float(_run(worker, tmp_path / name, limit, small, *parents, cwd=ROOT, path=str(ROOT)))
-        for name, limit in (("whole", "5GB"), ("sharded", "20MB"))
-    )
+
+    def growth(name, limit):
+        words = [Path(__file__).with_name("merging_worker.py"), tmp_path / name, limit, small, *parents]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return float(subprocess.check_output([sys.executable, *map(str, words)], timeout=300, env=environment))
+
+    whole, sharded = growth("whole", "5GB"), growth("sharded", "20MB")
     assert len(list((tmp_path / "sharded").glob("model-*"))) > 10
     # A shard of the average, and a tensor of it and of a parent.
     assert sharded < 60 < 0.9 * size < whole

@@ -107,10 +107,10 @@ def _stage(folder, start, **keys):
     return [str(write_single_stage(folder, model=str(start), **no_new_model, **{**short, **keys}))]
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_trained_model_carries_the_prompt_of_its_manifest(tmp_path, start, caplog, adapter):
+@pytest.mark.parametrize("keys", [{}, {"lora": True, "lora_rank": 4}], ids=["whole", "lora"])
+def test_a_trained_model_carries_the_prompt_of_its_manifest(tmp_path, start, caplog, keys):
     caplog.set_level(logging.INFO)
-    assert main(_stage(tmp_path, start, **({"lora": True, "lora_rank": 4} if adapter else {}))) == 0
+    assert main(_stage(tmp_path, start, **keys)) == 0
     trained = instruct("Given a phrase, retrieve its inversion.")
     assert prompts_in(tmp_path / "run/model") == {**THEIRS, "query": trained}
     assert f"query prompt of the saved model: {trained!r}" in caplog.text

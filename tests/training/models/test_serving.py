@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from copy import deepcopy
@@ -65,13 +64,11 @@ def expected(served, texts):
     return SentenceTransformer(str(served), device="cpu").encode(texts)
 
 
-def _environment():
-    """Return the environment of an interpreter that must not see this one's packages, nor report its use."""
-    return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
+# Of an interpreter that must not see this one's packages, nor report its use.
+_ENVIRONMENT = {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
 
 
-def _run(*command, isolated=True):
-    environment = _environment() if isolated else None
+def _run(*command, environment=_ENVIRONMENT):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -89,7 +86,7 @@ def embed(tmp_path, texts):
 
 
 def _export(python, folder, output, *words):
-    _run(python, _EXPORT, folder, "--output", output, *words, isolated=False)
+    _run(python, _EXPORT, folder, "--output", output, *words, environment=None)
     return json.loads((output / "export.json").read_text())["file_name"]
 
 
@@ -147,30 +144,21 @@ def _infinity(python, folder, log):
     command = [str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(folder)]
     command += ["--served-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command += ["--dtype", "float32", "--no-trust-remote-code", "--no-bettertransformer", "--no-compile"]
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     with log.open("w") as messages:
-        server = subprocess.Popen(command, stdout=messages, stderr=messages, env=_environment())
+        server = subprocess.Popen(command, stdout=messages, stderr=messages, env=_ENVIRONMENT)
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(server, url, log)
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < end and server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.3)
         yield url
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(30)
-
-
-def _wait(server, url, log):
-    end = time.monotonic() + 120
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(f"no server: {log.read_text()[-2000:]}")
+        server.kill()
+        server.wait(30)
 
 
 def test_infinity_serves_the_same_embeddings(served, texts, expected, tmp_path, other_python):

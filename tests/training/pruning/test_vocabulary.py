@@ -7,15 +7,13 @@ import random
 import unicodedata
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 from babel import localedata
-from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from modeling_f2llm import append_eos, build_sentence_transformer
+from modeling_f2llm import append_eos
 from tests.training.pruning.pruned_models import make_model
 from training.models.loading import train_tokenizer
 from training.pruning.vocabulary import VocabularyReport, trim_vocabulary
@@ -202,21 +200,6 @@ def test_a_token_that_two_merges_make_keeps_the_parts_of_both(description, text)
         assert trimmed.tokenize(text) == expected
         assert torch.equal(_embed(smaller, trimmed, [text]), _embed(model, tokenizer, [text]))
     assert trimmed.decode(trimmed(text)["input_ids"][:-1]) == text
-
-
-def test_the_released_folder_embeds_as_the_larger_one(whole, tokenizer, trimmed, kept_texts, tmp_path):
-    texts = kept_texts[:64]
-    build_sentence_transformer(whole, tokenizer).save_pretrained(str(tmp_path / "whole"), create_model_card=False)
-    build_sentence_transformer(trimmed[0], trimmed[1]).save_pretrained(
-        str(tmp_path / "trimmed"), create_model_card=False
-    )
-    for remote_code in (False, True):
-        loaded = [
-            SentenceTransformer(str(tmp_path / name), device="cpu", trust_remote_code=remote_code)
-            for name in ("whole", "trimmed")
-        ]
-        np.testing.assert_array_equal(*(each.encode(texts) for each in loaded))
-    assert loaded[1][0].auto_model.config.vocab_size == len(loaded[1].tokenizer)
 
 
 _FEW = {"<|endoftext|>": 0, "<|im_end|>": 1, "a": 2, "b": 3, "ab": 4}
