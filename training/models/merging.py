@@ -317,7 +317,7 @@ def find_beside(folder: Path, parent: Mapping[str, Any]) -> Path | None:
 
 
 def merge_adapter(adapter: AdapterFolder, output: Path) -> None:
-    """Write an adapter's base with the adapter added, in fp32; tokenizer and prompts are the adapter's if it has them."""
+    """Write an adapter's base with the adapter added, in fp32, with its tokenizer and prompts if it has them."""
     check_output(output, [Path(adapter.name), Path(adapter.base)])
     record = {
         "adapter": {"name": adapter.name, "revision": model_revision(adapter.name, "the adapter", adapter.revision)},

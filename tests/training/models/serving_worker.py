@@ -18,13 +18,13 @@ import numpy as np
 def with_sentence_transformers(folder, kind, file_name, texts):
     from sentence_transformers import SentenceTransformer
 
-    backend, remote_code = kind.split("-")[0].replace("remote", "torch"), kind.endswith("remote-code")
-    choice = {"file_name": file_name} if file_name else {"export": True}
+    backend, remote_code = kind.replace("remote-code", "torch"), kind == "remote-code"
+    choice = {"file_name": file_name}
     if backend == "openvino":
         choice["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
     options = {} if backend == "torch" else {"model_kwargs": choice}
     model = SentenceTransformer(folder, device="cpu", backend=backend, trust_remote_code=remote_code, **options)
-    if remote_code and backend == "torch":
+    if remote_code:
         assert type(model[0].auto_model).__name__ == "F2LLMModel"
     # In the given order, so that short texts are padded to long ones.
     return np.concatenate([model.encode(texts[start : start + 4]) for start in range(0, len(texts), 4)])

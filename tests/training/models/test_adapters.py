@@ -56,23 +56,15 @@ def batch(random_batch):
 
 
 @pytest.fixture
-def base(tmp_path, tiny_model, tiny_tokenizer):
-    """A released folder."""
-    folder = tmp_path / "base"
-    build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
-    return folder
-
-
-@pytest.fixture
-def save_adapter(base, tmp_path, tiny_tokenizer):
+def save_adapter(whole, tmp_path, tiny_tokenizer):
     def save(name="adapter", dora=False, seed=1, **fields):
-        model = F2LLMModel.from_pretrained(base).eval()
+        model = F2LLMModel.from_pretrained(whole).eval()
         add_adapter(model, lora(dora, **fields))
         disturb(model, seed)
         folder = tmp_path / name
         build_sentence_transformer(model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
         mend_saved(folder)
-        note_base(folder, str(base), base_revision(str(base), "the base"))
+        note_base(folder, str(whole), base_revision(str(whole), "the base"))
         return folder
 
     return save
@@ -109,11 +101,11 @@ def test_packed_is_padded_and_merged_is_adapted(tiny_model, batch, dora):
 
 
 @KINDS
-def test_everybody_loads_the_folder(base, save_adapter, sentences, batch, dora):
+def test_everybody_loads_the_folder(whole, save_adapter, sentences, batch, dora):
     folder = save_adapter(dora=dora)
     assert not {"config.json", "model.safetensors", "modeling_f2llm.py"} & {path.name for path in folder.iterdir()}
     expected, real = hidden(load_whole_model(str(folder)).eval(), batch), batch["attention_mask"].bool()
-    wrapped = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(folder)).eval()
+    wrapped = PeftModel.from_pretrained(F2LLMModel.from_pretrained(whole), str(folder)).eval()
     for model in (
         wrapped,
         F2LLMModel.from_pretrained(folder).eval(),
@@ -122,29 +114,29 @@ def test_everybody_loads_the_folder(base, save_adapter, sentences, batch, dora):
         # Of padding, stock Qwen3 makes something.
         assert torch.allclose(hidden(model, batch)[real], expected[real], atol=1e-5)
     with wrapped.disable_adapter():
-        assert torch.equal(hidden(wrapped, batch), hidden(F2LLMModel.from_pretrained(base).eval(), batch))
+        assert torch.equal(hidden(wrapped, batch), hidden(F2LLMModel.from_pretrained(whole).eval(), batch))
     own = SentenceTransformer(str(folder), trust_remote_code=True)
     stock = SentenceTransformer(str(folder))
     assert type(own[0].auto_model).__name__ == "F2LLMModel" and type(stock[0].auto_model).__name__ == "Qwen3Model"
     assert own.encode(sentences) == pytest.approx(stock.encode(sentences), abs=1e-5)
     own.disable_adapters()
-    unadapted = SentenceTransformer(str(base), trust_remote_code=True).encode(sentences)
+    unadapted = SentenceTransformer(str(whole), trust_remote_code=True).encode(sentences)
     assert (own.encode(sentences) == unadapted).all()
 
 
-def test_a_folder_that_peft_saved_is_read(tmp_path, base, save_adapter, batch):
-    model = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(save_adapter(dora=True)))
+def test_a_folder_that_peft_saved_is_read(tmp_path, whole, save_adapter, batch):
+    model = PeftModel.from_pretrained(F2LLMModel.from_pretrained(whole), str(save_adapter(dora=True)))
     model.save_pretrained(str(tmp_path / "saved"))
     read = load_whole_model(str(tmp_path / "saved")).eval()
     assert torch.allclose(hidden(read, batch), hidden(model.eval(), batch), atol=1e-6)
 
 
-def test_the_folder_names_its_base(base, save_adapter):
+def test_the_folder_names_its_base(whole, save_adapter):
     folder = save_adapter()
     adapter = find_adapter(str(folder))
-    assert adapter == AdapterFolder(str(folder), str(base), base_revision(str(base), "the base"))
-    assert base_of(str(folder)) == str(base) and base_of(str(base)) == str(base)
-    assert find_adapter(str(base)) is None
+    assert adapter == AdapterFolder(str(folder), str(whole), base_revision(str(whole), "the base"))
+    assert base_of(str(folder)) == str(whole) and base_of(str(whole)) == str(whole)
+    assert find_adapter(str(whole)) is None
     targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(LORA_TARGETS)
 
@@ -163,16 +155,16 @@ def test_an_adapter_of_another_shape_does_not_fit(save_adapter, tiny_config, ref
         attach_adapter(other, adapter, trainable=False)
 
 
-def test_a_base_that_changed_or_is_gone_is_refused(base, save_adapter, tiny_config, refuses):
-    folder, moved = save_adapter(), base.with_name("moved")
-    base.rename(moved)
-    with refuses(folder, base, "cannot be loaded", "base_model_name_or_path"):
+def test_a_base_that_changed_or_is_gone_is_refused(whole, save_adapter, tiny_config, refuses):
+    folder, moved = save_adapter(), whole.with_name("moved")
+    whole.rename(moved)
+    with refuses(folder, whole, "cannot be loaded", "base_model_name_or_path"):
         load_whole_model(str(folder))
     edit_json(folder / "adapter_config.json", base_model_name_or_path=str(moved))
     assert has_adapter(load_whole_model(str(folder)))
-    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(base))
-    F2LLMModel(deepcopy(tiny_config)).save_pretrained(base)
-    with refuses(folder, base, "has other weights"):
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(whole))
+    F2LLMModel(deepcopy(tiny_config)).save_pretrained(whole)
+    with refuses(folder, whole, "has other weights"):
         load_whole_model(str(folder))
 
 
@@ -188,7 +180,7 @@ def test_an_adapter_without_weights_or_of_another_type_is_refused(save_adapter, 
         load_whole_model(str(folder))
 
 
-def test_the_command_merges_an_adapter_into_its_base(base, save_adapter, sentences, tmp_path, capsys):
+def test_the_command_merges_an_adapter_into_its_base(whole, save_adapter, sentences, tmp_path, capsys):
     folder, output = save_adapter(), ["--output", str(tmp_path / "merged")]
     for _ in range(2):
         assert main([str(folder), *output]) == 0 and "adapter.json" in capsys.readouterr().out
@@ -196,7 +188,7 @@ def test_the_command_merges_an_adapter_into_its_base(base, save_adapter, sentenc
     assert merged == pytest.approx(adapted, abs=1e-5)
     for words, part in (
         ([str(folder), "--slerp"], f"--slerp: {folder} is an adapter"),
-        ([str(folder), str(base)], "an adapter without a model's weights; merge it into its base first"),
+        ([str(folder), str(whole)], "an adapter without a model's weights; merge it into its whole first"),
     ):
         assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
 

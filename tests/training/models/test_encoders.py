@@ -115,8 +115,7 @@ def test_other_code_is_not_run_by_default(whole, tmp_path, caplog):
 
 def test_a_model_that_needs_its_code_is_refused(whole, refuses):
     edit_json(whole / "config.json", model_type="other")
-    with (whole / "modeling_f2llm.py").open("a") as file:
-        file.write("\n")
+    (whole / "modeling_f2llm.py").write_text("raise SystemExit")
     with refuses("--model", whole, "add --trust-remote-code if you trust it"):
         find_miner(str(whole)).embed_passages(["a"])
     with refuses("key 'teacher'", whole, "use a model that needs none"):
@@ -127,7 +126,6 @@ def test_a_model_that_was_saved_without_its_code_is_loaded(whole, tmp_path, capl
     """sentence-transformers saves the names of classes whose code it has not run."""
     stock = SentenceTransformer(str(whole), device="cpu")
     stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
-    assert "auto_map" in (tmp_path / "tuned/config.json").read_text() and not list((tmp_path / "tuned").glob("*.py"))
     with caplog.at_level("INFO", logger="training"):
         np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), stock.encode(TEXTS))
     assert "is not run" not in caplog.text
@@ -143,19 +141,17 @@ def test_a_model_that_was_saved_without_its_code_is_loaded(whole, tmp_path, capl
 )
 def test_code_elsewhere_is_not_this_packages(whole, file, change):
     assert runs_own_code(ref(whole)) and not runs_own_code(ref("org/name"))
-    content = json.loads((whole / file).read_text())
+    before = (whole / file).read_text()
+    content = json.loads(before)
     change(content)
     (whole / file).write_text(json.dumps(content))
     assert not runs_own_code(ref(whole))
-
-
-def test_code_in_another_place_is_not_this_packages(whole):
+    (whole / file).write_text(before)
     (whole / "1_Pooling" / "packing.py").write_bytes((whole / "packing.py").read_bytes())
     assert not runs_own_code(ref(whole))
 
 
 def test_what_the_settings_of_a_module_name_is_not_called(whole, tmp_path, monkeypatch):
-    """Where code is trusted, Dense calls whatever its settings name."""
     pipeline, folder = SentenceTransformer(str(whole), device="cpu", trust_remote_code=True), tmp_path / "dense"
     modules = [pipeline[0], pipeline[1], Dense(32, 16)]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)

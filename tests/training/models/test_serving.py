@@ -1,4 +1,4 @@
-"""Exported and served models in their own environments: ``--onnx-python``, ``--openvino-python``, ``--llama-python``,
+"""Exported and folder models in their own environments: ``--onnx-python``, ``--openvino-python``, ``--llama-python``,
 ``--infinity-python`` and ``--rag-python``."""
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hub_cards.snippets import snippets
-from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from tests.training.publishing.releases import make_release, write_release
 from training.models.export import LEAST_COSINE, reference_embeddings
 from training.models.model_folder import write_for_older_readers
@@ -32,26 +30,6 @@ _WIDTH = 8
 
 
 @pytest.fixture
-def served(tmp_path, tiny_config, small_tokenizer):
-    """A model as training leaves it, with another rotary base than older readers assume."""
-    config = deepcopy(tiny_config)
-    config.vocab_size = 416
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 100.0}
-    tokenizer = deepcopy(small_tokenizer)
-    tokenizer.model_max_length = 256
-    # transformers 5 writes such tokens in a form that transformers 4 cannot read.
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = F2LLMModel(config).eval()
-        for name, weights in model.named_parameters():
-            # Larger than at the start of training, so that positions matter.
-            weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.1)
-    build_sentence_transformer(model, tokenizer).save_pretrained(str(tmp_path / "model"), create_model_card=False)
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def texts(sentences):
     """Short and long texts in turn, one of them longer than the model takes."""
     prompt = "Instruct: Given a question, retrieve passages that answer the question.\nQuery: "
@@ -59,9 +37,9 @@ def texts(sentences):
 
 
 @pytest.fixture
-def expected(served, texts):
+def expected(folder, texts):
     """``(texts, width)`` unit-length embeddings by sentence-transformers in this environment."""
-    return SentenceTransformer(str(served), device="cpu").encode(texts)
+    return SentenceTransformer(str(folder), device="cpu").encode(texts)
 
 
 # Of an interpreter that must not see this one's packages, nor report its use.
@@ -92,10 +70,10 @@ def _export(python, folder, output, *words):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_exported_embeddings_are_those_of_torch(backend, precision, served, expected, tmp_path, other_python, embed):
+def test_exported_embeddings_are_those_of_torch(backend, precision, folder, expected, tmp_path, other_python, embed):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
     for _ in range(2):  # the second time, nothing is to be done
-        file_name = _export(python, served, output, "--backend", backend, "--precision", precision)
+        file_name = _export(python, folder, output, "--backend", backend, "--precision", precision)
     assert not list(tmp_path.glob(".*.partial")) and not list(output.glob("*.safetensors"))
     vectors = embed(python, backend, output, file_name)
     assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE[precision]
@@ -103,32 +81,27 @@ def test_exported_embeddings_are_those_of_torch(backend, precision, served, expe
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_a_checkpoint_in_half_precision_is_exported(backend, dtype, served, texts, tmp_path, other_python, embed):
+def test_a_checkpoint_in_half_precision_is_exported(backend, dtype, folder, texts, tmp_path, other_python, embed):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
-    SentenceTransformer(str(served), device="cpu").to(dtype).save_pretrained(str(served), create_model_card=False)
-    assert json.loads((served / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    vectors = embed(python, backend, output, _export(python, served, output, "--backend", backend))
-    assert (vectors * reference_embeddings(served, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
-
-
-def test_openvino_exports_the_remote_code(served, expected, other_python, embed):
-    vectors = embed(other_python("openvino-python"), "openvino-of-remote-code", served)
-    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+    SentenceTransformer(str(folder), device="cpu").to(dtype).save_pretrained(str(folder), create_model_card=False)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    vectors = embed(python, backend, output, _export(python, folder, output, "--backend", backend))
+    assert (vectors * reference_embeddings(folder, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
 
 
 @pytest.mark.parametrize("kind", ["torch", "remote-code"])
-def test_transformers_4_embeds_the_same(kind, served, expected, other_python, embed):
+def test_transformers_4_embeds_the_same(kind, folder, expected, other_python, embed):
     python = other_python("onnx-python")
-    write_for_older_readers(served)
-    np.testing.assert_allclose(embed(python, kind, served), expected, atol=1e-5)
+    write_for_older_readers(folder)
+    np.testing.assert_allclose(embed(python, kind, folder), expected, atol=1e-5)
 
 
-def test_llama_cpp_embeds_the_same(served, expected, texts, other_python, embed):
+def test_llama_cpp_embeds_the_same(folder, expected, texts, other_python, embed):
     pytest.importorskip("gguf")
     from training.models.gguf import export_gguf
 
-    python, file = other_python("llama-python"), served.parent / "model.gguf"
-    export_gguf(served, file, "f32")
+    python, file = other_python("llama-python"), folder.parent / "model.gguf"
+    export_gguf(folder, file, "f32")
     vectors = embed(python, "llama", file)
     # llama.cpp would cut off EOS with the end of a long text.
     fits = np.array([len(text) < 1000 for text in texts])
@@ -142,7 +115,7 @@ def _infinity(python, folder, log):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(folder)]
-    command += ["--served-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command += ["--folder-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command += ["--dtype", "float32", "--no-trust-remote-code", "--no-bettertransformer", "--no-compile"]
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     with log.open("w") as messages:
@@ -161,16 +134,16 @@ def _infinity(python, folder, log):
         server.wait(30)
 
 
-def test_infinity_serves_the_same_embeddings(served, texts, expected, tmp_path, other_python):
+def test_infinity_serves_the_same_embeddings(folder, texts, expected, tmp_path, other_python):
     python = other_python("infinity-python")
-    write_for_older_readers(served)
+    write_for_older_readers(folder)
     requests = {
         "batch": {"input": texts},
         "one": {"input": texts[:1], "encoding_format": "float"},
         "short": {"input": texts, "dimensions": _WIDTH},
     }
     (tmp_path / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
-    with _infinity(python, served, tmp_path / "log.txt") as url:
+    with _infinity(python, folder, tmp_path / "log.txt") as url:
         _run(python, "-I", _WORKER, "server", url, tmp_path)
     answers = {name: np.array(rows) for name, rows in json.loads((tmp_path / "answers.json").read_text()).items()}
     assert (answers["batch"] * expected).sum(axis=1).min() >= 0.9999
@@ -181,14 +154,14 @@ def test_infinity_serves_the_same_embeddings(served, texts, expected, tmp_path, 
 
 @pytest.mark.parametrize("document_prompt", ["", "Title: "])
 def test_the_examples_of_the_card_embed_as_sentence_transformers_does(
-    document_prompt, served, sentences, tmp_path, other_python
+    document_prompt, folder, sentences, tmp_path, other_python
 ):
     python = other_python("rag-python")
-    model = SentenceTransformer(str(served), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu")
     model.prompts = {"query": "Instruct: Find it.\nQuery: ", "document": document_prompt}
-    model.save_pretrained(str(served), create_model_card=False)
+    model.save_pretrained(str(folder), create_model_card=False)
     write_release(tmp_path / "release", make_release(prompts=model.prompts), losses=False)
-    codes = snippets(model_card(tmp_path / "release", str(served)), "library")
+    codes = snippets(model_card(tmp_path / "release", str(folder)), "library")
     given = {"queries": sentences[:4], "documents": sentences, "codes": codes}
     (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
     _run(python, "-I", _WORKER, "libraries", tmp_path)

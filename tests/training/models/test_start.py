@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from tests.training.models.starts import edit_json, save_like_qwen3_embedding, save_plain
+from tests.training.models.starts import edit_json, save_like_qwen3_embedding
 from tests.training.recipes import only_stage, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.prepared import PreparedSource
@@ -52,23 +52,6 @@ def test_a_start_keeps_the_token_that_its_tokenizer_appends(start, tmp_path, ref
         edit_json(saved / "1_Pooling/config.json", pooling_mode="mean")
         with refuses("is pooled by mean", "last-token"):
             merge_adapter(find_adapter(str(saved)), tmp_path / "other")
-
-
-def test_a_trimmed_vocabulary_keeps_it(start, tmp_path):
-    keys = {"trim_vocabulary": True, "model": str(start), **NO_NEW_MODEL}
-    assert main([str(write_single_stage(tmp_path, **keys))]) == 0
-    saved, kept = tmp_path / "run/model", ["the red river", "river, red"]
-    assert ids(saved, kept) == ids(start, kept)
-    one, other = (SentenceTransformer(str(each), device="cpu").encode(kept, prompt="") for each in (saved, start))
-    assert (one * other).sum(axis=1).min() >= 1 - 1e-6
-
-
-def test_eos_is_added_where_nothing_is_and_said(tmp_path, tiny_config, tiny_tokenizer, caplog):
-    plain = save_plain(tmp_path / "plain", tiny_config, tiny_tokenizer)
-    with caplog.at_level("INFO", logger="training"):
-        assert main([str(write_single_stage(tmp_path, model=str(plain), **NO_NEW_MODEL, **ONE_STEP))]) == 0
-    assert "appends nothing to a text; <|im_end|> is appended" in caplog.text
-    assert ids(tmp_path / "run/model")[2] == ["a", "<|im_end|>"]
 
 
 def test_a_start_that_is_read_in_another_way_is_refused(tmp_path, tiny_config, tiny_tokenizer, refuses):
