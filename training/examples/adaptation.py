@@ -39,9 +39,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
-# Written to the output, and to its folder of data.
 _RESULTS = ("validation.json", "adaptation.json")
-_FILES = ("program.parquet", "elsewhere_validation.parquet", "elsewhere.parquet", "train.parquet", "manifest.yaml")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
@@ -147,18 +145,16 @@ def _run(arguments: argparse.Namespace) -> None:
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(output)}
     stages = [stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages]
     check_output(output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
-    check_output(data, ours=[*_FILES, ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     models = {"before": Path(arguments.model)}
     models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
-    files = {"program": "program", "elsewhere": "elsewhere"}
-    files = {"elsewhere": "elsewhere_validation"} if arguments.validate else files
+    files, name = {"program": "program", "elsewhere": "elsewhere"}, _RESULTS[1]
+    if arguments.validate:
+        files, name = {"elsewhere": "elsewhere_validation"}, _RESULTS[0]
     candidates = arguments.data / "candidates.parquet"
-    pairs = {where: load_pairs(data / f"{name}.parquet", candidates) for where, name in files.items()}
-    result = _measure(models, pairs)
-    counts = {name: len(each.queries) for name, each in pairs.items()}
-    name = _RESULTS[0 if arguments.validate else 1]
+    pairs = {where: load_pairs(data / f"{file}.parquet", candidates) for where, file in files.items()}
+    result, counts = _measure(models, pairs), {where: len(each.queries) for where, each in pairs.items()}
     write_whole(output / name, json.dumps({"program": program, **counts, **result}, indent=2))
     sys.stdout.write(f"{counts}\n{table(program, result)}\n")
 

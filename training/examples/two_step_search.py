@@ -22,7 +22,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from training.common.command import command_parser, run_command
@@ -37,9 +36,6 @@ DEFAULT_MODEL = "runs/quickstart/stage2/model"
 # Results per query, and rounds of which the fastest counts.
 TOP, ROUNDS = 10, 5
 
-Vectors = NDArray[np.float32]
-Positions = NDArray[np.int64]
-
 
 class Searched(NamedTuple):
     """A measured way to search."""
@@ -50,7 +46,7 @@ class Searched(NamedTuple):
     milliseconds: float  # per query, all queries in one call, on one thread
 
 
-def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Iterator[Searched]:
+def compare(texts: np.ndarray, queries: np.ndarray, short: int, shortlist: int) -> Iterator[Searched]:
     """Search ``(n, d)`` texts for ``(q, d)`` queries of unit length in several ways, of which the first is exact.
 
     Smaller indices have ``short`` leading dimensions, and the full vectors rank a ``shortlist`` of texts.
@@ -79,7 +75,9 @@ def _check(width: int, texts: int, short: int, shortlist: int) -> None:
         raise UserError(f"--shortlist {shortlist}: give a number from {TOP} to that of the texts, {texts}")
 
 
-def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple[Callable[[int], Positions], int]:
+def _index(
+    texts: np.ndarray, queries: np.ndarray, dims: int, precision: str
+) -> tuple[Callable[[int], np.ndarray], int]:
     """Return a search of the texts for a number of neighbours of each query, and the bytes of its index."""
     import faiss
 
@@ -97,7 +95,9 @@ def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple
     return lambda count: index.search(asked, count)[1], bytes_per_vector(dims, precision) * len(texts)
 
 
-def _two_steps(texts: Vectors, queries: Vectors, nearest: Callable[[int], Positions], shortlist: int) -> Positions:
+def _two_steps(
+    texts: np.ndarray, queries: np.ndarray, nearest: Callable[[int], np.ndarray], shortlist: int
+) -> np.ndarray:
     """Return the ``(q, 10)`` nearest by the full vectors in each query's shortlist."""
     found = nearest(shortlist)
     scores = np.einsum("qd,qkd->qk", queries, texts[found])

@@ -110,7 +110,7 @@ def _saved_config(adapter: AdapterFolder) -> LoraConfig:
 def _set_base(model: PreTrainedModel, base: str) -> None:
     config = model.peft_config[ADAPTER_NAME]
     config.base_model_name_or_path = base
-    # peft makes names a set, whose order changes from run to run; a regular expression stays one.
+    # peft makes names a set, whose order changes from run to run.
     if not isinstance(config.target_modules, str):
         config.target_modules = sorted(config.target_modules)
 

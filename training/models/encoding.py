@@ -17,13 +17,12 @@ class BatchLayout(NamedTuple):
     """One process's part of a global batch: the texts of each forward pass, as positions among the batch's texts.
 
     All processes have equally many chunks, because each joins every gathering of sharded weights; missing ones repeat
-    the shortest text, which is not used. ``slots``, ``(n,)``, has the index of each text's embedding in the gathered
-    ones, of which each process gives ``max_rows_per_rank``.
+    the shortest text, which is not used.
     """
 
     chunks: list[np.ndarray]
-    slots: np.ndarray
-    max_rows_per_rank: int
+    slots: np.ndarray  # (n,) index of each text's embedding in the gathered ones
+    max_rows_per_rank: int  # of each process in the gathered ones
 
     def of_batch(self, lengths: np.ndarray) -> dict[str, Any]:
         """Return the collator's ``chunk_lengths``, ``slots`` and ``width`` for the token counts given to `lay_out`."""

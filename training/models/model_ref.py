@@ -30,28 +30,22 @@ MERGED_ADAPTER = "adapter.json"
 
 
 class AdapterFolder(NamedTuple):
-    """A saved adapter and the model that it adapts, each a folder or a Hub name.
-
-    ``base_revision`` is what the base was in training, if that was recorded: a commit, or a digest of its weights.
-    """
+    """A saved adapter and the model that it adapts, each a folder or a Hub name."""
 
     name: str
     base: str
-    base_revision: str | None = None
+    base_revision: str | None = None  # the base in training, if recorded: a commit, or a digest of its weights
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that was found under the user's name for it: a folder, or a Hub name with branch, tag or commit.
-
-    ``identity`` is what the model is now: a commit on the Hub, or a digest of the folder's files.
-    """
+    """A model that was found under the user's name for it: a folder, or a Hub name with branch, tag or commit."""
 
     name: str
     place: str
     revision: str | None = None
-    identity: str = ""
+    identity: str = ""  # what the model is now: a commit on the Hub, or a digest of the folder's files
 
     @cached_property
     def adapter(self) -> AdapterFolder | None:
@@ -100,8 +94,8 @@ def find_model(name: str, revision: str | None, key: str | None = None) -> tuple
             return str(path), None
     if revision is not None:
         raise UserError(f"{folder}: no checkpoint {revision!r} in it; there are {', '.join(revisions_in(folder))}")
-    stages = sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}"))
-    hint = f"name one of its stages: {', '.join(stages)}" if stages else "name the folder of a model or of a run"
+    stages = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}")))
+    hint = f"name one of its stages: {stages}" if stages else "name the folder of a model or of a run"
     raise UserError(f"{folder}: the folder holds no model; {hint}{f' as {key}' if key else ''}")
 
 

@@ -28,14 +28,11 @@ _SAMPLE = 32
 
 @dataclass(frozen=True)
 class SavedPrompts:
-    """The prompts of a model that a stage makes, by name (``query``, ``document``), and why the query has this one.
-
-    ``trained`` are the query prompts that a sample of the stage's sources was trained with.
-    """
+    """The prompts of a model that a stage makes, by name (``query``, ``document``), and why the query has this one."""
 
     prompts: dict[str, str]
     reason: str
-    trained: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()  # the query prompts that a sample of the stage's sources was trained with
 
     @property
     def is_trained(self) -> bool:

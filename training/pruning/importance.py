@@ -23,8 +23,6 @@ from training.common.outputs import whole_file
 from training.common.run_folder import IMPORTANCE_FILE
 from training.models.model_folder import user_error
 
-_TENSORS = ("norms", "neurons", "change")
-
 
 @dataclass(frozen=True)
 class Importance:
@@ -46,7 +44,8 @@ class Importance:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        named = {"norms": self.norms, "neurons": self.neurons, "change": self.change}
+        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
         with whole_file(path) as partial:
             save_file(tensors, partial, {"model": self.model})
 

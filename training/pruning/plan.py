@@ -82,12 +82,7 @@ def _fields(shape: Mapping[str, Any], heads: int, where: str) -> dict[str, Any]:
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
-    """Write numbers in their order, and runs of them as ranges.
-
-    Example:
-        >>> as_ranges([0, 1, 2, 7, 4, 5])
-        '0-2 7 4-5'
-    """
+    """Write numbers in their order, and runs of them as ranges: ``0-2 7 4-5``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -34,9 +34,8 @@ def test_the_arms_of_a_claim_differ_in_nothing_else(better, worse, differs):
     assert found == differs | {"output_dir"}
 
 
-def test_every_arm_is_a_stage_and_a_random_start_has_the_shape_of_the_pruned_one():
+def test_a_random_start_has_the_shape_of_the_pruned_one():
     stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
-    assert all({claim.better, claim.worse} <= stages.keys() for claim in CLAIMS)
     shape, whole = stages["pruned"].prune_to_fields(), stages["stage1"].model_config_fields()
     assert stages["student_random"].model_config_fields() == {**whole, **shape}
 

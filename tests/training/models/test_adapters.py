@@ -71,8 +71,8 @@ def save_adapter(whole, tmp_path, tiny_tokenizer):
 
 
 @KINDS
-def test_a_new_adapter_changes_nothing_and_can_be_switched_off(tiny_model, batch, dora):
-    before = hidden(tiny_model, batch)
+def test_an_adapter_changes_nothing_at_first_runs_packed_and_can_be_switched_off_or_merged(tiny_model, batch, dora):
+    before, names = hidden(tiny_model, batch), {type(module) for module in tiny_model.modules()}
     add_adapter(tiny_model, lora(dora))
     assert torch.equal(hidden(tiny_model, batch), before)
     trained = [name for name, weight in tiny_model.named_parameters() if weight.requires_grad]
@@ -83,17 +83,9 @@ def test_a_new_adapter_changes_nothing_and_can_be_switched_off(tiny_model, batch
     tiny_model.disable_adapters()
     assert torch.equal(hidden(tiny_model, batch), before) and not torch.allclose(adapted, before, atol=1e-3)
     tiny_model.enable_adapters()
-    assert torch.equal(hidden(tiny_model, batch), adapted)
-
-
-@KINDS
-def test_packed_is_padded_and_merged_is_adapted(tiny_model, batch, dora):
-    add_adapter(tiny_model, lora(dora))
-    disturb(tiny_model)
     ids = torch.cat([row[:length] for row, length in zip(batch["input_ids"], LENGTHS, strict=True)])[None]
     with torch.no_grad():
         packed = tiny_model(input_ids=ids, sequence_lengths=LENGTHS).last_hidden_state[0]
-    adapted, names = hidden(tiny_model, batch), {type(module) for module in F2LLMModel(tiny_model.config).modules()}
     assert torch.allclose(packed, adapted[batch["attention_mask"].bool()], atol=1e-6)
     merge_into_base(tiny_model)
     assert (hidden(tiny_model, batch) - adapted).abs().max() < 1e-5
