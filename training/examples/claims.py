@@ -41,7 +41,6 @@ from training.stages.stage import run_stage
 logger = logging.getLogger("training")
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "claims" / "recipe.yaml"
-_TOKENS_AT_ONCE = 8192
 
 
 class Claim(NamedTuple):
@@ -75,7 +74,7 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
     rows = np.asarray(source.rows["validation"])
     texts, index = np.unique(rows, return_inverse=True)
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for batch in packed_texts(source, texts[texts >= 0], _TOKENS_AT_ONCE):
+    for batch in packed_texts(source, texts[texts >= 0], 8192):
         embeddings[np.searchsorted(texts, batch.positions)] = embed_chunk(model, batch.input_ids, batch.lengths)
     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)[index.reshape(rows.shape)]
     cosines = torch.einsum("nd,nkd->nk", embeddings[:, 0], embeddings[:, 1:])
@@ -92,10 +91,9 @@ def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     """
     encoded = encode_pairs(load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu"), pairs)
     width = encoded.queries.shape[1]
-    found = {
-        name: float(pairs.hits(nearest(encoded.queries, encoded.candidates, dim)).mean())
-        for name, dim in (("held_out", width), ("narrow", width // 8))
-    }
+    found = {}
+    for name, dim in (("held_out", width), ("narrow", width // 8)):
+        found[name] = float(pairs.hits(nearest(encoded.queries, encoded.candidates, dim)).mean())
     data = Path(stage.arguments.output_dir) / DATA
     folders = find_prepared(stage.arguments.prepared_folder, json.loads(data.read_text())) if data.exists() else []
     if folders:

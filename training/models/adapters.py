@@ -31,10 +31,8 @@ _DEFAULT_RANK = 16
 _PREFIX = "base_model.model."
 _MAGNITUDE = ".lora_magnitude_vector"
 # peft's field of each key of a recipe.
-_FIELDS = {
-    **{"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
-    **{"lora_target_modules": "target_modules", "lora_dora": "use_dora", "lora_rslora": "use_rslora"},
-}
+_FIELDS = {"lora_rank": "r", "lora_target_modules": "target_modules", "lora_dora": "use_dora"}
+_FIELDS |= {"lora_rslora": "use_rslora", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
 
 def require_peft() -> None:

@@ -31,7 +31,6 @@ logger = logging.getLogger("training")
 
 # What the user of a command with this option can do to have other code run.
 TRUST_OPTION = "add --trust-remote-code if you trust it"
-_DTYPES = ("float32", "bfloat16", "float16")
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # Modules of this package's models. Code counts as foreign with any other: Dense, for one, calls the activation_function
 # that its settings name.
@@ -43,11 +42,10 @@ def load_encoder(
 ) -> SentenceTransformer:
     """Load a model and check that its tokenizer has words and that all weights that matter are there and finite.
 
-    A plain Qwen3 model, which has no ``modules.json``, is read as this repository trains one: at the last token, with
-    its EOS appended where its tokenizer appends nothing, normalised, and with the published prompts.
-
-    ``key`` is what the user gave it as, such as ``--model``. With ``trust_remote_code`` code that comes with the model
-    runs; a local copy of this package's own always does. ``trust`` says what the user can do to have other code run.
+    A plain Qwen3 model, without ``modules.json``, is read as this repository trains one: at the last token, with EOS
+    appended, normalised, and with the published prompts. ``key`` is what the user gave it as, such as ``--model``. With
+    ``trust_remote_code`` code that comes with the model runs; a local copy of this package's own always does. ``trust``
+    says what the user can do to have other code run.
     """
     try:
         return _load(model, trust_remote_code, trust, options)
@@ -64,8 +62,7 @@ def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: 
     if model.revision is None and not trust_remote_code:
         trust_remote_code = runs_own_code(model)
         if not trust_remote_code and _has_code(model):
-            remedy = f"; {trust}" if trust else ""
-            logger.info("%s: the code that comes with it is not this package's and is not run%s", model.name, remedy)
+            logger.info("%s: its code is not this package's and is not run; %s", model.name, trust or "stock code is")
     described = model.described_by
     loaded = SentenceTransformer(
         described.place, revision=described.revision, trust_remote_code=trust_remote_code, **options
@@ -147,10 +144,8 @@ def runs_own_code(model: ModelRef) -> bool:
 
 
 def _has_code(model: ModelRef) -> bool:
-    """Return whether a folder names code that lies in it or in another repository.
-
-    sentence-transformers saves the names of code that it has not run, without that code.
-    """
+    """Return whether a folder names code that lies in it or in another repository."""
+    # sentence-transformers saves the names of code that it has not run, without that code.
     named = [(name, _file_of(name, folder)) for folder in _folders(model) for name in _named_code(folder)]
     return any("--" in name or file.is_file() for name, file in named)
 
@@ -235,8 +230,8 @@ def find_miner(model: str, **options: Any) -> Miner:
     for name in ("max_length", "truncate_dim", "batch_size"):
         if (value := getattr(miner, name)) is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    if miner.dtype not in _DTYPES:
-        raise UserError(f"unknown dtype {miner.dtype!r}; use one of {', '.join(_DTYPES)}")
+    if miner.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {miner.dtype!r}; use one of float32, bfloat16, float16")
     return miner
 
 

@@ -60,10 +60,7 @@ def shares(texts: int, world_size: int) -> list[np.ndarray]:
 
 
 def balanced_chunks(texts: np.ndarray, lengths: np.ndarray, max_tokens: int | None) -> list[np.ndarray]:
-    """Cut texts, ordered by length, into neighbouring chunks of about equal size within ``max_tokens``.
-
-    Neighbours in length share attention calls, and chunks of equal size leave none nearly empty.
-    """
+    """Cut texts, ordered by length, into neighbouring chunks of about equal size within ``max_tokens``."""
     if not len(texts):
         return []
     if max_tokens is None:

@@ -24,9 +24,9 @@ logger = logging.getLogger("training")
 
 
 def load_whole_model(name: str, revision: str | None = None, train_adapter: bool = False, **options: Any) -> F2LLMModel:
-    """Load a model in fp32 (AdamW at usual learning rates is lost on bf16 weights), or an adapter with its base.
+    """Load a model in fp32 (AdamW at usual learning rates is lost on bf16 weights), or an adapter with its frozen base.
 
-    ``options`` are those of ``F2LLMModel.from_pretrained``, whose exceptions pass. The base of an adapter is frozen.
+    ``options`` are those of ``F2LLMModel.from_pretrained``, whose exceptions pass.
     """
     adapter = find_adapter(name, revision)
     if adapter is None:

@@ -212,7 +212,7 @@ def _check_compatible(parents: Sequence[Parent]) -> None:
 
 
 def _shares(models: int, weights: Sequence[float] | None, t: float | None) -> list[float]:
-    """Check the method, a mean unless ``t`` says where to interpolate, and return each model's share of it."""
+    """Return each model's share of the mean, or of the way to ``t`` from one to another."""
     if t is not None:
         if models != 2:
             raise UserError(f"--slerp goes from one model to another, not {models}; merge two, or use the mean")

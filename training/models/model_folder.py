@@ -43,9 +43,9 @@ _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_token
 
 @contextmanager
 def user_error(what: str, remedy: str | None = None) -> Iterator[None]:
-    """Turn any exception of the block into one UserError: ``from_pretrained`` can raise anything on a corrupt folder.
+    """Turn any exception of the block into one UserError that says what failed, the library's message and the remedy.
 
-    The message has what failed, such as ``model 'x' cannot be used``, the library's message and the remedy.
+    ``from_pretrained`` can raise anything on a corrupt folder.
     """
     try:
         yield

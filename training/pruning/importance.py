@@ -89,8 +89,6 @@ def calibrate(
     tokens = 0
     with torch.no_grad(), _observed(model, sums), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         for number, (input_ids, lengths) in enumerate(batches):
-            if not input_ids.numel():
-                continue
             model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
             # A sum that has become NaN or infinite stays so.
             if not all(total.isfinite().all() for total in sums.values()):

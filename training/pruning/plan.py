@@ -25,14 +25,10 @@ _HEADER = "# What of a model stays, by its own numbers; channels in the order of
 def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "prune_to") -> F2LLMConfig:
     """Return the source's configuration with another width, MLP size or depth.
 
-    The matryoshka dimensions that still fit stay, and the new width joins them. A width must be a multiple of the
-    number of attention heads, as all published ones are: loaders that derive a missing ``head_dim`` refuse others.
-
-    Args:
-        source: Configuration of the model to be cut; not changed.
-        shape: Any of ``hidden_size``, ``intermediate_size`` and ``num_hidden_layers``; or ``family``, the name of a
-            published size, whose fields the others override. What is left out stays as in the source.
-        where: What the shape is called in errors.
+    ``shape`` has any of ``hidden_size``, ``intermediate_size`` and ``num_hidden_layers``, or ``family``, the name of a
+    published size, whose fields the others override; ``where`` is what errors call it. The matryoshka dimensions that
+    still fit stay, and the new width joins them. A width must be a multiple of the number of attention heads, as all
+    published ones are: loaders that derive a missing ``head_dim`` refuse others.
 
     Example:
         >>> source = F2LLMConfig.from_family("f2llm-v2-0.6b")
@@ -94,21 +90,13 @@ def as_ranges(numbers: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What stays of a model, by the numbers of the larger model.
+    """What stays of a model, by the numbers of the larger model."""
 
-    Attributes:
-        hidden: Channels of the residual stream, in the order of the cut model.
-        layers: Layers, in the order of the cut model.
-        neurons: For each of these layers, its MLP neurons.
-        source: ``hidden_size``, ``intermediate_size`` and ``num_hidden_layers`` of the larger model.
-        methods: How hidden channels and layers were chosen, for the reader.
-    """
-
-    hidden: tuple[int, ...]
-    layers: tuple[int, ...]
-    neurons: tuple[tuple[int, ...], ...]
-    source: Mapping[str, int]
-    methods: Mapping[str, str]
+    hidden: tuple[int, ...]  # channels of the residual stream, in the order of the cut model
+    layers: tuple[int, ...]  # in the order of the cut model
+    neurons: tuple[tuple[int, ...], ...]  # of the MLP of each of these layers
+    source: Mapping[str, int]  # hidden_size, intermediate_size and num_hidden_layers of the larger model
+    methods: Mapping[str, str]  # how hidden channels and layers were chosen, for the reader
 
     def save(self, path: Path) -> None:
         """Write YAML; long lists become ranges such as ``0-3 5 9-20``, in their order."""
@@ -163,12 +151,10 @@ def _largest(importance: Tensor, count: int) -> list[int]:
 def _reordered(importance: Tensor, count: int) -> list[int]:
     """Return the channels of the largest norm, ordered for matryoshka and for distillation.
 
-    Matryoshka truncates embeddings, so the leading channels should matter most, and training the larger model that way
-    has put what matters most there. Distillation compares channel ``k`` of the cut model with channel ``k`` of a
-    teacher of the larger model's kind. In their own order, all kept channels after a gap would move away from it.
-
-    So a kept channel among the first ``count`` keeps its number. The numbers of dropped channels go to the kept ones
-    from beyond ``count``, in falling importance, so that shorter embeddings get the most important of them.
+    Matryoshka truncates embeddings, so the leading channels should matter most; distillation compares channel ``k`` of
+    the cut model with channel ``k`` of a teacher of the larger model's kind. So a kept channel among the first
+    ``count`` keeps its number. The numbers of dropped channels go to the kept ones from beyond ``count``, in falling
+    importance, so that shorter embeddings get the most important of them.
     """
     kept = _largest(importance, count)
     beyond = sorted((channel for channel in kept if channel >= count), key=lambda channel: -importance[channel].item())

@@ -44,7 +44,7 @@ class VocabularyReport:
 def trim_vocabulary(
     model: F2LLMModel, tokenizer: PreTrainedTokenizerBase, used_ids: Iterable[int]
 ) -> tuple[F2LLMModel, PreTrainedTokenizerBase, VocabularyReport]:
-    """Keep the tokens that are used, every byte, and all special and added tokens.
+    """Keep the tokens of byte-level BPE that are used, every byte, and all special and added tokens.
 
     Any text is still read without loss: all 256 bytes stay. A text whose pieces all stay is cut into the same pieces
     and has the same embedding, bit for bit. With a token stay all merges that make it, in the old order, and the parts
@@ -54,14 +54,7 @@ def trim_vocabulary(
 
     The new ids keep the old order. The table of embeddings loses the rows that no token has (151,936 rows for 151,669
     tokens in the published models). Special tokens of the configuration that the tokenizer does not have become None.
-
-    Args:
-        model: The model; unchanged.
-        tokenizer: Its tokenizer, byte-level BPE such as Qwen's; unchanged.
-        used_ids: Ids of the tokens that texts use, in any order, repeated or not.
-
-    Returns:
-        The model and the tokenizer with the smaller vocabulary, which share nothing with the old, and the change.
+    The model and the tokenizer that are returned share nothing with the old ones.
     """
     tokens, used = tokenizer.get_vocab(), {int(each) for each in used_ids}
     if max(tokens.values()) >= model.config.vocab_size or not used <= set(tokens.values()):

@@ -40,7 +40,6 @@ def test_a_saved_tokenizer_loads_unchanged(saved, small_tokenizer):
     loaded = load_tokenizer(str(saved))
     for text in ("", "größer 東京", instruct("Find.", "x")):
         assert loaded(text).input_ids == small_tokenizer(text).input_ids
-        assert loaded(text).input_ids.count(loaded.eos_token_id) == 1
     whole = loaded("river größer 東京 ответ").input_ids
     cut = loaded("river größer 東京 ответ", truncation=True, max_length=4).input_ids
     assert cut == [*whole[:3], loaded.eos_token_id]

@@ -68,25 +68,22 @@ def _export(python, folder, output, *words):
     return json.loads((output / "export.json").read_text())["file_name"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "fp32"), (torch.float32, "int8"), (torch.bfloat16, "fp32"), (torch.float16, "fp32")],
+)
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_exported_embeddings_are_those_of_torch(backend, precision, folder, expected, tmp_path, other_python, embed):
+def test_exported_embeddings_are_those_of_torch(
+    backend, dtype, precision, folder, texts, tmp_path, other_python, embed
+):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
+    SentenceTransformer(str(folder), device="cpu").to(dtype).save_pretrained(str(folder), create_model_card=False)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     for _ in range(2):  # the second time, nothing is to be done
         file_name = _export(python, folder, output, "--backend", backend, "--precision", precision)
     assert not list(tmp_path.glob(".*.partial")) and not list(output.glob("*.safetensors"))
     vectors = embed(python, backend, output, file_name)
-    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE[precision]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_a_checkpoint_in_half_precision_is_exported(backend, dtype, folder, texts, tmp_path, other_python, embed):
-    python, output = other_python(f"{backend}-python"), tmp_path / "exported"
-    SentenceTransformer(str(folder), device="cpu").to(dtype).save_pretrained(str(folder), create_model_card=False)
-    assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    vectors = embed(python, backend, output, _export(python, folder, output, "--backend", backend))
-    assert (vectors * reference_embeddings(folder, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+    assert (vectors * reference_embeddings(folder, texts)).sum(axis=1).min() >= LEAST_COSINE[precision]
 
 
 @pytest.mark.parametrize("kind", ["torch", "remote-code"])

@@ -29,19 +29,14 @@ def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
     assert pruned.layer_types == ["full_attention"] * 4 and pruned.max_window_layers == 4
     narrow = pruned_config(SOURCE, {"hidden_size": 512})
     assert (narrow.num_hidden_layers, narrow.intermediate_size) == (28, 3072)
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ({}, [256, 128, 64, 32, 16, 8]),
-        ({"matryoshka_dimensions": [1024, 300, 100]}, [256, 100]),
+    # The matryoshka dimensions that fit stay.
+    assert narrow.matryoshka_dimensions == [512, 256, 128, 64, 32, 16, 8]
+    for given, kept in (
+        ({"matryoshka_dimensions": [1024, 300, 100]}, [512, 300, 100]),
         ({"is_matryoshka": False}, None),
-    ],
-)
-def test_matryoshka_dimensions_that_fit_stay(given, kept):
-    source = F2LLMConfig.from_family("f2llm-v2-0.6b", **given)
-    assert pruned_config(source, {"hidden_size": 256}).matryoshka_dimensions == kept
+    ):
+        source = F2LLMConfig.from_family("f2llm-v2-0.6b", **given)
+        assert pruned_config(source, {"hidden_size": 512}).matryoshka_dimensions == kept
 
 
 @pytest.mark.parametrize(

@@ -125,17 +125,7 @@ def test_the_recipe_for_adapters_is_valid(base):
         load_recipe(path, {"use_cpu": True})
 
 
-def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_config, tiny_tokenizer, capsys):
-    moved = shutil.copytree(base, tmp_path / "moved")
-    save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
-    save_model(tmp_path / "narrow", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
-    words = [str(trained / "model"), "--output", str(tmp_path / "merged")]
-    assert merge([*words, "--base", str(tmp_path / "other")]) == 2
-    assert f"was trained on {base}" in (message := capsys.readouterr().err) and "has other weights" in message
-    assert merge([*words, "--base", str(tmp_path / "narrow"), "--accept-other-base"]) == 2
-    assert "does not fit" in (message := capsys.readouterr().err) and str(base) in message
-    assert merge([str(base), "--output", str(tmp_path / "merged"), "--base", str(base)]) == 2
-    assert "no adapter" in capsys.readouterr().err and not (tmp_path / "merged").exists()
-    assert merge([str(trained / "model"), "--output", str(moved)]) == 2
+def test_an_adapter_is_not_merged_over_something_else(tmp_path, trained, base, capsys):
+    other = shutil.copytree(base, tmp_path / "other")
+    assert merge([str(trained / "model"), "--output", str(other)]) == 2
     assert "holds something else" in capsys.readouterr().err
-    assert merge([*words, "--base", str(moved)]) == 0
