@@ -39,7 +39,6 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
-_RESULTS = ("validation.json", "adaptation.json")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
@@ -144,14 +143,16 @@ def _run(arguments: argparse.Namespace) -> None:
     data, output = arguments.output / "data", arguments.output
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(output)}
     stages = [stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages]
-    check_output(output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
+    check_output(
+        output, [arguments.data, Path(arguments.model)], ["data", "validation.json", "adaptation.json", *stages, ".*"]
+    )
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     models = {"before": Path(arguments.model)}
     models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
-    files, name = {"program": "program", "elsewhere": "elsewhere"}, _RESULTS[1]
+    files, name = {"program": "program", "elsewhere": "elsewhere"}, "adaptation.json"
     if arguments.validate:
-        files, name = {"elsewhere": "elsewhere_validation"}, _RESULTS[0]
+        files, name = {"elsewhere": "elsewhere_validation"}, "validation.json"
     candidates = arguments.data / "candidates.parquet"
     pairs = {where: load_pairs(data / f"{file}.parquet", candidates) for where, file in files.items()}
     result, counts = _measure(models, pairs), {where: len(each.queries) for where, each in pairs.items()}

@@ -138,7 +138,7 @@ class Parent:
 
 
 def _named(word: str) -> tuple[str, str | None]:
-    """Return the folder of a model, which may be named by its run, or the name and revision of one on the Hub."""
+    """Return what a word names: the folder of a model, also of a run's, or the name and revision of one on the Hub."""
     name, _, revision = (word, "", "") if Path(word).is_dir() else word.partition("@")
     return find_model(name, revision or None)
 

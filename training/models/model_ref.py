@@ -1,7 +1,4 @@
-"""Resolve what a user names (folder, run, Hub repository, adapter) once, and read what its files say of the model.
-
-Nothing here loads weights, and adapters are read without peft.
-"""
+"""Resolve what a user names (folder, run, Hub repository, adapter), and read what its files say, without loading it."""
 
 from __future__ import annotations
 

@@ -108,7 +108,6 @@ def _description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _processors(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the post-processors in a sequence of them, or the single one."""
     processor = description["post_processor"] or {"type": "Sequence", "processors": []}
     return processor["processors"] if processor["type"] == "Sequence" else [processor]
 
@@ -148,7 +147,6 @@ def _renumber(description: dict[str, Any], new_ids: dict[int, int]) -> None:
 
 
 def _as_tokenizer(description: dict[str, Any], like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a tokenizer of this description, otherwise like the given one."""
     with temporary_folder() as name:
         folder = Path(name)
         like.save_pretrained(folder)

@@ -34,12 +34,14 @@ def _passages(path):
     return set(pq.read_table(path).column("passage").to_pylist())
 
 
-def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp_path):
+def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp_path, refuses):
     names = ("train", "program", "elsewhere_validation", "elsewhere")
     trained, tested, validation, elsewhere = (_passages(data / f"{name}.parquet") for name in names)
     assert trained | tested == {f"edit {n}" for n in range(40)} and len(tested) == 12
     assert not trained & tested and not validation & elsewhere
     assert validation and elsewhere and validation | elsewhere == {f"quit {n}" for n in range(8)}
+    with refuses(held_out, "edit, quit", "--program"):
+        split_program(held_out, tmp_path / "other", "emacs", held_out)
     split_program(held_out, tmp_path / "other", "edit", held_out)
     assert _passages(tmp_path / "other/program.parquet") == tested
 
@@ -62,11 +64,6 @@ def test_negatives_are_other_texts_of_the_training(data):
     texts = ["File", "FILE", "file.", "Edit"]
     assert [another(texts, start, "file") for start in range(4)] == ["Edit"] * 4
     assert another(texts, 3, "Quit") == "Edit"
-
-
-def test_an_unknown_program_is_refused(tmp_path, held_out, refuses):
-    with refuses(held_out, "edit, quit", "--program"):
-        split_program(held_out, tmp_path / "data", "emacs", held_out)
 
 
 def test_the_change_is_that_over_messages_and_translations_of_one_text_count_once():

@@ -38,7 +38,6 @@ def lora(dora=False, rank=4, **fields):
 
 
 def disturb(model, seed=1):
-    """Give an adapter the weights of one that was trained."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -204,7 +203,5 @@ def test_the_plan_counts_what_is_trained(tiny_model, dora):
     add_adapter(tiny_model, deepcopy(adapter))
     trained = tiny_model.num_parameters(only_trainable=True)
     assert count_adapter(config, adapter) == trained
-    estimate = estimate_memory(config, 1_000, 100, adapter=adapter)
-    assert estimate.state == 4 * count_parameters(config) + 16 * trained
-    two = estimate_memory(config, 1_000, 100, processes=2, adapter=adapter)
-    assert two.state == estimate.state + 4 * trained
+    one, two = (estimate_memory(config, 1_000, 100, processes=each, adapter=adapter) for each in (1, 2))
+    assert one.state == 4 * count_parameters(config) + 16 * trained and two.state == one.state + 4 * trained

@@ -48,8 +48,7 @@ def expected_of(plain, texts):
 def test_a_plain_qwen3_is_read_as_one_is_trained(plain, causal):
     if causal:
         # sentence-transformers itself takes the last token of these, which is then no EOS.
-        model = Qwen3ForCausalLM.from_pretrained(plain)
-        model.save_pretrained(plain)
+        Qwen3ForCausalLM.from_pretrained(plain).save_pretrained(plain)
     read = load(plain)
     np.testing.assert_allclose(read.encode(TEXTS, prompt=""), expected_of(plain, TEXTS), atol=1e-6)
     assert read.prompts == DEFAULT_PROMPTS
@@ -63,16 +62,12 @@ def test_evaluation_mining_and_teacher_read_it_the_same_way(plain, whole):
     expected = expected_of(plain, TEXTS)
     found = load_model(str(plain), None, 512)
     np.testing.assert_allclose(found.store.encode(TEXTS, ""), expected, atol=1e-6)
-    assert (
-        found.prompts.template == "Instruct: {instruction}\nQuery: "
-        and found.prompts.default == DEFAULT_PROMPTS["query"]
-    )
+    assert found.prompts.template == "Instruct: {instruction}\nQuery: "
+    assert found.prompts.default == DEFAULT_PROMPTS["query"]
     assert "pooling lasttoken" in found.record.label
     np.testing.assert_allclose(find_miner(str(plain)).embed_passages(TEXTS), expected, atol=1e-6)
-    queries = [instruct("Find.", text) for text in TEXTS]
-    np.testing.assert_allclose(
-        find_miner(str(plain)).embed_queries(TEXTS, "Find."), expected_of(plain, queries), atol=1e-6
-    )
+    queries, mined = [instruct("Find.", text) for text in TEXTS], find_miner(str(plain)).embed_queries(TEXTS, "Find.")
+    np.testing.assert_allclose(mined, expected_of(plain, queries), atol=1e-6)
     taught = load_text_teacher(str(plain), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(torch.nn.functional.normalize(taught).numpy(), expected, atol=1e-6)
 

@@ -247,9 +247,8 @@ def test_settings_without_effect_on_embeddings_may_differ(pair, tmp_path):
 
 
 def test_a_revision_on_the_hub_is_found_in_the_cache(save, tmp_path, monkeypatch, refuses):
-    commit = "a" * 40
+    commit, repository = "a" * 40, tmp_path / "hub" / "models--some--model"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--some--model"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "step-7").write_text(commit)
     shutil.copytree(save("model"), repository / "snapshots" / commit)

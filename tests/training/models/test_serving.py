@@ -1,4 +1,4 @@
-"""Exported and folder models in their own environments: ``--onnx-python``, ``--openvino-python``, ``--llama-python``,
+"""Exported and served models in their own environments: ``--onnx-python``, ``--openvino-python``, ``--llama-python``,
 ``--infinity-python`` and ``--rag-python``."""
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from training.publishing.card import model_card
 pytestmark = pytest.mark.slow
 _WORKER = Path(__file__).with_name("serving_worker.py")
 _EXPORT = Path(__file__).parents[3] / "training/export.py"
-_WIDTH = 8
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def _infinity(python, folder, log):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(folder)]
-    command += ["--folder-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command += ["--served-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command += ["--dtype", "float32", "--no-trust-remote-code", "--no-bettertransformer", "--no-compile"]
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     with log.open("w") as messages:
@@ -137,7 +136,7 @@ def test_infinity_serves_the_same_embeddings(folder, texts, expected, tmp_path, 
     requests = {
         "batch": {"input": texts},
         "one": {"input": texts[:1], "encoding_format": "float"},
-        "short": {"input": texts, "dimensions": _WIDTH},
+        "short": {"input": texts, "dimensions": 8},
     }
     (tmp_path / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
     with _infinity(python, folder, tmp_path / "log.txt") as url:
@@ -146,7 +145,7 @@ def test_infinity_serves_the_same_embeddings(folder, texts, expected, tmp_path, 
     assert (answers["batch"] * expected).sum(axis=1).min() >= 0.9999
     assert (answers["one"] * expected[:1]).sum() >= 0.9999
     # Shortened, but not normalised again: that is the client's part.
-    np.testing.assert_allclose(answers["short"], expected[:, :_WIDTH], atol=1e-4)
+    np.testing.assert_allclose(answers["short"], expected[:, :8], atol=1e-4)
 
 
 @pytest.mark.parametrize("document_prompt", ["", "Title: "])

@@ -24,7 +24,6 @@ def batches():
 
 @pytest.fixture(scope="session")
 def importance(batches):
-    """Activations of the model."""
     return calibrate(make_model(), batches, "the model of the tests")
 
 
@@ -32,10 +31,9 @@ def importance(batches):
 def embed_packed(batches):
     """``(61, d)`` what a model puts out for all tokens of both batches."""
 
+    @torch.no_grad()
     def embed(model):
-        with torch.no_grad():
-            return torch.cat(
-                [model(input_ids=ids, sequence_lengths=each).last_hidden_state[0] for ids, each in batches]
-            )
+        hidden = [model(input_ids=ids, sequence_lengths=each).last_hidden_state for ids, each in batches]
+        return torch.cat(hidden, dim=1)[0]
 
     return embed

@@ -13,7 +13,7 @@ from training.pruning.importance import Importance, calibrate, weight_importance
 NAMES = ("norms", "neurons", "change")
 
 
-def _assert_close(actual: Importance, expected: Importance, tolerance: float = 1e-5) -> None:
+def _assert_close(actual, expected, tolerance=1e-5):
     for name in NAMES:
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=tolerance, atol=tolerance)
 

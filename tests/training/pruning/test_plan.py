@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from modeling_f2llm import F2LLMConfig
-from training.pruning.importance import Importance, weight_importance
+from training.pruning.importance import weight_importance
 from training.pruning.plan import as_ranges, make_plan, pruned_config
 
 SOURCE = F2LLMConfig.from_family("f2llm-v2-0.6b")
@@ -69,7 +69,7 @@ def target(model):
     return pruned_config(model.config, {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2})
 
 
-def _ranked(model, channels: list[int]) -> Importance:
+def _ranked(model, channels):
     """An importance to which these channels matter most, the first of them most of all."""
     norms = torch.zeros(7, model.config.hidden_size)
     for rank, channel in enumerate(channels):

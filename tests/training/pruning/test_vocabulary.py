@@ -53,7 +53,6 @@ def kept_texts(names):
 
 @pytest.fixture(scope="module")
 def trimmed(whole, tokenizer, kept_texts):
-    """Model, tokenizer and report."""
     used = {token for ids in tokenizer(kept_texts)["input_ids"] for token in ids}
     return trim_vocabulary(whole, tokenizer, used)
 
@@ -69,7 +68,6 @@ def all_texts(names):
 
 @pytest.fixture
 def description(tokenizer):
-    """The content of ``tokenizer.json``, to be changed."""
     return json.loads(tokenizer.backend_tokenizer.to_str())
 
 
