@@ -18,34 +18,27 @@ def _assert_close(actual, expected, tolerance=1e-5):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=tolerance, atol=tolerance)
 
 
+@torch.no_grad()
 def _by_hand(model, batches):
     """The same statistics text by text, from what the modules of stock Qwen3 read and give, in fp64."""
     stock, seen = Qwen3Model(model.config).eval().double(), {}
     stock.load_state_dict(model.state_dict())
     for name, module in stock.named_modules():
         module.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: (inputs, output)}))
-    layers, sums, count = range(model.config.num_hidden_layers), {}, 0
-
-    def add(name, number, values):
-        sums.setdefault(name, {}).setdefault(number, []).append(values[0])
-
-    for text in (text for ids, lengths in batches for text in ids[0].split(lengths)):
-        with torch.no_grad():
-            stock(input_ids=text[None])
-        count += len(text)
-        add("norms", 2 * len(layers), seen["norm"][1].square())
-        for number in layers:
+    layers, texts = model.config.num_hidden_layers, [text for ids, each in batches for text in ids[0].split(each)]
+    norms = torch.zeros(2 * layers + 1, model.config.hidden_size, dtype=torch.double)
+    neurons = torch.zeros(layers, model.config.intermediate_size, dtype=torch.double)
+    change = torch.zeros(layers, dtype=torch.double)
+    for text in texts:
+        stock(input_ids=text[None])
+        norms[-1] += seen["norm"][1][0].square().sum(0)
+        for number in range(layers):
             (before, *_), after = seen[f"layers.{number}"]
-            for offset, norm in enumerate(("input_layernorm", "post_attention_layernorm")):
-                add("norms", 2 * number + offset, seen[f"layers.{number}.{norm}"][1].square())
-            add("neurons", number, seen[f"layers.{number}.mlp.down_proj"][0][0].square())
-            add("change", number, 1 - torch.cosine_similarity(before, after, dim=-1))
-    return Importance(
-        **{
-            name: torch.stack([torch.cat(rows[row]).sum(0) / count for row in sorted(rows)]).float()
-            for name, rows in sums.items()
-        }
-    )
+            for row, norm in enumerate(("input_layernorm", "post_attention_layernorm"), 2 * number):
+                norms[row] += seen[f"layers.{number}.{norm}"][1][0].square().sum(0)
+            neurons[number] += seen[f"layers.{number}.mlp.down_proj"][0][0][0].square().sum(0)
+            change[number] += (1 - torch.cosine_similarity(before, after, dim=-1)).sum()
+    return Importance(*(total.float() / sum(map(len, texts)) for total in (norms, neurons, change)))
 
 
 @pytest.mark.parametrize("autocast", [True, False])
