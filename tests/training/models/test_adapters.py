@@ -179,7 +179,7 @@ def test_the_command_merges_an_adapter_into_its_base(whole, save_adapter, senten
     assert merged == pytest.approx(adapted, abs=1e-5)
     for words, part in (
         ([str(folder), "--slerp"], f"--slerp: {folder} is an adapter"),
-        ([str(folder), str(whole)], "an adapter without a model's weights; merge it into its whole first"),
+        ([str(folder), str(whole)], "an adapter without a model's weights; merge it into its base first"),
     ):
         assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
 
