@@ -45,7 +45,7 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
     depth, width = target.num_hidden_layers, target.hidden_size
     if width % heads and width != source.hidden_size:
         raise UserError(
-            f"{where}: hidden_size {width} is not a multiple of the {heads} attention heads, which several loaders of "
+            f"{where}: hidden_size {width} is no multiple of the {heads} attention heads, which several loaders of "
             f"such models need; take {max(heads, width // heads * heads)}"
         )
     target.layer_types = list(source.layer_types[:depth])
