@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.common.command import command_parser, run_command
-from training.models.adapter_merging import merge_named
-from training.models.merging import MAX_SHARD_SIZE
+from training.models.merging import MAX_SHARD_SIZE, merge_named
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,11 +43,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights written (default: the models' own)"
     )
     average.add_argument("--max-shard-size", help=f"maximum size of a file of weights ({MAX_SHARD_SIZE})")
-    adapter = parser.add_argument_group("to merge an adapter into its base, in fp32")
-    adapter.add_argument("--base", help="where its base is now, if not where the adapter says")
-    adapter.add_argument(
-        "--accept-other-base", action="store_true", help="merge although the base may have other weights than recorded"
-    )
     return parser
 
 

@@ -13,8 +13,8 @@ from tests.benchmarks.common import DISTRIBUTIONS, VOCAB_SIZE, Settings, autocas
 from tests.benchmarks.timing import Contestant, Suite
 from training.models.model_folder import count_parameters
 from training.pruning.importance import Importance, calibrate, weight_importance
+from training.pruning.plan import pruned_config
 from training.pruning.pruning import prune
-from training.pruning.shape import pruned_config
 
 _PRECISION, _SOURCE = "fp32", "f2llm-v2-0.6b"
 _TARGETS = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")

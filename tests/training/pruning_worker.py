@@ -17,8 +17,8 @@ from transformers import AutoModel
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.benchmarks.common import process_memory, random_model
 from training.pruning.importance import calibrate
+from training.pruning.plan import pruned_config
 from training.pruning.pruning import prune
-from training.pruning.shape import pruned_config
 
 PRUNED = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import yaml
 
-from training.common.command import run_command
-from training.common.errors import OutputError, UserError
+from training.common.command import command_parser, run_command
+from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import check_output, write_whole
 from training.config.recipe import load_recipe
@@ -41,42 +39,41 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune" / "gettext
 _SPLIT, _NEGATIVE, _HALF = 51, 52, 53
 _NEGATIVES = 4
 _TEST_SHARE = 0.3
-# Written to the output, and to its folder of data.
-_RESULTS = ("validation.json", "adaptation.json")
-_FILES = ("program.parquet", "elsewhere_validation.parquet", "elsewhere.parquet", "train.parquet", "manifest.yaml")
 _COLUMNS = ("query", "passage", "lang", "script")
 
 
 def split_program(held_out: Path, output: Path, program: str | None, replayed: Path) -> str:
     """Write the data of an adaptation and return the program (default: that with the most English texts).
 
-    The English texts of the program are divided by key: ``program.parquet`` has the messages of some of them, to be
-    found afterwards, ``train.parquet`` those of the others. The English texts of all other held-out programs are halved
-    by key: ``elsewhere_validation.parquet`` to choose settings on, ``elsewhere.parquet`` to report. No English text is
-    in two files. The manifest has two stages: ``alone`` trains on the program, ``replay`` also on ``replayed``, pairs
-    that the model was trained on.
+    ``program.parquet`` has the messages of some of its English texts, drawn by key, ``train.parquet`` those of the
+    others. The English texts of all other held-out programs are halved: ``elsewhere_validation.parquet`` to choose
+    settings on, ``elsewhere.parquet`` to report. No English text is in two files. Stage ``alone`` of the manifest has
+    the program, ``replay`` also ``replayed``, pairs that the model was trained on.
     """
-    columns = read_texts(held_out, [*_COLUMNS, "domain"])
-    domains, found = columns["domain"], columns["passage"]
-    texts: dict[str, set[str]] = defaultdict(set)
-    for domain, passage in zip(domains, found, strict=True):
-        texts[domain].add(passage)
-    program = program or max(sorted(texts), key=lambda domain: len(texts[domain]))
-    if program not in texts or len(texts) < 2:
-        raise UserError(f"{held_out}: holds {', '.join(sorted(texts))}; name one of several with --program")
-    passages = sorted(texts[program])
-    order = [passages[number] for number in np.argsort(_draws(_SPLIT, passages), kind="stable").tolist()]
-    tested = set(order[: round(_TEST_SHARE * len(order))])
-    own = [row for row, domain in enumerate(domains) if domain == program]
-    others = [row for row, domain in enumerate(domains) if domain != program and found[row] not in texts[program]]
-    halves = (_draws(_HALF, [found[row] for row in others]) & np.uint64(1)).tolist()
+    rows = pd.DataFrame(read_texts(held_out, [*_COLUMNS, "domain"]))
+    sizes = rows.groupby("domain")["passage"].nunique()
+    program = program or sizes.idxmax()
+    if program not in sizes or len(sizes) < 2:
+        raise UserError(f"{held_out}: holds {', '.join(sizes.index)}; name one of several with --program")
+    own = rows[rows["domain"] == program]
+    texts = np.array(sorted(set(own["passage"])), dtype=object)
+    order = texts[np.argsort(_draws(_SPLIT, texts), kind="stable")]
+    is_tested = own["passage"].isin(order[: round(_TEST_SHARE * len(order))])
+    others = rows[(rows["domain"] != program) & ~rows["passage"].isin(texts)]
+    half = _draws(_HALF, others["passage"]) & np.uint64(1)
+    trained = own[~is_tested].copy()
+    negatives = sorted(set(trained["passage"]))
+    for number in range(_NEGATIVES):
+        drawn = keyed_bits(_NEGATIVE, number, trained.index.to_numpy(np.uint64)) % np.uint64(max(len(negatives), 1))
+        pairs = zip(drawn.tolist(), trained["passage"], strict=True)
+        trained[f"negative_{number + 1}"] = [another(negatives, start, passage) for start, passage in pairs]
+    files = {"train": trained, "program": own[is_tested]}
+    files |= {"elsewhere_validation": others[half == 0], "elsewhere": others[half == 1]}
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "program.parquet", columns, [row for row in own if found[row] in tested])
-    for half, name in enumerate(("elsewhere_validation", "elsewhere")):
-        chosen = [row for row, drawn in zip(others, halves, strict=True) if drawn == half]
-        _write(output / f"{name}.parquet", columns, chosen)
-    trained = [row for row in own if found[row] not in tested]
-    _write(output / "train.parquet", columns, trained, sorted(set(order) - tested))
+    for name, table in files.items():
+        if table.empty:
+            raise UserError(f"{held_out}: no message is left for {name}; choose a larger program with --program")
+        table.drop(columns="domain").to_parquet(output / f"{name}.parquet", index=False)
     shared = {"task_type": "retrieval", "symmetric": True, "instruction": "Retrieve the English translation."}
     shared |= {"languages": ["eng"], "licence": "each program's own"}
     sources = [
@@ -87,20 +84,8 @@ def split_program(held_out: Path, output: Path, program: str | None, replayed: P
     return program
 
 
-def _draws(purpose: int, texts: Sequence[str]) -> np.ndarray:
+def _draws(purpose: int, texts: Iterable[str]) -> np.ndarray:
     return keyed_bits(purpose, np.array([text_key(text) for text in texts], dtype=np.uint64))
-
-
-def _write(path: Path, columns: Mapping[str, list[str]], rows: Sequence[int], negatives: Sequence[str] = ()) -> None:
-    """Write some rows of the columns, with negatives drawn from the given texts."""
-    if not rows:
-        raise UserError(f"{path}: no message is left for it; choose a larger program with --program")
-    table = {name: [columns[name][row] for row in rows] for name in _COLUMNS}
-    for number in range(_NEGATIVES if negatives else 0):
-        drawn = keyed_bits(_NEGATIVE, number, np.array(rows, dtype=np.uint64)) % np.uint64(len(negatives))
-        pairs = zip(drawn.tolist(), table["passage"], strict=True)
-        table[f"negative_{number + 1}"] = [another(negatives, start, passage) for start, passage in pairs]
-    pq.write_table(pa.table(table), path)
 
 
 def another(texts: Sequence[str], start: int, passage: str) -> str:
@@ -112,9 +97,8 @@ def another(texts: Sequence[str], start: int, passage: str) -> str:
 def compare_by_text(after: np.ndarray, before: np.ndarray, labels: np.ndarray) -> PairedTest:
     """Test the difference of two accuracies, with an English text and all of its translations as one example.
 
-    A text's messages in many languages are found or missed together. Each text counts by the linear part of what it
-    adds to the mean over messages, a ratio of two sums (Cochran, Sampling Techniques, 1977, section 6.3). All arrays
-    are ``(n,)``: hits of both models, and the number of each message's text.
+    Each text counts by the linear part of what it adds to the mean over messages, a ratio of two sums (Cochran,
+    Sampling Techniques, 1977, section 6.3). ``(n,)`` hits of both models, and numbers of the messages' texts.
     """
     _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
@@ -130,18 +114,17 @@ def table(program: str, result: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"| | {program} | change | elsewhere | change | weights saved |", "| --- " * 6 + "|"]
     for name, row in result.items():
         cells = [name]
-        for score in (row.get("program"), row.get("elsewhere")):
-            change = ""
-            if score and "change" in score:
-                change = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * score[n] for n in ("change", "low", "high")))
-            cells += [f"{score['accuracy']:.3f}" if score else "not measured", change]
+        for score in (row.get("program", {}), row.get("elsewhere", {})):
+            change = [100 * score[key] for key in ("change", "low", "high") if key in score]
+            cells.append(f"{score['accuracy']:.3f}" if score else "not measured")
+            cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*change) if change else "")
         lines.append(f"| {' | '.join(cells)} | {row['megabytes']:.2f} MB |")
     return "\n".join(lines)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = command_parser("adaptation.py", __doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/gettext/data"), help="the gettext build (%(default)s)")
     parser.add_argument("--model", default="runs/gettext/train/model", help="what was trained on it (%(default)s)")
     parser.add_argument("--program", help="domain of a held-out program (default: the largest)")
@@ -160,22 +143,19 @@ def _run(arguments: argparse.Namespace) -> None:
     data, output = arguments.output / "data", arguments.output
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(output)}
     stages = [stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages]
-    check_output(output, [arguments.data, Path(arguments.model)], ["data", *_RESULTS, *stages, ".*"])
-    check_output(data, ours=[*_FILES, ".*"])
+    check_output(
+        output, [arguments.data, Path(arguments.model)], ["data", "validation.json", "adaptation.json", *stages, ".*"]
+    )
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     models = {"before": Path(arguments.model)}
-    try:
-        models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
-    except OutputError as error:
-        raise error.advising("mend or undo that, or give another --output") from None
-    reported = {"program": "program", "elsewhere": "elsewhere"}
-    files = {"elsewhere": "elsewhere_validation"} if arguments.validate else reported
+    models |= {stage.name: run_stage(stage, resume=True) for stage in load_recipe(RECIPE, keys).stages}
+    files, name = {"program": "program", "elsewhere": "elsewhere"}, "adaptation.json"
+    if arguments.validate:
+        files, name = {"elsewhere": "elsewhere_validation"}, "validation.json"
     candidates = arguments.data / "candidates.parquet"
-    pairs = {where: load_pairs(data / f"{name}.parquet", candidates) for where, name in files.items()}
-    result = _measure(models, pairs)
-    counts = {name: len(each.queries) for name, each in pairs.items()}
-    name = _RESULTS[0 if arguments.validate else 1]
+    pairs = {where: load_pairs(data / f"{file}.parquet", candidates) for where, file in files.items()}
+    result, counts = _measure(models, pairs), {where: len(each.queries) for where, each in pairs.items()}
     write_whole(output / name, json.dumps({"program": program, **counts, **result}, indent=2))
     sys.stdout.write(f"{counts}\n{table(program, result)}\n")
 

@@ -11,11 +11,9 @@ import logging
 import os
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 # Run as a script from a checkout: the recipe is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,8 +23,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.common.command import run_command
-from training.common.errors import OutputError, StoppedError, UserError
+from training.common.command import command_parser, run_command
+from training.common.errors import UserError
 from training.common.executor import run_in_workers
 from training.common.outputs import check_output, write_whole
 from training.common.run_folder import DATA
@@ -43,62 +41,28 @@ from training.stages.stage import run_stage
 logger = logging.getLogger("training")
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "claims" / "recipe.yaml"
-_TOKENS_AT_ONCE = 8192
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A stage of the recipe that should score higher than another.
-
-    ``metric`` is ``held_out`` (accuracy@1 on held-out names at full width), ``narrow`` (at an eighth of the width) or
-    ``mixed`` (see :func:`mixed_accuracy`); ``published`` is what the paper reports.
-    """
+class Claim(NamedTuple):
+    """A stage of the recipe that should score higher than another by a metric of :func:`measure`."""
 
     statement: str
     better: str
     worse: str
     metric: str
-    published: str
 
 
-_METHOD = "the method; no figure"
-_GAINS = "+4.67, +4.26, +1.78 points for 80M, 160M, 330M (Table 4)"
-_PLATEAU = "steep gains from 8 to 128 dimensions, then a plateau (Figure 5); no figure without"
 CLAIMS = (
-    Claim("distilled > not distilled", "student", "student_undistilled", "held_out", _GAINS),
-    Claim("pruned start > random start", "student", "student_random", "held_out", _METHOD),
-    Claim("two stages > stage 2 alone", "stage2", "stage2_alone", "held_out", _METHOD),
-    Claim("matryoshka > plain at 1/8 of the width", "stage1", "stage1_plain", "narrow", _PLATEAU),
-    Claim("instruction > none on the mixed tasks", "stage2", "stage2_raw", "mixed", _METHOD),
+    Claim("distilled > not distilled", "student", "student_undistilled", "held_out"),
+    Claim("pruned start > random start", "student", "student_random", "held_out"),
+    Claim("two stages > stage 2 alone", "stage2", "stage2_alone", "held_out"),
+    Claim("matryoshka > plain at 1/8 of the width", "stage1", "stage1_plain", "narrow"),
+    Claim("instruction > none on the mixed tasks", "stage2", "stage2_raw", "mixed"),
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Scores of both stages of a claim by seed, in percent; the stages of a seed share data, order and start."""
-
-    claim: Claim
-    better: list[float]
-    worse: list[float]
-
-    @property
-    def differences(self) -> list[float]:
-        """Percentage points by seed."""
-        return [a - b for a, b in zip(self.better, self.worse, strict=True)]
-
-    @property
-    def verdict(self) -> str:
-        """Whether the claim holds in every seed, in none, or in some."""
-        ahead, count = sum(difference > 0 for difference in self.differences), len(self.differences)
-        words = {count: "shows", 0: "does not show"}.get(ahead, "undecided")
-        return f"{words} ({ahead} of {count} seeds)"
-
-
 def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> float:
-    """Return the share of validation rows whose query is nearer to its passage than to every negative, over sources.
-
-    Each source asks for something else about the same names, such as their English form or their currency.
-    """
+    """Return the share of validation rows whose query is nearest to its passage, not to a negative, over sources."""
     scores = [_row_accuracy(model, source) for source in sources if len(source.rows["validation"])]
     if not scores:
         raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share', as in 0.05")
@@ -110,7 +74,7 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
     rows = np.asarray(source.rows["validation"])
     texts, index = np.unique(rows, return_inverse=True)
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for batch in packed_texts(source, texts[texts >= 0], _TOKENS_AT_ONCE):
+    for batch in packed_texts(source, texts[texts >= 0], 8192):
         embeddings[np.searchsorted(texts, batch.positions)] = embed_chunk(model, batch.input_ids, batch.lengths)
     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)[index.reshape(rows.shape)]
     cosines = torch.einsum("nd,nkd->nk", embeddings[:, 0], embeddings[:, 1:])
@@ -120,13 +84,16 @@ def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
 
 
 def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
-    """Return the scores of a stage's finished model, in percent."""
+    """Return the scores of a stage's finished model, in percent.
+
+    ``held_out`` is the accuracy@1 on held-out names, ``narrow`` that of an eighth of the width, and ``mixed`` that of
+    the sources, each of which asks for something else about the same names, such as their currency.
+    """
     encoded = encode_pairs(load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu"), pairs)
     width = encoded.queries.shape[1]
-    found = {
-        name: float(pairs.hits(nearest(encoded.queries, encoded.candidates, dim)).mean())
-        for name, dim in (("held_out", width), ("narrow", width // 8))
-    }
+    found = {}
+    for name, dim in (("held_out", width), ("narrow", width // 8)):
+        found[name] = float(pairs.hits(nearest(encoded.queries, encoded.candidates, dim)).mean())
     data = Path(stage.arguments.output_dir) / DATA
     folders = find_prepared(stage.arguments.prepared_folder, json.loads(data.read_text())) if data.exists() else []
     if folders:
@@ -134,23 +101,25 @@ def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
     return {name: 100 * score for name, score in found.items()}
 
 
-def compare(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> list[Outcome]:
-    """Return the outcome of every claim from the metrics of each stage by seed."""
-    return [
-        Outcome(claim, *([of[stage][claim.metric] for of in scores.values()] for stage in (claim.better, claim.worse)))
-        for claim in CLAIMS
-    ]
+def verdict(differences: Sequence[float]) -> str:
+    """Return whether a claim holds in every seed, in none, or in some."""
+    ahead, count = sum(difference > 0 for difference in differences), len(differences)
+    words = {count: "yes", 0: "no"}.get(ahead, "undecided")
+    return f"{words} ({ahead} of {count} seeds)"
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Format the outcomes in Markdown: percent, mean ± standard deviation over the seeds."""
-    lines = ["| claim | ahead | behind | difference, points | here | published |", "| --- " * 6 + "|"]
-    for outcome in outcomes:
+def table(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
+    """Format every claim in Markdown: mean ± deviation over seeds, whose stages share data, order and start."""
+    lines = ["| claim | with | without | difference, points | shows |", "| --- " * 5 + "|"]
+    for claim in CLAIMS:
+        better, worse = (
+            np.array([of[stage][claim.metric] for of in scores.values()]) for stage in (claim.better, claim.worse)
+        )
         numbers = [
-            f"{statistics.fmean(values):{sign}.1f} ± {np.std(values, ddof=len(values) > 1):.1f}"
-            for values, sign in ((outcome.better, ""), (outcome.worse, ""), (outcome.differences, "+"))
+            f"{values.mean():{sign}.1f} ± {values.std(ddof=len(values) > 1):.1f}"
+            for values, sign in ((better, ""), (worse, ""), (better - worse, "+"))
         ]
-        lines.append(f"| {' | '.join([outcome.claim.statement, *numbers, outcome.verdict, outcome.claim.published])} |")
+        lines.append(f"| {' | '.join([claim.statement, *numbers, verdict(better - worse)])} |")
     return "\n".join(lines)
 
 
@@ -159,17 +128,9 @@ def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs
     overrides = {"seed": seed, "output_dir": str(output / f"seed-{seed}"), "manifest": str(manifest)}
     scores = {}
     for stage in load_recipe(recipe, overrides).stages:
-        start = time.perf_counter()
-        try:
-            model = run_stage(stage, resume=True)
-        except StoppedError as error:
-            # This command says how to go on.
-            raise StoppedError(f"seed {seed}, stage {stage.name}: {error.what}") from error
-        except OutputError as error:
-            raise error.advising("mend or undo that, or give another --output") from None
-        scores[stage.name] = measure(stage, model, pairs)
+        scores[stage.name] = measure(stage, run_stage(stage, resume=True), pairs)
         shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
-        logger.info("seed %d, %s: %s (%.0f s)", seed, stage.name, shown, time.perf_counter() - start)
+        logger.info("seed %d, %s: %s", seed, stage.name, shown)
     return scores
 
 
@@ -184,10 +145,8 @@ def _prepare_worker() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("claims.py", __doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of every arm (%(default)s)")
-    processes = 2 * (os.cpu_count() or 1)
-    parser.add_argument("--processes", type=int, default=processes, help="seeds trained at once, each on one thread")
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder to write (%(default)s)")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe with a stage for each arm")
     return parser
@@ -195,35 +154,30 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    disable_progress_bar()
     arguments = make_parser().parse_args(words)
     return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if min(arguments.seeds, arguments.processes) < 1:
-        raise UserError("--seeds and --processes must be at least 1")
+    if arguments.seeds < 1:
+        raise UserError("--seeds must be at least 1")
     stages = {stage.name for stage in load_recipe(arguments.recipe).stages}
     if missing := sorted({arm for claim in CLAIMS for arm in (claim.better, claim.worse)} - stages):
-        names = ", ".join(missing)
-        raise UserError(f"{arguments.recipe}: lacks the stages {names}, which the claims compare; see {RECIPE}")
+        raise UserError(f"{arguments.recipe}: lacks the stages {', '.join(missing)}, which are compared; see {RECIPE}")
     check_output(arguments.output, [arguments.recipe], ["data", "seed-*", "claims.json", "claims.md", ".*"])
     data = build_cldr(arguments.output / "data")
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
-    results: dict[str, Any] = {"scores": {}}
-    start = time.perf_counter()
+    scores: dict[int, dict[str, dict[str, float]]] = {}
     work = (arguments.output, data / "manifest.yaml", pairs)
     seeds = [(arguments.recipe, seed, *work) for seed in range(arguments.seeds)]
-    processes = min(arguments.processes, arguments.seeds)
-    for (_, seed, *_), scores in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):
-        results["scores"][seed] = scores
-        outcomes = compare(results["scores"])
-        results["claims"] = [{**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes]
-        results["seconds"] = round(time.perf_counter() - start)
+    # Each trains on one thread.
+    processes = min(2 * (os.cpu_count() or 1), arguments.seeds)
+    for (_, seed, *_), found in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):
+        scores[seed] = found
         # After each seed: an interrupted run keeps what it has.
-        write_whole(arguments.output / "claims.json", json.dumps(results, indent=2) + "\n")
-        write_whole(arguments.output / "claims.md", table(outcomes) + "\n")
-    sys.stdout.write(table(outcomes) + "\n")
+        write_whole(arguments.output / "claims.json", json.dumps(scores, indent=2) + "\n")
+        write_whole(arguments.output / "claims.md", table(scores) + "\n")
+    sys.stdout.write(table(scores) + "\n")
 
 
 if __name__ == "__main__":

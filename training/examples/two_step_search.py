@@ -9,6 +9,7 @@ python training/examples/two_step_search.py [MODEL] [--short 64] [--shortlist 10
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import timeit
 from collections.abc import Callable, Iterator
@@ -21,10 +22,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from training.common.command import run_command
+from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.data.cldr.names import read_names
 from training.evaluation.encoding import unit_length
@@ -36,42 +36,30 @@ DEFAULT_MODEL = "runs/quickstart/stage2/model"
 # Results per query, and rounds of which the fastest counts.
 TOP, ROUNDS = 10, 5
 
-Vectors = NDArray[np.float32]
-Positions = NDArray[np.int64]
-
 
 class Searched(NamedTuple):
-    """A measured way to search.
-
-    ``recall`` is the share of the ten nearest texts that are among the ten found, ``milliseconds`` are per query, all
-    queries in one call, on one thread.
-    """
+    """A measured way to search."""
 
     name: str
     index_bytes: int
-    recall: float
-    milliseconds: float
+    recall: float  # share of the ten nearest texts that are among the ten found
+    milliseconds: float  # per query, all queries in one call, on one thread
 
 
-def compare(texts: Vectors, queries: Vectors, short: int, shortlist: int) -> Iterator[Searched]:
-    """Search in several ways; the first is exact, and the reference of the others.
+def compare(texts: np.ndarray, queries: np.ndarray, short: int, shortlist: int) -> Iterator[Searched]:
+    """Search ``(n, d)`` texts for ``(q, d)`` queries of unit length in several ways, of which the first is exact.
 
-    ``texts`` are ``(n, d)`` and ``queries`` ``(q, d)`` embeddings of unit length. Smaller indices have ``short``
-    leading dimensions, and the full vectors rank a ``shortlist`` of texts.
+    Smaller indices have ``short`` leading dimensions, and the full vectors rank a ``shortlist`` of texts.
     """
     width = texts.shape[1]
     _check(width, len(texts), short, shortlist)
     exact = None
-    ways = [(width, "float32"), (short, "float32"), (width, "int8"), (short, "int8")]
-    for dims, precision in [*ways, (width, "binary"), (short, "binary")]:
+    for precision, dims in itertools.product(("float32", "int8", "binary"), (width, short)):
         nearest, size = _index(texts, queries, dims, precision)
-        name = f"{dims} × {precision}"
+        name, two_steps = f"{dims} × {precision}", partial(_two_steps, texts, queries, nearest, shortlist)
+        searches = {name: partial(nearest, TOP), f"{name}, then full": two_steps}
         if exact is None:
-            exact = nearest(TOP)
-            searches = {f"{name}, exact": partial(nearest, TOP)}
-        else:
-            two_steps = partial(_two_steps, texts, queries, nearest, shortlist)
-            searches = {name: partial(nearest, TOP), f"{name}, then full": two_steps}
+            exact, searches = nearest(TOP), {f"{name}, exact": searches[name]}
         for way, search in searches.items():
             recall = np.mean([len(set(one) & set(other)) / TOP for one, other in zip(search(), exact, strict=True)])
             seconds = min(timeit.repeat(search, number=1, repeat=ROUNDS))
@@ -87,7 +75,9 @@ def _check(width: int, texts: int, short: int, shortlist: int) -> None:
         raise UserError(f"--shortlist {shortlist}: give a number from {TOP} to that of the texts, {texts}")
 
 
-def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple[Callable[[int], Positions], int]:
+def _index(
+    texts: np.ndarray, queries: np.ndarray, dims: int, precision: str
+) -> tuple[Callable[[int], np.ndarray], int]:
     """Return a search of the texts for a number of neighbours of each query, and the bytes of its index."""
     import faiss
 
@@ -97,17 +87,17 @@ def _index(texts: Vectors, queries: Vectors, dims: int, precision: str) -> tuple
         index = faiss.IndexBinaryFlat(stored.shape[1] * 8)
     else:
         stored, asked = (unit_length(each[:, :dims]) for each in (texts, queries))
-        index = faiss.IndexFlatIP(dims)
-    if precision == "int8":
-        # For vectors of unit length, the nearest are the most similar. The inner product finds less: it depends on the
-        # lengths of the decoded vectors, which differ a little.
-        index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+        # Of unit vectors the nearest are the most similar; the inner product depends on the lengths of decoded ones.
+        kinds = {"float32": ("Flat", faiss.METRIC_INNER_PRODUCT), "int8": ("SQ8", faiss.METRIC_L2)}
+        index = faiss.index_factory(dims, *kinds[precision])
         index.train(stored)
     index.add(stored)
     return lambda count: index.search(asked, count)[1], bytes_per_vector(dims, precision) * len(texts)
 
 
-def _two_steps(texts: Vectors, queries: Vectors, nearest: Callable[[int], Positions], shortlist: int) -> Positions:
+def _two_steps(
+    texts: np.ndarray, queries: np.ndarray, nearest: Callable[[int], np.ndarray], shortlist: int
+) -> np.ndarray:
     """Return the ``(q, 10)`` nearest by the full vectors in each query's shortlist."""
     found = nearest(shortlist)
     scores = np.einsum("qd,qkd->qk", queries, texts[found])
@@ -125,7 +115,7 @@ def read_texts(texts: int, queries: int) -> tuple[list[str], list[str]]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = command_parser("two_step_search.py", __doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="folder, run or Hub name (%(default)s)")
     parser.add_argument("--texts", type=int, default=20_000, help="names to search (%(default)s)")
     parser.add_argument("--queries", type=int, default=500, help="names to search for (%(default)s)")

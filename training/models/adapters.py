@@ -1,7 +1,6 @@
-"""LoRA and DoRA adapters: peft's layers around a model's projections, whose weights stay unchanged.
+"""LoRA and DoRA adapters: peft's layers in a model, through transformers' ``add_adapter``.
 
-peft changes an :class:`~modeling_f2llm.modeling_f2llm.F2LLMModel` in place, through transformers' ``add_adapter``: the
-model keeps its class, runs packed, and its ``save_pretrained`` writes the adapter alone.
+The model keeps its class and weights, runs packed, and its ``save_pretrained`` writes the adapter alone.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3Model
@@ -31,12 +29,10 @@ ADAPTER_NAME = "default"
 _DEFAULT_RANK = 16
 # In peft's names of saved weights.
 _PREFIX = "base_model.model."
-_MAGNITUDE, _WEIGHT = ".lora_magnitude_vector", ".weight"
+_MAGNITUDE = ".lora_magnitude_vector"
 # peft's field of each key of a recipe.
-_FIELDS = {
-    **{"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
-    **{"lora_target_modules": "target_modules", "lora_dora": "use_dora", "lora_rslora": "use_rslora"},
-}
+_FIELDS = {"lora_rank": "r", "lora_target_modules": "target_modules", "lora_dora": "use_dora"}
+_FIELDS |= {"lora_rslora": "use_rslora", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
 
 def require_peft() -> None:
@@ -54,24 +50,16 @@ def adapter_config(args: StageArguments) -> LoraConfig | None:
     require_peft()
     from peft import LoraConfig
 
+    given = {_FIELDS[key]: getattr(args, key) for key in args.lora_keys}
     started = find_adapter(args.model)
     if started is None:
-        rank = args.lora_rank or _DEFAULT_RANK
-        return LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=rank,
-            lora_alpha=args.lora_alpha or 2 * rank,
-            lora_dropout=args.lora_dropout or 0.0,
-            target_modules=sorted(args.lora_target_modules or LORA_TARGETS),
-            use_dora=args.lora_dora,
-            use_rslora=args.lora_rslora,
-        )
+        given = {"r": _DEFAULT_RANK, "target_modules": LORA_TARGETS, **given}
+        given = {"lora_alpha": 2 * given["r"], **given, "target_modules": sorted(given["target_modules"])}
+        return LoraConfig(task_type="FEATURE_EXTRACTION", **given)
     config = _saved_config(started)
     for key in args.lora_keys:
-        wanted, found = getattr(args, key), getattr(config, _FIELDS[key])
-        if key == "lora_target_modules":
-            wanted, found = sorted(wanted), sorted(found)
-        if wanted != found:
+        wanted, found = given[_FIELDS[key]], getattr(config, _FIELDS[key])
+        if (sorted(wanted) != sorted(found)) if key == "lora_target_modules" else (wanted != found):
             raise UserError(
                 f"key {key!r} is {wanted}, but the adapter {started.name}, whose training is to go on, has {found}; "
                 "take the key out, or start from its base"
@@ -83,12 +71,9 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> None:
     """Give a model a new adapter, at first without effect, and freeze all its other weights."""
     known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
     if unknown := sorted(set(config.target_modules) - set(known)):
-        raise UserError(
-            f"key 'lora_target_modules': the model has no linear layer {unknown[0]!r}; it has {', '.join(known)}"
-        )
-    base = model.name_or_path
+        raise UserError(f"key 'lora_target_modules': no linear layer is {unknown[0]!r}; there are {', '.join(known)}")
     # The whole path, so that the adapter can be loaded from any working directory.
-    base = str(Path(base).resolve()) if Path(base).is_dir() else base
+    base = str(Path(model.name_or_path).resolve()) if Path(model.name_or_path).is_dir() else model.name_or_path
     base = config.base_model_name_or_path or base
     model.add_adapter(config, ADAPTER_NAME)
     _set_base(model, base)
@@ -100,10 +85,7 @@ def attach_adapter(model: PreTrainedModel, adapter: AdapterFolder, trainable: bo
     config, weights = _saved_config(adapter), model_file(adapter.name, ADAPTER_WEIGHTS, adapter.revision)
     if weights is None:
         raise UserError(f"{adapter.name}: the adapter lacks {ADAPTER_WEIGHTS}; save it again")
-    with user_error(
-        f"{adapter.name}: the adapter does not fit {model.name_or_path}",
-        f"it was trained on {adapter.base}: give that model, or an adapter of this one",
-    ):
+    with user_error(f"{adapter.name}: the adapter does not fit {model.name_or_path}", "give it its own base"):
         model.add_adapter(config, ADAPTER_NAME)
         read_adapter(model, weights)
     _set_base(model, adapter.base)
@@ -126,7 +108,7 @@ def _saved_config(adapter: AdapterFolder) -> LoraConfig:
 def _set_base(model: PreTrainedModel, base: str) -> None:
     config = model.peft_config[ADAPTER_NAME]
     config.base_model_name_or_path = base
-    # peft makes it a set, whose order changes from run to run.
+    # peft makes names a set, whose order changes from run to run.
     if not isinstance(config.target_modules, str):
         config.target_modules = sorted(config.target_modules)
 
@@ -146,23 +128,16 @@ def read_adapter(model: PreTrainedModel, path: Path) -> None:
     from peft import set_peft_model_state_dict
 
     weights = {key.removeprefix(_PREFIX): value for key, value in load_file(path).items()}
-    if {_peft_name(key) for key in weights} != model.get_adapter_state_dict(ADAPTER_NAME).keys():
+    found = set_peft_model_state_dict(model, weights, ADAPTER_NAME)
+    if found.unexpected_keys or any("lora_" in key for key in found.missing_keys):
         raise ValueError(f"{path}: holds the weights of another adapter")
-    set_peft_model_state_dict(model, weights, ADAPTER_NAME)
-
-
-def lacking_weight(model: PreTrainedModel, path: Path) -> str | None:
-    """Return a weight of a model's adapter that a saved file lacks; None if it has all."""
-    with safe_open(path, framework="pt") as stored:
-        held = {_peft_name(key.removeprefix(_PREFIX)) for key in stored.keys()}
-    return min(model.get_adapter_state_dict(ADAPTER_NAME).keys() - held, default=None)
 
 
 def mend_saved(folder: Path) -> None:
     """Make a folder that ``save_pretrained`` wrote for an adapter one that all libraries load.
 
-    peft leaves the last part of the names of DoRA's magnitudes out and reads them with and without it. transformers,
-    and sentence-transformers through it, reads them only with it, and silently keeps the base's otherwise.
+    peft leaves ``.weight`` out of the names of DoRA's magnitudes. transformers reads them only with it, and silently
+    keeps the base's otherwise.
     """
     weights = load_file(folder / ADAPTER_WEIGHTS)
     if any(key.endswith(_MAGNITUDE) for key in weights):
@@ -174,11 +149,7 @@ def mend_saved(folder: Path) -> None:
 
 
 def _file_name(name: str) -> str:
-    return f"{name}{_WEIGHT}" if name.endswith(_MAGNITUDE) else name
-
-
-def _peft_name(key: str) -> str:
-    return key.removesuffix(_WEIGHT) if key.endswith(_MAGNITUDE + _WEIGHT) else key
+    return f"{name}.weight" if name.endswith(_MAGNITUDE) else name
 
 
 def expected_shapes(folder: Path, config: Qwen3Config) -> dict[str, tuple[int, ...]]:

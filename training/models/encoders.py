@@ -1,12 +1,9 @@
-"""Load any SentenceTransformer to embed texts: checked to be whole, pooled as it was trained, its code run on request.
-
-:func:`load_encoder` serves evaluation, teachers and examples; :class:`Miner` pins a model for mining.
-"""
+"""Load any SentenceTransformer to embed texts: checked, pooled as it was trained, its code run only on request."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import batch_to_device
-from torch import nn
 from transformers import PreTrainedModel
 
 import modeling_f2llm
@@ -27,16 +23,14 @@ from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError, in_one_line
 from training.data.instructions import split_instruction, without_instruction
-from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, has_adapter, lacking_weight
 from training.models.loading import check_finite, check_tokenizer
 from training.models.model_folder import read_json
-from training.models.model_ref import ModelRef, is_plain, model_file, resolve
+from training.models.model_ref import ModelRef, is_plain, resolve
 
 logger = logging.getLogger("training")
 
 # What the user of a command with this option can do to have other code run.
 TRUST_OPTION = "add --trust-remote-code if you trust it"
-_DTYPES = ("float32", "bfloat16", "float16")
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # Modules of this package's models. Code counts as foreign with any other: Dense, for one, calls the activation_function
 # that its settings name.
@@ -48,11 +42,10 @@ def load_encoder(
 ) -> SentenceTransformer:
     """Load a model and check that its tokenizer has words and that all weights that matter are there and finite.
 
-    A plain Qwen3 model, which has no ``modules.json``, is read as this repository trains one: at the last token, with
-    its EOS appended where its tokenizer appends nothing, normalised, and with the published prompts.
-
-    ``key`` is what the user gave it as, such as ``--model``. With ``trust_remote_code`` code that comes with the model
-    runs; a local copy of this package's own always does. ``trust`` says what the user can do to have other code run.
+    A plain Qwen3 model, without ``modules.json``, is read as this repository trains one: at the last token, with EOS
+    appended, normalised, and with the published prompts. ``key`` is what the user gave it as, such as ``--model``. With
+    ``trust_remote_code`` code that comes with the model runs; a local copy of this package's own always does. ``trust``
+    says what the user can do to have other code run.
     """
     try:
         return _load(model, trust_remote_code, trust, options)
@@ -68,9 +61,8 @@ def load_encoder(
 def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: dict[str, Any]) -> SentenceTransformer:
     if model.revision is None and not trust_remote_code:
         trust_remote_code = runs_own_code(model)
-        if not trust_remote_code and has_code(model):
-            remedy = f"; {trust}" if trust else ""
-            logger.info("%s: the code that comes with it is not this package's and is not run%s", model.name, remedy)
+        if not trust_remote_code and _has_code(model):
+            logger.info("%s: its code is not this package's and is not run; %s", model.name, trust or "stock code is")
     described = model.described_by
     loaded = SentenceTransformer(
         described.place, revision=described.revision, trust_remote_code=trust_remote_code, **options
@@ -82,8 +74,8 @@ def _load(model: ModelRef, trust_remote_code: bool, trust: str | None, options: 
         loaded = _with_pooling(loaded, model.name)
     check_tokenizer(loaded.tokenizer)
     check_finite(loaded)
-    if (random := missing_weight(loaded, model)) is not None:
-        raise ValueError(f"its weights lack {random}; fetch or save the model again")
+    if (missing := _missing_weight(loaded)) is not None:
+        raise ValueError(f"its weights lack {missing}; fetch or save the model again")
     return loaded
 
 
@@ -110,84 +102,52 @@ def pooling_of(model: SentenceTransformer) -> str:
     return " and ".join(flat) or type(model[-1]).__name__
 
 
-def missing_weight(model: SentenceTransformer, ref: ModelRef) -> str | None:
+def _missing_weight(model: SentenceTransformer) -> str | None:
     """Return a weight that transformers filled with random numbers although embeddings depend on it.
 
     A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
-    matter receive a gradient from the embedding of a text. Of an adapter all weights matter. The model's weights are
-    frozen. None also if transformers cannot load the checkpoint.
+    matter receive a gradient from the embedding of a text. If any is missing, all weights are frozen.
     """
-    inner = getattr(model[0], "auto_model", None)
-    if has_adapter(inner) and ADAPTER_NAME in inner.peft_config:
-        path = model_file(ref.place, ADAPTER_WEIGHTS, ref.revision)
-        if path is not None and (lacking := lacking_weight(inner, path)) is not None:
-            return lacking
-    try:
-        missing = dict(_missing_parameters(model, ref))
-    # Another backend or kind of code.
-    except Exception as error:
-        logger.debug("%s: whether it lacks weights is not known (%s)", ref.place, error)
-        return None
+    missing = {}
+    for number, module in model.named_children():
+        if isinstance(inner := getattr(module, "auto_model", None), PreTrainedModel):
+            for name, weight in inner.named_parameters():
+                # transformers marks what it has read.
+                if not getattr(weight, "_is_hf_initialized", False):
+                    missing[f"{number}.{name}"] = weight
     if not missing:
         return None
-    for weight in missing.values():
-        weight.requires_grad_()
+    model.requires_grad_()
     embedding = model(batch_to_device(model.preprocess(["a text"]), model.device))["sentence_embedding"].sum()
-    used = [None] * len(missing)
-    if embedding.requires_grad:
-        used = torch.autograd.grad(embedding, list(missing.values()), allow_unused=True)
-    for weight in missing.values():
-        weight.requires_grad_(False)
-    return next((key for key, gradient in zip(missing, used, strict=True) if gradient is not None), None)
-
-
-def _missing_parameters(model: SentenceTransformer, ref: ModelRef) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the weights that the checkpoint, or that of an adapter's base, lacks, by name."""
-    folders: dict[str, str] = {}
-    if ref.adapter is None and (modules := model_file(ref.place, "modules.json", ref.revision)) is not None:
-        folders = {module["name"]: module["path"] for module in read_json(modules, list)}
-    for number, (child, module) in enumerate(model.named_children()):
-        inner = getattr(module, "auto_model", None)
-        if not isinstance(inner, PreTrainedModel):
-            continue
-        # The meta device reads names alone.
-        _, loaded = type(inner).from_pretrained(
-            ref.base.place,
-            subfolder=folders.get(child, ""),
-            revision=ref.base.revision or "main",
-            device_map="meta",
-            output_loading_info=True,
-        )
-        parameters = dict(inner.named_parameters())
-        for key in sorted(loaded["missing_keys"]):
-            # An adapter's layers have moved what they adapt.
-            name, _, last = key.rpartition(".")
-            moved = f"{name}.base_layer.{last}"
-            yield f"{number}.{key}", parameters[moved if moved in parameters else key]
-
-
-def has_code(model: ModelRef) -> bool:
-    """Return whether a folder, or that of an adapter's base, names code that lies in it or in another repository.
-
-    sentence-transformers saves the names of code that it has not run, without that code.
-    """
-    return any("--" in name or _file_of(name, folder).is_file() for folder, name in _named_code(_folders(model)))
-
-
-def runs_own_code(model: ModelRef) -> bool:
-    """Return whether a local model, or an adapter's base, brings the code that it names, all of it this package's."""
-    folders = _folders(model)
-    if not all(folder.is_dir() for folder in folders):
-        return False
-    named = _named_code(folders)
-    own = all(_is_own(_file_of(name, folder), folder) for folder, name in named)
-    return bool(named) and own and not any(map(foreign_files, folders))
+    used = torch.autograd.grad(embedding, list(missing.values()), allow_unused=True)
+    model.requires_grad_(False)
+    return next((name for name, gradient in zip(missing, used, strict=True) if gradient is not None), None)
 
 
 def foreign_files(folder: Path) -> list[str]:
     """Return the Python files in a folder that are not, byte for byte, this package's in their place."""
     files = sorted(folder.rglob("*.py"))
     return [path.relative_to(folder).as_posix() for path in files if not _is_own(path, folder)]
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    own = _PACKAGE / path.name
+    return path.parent == folder and path.is_file() and own.is_file() and own.read_bytes() == path.read_bytes()
+
+
+def runs_own_code(model: ModelRef) -> bool:
+    """Return whether a local model, or an adapter's base, brings the code that it names, all of it this package's."""
+    folders = _folders(model)
+    named = [(_file_of(name, folder), folder) for folder in folders for name in _named_code(folder)]
+    local = all(folder.is_dir() for folder in folders)
+    return local and bool(named) and all(_is_own(*each) for each in named) and not any(map(foreign_files, folders))
+
+
+def _has_code(model: ModelRef) -> bool:
+    """Return whether a folder names code that lies in it or in another repository."""
+    # sentence-transformers saves the names of code that it has not run, without that code.
+    named = [(name, _file_of(name, folder)) for folder in _folders(model) for name in _named_code(folder)]
+    return any("--" in name or file.is_file() for name, file in named)
 
 
 def _folders(model: ModelRef) -> list[Path]:
@@ -198,25 +158,16 @@ def _file_of(name: str, folder: Path) -> Path:
     return folder / f"{name.rpartition('.')[0]}.py"
 
 
-def _is_own(path: Path, folder: Path) -> bool:
-    own = _PACKAGE / path.name
-    return path.parent == folder and path.is_file() and own.is_file() and own.read_bytes() == path.read_bytes()
-
-
-def _named_code(folders: list[Path]) -> list[tuple[Path, str]]:
-    """Return the classes outside transformers that the settings in folders name, and modules that could load more."""
-    named = []
-    for folder in folders:
-        # Settings of modules lie in subfolders.
-        maps = [read_json(path).get("auto_map") for path in folder.rglob("*config*.json")]
-        values = [value for each in maps if isinstance(each, dict) for value in each.values()]
-        # A tokenizer has two, a slow and a fast one.
-        classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
-        modules = [each for each in read_json(folder / "modules.json", list) if isinstance(each, dict)]
-        types = [str(module.get("type")) for module in modules]
-        ours = [name for name in types if name.startswith("sentence_transformers.") and name.endswith(_MODULES)]
-        named += [(folder, str(name)) for name in [*filter(None, classes), *(set(types) - set(ours))]]
-    return named
+def _named_code(folder: Path) -> list[str]:
+    """Return the classes outside transformers that the settings in a folder name, and modules that could load more."""
+    # Settings of modules lie in subfolders.
+    maps = [read_json(path).get("auto_map") for path in folder.rglob("*config*.json")]
+    values = [value for each in maps if isinstance(each, dict) for value in each.values()]
+    # A tokenizer has two, a slow and a fast one.
+    classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    types = [str(each.get("type")) for each in read_json(folder / "modules.json", list) if isinstance(each, dict)]
+    ours = [name for name in types if name.startswith("sentence_transformers.") and name.endswith(_MODULES)]
+    return [str(name) for name in [*filter(None, classes), *(set(types) - set(ours))]]
 
 
 @dataclass(frozen=True)
@@ -250,13 +201,13 @@ class Miner:
             # The model's prompt replaces what published files carry in the text.
             return self._embed("encode_query", [without_instruction(text) for text in texts])
         # Published files may carry the instruction in the text already.
-        carried = np.array([split_instruction(text)[0] is not None for text in texts], dtype=bool)
-        parts = {}
-        for prompt, rows in ((instruct(instruction), np.flatnonzero(~carried)), ("", np.flatnonzero(carried))):
-            if len(rows):
-                embedded = self._embed("encode_query", [texts[row] for row in rows], prompt=prompt)
-                parts.update(zip(rows.tolist(), embedded, strict=True))
-        return np.stack([parts[row] for row in range(len(texts))])
+        prompts = ["" if split_instruction(text)[0] is not None else instruct(instruction) for text in texts]
+        embedded: dict[int, NDArray[np.float32]] = {}
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, each in enumerate(prompts) if each == prompt]
+            vectors = self._embed("encode_query", [texts[row] for row in rows], prompt=prompt)
+            embedded.update(zip(rows, vectors, strict=True))
+        return np.stack([embedded[row] for row in range(len(texts))])
 
     def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """``(n, dimensions)`` unit-length embeddings of passages, under the model's document prompt, if it has one."""
@@ -277,11 +228,10 @@ def find_miner(model: str, **options: Any) -> Miner:
     found = resolve(model, "--model")
     miner = Miner(found.place, found.identity, **options)
     for name in ("max_length", "truncate_dim", "batch_size"):
-        value = getattr(miner, name)
-        if value is not None and value < 1:
+        if (value := getattr(miner, name)) is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    if miner.dtype not in _DTYPES:
-        raise UserError(f"unknown dtype {miner.dtype!r}; use one of {', '.join(_DTYPES)}")
+    if miner.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {miner.dtype!r}; use one of float32, bfloat16, float16")
     return miner
 
 
@@ -299,8 +249,7 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
     if miner.max_length is not None:
         if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
             raise UserError(
-                f"--max-length {miner.max_length} is more than the {model.max_seq_length} tokens of a text that "
-                f"{miner.model} reads; give --max-length {model.max_seq_length}"
+                f"--max-length {miner.max_length}: {miner.model} reads {model.max_seq_length} tokens at most"
             )
         model.max_seq_length = miner.max_length
     return model

@@ -17,13 +17,12 @@ class BatchLayout(NamedTuple):
     """One process's part of a global batch: the texts of each forward pass, as positions among the batch's texts.
 
     All processes have equally many chunks, because each joins every gathering of sharded weights; missing ones repeat
-    the shortest text, which is not used. ``slots``, ``(n,)``, has the index of each text's embedding in the gathered
-    ones, of which each process gives ``max_rows_per_rank``.
+    the shortest text, which is not used.
     """
 
     chunks: list[np.ndarray]
-    slots: np.ndarray
-    max_rows_per_rank: int
+    slots: np.ndarray  # (n,) index of each text's embedding in the gathered ones
+    max_rows_per_rank: int  # of each process in the gathered ones
 
     def of_batch(self, lengths: np.ndarray) -> dict[str, Any]:
         """Return the three as the collator names them, for the token counts given to `lay_out`."""
@@ -61,10 +60,7 @@ def shares(texts: int, world_size: int) -> list[np.ndarray]:
 
 
 def balanced_chunks(texts: np.ndarray, lengths: np.ndarray, max_tokens: int | None) -> list[np.ndarray]:
-    """Cut texts, ordered by length, into neighbouring chunks of about equal size within ``max_tokens``.
-
-    Neighbours in length share attention calls, and chunks of equal size leave none nearly empty.
-    """
+    """Cut texts, ordered by length, into neighbouring chunks of about equal size within ``max_tokens``."""
     if not len(texts):
         return []
     if max_tokens is None:

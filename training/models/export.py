@@ -1,48 +1,41 @@
 """Export a model as a graph for ONNX Runtime or OpenVINO, in fp32 or with 8-bit weights.
 
-sentence-transformers' backends and the optimum libraries write the graph of stock Qwen3, without remote code. They need
-an older transformers, so this runs in a separate environment: imports of this repository must need no more than torch
-and transformers 4.
+The optimum libraries need an older transformers: imports of this file must need no more than torch and transformers 4.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from hashlib import sha256
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import StoppedError, UserError, in_one_line
-from training.common.outputs import check_output, locked, new_folder, temporary_folder, write_whole
+from training.common.outputs import check_output, temporary_folder
 from training.models.model_folder import (
     WeightFiles,
     check_tokenizer_file,
+    copy_settings,
     is_finite,
-    read_json,
-    update_digest,
+    load_json,
+    recorded_folder,
     user_error,
     write_for_older_readers,
     wrong_weight,
 )
 
-# Each backend's package.
+# Each backend's package, and its file by precision.
 BACKENDS = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
+_FILES = {
+    "onnx": {"fp32": "onnx/model.onnx", "int8": "onnx/model_qint8.onnx"},
+    "openvino": {"fp32": "openvino/openvino_model.xml", "int8": "openvino/openvino_model_qint8.xml"},
+}
 # Least cosine between the embeddings of the graph and of torch, by precision.
 LEAST_COSINE = {"fp32": 0.9999, "int8": 0.99}
 # Says which model was exported, and how.
 _RECORD = "export.json"
-_NEEDED = (
-    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
-    *("1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json"),
-)
-_OPTIONAL = (
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
-    *("README.md", "LICENSE"),
-)
 # One batch pads these to many lengths.
 _SAMPLE = (
     "a",
@@ -59,99 +52,59 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     It is written whole or not at all; nothing is done if it holds this export already. ``int8`` has 8-bit weights; ONNX
     Runtime then also rounds activations. StoppedError if the embeddings come out differently.
     """
-    weights = _weights(folder)
+    weights, file_name = WeightFiles(folder), _FILES[backend][precision]
     check_output(output, [folder])
-    digest = sha256()
-    for path in weights:
-        update_digest(digest, path)
-    record = {"backend": backend, "precision": precision, "weights": digest.hexdigest()}
-    with locked(output):
-        if output.exists():
-            found = read_json(output / _RECORD)
-            if "file_name" not in found or any(found.get(key) != value for key, value in record.items()):
-                raise UserError(f"{output}: is there already and holds something else; name another --output")
-            return found["file_name"]
+    record = {"backend": backend, "precision": precision, "weights": weights.digest(), "file_name": file_name}
+    with recorded_folder(output, _RECORD, record) as partial:
+        if partial is None:
+            return file_name
         # A package in a version that does not fit can fail with any exception.
         with user_error(
             f"the {backend} backend cannot be used here",
             f"it needs its own environment: pip install --group {backend}, with pip 25.1 or newer, in this checkout",
         ):
             import_module(BACKENDS[backend])
-        with new_folder(output) as partial:
-            _copy_settings(folder, partial)
-            _check_whole(folder, partial)
-            with temporary_folder() as source:
-                shutil.copytree(partial, source, dirs_exist_ok=True)
-                for path in weights:
-                    (Path(source) / path.name).symlink_to(path.resolve())
-                record["file_name"] = _export(Path(source), partial, backend, precision)
-            record["versions"] = {name: version(name) for name in ("sentence-transformers", "transformers", "torch")}
-            write_whole(partial / _RECORD, json.dumps(record, indent=2) + "\n")
-    return record["file_name"]
-
-
-def _export(source: Path, folder: Path, backend: str, precision: str) -> str:
-    try:
-        file_name = {"onnx": _write_onnx, "openvino": _write_openvino}[backend](source, folder, precision)
-        check_same_embeddings(source, folder, backend, precision, file_name)
-    except (StoppedError, OSError):
-        raise
-    # Each of the libraries has its own exceptions.
-    except Exception as error:
-        raise StoppedError(
-            f"{backend} export failed ({type(error).__name__}: {in_one_line(error)}); pyproject.toml names the "
-            f"versions that work, in the group {backend}"
-        ) from error
+        _write_settings(folder, weights, partial)
+        with temporary_folder() as source:
+            shutil.copytree(partial, source, dirs_exist_ok=True)
+            for path in folder.glob("model*.safetensors*"):
+                (Path(source) / path.name).symlink_to(path.resolve())
+            try:
+                {"onnx": _write_onnx, "openvino": _write_openvino}[backend](Path(source), partial, precision)
+                check_same_embeddings(Path(source), partial, backend, precision)
+            except (StoppedError, OSError):
+                raise
+            # Each of the libraries has its own exceptions.
+            except Exception as error:
+                raise StoppedError(
+                    f"{backend} export failed ({type(error).__name__}: {in_one_line(error)}); pyproject.toml names the "
+                    f"versions that work, in the group {backend}"
+                ) from error
     return file_name
 
 
-def _weights(folder: Path) -> list[Path]:
-    paths = [*sorted(folder.glob("model*.safetensors")), *folder.glob("model.safetensors.index.json")]
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    missing += [] if paths else ["model.safetensors"]
-    if missing:
-        raise UserError(f"{folder}: holds no model, it lacks {missing[0]}; name the folder of a whole model")
-    return paths
-
-
-def _copy_settings(folder: Path, target: Path) -> None:
-    try:
-        modules = [module["path"] for module in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for name in (*_NEEDED, *_OPTIONAL):
-            if (folder / name).is_file():
-                (target / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, target / name)
-        # A module after pooling may have weights; one without files has no folder on the Hub.
-        for module in modules:
-            if module and (folder / module).is_dir():
-                shutil.copytree(folder / module, target / module, dirs_exist_ok=True)
-        # The graph is stock Qwen3: remote code stays behind.
-        config.pop("auto_map", None)
-        (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        write_for_older_readers(target)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: its settings are damaged ({in_one_line(error)}); name a whole model") from None
+def _write_settings(folder: Path, weights: WeightFiles, target: Path) -> None:
+    """Write the settings of stock Qwen3; refuse what libraries replace by random: a damaged tokenizer, bad weights."""
+    config = load_json(folder / "config.json")
     if config.get("model_type") != "qwen3":
         raise UserError(f"{folder}: model_type is {config.get('model_type')!r}; only 'qwen3' is exported")
-
-
-def _check_whole(folder: Path, settings: Path) -> None:
-    """Refuse a damaged tokenizer and missing or non-finite weights, for which the libraries take random ones."""
     check_tokenizer_file(folder)
-    stored = WeightFiles(folder)
+    copy_settings(folder, target, "README.md")
+    config.pop("auto_map", None)
+    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     # transformers also reads a model that was saved as a language model, with these names.
-    shapes = {name.removeprefix("model."): shape for name, shape in stored.shapes.items() if name != "lm_head.weight"}
-    with user_error(f"{folder}: config.json is damaged", "fetch or save the model again"):
-        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(settings))
+    shapes = {name.removeprefix("model."): shape for name, shape in weights.shapes.items() if name != "lm_head.weight"}
+    with user_error(f"{folder}: its settings are damaged", "fetch or save the model again"):
+        write_for_older_readers(target)
+        wrong = wrong_weight(shapes, F2LLMConfig.from_pretrained(target))
     if wrong is not None:
         raise UserError(f"{folder}: {wrong}; fetch or save the model again")
-    for name in stored.tensors:
-        if not is_finite(stored.read(name)):
+    for name in weights.tensors:
+        if not is_finite(weights.read(name)):
             raise UserError(f"{folder}: weight {name} is NaN or infinite; take an earlier state of the model")
 
 
-def _write_onnx(source: Path, folder: Path, precision: str) -> str:
+def _write_onnx(source: Path, folder: Path, precision: str) -> None:
     from optimum.exporters.onnx import main_export
     from optimum.exporters.onnx.model_configs import Qwen3OnnxConfig
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
@@ -180,17 +133,16 @@ def _write_onnx(source: Path, folder: Path, precision: str) -> str:
         for path in Path(exported).glob("model.onnx*"):
             shutil.move(path, folder / "onnx" / path.name)
     if precision == "fp32":
-        return "onnx/model.onnx"
-    whole = _load_exported(folder, "onnx", "onnx/model.onnx")
+        return
+    whole = _load_exported(folder, "onnx", "fp32")
     # Seven bits of eight: without VNNI, products of eight-bit numbers overflow sixteen bits.
     quantization = AutoQuantizationConfig.avx2(is_static=False, per_channel=True, reduce_range=True)
     export_dynamic_quantized_onnx_model(whole, quantization, str(folder), file_suffix="qint8")
     for path in (folder / "onnx").glob("model.onnx*"):
         path.unlink()
-    return "onnx/model_qint8.onnx"
 
 
-def _write_openvino(source: Path, folder: Path, precision: str) -> str:
+def _write_openvino(source: Path, folder: Path, precision: str) -> None:
     from optimum.intel import OVWeightQuantizationConfig
     from sentence_transformers import SentenceTransformer
 
@@ -201,25 +153,24 @@ def _write_openvino(source: Path, folder: Path, precision: str) -> str:
     model = SentenceTransformer(
         str(source), device="cpu", backend="openvino", model_kwargs={"export": True, **choice}, local_files_only=True
     )
-    name = "openvino_model" if precision == "fp32" else "openvino_model_qint8"
+    target = folder / _FILES["openvino"][precision]
     with temporary_folder() as exported:
         model.save_pretrained(exported, create_model_card=False)
-        (folder / "openvino").mkdir()
+        target.parent.mkdir()
         for path in (Path(exported) / "openvino").glob("openvino_model.*"):
-            shutil.move(path, folder / "openvino" / f"{name}{path.suffix}")
-    return f"openvino/{name}.xml"
+            shutil.move(path, target.with_suffix(path.suffix))
 
 
-def check_same_embeddings(source: Path, folder: Path, backend: str, precision: str, file_name: str) -> None:
+def check_same_embeddings(source: Path, folder: Path, backend: str, precision: str) -> None:
     """Refuse a graph whose embeddings of a few padded texts are not those of torch."""
     expected = reference_embeddings(source, list(_SAMPLE))
-    exported = _load_exported(folder, backend, file_name).encode(list(_SAMPLE))
+    exported = _load_exported(folder, backend, precision).encode(list(_SAMPLE))
     least = float((expected * exported).sum(axis=1).min())
     # Written so that NaN fails, too.
     if not least >= LEAST_COSINE[precision]:
         raise StoppedError(
-            f"the {backend} model in {precision} is not the model that was exported (cosine {least:.4f}, at least "
-            f"{LEAST_COSINE[precision]} is needed) and was not kept; try fp32, or the versions in pyproject.toml"
+            f"the {backend} model in {precision} was not kept: its embeddings have a cosine of {least:.4f} to torch's, "
+            f"at least {LEAST_COSINE[precision]} is needed; try fp32, or the versions in pyproject.toml"
         )
 
 
@@ -230,16 +181,11 @@ def reference_embeddings(source: Path, texts: list[str]) -> Any:
     return SentenceTransformer(str(source), device="cpu", local_files_only=True).float().encode(texts)
 
 
-def _load_exported(folder: Path, backend: str, file_name: str) -> Any:
+def _load_exported(folder: Path, backend: str, precision: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     # By default OpenVINO computes in bfloat16 where the processor has it.
-    precision = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
-    choice = {"provider": "CPUExecutionProvider"} if backend == "onnx" else precision
-    return SentenceTransformer(
-        str(folder),
-        device="cpu",
-        backend=backend,
-        model_kwargs={"file_name": file_name, **choice},
-        local_files_only=True,
-    )
+    in_fp32 = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+    options = {"provider": "CPUExecutionProvider"} if backend == "onnx" else in_fp32
+    options["file_name"] = _FILES[backend][precision]
+    return SentenceTransformer(str(folder), device="cpu", backend=backend, model_kwargs=options, local_files_only=True)

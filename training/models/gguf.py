@@ -1,7 +1,7 @@
 """Write a model as a GGUF file, which llama.cpp reads.
 
-Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``). That
-one takes known tokenizers only, this one any byte-level BPE tokenizer that splits texts as Qwen2's does.
+Names and values are those of llama.cpp's converter (ggml-org/llama.cpp, ``conversion/qwen.py`` and ``base.py``), which
+takes known tokenizers only; this one takes any byte-level BPE tokenizer that splits texts as Qwen2's does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
-from training.common.outputs import check_output, locked
+from training.common.outputs import check_output, locked, whole_file
 from training.models.model_folder import WeightFiles, check_tokenizer_file, user_error, wrong_weight
 from training.models.model_ref import why_not_last_token
 
@@ -68,21 +69,16 @@ def export_gguf(folder: Path, output: Path, dtype: str = "f16") -> None:
         size = math.prod(shape) * GGUF_DTYPES[kind].itemsize
         # The kind says what is stored, for numpy has no bfloat16.
         writer.add_tensor_info(known, shape, None, size, gguf.GGMLQuantizationType[kind.upper()])
-    partial = output.with_name(f".{output.name}.partial")
-    with locked(output):
-        try:
-            writer.write_header_to_file(partial)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for name, kind in kinds.items():
-                tensor = weights.read(name).to(GGUF_DTYPES[kind])
-                if not tensor.isfinite().all():
-                    raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
-                writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
-            writer.close()
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+    with locked(output), whole_file(output) as partial:
+        writer.write_header_to_file(partial)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, kind in kinds.items():
+            tensor = weights.read(name).to(GGUF_DTYPES[kind])
+            if not tensor.isfinite().all():
+                raise UserError(f"{folder}: {name} is not finite in {kind}; choose another --dtype")
+            writer.write_tensor_data((tensor.view(torch.int16) if kind == "bf16" else tensor).numpy())
+        writer.close()
     logging.getLogger("training").info("%s: %d tensors, matrices in %s", output, len(kinds), dtype)
 
 
@@ -113,7 +109,8 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
-    before = _tokens_before_text(content)
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a")
+    before = text.ids[: sum(takewhile(bool, text.special_tokens_mask))]
     if before and before != [special.special_token_ids.get("bos")]:
         raise UserError(
             f"{folder}: its tokenizer puts tokens {before} before a text; llama.cpp puts bos_token alone there"
@@ -130,12 +127,3 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special.add_to_gguf(writer, quiet=True)
-
-
-def _tokens_before_text(content: dict[str, Any]) -> list[int]:
-    """Return the ids of the tokens that a ``tokenizer.json`` puts before every text."""
-    post = content.get("post_processor") or {}
-    templates = [each for each in post.get("processors", [post]) if each["type"] == "TemplateProcessing"]
-    pieces = [piece for template in templates for piece in template["single"]]
-    first = [piece["SpecialToken"]["id"] for piece in takewhile(lambda piece: "SpecialToken" in piece, pieces)]
-    return [index for token in first for index in templates[0]["special_tokens"][token]["ids"]]

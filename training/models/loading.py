@@ -24,9 +24,9 @@ logger = logging.getLogger("training")
 
 
 def load_whole_model(name: str, revision: str | None = None, train_adapter: bool = False, **options: Any) -> F2LLMModel:
-    """Load a model in fp32 (AdamW at usual learning rates is lost on bf16 weights), or an adapter with its base.
+    """Load a model in fp32 (AdamW at usual learning rates is lost on bf16 weights), or an adapter with its frozen base.
 
-    ``options`` are those of ``F2LLMModel.from_pretrained``, whose exceptions pass. The base of an adapter is frozen.
+    ``options`` are those of ``F2LLMModel.from_pretrained``, whose exceptions pass.
     """
     adapter = find_adapter(name, revision)
     if adapter is None:
@@ -37,26 +37,20 @@ def load_whole_model(name: str, revision: str | None = None, train_adapter: bool
     return model
 
 
-def load_base(adapter: AdapterFolder, base: str | None = None, same: bool = True, **options: Any) -> F2LLMModel:
-    """Load the model that an adapter was trained on, with the recorded weights if ``same``."""
-    trained_on = f"{adapter.name} was trained on {adapter.base}"
-    base = base or adapter.base
-    with user_error(
-        f"{trained_on}; {base} cannot be loaded",
-        "put its base there, or say where it is as 'base_model_name_or_path' in adapter_config.json",
-    ):
-        model = _load(base, **options)
-    if same and adapter.base_revision not in (None, base_revision(base, "the base")):
-        raise UserError(f"{trained_on}, but {base} has other weights than that had; give the adapter its own base")
+def load_base(adapter: AdapterFolder, **options: Any) -> F2LLMModel:
+    """Load the model that an adapter was trained on; a UserError if its weights are not those of the training."""
+    remedy = "put its base there, or say where it is as 'base_model_name_or_path' in adapter_config.json"
+    with user_error(f"{adapter.name} was trained on {adapter.base}, which cannot be loaded", remedy):
+        model = _load(adapter.base, **options)
+    if adapter.base_revision not in (None, base_revision(adapter.base, "the base")):
+        raise UserError(f"{adapter.name} was trained on {adapter.base}, which has other weights now; {remedy}")
     return model
 
 
 def _load(name: str, **options: Any) -> F2LLMModel:
     model, loaded = F2LLMModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
-    if loaded["missing_keys"]:
-        raise ValueError(
-            f"its weights lack {sorted(loaded['missing_keys'])[0]} and others; fetch or save the model again"
-        )
+    if missing := loaded["missing_keys"]:
+        raise ValueError(f"its weights lack {min(missing)}; fetch or save the model again")
     check_finite(model)
     return model
 
@@ -65,9 +59,7 @@ def check_finite(model: nn.Module) -> None:
     """Raise a ValueError if a weight is NaN or infinite; the caller knows the model's name."""
     for name, weight in model.named_parameters():
         if not is_finite(weight.detach()):
-            raise ValueError(
-                f"its weight {name} is NaN or infinite in {weight.dtype}; take an earlier state of the model"
-            )
+            raise ValueError(f"its weight {name} is NaN or infinite; take an earlier state of the model")
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -6,6 +6,8 @@ Nothing here loads a model. The export environments import this file with transf
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,16 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
-from training.common.errors import UserError, in_one_line
-from training.common.outputs import write_whole
+from training.common.errors import StoppedError, UserError, in_one_line
+from training.common.outputs import locked, new_folder, write_whole
+
+logger = logging.getLogger("training")
 
 # File that says that a folder holds an adapter.
 ADAPTER = "adapter_config.json"
+# Files of a SentenceTransformer besides weights, configuration and the folders of its modules.
+_SETTINGS = (
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "LICENSE*"),
+)
 NO_WORDS = "its tokenizer knows no token but special ones; put the tokenizer.json of this model beside it"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # As safetensors calls them.
@@ -33,9 +43,9 @@ _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_token
 
 @contextmanager
 def user_error(what: str, remedy: str | None = None) -> Iterator[None]:
-    """Turn any exception of the block into one UserError: ``from_pretrained`` can raise anything on a corrupt folder.
+    """Turn any exception of the block into one UserError that says what failed, the library's message and the remedy.
 
-    The message has what failed, such as ``model 'x' cannot be used``, the library's message and the remedy.
+    ``from_pretrained`` can raise anything on a corrupt folder.
     """
     try:
         yield
@@ -57,6 +67,43 @@ def load_json(path: Path, remedy: str = "fetch or save the model again") -> Any:
     """Return the content of a JSON file; a UserError if it is missing or damaged."""
     with user_error(f"{path}: cannot be read", remedy):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file with sorted keys."""
+    write_whole(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def recorded_folder(output: Path, file: str, record: Mapping[str, Any]) -> Iterator[Path | None]:
+    """Give an empty folder that becomes ``output``, with the record of what is made in a file, unless the block fails.
+
+    None if the output is there already with the same record; a UserError if it holds something else.
+    """
+    with locked(output):
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            if read_json(output / file) != record:
+                raise UserError(f"{output}: is there and holds something else; name another --output, or remove it")
+            logger.info("%s: is there already, nothing to do", output)
+            yield None
+            return
+        try:
+            with new_folder(output) as partial:
+                yield partial
+                write_json(partial / file, record)
+        # The library's error for a full disk.
+        except SafetensorError as error:
+            raise StoppedError(f"{output}: the model could not be written ({in_one_line(error)})") from error
+
+
+def copy_settings(folder: Path, target: Path, *more: str) -> None:
+    """Copy the settings of a model, the folders of its modules, and files of more patterns; not its ``config.json``."""
+    for path in (path for pattern in (*_SETTINGS, *more) for path in folder.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+    for module in load_json(folder / "modules.json"):
+        # A module without settings may have no folder: a repository keeps no empty ones.
+        if module["path"] and (folder / module["path"]).is_dir():
+            shutil.copytree(folder / module["path"], target / module["path"])
 
 
 class TensorInfo(NamedTuple):
@@ -113,20 +160,19 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / ADAPTER).is_file():
         raise UserError(f"{folder}: an adapter without a model's weights; merge it into its base first (merge.py)")
     if list(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder}: its weights are pickled, not safetensors; load it with transformers and save it again"
-        )
+        raise UserError(f"{folder}: its weights are pickled; load it with transformers and save it as safetensors")
     raise UserError(f"{folder}: the folder holds no weights as safetensors; it lacks {_SINGLE}")
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     with user_error(f"{path}: not a readable safetensors file", "fetch it again"), safe_open(path, "pt") as handle:
         slices = {name: handle.get_slice(name) for name in handle.keys()}
-        found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    for name, (_, dtype) in found.items():
-        if dtype not in _DTYPES:
+    found = {}
+    for name, each in slices.items():
+        if (dtype := each.get_dtype()) not in _DTYPES:
             raise UserError(f"{path}: {name} holds {dtype}; only floating-point weights can be used")
-    return {name: TensorInfo(shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+        found[name] = TensorInfo(tuple(each.get_shape()), _DTYPES[dtype])
+    return found
 
 
 def is_finite(tensor: Tensor) -> bool:

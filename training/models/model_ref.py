@@ -1,7 +1,4 @@
-"""Resolve what a user names (folder, run, Hub repository, adapter) once, and read what its files say of the model.
-
-Nothing here loads weights, and adapters are read without peft.
-"""
+"""Resolve what a user names (folder, run, Hub repository, adapter), and read what its files say, without loading it."""
 
 from __future__ import annotations
 
@@ -30,28 +27,22 @@ MERGED_ADAPTER = "adapter.json"
 
 
 class AdapterFolder(NamedTuple):
-    """A saved adapter and the model that it adapts, each a folder or a Hub name.
-
-    ``base_revision`` is what the base was in training, if that was recorded: a commit, or a digest of its weights.
-    """
+    """A saved adapter and the model that it adapts, each a folder or a Hub name."""
 
     name: str
     base: str
-    base_revision: str | None = None
+    base_revision: str | None = None  # the base in training, if recorded: a commit, or a digest of its weights
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that was found under the user's name for it: a folder, or a Hub name with branch, tag or commit.
-
-    ``identity`` is what the model is now: a commit on the Hub, or a digest of the folder's files.
-    """
+    """A model that was found under the user's name for it: a folder, or a Hub name with branch, tag or commit."""
 
     name: str
     place: str
     revision: str | None = None
-    identity: str = ""
+    identity: str = ""  # what the model is now: a commit on the Hub, or a digest of the folder's files
 
     @cached_property
     def adapter(self) -> AdapterFolder | None:
@@ -79,10 +70,7 @@ class ModelRef:
 
 
 def resolve(name: str, key: str, revision: str | None = None) -> ModelRef:
-    """Find a model or adapter (folder, run or Hub name) and what it is now, without loading it.
-
-    ``key`` is what the user has to correct if there is none, such as ``--model``; ``revision`` may be a checkpoint.
-    """
+    """Find a model or adapter and what it is now, without loading it; see :func:`find_model`."""
     place, at = find_model(name, revision, key)
     identity = model_revision(place, key, at)
     return ModelRef(name, place, None if Path(place).is_dir() else identity, identity)
@@ -96,21 +84,16 @@ def find_model(name: str, revision: str | None, key: str | None = None) -> tuple
     folder = Path(name)
     if not folder.is_dir():
         return name, revision
-    if revision is not None:
-        if not _holds_model(folder / revision):
-            there = ", ".join(revisions_in(folder)) or "none"
-            raise UserError(f"{folder}: no checkpoint {revision!r} in it; there are {there}")
-        return str(folder / revision), None
-    for path in (folder, folder / FINAL_MODEL, *reversed(numbered_checkpoints(folder))):
-        if _holds_model(path):
+    of_run = (folder, folder / FINAL_MODEL, *reversed(numbered_checkpoints(folder)))
+    paths = of_run if revision is None else [folder / revision]
+    for path in paths:
+        if any((path / name).is_file() for name in MODEL_FILES):
             return str(path), None
-    stages = sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}") if _holds_model(path))
-    hint = f"name one of its stages: {', '.join(stages)}" if stages else "name the folder of a model or of a run"
+    if revision is not None:
+        raise UserError(f"{folder}: no checkpoint {revision!r} in it; there are {', '.join(revisions_in(folder))}")
+    stages = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{FINAL_MODEL}")))
+    hint = f"name one of its stages: {stages}" if stages else "name the folder of a model or of a run"
     raise UserError(f"{folder}: the folder holds no model; {hint}{f' as {key}' if key else ''}")
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_FILES)
 
 
 def revisions_in(run: Path) -> list[str]:
@@ -120,12 +103,14 @@ def revisions_in(run: Path) -> list[str]:
 
 def model_revision(name: str, key: str, revision: str | None = None, weights_only: bool = False) -> str:
     """Return the commit on the Hub, or a digest of a folder's files or weights, wherever the folder lies."""
-    folder = Path(name)
+    folder, digest = Path(name), blake2b(digest_size=16)
     if folder.is_dir():
-        if not _holds_model(folder):
-            raise UserError(f"{folder}: the folder holds no model: no modules.json and config.json; correct {key}")
-        return _digest(folder, "*.safetensors" if weights_only else "*")
-    reason = ""
+        for path in sorted(folder.rglob("*.safetensors" if weights_only else "*")):
+            file = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in file.parts):
+                digest.update(f"{file.as_posix()}\0{path.stat().st_size}\0".encode())
+                update_digest(digest, path)
+        return digest.hexdigest()
     for file in MODEL_FILES:
         try:
             # The folder of a file in the Hub's cache is named after the commit, online and offline.
@@ -134,17 +119,6 @@ def model_revision(name: str, key: str, revision: str | None = None, weights_onl
         except Exception as error:
             reason = in_one_line(error)
     raise UserError(f"no model {name!r}: neither a folder nor to be had from the Hub ({reason}); correct {key}")
-
-
-def _digest(folder: Path, pattern: str) -> str:
-    """Digest the names and contents of all files of a pattern that are not hidden."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(folder.rglob(pattern)):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
-            update_digest(digest, path)
-    return digest.hexdigest()
 
 
 def model_file(name: str, file: str, revision: str | None = None) -> Path | None:
@@ -212,10 +186,7 @@ def reads_as_ours(model: ModelRef | str, revision: str | None = None) -> bool:
 
 
 def why_not_last_token(model: ModelRef | str) -> str | None:
-    """Return why a model does not use last-token pooling, such as ``is pooled by mean``; None if it does.
-
-    Plain models, without ``modules.json``, count as last-token.
-    """
+    """Return why a model does not use last-token pooling, such as ``is pooled by mean``; None if it does."""
     model = _ref(model).described_by
     modules = model.read("modules.json")
     if modules is None:

@@ -28,14 +28,11 @@ _SAMPLE = 32
 
 @dataclass(frozen=True)
 class SavedPrompts:
-    """The prompts of a model that a stage makes, by name (``query``, ``document``), and why the query has this one.
-
-    ``trained`` are the query prompts that a sample of the stage's sources was trained with.
-    """
+    """The prompts of a model that a stage makes, by name (``query``, ``document``), and why the query has this one."""
 
     prompts: dict[str, str]
     reason: str
-    trained: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()  # the query prompts that a sample of the stage's sources was trained with
 
     @property
     def is_trained(self) -> bool:
@@ -44,19 +41,12 @@ class SavedPrompts:
 
     def line(self) -> str:
         """Return the choice in one line."""
-        return f"query prompt of the saved model: {_shown(self.prompts['query'])} ({self.reason})"
+        return f"query prompt of the saved model: {self.prompts['query']!r} ({self.reason})"
 
     def warning(self) -> str:
         """Return the warning for a query prompt that no source was trained with, in one line."""
-        shown = ", ".join(map(_shown, self.trained[:3]))
-        return (
-            f"{self.line()}, but no source is trained with it: they are trained with {shown}; write "
-            "'query_instruction: …' with the instruction that queries will have"
-        )
-
-
-def _shown(prompt: str) -> str:
-    return repr(prompt) if prompt else "none"
+        trained = ", ".join(map(repr, self.trained[:3]))
+        return f"{self.line()}, but no source is trained with it (they have {trained}); set 'query_instruction: …'"
 
 
 def given_prompt(args: StageArguments) -> str | None:
@@ -91,26 +81,22 @@ def choose_prompts(
 
 def kept_prompts(args: StageArguments) -> SavedPrompts:
     """Return the prompts of a model that is pruned: the start model's, unless ``query_instruction`` is given."""
-    start = prompts_of(args.model)
-    prompts, reason = {"query": "", **(start or {})}, f"that of {args.model}"
+    prompts, reason = {"query": "", **(prompts_of(args.model) or {})}, f"that of {args.model}"
     given = given_prompt(args)
     if given is not None:
         prompts["query"], reason = given, "as 'query_instruction' says"
-    elif start is None:
-        reason = f"{args.model} has none"
     return SavedPrompts(prompts, reason)
 
 
 def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Return what goes before a source's queries in a sample of what the model reads.
-
-    It is the manifest's instruction where a query's tokens show none: they are cut, or the tokenizer changes texts.
-    """
+    """Return what goes before a source's queries in a sample of what the model reads; the manifest's if it is cut."""
     instruction, rows = source.description["instruction"], source.rows["train"]
+    if not len(rows):
+        return set()
     if instruction is None:
-        return {""} if len(rows) else set()
+        return {""}
     prompts = set()
-    for row in np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)) if len(rows) else ():
+    for row in np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)):
         tokens = source.tokens(int(rows[row, 0]))
         text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         found, query = split_instruction(text)

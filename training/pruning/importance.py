@@ -1,7 +1,6 @@
 """How much each part of a model matters: statistics of its activations, or of its weights where there are no texts.
 
-The statistics are raw, one row for each point of measurement: a model that was measured once can be cut to any shape by
-any of the methods in ``plan.py``.
+A model that was measured once can be cut to any shape by any of the methods in ``plan.py``.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.outputs import whole_file
 from training.common.run_folder import IMPORTANCE_FILE
-
-_TENSORS = ("norms", "neurons", "change")
+from training.models.model_folder import user_error
 
 
 @dataclass(frozen=True)
@@ -37,63 +34,37 @@ class Importance:
             norm.
         neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
         change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if not measured.
-        tokens: Tokens measured; 0 if the statistics are of weights.
-        texts: Texts measured.
-        model: The caller's name of the model, such as a folder or a hash of its weights.
+        model: The caller's name of the model, such as a hash of its weights.
     """
 
     norms: Tensor
     neurons: Tensor
     change: Tensor | None = None
-    tokens: int = 0
-    texts: int = 0
     model: str = ""
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file; its metadata record what was measured."""
-        metadata = {"tokens": str(self.tokens), "texts": str(self.texts), "model": self.model}
-        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        """Write a safetensors file."""
+        named = {"norms": self.norms, "neurons": self.neurons, "change": self.change}
+        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
         with whole_file(path) as partial:
-            save_file(tensors, partial, metadata)
+            save_file(tensors, partial, {"model": self.model})
 
     @classmethod
-    def load(cls, path: Path, config: F2LLMConfig, model: str | None = None) -> Importance:
-        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder."""
+    def load(cls, path: Path, model: str) -> Importance:
+        """Read what :meth:`save` wrote, or ``importance.safetensors`` in a folder, of the model of this name."""
         path = path / IMPORTANCE_FILE if path.is_dir() else path
-        try:
+        with user_error(f"{path}: holds no importance of a model", "measure the model again"):
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                metadata = file.metadata() or {}
-            loaded = cls(**tensors, **{key: int(metadata[key]) for key in ("tokens", "texts")}, model=metadata["model"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: holds no importance of a model ({error}); measure the model again") from None
-        loaded.check(config, str(path))
-        if model is not None and loaded.model != model:
+                loaded = cls(**{name: file.get_tensor(name) for name in file.keys()}, model=file.metadata()["model"])
+        if loaded.model != model:
             raise UserError(f"{path}: was measured on {loaded.model!r}, not on {model!r}; measure this model")
         return loaded
-
-    def check(self, config: F2LLMConfig, where: str = "importance") -> None:
-        """Refuse statistics of another shape than a model's, that are not finite, or negative mean squares."""
-        layers, width, neurons = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-        expected = {"norms": (2 * layers + 1, width), "neurons": (layers, neurons), "change": (layers,)}
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if tuple(tensor.shape) != shape:
-                raise UserError(
-                    f"{where}: {name} is of shape {tuple(tensor.shape)}, this model needs {shape}; measure this model"
-                )
-            # A layer's change may round to less than zero.
-            if not tensor.isfinite().all() or (name != "change" and (tensor < 0).any()):
-                raise UserError(f"{where}: {name} holds NaN, infinite or negative numbers; measure the model again")
 
     def channels(self, layers: Iterable[int]) -> Tensor:
         """``(h,)`` importance of the hidden channels to a model of these layers.
 
-        The root mean square over tokens at each norm, summed over the norms of the kept layers and the final norm:
-        width importance from activations as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2), with L2
-        over batch and sequence.
+        The root mean square over tokens at each norm, summed over the norms of the kept layers and the final norm: L2
+        over batch and sequence, as in Minitron (Muralidharan et al., arXiv 2407.14679, section 2.2).
         """
         rows = [row for layer in layers for row in (2 * layer, 2 * layer + 1)]
         return self.norms[[*rows, len(self.norms) - 1]].sqrt().sum(dim=0)
@@ -115,25 +86,17 @@ def calibrate(
         "neurons": torch.zeros(layers, config.intermediate_size, device=model.device),
         "change": torch.zeros(layers, device=model.device),
     }
-    tokens = texts = 0
+    tokens = 0
     with torch.no_grad(), _observed(model, sums), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         for number, (input_ids, lengths) in enumerate(batches):
-            if not input_ids.numel():
-                continue
             model(input_ids=input_ids.to(model.device), sequence_lengths=lengths)
             # A sum that has become NaN or infinite stays so.
             if not all(total.isfinite().all() for total in sums.values()):
-                raise UserError(
-                    f"calibration, batch {number}: activations are NaN or infinite; check the model's weights, or "
-                    "measure it in fp32"
-                )
+                raise UserError(f"calibration, batch {number}: activations are NaN or infinite; check the weights")
             tokens += input_ids.numel()
-            texts += sum(length > 0 for length in lengths)
     if not tokens:
         raise UserError("calibration: the texts hold no token; give texts to measure activations on")
-    return Importance(
-        **{name: total.cpu() / tokens for name, total in sums.items()}, tokens=tokens, texts=texts, model=model_name
-    )
+    return Importance(**{name: total.cpu() / tokens for name, total in sums.items()}, model=model_name)
 
 
 @contextmanager
@@ -147,14 +110,12 @@ def _observed(model: F2LLMModel, sums: dict[str, Tensor]) -> Iterator[None]:
         sums["neurons"][layer] += _sum_of_squares(inputs[0])
 
     def add_change(layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        cosine = torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
-        sums["change"][layer] += (1 - cosine).sum()
+        sums["change"][layer] += (1 - torch.cosine_similarity(inputs[0].float(), output.float(), dim=-1)).sum()
 
-    # A compiled half of a layer would not call the hooks inside.
-    compiled = [layer.compiled for layer in model.layers]
-    training = model.training
+    training, compiled = model.training, [layer.compiled for layer in model.layers]
     handles = [model.norm.register_forward_hook(partial(add_output, 2 * len(model.layers)))]
     for number, layer in enumerate(model.layers):
+        # A compiled half of a layer would not call the hooks inside.
         layer.compiled = False
         handles += [
             layer.input_layernorm.register_forward_hook(partial(add_output, 2 * number)),
@@ -182,14 +143,9 @@ def _sum_of_squares(activations: Tensor) -> Tensor:
 def weight_importance(model: F2LLMModel, model_name: str = "") -> Importance:
     """Estimate the statistics from weights alone, where there is no text to calibrate on; ``change`` stays None.
 
-    They are those of inputs with independent components of unit variance at every matrix:
-
-    * a channel of the residual stream has the mean square of its embeddings, plus the squared norms of the rows of
-      ``o_proj`` and ``down_proj`` that write to it; a norm brings the mean over channels to one and applies its weight;
-    * a neuron has the squared norms of its rows of ``gate_proj`` and ``up_proj`` (each input scaled by the norm's
-      weight) and of its column of ``down_proj``, multiplied.
-
-    The directions that texts use do not count: activations are the published way.
+    They are those of inputs with independent components of unit variance at every matrix: a channel has the mean square
+    of its embeddings, plus the squared norms of the rows of ``o_proj`` and ``down_proj`` that write to it, normed; a
+    neuron the squared norms of its rows of ``gate_proj`` and ``up_proj`` and its column of ``down_proj``, multiplied.
     """
     embeddings = model.embed_tokens.weight
     stream = _squared_norm(embeddings, 0) / len(embeddings)

@@ -15,7 +15,6 @@ from training.common.errors import UserError
 from training.models.model_folder import is_finite
 from training.pruning.importance import Importance, weight_importance
 from training.pruning.plan import PruningPlan, make_plan
-from training.pruning.shape import check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +46,7 @@ def prune(
 
     The result embeds poorly until it is trained further; the published models are then distilled from the model they
     were cut from. Without ``importance``, weights decide, which is not the published way; for ``hidden`` and ``layers``
-    see :func:`~training.pruning.plan.make_plan`.
-
-    Returns:
-        The smaller model, in the dtype and on the device of the larger one; it shares no tensor with it.
+    see :func:`~training.pruning.plan.make_plan`. The smaller model shares no tensor with the larger one.
 
     Example:
         >>> smaller = prune(model, pruned_config(model.config, {"family": "f2llm-v2-80m"}))  # doctest: +SKIP
@@ -61,15 +57,12 @@ def prune(
 
 
 def apply_plan(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan) -> F2LLMModel:
-    """Take the weights of a plan, made before or by hand, out of a model, and check the result.
+    """Take the weights of a plan out of a model; a UserError if one is not finite.
 
     The residual stream runs from the embeddings to the final norm, so one set of hidden channels cuts every matrix that
     reads from it or writes to it. Nothing is rescaled: the norms bring the mean square of the remaining channels to
-    one, as they did with all channels. The result has dtype, device and mode of the larger model, but none of its
-    tensors.
+    one, as they did with all channels. The result shares no tensor with the larger model.
     """
-    check_shape(model.config, target_config)
-    plan.check(model.config, target_config)
     config = deepcopy(target_config)
     config.layer_types = [model.config.layer_types[layer] for layer in plan.layers]
     weights = dict(model.named_parameters())
@@ -94,7 +87,7 @@ def apply_plan(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan)
 
 
 def build_model(model: F2LLMModel, config: F2LLMConfig, weights: dict[str, Tensor]) -> F2LLMModel:
-    """Return a model of another shape that holds exactly the given weights, otherwise like ``model``."""
+    """Return a model of another shape that holds exactly the given weights, in dtype, device and mode of ``model``."""
     # Buffers that no weights hold (rotary frequencies) are made; weights are not.
     with init_empty_weights(include_buffers=False):
         built = F2LLMModel(config)

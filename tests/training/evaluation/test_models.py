@@ -109,7 +109,6 @@ def test_a_published_model_is_loaded_as_the_registry_says(save, monkeypatch):
     monkeypatch.setattr(encoders, "SentenceTransformer", from_folder)
     monkeypatch.setattr(model_ref, "model_revision", lambda place, key, revision: revision)
     monkeypatch.setattr(model_ref, "model_file", lambda place, file, revision=None: folder / file)
-    monkeypatch.setattr(encoders, "model_file", lambda place, file, revision=None: folder / file)
     found = load(name)
     assert asked["place"] == name and asked["revision"] == PUBLISHED.revision
     assert asked["model_kwargs"] == {"dtype": "bfloat16"} and asked["trust_remote_code"] is False

@@ -14,15 +14,13 @@ from training.examples.adaptation import RECIPE, another, compare_by_text, split
 def held_out(tmp_path):
     """Messages of two programs in two languages; ``quit`` has one English text that ``edit`` has, too."""
     rows = [
-        (f"{lang} {program} {n}", f"{program} {n}", lang, "Latn", program)
+        {"query": f"{lang} {program} {n}", "passage": f"{program} {n}", "lang": lang, "domain": program}
         for program, size in (("edit", 40), ("quit", 8))
         for n in range(size)
         for lang in ("deu", "fra")
     ]
-    rows.append(("deu fort", "edit 1", "deu", "Latn", "quit"))
-    names = ("query", "passage", "lang", "script", "domain")
-    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    pq.write_table(pa.table(columns), tmp_path / "held_out.parquet")
+    rows.append({"query": "deu fort", "passage": "edit 1", "lang": "deu", "domain": "quit"})
+    pq.write_table(pa.Table.from_pylist([{**row, "script": "Latn"} for row in rows]), tmp_path / "held_out.parquet")
     return tmp_path / "held_out.parquet"
 
 
@@ -36,12 +34,14 @@ def _passages(path):
     return set(pq.read_table(path).column("passage").to_pylist())
 
 
-def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp_path):
+def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp_path, refuses):
     names = ("train", "program", "elsewhere_validation", "elsewhere")
     trained, tested, validation, elsewhere = (_passages(data / f"{name}.parquet") for name in names)
     assert trained | tested == {f"edit {n}" for n in range(40)} and len(tested) == 12
     assert not trained & tested and not validation & elsewhere
     assert validation and elsewhere and validation | elsewhere == {f"quit {n}" for n in range(8)}
+    with refuses(held_out, "edit, quit", "--program"):
+        split_program(held_out, tmp_path / "other", "emacs", held_out)
     split_program(held_out, tmp_path / "other", "edit", held_out)
     assert _passages(tmp_path / "other/program.parquet") == tested
 
@@ -66,19 +66,11 @@ def test_negatives_are_other_texts_of_the_training(data):
     assert another(texts, 3, "Quit") == "Edit"
 
 
-def test_an_unknown_program_is_refused(tmp_path, held_out, refuses):
-    with refuses(held_out, "edit, quit", "--program"):
-        split_program(held_out, tmp_path / "data", "emacs", held_out)
-
-
-def test_the_change_is_that_over_messages_however_many_a_text_has():
+def test_the_change_is_that_over_messages_and_translations_of_one_text_count_once():
     labels, before = np.array([7, 7, 7, 2]), np.array([1.0, 0.0, 1.0, 0.0])
     compared = compare_by_text(np.ones(4), before, labels)
     assert compared.difference.mean == pytest.approx(0.5) and compared.first == 1.0
     assert compared.difference.examples == 2
-
-
-def test_translations_of_one_text_do_not_count_as_independent():
     rng = np.random.default_rng(0)
     after, before = (rng.integers(2, size=200).astype(float) for _ in range(2))
     once = compare_by_text(after, before, np.arange(200)).difference

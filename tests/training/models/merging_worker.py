@@ -10,24 +10,14 @@ from pathlib import Path
 
 import torch
 
-from training.models.merging import find_parent, mean_of, merge
+from tests.benchmarks.machine import process_memory
+from training.models.merging import merge
 
-
-def main(output: str, shard_size: str, small: str, *parents: str) -> None:
-    torch.set_num_threads(1)
-    merge([find_parent(small)], mean_of(1), Path(f"{output}-small"))
-    # The kernel forgets the peak of the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _peak()
-    merge([find_parent(parent) for parent in parents], mean_of(len(parents)), Path(output), max_shard_size=shard_size)
-    sys.stdout.write(f"{(_peak() - before) / 1024:.1f}\n")
-
-
-def _peak() -> int:
-    """Return the peak of resident memory in KiB, mapped files included."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+output, shard_size, small, *parents = sys.argv[1:]
+torch.set_num_threads(1)
+merge([small], Path(f"{output}-small"))
+# The kernel forgets the peak of the process that started this one.
+Path("/proc/self/clear_refs").write_text("5")
+before = process_memory("VmHWM")
+merge(parents, Path(output), max_shard_size=shard_size)
+sys.stdout.write(f"{process_memory('VmHWM') - before:.1f}\n")

@@ -15,27 +15,22 @@ from pathlib import Path
 import numpy as np
 
 
-def with_sentence_transformers(folder: str, kind: str, file_name: str, texts: list[str]) -> np.ndarray:
+def with_sentence_transformers(folder, kind, file_name, texts):
     from sentence_transformers import SentenceTransformer
 
-    backend, remote_code = kind.split("-")[0].replace("remote", "torch"), kind.endswith("remote-code")
-    choice = {"file_name": file_name} if file_name else {"export": True}
+    backend, remote_code = kind.replace("remote-code", "torch"), kind == "remote-code"
+    choice = {"file_name": file_name}
     if backend == "openvino":
         choice["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = SentenceTransformer(
-        folder,
-        device="cpu",
-        backend=backend,
-        trust_remote_code=remote_code,
-        model_kwargs={} if backend == "torch" else choice,
-    )
-    if remote_code and backend == "torch":
+    options = {} if backend == "torch" else {"model_kwargs": choice}
+    model = SentenceTransformer(folder, device="cpu", backend=backend, trust_remote_code=remote_code, **options)
+    if remote_code:
         assert type(model[0].auto_model).__name__ == "F2LLMModel"
     # In the given order, so that short texts are padded to long ones.
     return np.concatenate([model.encode(texts[start : start + 4]) for start in range(0, len(texts), 4)])
 
 
-def with_llama_cpp(file: str, texts: list[str]) -> np.ndarray:
+def with_llama_cpp(file, texts):
     from llama_cpp import Llama
 
     model = Llama(file, embedding=True, n_ctx=512, n_batch=512, n_ubatch=512, n_threads=1, verbose=False)
@@ -43,7 +38,7 @@ def with_llama_cpp(file: str, texts: list[str]) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def backend(texts: str, answer: str, kind: str, model: str, file_name: str = "") -> None:
+def backend(texts, answer, kind, model, file_name=""):
     content = json.loads(Path(texts).read_text(encoding="utf-8"))
     if kind == "llama":
         np.save(answer, with_llama_cpp(model, content))
@@ -51,7 +46,7 @@ def backend(texts: str, answer: str, kind: str, model: str, file_name: str = "")
         np.save(answer, with_sentence_transformers(model, kind, file_name, content))
 
 
-def server(url: str, folder: str) -> None:
+def server(url, folder):
     import openai
 
     client = openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
@@ -62,14 +57,14 @@ def server(url: str, folder: str) -> None:
     Path(folder, "answers.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
-def libraries(folder: str) -> None:
+def libraries(folder):
     # Read when the libraries are imported.
     os.environ.update(HF_HUB_OFFLINE="1", HAYSTACK_TELEMETRY_ENABLED="False")
     from haystack import Document
 
     given = json.loads(Path(folder, "given.json").read_text(encoding="utf-8"))
     queries, documents, codes = given["queries"], given["documents"], given["codes"]
-    names: dict = {}
+    names = {}
     exec(codes["langchain"], names)
     langchain = names["embeddings"]
     exec(codes["llama-index"], names)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
-
-from modeling_f2llm import F2LLMConfig
+from transformers import AutoTokenizer, Qwen3Model
 
 QWEN3_PROMPTS = {"query": "Instruct: Find what answers the question\nQuery:", "document": "about: "}
 
 
-def edit_json(path: Path, **keys: object) -> None:
+def edit_json(path, **keys):
     """Replaces keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-def save_plain(folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 3) -> Path:
+def save_plain(folder, config, tokenizer, seed=3):
     """Writes a Qwen3 model as transformers does, without modules; its tokenizer appends nothing."""
     stock = Qwen3Model.config_class.from_dict(deepcopy(config).to_dict())
     with torch.random.fork_rng(devices=[]):
@@ -37,13 +34,7 @@ def save_plain(folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizer
     return folder
 
 
-def save_like_qwen3_embedding(
-    folder: Path,
-    config: F2LLMConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    pooling: str = "lasttoken",
-    dense: bool = False,
-) -> Path:
+def save_like_qwen3_embedding(folder, config, tokenizer, pooling="lasttoken", dense=False):
     """Writes a model whose tokenizer has ``<|im_end|>`` as EOS and appends ``<|endoftext|>``, its padding token."""
     plain = AutoTokenizer.from_pretrained(save_plain(folder / "plain", config, tokenizer))
     pad = plain.pad_token

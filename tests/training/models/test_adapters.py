@@ -12,6 +12,7 @@ from peft import AutoPeftModelForFeatureExtraction, LoraConfig, PeftModel
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, build_sentence_transformer
+from tests.training.models.starts import edit_json
 from training.config.arguments import LORA_TARGETS
 from training.merge import main
 from training.models.adapters import (
@@ -22,7 +23,7 @@ from training.models.adapters import (
     mend_saved,
     merge_into_base,
 )
-from training.models.loading import load_base, load_whole_model
+from training.models.loading import load_whole_model
 from training.models.model_folder import count_parameters
 from training.models.model_ref import AdapterFolder, base_of, base_revision, find_adapter, note_base
 from training.planning.costs import count_adapter, estimate_memory
@@ -37,7 +38,6 @@ def lora(dora=False, rank=4, **fields):
 
 
 def disturb(model, seed=1):
-    """Give an adapter the weights of one that was trained."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -55,31 +55,23 @@ def batch(random_batch):
 
 
 @pytest.fixture
-def base(tmp_path, tiny_model, tiny_tokenizer):
-    """A released folder."""
-    folder = tmp_path / "base"
-    build_sentence_transformer(tiny_model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
-    return folder
-
-
-@pytest.fixture
-def save_adapter(base, tmp_path, tiny_tokenizer):
+def save_adapter(whole, tmp_path, tiny_tokenizer):
     def save(name="adapter", dora=False, seed=1, **fields):
-        model = F2LLMModel.from_pretrained(base).eval()
+        model = F2LLMModel.from_pretrained(whole).eval()
         add_adapter(model, lora(dora, **fields))
         disturb(model, seed)
         folder = tmp_path / name
         build_sentence_transformer(model, deepcopy(tiny_tokenizer)).save_pretrained(str(folder))
         mend_saved(folder)
-        note_base(folder, str(base), base_revision(str(base), "the base"))
+        note_base(folder, str(whole), base_revision(str(whole), "the base"))
         return folder
 
     return save
 
 
 @KINDS
-def test_a_new_adapter_changes_nothing_and_can_be_switched_off(tiny_model, batch, dora):
-    before = hidden(tiny_model, batch)
+def test_an_adapter_changes_nothing_at_first_runs_packed_and_can_be_switched_off_or_merged(tiny_model, batch, dora):
+    before, names = hidden(tiny_model, batch), {type(module) for module in tiny_model.modules()}
     add_adapter(tiny_model, lora(dora))
     assert torch.equal(hidden(tiny_model, batch), before)
     trained = [name for name, weight in tiny_model.named_parameters() if weight.requires_grad]
@@ -90,36 +82,21 @@ def test_a_new_adapter_changes_nothing_and_can_be_switched_off(tiny_model, batch
     tiny_model.disable_adapters()
     assert torch.equal(hidden(tiny_model, batch), before) and not torch.allclose(adapted, before, atol=1e-3)
     tiny_model.enable_adapters()
-    assert torch.equal(hidden(tiny_model, batch), adapted)
-
-
-@KINDS
-def test_packed_is_padded(tiny_model, batch, dora):
-    add_adapter(tiny_model, lora(dora))
-    disturb(tiny_model)
     ids = torch.cat([row[:length] for row, length in zip(batch["input_ids"], LENGTHS, strict=True)])[None]
     with torch.no_grad():
         packed = tiny_model(input_ids=ids, sequence_lengths=LENGTHS).last_hidden_state[0]
-    padded = hidden(tiny_model, batch)[batch["attention_mask"].bool()]
-    assert torch.allclose(packed, padded, atol=1e-6)
-
-
-@KINDS
-def test_merged_is_adapted(tiny_model, batch, dora):
-    add_adapter(tiny_model, lora(dora))
-    disturb(tiny_model)
-    adapted, names = hidden(tiny_model, batch), {type(module) for module in F2LLMModel(tiny_model.config).modules()}
+    assert torch.allclose(packed, adapted[batch["attention_mask"].bool()], atol=1e-6)
     merge_into_base(tiny_model)
     assert (hidden(tiny_model, batch) - adapted).abs().max() < 1e-5
     assert not has_adapter(tiny_model) and {type(module) for module in tiny_model.modules()} == names
 
 
 @KINDS
-def test_everybody_loads_the_folder(base, save_adapter, sentences, batch, dora):
+def test_everybody_loads_the_folder(whole, save_adapter, sentences, batch, dora):
     folder = save_adapter(dora=dora)
     assert not {"config.json", "model.safetensors", "modeling_f2llm.py"} & {path.name for path in folder.iterdir()}
     expected, real = hidden(load_whole_model(str(folder)).eval(), batch), batch["attention_mask"].bool()
-    wrapped = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(folder)).eval()
+    wrapped = PeftModel.from_pretrained(F2LLMModel.from_pretrained(whole), str(folder)).eval()
     for model in (
         wrapped,
         F2LLMModel.from_pretrained(folder).eval(),
@@ -128,88 +105,81 @@ def test_everybody_loads_the_folder(base, save_adapter, sentences, batch, dora):
         # Of padding, stock Qwen3 makes something.
         assert torch.allclose(hidden(model, batch)[real], expected[real], atol=1e-5)
     with wrapped.disable_adapter():
-        assert torch.equal(hidden(wrapped, batch), hidden(F2LLMModel.from_pretrained(base).eval(), batch))
+        assert torch.equal(hidden(wrapped, batch), hidden(F2LLMModel.from_pretrained(whole).eval(), batch))
     own = SentenceTransformer(str(folder), trust_remote_code=True)
     stock = SentenceTransformer(str(folder))
     assert type(own[0].auto_model).__name__ == "F2LLMModel" and type(stock[0].auto_model).__name__ == "Qwen3Model"
     assert own.encode(sentences) == pytest.approx(stock.encode(sentences), abs=1e-5)
     own.disable_adapters()
-    unadapted = SentenceTransformer(str(base), trust_remote_code=True).encode(sentences)
+    unadapted = SentenceTransformer(str(whole), trust_remote_code=True).encode(sentences)
     assert (own.encode(sentences) == unadapted).all()
 
 
-def test_a_folder_that_peft_saved_is_read(tmp_path, base, save_adapter, batch):
-    model = PeftModel.from_pretrained(F2LLMModel.from_pretrained(base), str(save_adapter(dora=True)))
+def test_a_folder_that_peft_saved_is_read(tmp_path, whole, save_adapter, batch):
+    model = PeftModel.from_pretrained(F2LLMModel.from_pretrained(whole), str(save_adapter(dora=True)))
     model.save_pretrained(str(tmp_path / "saved"))
     read = load_whole_model(str(tmp_path / "saved")).eval()
     assert torch.allclose(hidden(read, batch), hidden(model.eval(), batch), atol=1e-6)
 
 
-def test_one_base_carries_several_adapters(base, save_adapter, sentences):
-    folders = {name: save_adapter(name, seed=seed) for seed, name in enumerate(("law", "medicine"))}
-    model = SentenceTransformer(str(base), trust_remote_code=True)
-    for name, folder in folders.items():
-        model.load_adapter(str(folder), name)
-    for name, folder in folders.items():
-        model.set_adapter(name)
-        alone = SentenceTransformer(str(folder), trust_remote_code=True).encode(sentences)
-        assert model.encode(sentences) == pytest.approx(alone, abs=1e-6)
-
-
-def test_the_folder_names_its_base(base, save_adapter):
+def test_the_folder_names_its_base(whole, save_adapter):
     folder = save_adapter()
     adapter = find_adapter(str(folder))
-    assert adapter == AdapterFolder(str(folder), str(base), base_revision(str(base), "the base"))
-    assert base_of(str(folder)) == str(base) and base_of(str(base)) == str(base)
-    assert find_adapter(str(base)) is None
+    assert adapter == AdapterFolder(str(folder), str(whole), base_revision(str(whole), "the base"))
+    assert base_of(str(folder)) == str(whole) and base_of(str(whole)) == str(whole)
+    assert find_adapter(str(whole)) is None
     targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(LORA_TARGETS)
 
 
-def test_an_adapter_of_another_shape_says_what_it_adapts(base, save_adapter, tiny_config, refuses):
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"hidden_size": 16, "matryoshka_dimensions": None}, "size mismatch"),
+        ({"num_hidden_layers": 1}, "another adapter"),
+    ],
+)
+def test_an_adapter_of_another_shape_does_not_fit(save_adapter, tiny_config, refuses, changes, why):
     adapter = find_adapter(str(save_adapter()))
-    narrow = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "hidden_size": 16, "matryoshka_dimensions": None}))
-    with refuses(adapter.name, "does not fit", "size mismatch", base):
-        attach_adapter(narrow, adapter, trainable=False)
-    shallow = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "num_hidden_layers": 1, "layer_types": None}))
-    with refuses(adapter.name, "does not fit", "another adapter", base):
-        attach_adapter(shallow, adapter, trainable=False)
+    other = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "layer_types": None, **changes}))
+    with refuses(adapter.name, "does not fit", why, "its own base"):
+        attach_adapter(other, adapter, trainable=False)
 
 
-def test_a_base_that_changed_or_is_gone_is_refused(base, save_adapter, tiny_config, refuses):
-    folder = save_adapter()
-    F2LLMModel(deepcopy(tiny_config)).save_pretrained(base)
-    with refuses(folder, base, "has other weights"):
+def test_a_base_that_changed_or_is_gone_is_refused(whole, save_adapter, tiny_config, refuses):
+    folder, moved = save_adapter(), whole.with_name("moved")
+    whole.rename(moved)
+    with refuses(folder, whole, "cannot be loaded", "base_model_name_or_path"):
         load_whole_model(str(folder))
-    assert load_base(find_adapter(str(folder)), same=False)
-    base.rename(base.with_name("moved"))
-    with refuses(folder, base, "cannot be loaded", "base_model_name_or_path"):
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(moved))
+    assert has_adapter(load_whole_model(str(folder)))
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(whole))
+    F2LLMModel(deepcopy(tiny_config)).save_pretrained(whole)
+    with refuses(folder, whole, "has other weights"):
         load_whole_model(str(folder))
-    assert load_base(find_adapter(str(folder)), str(base.with_name("moved")), same=False)
 
 
 def test_an_adapter_without_weights_or_of_another_type_is_refused(save_adapter, refuses):
     folder = save_adapter()
-    weights, config = folder / ADAPTER_WEIGHTS, folder / "adapter_config.json"
-    weights.rename(folder / "elsewhere")
+    (folder / ADAPTER_WEIGHTS).unlink()
     with refuses(folder, ADAPTER_WEIGHTS):
         load_whole_model(str(folder))
-    kept = {key: json.loads(config.read_text())[key] for key in ("base_model_name_or_path", "target_modules")}
-    config.write_text(json.dumps({**kept, "peft_type": "IA3", "feedforward_modules": []}))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    kept = {key: config[key] for key in ("base_model_name_or_path", "target_modules")}
+    (folder / "adapter_config.json").write_text(json.dumps({**kept, "peft_type": "IA3", "feedforward_modules": []}))
     with refuses(folder, "IA3", "only LoRA and DoRA"):
         load_whole_model(str(folder))
 
 
-def test_the_command_merges_an_adapter_into_its_base(base, save_adapter, sentences, tmp_path, capsys):
+def test_the_command_merges_an_adapter_into_its_base(whole, save_adapter, sentences, tmp_path, capsys):
     folder, output = save_adapter(), ["--output", str(tmp_path / "merged")]
-    assert main([str(folder), *output]) == 0 and "adapter.json" in capsys.readouterr().out
+    for _ in range(2):
+        assert main([str(folder), *output]) == 0 and "adapter.json" in capsys.readouterr().out
     merged, adapted = (SentenceTransformer(str(each)).encode(sentences) for each in (tmp_path / "merged", folder))
     assert merged == pytest.approx(adapted, abs=1e-5)
-    assert main([str(folder), *output]) == 0
     for words, part in (
-        ([str(folder), "--slerp"], "--slerp: " + str(folder) + " is an adapter"),
-        ([str(base), "--base", str(base)], "is no adapter"),
-        ([str(folder), str(base)], "an adapter without a model's weights"),
+        ([str(folder), "--slerp"], f"--slerp: {folder} is an adapter"),
+        ([str(folder), str(whole)], "an adapter without a model's weights; merge it into its base first"),
     ):
         assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
 
@@ -233,7 +203,5 @@ def test_the_plan_counts_what_is_trained(tiny_model, dora):
     add_adapter(tiny_model, deepcopy(adapter))
     trained = tiny_model.num_parameters(only_trainable=True)
     assert count_adapter(config, adapter) == trained
-    estimate = estimate_memory(config, 1_000, 100, adapter=adapter)
-    assert estimate.state == 4 * count_parameters(config) + 16 * trained
-    two = estimate_memory(config, 1_000, 100, processes=2, adapter=adapter)
-    assert two.state == estimate.state + 4 * trained
+    one, two = (estimate_memory(config, 1_000, 100, processes=each, adapter=adapter) for each in (1, 2))
+    assert one.state == 4 * count_parameters(config) + 16 * trained and two.state == one.state + 4 * trained

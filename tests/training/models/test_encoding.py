@@ -9,7 +9,6 @@ from training.models.encoding import balanced_chunks, lay_out, shares
 
 
 def realistic_lengths(rng, texts, longest=1024):
-    """Ascending token counts as corpora have them: log-normal and cut at the maximal length."""
     return np.sort(np.clip(rng.lognormal(4.5, 0.9, texts).astype(np.int64), 2, longest))
 
 
@@ -18,7 +17,7 @@ def all_parts(lengths, world_size, max_tokens):
 
 
 def assert_exact(lengths, parts, max_tokens):
-    """Gather the texts themselves instead of embeddings, and look each up in its slot."""
+    # Gather the texts themselves instead of embeddings, and look each up in its slot.
     width = parts[0].max_rows_per_rank
     gathered = np.full(len(parts) * width, -1)
     for rank, part in enumerate(parts):
@@ -47,8 +46,7 @@ def test_every_division_is_exact_and_within_the_budget():
         assert_exact(lengths, all_parts(lengths, world_size, max_tokens), max_tokens)
 
 
-@pytest.mark.parametrize("max_tokens", [2048, 8192, 32768])
-@pytest.mark.parametrize("texts", [300, 1500, 4608])
+@pytest.mark.parametrize(("texts", "max_tokens"), [(300, 2048), (1500, 8192), (4608, 2048), (4608, 32768)])
 def test_no_chunk_is_nearly_empty(texts, max_tokens):
     # A cut is off by at most half a text on either side, so a chunk differs from the mean by one text's length at most.
     # With budgets of twice the longest text (1,024 tokens here) or more, that leaves half.

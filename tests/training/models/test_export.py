@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -32,7 +31,6 @@ def optimum(monkeypatch):
         assert (source / "model.safetensors").stat().st_size > 1000
         (folder / "onnx").mkdir()
         (folder / "onnx/model.onnx").write_text("graph")
-        return "onnx/model.onnx"
 
     monkeypatch.setitem(sys.modules, "optimum", ModuleType("optimum"))
     monkeypatch.setitem(sys.modules, "optimum.onnxruntime", ModuleType("optimum.onnxruntime"))
@@ -40,12 +38,8 @@ def optimum(monkeypatch):
     monkeypatch.setattr(export, "check_same_embeddings", lambda *_: None)
 
 
-def _digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+def _content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("backend", "module"), export.BACKENDS.items())
@@ -56,10 +50,11 @@ def test_missing_packages_name_what_to_install(backend, module, folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@with_optimum
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"])
 def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
     (folder / name).unlink()
-    with refuses(folder, "holds no model", f"lacks {name}"):
+    with refuses(folder, name):
         export_graph(folder, tmp_path / "out", "onnx")
 
 
@@ -67,10 +62,10 @@ def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
 @pytest.mark.parametrize(
     ("name", "keys", "part"),
     [
-        ("config.json", None, "damaged"),
+        ("config.json", None, "config.json: cannot be read"),
         ("tokenizer_config.json", None, "damaged"),
-        ("config.json", {"num_hidden_layers": 3}, "config.json is damaged"),
-        ("config.json", {"num_attention_heads": 0}, "config.json is damaged"),
+        ("config.json", {"num_hidden_layers": 3}, "settings are damaged"),
+        ("config.json", {"num_attention_heads": 0}, "settings are damaged"),
         ("config.json", {"model_type": "bert"}, "model_type is 'bert'; only 'qwen3'"),
     ],
 )
@@ -99,48 +94,44 @@ def test_modules_come_with_their_weights(folder, tmp_path, tiny_config, tiny_tok
 def test_an_export_is_whole_or_absent(folder, tmp_path, monkeypatch, refuses):
     (folder / "README.md").write_text("# Card\n")
     (folder / "training_arguments.json").write_text('{"output_dir": "/home/someone"}')
-    before, output = _digests(folder), tmp_path / "out"
+    before, output = _content(folder), tmp_path / "out"
     for error in (StoppedError("cosine 0.5"), KeyError("qwen3")):
         with monkeypatch.context() as patched, pytest.raises(StoppedError):
             patched.setattr(export, "check_same_embeddings", lambda *_, error=error: (_ for _ in ()).throw(error))
             export_graph(folder, output, "onnx")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert export_graph(folder, output, "onnx") == "onnx/model.onnx"
-    assert _digests(folder) == before
-    written = _digests(output)
+    assert _content(folder) == before
+    written = _content(output)
     assert {"README.md", "export.json", "onnx/model.onnx", "tokenizer.json", "1_Pooling/config.json"} <= set(written)
     # No weights, no code, and no keys of the training, which may be private.
     assert not [name for name in written if name.endswith((".safetensors", ".py")) or "training" in name]
     assert "auto_map" not in json.loads((output / "config.json").read_text())
     # The same again does nothing; anything else is refused.
     monkeypatch.setattr(export, "_write_onnx", lambda *_: pytest.fail("written again"))
-    assert export_graph(folder, output, "onnx") == "onnx/model.onnx" and _digests(output) == written
+    assert export_graph(folder, output, "onnx") == "onnx/model.onnx" and _content(output) == written
     with refuses(output, "holds something else"):
         export_graph(folder, output, "onnx", "int8")
-    with refuses(folder, "is read; give another --output"):
-        export_graph(folder, folder, "onnx")
-    assert _digests(folder) == before
+    assert _content(folder) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_graph_is_compared_with_fp32(dtype, tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for name, weights in tiny_model.named_parameters():
-            # Larger than at the start of training, so that precision shows.
-            weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.3)
-    for name, kind in (("half", dtype), ("whole", torch.float32)):
+    for name, weights in tiny_model.named_parameters():
+        # Larger than at the start of training, so that precision shows.
+        weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.3)
+    folders = tmp_path / "half", tmp_path / "whole"
+    for folder, kind in zip(folders, (dtype, torch.float32), strict=True):
         model = build_sentence_transformer(tiny_model.to(kind), deepcopy(tiny_tokenizer))
-        model.save_pretrained(str(tmp_path / name), create_model_card=False)
-    assert SentenceTransformer(str(tmp_path / "half"), device="cpu").dtype == dtype
+        model.save_pretrained(str(folder), create_model_card=False)
+    assert SentenceTransformer(str(folders[0]), device="cpu").dtype == dtype
     # In the place of the graph, which computes in fp32.
     monkeypatch.setattr(export, "_load_exported", lambda folder, *_: SentenceTransformer(str(folder), device="cpu"))
-    folders = tmp_path / "half", tmp_path / "whole"
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 0.999999)
-    export.check_same_embeddings(*folders, "openvino", "fp32", "graph")
+    export.check_same_embeddings(*folders, "openvino", "fp32")
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 1.1)
     with pytest.raises(StoppedError, match="was not kept"):
-        export.check_same_embeddings(*folders, "openvino", "fp32", "graph")
+        export.check_same_embeddings(*folders, "openvino", "fp32")
 
 
 @with_optimum

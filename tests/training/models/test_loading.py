@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,16 +21,11 @@ def saved(tmp_path, small_tokenizer):
     ["größer", "東京 ответ שלום नमस्ते", "emoji \U0001f9ea and \u0000 bytes", " two  spaces ", "a\n\n\tb", "0123456789"],
 )
 def test_a_trained_tokenizer_round_trips_any_text(small_tokenizer, text):
-    ids = small_tokenizer(text).input_ids
-    assert ids[-1] == small_tokenizer.eos_token_id
-    assert small_tokenizer.unk_token_id not in ids
-    assert small_tokenizer.decode(ids[:-1]) == text
-
-
-def test_a_trained_tokenizer_has_the_special_tokens_of_qwen(small_tokenizer):
     assert (small_tokenizer.eos_token, small_tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    start = small_tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start is not None and small_tokenizer("<|im_start|>").input_ids == [start, small_tokenizer.eos_token_id]
+    ids, start = small_tokenizer(text).input_ids, small_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert ids[-1] == small_tokenizer.eos_token_id and small_tokenizer.unk_token_id not in ids
+    assert small_tokenizer.decode(ids[:-1]) == text
+    assert small_tokenizer(f"<|im_start|>{text}").input_ids == [start, *ids]
 
 
 @pytest.mark.parametrize("vocab_size", [259, 260, 300])
@@ -47,24 +40,17 @@ def test_a_saved_tokenizer_loads_unchanged(saved, small_tokenizer):
     loaded = load_tokenizer(str(saved))
     for text in ("", "größer 東京", instruct("Find.", "x")):
         assert loaded(text).input_ids == small_tokenizer(text).input_ids
-        assert loaded(text).input_ids.count(loaded.eos_token_id) == 1
     whole = loaded("river größer 東京 ответ").input_ids
     cut = loaded("river größer 東京 ответ", truncation=True, max_length=4).input_ids
     assert cut == [*whole[:3], loaded.eos_token_id]
 
 
-def test_eos_is_appended_where_the_tokenizer_does_not(saved):
+def test_eos_is_appended_where_the_tokenizer_does_not_and_may_pad(saved, small_tokenizer):
     edit_json(saved / "tokenizer.json", post_processor=None)
-    loaded = load_tokenizer(str(saved))
-    assert loaded("river").input_ids[-1] == loaded.eos_token_id
-
-
-def test_a_tokenizer_may_pad_with_eos(saved, small_tokenizer):
-    """The attention mask tells padding from the end of a text."""
-    path = saved / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|im_end|>"}))
+    edit_json(saved / "tokenizer_config.json", pad_token="<|im_end|>")
     texts = ["river", "größer 東京"]
     batch = load_tokenizer(str(saved))(texts, padding=True)
+    # The attention mask tells padding from the end of a text.
     for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
         assert [token for token, kept in zip(ids, mask, strict=True) if kept] == small_tokenizer(text).input_ids
 
@@ -79,13 +65,13 @@ def test_tokenizers_without_eos_or_words_are_refused(saved, refuses):
         load_tokenizer(str(saved))
 
 
-@pytest.mark.parametrize("content", [None, "", "not json", "{}", "[]"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
 def test_a_damaged_tokenizer_is_refused(saved, tmp_path, refuses, content):
+    folder = tmp_path / "none" if content is None else saved
     if content is not None:
         (saved / "tokenizer.json").write_text(content)
-    for folder in [saved] if content is not None else [tmp_path, tmp_path / "none"]:
-        with refuses(repr(str(folder)), "cannot be used"):
-            load_tokenizer(str(folder))
+    with refuses(repr(str(folder)), "cannot be used"):
+        load_tokenizer(str(folder))
 
 
 def test_source_texts_are_what_the_model_reads(write_source, refuses):

@@ -9,36 +9,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
-from tests.training.distributed_recipe import save_model
-from tests.training.models.starts import edit_json
+from tests.training.models.starts import edit_json, save_like_qwen3_embedding
 from tests.training.recipes import only_stage, recipe_writer, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
+from training.data.prepared import PreparedSource
+from training.models.merging import merge_adapter
+from training.models.model_ref import find_adapter
 from training.models.saved_prompts import choose_prompts
 from training.run_stage import main
+from training.stages.setup import make_model
 
 # A model that was not trained here: another template, and prompts of other names.
 THEIRS = {"query": "Instruct: Search the web\nQuery:", "document": "", "clustering": "Cluster: "}
+TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a", "", "the red river\n\n"]
 
 
 def prompts_in(folder):
     return json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
 
 
-def give_prompts(folder, prompts):
-    edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, tiny_config, tiny_tokenizer):
-    """A model with prompts that are not ours."""
-    folder = tmp_path_factory.mktemp("start") / "model"
-    save_model(folder, tiny_config, tiny_tokenizer)
-    give_prompts(folder, THEIRS)
+    """A model that was not trained here: its texts end with the padding token, and its prompts are not ours."""
+    folder = save_like_qwen3_embedding(tmp_path_factory.mktemp("start"), tiny_config, tiny_tokenizer)
+    edit_json(folder / "config_sentence_transformers.json", prompts=THEIRS)
     return folder
 
 
@@ -53,7 +53,7 @@ def arguments(tmp_path, start):
 def prepared(tmp_path, write_source, small_tokenizer):
     def build(*instructions, instructed=True):
         sources = [write_source(f"source{n}", rows=20, instruction=each) for n, each in enumerate(instructions)]
-        options = PreparationOptions(instructions=instructed, num_hard_negatives=tuple({"retrieval": 1}.items()))
+        options = PreparationOptions(instructions=instructed, num_hard_negatives=(("retrieval", 1),))
         return prepare(sources, small_tokenizer, tmp_path / "prepared", options)
 
     return build
@@ -111,14 +111,46 @@ def _stage(folder, start, **keys):
     return [str(write_single_stage(folder, model=str(start), **no_new_model, **{**short, **keys}))]
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_trained_model_carries_the_prompt_of_its_manifest(tmp_path, start, caplog, adapter):
+def _read(folder):
+    """Tokens and embeddings of texts."""
+    model = SentenceTransformer(str(folder), device="cpu")
+    tokens = [model.tokenizer.convert_ids_to_tokens(each) for each in model.tokenizer(TEXTS).input_ids]
+    return tokens, model.encode(TEXTS, prompt="")
+
+
+@pytest.mark.parametrize("keys", [{}, {"lora": True, "lora_rank": 4}], ids=["whole", "lora"])
+def test_a_trained_model_ends_texts_as_its_start_and_has_the_prompt_of_its_manifest(
+    tmp_path, start, caplog, refuses, keys
+):
     caplog.set_level(logging.INFO)
-    assert main(_stage(tmp_path, start, **({"lora": True, "lora_rank": 4} if adapter else {}))) == 0
-    trained = instruct("Given a phrase, retrieve its inversion.")
-    assert prompts_in(tmp_path / "run/model") == {**THEIRS, "query": trained}
-    assert [line for line in caplog.messages if "query prompt of the saved model" in line and repr(trained) in line]
-    assert not [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
+    # Nearly nothing is learnt.
+    assert main(_stage(tmp_path, start, learning_rate=1e-9, warmup_steps=0, **keys)) == 0
+    saved, trained = tmp_path / "run/model", instruct("Given a phrase, retrieve its inversion.")
+    assert prompts_in(saved) == {**THEIRS, "query": trained}
+    assert f"query prompt of the saved model: {trained!r}" in caplog.text
+    assert "no source is trained with it" not in caplog.text
+    # The prepared data end as texts do.
+    source = PreparedSource(next((tmp_path / "run/prepared").glob("tiny_*")))
+    ends = {int(source.tokens(text)[-1]) for text in range(source.description["texts"])}
+    assert ends == {SentenceTransformer(str(start), device="cpu").tokenizer.pad_token_id}
+    if keys:
+        merge_adapter(find_adapter(str(saved)), tmp_path / "merged")
+    tokens, embeddings = _read(start)
+    for folder in [saved, *tmp_path.glob("merged")]:
+        found, vectors = _read(folder)
+        assert found == tokens and tokens[2] == ["a", "<|endoftext|>"]
+        assert (vectors * embeddings).sum(axis=1).min() >= 1 - 1e-6
+    if keys:
+        edit_json(saved / "1_Pooling/config.json", pooling_mode="mean")
+        with refuses("is pooled by mean", "last-token"):
+            merge_adapter(find_adapter(str(saved)), tmp_path / "other")
+
+
+def test_a_start_that_is_read_in_another_way_is_refused(tmp_path, tiny_config, tiny_tokenizer, refuses):
+    start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, pooling="mean")
+    stage = only_stage(load_recipe(_stage(tmp_path, start)[0]))
+    with refuses("key 'model'", start, "is pooled by mean", "'teacher'"):
+        make_model(stage, tiny_tokenizer)
 
 
 def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
@@ -129,8 +161,8 @@ def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
     manifest.write_text(yaml.safe_dump(content))
     assert main(words) == 0
     assert prompts_in(tmp_path / "run/model") == THEIRS
-    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert [line for line in warnings if "no source is trained with it" in line and "query_instruction: …" in line]
+    (warning,) = [each for each in caplog.records if "no source is trained with it" in each.getMessage()]
+    assert warning.levelno == logging.WARNING and "query_instruction: …" in warning.getMessage()
 
 
 def test_a_cut_model_keeps_the_prompts_of_its_start(tmp_path, start):

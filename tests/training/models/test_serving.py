@@ -8,10 +8,8 @@ import os
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hub_cards.snippets import snippets
-from modeling_f2llm import F2LLMModel, build_sentence_transformer
 from tests.training.publishing.releases import make_release, write_release
 from training.models.export import LEAST_COSINE, reference_embeddings
 from training.models.model_folder import write_for_older_readers
@@ -29,27 +26,6 @@ from training.publishing.card import model_card
 pytestmark = pytest.mark.slow
 _WORKER = Path(__file__).with_name("serving_worker.py")
 _EXPORT = Path(__file__).parents[3] / "training/export.py"
-_WIDTH = 8
-
-
-@pytest.fixture
-def served(tmp_path, tiny_config, small_tokenizer):
-    """A model as training leaves it, with another rotary base than older readers assume."""
-    config = deepcopy(tiny_config)
-    config.vocab_size = 416
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 100.0}
-    tokenizer = deepcopy(small_tokenizer)
-    tokenizer.model_max_length = 256
-    # transformers 5 writes such tokens in a form that transformers 4 cannot read.
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = F2LLMModel(config).eval()
-        for name, weights in model.named_parameters():
-            # Larger than at the start of training, so that positions matter.
-            weights.data.normal_(1 if name.endswith("norm.weight") else 0, 0.1)
-    build_sentence_transformer(model, tokenizer).save_pretrained(str(tmp_path / "model"), create_model_card=False)
-    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -60,18 +36,16 @@ def texts(sentences):
 
 
 @pytest.fixture
-def expected(served, texts):
+def expected(folder, texts):
     """``(texts, width)`` unit-length embeddings by sentence-transformers in this environment."""
-    return SentenceTransformer(str(served), device="cpu").encode(texts)
+    return SentenceTransformer(str(folder), device="cpu").encode(texts)
 
 
-def _environment():
-    """Return the environment of an interpreter that must not see this one's packages, nor report its use."""
-    return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
+# Of an interpreter that must not see this one's packages, nor report its use.
+_ENVIRONMENT = {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "DO_NOT_TRACK": "1"}
 
 
-def _run(*command, isolated=True):
-    environment = _environment() if isolated else None
+def _run(*command, environment=_ENVIRONMENT):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -89,49 +63,41 @@ def embed(tmp_path, texts):
 
 
 def _export(python, folder, output, *words):
-    _run(python, _EXPORT, folder, "--output", output, *words, isolated=False)
+    _run(python, _EXPORT, folder, "--output", output, *words, environment=None)
     return json.loads((output / "export.json").read_text())["file_name"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "fp32"), (torch.float32, "int8"), (torch.bfloat16, "fp32"), (torch.float16, "fp32")],
+)
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_exported_embeddings_are_those_of_torch(backend, precision, served, expected, tmp_path, other_python, embed):
+def test_exported_embeddings_are_those_of_torch(
+    backend, dtype, precision, folder, texts, tmp_path, other_python, embed
+):
     python, output = other_python(f"{backend}-python"), tmp_path / "exported"
+    SentenceTransformer(str(folder), device="cpu").to(dtype).save_pretrained(str(folder), create_model_card=False)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     for _ in range(2):  # the second time, nothing is to be done
-        file_name = _export(python, served, output, "--backend", backend, "--precision", precision)
+        file_name = _export(python, folder, output, "--backend", backend, "--precision", precision)
     assert not list(tmp_path.glob(".*.partial")) and not list(output.glob("*.safetensors"))
     vectors = embed(python, backend, output, file_name)
-    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE[precision]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_a_checkpoint_in_half_precision_is_exported(backend, dtype, served, texts, tmp_path, other_python, embed):
-    python, output = other_python(f"{backend}-python"), tmp_path / "exported"
-    SentenceTransformer(str(served), device="cpu").to(dtype).save_pretrained(str(served), create_model_card=False)
-    assert json.loads((served / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    vectors = embed(python, backend, output, _export(python, served, output, "--backend", backend))
-    assert (vectors * reference_embeddings(served, texts)).sum(axis=1).min() >= LEAST_COSINE["fp32"]
-
-
-def test_openvino_exports_the_remote_code(served, expected, other_python, embed):
-    vectors = embed(other_python("openvino-python"), "openvino-of-remote-code", served)
-    assert (vectors * expected).sum(axis=1).min() >= LEAST_COSINE["fp32"]
+    assert (vectors * reference_embeddings(folder, texts)).sum(axis=1).min() >= LEAST_COSINE[precision]
 
 
 @pytest.mark.parametrize("kind", ["torch", "remote-code"])
-def test_transformers_4_embeds_the_same(kind, served, expected, other_python, embed):
+def test_transformers_4_embeds_the_same(kind, folder, expected, other_python, embed):
     python = other_python("onnx-python")
-    write_for_older_readers(served)
-    np.testing.assert_allclose(embed(python, kind, served), expected, atol=1e-5)
+    write_for_older_readers(folder)
+    np.testing.assert_allclose(embed(python, kind, folder), expected, atol=1e-5)
 
 
-def test_llama_cpp_embeds_the_same(served, expected, texts, other_python, embed):
+def test_llama_cpp_embeds_the_same(folder, expected, texts, other_python, embed):
     pytest.importorskip("gguf")
     from training.models.gguf import export_gguf
 
-    python, file = other_python("llama-python"), served.parent / "model.gguf"
-    export_gguf(served, file, "f32")
+    python, file = other_python("llama-python"), folder.parent / "model.gguf"
+    export_gguf(folder, file, "f32")
     vectors = embed(python, "llama", file)
     # llama.cpp would cut off EOS with the end of a long text.
     fits = np.array([len(text) < 1000 for text in texts])
@@ -147,60 +113,51 @@ def _infinity(python, folder, log):
     command = [str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(folder)]
     command += ["--served-model-name", "f2llm", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command += ["--dtype", "float32", "--no-trust-remote-code", "--no-bettertransformer", "--no-compile"]
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     with log.open("w") as messages:
-        server = subprocess.Popen(command, stdout=messages, stderr=messages, env=_environment())
+        server = subprocess.Popen(command, stdout=messages, stderr=messages, env=_ENVIRONMENT)
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(server, url, log)
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < end and server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.3)
         yield url
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(30)
+        server.kill()
+        server.wait(30)
 
 
-def _wait(server, url, log):
-    end = time.monotonic() + 120
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(f"no server: {log.read_text()[-2000:]}")
-
-
-def test_infinity_serves_the_same_embeddings(served, texts, expected, tmp_path, other_python):
+def test_infinity_serves_the_same_embeddings(folder, texts, expected, tmp_path, other_python):
     python = other_python("infinity-python")
-    write_for_older_readers(served)
+    write_for_older_readers(folder)
     requests = {
         "batch": {"input": texts},
         "one": {"input": texts[:1], "encoding_format": "float"},
-        "short": {"input": texts, "dimensions": _WIDTH},
+        "short": {"input": texts, "dimensions": 8},
     }
     (tmp_path / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
-    with _infinity(python, served, tmp_path / "log.txt") as url:
+    with _infinity(python, folder, tmp_path / "log.txt") as url:
         _run(python, "-I", _WORKER, "server", url, tmp_path)
     answers = {name: np.array(rows) for name, rows in json.loads((tmp_path / "answers.json").read_text()).items()}
     assert (answers["batch"] * expected).sum(axis=1).min() >= 0.9999
     assert (answers["one"] * expected[:1]).sum() >= 0.9999
     # Shortened, but not normalised again: that is the client's part.
-    np.testing.assert_allclose(answers["short"], expected[:, :_WIDTH], atol=1e-4)
+    np.testing.assert_allclose(answers["short"], expected[:, :8], atol=1e-4)
 
 
 @pytest.mark.parametrize("document_prompt", ["", "Title: "])
 def test_the_examples_of_the_card_embed_as_sentence_transformers_does(
-    document_prompt, served, sentences, tmp_path, other_python
+    document_prompt, folder, sentences, tmp_path, other_python
 ):
     python = other_python("rag-python")
-    model = SentenceTransformer(str(served), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu")
     model.prompts = {"query": "Instruct: Find it.\nQuery: ", "document": document_prompt}
-    model.save_pretrained(str(served), create_model_card=False)
+    model.save_pretrained(str(folder), create_model_card=False)
     write_release(tmp_path / "release", make_release(prompts=model.prompts), losses=False)
-    codes = snippets(model_card(tmp_path / "release", str(served)), "library")
+    codes = snippets(model_card(tmp_path / "release", str(folder)), "library")
     given = {"queries": sentences[:4], "documents": sentences, "codes": codes}
     (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
     _run(python, "-I", _WORKER, "libraries", tmp_path)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from modeling_f2llm import F2LLMModel
 from tests.training.pruning.pruned_models import make_model
 from training.pruning.importance import calibrate
-
-PackedBatch = tuple[Tensor, list[int]]
 
 
 @pytest.fixture
@@ -28,7 +24,6 @@ def batches():
 
 @pytest.fixture(scope="session")
 def importance(batches):
-    """Activations of the model."""
     return calibrate(make_model(), batches, "the model of the tests")
 
 
@@ -36,10 +31,9 @@ def importance(batches):
 def embed_packed(batches):
     """``(61, d)`` what a model puts out for all tokens of both batches."""
 
-    def embed(model: F2LLMModel) -> Tensor:
-        with torch.no_grad():
-            return torch.cat(
-                [model(input_ids=ids, sequence_lengths=each).last_hidden_state[0] for ids, each in batches]
-            )
+    @torch.no_grad()
+    def embed(model):
+        hidden = [model(input_ids=ids, sequence_lengths=each).last_hidden_state for ids, each in batches]
+        return torch.cat(hidden, dim=1)[0]
 
     return embed

@@ -12,12 +12,10 @@ from transformers import AutoModel, Qwen3Model
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.processes import ROOT, run_bounded
 from tests.training.pruning.pruned_models import make_model
-from training.common.errors import UserError
 from training.models.model_folder import count_parameters
 from training.pruning.importance import calibrate, weight_importance
-from training.pruning.plan import PruningPlan, make_plan
+from training.pruning.plan import PruningPlan, make_plan, pruned_config
 from training.pruning.pruning import apply_plan, prune
-from training.pruning.shape import PRUNED_FIELDS, pruned_config
 
 WORKER = ROOT / "tests/training/pruning_worker.py"
 SMALLER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -48,14 +46,10 @@ def test_every_method_cuts_to_the_shape(tiny_model, measured, random_batch, hidd
     assert pruned.num_parameters() == 320 * 16 + (2 * 16 * 32 + 2 * 16 * 16 + 2 * 8 + 3 * 16 * 24 + 2 * 16) + 16
 
 
-def test_without_importance_weights_decide(tiny_model, random_batch, refuses):
-    target = pruned_config(tiny_model.config, SMALLER)
-    pruned = prune(tiny_model, target)
-    expected = prune(tiny_model, target, weight_importance(tiny_model))
-    batch = random_batch([5, 3])
+def test_without_importance_weights_decide(tiny_model, random_batch):
+    target, batch = pruned_config(tiny_model.config, SMALLER), random_batch([5, 3])
+    pruned, expected = prune(tiny_model, target), prune(tiny_model, target, weight_importance(tiny_model))
     assert torch.equal(pruned(**batch).last_hidden_state, expected(**batch).last_hidden_state)
-    with refuses("layers='change'", "calibrate"):
-        prune(tiny_model, target, layers="change")
 
 
 def test_stock_classes_load_what_was_saved(tiny_model, measured, random_batch, tmp_path):
@@ -80,15 +74,6 @@ def test_a_weight_that_is_not_finite_is_named(tiny_model, measured, refuses, val
         prune(tiny_model, pruned_config(tiny_model.config, SMALLER), measured)
 
 
-def test_an_impossible_shape_costs_no_work(tiny_model):
-    target = pruned_config(tiny_model.config, SMALLER)
-    target.num_key_value_heads = 4
-    plan = make_plan(tiny_model.config, pruned_config(tiny_model.config, SMALLER), weight_importance(tiny_model))
-    for cut in (lambda: prune(tiny_model, target), lambda: apply_plan(tiny_model, target, plan)):
-        with pytest.raises(UserError, match="num_key_value_heads"):
-            cut()
-
-
 @pytest.mark.slow
 def test_published_shapes_are_cut_in_minutes_and_8_gb(tmp_path):
     ended = run_bounded([sys.executable, str(WORKER), str(tmp_path)], seconds=300)
@@ -105,18 +90,9 @@ LAYERS = (0, 2)
 NEURONS = ((1, 4, 7, 40), (0, 2, 3, 47))
 
 
-def _plan(model, hidden=HIDDEN, layers=LAYERS, neurons=NEURONS) -> PruningPlan:
-    return PruningPlan(hidden, layers, neurons, {name: getattr(model.config, name) for name in PRUNED_FIELDS}, {})
-
-
-def _sliced(model, **parts):
-    plan = _plan(model, **parts)
-    shape = {
-        "hidden_size": len(plan.hidden),
-        "intermediate_size": len(plan.neurons[0]),
-        "num_hidden_layers": len(plan.layers),
-    }
-    return apply_plan(model, pruned_config(model.config, shape), plan)
+def _sliced(model, hidden=HIDDEN, layers=LAYERS, neurons=NEURONS):
+    shape = {"hidden_size": len(hidden), "intermediate_size": len(neurons[0]), "num_hidden_layers": len(layers)}
+    return apply_plan(model, pruned_config(model.config, shape), PruningPlan(hidden, layers, neurons, {}, {}))
 
 
 @pytest.mark.parametrize("fields", [{}, {"attention_bias": True}])
@@ -152,8 +128,7 @@ def test_pruning_by_nothing_is_the_identity(model, importance, embed_packed):
     state = model.state_dict()
     assert same.state_dict().keys() == state.keys()
     for name, weight in same.state_dict().items():
-        assert torch.equal(weight, state[name]), name
-        assert weight.data_ptr() != state[name].data_ptr(), name
+        assert torch.equal(weight, state[name]) and weight.data_ptr() != state[name].data_ptr(), name
     assert torch.equal(embed_packed(same), embed_packed(model))
 
 
