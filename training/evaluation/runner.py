@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import mteb
 from training.common.errors import StoppedError, UserError
 from training.common.outputs import locked
 from training.common.run_folder import manifest_of, run_of
-from training.evaluation.figures.plots import find_log
+from training.evaluation.figures import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import load_model, revisions_of
-from training.evaluation.records import Evaluation, bytes_per_vector, labels, load_evaluation, view_means
-from training.evaluation.report import check_report_folder, comparison_text, write_report
+from training.evaluation.records import Evaluation, check_known, labels, load_evaluation
+from training.evaluation.report import as_text, check_report_folder, comparison_text, view_table, write_report
 from training.evaluation.scoring import evaluate_model
 from training.evaluation.summary import known_rows, training_rows
 from training.models.model_ref import find_model
@@ -53,19 +53,18 @@ def _evaluate(args: Namespace) -> None:
     known = {*labels(evaluation), *map(_name, models)}
     for label in args.compare or ():
         # Labels end in the options that differ from the defaults.
-        _check_known("--compare", label.partition(" (")[0], {each.partition(" (")[0] for each in known})
+        check_known("--compare", label.partition(" (")[0], (each.partition(" (")[0] for each in known))
     run = run_of(args.model)
     rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)
     done = _evaluate_models(args, models, tasks, evaluation)
-    sys.stdout.write(f"{table(evaluation, done)}\n\n")
-    runs = [run] if run and find_log(run) else []
+    sys.stdout.write(f"{as_text(view_table(score for score in evaluation.scores if score.model in done))}\n\n")
     compared = None
     try:
         compared = args.compare and comparison_text(evaluation, args.compare)
     # If the models cannot be compared, there is a report all the same.
     finally:
-        compare = args.compare if compared else None
-        page = write_report(evaluation, args.output, compare=compare, rows=rows, runs=runs)
+        runs = [run] if run and find_log(run) else []
+        page = write_report(evaluation, args.output, compare=compared and args.compare, rows=rows, runs=runs)
     sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
     of_these = tuple(f"{name}: " for name in (*done, *map(_name, models)))
     if failed := [key for key in evaluation.failures if key.startswith(of_these)]:
@@ -78,25 +77,19 @@ def find_tasks(names: Sequence[str] = (), benchmark: str | None = None, local: S
     if names:
         known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
         for name in names:
-            _check_known("task", name, known)
+            check_known("task", name, known)
             tasks.append(mteb.get_task(name))
     if benchmark is not None:
-        _check_known("benchmark", benchmark, [each.name for each in mteb.get_benchmarks()])
+        check_known("benchmark", benchmark, (each.name for each in mteb.get_benchmarks()))
         tasks += list(mteb.get_benchmark(benchmark).tasks)
     for path in map(Path, local):
         tasks += local_tasks(path)
-    found = [task.metadata.name for task in tasks]
-    if twice := sorted({name for name in found if found.count(name) > 1}):
+    found = Counter(task.metadata.name for task in tasks)
+    if twice := sorted(name for name, count in found.items() if count > 1):
         raise UserError(f"two tasks are called {', '.join(twice)}; name them once, or rename a local file")
     if not tasks:
         raise UserError("nothing to evaluate on; give --tasks, --benchmark or --local")
     return tasks
-
-
-def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or sorted(known)[:10]
-        raise UserError(f"{kind} {name!r} is unknown; there are {', '.join(near)}")
 
 
 def _evaluate_models(
@@ -124,14 +117,3 @@ def _evaluate_models(
 
 def _name(model: Model) -> str:
     return model[0] if model[1] is None else "@".join(model)
-
-
-def table(evaluation: Evaluation, models: Sequence[str]) -> str:
-    """Return the mean over subsets by task, view and model (by label), for a terminal."""
-    lines = [f"{'task':<28}{'dims':>6} {'precision':<10}{'bytes':>7}{'score':>9}  metric, model"]
-    for (model, task, dim, precision, metric), mean in view_means(evaluation.scores).items():
-        if model in models:
-            size = bytes_per_vector(dim, precision)
-            lines.append(f"{task:<28}{dim:>6} {precision:<10}{size:>7}{mean:>9.4f}  {metric}, {model}")
-    lines += [f"failed: {which}: {reason}" for which, reason in evaluation.failures.items()]
-    return "\n".join(lines)

@@ -23,7 +23,7 @@ from training.common.outputs import locked, write_whole
 from training.common.run_folder import run_of
 from training.config.arguments import StageArguments
 from training.evaluation.encoding import quantized, unit_length
-from training.evaluation.figures.plots import find_log
+from training.evaluation.figures import find_log
 from training.evaluation.pairs import (
     CUTOFF,
     EncodedPairs,

@@ -14,7 +14,7 @@ from hub_cards.markdown import Markdown, code, link, plain, shell_json, shell_wo
 from hub_cards.render import render_model_card
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.languages import language_name
-from training.evaluation.figures.plots import dimension_points
+from training.evaluation.figures import dimension_points
 from training.evaluation.records import (
     Evaluation,
     Score,

@@ -11,17 +11,17 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.outputs import write_whole
-from training.evaluation.figures.plots import (
+from training.evaluation.figures import (
     Curves,
     curves_figure,
-    draw_dimensions,
-    draw_languages,
-    draw_learning,
-    draw_pareto,
+    dimensions_figure,
     find_log,
+    languages_figure,
+    learning_figure,
     load_curves,
+    pareto_figure,
+    save,
 )
-from training.evaluation.figures.style import save
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, Score, labels, load_evaluation
 from training.evaluation.summary import summarize
 from training.models.model_folder import user_error
@@ -178,16 +178,16 @@ def draw_figures(folder: Path) -> list[Path]:
     """
     release = load_release(folder)
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
-    output, drawn = folder / FIGURES, []
-    label = own_label(evaluation, release.name)
+    output, label = folder / FIGURES, own_label(evaluation, release.name)
+    figures = {"learning": learning_figure(evaluation)}
     if label is not None:
         models = [model for model in evaluation.models if model.label == label]
-        drawn += draw_dimensions(Evaluation(models, evaluation.select(model=label), evaluation.examples), output)
-        drawn += draw_languages(summarize(evaluation, label), output)
-        drawn += draw_pareto(evaluation, output)
-    drawn += draw_learning(evaluation, output)
+        own = Evaluation(models, evaluation.select(model=label), evaluation.examples)
+        figures["dimensions"], figures["pareto"] = dimensions_figure(own), pareto_figure(evaluation)
+        figures["languages"] = languages_figure(summarize(evaluation, label))
     for number, (stage, curves) in enumerate(_load_losses(folder).items()):
-        drawn += save(curves_figure(curves, stage), output, f"{_CURVES}{number}")
+        figures[f"{_CURVES}{number}"] = curves_figure(curves, stage)
+    drawn = [path for name, figure in figures.items() for path in save(figure, output, name)]
     for path in {*output.glob("*.svg"), *output.glob("*.png")} - {*drawn}:
         path.unlink()
     return drawn

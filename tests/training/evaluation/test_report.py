@@ -49,7 +49,9 @@ def test_the_page_has_every_table_and_figure_and_loads_nothing(written):
     assert tables["large (first) against small (second)"][-1][-1] == "the first is better"
     # Two models, three tasks, two widths, two precisions.
     assert len(tables["Dimensions and precisions"]) == 1 + 2 * 3 * 4
-    assert ["small", "Names", "16", "binary", "2"] in [row[:5] for row in tables["Dimensions and precisions"]]
+    assert ["small", "Names", "16", "binary", "2", "ndcg_at_10"] in [
+        row[:6] for row in tables["Dimensions and precisions"]
+    ]
     assert tables["Failed"][1] == ["<Broken & task>", "offline"]
 
 
@@ -68,8 +70,8 @@ def test_markdown_and_json_have_the_same_content(written):
     for rows in page.tables.values():
         assert all(f"| {' | '.join(row)} |" in text for row in rows[1:])
     content = json.loads((written / "report.json").read_text())
-    assert content["comparison"]["verdict"] == "the first is better"
-    assert [len(summary["worst"]) for summary in content["summaries"]] == [10, 10]
+    assert content["comparison"][-1]["verdict"] == "the first is better"
+    assert [len(summary["languages"]) for summary in content["summaries"]] == [len(many_languages())] * 2
     for image in ("dimensions.png", "pareto.png", "languages-0.png"):
         assert f"]({image})" in text and (written / image).stat().st_size
 
@@ -88,7 +90,7 @@ def test_the_command_writes_it_again_with_a_comparison_and_the_curves_of_a_run(t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([".", "--compare", "large", "huge"], "no scores of model 'huge'"),
+        ([".", "--compare", "large", "huge"], "model 'huge' is unknown; there are large"),
         ([".", "--run", "none"], "none"),
         ([".", "--manifest", "none.yaml"], "none.yaml"),
         (["nowhere"], "holds no whole evaluation"),

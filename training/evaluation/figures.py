@@ -1,4 +1,9 @@
-"""Quality against dimensions, cost and training steps, by language, and the losses of a training."""
+"""Figures of an evaluation: dimensions, cost, training steps, languages and losses.
+
+Lines are told apart by colour, by line style and by marker, so also in grey. Colours are those of Okabe and Ito ("Color
+Universal Design", 2008), which colour-blind readers can tell apart, ordered so that neighbours also differ in
+lightness. Their yellow is too pale for lines on white.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,6 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.run_folder import numbered_checkpoints
-from training.evaluation.figures.style import line_style, new_figure, save, short_labels, shortened
 from training.evaluation.records import (
     PRECISIONS,
     Evaluation,
@@ -20,12 +24,15 @@ from training.evaluation.records import (
     bytes_per_vector,
     find_sweeps,
     finished_models,
+    of_shared_tasks,
     shared_scores,
-    shared_tasks,
     task_mean,
 )
 from training.evaluation.summary import GroupScore, Summary
 
+COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 # Rows of a figure, one for each model; panels and their columns, one for each source; markers on a line.
 _MOST_MODELS, _MOST_SOURCES, _COLUMNS, _MOST_MARKERS = 6, 60, 5, 12
 _PRECISION_NAMES = {"float32": "32-bit float", "int8": "8-bit integer", "binary": "1 bit"}
@@ -42,12 +49,55 @@ _KINDS = {"loss_source/": "training", "eval_source/": "validation"}
 _CELLS, _CELL_WIDTH, _CELL_HEIGHT, _ABOVE, _BELOW = 16, 0.62, 0.42, 0.5, 0.68
 # From yellow (low) to dark blue (high): the order is the same in grey and for colour-blind readers.
 _COLOUR_MAP = "cividis_r"
+_FRAMED = 10
 
 # x and y of the points of a line, and lines by name.
 Line = Sequence[tuple[float, float]]
 Points = dict[str, list[tuple[int, float]]]
 # By source and kind of loss, steps and losses.
 Curves = dict[str, Points]
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour, line style and marker of the line with a number; the first 28 differ, neighbours in all three."""
+    traits = {"color": COLOURS, "linestyle": _DASHES, "marker": _MARKERS}
+    return {trait: values[number % len(values)] for trait, values in traits.items()}
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write ``name.svg`` and ``name.png``, or nothing without a figure; the same figure gives the same bytes."""
+    if figure is None:
+        return []
+    from matplotlib import rc_context
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.svg", folder / f"{name}.png"]
+    # Text stays text, to be searched and read aloud; ids are salted by name, since figures share a page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(files[0], metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(files[1], dpi=110)
+    return files
+
+
+def short_labels(names: Sequence[str], most: int = 28) -> list[str]:
+    """Return the last parts of names, as many as tell all of them apart, shortened."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    labels = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts), default=0) + 1))
+    found = next((each for each in labels if len(set(each)) == len(set(names))), names)
+    return [shortened(label, most) for label in found]
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name without its middle if it is longer than ``most``, escaped for matplotlib."""
+    # A dollar sign would begin a formula.
+    shown = name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+    return shown.replace("$", r"\$")
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **more: Any) -> dict[str, Any]:
@@ -64,33 +114,25 @@ def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **mo
 def _model_rows(models: int, width: float, columns: int) -> tuple[Any, Any]:
     """Return a figure with a row of axes per model, up to a maximum that is named in its title."""
     shown = min(models, _MOST_MODELS)
-    figure = new_figure(width, 3.4 * shown + 0.4)
+    figure = _new_figure(width, 3.4 * shown + 0.4)
     if shown < models:
         figure.suptitle(f"{shown} of {models} models", fontsize=10)
     return figure, figure.subplots(shown, columns, squeeze=False, sharey="row")
 
 
-def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``dimensions.svg`` and ``.png``; nothing if no model was scored at two dimensions or precisions."""
-    return save(dimensions_figure(evaluation), folder, "dimensions")
-
-
 def dimension_points(evaluation: Evaluation, model: str) -> Points:
     """Return dimensions and mean scores in percent by precision, over the tasks that were scored at all of them."""
-    grouped: dict[tuple[str, int], list[Score]] = defaultdict(list)
+    grouped: dict[tuple[int, int], list[Score]] = defaultdict(list)
     for score in evaluation.select(model=model):
-        grouped[score.precision, score.dimension].append(score)
-    tasks = shared_tasks(grouped.values())
-    points: Points = {}
-    for precision, dimension in sorted(grouped, key=lambda view: (list(PRECISIONS).index(view[0]), view[1])):
-        scores = [score for score in grouped[precision, dimension] if score.task in tasks]
-        if scores:
-            points.setdefault(precision, []).append((dimension, 100 * task_mean(scores)))
-    return points
+        grouped[list(PRECISIONS).index(score.precision), score.dimension].append(score)
+    points: Points = defaultdict(list)
+    for (precision, dimension), scores in sorted(of_shared_tasks(grouped).items()):
+        points[list(PRECISIONS)[precision]].append((dimension, 100 * task_mean(scores)))
+    return dict(points)
 
 
 def dimensions_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: a row per model, a line per precision, over dimensions and over bytes."""
+    """Return a row per model, a line per precision, over dimensions and over bytes; None if no model has two views."""
     found = {model: dimension_points(evaluation, model) for model in finished_models(evaluation)}
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     if not swept:
@@ -111,11 +153,6 @@ def dimensions_figure(evaluation: Evaluation) -> Any:
         left.set_ylabel(_SCORE)
         left.legend(title="Precision", fontsize=9)
     return figure
-
-
-def draw_learning(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``learning.svg`` and ``.png``; nothing if no model was scored at two steps."""
-    return save(learning_figure(evaluation), folder, "learning")
 
 
 def learning_points(evaluation: Evaluation, sweep: Sweep) -> tuple[Points, float | None]:
@@ -139,7 +176,7 @@ def learning_points(evaluation: Evaluation, sweep: Sweep) -> tuple[Points, float
 
 
 def learning_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: a row per model, a line per task or type of task."""
+    """Return a row per model, a line per task or type of task, over training steps; None if no model has two."""
     found = [(sweep, *learning_points(evaluation, sweep)) for sweep in find_sweeps(evaluation)]
     found = [(sweep, lines, final) for sweep, lines, final in found if lines]
     if not found:
@@ -157,11 +194,6 @@ def learning_figure(evaluation: Evaluation) -> Any:
     return figure
 
 
-def draw_pareto(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``pareto.svg`` and ``.png``; nothing if fewer than two models have a size or rate and share tasks."""
-    return save(pareto_figure(evaluation), folder, "pareto")
-
-
 def pareto_front(points: Sequence[tuple[float, float]], more_is_better: bool = False) -> list[int]:
     """Return the positions of the points (x, quality) that no other dominates, by ascending x.
 
@@ -176,9 +208,10 @@ def pareto_front(points: Sequence[tuple[float, float]], more_is_better: bool = F
 
 
 def pareto_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: float32 at full width over the tasks that all models share, against what a model costs.
+    """Return float32 quality at full width, over the tasks that all models share, against what a model costs.
 
-    Models on the Pareto front, which no other model dominates, have filled markers.
+    Models on the Pareto front, which no other model dominates, have filled markers. None if fewer than two models have
+    a size or rate and share tasks.
     """
     scores = shared_scores(evaluation, finished_models(evaluation))
     quality = {label: 100 * task_mean(found) for label, found in scores.items()}
@@ -187,7 +220,7 @@ def pareto_figure(evaluation: Evaluation) -> Any:
     if not costs:
         return None
     names = short_labels([record.label for record in models], most=32)
-    figure = new_figure(5 * len(costs) + 2.6, max(4.8, 0.18 * len(models) + 1))
+    figure = _new_figure(5 * len(costs) + 2.6, max(4.8, 0.18 * len(models) + 1))
     handles: dict[str, Any] = dict.fromkeys([_FRONT, *names])
     for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs, strict=True):
         label, more_is_better = _COSTS[cost]
@@ -248,24 +281,20 @@ def load_curves(run: Path) -> Curves:
     return {source: dict(kinds) for source, kinds in curves.items()}
 
 
-def draw_curves(run: Path, folder: Path, name: str = "curves") -> list[Path]:
-    """Write ``name.svg`` and ``.png``, a panel per source; nothing if the log has no losses of sources."""
-    curves = load_curves(run)
-    return save(curves_figure(curves, str(run)) if curves else None, folder, name)
-
-
 def curves_figure(curves: Curves, title: str = "") -> Any:
-    """Return the figure of the losses of at least one source."""
+    """Return a panel per source with its losses; None without sources."""
+    if not curves:
+        return None
     shown = sorted(sorted(curves, key=lambda source: -_last_loss(curves[source]))[:_MOST_SOURCES])
     columns = min(len(shown), _COLUMNS)
     rows = math.ceil(len(shown) / columns)
-    figure = new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
+    figure = _new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     handles: dict[str, Any] = {}
     for number, (axes, source, name) in enumerate(zip(grid, shown, short_labels(shown, most=26), strict=False)):
-        lines = {kind.capitalize(): curves[source][kind] for kind in _KINDS.values() if kind in curves[source]}
-        styles = [style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]]
-        handles |= _plot(axes, lines, styles, markersize=3.5, linewidth=1.2)
+        styles = {kind: style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]}
+        lines = {kind.capitalize(): curves[source][kind] for kind in styles}
+        handles |= _plot(axes, lines, list(styles.values()), markersize=3.5, linewidth=1.2)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(name, fontsize=8)
         # Above an incomplete last row, some columns end in the row before.
@@ -283,7 +312,7 @@ def curves_figure(curves: Curves, title: str = "") -> Any:
 
 def _last_loss(kinds: Points) -> float:
     """Return the last validation loss, or training loss if there is none; infinity if it is not a number."""
-    last = kinds[next(kind for kind in reversed(_KINDS.values()) if kind in kinds)][-1][1]
+    last = (kinds.get("validation") or kinds["training"])[-1][1]
     return last if math.isfinite(last) else math.inf
 
 
@@ -292,22 +321,18 @@ def lay_out(languages: Sequence[GroupScore]) -> list[str | GroupScore]:
 
     Scripts with more languages come first.
     """
-    scripts: dict[str, list[GroupScore]] = defaultdict(list)
-    for group in languages:
-        scripts[group.name.partition("-")[2] or "other"].append(group)
-    cells: list[str | GroupScore] = []
-    for script, members in sorted(scripts.items(), key=lambda item: (-len(item[1]), item[0])):
-        cells += [script, *sorted(members, key=lambda member: member.macro)]
-    return cells
-
-
-def draw_languages(summary: Summary, folder: Path, name: str = "languages") -> list[Path]:
-    """Write ``name.svg`` and ``name.png``; nothing if no score has a language."""
-    return save(languages_figure(summary) if summary.languages else None, folder, name)
+    scripts: dict[str, list[str | GroupScore]] = {}
+    for group in sorted(languages, key=lambda group: group.macro):
+        script = group.name.partition("-")[2] or "other"
+        scripts.setdefault(script, [script]).append(group)
+    order = sorted(scripts, key=lambda script: (-len(scripts[script]), script))
+    return [cell for script in order for cell in scripts[script]]
 
 
 def languages_figure(summary: Summary) -> Any:
-    """Return the figure: a cell per language with its score, the lowest ten framed."""
+    """Return a cell per language with its score, the lowest ten framed; None without languages."""
+    if not summary.languages:
+        return None
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -316,12 +341,12 @@ def languages_figure(summary: Summary) -> Any:
     cells = lay_out(summary.languages)
     rows = -(-len(cells) // _CELLS)
     width, height = _CELLS * _CELL_WIDTH, rows * _CELL_HEIGHT + _ABOVE + _BELOW
-    figure = new_figure(width, height)
+    figure = _new_figure(width, height)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0.01, _BELOW / height, 0.98, rows * _CELL_HEIGHT / height))
     lowest, highest = summary.languages[0].macro, summary.languages[-1].macro
     colours = ScalarMappable(Normalize(100 * lowest, 100 * highest), colormaps[_COLOUR_MAP])
-    worst = summary.worst if len(summary.languages) > len(summary.worst) else []
+    worst = summary.languages[:_FRAMED] if len(summary.languages) > _FRAMED else []
     centred = {"ha": "center", "va": "center"}
     for number, cell in enumerate(cells):
         row, column = divmod(number, _CELLS)
