@@ -95,8 +95,10 @@ def shortened(name: str, most: int) -> str:
 
 
 def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib; install it with pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import ndcg_score
 
 from training.common.errors import UserError
 from training.common.languages import usual_script
 from training.common.yaml_file import RULE
 from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
+from training.evaluation.encoding import quantized, unit_length
 from training.models.model_folder import user_error
 
 # Ranks that nDCG looks at.
@@ -31,8 +33,6 @@ CUTOFF = 10
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (1, 3), "lowercase": True}
 # Queries compared with all candidates at once.
 _BLOCK = 4096
-# Bytes of a line of JSON, at most.
-_LONGEST_LINE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -92,35 +92,29 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
         raise UserError(f"{path}: no such file; check the path ({RULE})")
     kind = {".csv": "csv", ".jsonl": "jsonl"}.get(path.suffix.lower(), "parquet")
     with user_error(f"{path}: not a readable {kind} file", "give .parquet, .csv or .jsonl"):
-        table = _read_table(path, kind, pa.schema(dict.fromkeys([*columns, *optional], pa.string())))
+        if kind == "csv":
+            types = pa.csv.ConvertOptions(column_types=dict.fromkeys([*columns, *optional], pa.string()))
+            newlines = pa.csv.ParseOptions(newlines_in_values=True)
+            table = pa.csv.read_csv(path, parse_options=newlines, convert_options=types)
+        elif kind == "jsonl":
+            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+        else:
+            table = pq.read_table(path)
         table.validate(full=True)
+    if not table.num_rows:
+        raise UserError(f"{path}: the file has no rows; build it again")
     names = [*columns, *(name for name in optional if name in table.column_names)]
     for name in names:
         if (count := table.column_names.count(name)) != 1:
             what = "there twice" if count else "missing"
             raise UserError(f"{path}: column {name!r} is {what}; it has {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise UserError(f"{path}: the file has no rows; build it again")
     texts = columns_of(table.select(names))
     for name, values in texts.items():
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"{path}: row {row}, column {name!r} is not text; correct or drop the row")
     return texts
-
-
-def _read_table(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
-    if kind == "parquet":
-        return pq.read_table(path)
-    if kind == "csv":
-        # Without types, "01" would be a number.
-        types = pa.csv.ConvertOptions(column_types=schema)
-        return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=types)
-    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    table = pa.json.read_json(path, pa.json.ReadOptions(block_size=_LONGEST_LINE), options)
-    # A column of the schema that is not in the file is null. Without any, the message names the file's columns.
-    present = [name for name in table.column_names if table[name].null_count < len(table)]
-    return table.select(present) if present else pa.json.read_json(path)
 
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int) -> np.ndarray:
@@ -139,34 +133,22 @@ def nearest_by_tfidf(queries: Sequence[str], candidates: Sequence[str]) -> np.nd
     )
 
 
-def passage_ranks(queries: torch.Tensor, candidates: torch.Tensor, passages: np.ndarray, dim: int) -> np.ndarray:
-    """Return the ``(n,)`` ranks, from 1, of one candidate for each query, given by its position.
-
-    Of equally near candidates the first has the best rank, so rank 1 is what :func:`nearest` finds.
-    """
-    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
-    positions, ranks = torch.arange(len(candidates)), []
-    for block, own in zip(queries.split(_BLOCK), torch.from_numpy(passages).split(_BLOCK), strict=True):
-        scores = block[:, :dim] @ candidates.T
-        score = scores.gather(1, own[:, None])
-        ahead = (scores > score) | ((scores == score) & (positions < own[:, None]))
-        ranks.append(ahead.sum(dim=1) + 1)
-    return torch.cat(ranks).numpy()
-
-
 def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs, dim: int) -> tuple[float, float]:
     """Return accuracy@1 and nDCG@10 of ``(n, d)`` and ``(m, d)`` embeddings, truncated to ``dim`` dimensions.
 
     Each passage of a query has gain 1, and the ideal ranking has nDCG 1 (Järvelin and Kekäläinen, Cumulated gain-based
     evaluation of IR techniques, 2002).
     """
-    counts = np.array([len(own) for own in pairs.relevant])
-    owner, passages = np.repeat(np.arange(len(counts)), counts), np.concatenate(pairs.relevant)
-    # Each query is repeated for each of its passages; their ranks differ, even if they are equally near.
-    ranks = passage_ranks(queries[owner], candidates, passages, dim)
-    gains = np.bincount(owner, np.where(ranks <= CUTOFF, 1 / np.log2(ranks + 1), 0.0))
-    ideal = np.cumsum(1 / np.log2(np.arange(CUTOFF) + 2))[np.minimum(counts, CUTOFF) - 1]
-    return float(np.bincount(owner, ranks == 1).mean()), float((gains / ideal).mean())
+    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+    found, gains = [], 0.0
+    for start in range(0, len(queries), _BLOCK):
+        scores = queries[start : start + _BLOCK, :dim] @ candidates.T
+        relevant = np.zeros(scores.shape, bool)
+        for row, positions in enumerate(pairs.relevant[start : start + _BLOCK]):
+            relevant[row, list(positions)] = True
+        found.append(scores.argmax(dim=1))
+        gains += len(scores) * ndcg_score(relevant, scores.numpy(), k=CUTOFF, ignore_ties=True)
+    return float(pairs.hits(torch.cat(found).numpy()).mean()), gains / len(queries)
 
 
 @dataclass(frozen=True)
@@ -177,6 +159,15 @@ class EncodedPairs:
     queries: torch.Tensor
     candidates: torch.Tensor
     texts_per_second: float
+
+    def hits(self, dim: int, precision: str = "float32") -> np.ndarray:
+        """Return ``(n,)`` whether the candidate nearest to each query is one of its passages."""
+        queries, candidates = self.queries[:, :dim], self.candidates[:, :dim]
+        if precision != "float32":
+            candidates = torch.from_numpy(quantized(unit_length(candidates.numpy()), precision))
+            # Beside int8, queries stay in float32.
+            queries = torch.from_numpy(quantized(queries.numpy(), "binary")) if precision == "binary" else queries
+        return self.pairs.hits(nearest(queries, candidates, dim))
 
 
 def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
@@ -192,21 +183,18 @@ def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
 def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[int]) -> dict[str, Any]:
     """Return the accuracy by width, language and script, beside the ``(n,)`` hits of a TF-IDF baseline."""
     pairs = encoded.pairs
-    found = {dim: pairs.hits(nearest(encoded.queries, encoded.candidates, dim)) for dim in dims}
-    full = found[max(dims)]
+    found = {dim: encoded.hits(dim) for dim in dims}
+    hits = pd.DataFrame({"accuracy": found[max(dims)], "tfidf": baseline})
+    languages, scripts = (
+        {name: {"pairs": len(own), **own.mean().round(4)} for name, own in hits.groupby(np.array(names))}
+        if names
+        else {}
+        for names in (pairs.languages, pairs.scripts)
+    )
     return {
         "accuracy": {str(dim): round(float(correct.mean()), 4) for dim, correct in found.items()},
         "tfidf": round(float(baseline.mean()), 4),
-        "languages": {name: group["accuracy"] for name, group in _groups(pairs.languages, full, baseline).items()},
-        "scripts": _groups(pairs.scripts, full, baseline),
+        "languages": {name: group["accuracy"] for name, group in languages.items()},
+        "scripts": scripts,
         "pairs": len(pairs.queries),
     }
-
-
-def _groups(names: Sequence[str] | None, correct: np.ndarray, baseline: np.ndarray) -> dict[str, dict[str, float]]:
-    groups = {}
-    for name in sorted(set(names or ())):
-        of_group = np.asarray(names) == name
-        accuracy, tfidf = (round(float(hits[of_group].mean()), 4) for hits in (correct, baseline))
-        groups[name] = {"pairs": int(of_group.sum()), "accuracy": accuracy, "tfidf": tfidf}
-    return groups

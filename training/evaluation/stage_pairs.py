@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
@@ -22,16 +23,13 @@ from training.common.languages import iso639_3
 from training.common.outputs import locked, write_whole
 from training.common.run_folder import run_of
 from training.config.arguments import StageArguments
-from training.evaluation.encoding import quantized, unit_length
 from training.evaluation.figures import find_log
 from training.evaluation.pairs import (
     CUTOFF,
-    EncodedPairs,
     Pairs,
     encode_pairs,
     evaluate_pairs,
     load_pairs,
-    nearest,
     nearest_by_tfidf,
     ranking_scores,
 )
@@ -180,10 +178,10 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
         evaluation = load_evaluation(output, missing_ok=True)
         evaluation.add_model(record)
         evaluation.add_model(ModelRecord(TFIDF))
-        evaluation.put(*_scores_by_language(TFIDF, pairs, baseline, 0, "float32"))
+        evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
         for precision in PRECISIONS:
             for dim in dims:
-                evaluation.put(*pairs_scores(record.label, encoded, dim, precision))
+                evaluation.put(*language_scores(record.label, pairs, encoded.hits(dim, precision), dim, precision))
         evaluation.save(output)
         page = write_report(
             evaluation,
@@ -197,32 +195,19 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     return result
 
 
-def pairs_scores(
-    label: str, encoded: EncodedPairs, dimension: int, precision: str
-) -> tuple[list[Score], dict[str, np.ndarray]]:
-    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
-    queries, candidates = (each[:, :dimension].numpy() for each in (encoded.queries, encoded.candidates))
-    stored = quantized(unit_length(candidates), precision)
-    # Beside int8, queries stay in float32.
-    queries = quantized(queries, precision) if precision == "binary" else queries
-    hits = encoded.pairs.hits(nearest(torch.from_numpy(queries), torch.from_numpy(stored), dimension))
-    return _scores_by_language(label, encoded.pairs, hits, dimension, precision)
-
-
-def _scores_by_language(
+def language_scores(
     label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
+    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
     known = pairs.languages is not None and pairs.scripts is not None
     # mteb's name of a task without subsets.
     codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
-    scores, examples, subsets = [], {}, np.asarray(codes)
-    for code in dict.fromkeys(codes):
-        found = hits[subsets == code].astype(np.float32)
-        value, languages = round(float(found.mean()), 6), (code,) if known else ()
-        task = (TASK, "Retrieval", code, languages)
-        score = Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found))
-        scores.append(score)
-        examples[score.key] = found
+    scores, examples = [], {}
+    for code, found in pd.Series(hits, dtype=np.float32).groupby(codes, sort=False):
+        task = (TASK, "Retrieval", code, (code,) if known else ())
+        value = round(float(found.mean()), 6)
+        scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))
+        examples[scores[-1].key] = found.to_numpy()
     return scores, examples
 
 
@@ -237,12 +222,10 @@ def _code(language: str, script: str) -> str:
 def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
     """Format the result for a terminal: widths, then the scripts with the most queries."""
     lines = [f"{'dimensions':<14}{'accuracy@1':>10}"]
-    widths = {**result["accuracy"], "TF-IDF": result["tfidf"]}
-    lines += [f"{name:<14}{accuracy:>10.3f}" for name, accuracy in widths.items()]
+    lines += [f"{name:<14}{score:>10.3f}" for name, score in {**result["accuracy"], "TF-IDF": result["tfidf"]}.items()]
     if result["scripts"]:
         lines += ["", f"{'script':<14}{'pairs':>10}{'accuracy@1':>12}{'TF-IDF':>10}"]
-    largest = sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])[:most_scripts]
-    for name, group in largest:
+    for name, group in sorted(result["scripts"].items(), key=lambda item: -item[1]["pairs"])[:most_scripts]:
         lines.append(f"{name:<14}{group['pairs']:>10}{group['accuracy']:>12.3f}{group['tfidf']:>10.3f}")
     return "\n".join(lines)
 
@@ -251,10 +234,10 @@ def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
     """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
     widths = {int(width): score for width, score in accuracy.items()}
     full = max(widths)
-    width = min(width for width, score in widths.items() if score >= _KEPT * widths[full]) if widths[full] else full
+    width = min(width for width, score in widths.items() if score >= _KEPT * widths[full])
     truncated = "" if width == full else f", truncate_dim={width}"
-    positions = list(dict.fromkeys([pairs.relevant[0][0], *range(min(3, len(pairs.candidates)))]))[:3]
-    texts = [pairs.queries[0], *(pairs.candidates[position] for position in positions)]
+    candidates = dict.fromkeys([pairs.candidates[pairs.relevant[0][0]], *pairs.candidates[:3]])
+    texts = [pairs.queries[0], *candidates][:4]
     query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
     return (
         "from sentence_transformers import SentenceTransformer\n\n"

@@ -28,9 +28,16 @@ from training.data.gettext_catalogs.sources import build_gettext
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
 from training.data.prepared import PreparedSource
-from training.evaluation.local_tasks import PairRows, any_to_any, local_tasks, with_passages
+from training.evaluation.local_tasks import (
+    PairRows,
+    any_to_any,
+    classification,
+    clustering,
+    labels_of,
+    local_tasks,
+    with_passages,
+)
 from training.evaluation.summary import summarize
-from training.evaluation.tasks import classification, clustering, labels_of
 
 # mteb rounds scores of retrieval to five decimals.
 ROUNDED = {"abs": 1e-5}
@@ -74,7 +81,7 @@ def test_languages_that_share_passages_are_mined_against_one_another(model, tmp_
 
 
 def test_a_bitext_leaves_a_text_one_right_answer():
-    rows = PairRows(["a", "a", "b", "c"], ["1", "2", "2", "3"], [[]] * 4, ["deu-Latn"] * 4, None)
+    rows = PairRows(["a", "a", "b", "c"], ["1", "2", "2", "3"], [[]] * 4, ["deu-Latn"] * 4, [""] * 4)
     # "2" is a passage of "a", too: beside "1" it would be a second answer.
     assert with_passages(rows) == {"deu-Latn": (("deu-Latn",), {"a": "1", "c": "3"})}
     german, french, english = ([f"{code}{row}" for row in range(12)] for code in ("de", "fr", "en"))
@@ -229,7 +236,7 @@ def test_every_label_that_is_asked_for_was_learnt(tmp_path):
     texts = [text("text", number) for number in range(len(labels))]
     # A text of two labels belongs to neither.
     labelled = labels_of("here", [*texts, "both", "both"], [*labels, "label 6", "label 7"])
-    assert "both" not in labelled
+    assert "both" not in labelled.text.tolist()
     task = classification("Kinds", tmp_path, [], labelled)
     train, test = (Counter(task.dataset[split]["label"]) for split in ("train", "test"))
     # Numbers of the labels that have texts, in the order of their names: label 1 is number 0.

@@ -17,7 +17,6 @@ from training.evaluation.pairs import (
     evaluate_pairs,
     load_pairs,
     nearest,
-    passage_ranks,
     ranking_scores,
     read_texts,
 )
@@ -58,16 +57,12 @@ def test_texts_are_read_as_they_are_and_faults_are_named(tmp_path, name, refuses
         ("a.csv", b"query,passage\na,b\nc\n", "not a readable csv file"),
         ("a.csv", b"query,passage\na,\xff\n", "not a readable csv file"),
         ("a.csv", b"query,passage,query\na,b,c\n", "column 'query' is there twice"),
-        ("a.jsonl", b"", "not a readable jsonl file"),
+        ("a.jsonl", b"", "the file has no rows"),
         ("a.jsonl", b'{"q": "a", "id": 1}\n', "column 'query' is missing; it has q, id"),
-        (
-            "a.jsonl",
-            b'{"query": "a", "passage": "b"}\n{"query": 42, "passage": "b"}\n',
-            "query) changed from string to number in row 1",
-        ),
+        ("a.jsonl", b'{"query": "a", "passage": "b"}\n{"query": 42, "passage": "b"}\n', "column query"),
         ("a.jsonl", b'{"query": "a", "passage": "b"}\n{"query": "c"}\n', "row 1, column 'passage' is not text"),
-        ("a.jsonl", b'{"query": "a"', "row 0"),
-        ("a.jsonl", b'["a", "b"]\n', "row 0"),
+        ("a.jsonl", b'{"query": "a"', "not a readable jsonl file"),
+        ("a.jsonl", b'["a", "b"]\n', "column 'query' is missing"),
         ("a.jsonl", b'{"query": "\xff"}\n', "not a readable jsonl file"),
     ],
 )
@@ -125,7 +120,8 @@ def test_a_passage_that_is_not_a_candidate_is_refused(tmp_path, refuses):
         load_pairs(*files)
 
 
-def test_ndcg_of_several_passages_is_that_of_scikit_learn():
+def test_ndcg_of_several_passages_is_that_of_scikit_learn(monkeypatch):
+    monkeypatch.setattr("training.evaluation.pairs._BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     queries, candidates = torch.randn(40, 16, generator=generator), torch.randn(30, 16, generator=generator)
     drawn = np.random.default_rng(0)
@@ -138,17 +134,3 @@ def test_ndcg_of_several_passages_is_that_of_scikit_learn():
         assert ndcg == pytest.approx(ndcg_score(gains, cosines, k=10))
         hits = pairs.hits(nearest(queries, candidates, dim))
         assert accuracy == hits.mean() == gains[range(40), cosines.argmax(1)].mean()
-
-
-def test_ranks_are_those_of_numpy_and_the_first_of_equals_is_first(monkeypatch):
-    monkeypatch.setattr("training.evaluation.pairs._BLOCK", 7)
-    generator = torch.Generator().manual_seed(0)
-    queries, candidates = torch.randn(50, 16, generator=generator), torch.randn(20, 16, generator=generator)
-    candidates[7] = candidates[3]
-    labels = np.arange(50) % 20
-    for dim in (16, 4):
-        near = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
-        order = np.argsort(-(queries[:, :dim] @ near.T).numpy(), axis=1, kind="stable")
-        ranks = passage_ranks(queries, candidates, labels, dim)
-        assert (ranks == np.argmax(order == labels[:, None], axis=1) + 1).all()
-        assert ((ranks == 1) == (nearest(queries, candidates, dim) == labels)).all()

@@ -23,14 +23,18 @@ from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
-from training.evaluation import views
+from training.evaluation import models
 from training.evaluation.encoding import EmbeddingStore
-from training.evaluation.local_tasks import pair_tasks
-from training.evaluation.models import EvaluatedModel
+from training.evaluation.local_tasks import classification as classification_task
+from training.evaluation.local_tasks import labels_of, pair_tasks
+from training.evaluation.models import EncoderView, EvaluatedModel, Prompts
 from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.scoring import agree, evaluate_model, has_examples, recorded
-from training.evaluation.tasks import classification as classification_task
-from training.evaluation.views import EncoderView, Prompts
+from training.evaluation.runner import (
+    agree,
+    evaluate_model,
+    has_examples,
+    recorded,
+)
 
 TEXTS = [f"{word} {number} {other}" for number in range(5) for word in "ab" for other in ("rain", "sun", "wind")]
 HALF = len(TEXTS) // 2
@@ -169,7 +173,7 @@ def test_a_view_that_fails_is_named_and_the_others_stay(evaluate, monkeypatch):
     def fails(*arguments):
         raise RuntimeError("no bits")
 
-    monkeypatch.setattr(views, "quantized", fails)
+    monkeypatch.setattr(models, "quantized", fails)
     found = evaluate(sts(), dims=[32, 8], precisions=["int8", "float32"])
     assert {(score.dimension, score.precision) for score in found.scores} == {(32, "float32"), (8, "float32")}
     assert found.failures == {f"model: MemorySTS, {dim} dimensions, int8": "RuntimeError: no bits" for dim in (32, 8)}
@@ -190,7 +194,8 @@ def test_examples_average_to_every_metric(number, metrics, tiny_model, tiny_toke
     view = EncoderView(store, ModelMeta.create_empty({"name": "a/b"}), 2)
     queries = [*sentences, *(f"{text} {text}" for text in sentences)]
     path = write(tmp_path / "pairs.parquet", query=queries, passage=[text[::-1] for text in queries])
-    labels = {f"{text} {number}": "ab"[number % 2] for number in range(4) for text in sentences}
+    texts = {f"{text} {number}": "ab"[number % 2] for number in range(4) for text in sentences}
+    labels = labels_of("here", list(texts), list(texts.values()))
     task = [*pair_tasks(path, "Names"), classification_task("Names", tmp_path, ["eng-Latn"], labels)][number]
     for metric in metrics:
         task.metadata = task.metadata.model_copy(update={"main_score": metric})

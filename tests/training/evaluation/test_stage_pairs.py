@@ -22,7 +22,7 @@ from tests.training.evaluation.watched_recipe import WATCHED, history, pairs_key
 from tests.training.processes import ROOT, accelerate, run_bounded, torchrun
 from training.evaluation.pairs import Pairs, encode_pairs, evaluate_pairs
 from training.evaluation.records import load_evaluation
-from training.evaluation.stage_pairs import pairs_scores, sample_pairs, table, usage
+from training.evaluation.stage_pairs import language_scores, sample_pairs, table, usage
 from training.run_stage import main
 
 SUFFIXES = {32: "", 16: "_dim16", 8: "_dim8"}
@@ -202,11 +202,15 @@ def encoded(tiny_model, tiny_tokenizer, sentences):
     return encode_pairs(build_sentence_transformer(tiny_model, tiny_tokenizer), pairs)
 
 
+def scores_of(encoded, dim, precision="float32"):
+    return language_scores("model", encoded.pairs, encoded.hits(dim, precision), dim, precision)
+
+
 @pytest.mark.parametrize("dim", [32, 8])
 def test_the_scores_of_languages_average_to_the_accuracy_over_pairs(encoded, dim):
     assert encoded.texts_per_second > 0 and encoded.queries.shape == (20, 32) and encoded.candidates.shape == (10, 32)
     expected = evaluate_pairs(encoded, np.zeros(20, bool), [32, 8])["accuracy"][str(dim)]
-    scores, examples = pairs_scores("model", encoded, dim, "float32")
+    scores, examples = scores_of(encoded, dim)
     assert {score.subset for score in scores} >= {"eng-Latn", "zho-Hans", "kor-Hang"} and len(scores) == 9
     assert sum(score.value * score.examples for score in scores) / 20 == pytest.approx(expected, abs=1e-4)
     for score in scores:
@@ -215,7 +219,7 @@ def test_the_scores_of_languages_average_to_the_accuracy_over_pairs(encoded, dim
 
 
 def test_fewer_bits_are_other_scores_of_the_same_pairs(encoded):
-    found = {precision: pairs_scores("model", encoded, 32, precision)[0] for precision in ("float32", "int8", "binary")}
+    found = {precision: scores_of(encoded, 32, precision)[0] for precision in ("float32", "int8", "binary")}
     keys = {precision: {score.key for score in scores} for precision, scores in found.items()}
     assert not keys["float32"] & keys["int8"] and not keys["int8"] & keys["binary"]
     for full, stored in zip(found["float32"], found["int8"], strict=True):
@@ -226,9 +230,9 @@ def test_fewer_bits_are_other_scores_of_the_same_pairs(encoded):
 def test_languages_may_have_other_names_or_be_unknown(encoded):
     languages = ["Klingon!", *encoded.pairs.languages[1:]]
     named = replace(encoded, pairs=replace(encoded.pairs, languages=languages))
-    assert "Klingon!-Latn" in {score.subset for score in pairs_scores("model", named, 32, "float32")[0]}
+    assert "Klingon!-Latn" in {score.subset for score in scores_of(named, 32)[0]}
     unknown = replace(encoded, pairs=replace(encoded.pairs, languages=None, scripts=None))
-    [score], examples = pairs_scores("model", unknown, 32, "float32")
+    [score], examples = scores_of(unknown, 32)
     result = evaluate_pairs(unknown, np.zeros(20, bool), [32, 8])
     assert (score.subset, score.languages, score.examples) == ("default", (), 20) and len(examples[score.key]) == 20
     assert score.value == pytest.approx(result["accuracy"]["32"], abs=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("mteb")
 
@@ -17,10 +16,10 @@ from mteb.types import PromptType
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
-from training.evaluation import views
+from training.evaluation import models
 from training.evaluation.encoding import EmbeddingStore, calibrate, quantized, unit_length
 from training.evaluation.local_tasks import pair_tasks
-from training.evaluation.views import EncoderView, Prompts, best_documents
+from training.evaluation.models import EncoderView, Prompts
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 QUERY, DOCUMENT = PromptType.query, PromptType.document
@@ -156,24 +155,18 @@ def test_int8_documents_are_calibrated_on_their_corpus_and_found_by_queries_in_f
     np.testing.assert_allclose([sorted(each.values()) for each in similarities.values()], expected, atol=1e-5)
 
 
-def test_chunks_make_no_difference(monkeypatch, view, data, search):
-    whole = search(view(), data)
-    monkeypatch.setattr(views, "_DOCUMENTS", 3)
-    monkeypatch.setattr(views, "_QUERIES", 2)
-    for query, documents in search(view(), data).items():
+def test_blocks_make_no_difference_and_few_documents_are_all_found(monkeypatch, view, data, search):
+    whole = search(view(), data, top_k=50)
+    assert all(len(documents) == len(data[0]) for documents in whole.values())
+    monkeypatch.setattr(models, "_SIMILARITIES", 3 * len(data[0]))
+    for query, documents in search(view(), data, top_k=50).items():
         assert documents == pytest.approx(whole[query], abs=1e-6)
 
 
-def test_fewer_documents_than_asked_for_are_all_found():
-    queries, documents = torch.eye(2), torch.eye(2)
-    values, rows = best_documents(queries, iter([(0, documents[:1]), (1, documents[1:])]), lambda a, b: a @ b.T, 5)
-    assert values.sort().values.tolist() == [[0, 1], [0, 1]] and rows.sort().values.tolist() == [[0, 1], [0, 1]]
-
-
 def test_a_corpus_is_read_once_for_all_views(monkeypatch, store, view, data, search):
-    read, make = [], views.create_dataloader
+    read, make = [], models.create_dataloader
     monkeypatch.setattr(
-        views, "create_dataloader", lambda dataset, **options: read.append(0) or make(dataset, **options)
+        models, "create_dataloader", lambda dataset, **options: read.append(0) or make(dataset, **options)
     )
     for dimension in (32, 16):
         search(view(dimension=dimension), data)
