@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
@@ -62,8 +62,6 @@ class TooFewError(UserError):
 
 def local_tasks(path: Path) -> list[AbsTask]:
     """Make the tasks of a CLDR or gettext build, a prepared source or a folder of them, or a parquet file of pairs."""
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        raise UserError(f"{path}: --local reads parquet files; save the rows as one, or give it as 'evaluation_pairs'")
     if path.is_file():
         return pair_tasks(path, _camel_case(path.stem))
     if (path / HELD_OUT).is_file() and (path / CANDIDATES).is_file():
@@ -104,10 +102,6 @@ def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
     may have the same: reranking searches the row's own negatives. Classification rows have a label as passage.
     """
     sources = [PreparedSource(folder).check() for folder in folders]
-    name, count = Counter(source.name for source in sources).most_common(1)[0]
-    if count > 1:
-        twice = ", ".join(str(source.folder) for source in sources if source.name == name)
-        raise UserError(f"{twice}: hold one source, prepared with different settings; give the folders by name")
     tasks = []
     for source in sources:
         try:
@@ -174,7 +168,9 @@ def pair_tasks(
     tasks = [_retrieval(rows, extra, f"{name}Retrieval", path)]
     for kind, bitext in (("BitextMining", with_passages(rows)), ("AnyToAnyBitextMining", any_to_any(rows))):
         data = {
-            subset: DatasetDict({SPLIT: _dataset(sentence1=list(pairs), sentence2=list(pairs.values()))})
+            subset: DatasetDict(
+                {SPLIT: Dataset.from_dict({"sentence1": list(pairs), "sentence2": list(pairs.values())})}
+            )
             for subset, (_, pairs) in bitext.items()
         }
         languages = {subset: list(codes) for subset, (codes, _) in bitext.items() if codes}
@@ -320,10 +316,6 @@ def _hash(value: Any, default: Any = None) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
-def _dataset(**columns: list[Any]) -> Dataset:
-    return Dataset.from_dict(columns)
-
-
 class Corpus:
     """Distinct texts in which passages are searched."""
 
@@ -333,7 +325,7 @@ class Corpus:
         self._spellings: dict[str, list[str]] = defaultdict(list)
         for text, own in self._ids.items():
             self._spellings[normalise(text)].append(own)
-        self.dataset = _dataset(id=list(self._ids.values()), text=list(self._ids))
+        self.dataset = Dataset.from_dict({"id": list(self._ids.values()), "text": list(self._ids)})
 
     def split(
         self, answers: Mapping[str, Sequence[str]], candidates: Mapping[str, Sequence[str]] | None = None
@@ -351,7 +343,7 @@ class Corpus:
             ids.append(f"q{own}" if own in right else own)
             relevant[ids[-1]] = {each: 1 for each in right if given is None or each in given}
             ranked[ids[-1]] = given
-        queries = _dataset(id=ids, text=list(answers))
+        queries = Dataset.from_dict({"id": ids, "text": list(answers)})
         top_ranked = ranked if candidates else None
         return {"corpus": self.dataset, "queries": queries, "relevant_docs": relevant, "top_ranked": top_ranked}
 
@@ -374,11 +366,13 @@ def classification(name: str, path: Path, languages: Sequence[str], labels: pd.D
     """Make a classification task of :func:`labels_of`; half of each label's texts (rounded up) are for training."""
     # The texts are in pseudo-random order, so every second one is a random half.
     half = labels.groupby("label").cumcount() % 2
-    data = {split: _dataset(**labels[half == part].to_dict("list")) for part, split in enumerate(("train", SPLIT))}
+    data = {
+        split: Dataset.from_dict(labels[half == part].to_dict("list")) for part, split in enumerate(("train", SPLIT))
+    }
     return make_task("Classification", name, path, languages, DatasetDict(data))
 
 
 def clustering(name: str, path: Path, languages: Sequence[str], labels: pd.DataFrame) -> AbsTask:
     """Make a clustering task of :func:`labels_of`."""
-    data = {SPLIT: _dataset(sentences=labels.text.tolist(), labels=labels.label.tolist())}
+    data = {SPLIT: Dataset.from_dict({"sentences": labels.text.tolist(), "labels": labels.label.tolist()})}
     return make_task("Clustering", name, path, languages, DatasetDict(data))

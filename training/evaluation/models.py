@@ -138,8 +138,9 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
 
 
 def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
+    model_options = dict(options.get("model_kwargs") or {})
     # Whether its code runs is the user's choice.
-    model_options = {key: each for key, each in options.get("model_kwargs", {}).items() if key != "trust_remote_code"}
+    model_options.pop("trust_remote_code", None)
     if (dtype := model_options.pop("torch_dtype", model_options.get("dtype"))) is not None:
         model_options["dtype"] = getattr(dtype, "value", dtype)
     model = load_encoder(
@@ -198,28 +199,22 @@ class EncoderView(AbsEncoder):
     again for each view and subset.
     """
 
-    def __init__(
-        self,
-        store: EmbeddingStore,
-        meta: ModelMeta,
-        dimension: int,
-        precision: str = "float32",
-        prompts: Prompts | None = None,
-    ) -> None:
-        if not 1 <= dimension <= store.width:
-            raise UserError(f"dimension {dimension}: {meta.name} has {store.width}; choose from 1 to {store.width}")
-        self.store, self.dimension, self.precision = store, dimension, precision
-        self.prompts = prompts or Prompts()
+    def __init__(self, model: EvaluatedModel, dimension: int | None = None, precision: str = "float32") -> None:
+        self.store, self.prompts, meta = model.store, model.prompts, model.meta
+        width = self.store.width
+        self.dimension, self.precision = width if dimension is None else dimension, precision
+        if not 1 <= self.dimension <= width:
+            raise UserError(f"dimension {dimension}: {model.record.label} has {width}; choose from 1 to {width}")
         # Read by mteb's methods.
-        self.model, self.model_prompts = store.model, self.prompts.own
+        self.model, self.model_prompts = self.store.model, self.prompts.own
         self.prompts_dict, self.instruction_template = self.prompts.by_task, self.prompts.template
         self._ranges: dict[str, Floats] = {}
-        self._similarity = meta.similarity_fn_name or store.model.similarity_fn_name
+        self._similarity = meta.similarity_fn_name or self.store.model.similarity_fn_name
         # mteb's cache keeps results by these: views must not share one.
-        experiment = {**(meta.experiment_kwargs or {}), "dimension": dimension, "precision": precision}
+        experiment = {**(meta.experiment_kwargs or {}), "dimension": self.dimension, "precision": precision}
         if precision == "int8":
             experiment["quantizer"] = "QT_8bit"
-        full = dimension == store.width and precision == "float32"
+        full = self.dimension == width and precision == "float32"
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:

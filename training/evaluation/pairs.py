@@ -1,11 +1,14 @@
-"""Pairs of queries and passages: reading them, and how often a model finds a passage of a query."""
+"""Pairs of queries and passages: how often a model finds a passage, sampled in training and reported after a stage."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,35 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import ndcg_score
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize as unit
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from training.common.errors import UserError
-from training.common.languages import usual_script
+from training.common.executor import as_first_process
+from training.common.languages import iso639_3, usual_script
+from training.common.outputs import locked, write_whole
+from training.common.run_folder import run_of
 from training.common.yaml_file import RULE
+from training.config.arguments import StageArguments
 from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
 from training.evaluation.encoding import quantized, unit_length
+from training.evaluation.figures import find_log
+from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
+from training.evaluation.report import write_report
+from training.evaluation.summary import known_rows
+from training.models.encoders import load_encoder
+from training.models.encoding import embed_batch, lay_out
 from training.models.model_folder import user_error
+from training.models.model_ref import resolve
 
+TASK, TFIDF = "HeldOutPairs", "TF-IDF"
 # Ranks that nDCG looks at.
 CUTOFF = 10
 # The best of ten settings tried on the CLDR names (char and char_wb, ranges from (1, 2) to (2, 4)).
@@ -97,7 +117,7 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
             newlines = pa.csv.ParseOptions(newlines_in_values=True)
             table = pa.csv.read_csv(path, parse_options=newlines, convert_options=types)
         elif kind == "jsonl":
-            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+            frame = pd.read_json(path, lines=True, dtype=False)
             table = pa.Table.from_pandas(frame, preserve_index=False)
         else:
             table = pq.read_table(path)
@@ -119,7 +139,7 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int) -> np.ndarray:
     """Return the ``(n,)`` nearest of ``(m, d)`` candidates to ``(n, d)`` queries by cosine of ``dim`` dimensions."""
-    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+    candidates = unit(candidates[:, :dim], dim=-1)
     return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(_BLOCK)]).numpy()
 
 
@@ -139,7 +159,7 @@ def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs
     Each passage of a query has gain 1, and the ideal ranking has nDCG 1 (Järvelin and Kekäläinen, Cumulated gain-based
     evaluation of IR techniques, 2002).
     """
-    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+    candidates = unit(candidates[:, :dim], dim=-1)
     found, gains = [], 0.0
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK, :dim] @ candidates.T
@@ -198,3 +218,187 @@ def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[i
         "scripts": scripts,
         "pairs": len(pairs.queries),
     }
+
+
+def load_stage_pairs(args: StageArguments) -> Pairs | None:
+    """Return the pairs of a stage; None if it evaluates none."""
+    return load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
+
+
+def check_stage_pairs(stages: Sequence[StageArguments]) -> None:
+    """Read the pairs of all stages, so that faults show before the first stage runs.
+
+    Missing files may be what the builder of one of the stages makes; they are read after it.
+    """
+    builds = any(args.builder is not None for args in stages)
+    for args in stages:
+        files = filter(None, [args.evaluation_pairs, args.evaluation_candidates])
+        if not builds or all(Path(name).exists() for name in files):
+            load_stage_pairs(args)
+
+
+def sample_pairs(pairs: Pairs, size: int, candidates: int) -> Pairs:
+    """Take ``size`` evenly spaced queries, by language and in the order of the file, with at most so many candidates.
+
+    Languages keep their shares, to a query; one with fewer queries than one in ``n / size`` may have none. Passages of
+    the queries taken are never left out.
+    """
+    by_language = np.argsort(np.asarray(pairs.languages or [""] * len(pairs.queries)), kind="stable")
+    rows = np.sort(by_language[_spread(len(by_language), size)])
+    gold = np.unique(np.concatenate([pairs.relevant[row] for row in rows]))
+    others = np.setdiff1d(np.arange(len(pairs.candidates)), gold)
+    # In the order of the file: of equally near candidates, the first is found.
+    kept = np.union1d(gold, others[_spread(len(others), max(candidates - len(gold), 0))])
+    return Pairs(
+        queries=[pairs.queries[row] for row in rows],
+        candidates=[pairs.candidates[position] for position in kept],
+        relevant=[tuple(np.searchsorted(kept, pairs.relevant[row]).tolist()) for row in rows],
+        languages=pairs.languages and [pairs.languages[row] for row in rows],
+        scripts=pairs.scripts and [pairs.scripts[row] for row in rows],
+    )
+
+
+def _spread(count: int, size: int) -> np.ndarray:
+    """Return ``size`` evenly spaced numbers below ``count``, in ascending order."""
+    return np.arange(count) if size >= count else (2 * np.arange(size) + 1) * count // (2 * size)
+
+
+class PairsCallback(TrainerCallback):
+    """Add to each evaluation of a Trainer how well its model finds the passages of pairs.
+
+    Texts are read as the saved model reads them: queries under its query prompt, truncated at ``max_length``, EOS at
+    the end. Each process encodes its share in chunks of at most ``max_tokens``, as in training; rank 0 computes the
+    metrics. No random number is drawn.
+
+    Metrics are ``eval_pairs_accuracy`` (accuracy@1) and ``eval_pairs_ndcg_at_10`` at the first (widest) of ``dims``;
+    with ``_dim64`` appended, for example, at others.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Mapping[str, str],
+        dims: Sequence[int],
+        accelerator: Accelerator,
+        max_length: int,
+        max_tokens: int,
+    ) -> None:
+        self._pairs, self._dims, self._accelerator = pairs, list(dims), accelerator
+        texts = [prompts["query"] + query for query in pairs.queries]
+        texts += [prompts["document"] + candidate for candidate in pairs.candidates]
+        # A copy: truncation and padding are states of a fast tokenizer, and would be saved with it.
+        copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.enable_truncation(max_length)
+        tokens = [encoding.ids for encoding in copy.encode_batch_fast(texts)]
+        lengths = np.array([len(each) for each in tokens])
+        order = np.argsort(lengths, kind="stable")
+        layout = lay_out(lengths[order], accelerator.process_index, accelerator.num_processes, max_tokens)
+        ids = chain.from_iterable(tokens[text] for text in order[np.concatenate(layout.chunks)])
+        self._batch = {"input_ids": torch.tensor(list(ids))[None], **layout.of_batch(lengths[order])}
+        self._positions = torch.from_numpy(np.argsort(order))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that are added to an evaluation."""
+        suffixes = ["", *(f"_dim{dim}" for dim in self._dims[1:])]
+        return [f"eval_pairs_{kind}{suffix}" for suffix in suffixes for kind in ("accuracy", f"ndcg_at_{CUTOFF}")]
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Encode all texts on all processes together and add the metrics."""
+        device = self._accelerator.device
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self._batch.items()}
+        with self._accelerator.autocast():
+            embeddings = embed_batch(model, moved)
+        values = [0.0] * len(self.metric_names)
+        if self._accelerator.is_main_process:
+            # As the saved model's last module does; narrower widths are normalized again.
+            embeddings = unit(embeddings.cpu()[self._positions], dim=-1)
+            queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
+            values = [each for dim in self._dims for each in ranking_scores(queries, candidates, self._pairs, dim)]
+        metrics.update(as_first_process(self._accelerator, dict(zip(self.metric_names, values, strict=True))))
+
+
+def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
+    """Evaluate a finished model on a stage's pairs, write the result to ``path``, and print it.
+
+    The report of all stages of the recipe goes to ``report/`` beside it.
+    """
+    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    reference = resolve(str(folder), "output_dir")
+    model = load_encoder(reference, "output_dir")
+    width = model.get_embedding_dimension()
+    dims = args.train_dims(width) or [width]
+    encoded = encode_pairs(model, pairs)
+    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
+    # The same recipe may be resumed twice at once.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
+    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
+    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
+    record = ModelRecord(
+        str(folder.parent),
+        parameters=sum(weights.numel() for weights in model.parameters()),
+        dimension=width,
+        texts_per_second=encoded.texts_per_second,
+        identity=reference.identity,
+    )
+    output = path.parent / "report"
+    with locked(output):
+        # Beside earlier stages of the recipe and the baseline.
+        evaluation = load_evaluation(output, missing_ok=True)
+        evaluation.add_model(record)
+        evaluation.add_model(ModelRecord(TFIDF))
+        evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
+        for precision in PRECISIONS:
+            for dim in dims:
+                evaluation.put(*language_scores(record.label, pairs, encoded.hits(dim, precision), dim, precision))
+        evaluation.save(output)
+        page = write_report(
+            evaluation,
+            output,
+            compare=(record.label, TFIDF),
+            rows=known_rows(Path(args.manifest) if args.manifest else None),
+            runs=[run for each in evaluation.models if (run := run_of(each.name)) is not None and find_log(run)],
+            title=f"Evaluation of {output.parent}",
+        )
+    sys.stdout.write(f"{page}\n")
+    return result
+
+
+def language_scores(
+    label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
+) -> tuple[list[Score], dict[str, np.ndarray]]:
+    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
+    known = pairs.languages is not None and pairs.scripts is not None
+    # mteb's name of a task without subsets.
+    codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
+    scores, examples = [], {}
+    for code, found in pd.Series(hits, dtype=np.float32).groupby(codes, sort=False):
+        task = (TASK, "Retrieval", code, (code,) if known else ())
+        value = round(float(found.mean()), 6)
+        scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))
+        examples[scores[-1].key] = found.to_numpy()
+    return scores, examples
+
+
+def _code(language: str, script: str) -> str:
+    try:
+        return f"{iso639_3(language)}-{script}"
+    except ValueError:
+        # The user's name of a language.
+        return f"{language}-{script}"
+
+
+def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
+    """Format the result for a terminal: widths, then the scripts with the most queries."""
+    accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
+    tables = [accuracies.reset_index()]
+    if result["scripts"]:
+        scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
+        tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())
+    return "\n\n".join(each.to_string(index=False, float_format="%.3f") for each in tables)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from training.common.outputs import check_output, write_whole
@@ -146,7 +147,7 @@ def view_table(scores: Iterable[Score]) -> Table:
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
-    """Yield one model's tables of means, tasks, languages, scripts, classes and bitexts."""
+    """Yield one model's tables of means, tasks, languages, scripts and classes."""
     of_model = f"{summary.model}, {summary.dimension} dimensions, {summary.precision}"
     means = [
         ("macro: mean over tasks", 100 * summary.macro),
@@ -165,12 +166,11 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         "languages": summary.languages,
         "scripts": summary.scripts,
         "resource classes, by share of training rows": summary.classes,
-        "bitexts": summary.bitext,
     }
-    head = ("name", "macro (%)", "micro (%)", "languages", "examples")
+    head = ("name", "score (%)", "languages", "examples")
     for name, found in groups.items():
-        rows = [(each.name, 100 * each.macro, 100 * each.micro, each.languages, each.examples) for each in found]
-        if rows:
+        if found:
+            rows = [(each.name, 100 * each.macro, each.languages, each.examples) for each in found]
             yield Table(f"{of_model}: {name}", head, rows)
 
 
@@ -204,13 +204,9 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
 
 
 def as_text(table: Table) -> str:
-    """Return a table for a terminal, texts left-aligned and numbers right-aligned."""
-    padded = []
-    for head, *cells in zip(table.head, *table.rows, strict=True):
-        texts = [head, *map(_shown, cells)]
-        align = str.rjust if any(isinstance(cell, int | float) for cell in cells) else str.ljust
-        padded.append([align(text, max(map(len, texts))) for text in texts])
-    return "\n".join([table.title, "", *("  ".join(line).rstrip() for line in zip(*padded, strict=True))])
+    """Return a table for a terminal."""
+    frame = pd.DataFrame([map(_shown, row) for row in table.rows], columns=table.head)
+    return f"{table.title}\n\n{frame.to_string(index=False)}"
 
 
 def _shown(cell: Cell) -> str:

@@ -145,7 +145,7 @@ def evaluate_model(
     """
     store, label = model.store, model.record.label
     views = [
-        EncoderView(store, model.meta, dim, precision, model.prompts)
+        EncoderView(model, dim, precision)
         for precision in dict.fromkeys(precisions)
         for dim in dict.fromkeys(dims or [store.width])
     ]

@@ -7,7 +7,6 @@ intervals over these languages together are somewhat too narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,8 +18,6 @@ from training.common.errors import UserError
 from training.evaluation.records import Evaluation, Score, by_task, model_scores
 
 Floats = NDArray[np.float64]
-# Of both models, the examples of each group.
-Examples = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 LEVEL = 0.95
 # Resampled values held at once: 32 MiB of float64.
@@ -82,19 +79,18 @@ def paired_test(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> Pair
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     # What each example adds to the mean of the group means.
     shares = np.concatenate([values / (len(values) * len(differences)) for values in differences])
-    p_value = _sign_flip_p_value(shares[shares != 0], np.random.default_rng(0))
-    difference = bootstrap_interval(differences)
-    return PairedTest(_mean_of_means(ours), _mean_of_means(theirs), difference, p_value)
+    p_value = _sign_flip_p_value(shares[shares != 0])
+    return PairedTest(_mean_of_means(ours), _mean_of_means(theirs), bootstrap_interval(differences), p_value)
 
 
-def _sign_flip_p_value(shares: Floats, rng: np.random.Generator) -> float:
+def _sign_flip_p_value(shares: Floats) -> float:
     count = len(shares)
     # The same sum in another order may be smaller by a rounding error.
     observed = abs(shares.sum()) * (1 - 1e-9)
     if count <= _EXACT:
         flipped = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         return float(np.mean(np.abs((1 - 2 * flipped) @ shares) >= observed))
-    extreme = 0
+    rng, extreme = np.random.default_rng(0), 0
     for rows in _blocks(_FLIPS, shares):
         bits = np.frombuffer(rng.bytes(-(-rows * count // 8)), np.uint8)
         flipped = np.unpackbits(bits, count=rows * count).reshape(rows, count)
@@ -105,12 +101,11 @@ def _sign_flip_p_value(shares: Floats, rng: np.random.Generator) -> float:
 def _blocks(rows: int, values: Floats) -> Iterator[int]:
     """Yield the numbers of rows, as wide as the values, that are drawn at once."""
     at_once = max(1, _BLOCK // len(values))
-    for start in range(0, rows, at_once):
-        yield min(at_once, rows - start)
+    yield from (min(at_once, rows - start) for start in range(0, rows, at_once))
 
 
 def _mean_of_means(groups: Sequence[Floats]) -> float:
-    return math.fsum(float(values.mean()) for values in groups) / len(groups)
+    return float(np.mean([values.mean() for values in groups]))
 
 
 def _arrays(groups: Sequence[ArrayLike]) -> list[Floats]:
@@ -173,38 +168,28 @@ def compare_models(
     common = by_task([score for key, score in ours.items() if key in theirs])
     if not common:
         raise UserError(f"{first!r} and {second!r} have no task in common; evaluate both on the same tasks")
-    pairs = {task: [(one, theirs[task, one.split, one.subset]) for one in own] for task, own in common.items()}
-    examples = {task: found for task, own in pairs.items() if (found := _examples(evaluation, own))}
-    tests = {task: paired_test(*found) for task, found in examples.items()}
+    means: dict[str, list[float]] = {}
+    examples: dict[str, list[list[NDArray[np.float32]]]] = {}
+    for task, own in common.items():
+        sides = [own, [theirs[task, score.split, score.subset] for score in own]]
+        means[task] = [fmean(score.value for score in scores) for scores in sides]
+        found = [examples_of(evaluation, scores) for scores in sides]
+        data = [[score.data for score in scores] for scores in sides]
+        if all(found):
+            examples[task] = found
+            data = [[data, *map(len, values)] for data, values in zip(data, found, strict=True)]
+        if data[0] != data[1]:
+            raise UserError(f"task {task!r}: the two models were scored on different data; evaluate both on the same")
+    tests = {task: paired_test(*sides) for task, sides in examples.items()}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    rows = []
-    for task, own in pairs.items():
-        means = [fmean(score.value for score in scores) for scores in zip(*own, strict=True)]
-        rows.append(TaskComparison(task, *means, tests.get(task), adjusted.get(task)))
+    rows = [TaskComparison(task, *of_task, tests.get(task), adjusted.get(task)) for task, of_task in means.items()]
     if examples:
-        test = _overall(list(examples.values()))
-        rows.append(TaskComparison("overall", test.first, test.second, test, test.p_value))
+        overall = paired_test(*(_weighted(groups) for groups in zip(*examples.values(), strict=True)))
+        rows.append(TaskComparison("overall", overall.first, overall.second, overall, overall.p_value))
     return rows
 
 
-def _examples(evaluation: Evaluation, pairs: Sequence[tuple[Score, Score]]) -> Examples | None:
-    first, second = (examples_of(evaluation, scores) for scores in zip(*pairs, strict=True))
-    lengths = [list(map(len, found or [])) for found in (first, second)]
-    if any(one.data != other.data for one, other in pairs) or (first and second and lengths[0] != lengths[1]):
-        raise UserError(
-            f"task {pairs[0][0].task!r}: the two models were scored on different data; evaluate both on the same "
-            "version of the task"
-        )
-    return (first, second) if first and second else None
-
-
-def _overall(examples: Sequence[Examples]) -> PairedTest:
-    """Test the mean over tasks: an example counts by its share of its subset, the subset by its share of its task."""
-    # The test weights all groups equally; scaled by (groups / tasks / subsets), their mean is the mean over tasks.
-    groups = sum(len(first) for first, _ in examples)
-    weights = [groups / len(examples) / len(first) for first, _ in examples]
-    first, second = (
-        [weight * np.asarray(values, np.float64) for weight, task in zip(weights, side, strict=True) for values in task]
-        for side in zip(*examples, strict=True)
-    )
-    return paired_test(first, second)
+def _weighted(tasks: Sequence[Sequence[NDArray[np.float32]]]) -> list[Floats]:
+    """Scale the examples of tasks so that the mean over groups (subsets) is the mean over tasks of their means."""
+    groups = sum(map(len, tasks))
+    return [groups / len(tasks) / len(task) * np.asarray(values, np.float64) for task in tasks for values in task]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from langcodes import Language
@@ -49,15 +48,13 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """The score of one language, script, class or kind of bitext.
+    """The score of one language, script or class.
 
-    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group; ``micro`` is the
-    mean over scores, weighted by their examples.
+    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group.
     """
 
     name: str
     macro: float
-    micro: float
     languages: int
     examples: int
 
@@ -77,7 +74,6 @@ class Summary:
     languages: list[GroupScore]
     scripts: list[GroupScore]
     classes: list[GroupScore]
-    bitext: list[GroupScore]
     macro: float
     micro: float
     language_macro: float | None
@@ -92,52 +88,35 @@ def summarize(
 ) -> Summary:
     """Summarize the scores of one model, by label; by class of training data if its rows by language are given."""
     scores = model_scores(evaluation, model, dimension, precision)
-    by_language = _frame((score, language) for score in scores for language in languages_of(score))
-    languages = _groups(by_language, lambda language: language)
-    classes = _groups(by_language, lambda language: resource_class(language, rows)) if rows else []
-    bitexts = [score for score in scores if score.task_type == "BitextMining" and len(score.languages) == 2]
-    # The languages of a kind of bitext have no score of their own: its macro mean is that over tasks.
-    by_kind = {_kind(score): [each for each in bitexts if _kind(each) == _kind(score)] for score in bitexts}
+    rows_of_languages = [(s.key, s.task, s.value, s.examples, language) for s in scores for language in languages_of(s)]
+    frame = pd.DataFrame(rows_of_languages, columns=["key", "task", "value", "examples", "language"])
+    languages = _groups(frame, lambda language: language)
+    classes = _groups(frame, lambda language: resource_class(language, rows)) if rows else []
+    weights = [score.examples for score in scores]
     return Summary(
         model=model,
         dimension=scores[0].dimension,
         precision=precision,
         tasks=[_task(evaluation, found) for found in by_task(scores).values()],
         languages=languages,
-        scripts=_groups(by_language, lambda language: language.partition("-")[2] or "unknown"),
+        scripts=_groups(frame, lambda language: language.partition("-")[2] or "unknown"),
         classes=sorted(classes, key=lambda group: CLASSES.index(group.name)),
-        bitext=[
-            _group(name, _frame((score, language) for score in found for language in score.languages), task_mean(found))
-            for name, found in sorted(by_kind.items())
-        ],
         macro=task_mean(scores),
-        micro=_micro(_frame((score, "") for score in scores)),
+        micro=fmean((score.value for score in scores), weights if any(weights) else None),
         language_macro=fmean(group.macro for group in languages) if languages else None,
     )
-
-
-def _frame(rows: Iterable[tuple[Score, str]]) -> pd.DataFrame:
-    """Return a row for each score and language that it belongs to."""
-    columns = ["key", "task", "value", "examples", "language"]
-    return pd.DataFrame(((s.key, s.task, s.value, s.examples, language) for s, language in rows), columns=columns)
 
 
 def _groups(scores: pd.DataFrame, name_of: Callable[[str], str]) -> list[GroupScore]:
     """Group languages by name; the macro mean of a language is that over its tasks."""
     macro = scores.groupby(["language", "task"]).value.mean().groupby("language").mean()
-    names = scores.language.map(name_of)
-    groups = [_group(name, own, macro[own.language.unique()].mean()) for name, own in scores.groupby(names)]
+    groups = []
+    for name, own in scores.groupby(scores.language.map(name_of)):
+        languages = own.language.unique()
+        # A bitext of two languages of the group is one score, not two.
+        examples = own.drop_duplicates("key").examples.sum()
+        groups.append(GroupScore(name, float(macro[languages].mean()), len(languages), int(examples)))
     return sorted(groups, key=lambda group: (group.macro, group.name))
-
-
-def _group(name: str, scores: pd.DataFrame, macro: float) -> GroupScore:
-    # A bitext of two languages of the group is one score, not two.
-    distinct = scores.drop_duplicates("key")
-    return GroupScore(name, float(macro), _micro(distinct), scores.language.nunique(), int(distinct.examples.sum()))
-
-
-def _micro(scores: pd.DataFrame) -> float:
-    return float(np.average(scores.value, weights=scores.examples if scores.examples.any() else None))
 
 
 def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
@@ -145,10 +124,6 @@ def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
     value, count = fmean(score.value for score in scores), sum(score.examples for score in scores)
     interval = None if examples is None else bootstrap_interval(examples)
     return TaskScore(first.task, first.task_type, first.metric, value, len(scores), count, interval)
-
-
-def _kind(bitext: Score) -> str:
-    return "English-centred" if any(map(_is_english, bitext.languages)) else "any-to-any"
 
 
 def languages_of(score: Score) -> tuple[str, ...]:

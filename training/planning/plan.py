@@ -22,7 +22,7 @@ from training.config.recipe import Recipe, Stage, made_by
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherPass, teacher_pass
-from training.evaluation.stage_pairs import load_stage_pairs
+from training.evaluation.pairs import load_stage_pairs
 from training.models.adapters import adapter_config
 from training.models.model_folder import count_parameters, forward_flops
 from training.models.model_ref import base_of

@@ -15,6 +15,7 @@ from hub_cards.render import render_model_card
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.languages import language_name
 from training.evaluation.figures import dimension_points
+from training.evaluation.pairs import TASK
 from training.evaluation.records import (
     Evaluation,
     Score,
@@ -26,7 +27,6 @@ from training.evaluation.records import (
     task_mean,
 )
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
-from training.evaluation.stage_pairs import TASK
 from training.evaluation.summary import SHARES, GroupScore, languages_of, resource_class, summarize
 from training.models.model_folder import count_parameters
 from training.publishing.card_lineage import base_links, lineage_facts, model_metadata, origins, reference_text

@@ -23,8 +23,8 @@ from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
 from training.config.inputs import require_inputs
 from training.config.recipe import Recipe, Stage, made_by
+from training.evaluation.pairs import evaluate_and_report
 from training.evaluation.report import check_report_folder
-from training.evaluation.stage_pairs import evaluate_and_report
 from training.models.saved_prompts import given_prompt, set_query_prompt
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.prune_stage import PRUNING_FILES, prune_stage

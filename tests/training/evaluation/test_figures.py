@@ -302,7 +302,7 @@ def lightness(colour):
 
 
 def test_scripts_with_more_languages_come_first_and_the_lowest_score_in_each():
-    groups = [GroupScore(name, value, 0.5, 1, 10) for name, value in (("a-X", 0.3), ("b-Y", 0.9), ("c-Y", 0.1))]
+    groups = [GroupScore(name, value, 1, 10) for name, value in (("a-X", 0.3), ("b-Y", 0.9), ("c-Y", 0.1))]
     assert lay_out(groups) == ["Y", groups[2], groups[1], "X", groups[0]]
 
 

@@ -76,8 +76,6 @@ def test_languages_that_share_passages_are_mined_against_one_another(model, tmp_
     for pair in pairs:
         sides = ([text(code.split("-")[0], number) for number in range(12)] for code in pair)
         assert scores["PAnyToAnyBitextMining", pair].value == pytest.approx(mined(model, *sides))
-    groups = {group.name: group.languages for group in summarize(found, "tiny").bitext}
-    assert groups == {"English-centred": 5, "any-to-any": 3}
 
 
 def test_a_bitext_leaves_a_text_one_right_answer():
@@ -149,7 +147,6 @@ def test_a_cldr_build(model, tmp_path):
     expected = ndcg_score(relevant, cosines(model, [row["query"] for row in rows], candidates), k=10)
     (swahili,) = found.select(task="CldrRetrieval", languages=("swa-Latn",))
     assert swahili.value == pytest.approx(expected, **ROUNDED) and swahili.examples == len(rows)
-    assert {group.name for group in summarize(found, "tiny").bitext} == {"English-centred", "any-to-any"}
 
 
 def test_a_cldr_build_of_one_script_has_no_task_of_scripts(tmp_path, caplog):
@@ -190,12 +187,9 @@ def test_a_faulty_file_is_refused(columns, message, tmp_path, refuses):
 
 def test_other_files_and_folders_are_refused(tmp_path, refuses):
     (tmp_path / "notes.txt").write_text("notes")
-    (tmp_path / "pairs.csv").write_text("query,passage\na,b\n")
     (tmp_path / "folder").mkdir()
     for name, parts in {
         "notes.txt": ["not a readable parquet file"],
-        # A stage reads this as evaluation_pairs.
-        "pairs.csv": ["--local reads parquet files"],
         "absent": ["no such file or folder"],
         "folder": ["held_out.parquet", "candidates.parquet", "source.json"],
     }.items():
@@ -309,14 +303,6 @@ def test_validation_rows_of_clustering_and_classification(model, write_source, p
     halves = local_tasks(folder)[0].dataset.values()
     known = [(each, label) for half in halves for each, label in zip(half["text"], half["label"], strict=True)]
     assert {each: names[label] for each, label in known} == labels
-
-
-def test_a_source_that_was_prepared_twice_must_be_named(write_source, prepare_source, refuses):
-    source = write_source("qa", rows=60)
-    first, second = prepare_source(source), prepare_source(source, max_length=9)
-    with refuses(first.name, second.name, "one source, prepared with different settings", "by name"):
-        local_tasks(first.parent)
-    assert local_tasks(first) and local_tasks(second)
 
 
 def test_sources_without_texts_or_rows_are_refused(write_source, prepare_source, refuses):

@@ -166,7 +166,7 @@ def registered(folder, monkeypatch):
 
 def check_same(model, wrapper):
     """Compare our embeddings of texts in different tasks with those of mteb's wrapper."""
-    view = EncoderView(model.store, model.meta, model.store.width, prompts=model.prompts)
+    view = EncoderView(model)
     for task, prompt_type in CASES:
         metadata = mteb.get_task(task).metadata
         batches = DataLoader(Dataset.from_dict({"text": TEXTS}), batch_size=8)

@@ -115,13 +115,18 @@ def encoder(tiny_model, tiny_tokenizer):
     return build_sentence_transformer(tiny_model, tiny_tokenizer, prompts={"query": "", "document": ""})
 
 
+def evaluated(encoder):
+    meta = ModelMeta.create_empty({"name": "a/b", "revision": "1"})
+    return EvaluatedModel(ModelRecord("model", identity="1"), EmbeddingStore(encoder), meta, Prompts())
+
+
 @pytest.fixture
 def evaluate(encoder, tmp_path):
     def run(*tasks, output=None, into=None, **options):
         found = Evaluation() if into is None else into
-        meta = ModelMeta.create_empty({"name": "a/b", "revision": "1"})
-        model = EvaluatedModel(ModelRecord("model", identity="1"), EmbeddingStore(encoder), meta, Prompts())
-        evaluate_model(model, tasks, found, output or tmp_path / str(len(list(tmp_path.iterdir()))), **options)
+        evaluate_model(
+            evaluated(encoder), tasks, found, output or tmp_path / str(len(list(tmp_path.iterdir()))), **options
+        )
         return found
 
     return run
@@ -189,9 +194,8 @@ def test_a_view_that_fails_is_named_and_the_others_stay(evaluate, monkeypatch):
     ids=["retrieval", "bitext", "classification"],
 )
 def test_examples_average_to_every_metric(number, metrics, tiny_model, tiny_tokenizer, tmp_path, sentences):
-    store = EmbeddingStore(build_sentence_transformer(tiny_model, tiny_tokenizer))
     # Few dimensions: some of the answers are wrong.
-    view = EncoderView(store, ModelMeta.create_empty({"name": "a/b"}), 2)
+    view = EncoderView(evaluated(build_sentence_transformer(tiny_model, tiny_tokenizer)), 2)
     queries = [*sentences, *(f"{text} {text}" for text in sentences)]
     path = write(tmp_path / "pairs.parquet", query=queries, passage=[text[::-1] for text in queries])
     texts = {f"{text} {number}": "ab"[number % 2] for number in range(4) for text in sentences}

@@ -19,7 +19,8 @@ from tests.training.evaluation.local_runs import write
 from training.evaluation import models
 from training.evaluation.encoding import EmbeddingStore, calibrate, quantized, unit_length
 from training.evaluation.local_tasks import pair_tasks
-from training.evaluation.models import EncoderView, Prompts
+from training.evaluation.models import EncoderView, EvaluatedModel, Prompts
+from training.evaluation.records import ModelRecord
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 QUERY, DOCUMENT = PromptType.query, PromptType.document
@@ -33,7 +34,8 @@ def store(tiny_model, tiny_tokenizer):
 @pytest.fixture
 def view(store):
     def make(prompts=None, dimension=32, precision="float32"):
-        return EncoderView(store, ModelMeta.create_empty({"name": "a/b"}), dimension, precision, prompts)
+        meta = ModelMeta.create_empty({"name": "a/b"})
+        return EncoderView(EvaluatedModel(ModelRecord("a/b"), store, meta, prompts or Prompts()), dimension, precision)
 
     return make
 
