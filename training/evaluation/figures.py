@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.common.errors import UserError
 from training.common.run_folder import numbered_checkpoints
 from training.evaluation.records import (
@@ -33,8 +35,8 @@ from training.evaluation.summary import GroupScore, Summary
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-# Rows of a figure, one for each model; panels and their columns, one for each source; markers on a line.
-_MOST_MODELS, _MOST_SOURCES, _COLUMNS, _MOST_MARKERS = 6, 60, 5, 12
+# Columns of panels, one for each source, and markers on a line.
+_COLUMNS, _MOST_MARKERS = 5, 12
 _PRECISION_NAMES = {"float32": "32-bit float", "int8": "8-bit integer", "binary": "1 bit"}
 # Up to this many tasks have a line each; more are grouped by type.
 _FEW_TASKS = 4
@@ -113,15 +115,6 @@ def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **mo
     return drawn
 
 
-def _model_rows(models: int, width: float, columns: int) -> tuple[Any, Any]:
-    """Return a figure with a row of axes per model, up to a maximum that is named in its title."""
-    shown = min(models, _MOST_MODELS)
-    figure = _new_figure(width, 3.4 * shown + 0.4)
-    if shown < models:
-        figure.suptitle(f"{shown} of {models} models", fontsize=10)
-    return figure, figure.subplots(shown, columns, squeeze=False, sharey="row")
-
-
 def dimension_points(evaluation: Evaluation, model: str) -> Points:
     """Return dimensions and mean scores in percent by precision, over the tasks that were scored at all of them."""
     grouped: dict[tuple[int, int], list[Score]] = defaultdict(list)
@@ -139,8 +132,9 @@ def dimensions_figure(evaluation: Evaluation) -> Any:
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     if not swept:
         return None
-    figure, grid = _model_rows(len(swept), 10, 2)
-    for (left, right), (model, points) in zip(grid, swept.items(), strict=False):
+    figure = _new_figure(10, 3.4 * len(swept) + 0.4)
+    grid = figure.subplots(len(swept), 2, squeeze=False, sharey="row")
+    for (left, right), (model, points) in zip(grid, swept.items(), strict=True):
         dims = {_PRECISION_NAMES[precision]: line for precision, line in points.items()}
         sizes = {
             _PRECISION_NAMES[precision]: [(bytes_per_vector(dimension, precision), value) for dimension, value in line]
@@ -183,8 +177,8 @@ def learning_figure(evaluation: Evaluation) -> Any:
     found = [(sweep, lines, final) for sweep, lines, final in found if lines]
     if not found:
         return None
-    figure, grid = _model_rows(len(found), 8.5, 1)
-    for [axes], (sweep, lines, final) in zip(grid, found, strict=False):
+    figure = _new_figure(8.5, 3.4 * len(found) + 0.4)
+    for axes, (sweep, lines, final) in zip(figure.subplots(len(found), squeeze=False).flat, found, strict=True):
         _plot(axes, lines)[MEAN].set_linewidth(2.4)
         if final is not None:
             axes.axhline(final, color="0.35", linewidth=0.8, linestyle=(0, (8, 3)), label="Finished model")
@@ -201,12 +195,10 @@ def pareto_front(points: Sequence[tuple[float, float]], more_is_better: bool = F
 
     More quality is better; ``more_is_better`` says whether more of x is, too.
     """
-    sign = -1 if more_is_better else 1
-    front: list[int] = []
-    for number in sorted(range(len(points)), key=lambda i: (sign * points[i][0], -points[i][1])):
-        if not front or points[number][1] > points[front[-1]][1] or points[number] == points[front[-1]]:
-            front.append(number)
-    return sorted(front, key=lambda i: points[i])
+    x, quality = np.array(points).T * [[1 if more_is_better else -1], [1]]
+    as_good = (x[:, None] >= x) & (quality[:, None] >= quality)
+    dominated = (as_good & ~as_good.T).any(axis=0)
+    return sorted(np.flatnonzero(~dominated).tolist(), key=lambda number: points[number])
 
 
 def pareto_figure(evaluation: Evaluation) -> Any:
@@ -287,35 +279,27 @@ def curves_figure(curves: Curves, title: str = "") -> Any:
     """Return a panel per source with its losses; None without sources."""
     if not curves:
         return None
-    shown = sorted(sorted(curves, key=lambda source: -_last_loss(curves[source]))[:_MOST_SOURCES])
-    columns = min(len(shown), _COLUMNS)
-    rows = math.ceil(len(shown) / columns)
+    columns = min(len(curves), _COLUMNS)
+    rows = math.ceil(len(curves) / columns)
     figure = _new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     handles: dict[str, Any] = {}
-    for number, (axes, source, name) in enumerate(zip(grid, shown, short_labels(shown, most=26), strict=False)):
+    names = sorted(curves)
+    for number, (axes, source, name) in enumerate(zip(grid, names, short_labels(names, 26), strict=False)):
         styles = {kind: style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]}
         lines = {kind.capitalize(): curves[source][kind] for kind in styles}
         handles |= _plot(axes, lines, list(styles.values()), markersize=3.5, linewidth=1.2)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(name, fontsize=8)
         # Above an incomplete last row, some columns end in the row before.
-        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(shown))
-    for axes in figure.axes[len(shown) :]:
+        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(curves))
+    for axes in figure.axes[len(curves) :]:
         axes.remove()
     figure.supxlabel("Training step", fontsize=10)
     figure.supylabel("Loss (nats)", fontsize=10)
-    if len(shown) < len(curves):
-        title = f"{title}\n{len(shown)} of {len(curves)} sources: those whose last loss is the highest".strip()
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, x=0.01, ha="left")
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2, fontsize=9)
     return figure
-
-
-def _last_loss(kinds: Points) -> float:
-    """Return the last validation loss, or training loss if there is none; infinity if it is not a number."""
-    last = (kinds.get("validation") or kinds["training"])[-1][1]
-    return last if math.isfinite(last) else math.inf
 
 
 def lay_out(languages: Sequence[GroupScore]) -> list[str | GroupScore]:

@@ -66,7 +66,6 @@ class Prompts:
     template: Any = None
     on_documents: bool = False  # whether documents get the template, too
     default: str = ""  # where no other fits
-    described: str = "none"  # for the log
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,8 @@ def load_model(
     parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
     options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
     record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
-    logger.info(
-        "%s: loaded %s; prompts: %s; %s; pooled by %s; texts of at most %d tokens",
-        *(name, "as mteb's registry says" if known else "as it was saved", used.described),
-        *(str(model.dtype).removeprefix("torch."), pooling_of(model), model.max_seq_length),
-    )
+    facts = (model.dtype, pooling_of(model), model.max_seq_length, used.template or used.own)
+    logger.info("%s: %s, pooled by %s, texts of at most %d tokens; prompts: %r", name, *facts)
     if known is None:
         public = "/".join(Path(found.place).resolve().parts[-2:]) if found.revision is None else found.place
         fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": model.max_seq_length}
@@ -169,10 +165,9 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
             by_task=options.get("prompts_dict"),
             template=options["instruction_template"],
             on_documents=options.get("apply_instruction_to_passages", True),
-            described="mteb's for its tasks, in the template of its registry",
         )
     if which == "auto" and options.get("model_prompts"):
-        return Prompts(own=dict(options["model_prompts"]), described="those of mteb's registry")
+        return Prompts(own=dict(options["model_prompts"]))
     own = {name: text or "" for name, text in model.prompts.items()}
     # The whole template before queries, none before documents. Qwen3-Embedding's only lacks the last space.
     pattern = ".*".join(map(re.escape, TEMPLATE.split("{instruction}")))
@@ -181,11 +176,9 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
     default = own.get("query" if instructed else model.default_prompt_name, "")
     if which == "published" or (which == "auto" and instructed):
         published = MODEL_REGISTRY[_PUBLISHED].loader_kwargs
-        described = "F2LLM-v2's for mteb's tasks, its own for others"
         by_task, template = published["prompts_dict"], published["instruction_template"]
-        return Prompts({"document": "", **own}, by_task, template, default=default, described=described)
-    kept = {"document": "", **own} if instructed else own
-    return Prompts(kept, default=default, described="its own" if any(own.values()) else "none")
+        return Prompts({"document": "", **own}, by_task, template, default=default)
+    return Prompts({"document": "", **own} if instructed else own, default=default)
 
 
 class EncoderView(AbsEncoder):

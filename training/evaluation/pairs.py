@@ -358,7 +358,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
             for dim in dims:
                 evaluation.put(*language_scores(record.label, pairs, encoded.hits(dim, precision), dim, precision))
         evaluation.save(output)
-        page = write_report(
+        shown = write_report(
             evaluation,
             output,
             compare=(record.label, TFIDF),
@@ -366,7 +366,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
             runs=[run for each in evaluation.models if (run := run_of(each.name)) is not None and find_log(run)],
             title=f"Evaluation of {output.parent}",
         )
-    sys.stdout.write(f"{page}\n")
+    sys.stdout.write(shown)
     return result
 
 

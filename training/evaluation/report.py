@@ -71,10 +71,11 @@ def write_report(
     rows: Mapping[str, int] | None = None,
     runs: Sequence[Path] = (),
     title: str = "Evaluation",
-) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json`` and the figures (SVG, PNG); return the HTML page.
+) -> str:
+    """Write ``report.html``, ``report.md``, ``report.json`` and the figures (SVG, PNG).
 
     The report compares two models by label, and has resource classes by training rows and loss curves of runs if given.
+    Returns what a terminal shows: the comparison, if any, and the path of the page.
     """
     output.mkdir(parents=True, exist_ok=True)
     summaries = [summarize(evaluation, model, rows) for model in finished_models(evaluation)]
@@ -101,7 +102,7 @@ def write_report(
     for name, images in (("report.md", figures[1::2]), ("report.html", svgs)):
         template = _TEMPLATES.get_template(f"{name}.jinja")
         write_whole(output / name, template.render(title=title, tables=tables, figures=images))
-    return output / "report.html"
+    return "\n\n".join([*([as_text(tables[0])] if compare else []), f"{output / 'report.html'}\n"])
 
 
 def report_again(args: Namespace) -> None:
@@ -110,9 +111,7 @@ def report_again(args: Namespace) -> None:
     if output.resolve() != args.report.resolve():
         check_report_folder(output, [args.report / SCORES, *([args.manifest] if args.manifest else [])])
     rows = training_rows(args.manifest) if args.manifest else None
-    page = write_report(evaluation, output, compare=args.compare, rows=rows, runs=args.run)
-    compared = f"{comparison_text(evaluation, args.compare)}\n\n" if args.compare else ""
-    sys.stdout.write(f"{compared}{page}\n")
+    sys.stdout.write(write_report(evaluation, output, compare=args.compare, rows=rows, runs=args.run))
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
@@ -192,11 +191,6 @@ def comparison_table(comparison: Sequence[TaskComparison], first: str, second: s
         "verdict",
     )
     return Table(f"{first} (first) against {second} (second)", head, rows)
-
-
-def comparison_text(evaluation: Evaluation, models: Sequence[str]) -> str:
-    """Compare two models, by label, in a table for a terminal."""
-    return as_text(comparison_table(compare_models(evaluation, *models), *models))
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

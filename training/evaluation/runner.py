@@ -37,7 +37,7 @@ from training.evaluation.figures import find_log
 from training.evaluation.local_tasks import local_tasks
 from training.evaluation.models import EncoderView, EvaluatedModel, load_model, revisions_of
 from training.evaluation.records import Evaluation, Score, check_known, labels, load_evaluation
-from training.evaluation.report import as_text, check_report_folder, comparison_text, view_table, write_report
+from training.evaluation.report import as_text, check_report_folder, view_table, write_report
 from training.evaluation.summary import known_rows, training_rows
 from training.models.model_ref import find_model
 
@@ -98,14 +98,13 @@ def _evaluate(args: Namespace) -> None:
     if not done:
         raise UserError("none of the models could be evaluated; the reasons are above")
     sys.stdout.write(f"{as_text(view_table(score for score in evaluation.scores if score.model in done))}\n\n")
-    compared = None
+    options = {"rows": rows, "runs": [run] if run and find_log(run) else []}
     try:
-        compared = args.compare and comparison_text(evaluation, args.compare)
-    # If the models cannot be compared, there is a report all the same.
-    finally:
-        runs = [run] if run and find_log(run) else []
-        page = write_report(evaluation, args.output, compare=compared and args.compare, rows=rows, runs=runs)
-    sys.stdout.write(f"{compared}\n\n{page}\n" if compared else f"{page}\n")
+        sys.stdout.write(write_report(evaluation, args.output, compare=args.compare, **options))
+    except UserError:
+        # If the models cannot be compared, there is a report all the same.
+        write_report(evaluation, args.output, **options)
+        raise
     of_these = tuple(f"{name}: " for name in (*done, *names.values()))
     if failed := [key for key in evaluation.failures if key.startswith(of_these)]:
         raise StoppedError(f"{len(failed)} of {len(tasks) * len(names)} tasks failed, see {args.output}")

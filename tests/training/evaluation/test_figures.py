@@ -154,14 +154,11 @@ def test_bytes_are_those_of_a_packed_vector():
     assert left.get_ylabel() == "Mean score over tasks (%)" and left.get_title("left") == "one"
 
 
-def test_finished_models_have_a_row_up_to_six():
+def test_finished_models_with_several_views_have_a_row():
     made = evaluation(qualities={"m@step-1": 0.5, "m@step-2": 0.6, "m": 0.7}, **SWEEP)
-    made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)]
+    made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)] + [ModelRecord("plain")]
+    made.scores += [score(model="plain")]
     assert [axes.get_title("left") for axes in dimensions_figure(made).axes] == ["m", ""]
-    many = evaluation(qualities={f"m{number}": 0.5 for number in range(8)}, **SWEEP)
-    many.scores += [score(model="plain")]
-    figure = dimensions_figure(many)
-    assert len(figure.axes) == 12 and figure.get_suptitle() == "6 of 8 models"
 
 
 def learnt(made):
@@ -193,14 +190,6 @@ def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_mode
     apart = learning({"A": "STS", "B": "STS"}, final=None)
     apart.scores = [found for found in apart.scores if (found.model == "org/m@step-200") == (found.task == "A")]
     assert not learnt(apart)[0] and learning_figure(apart) is None
-
-
-def test_learning_axes_say_what_they_show():
-    (axes,) = learning_figure(learning({"A": "STS", "B": "STS"})).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Step", "Mean score over tasks (%)")
-    assert axes.get_title("left") == "org/m"
-    assert axes.get_lines()[-1].get_ydata() == pytest.approx([75, 75])
-    assert texts(axes.get_legend().get_texts()) == [MEAN, "A", "B", "Finished model"]
 
 
 @pytest.mark.parametrize("more_is_better", [False, True])
@@ -280,17 +269,6 @@ def test_every_source_has_a_panel_and_all_have_one_legend(sources, columns):
     # Every column ends in steps.
     labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes]
     assert labelled == [False] * (sources - columns) + [True] * columns
-
-
-def test_of_too_many_sources_those_with_the_highest_loss_are_drawn():
-    made = curves(70)
-    made["data/source-00"]["validation"][-1] = (40, math.nan)
-    figure = curves_figure(made)
-    # By the last validation, which is higher than the last loss of training.
-    ordered = sorted(made, key=lambda source: -made[source].get("validation", made[source]["training"])[-1][1])
-    expected = {"data/source-00", *[source for source in ordered if source != "data/source-00"][:59]}
-    assert {axes.get_title() for axes in figure.axes} == {source.removeprefix("data/") for source in expected}
-    assert figure.get_suptitle() == "60 of 70 sources: those whose last loss is the highest"
 
 
 def summary(*languages):
