@@ -63,7 +63,7 @@ class Pairs:
     candidates: list[str]  # distinct texts, the passages among them
     relevant: list[tuple[int, ...]]  # of each query, ascending positions among the candidates, all of which are right
     languages: list[str] | None = None
-    scripts: list[str] | None = None  # ISO 15924
+    scripts: list[str] | None = None  # ISO 15924, if the languages are known
 
     def hits(self, found: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` whether ``(n,)`` positions among the candidates are those of a passage of each query."""
@@ -87,19 +87,15 @@ def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs
     for row, (query, passage) in enumerate(zip(columns["query"], columns["passage"], strict=True)):
         found = positions.get(normalise(passage))
         if found is None:
-            raise UserError(
-                f"{pairs}: row {row}, column 'passage' is not among the candidates; add it to {candidates} "
-                "or drop the row"
-            )
+            raise UserError(f"{pairs}: row {row}, column 'passage' is not among the candidates; add it to {candidates}")
         right[query].update(found)
     if "lang" in columns:
-        columns.setdefault("script", [usual_script(language) for language in columns["lang"]])
-    names = [name for name in ("query", "lang", "script") if name in columns]
-    # Each query once per language and script.
-    rows = list(dict.fromkeys(zip(*(columns[name] for name in names), strict=True)))
-    distinct = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        columns.setdefault("script", list(map(usual_script, columns["lang"])))
+    names = ["query", "lang", "script"] if "lang" in columns else ["query"]
+    distinct = pd.DataFrame(columns, dtype=object)[names].drop_duplicates()
     relevant = [tuple(sorted(right[query])) for query in distinct["query"]]
-    return Pairs(distinct["query"], texts, relevant, distinct.get("lang"), distinct.get("script"))
+    queries, *languages = (distinct[name].tolist() for name in names)
+    return Pairs(queries, texts, relevant, *languages)
 
 
 def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -159,16 +155,15 @@ def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs
     Each passage of a query has gain 1, and the ideal ranking has nDCG 1 (Järvelin and Kekäläinen, Cumulated gain-based
     evaluation of IR techniques, 2002).
     """
+    accuracy, gains = pairs.hits(nearest(queries, candidates, dim)).mean(), 0.0
     candidates = unit(candidates[:, :dim], dim=-1)
-    found, gains = [], 0.0
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK, :dim] @ candidates.T
         relevant = np.zeros(scores.shape, bool)
         for row, positions in enumerate(pairs.relevant[start : start + _BLOCK]):
             relevant[row, list(positions)] = True
-        found.append(scores.argmax(dim=1))
         gains += len(scores) * ndcg_score(relevant, scores.numpy(), k=CUTOFF, ignore_ties=True)
-    return float(pairs.hits(torch.cat(found).numpy()).mean()), gains / len(queries)
+    return float(accuracy), gains / len(queries)
 
 
 @dataclass(frozen=True)
@@ -205,11 +200,10 @@ def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[i
     pairs = encoded.pairs
     found = {dim: encoded.hits(dim) for dim in dims}
     hits = pd.DataFrame({"accuracy": found[max(dims)], "tfidf": baseline})
+    # Without names there are no groups.
     languages, scripts = (
         {name: {"pairs": len(own), **own.mean().round(4)} for name, own in hits.groupby(np.array(names))}
-        if names
-        else {}
-        for names in (pairs.languages, pairs.scripts)
+        for names in (pairs.languages or [None] * len(hits), pairs.scripts or [None] * len(hits))
     )
     return {
         "accuracy": {str(dim): round(float(correct.mean()), 4) for dim, correct in found.items()},
@@ -374,7 +368,7 @@ def language_scores(
     label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
 ) -> tuple[list[Score], dict[str, np.ndarray]]:
     """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
-    known = pairs.languages is not None and pairs.scripts is not None
+    known = pairs.languages is not None
     # mteb's name of a task without subsets.
     codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
     scores, examples = [], {}

@@ -114,19 +114,16 @@ def report_again(args: Namespace) -> None:
     sys.stdout.write(write_report(evaluation, output, compare=args.compare, rows=rows, runs=args.run))
 
 
-def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Return tables of the models, of scores by width and precision, and of failures."""
+def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """Yield tables of the models, of scores by width and precision, and of failures."""
     models = [
         (each.label, each.parameters, each.dimension, each.texts_per_second and round(each.texts_per_second))
         for each in evaluation.models
     ]
-    tables = [
-        Table("Models", ("model", "parameters", "dimensions", "texts per second"), models),
-        view_table(evaluation.scores),
-    ]
+    yield Table("Models", ("model", "parameters", "dimensions", "texts per second"), models)
+    yield view_table(evaluation.scores)
     if evaluation.failures:
-        tables.append(Table("Failed", ("model and task", "reason"), list(evaluation.failures.items())))
-    return tables
+        yield Table("Failed", ("model and task", "reason"), list(evaluation.failures.items()))
 
 
 def view_table(scores: Iterable[Score]) -> Table:
@@ -161,11 +158,8 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
     ]
     yield Table(f"{of_model}: tasks", head, rows)
     # From the worst language on.
-    groups = {
-        "languages": summary.languages,
-        "scripts": summary.scripts,
-        "resource classes, by share of training rows": summary.classes,
-    }
+    groups = {"languages": summary.languages, "scripts": summary.scripts}
+    groups["resource classes, by share of training rows"] = summary.classes
     head = ("name", "score (%)", "languages", "examples")
     for name, found in groups.items():
         if found:
@@ -180,16 +174,7 @@ def comparison_table(comparison: Sequence[TaskComparison], first: str, second: s
         scores = (100 * row.first, 100 * row.second, 100 * (row.first - row.second))
         p_value = "" if row.p_adjusted is None else f"{row.p_adjusted:.3g}"
         rows.append((row.task, *scores, *_ends(row.test and row.test.difference), p_value, row.verdict))
-    head = (
-        "task",
-        "first (%)",
-        "second (%)",
-        "difference (points)",
-        "95 % interval, from",
-        "to",
-        "p (Holm)",
-        "verdict",
-    )
+    head = ("task", "first (%)", "second (%)", "difference (points)", "95 % from", "to", "p (Holm)", "verdict")
     return Table(f"{first} (first) against {second} (second)", head, rows)
 
 

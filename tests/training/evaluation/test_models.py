@@ -279,14 +279,6 @@ def test_prompts(view, prompts, task, prompt_type, expected):
     assert view(prompts).prompt(mteb.get_task(task).metadata, prompt_type) == expected
 
 
-def test_without_own_prompts_every_task_gets_an_instruction(view):
-    banking = mteb.get_task(BANKING).metadata
-    found = view(Prompts(by_task={}, template=TEMPLATE)).prompt(banking, None)
-    assert found.startswith("Instruct: ") and found.endswith("\nQuery: ") and len(found) > len(TEMPLATE) - 10
-    everywhere = Prompts(by_task={}, template=TEMPLATE, on_documents=True)
-    assert view(everywhere).prompt(banking, DOCUMENT) == found
-
-
 def test_tasks_of_mteb_get_the_instruction_for_their_type_and_local_ones_the_models_own(view, local):
     instructions = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"].loader_kwargs["prompts_dict"]
     used = view(Prompts(OWN, instructions, TEMPLATE, default="own: "))
@@ -356,16 +348,3 @@ def test_blocks_make_no_difference_and_few_documents_are_all_found(monkeypatch, 
     monkeypatch.setattr(models, "_SIMILARITIES", 3 * len(data[0]))
     for query, documents in search(view(), data, top_k=50).items():
         assert documents == pytest.approx(whole[query], abs=1e-6)
-
-
-def test_a_corpus_is_read_once_for_all_views(monkeypatch, store, view, data, search):
-    read, make = [], models.create_dataloader
-    monkeypatch.setattr(
-        models, "create_dataloader", lambda dataset, **options: read.append(0) or make(dataset, **options)
-    )
-    for dimension in (32, 16):
-        search(view(dimension=dimension), data)
-    assert len(read) == 2
-    store.forget(1 << 30)
-    search(view(dimension=8), data)
-    assert len(read) == 4

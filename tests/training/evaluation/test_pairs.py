@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
@@ -87,14 +86,6 @@ def test_a_faulty_file_is_one_line(tmp_path, refuses, name, content, part):
     (tmp_path / name).write_bytes(content)
     with refuses(tmp_path / name, part):
         read_texts(tmp_path / name, ["query", "passage"])
-
-
-def test_json_in_parquet_is_decoded(tmp_path, refuses):
-    mixed = Dataset.from_dict({"query": ["大熊猫", "x"], "passage": ["竹", 3]}, on_mixed_types="use_json")
-    mixed.to_parquet(tmp_path / "pairs.parquet")
-    assert read_texts(tmp_path / "pairs.parquet", ["query"]) == {"query": ["大熊猫", "x"]}
-    with refuses("pairs.parquet", "row 1", "'passage'"):
-        read_texts(tmp_path / "pairs.parquet", ["passage"])
 
 
 # "dollar" has two passages, one of them in two spellings; the same text in another language has a third.

@@ -9,14 +9,11 @@ from tests.training.evaluation.synthetic import score
 from training.evaluation.records import (
     Evaluation,
     ModelRecord,
-    bytes_per_vector,
     find_sweeps,
     finished_models,
-    labels,
     load_evaluation,
     model_scores,
     shared_scores,
-    task_mean,
 )
 
 
@@ -29,10 +26,6 @@ def test_an_evaluation_is_read_back(tmp_path):
     np.testing.assert_array_equal(read.examples[made.key], written.examples[made.key])
 
 
-def test_bytes_per_vector():
-    assert [bytes_per_vector(10, precision) for precision in ("float32", "int8", "binary")] == [40, 10, 2]
-
-
 def test_a_folder_without_an_evaluation_is_refused(tmp_path, refuses):
     with refuses(tmp_path, "holds no whole evaluation"):
         load_evaluation(tmp_path)
@@ -43,11 +36,6 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, refuses):
     (tmp_path / "examples.npz").write_bytes(b"PK")
     with refuses(tmp_path, "delete examples.npz"):
         load_evaluation(tmp_path)
-
-
-def test_labels_are_those_with_scores_in_the_order_of_the_models():
-    models = [ModelRecord("b"), ModelRecord("none"), ModelRecord("a", "step-1")]
-    assert labels(Evaluation(models, [score(model="a@step-1"), score(model="b")])) == ["b", "a@step-1"]
 
 
 def test_the_largest_dimension_of_the_precision_is_the_default(refuses):
@@ -63,11 +51,6 @@ def test_the_largest_dimension_of_the_precision_is_the_default(refuses):
     ):
         with refuses(*parts):
             model_scores(made, **{"model": "small", **options})
-
-
-def test_a_task_weighs_the_same_with_any_number_of_subsets():
-    scores = [score(("deu-Latn",), value=0.2), score(("rus-Cyrl",), value=0.4), score(task="Other", value=0.9)]
-    assert task_mean(scores) == pytest.approx((0.3 + 0.9) / 2)
 
 
 def test_models_are_compared_by_the_tasks_that_all_have():

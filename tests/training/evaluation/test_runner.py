@@ -8,11 +8,8 @@ pytest.importorskip("mteb")
 
 
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import mteb
 import numpy as np
@@ -32,7 +29,6 @@ from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
 
-import training.evaluate
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
@@ -255,14 +251,6 @@ def test_two_commands_that_evaluate_into_one_folder_wait(out, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         ended = list(pool.map(lambda name: main([name, "--output", str(out)]), "abc"))
     assert ended == [0, 0, 0] and sorted((out / "scores").read_text()) == ["a", "b", "c"]
-
-
-def test_the_command_starts_as_a_script_whose_folder_hides_no_library():
-    """The folder of a script comes first in the path."""
-    script = Path(training.evaluate.__file__)
-    ended = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0 and "--report FOLDER" in ended.stdout, ended.stderr
-    assert not {path.stem for path in script.parent.iterdir()} & sys.stdlib_module_names - {"__init__"}
 
 
 TEXTS = [f"{word} {number} {other}" for number in range(5) for word in "ab" for other in ("rain", "sun", "wind")]
