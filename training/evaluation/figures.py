@@ -1,9 +1,4 @@
-"""Figures of an evaluation: dimensions, cost, training steps, languages and losses.
-
-Lines are told apart by colour, by line style and by marker, so also in grey. Colours are those of Okabe and Ito ("Color
-Universal Design", 2008), which colour-blind readers can tell apart, ordered so that neighbours also differ in
-lightness. Their yellow is too pale for lines on white.
-"""
+"""Figures of an evaluation: dimensions, cost, training steps, languages and losses."""
 
 from __future__ import annotations
 
@@ -32,6 +27,8 @@ from training.evaluation.records import (
 )
 from training.evaluation.summary import GroupScore, Summary
 
+# Lines differ in colour, line style and marker, so also in grey. The colours are those of Okabe and Ito ("Color
+# Universal Design", 2008) for colour-blind readers, without yellow; neighbours differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
@@ -47,8 +44,8 @@ _FRONT = "Pareto front"
 _COSTS = {"parameters": ("Parameters", False), "texts_per_second": ("Texts encoded per second", True)}
 _KINDS = {"loss_source/": "training", "eval_source/": "validation"}
 
-# Cells in a row of languages, and inches; cells have one size in all figures.
-_CELLS, _CELL_WIDTH, _CELL_HEIGHT, _ABOVE, _BELOW = 16, 0.62, 0.42, 0.5, 0.68
+# Languages in a row.
+_CELLS = 16
 # From yellow (low) to dark blue (high): the order is the same in grey and for colour-blind readers.
 _COLOUR_MAP = "cividis_r"
 _FRAMED = 10
@@ -134,13 +131,13 @@ def dimensions_figure(evaluation: Evaluation) -> Any:
         return None
     figure = _new_figure(10, 3.4 * len(swept) + 0.4)
     grid = figure.subplots(len(swept), 2, squeeze=False, sharey="row")
+    kinds = (("Dimensions kept", lambda dimension, precision: dimension), ("Bytes per vector", bytes_per_vector))
     for (left, right), (model, points) in zip(grid, swept.items(), strict=True):
-        dims = {_PRECISION_NAMES[precision]: line for precision, line in points.items()}
-        sizes = {
-            _PRECISION_NAMES[precision]: [(bytes_per_vector(dimension, precision), value) for dimension, value in line]
-            for precision, line in points.items()
-        }
-        for axes, lines, label in ((left, dims, "Dimensions kept"), (right, sizes, "Bytes per vector")):
+        for axes, (label, size_of) in zip((left, right), kinds, strict=True):
+            lines = {
+                _PRECISION_NAMES[precision]: [(size_of(dimension, precision), value) for dimension, value in line]
+                for precision, line in points.items()
+            }
             _plot(axes, lines, [list(PRECISIONS).index(precision) for precision in points])
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -213,6 +210,8 @@ def pareto_figure(evaluation: Evaluation) -> Any:
     costs = [cost for cost in _COSTS if sum(bool(getattr(record, cost)) for record in models) > 1]
     if not costs:
         return None
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
     names = short_labels([record.label for record in models], most=32)
     figure = _new_figure(5 * len(costs) + 2.6, max(4.8, 0.18 * len(models) + 1))
     handles: dict[str, Any] = dict.fromkeys([_FRONT, *names])
@@ -230,26 +229,20 @@ def pareto_figure(evaluation: Evaluation) -> Any:
         for position, marker in enumerate(drawn.values()):
             if position not in front:
                 marker.set_markerfacecolor("white")
-        _scale_costs(axes)
+        axes.set_xscale("log")
+        axes.margins(x=0.1, y=0.1)
+        low, high = axes.get_xlim()
+        # Within one decade, matplotlib chooses automatic ticks.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        # Billions as in names of models: 1.7B.
+        axes.xaxis.get_major_formatter().ENG_PREFIXES = {**EngFormatter.ENG_PREFIXES, 9: "B"}
         axes.set_xlabel(f"{label} (log scale)")
     figure.axes[0].set_ylabel(_SCORE)
     legend = {name: handle for name, handle in handles.items() if handle}
     figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize=8)
     return figure
-
-
-def _scale_costs(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.1)
-    low, high = axes.get_xlim()
-    # Within one decade, matplotlib chooses automatic ticks.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    # Billions as in names of models: 1.7B.
-    axes.xaxis.get_major_formatter().ENG_PREFIXES = {**EngFormatter.ENG_PREFIXES, 9: "B"}
 
 
 def find_log(run: Path) -> Path | None:
@@ -326,12 +319,10 @@ def languages_figure(summary: Summary) -> Any:
 
     cells = lay_out(summary.languages)
     rows = -(-len(cells) // _CELLS)
-    width, height = _CELLS * _CELL_WIDTH, rows * _CELL_HEIGHT + _ABOVE + _BELOW
-    figure = _new_figure(width, height)
-    figure.set_layout_engine("none")
-    axes = figure.add_axes((0.01, _BELOW / height, 0.98, rows * _CELL_HEIGHT / height))
-    lowest, highest = summary.languages[0].macro, summary.languages[-1].macro
-    colours = ScalarMappable(Normalize(100 * lowest, 100 * highest), colormaps[_COLOUR_MAP])
+    figure = _new_figure(10, 0.42 * rows + 1.2)
+    axes = figure.subplots()
+    limits = Normalize(100 * summary.languages[0].macro, 100 * summary.languages[-1].macro)
+    colours = ScalarMappable(limits, colormaps[_COLOUR_MAP])
     worst = summary.languages[:_FRAMED] if len(summary.languages) > _FRAMED else []
     centred = {"ha": "center", "va": "center"}
     for number, cell in enumerate(cells):
@@ -351,6 +342,5 @@ def languages_figure(summary: Summary) -> Any:
     framed = f"; the {len(worst)} lowest framed" if worst else ""
     title = f"{shortened(summary.model, 56)}\nScore (%) of {len(summary.languages)} languages by script{framed}"
     axes.set_title(title, fontsize=10, loc="left")
-    scale = figure.add_axes((0.01, 0.48 / height, 0.4, 0.12 / height))
-    figure.colorbar(colours, cax=scale, orientation="horizontal", label="Mean score over tasks (%)")
+    figure.colorbar(colours, ax=axes, location="bottom", shrink=0.4, aspect=40, anchor=(0, 1), label=_SCORE)
     return figure

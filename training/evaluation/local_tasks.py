@@ -96,11 +96,7 @@ def _held_out_tasks(folder: Path) -> list[AbsTask]:
 
 
 def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
-    """Make a task of the validation rows of each prepared source; sources with too few rows are left out.
-
-    Retrieval searches all passages and negatives of the rows. Clustering rows do not name their class, and other rows
-    may have the same: reranking searches the row's own negatives. Classification rows have a label as passage.
-    """
+    """Make a task of the validation rows of each prepared source; sources with too few rows are left out."""
     sources = [PreparedSource(folder).check() for folder in folders]
     tasks = []
     for source in sources:
@@ -131,6 +127,8 @@ def _validation_task(source: PreparedSource) -> AbsTask:
         languages = [language_code(*tags)] if len(tags) == 1 else []
     except ValueError:
         languages = []
+    # The passages of classification are labels. Clustering rows do not name their class, and other rows may have the
+    # same: reranking searches the row's own negatives.
     if source.task_type == "classification":
         return classification(f"{name}Classification", folder, languages, labels_of(folder, queries, passages))
     if source.task_type != "retrieval" and not any(negatives):
@@ -278,11 +276,7 @@ def _read_languages(file: PublishedFile, language: str, script: str, default: st
 
 
 def language_code(tag: str | None, script: str | None = None) -> str:
-    """Return a BCP 47 tag and its (usual) script as mteb writes them: ``deu-Latn``.
-
-    Raises:
-        ValueError: If mteb does not know the language or script.
-    """
+    """Return a BCP 47 tag and its (usual) script as mteb writes them (``deu-Latn``), or raise a ValueError."""
     code = f"{iso639_3(tag or '')}-{usual_script(tag) if script is None else script}"
     check_language_code(code)
     return code
@@ -308,7 +302,7 @@ def make_task(task_type: str, name: str, path: Path, languages: Languages, data:
 
 
 def _camel_case(name: str) -> str:
-    """Return ``held_out`` as ``HeldOut``, as mteb names tasks."""
+    # As mteb names tasks.
     return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
 
 
@@ -351,8 +345,7 @@ class Corpus:
 def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
     """Return each distinct text (``text``) and its label, as a number by name, in a pseudo-random order.
 
-    Order and repetition of the rows have no influence, and texts with several labels are left out. ``where`` is for the
-    message.
+    Order and repetition of the rows have no influence, and texts with several labels are left out.
     """
     rows = pd.DataFrame({"text": texts, "label": labels}, dtype=object).drop_duplicates()
     clear = rows[~rows.text.duplicated(keep=False)]

@@ -184,12 +184,9 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
 class EncoderView(AbsEncoder):
     """An mteb encoder over the leading dimensions of a store's embeddings in one precision.
 
-    Beside int8 documents, queries stay in float32, as in FAISS; beside binary documents they are binary. Embeddings
-    compared by cosine are normalized before they are stored in int8. int8 is calibrated on each corpus of retrieval,
-    and otherwise on the first texts of a task, so that training and test texts share a scale.
-
-    It implements mteb's ``SearchProtocol``, because mteb's wrapper around encoders would read and format the corpus
-    again for each view and subset.
+    Beside int8 documents, queries stay in float32, as in FAISS. int8 is calibrated on each corpus of retrieval, and
+    otherwise on the first texts of a task, so that training and test texts share a scale. mteb's own search would read
+    and format the corpus again for each view and subset.
     """
 
     def __init__(self, model: EvaluatedModel, dimension: int | None = None, precision: str = "float32") -> None:

@@ -262,10 +262,8 @@ class PairsCallback(TrainerCallback):
 
     Texts are read as the saved model reads them: queries under its query prompt, truncated at ``max_length``, EOS at
     the end. Each process encodes its share in chunks of at most ``max_tokens``, as in training; rank 0 computes the
-    metrics. No random number is drawn.
-
-    Metrics are ``eval_pairs_accuracy`` (accuracy@1) and ``eval_pairs_ndcg_at_10`` at the first (widest) of ``dims``;
-    with ``_dim64`` appended, for example, at others.
+    metrics. No random number is drawn. Metrics are ``eval_pairs_accuracy`` (accuracy@1) and ``eval_pairs_ndcg_at_10``
+    at the first (widest) of ``dims``; with ``_dim64`` appended, for example, at others.
     """
 
     def __init__(

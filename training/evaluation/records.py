@@ -38,19 +38,15 @@ def bytes_per_vector(dimension: int, precision: str) -> int:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model that was evaluated; name and revision are as the user gave them.
-
-    ``dimension`` is the full width, ``identity`` the commit or a digest of the files, ``options`` those that change
-    embeddings and differ from the defaults: ``prompts model``.
-    """
+    """A model that was evaluated; name and revision are as the user gave them."""
 
     name: str
     revision: str | None = None
     parameters: int | None = None
-    dimension: int | None = None
+    dimension: int | None = None  # the full width
     texts_per_second: float | None = None
-    identity: str | None = None
-    options: str = ""
+    identity: str | None = None  # commit, or a digest of the files
+    options: str = ""  # those that change embeddings and differ from the defaults: ``prompts model``
 
     @property
     def label(self) -> str:

@@ -129,13 +129,9 @@ def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
 def languages_of(score: Score) -> tuple[str, ...]:
     """Return the languages that a score belongs to."""
     if len(score.languages) == 2:
-        others = tuple(language for language in score.languages if not _is_english(language))
+        others = tuple(language for language in score.languages if language.split("-")[0] != "eng")
         return tuple(dict.fromkeys(others)) or score.languages[:1]
     return score.languages if len(score.languages) == 1 else ()
-
-
-def _is_english(language: str) -> bool:
-    return language.split("-")[0] == "eng"
 
 
 def resource_class(language: str, rows: Mapping[str, int]) -> str:

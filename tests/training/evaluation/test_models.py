@@ -108,28 +108,6 @@ def test_the_models_default_prompt_is_for_what_is_neither_query_nor_document(sav
     assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
 
 
-def test_a_published_model_is_loaded_as_the_registry_says(save, monkeypatch):
-    from training.models import encoders, model_ref
-
-    name, asked, folder = PUBLISHED.name, {}, save()
-    local = encoders.SentenceTransformer
-
-    def from_folder(place, **options):
-        asked.update(options, place=place)
-        return local(str(folder), trust_remote_code=True)
-
-    monkeypatch.setattr(encoders, "SentenceTransformer", from_folder)
-    monkeypatch.setattr(model_ref, "model_revision", lambda place, key, revision: revision)
-    monkeypatch.setattr(model_ref, "model_file", lambda place, file, revision=None: folder / file)
-    monkeypatch.setattr(encoders, "model_file", lambda place, file, revision=None: folder / file)
-    found = load(name)
-    assert asked["place"] == name and asked["revision"] == PUBLISHED.revision
-    assert asked["model_kwargs"] == {"dtype": "bfloat16"} and asked["trust_remote_code"] is False
-    assert found.meta.name == name and found.meta.revision == PUBLISHED.revision
-    assert found.prompts.by_task == PUBLISHED.loader_kwargs["prompts_dict"] and not found.prompts.own
-    assert found.store.model.tokenizer("a").input_ids[-1] == found.store.model.tokenizer.eos_token_id
-
-
 def test_texts_are_truncated_at_the_length_asked_for_or_the_models(save):
     folder = save()
     longest = SentenceTransformer(str(folder), trust_remote_code=True).max_seq_length
@@ -160,8 +138,11 @@ def registered(folder, monkeypatch):
         update = {"name": "org/model", "loader": loader, "loader_kwargs": options}
         monkeypatch.setitem(MODEL_REGISTRY, "org/model", PUBLISHED.model_copy(update=update))
         found = ModelRef("org/model", str(folder), None, "commit")
-        monkeypatch.setattr("training.evaluation.models.resolve", lambda *_: found)
-        return load_model("org/model", None, 512)
+        asked = []
+        monkeypatch.setattr("training.evaluation.models.resolve", lambda *args: asked.append(args) or found)
+        ours = load_model("org/model", None, 512)
+        assert asked == [("org/model", "MODEL", PUBLISHED.revision)] and ours.meta.name == "org/model"
+        return ours
 
     return load
 

@@ -117,12 +117,9 @@ def test_any_passage_of_a_query_is_a_hit(tmp_path):
         assert ranking_scores(queries, candidates, pairs, 7)[0] == pytest.approx(expected)
 
 
-def test_a_script_that_is_not_given_is_the_usual_one(tmp_path):
+def test_a_missing_script_is_the_usual_one_and_a_passage_that_is_not_a_candidate_is_refused(tmp_path, refuses):
     files = _files(tmp_path, lang=["de", "ru", "und", "Klingon!"], script=None)
     assert load_pairs(*files).scripts == ["Latn", "Cyrl", "Zyyy", "Zyyy"]
-
-
-def test_a_passage_that_is_not_a_candidate_is_refused(tmp_path, refuses):
     files = _files(tmp_path, passage=["US dollar", "Canadian dollar", "franc", "Euro"])
     with refuses("pairs.parquet: row 2, column 'passage' is not among the candidates", "candidates.parquet"):
         load_pairs(*files)
