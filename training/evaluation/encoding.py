@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
-from sentence_transformers.util.quantization import quantize_embeddings
 
 Floats = NDArray[np.float32]
 
@@ -50,9 +49,8 @@ def quantized(embeddings: Floats, precision: str, ranges: Floats | None = None) 
         shares = np.divide(embeddings - low, spread, out=np.zeros_like(embeddings), where=spread > 0)
         codes = np.trunc(_STEPS * shares.clip(0, 1))
         return low + spread * ((codes + 0.5) / _STEPS)
-    packed = quantize_embeddings(embeddings, "ubinary")
-    # As signs, their cosine orders vectors as the Hamming distance does.
-    return np.unpackbits(packed, axis=1, count=embeddings.shape[1]).astype(np.float32) * 2 - 1
+    # As signs, their cosine orders vectors as the Hamming distance of packed bits does.
+    return np.where(embeddings > 0, 1, -1).astype(np.float32)
 
 
 class EmbeddingStore:

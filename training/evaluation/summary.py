@@ -137,17 +137,11 @@ def languages_of(score: Score) -> tuple[str, ...]:
 def resource_class(language: str, rows: Mapping[str, int]) -> str:
     """Return ``high`` for at least 1 % of all rows, ``middle`` for 0.1 %, ``low`` for fewer, ``none`` without rows.
 
-    A language is an ISO 639-3 code with or without script; rows of a code without script count for each script.
+    A language is an ISO 639-3 code with script; rows of a code without script count for each script.
     """
-    code, _, script = language.partition("-")
-    if script:
-        own = rows.get(language, 0) + rows.get(code, 0)
-    else:
-        own = sum(count for name, count in rows.items() if name.split("-")[0] == code)
-    if own <= 0:
-        return "none"
+    own = rows.get(language, 0) + rows.get(language.partition("-")[0], 0)
     share = own / sum(rows.values())
-    return next(name for name, least in SHARES.items() if share >= least)
+    return next(name for name, least in SHARES.items() if share >= least) if own > 0 else "none"
 
 
 def training_rows(manifest: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sentence_transformers.util.quantization import quantize_embeddings
 
 from training.evaluation.encoding import calibrate, quantized, unit_length
 
@@ -53,6 +54,12 @@ def test_int8_is_what_faiss_stores_and_finds():
     stored = quantized(texts, "int8", calibrate(texts[:1500]))
     np.testing.assert_allclose(stored, index.reconstruct_n(0, len(texts)), atol=1e-6)
     assert _recall(_nearest(queries, unit_length(stored)), index.search(queries, 10)[1]) > 0.995
+
+
+def test_binary_is_what_sentence_transformers_stores():
+    embeddings = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    packed = np.packbits(quantized(embeddings, "binary") > 0, axis=1)
+    np.testing.assert_array_equal(packed, quantize_embeddings(embeddings, "ubinary"))
 
 
 def test_int8_clips_values_out_of_range_and_keeps_constant_dimensions():
