@@ -370,7 +370,7 @@ def language_scores(
     # mteb's name of a task without subsets.
     codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
     scores, examples = [], {}
-    for code, found in pd.Series(hits, dtype=np.float32).groupby(codes, sort=False):
+    for code, found in pd.Series(hits, dtype=np.float32).groupby(np.array(codes), sort=False):
         task = (TASK, "Retrieval", code, (code,) if known else ())
         value = round(float(found.mean()), 6)
         scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))

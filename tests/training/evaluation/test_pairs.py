@@ -357,4 +357,4 @@ def test_languages_may_have_other_names_or_be_unknown(encoded):
 
 def test_the_table_names_widths_baseline_and_the_largest_scripts(encoded):
     shown = table(evaluate_pairs(encoded, np.arange(20) % 2 == 0, [32, 8]), most_scripts=2)
-    assert "TF-IDF             0.500" in shown and "Latn" in shown and len(shown.splitlines()) == 8
+    assert "TF-IDF       0.500" in shown and "Latn" in shown and len(shown.splitlines()) == 8
