@@ -37,14 +37,6 @@ def _embeddings(rows, width=32, seed=0):
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _nearest(queries, texts):
-    return np.argsort(-queries @ texts.T, axis=1)[:, :10]
-
-
-def _recall(found, exact):
-    return float(np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)]))
-
-
 def test_int8_is_what_faiss_stores_and_finds():
     faiss = pytest.importorskip("faiss")
     texts, queries = _embeddings(2000), _embeddings(100, seed=2)
@@ -53,7 +45,8 @@ def test_int8_is_what_faiss_stores_and_finds():
     index.add(texts)
     stored = quantized(texts, "int8", calibrate(texts[:1500]))
     np.testing.assert_allclose(stored, index.reconstruct_n(0, len(texts)), atol=1e-6)
-    assert _recall(_nearest(queries, unit_length(stored)), index.search(queries, 10)[1]) > 0.995
+    nearest, exact = np.argsort(-queries @ unit_length(stored).T, axis=1)[:, :10], index.search(queries, 10)[1]
+    assert np.mean([len(set(one) & set(other)) / 10 for one, other in zip(nearest, exact, strict=True)]) > 0.995
 
 
 def test_binary_is_what_sentence_transformers_stores():
