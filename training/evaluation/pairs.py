@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -358,7 +359,7 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
             runs=[run for each in evaluation.models if (run := run_of(each.name)) is not None and find_log(run)],
             title=f"Evaluation of {output.parent}",
         )
-    sys.stdout.write(shown)
+    sys.stdout.write(f"{shown}\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
     return result
 
 
@@ -394,3 +395,21 @@ def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
         scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
         tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())
     return "\n\n".join(each.to_string(index=False, float_format="%.3f") for each in tables)
+
+
+def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
+    """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
+    full = max(map(int, accuracy))
+    width = min(int(each) for each, score in accuracy.items() if score >= 0.95 * accuracy[str(full)])
+    truncated = "" if width == full else f", truncate_dim={width}"
+    candidates = dict.fromkeys([pairs.candidates[pairs.relevant[0][0]], *pairs.candidates[:3]])
+    texts = [pairs.queries[0], *candidates][:4]
+    query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
+        f"query = model.encode_query({query!r})\n"
+        f"passages = model.encode_document({passages!r})\n"
+        # Cosine: truncated embeddings are not normalized.
+        "print(model.similarity(query, passages))\n"
+    )

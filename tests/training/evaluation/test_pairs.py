@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from training.evaluation.pairs import (
     read_texts,
     sample_pairs,
     table,
+    usage,
 )
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
@@ -248,7 +250,7 @@ def test_pairs_of_two_columns_are_evaluated_in_training_and_after_it(tmp_path, c
     assert metrics["eval_pairs_accuracy"] in (0, 1) and result["accuracy"]["32"] in (0, 1)
     assert (result["pairs"], result["languages"], result["scripts"]) == (1, {}, {})
     shown = capsys.readouterr().out
-    assert "Finding the passages of 1 queries" in shown
+    assert "Finding the passages of 1 queries" in shown and "Use the model:" in shown
     (score,) = load_evaluation(tmp_path / "run/report").select(dimension=32, precision="int8")
     assert (score.subset, score.languages, score.examples) == ("default", (), 1)
 
@@ -358,3 +360,28 @@ def test_languages_may_have_other_names_or_be_unknown(encoded):
 def test_the_table_names_widths_baseline_and_the_largest_scripts(encoded):
     shown = table(evaluate_pairs(encoded, np.arange(20) % 2 == 0, [32, 8]), most_scripts=2)
     assert "TF-IDF       0.500" in shown and "Latn" in shown and len(shown.splitlines()) == 8
+
+
+def test_the_lines_to_use_a_model_rank_by_cosine_at_a_narrow_width(
+    encoded, tmp_path, capsys, tiny_model, tiny_tokenizer
+):
+    model = build_sentence_transformer(tiny_model, tiny_tokenizer)
+    model.save_pretrained(str(tmp_path / "model"))
+    pairs = encoded.pairs
+    code = usage(tmp_path / "model", pairs, {"32": 0.2, "8": 0.2})
+    assert "truncate_dim=8)" in code
+    exec(code, {})
+    query, passages = model.encode_query(pairs.queries[0])[:8], model.encode_document(pairs.candidates[:3])[:, :8]
+    cosines = passages @ query / np.linalg.norm(passages, axis=1) / np.linalg.norm(query)
+    printed = [float(number) for number in re.findall(r"-?\d\.\d+", capsys.readouterr().out)]
+    assert printed == pytest.approx(cosines.tolist(), abs=1e-3)
+    assert (np.abs(passages @ query - cosines) > 1e-2).any()
+
+
+@pytest.mark.parametrize(("narrow", "shown"), [(0.19, True), (0.18, False)])
+def test_the_lines_to_use_a_model_are_short_and_name_the_narrowest_width_that_keeps_95_percent(tmp_path, narrow, shown):
+    pairs = Pairs(["q" * 500], ["a" * 500, "b", "c", "d"], [(3,)])
+    code = usage(tmp_path / "it's", pairs, {"32": 0.2, "16": narrow, "8": 0.0})
+    compile(code, "usage", "exec")
+    assert ("truncate_dim=16" in code) == shown and max(map(len, code.splitlines())) < 200
+    assert "['d', '" in code and f"{'a' * 59}…" in code
