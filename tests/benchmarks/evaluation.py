@@ -19,10 +19,9 @@ from tests.benchmarks.common import DISTRIBUTIONS, Settings, build_models, word_
 from tests.benchmarks.timing import Contestant, Suite
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.local_tasks import pair_tasks
-from training.evaluation.models import EvaluatedModel
+from training.evaluation.models import EvaluatedModel, Prompts
 from training.evaluation.records import Evaluation, ModelRecord
-from training.evaluation.scoring import evaluate_model
-from training.evaluation.views import Prompts
+from training.evaluation.runner import evaluate_model
 
 _LANGUAGES = ("deu", "fra", "rus", "jpn", "hin", "arb", "tha", "kor")
 _PRECISIONS = ("float32", "int8", "binary")

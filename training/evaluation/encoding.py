@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
-from sentence_transformers.util.quantization import quantize_embeddings
 
 Floats = NDArray[np.float32]
 
@@ -37,11 +36,10 @@ def quantized(embeddings: Floats, precision: str, ranges: Floats | None = None) 
     """Store ``(n, d)`` embeddings in a precision and return them as floats that can be compared by cosine.
 
     int8 is FAISS's ``ScalarQuantizer`` of type ``QT_8bit``: a code counts the steps from the smallest value of its
-    dimension and stands for the middle of its step. As in FAISS, compare float32 queries with the decoded vectors, not
-    codes with codes: each dimension has its own offset and scale. For unit vectors, cosine then finds what FAISS finds
-    by ``METRIC_L2``; its inner product finds less, because the lengths of decoded vectors differ.
-
-    Values are clipped to ``ranges``, from :func:`calibrate`; default: those of the embeddings.
+    dimension and stands for the middle of its step. As in FAISS, compare float32 queries with the decoded vectors: each
+    dimension has its own offset and scale. For unit vectors, cosine then finds what FAISS finds by ``METRIC_L2``; its
+    inner product finds less, because the lengths of decoded vectors differ. Values are clipped to ``ranges``, from
+    :func:`calibrate`; default: those of the embeddings.
     """
     if precision == "float32":
         return embeddings
@@ -51,9 +49,8 @@ def quantized(embeddings: Floats, precision: str, ranges: Floats | None = None) 
         shares = np.divide(embeddings - low, spread, out=np.zeros_like(embeddings), where=spread > 0)
         codes = np.trunc(_STEPS * shares.clip(0, 1))
         return low + spread * ((codes + 0.5) / _STEPS)
-    packed = quantize_embeddings(embeddings, "ubinary")
-    # As signs, their cosine orders vectors as the Hamming distance does.
-    return np.unpackbits(packed, axis=1, count=embeddings.shape[1]).astype(np.float32) * 2 - 1
+    # As signs, their cosine orders vectors as the Hamming distance of packed bits does.
+    return np.where(embeddings > 0, 1, -1).astype(np.float32)
 
 
 class EmbeddingStore:
@@ -73,34 +70,26 @@ class EmbeddingStore:
         self._embeddings = np.empty((0, self.width), np.float32)
         self._terminal = sys.stderr
 
-    @property
-    def texts_per_second(self) -> float | None:
-        """Encoding rate; None before the first text."""
-        return self.encoded / self.seconds if self.encoded else None
-
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
         """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
         side = side if self._routes else None
         if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
-            self._encode_new(new, prompt, side)
+            encode = {"query": self.model.encode_query, "document": self.model.encode_document}
+            started = time.perf_counter()
+            # mteb's bars are hidden, ours is not.
+            with redirect_stderr(self._terminal):
+                # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
+                options = {"batch_size": self.batch_size, "show_progress_bar": len(new) >= _LONG_WORK}
+                found = encode.get(side, self.model.encode)(new, prompt=prompt, **options)
+            self.seconds += time.perf_counter() - started
+            self.encoded += len(new)
+            self._rows.update(((side, prompt, text), number) for number, text in enumerate(new, len(self._rows)))
+            self._embeddings = np.concatenate([self._embeddings, found])
         return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
-
-    def _encode_new(self, texts: list[str], prompt: str, side: str | None) -> None:
-        started = time.perf_counter()
-        encode = {"query": self.model.encode_query, "document": self.model.encode_document}.get(side, self.model.encode)
-        # The scorer hides mteb's bars.
-        with redirect_stderr(self._terminal):
-            # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
-            bar = len(texts) >= _LONG_WORK
-            found = encode(texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=bar)
-        self.seconds += time.perf_counter() - started
-        self.encoded += len(texts)
-        self._rows.update(((side, prompt, text), number) for number, text in enumerate(texts, len(self._rows)))
-        self._embeddings = np.concatenate([self._embeddings, found])
 
     def forget(self, most_bytes: int = 0) -> None:
         """Drop the texts that were read, and the embeddings if they take more than ``most_bytes``."""
         self.read.clear()
         if self._embeddings.nbytes > most_bytes:
             self._rows.clear()
-            self._embeddings = np.empty((0, self.width), np.float32)
+            self._embeddings = self._embeddings[:0]

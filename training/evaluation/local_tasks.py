@@ -1,36 +1,33 @@
-"""mteb tasks over local data: builds with held-out rows, prepared sources, files of pairs."""
+"""mteb tasks over local data, without a network: builds with held-out rows, prepared sources, files of pairs."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, repeat
+from functools import cache
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.languages import check_language_code
 
 from training.common.errors import UserError
 from training.common.keyed import text_key
 from training.common.languages import iso639_3, usual_script
+from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.prepared import DESCRIPTION, PreparedSource
 from training.data.published import PublishedFile
 from training.evaluation.pairs import read_texts
-from training.evaluation.tasks import (
-    SPLIT,
-    Corpus,
-    TooFewError,
-    camel_case,
-    classification,
-    clustering,
-    labels_of,
-    make_task,
-)
 
 logger = logging.getLogger("training")
 
@@ -39,19 +36,34 @@ HELD_OUT, CANDIDATES = "held_out.parquet", "candidates.parquet"
 ENGLISH = "eng-Latn"
 # Fewer pairs would be found by chance.
 LEAST_SHARED = 10
-# mteb's subset of a task without subsets.
-_ALL = "default"
+# mteb's split, and its subset of a task without subsets.
+SPLIT, _ALL = "test", "default"
+# A text and the query of the same text share an id: no query finds itself.
+_FINDS_OTHERS = {"ignore_identical_ids": True}
+# By mteb's type of task: base class, category, main score and attributes.
+_KINDS: dict[str, tuple[type[AbsTask], str, str, dict[str, Any]]] = {
+    # mteb's ranks up to a thousand take longer than all else where texts are short and subsets many.
+    "Retrieval": (AbsTaskRetrieval, "t2t", "ndcg_at_10", {**_FINDS_OTHERS, "k_values": (1, 5, 10, 100)}),
+    "Reranking": (AbsTaskRetrieval, "t2t", "map_at_1000", _FINDS_OTHERS),
+    "BitextMining": (AbsTaskBitextMining, "t2t", "f1", {}),
+    "Classification": (AbsTaskClassification, "t2c", "accuracy", {}),
+    "Clustering": (AbsTaskClustering, "t2c", "v_measure", {"max_fraction_of_documents_to_embed": None}),
+}
 
+# Codes such as ``deu-Latn`` of a task without subsets, or by subset; empty if they are not known.
+Languages = Sequence[str] | Mapping[str, Sequence[str]]
 # By subset: its languages, and its pairs, in which no text occurs twice on one side.
 Bitext = dict[str, tuple[tuple[str, ...], dict[str, str]]]
 
 
+class TooFewError(UserError):
+    """Good data that are too few for a task; tasks over other data can run."""
+
+
 def local_tasks(path: Path) -> list[AbsTask]:
     """Make the tasks of a CLDR or gettext build, a prepared source or a folder of them, or a parquet file of pairs."""
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        raise UserError(f"{path}: --local reads parquet files; save the rows as one, or give it as 'evaluation_pairs'")
     if path.is_file():
-        return pair_tasks(path, camel_case(path.stem))
+        return pair_tasks(path, _camel_case(path.stem))
     if (path / HELD_OUT).is_file() and (path / CANDIDATES).is_file():
         return _held_out_tasks(path)
     prepared = sorted(each.parent for pattern in (DESCRIPTION, f"[!.]*/{DESCRIPTION}") for each in path.glob(pattern))
@@ -78,25 +90,14 @@ def _held_out_tasks(folder: Path) -> list[AbsTask]:
             # A build of few languages may have a single script.
             logger.warning("%s; left out", error)
             continue
-        prefix = f"{name}{label.capitalize()}"
-        tasks.append(classification(f"{prefix}Classification", held_out, languages, labels))
-        tasks.append(clustering(f"{prefix}Clustering", held_out, languages, labels))
+        for make in (classification, clustering):
+            tasks.append(make(f"{name}{label.capitalize()}{make.__name__.capitalize()}", held_out, languages, labels))
     return tasks
 
 
 def validation_tasks(folders: Sequence[Path]) -> list[AbsTask]:
-    """Make a task of the validation rows of each prepared source; sources with too few rows are left out.
-
-    Retrieval searches all passages and negatives of the rows. Clustering rows do not name their class, and other rows
-    may have the same: reranking searches the row's own negatives. Classification rows have a label as passage.
-    """
+    """Make a task of the validation rows of each prepared source; sources with too few rows are left out."""
     sources = [PreparedSource(folder).check() for folder in folders]
-    if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
-        names = ", ".join(str(source.folder) for source in sources if source.name == twice[0])
-        raise UserError(
-            f"{names}: hold one source, prepared with different settings; give the folders to evaluate on by name, or "
-            "delete those that are no longer used"
-        )
     tasks = []
     for source in sources:
         try:
@@ -120,34 +121,35 @@ def _validation_task(source: PreparedSource) -> AbsTask:
     texts = dict(zip(positions.tolist(), map(without_instruction, source.texts(positions)), strict=True))
     queries, passages = ([texts[position] for position in column] for column in rows[:, :2].T.tolist())
     negatives = [[texts[each] for each in row if each >= 0] for row in rows[:, 2:].tolist()]
-    name, languages = f"{camel_case(source.name)}Validation", _languages(source)
+    name, tags = f"{_camel_case(source.name)}Validation", source.description.get("languages") or []
+    try:
+        # Rows of several languages are not separated.
+        languages = [language_code(*tags)] if len(tags) == 1 else []
+    except ValueError:
+        languages = []
+    # The passages of classification are labels. Clustering rows do not name their class, and other rows may have the
+    # same: reranking searches the row's own negatives.
     if source.task_type == "classification":
         return classification(f"{name}Classification", folder, languages, labels_of(folder, queries, passages))
     if source.task_type != "retrieval" and not any(negatives):
         raise TooFewError(f"{folder}: no validation row has a negative to tell its passage from; mine some")
-    kind, own = ("Retrieval", None) if source.task_type == "retrieval" else ("Reranking", negatives)
-    data = {"default": {SPLIT: Corpus(chain(passages, *negatives)).split(queries, passages, own)}}
-    return make_task(kind, f"{name}{kind}", folder, languages, data)
+    kind = "Retrieval" if source.task_type == "retrieval" else "Reranking"
+    answers, candidates = defaultdict(list), defaultdict(list)
+    for query, passage, own in zip(queries, passages, negatives, strict=True):
+        answers[query].append(passage)
+        candidates[query] += [passage, *own]
+    split = Corpus(chain(passages, *negatives)).split(answers, candidates if kind == "Reranking" else None)
+    return make_task(kind, f"{name}{kind}", folder, languages, {_ALL: {SPLIT: split}})
 
 
-def _languages(source: PreparedSource) -> list[str]:
-    """Return the language of a source in one language; rows of several languages are not separated."""
-    tags = source.description.get("languages") or []
-    try:
-        return [language_code(tags[0])] if len(tags) == 1 else []
-    except ValueError:
-        return []
-
-
-@dataclass(frozen=True)
-class PairRows:
-    """Columns of a file: queries without instructions, and codes such as ``deu-Latn`` if the languages are known."""
+class PairRows(NamedTuple):
+    """Columns of a file: queries without instructions, and codes such as ``deu-Latn``, empty if they are not known."""
 
     queries: list[str]
     passages: list[str]
     negatives: list[list[str]]
-    languages: list[str] | None
-    passage_languages: list[str] | None
+    languages: list[str]
+    passage_languages: list[str]
 
 
 def pair_tasks(
@@ -161,45 +163,37 @@ def pair_tasks(
     """
     rows = read_pairs(path, passage_language)
     extra = [] if candidates is None else read_texts(candidates, ["passage"])["passage"]
-    tasks = [
-        _retrieval(rows, extra, f"{name}Retrieval", path),
-        _bitext_mining(with_passages(rows), f"{name}BitextMining", path),
-    ]
-    if found := any_to_any(rows):
-        tasks.append(_bitext_mining(found, f"{name}AnyToAnyBitextMining", path))
+    tasks = [_retrieval(rows, extra, f"{name}Retrieval", path)]
+    for kind, bitext in (("BitextMining", with_passages(rows)), ("AnyToAnyBitextMining", any_to_any(rows))):
+        data = {
+            subset: DatasetDict(
+                {SPLIT: Dataset.from_dict({"sentence1": list(pairs), "sentence2": list(pairs.values())})}
+            )
+            for subset, (_, pairs) in bitext.items()
+        }
+        languages = {subset: list(codes) for subset, (codes, _) in bitext.items() if codes}
+        if data:
+            tasks.append(make_task("BitextMining", f"{name}{kind}", path, languages or [], data))
     return tasks
 
 
 def _retrieval(rows: PairRows, extra: list[str], name: str, path: Path) -> AbsTask:
     corpus = Corpus(chain(extra, rows.passages, *rows.negatives))
     of_query: dict[str, list[str]] = defaultdict(list)
-    of_language: dict[str, dict[str, None]] = defaultdict(dict)
-    for query, passage, code in zip(rows.queries, rows.passages, rows.languages or repeat(_ALL), strict=False):
+    of_language: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for query, passage, code in zip(rows.queries, rows.passages, rows.languages, strict=True):
         of_query[query].append(passage)
-        of_language[code][query] = None
-    data = {}
-    for code, queries in of_language.items():
         # A model gets the text of a query alone: what is right in another language is right.
-        answers = [(query, passage) for query in queries for passage in of_query[query]]
-        data[code] = {SPLIT: corpus.split(*map(list, zip(*answers, strict=True)))}
-    return make_task("Retrieval", name, path, {code: [code] for code in data} if rows.languages else [], data)
-
-
-def _bitext_mining(bitext: Bitext, name: str, path: Path) -> AbsTask:
-    data = {
-        subset: DatasetDict({SPLIT: Dataset.from_dict({"sentence1": list(pairs), "sentence2": list(pairs.values())})})
-        for subset, (_, pairs) in bitext.items()
-    }
-    languages = {subset: list(codes) for subset, (codes, _) in bitext.items()}
-    return make_task("BitextMining", name, path, languages if list(bitext) != [_ALL] else [], data)
+        of_language[code][query] = of_query[query]
+    data = {code or _ALL: {SPLIT: corpus.split(answers)} for code, answers in of_language.items()}
+    return make_task("Retrieval", name, path, {code: [code] for code in of_language if code} or [], data)
 
 
 def with_passages(rows: PairRows) -> Bitext:
     """Pair each query with its passage, by the known languages of both; without any, in one subset ``default``."""
     found: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
-    known = [codes for codes in (rows.languages, rows.passage_languages) if codes is not None]
-    for query, passage, *codes in zip(rows.queries, rows.passages, *known, strict=True):
-        found[tuple(codes)].append((query, passage))
+    for query, passage, _, *codes in zip(*rows, strict=True):
+        found[tuple(filter(None, codes))].append((query, passage))
     return {_subset(codes): (tuple(dict.fromkeys(codes)), dict(_one_to_one(pairs))) for codes, pairs in found.items()}
 
 
@@ -209,12 +203,9 @@ def any_to_any(rows: PairRows) -> Bitext:
     Not all languages with all others: in a pseudo-random order closed to a ring, each one with the next that shares at
     least ``LEAST_SHARED`` passages with it, so that most languages are in two subsets.
     """
-    if rows.languages is None or rows.passage_languages is None:
-        return {}
     texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    columns = (rows.languages, rows.passage_languages, rows.queries, rows.passages)
-    for source, target, query, passage in zip(*columns, strict=True):
-        if source != target:
+    for query, passage, _, source, target in zip(*rows, strict=True):
+        if source and target and source != target:
             texts[source][passage].append(query)
     order = sorted(texts, key=lambda code: text_key(f"any-to-any {code}"))
     found: dict[frozenset[str], tuple[str, str]] = {}
@@ -234,17 +225,16 @@ def _shared(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> dic
 def _one_to_one(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """Yield pairs so that each text has one right answer: a text's other partners are in no further pair."""
     pairs = list(pairs)
-    partners: dict[str, set[str]] = defaultdict(set)
-    partners_back: dict[str, set[str]] = defaultdict(set)
+    partners: dict[tuple[int, str], set[str]] = defaultdict(set)
     for one, other in pairs:
-        partners[one].add(other)
-        partners_back[other].add(one)
+        partners[0, one].add(other)
+        partners[1, other].add(one)
     first: set[str] = set()
     second: set[str] = set()
     for one, other in pairs:
         if one not in first and other not in second:
-            first |= partners_back[other]
-            second |= partners[one]
+            first |= partners[1, other]
+            second |= partners[0, one]
             yield one, other
 
 
@@ -257,46 +247,125 @@ def read_pairs(path: Path, passage_language: str | None = None) -> PairRows:
     """Read a file in the published format; the arguments are those of :func:`pair_tasks`."""
     file = PublishedFile(path)
     queries, passages, negatives = [], [], []
-    # Passages and negatives repeat: keep one object per text.
-    texts: dict[str, str] = {}
     for batch in file.batches(raw=True):
         queries += batch.columns["query"]
-        passages += [texts.setdefault(text, text) for text in batch.columns["passage"]]
-        for row in zip(*(batch.columns[name] for name in file.negatives), strict=True):
-            negatives.append([texts.setdefault(text, text) for text in row if text is not None])
-    passage_languages = _read_languages(file, "passage_lang", "passage_script")
-    if passage_languages is None and passage_language is not None:
-        passage_languages = [passage_language] * len(passages)
+        passages += batch.columns["passage"]
+        rows = zip(*(batch.columns[name] for name in file.negatives), strict=True)
+        negatives += [[text for text in row if text is not None] for row in rows]
     languages = _read_languages(file, "lang", "script")
-    return PairRows(queries, passages, negatives or [[] for _ in queries], languages, passage_languages)
+    passage_languages = _read_languages(file, "passage_lang", "passage_script", passage_language or "")
+    return PairRows(queries, passages, negatives or [[]] * len(queries), languages, passage_languages)
 
 
-def _read_languages(file: PublishedFile, language: str, script: str) -> list[str] | None:
-    """Return the code of each row; None if the file has no such column."""
+def _read_languages(file: PublishedFile, language: str, script: str, default: str = "") -> list[str]:
+    """Return the code of each row; the default if the file has no such column."""
+    if language not in file.schema.names:
+        return [default] * file.num_rows
     names = [name for name in (language, script) if name in file.schema.names]
-    if language not in names:
-        return None
-    found: list[str] = []
+    batches = file.further_columns(names)
+    rows = [row for each in batches for row in zip(*(each.column(n).to_pylist() for n in names), strict=True)]
     codes: dict[tuple[str | None, ...], str] = {}
-    for batch in file.further_columns(names):
-        for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-            if row not in codes:
-                cells = ", ".join(f"{name} {value!r}" for name, value in zip(names, row, strict=True))
-                try:
-                    codes[row] = language_code(*row)
-                except ValueError as error:
-                    where = f"{file.path}: row {len(found)}: {cells} is not a language"
-                    raise UserError(f"{where} ({error}); correct or drop the row") from None
-            found.append(codes[row])
-    return found
+    for row in dict.fromkeys(rows):
+        try:
+            codes[row] = language_code(*row)
+        except ValueError as error:
+            cells = ", ".join(f"{name} {value!r}" for name, value in zip(names, row, strict=True))
+            where = f"{file.path}: row {rows.index(row)}: {cells} is not a language"
+            raise UserError(f"{where} ({error}); correct or drop the row") from None
+    return [codes[row] for row in rows]
 
 
 def language_code(tag: str | None, script: str | None = None) -> str:
-    """Return a BCP 47 tag and its (usual) script as mteb writes them: ``deu-Latn``.
-
-    Raises:
-        ValueError: If mteb does not know the language or script.
-    """
+    """Return a BCP 47 tag and its (usual) script as mteb writes them (``deu-Latn``), or raise a ValueError."""
     code = f"{iso639_3(tag or '')}-{usual_script(tag) if script is None else script}"
     check_language_code(code)
     return code
+
+
+def make_task(task_type: str, name: str, path: Path, languages: Languages, data: Mapping[str, Any]) -> AbsTask:
+    """Make a task that mteb can run, with data in the form of mteb's class: by subset and split, or by split."""
+    kind, category, metric, attributes = _KINDS[task_type]
+    metadata = TaskMetadata(
+        name=name,
+        description=f"Local data: {path.name}",
+        # Results on other data of the same name are other results.
+        dataset={"path": str(path), "revision": _hash(data, cache(lambda part: _hash(part.to_dict())))[:16]},
+        type=task_type,
+        category=category,
+        eval_splits=[SPLIT],
+        eval_langs=languages,
+        main_score=metric,
+    )
+    task = type(name, (kind,), {"metadata": metadata, "load_data": lambda self, **_: None, **attributes})()
+    task.dataset, task.data_loaded = data, True
+    return task
+
+
+def _camel_case(name: str) -> str:
+    # As mteb names tasks.
+    return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
+
+
+def _hash(value: Any, default: Any = None) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
+
+
+class Corpus:
+    """Distinct texts in which passages are searched."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        # Ids by text, not by position: the order of rows must not decide between equal scores.
+        self._ids = {text: f"{text_key(text):016x}" for text in dict.fromkeys(texts)}
+        self._spellings: dict[str, list[str]] = defaultdict(list)
+        for text, own in self._ids.items():
+            self._spellings[normalise(text)].append(own)
+        self.dataset = Dataset.from_dict({"id": list(self._ids.values()), "text": list(self._ids)})
+
+    def split(
+        self, answers: Mapping[str, Sequence[str]], candidates: Mapping[str, Sequence[str]] | None = None
+    ) -> dict[str, Any]:
+        """Return one split of a retrieval task, or (with candidates by query) of a reranking task.
+
+        All passages of a query are right, and so are texts with the same normal form. A query does not find itself,
+        unless it is its passage.
+        """
+        ids, relevant, ranked = [], {}, {}
+        for query, passages in answers.items():
+            right = {each for passage in passages for each in self._spellings[normalise(passage)]}
+            given = list(dict.fromkeys(self._ids[text] for text in candidates[query])) if candidates else None
+            own = f"{text_key(query):016x}"
+            ids.append(f"q{own}" if own in right else own)
+            relevant[ids[-1]] = {each: 1 for each in right if given is None or each in given}
+            ranked[ids[-1]] = given
+        queries = Dataset.from_dict({"id": ids, "text": list(answers)})
+        top_ranked = ranked if candidates else None
+        return {"corpus": self.dataset, "queries": queries, "relevant_docs": relevant, "top_ranked": top_ranked}
+
+
+def labels_of(where: object, texts: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
+    """Return each distinct text (``text``) and its label, as a number by name, in a pseudo-random order.
+
+    Order and repetition of the rows have no influence, and texts with several labels are left out.
+    """
+    rows = pd.DataFrame({"text": texts, "label": labels}, dtype=object).drop_duplicates()
+    clear = rows[~rows.text.duplicated(keep=False)]
+    if (clear.label.value_counts() >= 2).sum() < 2:
+        raise TooFewError(f"{where}: fewer than two labels have two texts; two are needed to classify")
+    clear = clear.assign(label=clear.label.astype("category").cat.codes.astype(int))
+    return clear.sort_values("text", key=lambda texts: [text_key(f"order of labelled texts {text}") for text in texts])
+
+
+def classification(name: str, path: Path, languages: Sequence[str], labels: pd.DataFrame) -> AbsTask:
+    """Make a classification task of :func:`labels_of`; half of each label's texts (rounded up) are for training."""
+    # The texts are in pseudo-random order, so every second one is a random half.
+    half = labels.groupby("label").cumcount() % 2
+    data = {
+        split: Dataset.from_dict(labels[half == part].to_dict("list")) for part, split in enumerate(("train", SPLIT))
+    }
+    return make_task("Classification", name, path, languages, DatasetDict(data))
+
+
+def clustering(name: str, path: Path, languages: Sequence[str], labels: pd.DataFrame) -> AbsTask:
+    """Make a clustering task of :func:`labels_of`."""
+    data = {SPLIT: Dataset.from_dict({"sentences": labels.text.tolist(), "labels": labels.label.tolist()})}
+    return make_task("Clustering", name, path, languages, DatasetDict(data))

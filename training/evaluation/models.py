@@ -1,25 +1,33 @@
-"""Loading a model as mteb's registry describes it: revision, precision, prompts, EOS token."""
+"""Models as mteb sees them: loaded as its registry says, each width and precision a view of the same embeddings."""
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mteb
+import torch
 from huggingface_hub import HfApi
+
+# Private, but the only way to join titles, texts and instructions exactly as mteb's own models do.
+from mteb._create_dataloaders import create_dataloader
 from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder, get_prompt, get_prompt_name
 from mteb.models.model_implementations import MODEL_REGISTRY
 from mteb.models.model_implementations.qwen3_models import instruction_template as qwen3_template
+from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from modeling_f2llm.prompts import TEMPLATE
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError
-from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
-from training.evaluation.views import Prompts
 from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
@@ -29,9 +37,12 @@ logger = logging.getLogger("training")
 # All sizes have the same prompts for mteb's tasks.
 _PUBLISHED = "codefuse-ai/F2LLM-v2-80M"
 # mteb's loaders that load a SentenceTransformer and add prompts, as is done here, and the options that they add.
-_INSTRUCTS = {"InstructSentenceTransformerModel", "q3e_instruct_loader", "instruct_loader"}
+_INSTRUCTION = {"instruction_template": "{instruction}"}
 _LOADERS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in ("SentenceTransformerEncoderWrapper", "sentence_transformers_loader", *_INSTRUCTS)},
+    "SentenceTransformerEncoderWrapper": {},
+    "sentence_transformers_loader": {},
+    "InstructSentenceTransformerModel": _INSTRUCTION,
+    "instruct_loader": _INSTRUCTION,
     "q3e_instruct_loader": {"instruction_template": qwen3_template, "apply_instruction_to_passages": False},
 }
 # Options of mteb's registry that are supported, and those that do not concern texts.
@@ -41,6 +52,20 @@ _SUPPORTED = {
     *("model_prompts", "prompts_dict", "instruction_template", "apply_instruction_to_passages"),
     *("num_frames", "max_frames", "min_frames", "fps", "max_samples", "target_sampling_rate"),
 }
+# Similarities of queries and documents computed at once: 512 MiB of float32.
+_SIMILARITIES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts before the texts of a task, by mteb's names: task, type of task, ``query``, ``document``."""
+
+    own: dict[str, str] = field(default_factory=dict)  # whole prompts
+    by_task: dict[str, Any] | None = None  # instructions
+    # Text with ``{instruction}``, or (in mteb's registry) a function of instruction and type of prompt.
+    template: Any = None
+    on_documents: bool = False  # whether documents get the template, too
+    default: str = ""  # where no other fits
 
 
 @dataclass(frozen=True)
@@ -74,10 +99,7 @@ def load_model(
     options = registered_options(known) if known is not None else {}
     found = resolve(name, "MODEL", revision or (known and known.revision))
     model = _load(found, trust_remote_code, options)
-    longest = options.get("max_seq_length") or model.max_seq_length or max_length
-    model.max_seq_length = min(max_length, longest)
-    if longest < max_length != DEFAULT_MAX_LENGTH:
-        logger.warning("%s reads %d tokens of a text at most, not --max-length %d", name, longest, max_length)
+    model.max_seq_length = min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length)
     used = _prompts(prompts, options, model)
     # Options that change the embeddings are part of the label and of the key in mteb's cache.
     experiment = {"prompts": prompts} if prompts != "auto" else {}
@@ -86,11 +108,8 @@ def load_model(
     parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
     options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
     record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
-    logger.info(
-        "%s: loaded %s; prompts: %s; %s; pooled by %s; texts of at most %d tokens",
-        *(name, "as mteb's registry says" if known else "as it was saved", used.described),
-        *(str(model.dtype).removeprefix("torch."), pooling_of(model), model.max_seq_length),
-    )
+    facts = (model.dtype, pooling_of(model), model.max_seq_length, used.template or used.own)
+    logger.info("%s: %s, pooled by %s, texts of at most %d tokens; prompts: %r", name, *facts)
     if known is None:
         public = "/".join(Path(found.place).resolve().parts[-2:]) if found.revision is None else found.place
         fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": model.max_seq_length}
@@ -104,15 +123,13 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
     """Return the options of a model in mteb's registry; refuse models that only mteb evaluates as intended."""
     loader = getattr(known.loader, "__qualname__", str(known.loader))
     options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
-    unknown = [] if loader in _LOADERS else [f"loader {loader}"]
-    if unknown := [*unknown, *(f"option {name!r}" for name in sorted(set(options) - _SUPPORTED))]:
+    unknown = [f"option {name!r}" for name in options if name not in _SUPPORTED]
+    if loader not in _LOADERS or unknown:
+        with_what = unknown[0] if loader in _LOADERS else f"loader {loader}"
         raise UserError(
-            f"{known.name}: mteb loads this model with the {unknown[0]}, which is not supported here; evaluate it with "
+            f"{known.name}: mteb loads this model with the {with_what}, which is not supported here; evaluate it with "
             f"mteb: mteb run -m {known.name} -t TASK"
         )
-    if loader in _INSTRUCTS:
-        # Without a template, mteb gives these the plain instruction.
-        options.setdefault("instruction_template", "{instruction}")
     return options
 
 
@@ -134,8 +151,7 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> 
         config_kwargs=options.get("config_kwargs"),
     )
     if options.get("add_eos_token"):
-        with user_error(f"MODEL: {found.name!r} cannot be used as mteb's registry says"):
-            append_eos(model.tokenizer)
+        append_eos(model.tokenizer)
     if "padding_side" in options:
         model.tokenizer.padding_side = options["padding_side"]
     if not options.get("include_prompt", True):
@@ -149,21 +165,130 @@ def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) ->
             by_task=options.get("prompts_dict"),
             template=options["instruction_template"],
             on_documents=options.get("apply_instruction_to_passages", True),
-            described="mteb's for its tasks, in the template of its registry",
         )
     if which == "auto" and options.get("model_prompts"):
-        return Prompts(own=dict(options["model_prompts"]), described="those of mteb's registry")
+        return Prompts(own=dict(options["model_prompts"]))
     own = {name: text or "" for name, text in model.prompts.items()}
     # The whole template before queries, none before documents. Qwen3-Embedding's only lacks the last space.
-    start, end = TEMPLATE.split("{instruction}")
-    template = re.escape(start) + ".*" + re.escape(end)
-    instructed = not own.get("document") and bool(re.fullmatch(template, own.get("query", ""), re.DOTALL))
+    pattern = ".*".join(map(re.escape, TEMPLATE.split("{instruction}")))
+    instructed = not own.get("document") and re.fullmatch(pattern, own.get("query", ""), re.DOTALL)
     # F2LLM puts its instruction before texts of symmetric tasks, too.
     default = own.get("query" if instructed else model.default_prompt_name, "")
     if which == "published" or (which == "auto" and instructed):
         published = MODEL_REGISTRY[_PUBLISHED].loader_kwargs
         by_task, template = published["prompts_dict"], published["instruction_template"]
-        described = "F2LLM-v2's for mteb's tasks, its own for others"
-        return Prompts({"document": "", **own}, by_task, template, default=default, described=described)
-    kept = {"document": "", **own} if instructed else own
-    return Prompts(kept, default=default, described="its own" if any(own.values()) else "none")
+        return Prompts({"document": "", **own}, by_task, template, default=default)
+    return Prompts({"document": "", **own} if instructed else own, default=default)
+
+
+class EncoderView(AbsEncoder):
+    """An mteb encoder over the leading dimensions of a store's embeddings in one precision.
+
+    Beside int8 documents, queries stay in float32, as in FAISS. int8 is calibrated on each corpus of retrieval, and
+    otherwise on the first texts of a task, so that training and test texts share a scale. mteb's own search would read
+    and format the corpus again for each view and subset.
+    """
+
+    def __init__(self, model: EvaluatedModel, dimension: int | None = None, precision: str = "float32") -> None:
+        self.store, self.prompts, meta = model.store, model.prompts, model.meta
+        width = self.store.width
+        self.dimension, self.precision = width if dimension is None else dimension, precision
+        if not 1 <= self.dimension <= width:
+            raise UserError(f"dimension {dimension}: {model.record.label} has {width}; choose from 1 to {width}")
+        # Read by mteb's methods.
+        self.model, self.model_prompts = self.store.model, self.prompts.own
+        self.prompts_dict, self.instruction_template = self.prompts.by_task, self.prompts.template
+        self._ranges: dict[str, Floats] = {}
+        self._similarity = meta.similarity_fn_name or self.store.model.similarity_fn_name
+        # mteb's cache keeps results by these: views must not share one.
+        experiment = {**(meta.experiment_kwargs or {}), "dimension": self.dimension, "precision": precision}
+        if precision == "int8":
+            experiment["quantizer"] = "QT_8bit"
+        full = self.dimension == width and precision == "float32"
+        self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
+
+    def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
+        """Return the instruction for the task or its type, or else the model's prompt."""
+        used = self.prompts
+        # Local tasks get the model's own instruction: they are what it was trained for.
+        instructed = not used.own or (
+            get_prompt_name(used.by_task, task_metadata, prompt_type) and _is_of_mteb(task_metadata.name)
+        )
+        if used.template is not None and instructed:
+            if prompt_type == PromptType.document and not used.on_documents:
+                return ""
+            return self.get_task_instruction(task_metadata, prompt_type)
+        own = get_prompt(used.own, task_metadata, prompt_type)
+        return used.default if own is None else own
+
+    def encode(
+        self, inputs: Any, *, task_metadata: Any, prompt_type: PromptType | None = None, **kwargs: Any
+    ) -> Floats:
+        """Return ``(n, dimension)`` embeddings of mteb's batches of texts."""
+        return self.embed([text for batch in inputs for text in batch["text"]], task_metadata, prompt_type)
+
+    def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> Floats:
+        """Return ``(n, dimension)`` embeddings of a task's texts."""
+        prompt = self.prompt(task_metadata, prompt_type)
+        found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
+        if self.precision == "int8" and self._similarity == "cosine":
+            found = unit_length(found)
+        if self.precision == "float32" or (self.precision == "int8" and prompt_type == PromptType.query):
+            return found
+        if task_metadata.name not in self._ranges:
+            self._ranges[task_metadata.name] = calibrate(found)
+        return quantized(found, self.precision, self._ranges[task_metadata.name])
+
+    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+        """Set the documents that are searched; in int8 they get a scale of their own."""
+        self._ids, self._documents = self._read(corpus, task_metadata, PromptType.document)
+        self._ranges.pop(task_metadata.name, None)
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        task_metadata: Any,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Return the similarities of the ``top_k`` documents of each query, or of those in ``top_ranked``."""
+        names, texts = self._read(queries, task_metadata, PromptType.query)
+        documents = torch.from_numpy(self.embed(self._documents, task_metadata, PromptType.document))
+        embeddings = torch.from_numpy(self.embed(texts, task_metadata, PromptType.query))
+        results = {}
+        if top_ranked is not None:
+            row_of = {name: row for row, name in enumerate(self._ids)}
+            for name, query in zip(names, embeddings, strict=True):
+                given = list(top_ranked.get(name, ()))
+                found = self.similarity(query[None], documents[[row_of[each] for each in given]])
+                results[name] = dict(zip(given, torch.as_tensor(found)[0].tolist(), strict=True))
+            return results
+        at_once = max(1, _SIMILARITIES // len(documents))
+        for start in range(0, len(names), at_once):
+            similarities = torch.as_tensor(self.similarity(embeddings[start : start + at_once], documents)).float()
+            best = similarities.topk(min(top_k, len(documents)), dim=1)
+            found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for name, (rows, values) in zip(names[start : start + at_once], found, strict=True):
+                results[name] = {self._ids[row]: value for row, value in zip(rows, values, strict=True)}
+        return results
+
+    def _read(self, dataset: Any, task_metadata: Any, prompt_type: PromptType) -> tuple[list[str], list[str]]:
+        """Return ids and texts of a corpus or queries; they are read once for all views and subsets."""
+        key = (prompt_type, id(dataset))
+        if key not in self.store.read:
+            loader = create_dataloader(dataset, task_metadata=task_metadata, prompt_type=prompt_type, batch_size=512)
+            texts = [text for batch in loader for text in batch["text"]]
+            # While the dataset is held, no other one gets its id.
+            self.store.read[key] = (list(dataset["id"]), texts, dataset)
+        return self.store.read[key][:2]
+
+
+@cache
+def _is_of_mteb(task: str) -> bool:
+    try:
+        mteb.get_task(task)
+    except KeyError:
+        return False
+    return True

@@ -1,38 +1,59 @@
-"""Pairs of queries and passages: reading them, and how often a model finds a passage of a query."""
+"""Pairs of queries and passages: how often a model finds a passage, sampled in training and reported after a stage."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import ndcg_score
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize as unit
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from training.common.errors import UserError
-from training.common.languages import usual_script
+from training.common.executor import as_first_process
+from training.common.languages import iso639_3, usual_script
+from training.common.outputs import locked, write_whole
+from training.common.run_folder import run_of
 from training.common.yaml_file import RULE
+from training.config.arguments import StageArguments
 from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
+from training.evaluation.encoding import quantized, unit_length
+from training.evaluation.figures import find_log
+from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
+from training.evaluation.report import write_report
+from training.evaluation.summary import known_rows
+from training.models.encoders import load_encoder
+from training.models.encoding import embed_batch, lay_out
 from training.models.model_folder import user_error
+from training.models.model_ref import resolve
 
+TASK, TFIDF = "HeldOutPairs", "TF-IDF"
 # Ranks that nDCG looks at.
 CUTOFF = 10
 # The best of ten settings tried on the CLDR names (char and char_wb, ranges from (1, 2) to (2, 4)).
 _NGRAMS = {"analyzer": "char_wb", "ngram_range": (1, 3), "lowercase": True}
 # Queries compared with all candidates at once.
 _BLOCK = 4096
-# Bytes of a line of JSON, at most.
-_LONGEST_LINE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,7 @@ class Pairs:
     candidates: list[str]  # distinct texts, the passages among them
     relevant: list[tuple[int, ...]]  # of each query, ascending positions among the candidates, all of which are right
     languages: list[str] | None = None
-    scripts: list[str] | None = None  # ISO 15924
+    scripts: list[str] | None = None  # ISO 15924, if the languages are known
 
     def hits(self, found: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` whether ``(n,)`` positions among the candidates are those of a passage of each query."""
@@ -67,19 +88,15 @@ def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs
     for row, (query, passage) in enumerate(zip(columns["query"], columns["passage"], strict=True)):
         found = positions.get(normalise(passage))
         if found is None:
-            raise UserError(
-                f"{pairs}: row {row}, column 'passage' is not among the candidates; add it to {candidates} "
-                "or drop the row"
-            )
+            raise UserError(f"{pairs}: row {row}, column 'passage' is not among the candidates; add it to {candidates}")
         right[query].update(found)
     if "lang" in columns:
-        columns.setdefault("script", [usual_script(language) for language in columns["lang"]])
-    names = [name for name in ("query", "lang", "script") if name in columns]
-    # Each query once per language and script.
-    rows = list(dict.fromkeys(zip(*(columns[name] for name in names), strict=True)))
-    distinct = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        columns.setdefault("script", list(map(usual_script, columns["lang"])))
+    names = ["query", "lang", "script"] if "lang" in columns else ["query"]
+    distinct = pd.DataFrame(columns, dtype=object)[names].drop_duplicates()
     relevant = [tuple(sorted(right[query])) for query in distinct["query"]]
-    return Pairs(distinct["query"], texts, relevant, distinct.get("lang"), distinct.get("script"))
+    queries, *languages = (distinct[name].tolist() for name in names)
+    return Pairs(queries, texts, relevant, *languages)
 
 
 def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -92,15 +109,23 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
         raise UserError(f"{path}: no such file; check the path ({RULE})")
     kind = {".csv": "csv", ".jsonl": "jsonl"}.get(path.suffix.lower(), "parquet")
     with user_error(f"{path}: not a readable {kind} file", "give .parquet, .csv or .jsonl"):
-        table = _read_table(path, kind, pa.schema(dict.fromkeys([*columns, *optional], pa.string())))
+        if kind == "csv":
+            types = pa.csv.ConvertOptions(column_types=dict.fromkeys([*columns, *optional], pa.string()))
+            newlines = pa.csv.ParseOptions(newlines_in_values=True)
+            table = pa.csv.read_csv(path, parse_options=newlines, convert_options=types)
+        elif kind == "jsonl":
+            frame = pd.read_json(path, lines=True, dtype=False)
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+        else:
+            table = pq.read_table(path)
         table.validate(full=True)
+    if not table.num_rows:
+        raise UserError(f"{path}: the file has no rows; build it again")
     names = [*columns, *(name for name in optional if name in table.column_names)]
     for name in names:
         if (count := table.column_names.count(name)) != 1:
             what = "there twice" if count else "missing"
             raise UserError(f"{path}: column {name!r} is {what}; it has {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise UserError(f"{path}: the file has no rows; build it again")
     texts = columns_of(table.select(names))
     for name, values in texts.items():
         for row, value in enumerate(values):
@@ -109,23 +134,9 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
     return texts
 
 
-def _read_table(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
-    if kind == "parquet":
-        return pq.read_table(path)
-    if kind == "csv":
-        # Without types, "01" would be a number.
-        types = pa.csv.ConvertOptions(column_types=schema)
-        return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=types)
-    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    table = pa.json.read_json(path, pa.json.ReadOptions(block_size=_LONGEST_LINE), options)
-    # A column of the schema that is not in the file is null. Without any, the message names the file's columns.
-    present = [name for name in table.column_names if table[name].null_count < len(table)]
-    return table.select(present) if present else pa.json.read_json(path)
-
-
 def nearest(queries: torch.Tensor, candidates: torch.Tensor, dim: int) -> np.ndarray:
     """Return the ``(n,)`` nearest of ``(m, d)`` candidates to ``(n, d)`` queries by cosine of ``dim`` dimensions."""
-    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
+    candidates = unit(candidates[:, :dim], dim=-1)
     return torch.cat([(block[:, :dim] @ candidates.T).argmax(dim=1) for block in queries.split(_BLOCK)]).numpy()
 
 
@@ -139,34 +150,21 @@ def nearest_by_tfidf(queries: Sequence[str], candidates: Sequence[str]) -> np.nd
     )
 
 
-def passage_ranks(queries: torch.Tensor, candidates: torch.Tensor, passages: np.ndarray, dim: int) -> np.ndarray:
-    """Return the ``(n,)`` ranks, from 1, of one candidate for each query, given by its position.
-
-    Of equally near candidates the first has the best rank, so rank 1 is what :func:`nearest` finds.
-    """
-    candidates = torch.nn.functional.normalize(candidates[:, :dim], dim=-1)
-    positions, ranks = torch.arange(len(candidates)), []
-    for block, own in zip(queries.split(_BLOCK), torch.from_numpy(passages).split(_BLOCK), strict=True):
-        scores = block[:, :dim] @ candidates.T
-        score = scores.gather(1, own[:, None])
-        ahead = (scores > score) | ((scores == score) & (positions < own[:, None]))
-        ranks.append(ahead.sum(dim=1) + 1)
-    return torch.cat(ranks).numpy()
-
-
 def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs, dim: int) -> tuple[float, float]:
     """Return accuracy@1 and nDCG@10 of ``(n, d)`` and ``(m, d)`` embeddings, truncated to ``dim`` dimensions.
 
     Each passage of a query has gain 1, and the ideal ranking has nDCG 1 (Järvelin and Kekäläinen, Cumulated gain-based
     evaluation of IR techniques, 2002).
     """
-    counts = np.array([len(own) for own in pairs.relevant])
-    owner, passages = np.repeat(np.arange(len(counts)), counts), np.concatenate(pairs.relevant)
-    # Each query is repeated for each of its passages; their ranks differ, even if they are equally near.
-    ranks = passage_ranks(queries[owner], candidates, passages, dim)
-    gains = np.bincount(owner, np.where(ranks <= CUTOFF, 1 / np.log2(ranks + 1), 0.0))
-    ideal = np.cumsum(1 / np.log2(np.arange(CUTOFF) + 2))[np.minimum(counts, CUTOFF) - 1]
-    return float(np.bincount(owner, ranks == 1).mean()), float((gains / ideal).mean())
+    accuracy, gains = pairs.hits(nearest(queries, candidates, dim)).mean(), 0.0
+    candidates = unit(candidates[:, :dim], dim=-1)
+    for start in range(0, len(queries), _BLOCK):
+        scores = queries[start : start + _BLOCK, :dim] @ candidates.T
+        relevant = np.zeros(scores.shape, bool)
+        for row, positions in enumerate(pairs.relevant[start : start + _BLOCK]):
+            relevant[row, list(positions)] = True
+        gains += len(scores) * ndcg_score(relevant, scores.numpy(), k=CUTOFF, ignore_ties=True)
+    return float(accuracy), gains / len(queries)
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,15 @@ class EncodedPairs:
     queries: torch.Tensor
     candidates: torch.Tensor
     texts_per_second: float
+
+    def hits(self, dim: int, precision: str = "float32") -> np.ndarray:
+        """Return ``(n,)`` whether the candidate nearest to each query is one of its passages."""
+        queries, candidates = self.queries[:, :dim], self.candidates[:, :dim]
+        if precision != "float32":
+            candidates = torch.from_numpy(quantized(unit_length(candidates.numpy()), precision))
+            # Beside int8, queries stay in float32.
+            queries = torch.from_numpy(quantized(queries.numpy(), "binary")) if precision == "binary" else queries
+        return self.pairs.hits(nearest(queries, candidates, dim))
 
 
 def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
@@ -192,21 +199,217 @@ def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
 def evaluate_pairs(encoded: EncodedPairs, baseline: np.ndarray, dims: Sequence[int]) -> dict[str, Any]:
     """Return the accuracy by width, language and script, beside the ``(n,)`` hits of a TF-IDF baseline."""
     pairs = encoded.pairs
-    found = {dim: pairs.hits(nearest(encoded.queries, encoded.candidates, dim)) for dim in dims}
-    full = found[max(dims)]
+    found = {dim: encoded.hits(dim) for dim in dims}
+    hits = pd.DataFrame({"accuracy": found[max(dims)], "tfidf": baseline})
+    # Without names there are no groups.
+    languages, scripts = (
+        {name: {"pairs": len(own), **own.mean().round(4)} for name, own in hits.groupby(np.array(names))}
+        for names in (pairs.languages or [None] * len(hits), pairs.scripts or [None] * len(hits))
+    )
     return {
         "accuracy": {str(dim): round(float(correct.mean()), 4) for dim, correct in found.items()},
         "tfidf": round(float(baseline.mean()), 4),
-        "languages": {name: group["accuracy"] for name, group in _groups(pairs.languages, full, baseline).items()},
-        "scripts": _groups(pairs.scripts, full, baseline),
+        "languages": {name: group["accuracy"] for name, group in languages.items()},
+        "scripts": scripts,
         "pairs": len(pairs.queries),
     }
 
 
-def _groups(names: Sequence[str] | None, correct: np.ndarray, baseline: np.ndarray) -> dict[str, dict[str, float]]:
-    groups = {}
-    for name in sorted(set(names or ())):
-        of_group = np.asarray(names) == name
-        accuracy, tfidf = (round(float(hits[of_group].mean()), 4) for hits in (correct, baseline))
-        groups[name] = {"pairs": int(of_group.sum()), "accuracy": accuracy, "tfidf": tfidf}
-    return groups
+def load_stage_pairs(args: StageArguments) -> Pairs | None:
+    """Return the pairs of a stage; None if it evaluates none."""
+    return load_pairs(args.evaluation_pairs, args.evaluation_candidates) if args.evaluation_pairs else None
+
+
+def check_stage_pairs(stages: Sequence[StageArguments]) -> None:
+    """Read the pairs of all stages, so that faults show before the first stage runs.
+
+    Missing files may be what the builder of one of the stages makes; they are read after it.
+    """
+    builds = any(args.builder is not None for args in stages)
+    for args in stages:
+        files = filter(None, [args.evaluation_pairs, args.evaluation_candidates])
+        if not builds or all(Path(name).exists() for name in files):
+            load_stage_pairs(args)
+
+
+def sample_pairs(pairs: Pairs, size: int, candidates: int) -> Pairs:
+    """Take ``size`` evenly spaced queries, by language and in the order of the file, with at most so many candidates.
+
+    Languages keep their shares, to a query; one with fewer queries than one in ``n / size`` may have none. Passages of
+    the queries taken are never left out.
+    """
+    by_language = np.argsort(np.asarray(pairs.languages or [""] * len(pairs.queries)), kind="stable")
+    rows = np.sort(by_language[_spread(len(by_language), size)])
+    gold = np.unique(np.concatenate([pairs.relevant[row] for row in rows]))
+    others = np.setdiff1d(np.arange(len(pairs.candidates)), gold)
+    # In the order of the file: of equally near candidates, the first is found.
+    kept = np.union1d(gold, others[_spread(len(others), max(candidates - len(gold), 0))])
+    return Pairs(
+        queries=[pairs.queries[row] for row in rows],
+        candidates=[pairs.candidates[position] for position in kept],
+        relevant=[tuple(np.searchsorted(kept, pairs.relevant[row]).tolist()) for row in rows],
+        languages=pairs.languages and [pairs.languages[row] for row in rows],
+        scripts=pairs.scripts and [pairs.scripts[row] for row in rows],
+    )
+
+
+def _spread(count: int, size: int) -> np.ndarray:
+    """Return ``size`` evenly spaced numbers below ``count``, in ascending order."""
+    return np.arange(count) if size >= count else (2 * np.arange(size) + 1) * count // (2 * size)
+
+
+class PairsCallback(TrainerCallback):
+    """Add to each evaluation of a Trainer how well its model finds the passages of pairs.
+
+    Texts are read as the saved model reads them: queries under its query prompt, truncated at ``max_length``, EOS at
+    the end. Each process encodes its share in chunks of at most ``max_tokens``, as in training; rank 0 computes the
+    metrics. No random number is drawn. Metrics are ``eval_pairs_accuracy`` (accuracy@1) and ``eval_pairs_ndcg_at_10``
+    at the first (widest) of ``dims``; with ``_dim64`` appended, for example, at others.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Mapping[str, str],
+        dims: Sequence[int],
+        accelerator: Accelerator,
+        max_length: int,
+        max_tokens: int,
+    ) -> None:
+        self._pairs, self._dims, self._accelerator = pairs, list(dims), accelerator
+        texts = [prompts["query"] + query for query in pairs.queries]
+        texts += [prompts["document"] + candidate for candidate in pairs.candidates]
+        # A copy: truncation and padding are states of a fast tokenizer, and would be saved with it.
+        copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.enable_truncation(max_length)
+        tokens = [encoding.ids for encoding in copy.encode_batch_fast(texts)]
+        lengths = np.array([len(each) for each in tokens])
+        order = np.argsort(lengths, kind="stable")
+        layout = lay_out(lengths[order], accelerator.process_index, accelerator.num_processes, max_tokens)
+        ids = chain.from_iterable(tokens[text] for text in order[np.concatenate(layout.chunks)])
+        self._batch = {"input_ids": torch.tensor(list(ids))[None], **layout.of_batch(lengths[order])}
+        self._positions = torch.from_numpy(np.argsort(order))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that are added to an evaluation."""
+        suffixes = ["", *(f"_dim{dim}" for dim in self._dims[1:])]
+        return [f"eval_pairs_{kind}{suffix}" for suffix in suffixes for kind in ("accuracy", f"ndcg_at_{CUTOFF}")]
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Encode all texts on all processes together and add the metrics."""
+        device = self._accelerator.device
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self._batch.items()}
+        with self._accelerator.autocast():
+            embeddings = embed_batch(model, moved)
+        values = [0.0] * len(self.metric_names)
+        if self._accelerator.is_main_process:
+            # As the saved model's last module does; narrower widths are normalized again.
+            embeddings = unit(embeddings.cpu()[self._positions], dim=-1)
+            queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
+            values = [each for dim in self._dims for each in ranking_scores(queries, candidates, self._pairs, dim)]
+        metrics.update(as_first_process(self._accelerator, dict(zip(self.metric_names, values, strict=True))))
+
+
+def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
+    """Evaluate a finished model on a stage's pairs, write the result to ``path``, and print it.
+
+    The report of all stages of the recipe goes to ``report/`` beside it.
+    """
+    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    reference = resolve(str(folder), "output_dir")
+    model = load_encoder(reference, "output_dir")
+    width = model.get_embedding_dimension()
+    dims = args.train_dims(width) or [width]
+    encoded = encode_pairs(model, pairs)
+    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
+    # The same recipe may be resumed twice at once.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
+    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
+    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
+    record = ModelRecord(
+        str(folder.parent),
+        parameters=sum(weights.numel() for weights in model.parameters()),
+        dimension=width,
+        texts_per_second=encoded.texts_per_second,
+        identity=reference.identity,
+    )
+    output = path.parent / "report"
+    with locked(output):
+        # Beside earlier stages of the recipe and the baseline.
+        evaluation = load_evaluation(output, missing_ok=True)
+        evaluation.add_model(record)
+        evaluation.add_model(ModelRecord(TFIDF))
+        evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
+        for precision in PRECISIONS:
+            for dim in dims:
+                evaluation.put(*language_scores(record.label, pairs, encoded.hits(dim, precision), dim, precision))
+        evaluation.save(output)
+        shown = write_report(
+            evaluation,
+            output,
+            compare=(record.label, TFIDF),
+            rows=known_rows(Path(args.manifest) if args.manifest else None),
+            runs=[run for each in evaluation.models if (run := run_of(each.name)) is not None and find_log(run)],
+            title=f"Evaluation of {output.parent}",
+        )
+    sys.stdout.write(f"{shown}\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
+    return result
+
+
+def language_scores(
+    label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
+) -> tuple[list[Score], dict[str, np.ndarray]]:
+    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
+    known = pairs.languages is not None
+    # mteb's name of a task without subsets.
+    codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
+    scores, examples = [], {}
+    for code, found in pd.Series(hits, dtype=np.float32).groupby(np.array(codes), sort=False):
+        task = (TASK, "Retrieval", code, (code,) if known else ())
+        value = round(float(found.mean()), 6)
+        scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))
+        examples[scores[-1].key] = found.to_numpy()
+    return scores, examples
+
+
+def _code(language: str, script: str) -> str:
+    try:
+        return f"{iso639_3(language)}-{script}"
+    except ValueError:
+        # The user's name of a language.
+        return f"{language}-{script}"
+
+
+def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
+    """Format the result for a terminal: widths, then the scripts with the most queries."""
+    accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
+    tables = [accuracies.reset_index()]
+    if result["scripts"]:
+        scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
+        tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())
+    return "\n\n".join(each.to_string(index=False, float_format="%.3f") for each in tables)
+
+
+def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
+    """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
+    full = max(map(int, accuracy))
+    width = min(int(each) for each, score in accuracy.items() if score >= 0.95 * accuracy[str(full)])
+    truncated = "" if width == full else f", truncate_dim={width}"
+    candidates = dict.fromkeys([pairs.candidates[pairs.relevant[0][0]], *pairs.candidates[:3]])
+    texts = [pairs.queries[0], *candidates][:4]
+    query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
+        f"query = model.encode_query({query!r})\n"
+        f"passages = model.encode_document({passages!r})\n"
+        # Cosine: truncated embeddings are not normalized.
+        "print(model.similarity(query, passages))\n"
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,20 +19,16 @@ from numpy.typing import NDArray
 from training.common.errors import UserError
 from training.common.outputs import whole_file, write_whole
 
-logger = logging.getLogger("training")
+_Key = TypeVar("_Key")
 
 # Bits per stored number, by sentence-transformers' name of the quantization.
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
 # Tokens per text in the published evaluation.
 DEFAULT_MAX_LENGTH = 8192
 SCORES, EXAMPLES = "scores.json", "examples.npz"
-# Of the meaning of scores.
-VERSION = 2
 # A word, a separator and the step: step-1000, stage2-checkpoint_200; step1000 is common, too. Digits at the end of a
 # commit's hash follow no separator.
 _REVISION = re.compile(r"(?P<before>|.*[-_/.])(?P<word>[a-z]+)(?:[-_/]|(?<=step))(?P<step>\d+)", re.IGNORECASE)
-# Folders of a run. Other models are called something-2, too.
-_FOLDER = re.compile(r"(?P<run>.+)/(?P<word>checkpoint)-(?P<step>\d+)")
 
 
 def bytes_per_vector(dimension: int, precision: str) -> int:
@@ -42,19 +38,15 @@ def bytes_per_vector(dimension: int, precision: str) -> int:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model that was evaluated; name and revision are as the user gave them.
-
-    ``dimension`` is the full width, ``identity`` the commit or a digest of the files, ``options`` those that change
-    embeddings and differ from the defaults: ``prompts model``.
-    """
+    """A model that was evaluated; name and revision are as the user gave them."""
 
     name: str
     revision: str | None = None
     parameters: int | None = None
-    dimension: int | None = None
+    dimension: int | None = None  # the full width
     texts_per_second: float | None = None
-    identity: str | None = None
-    options: str = ""
+    identity: str | None = None  # commit, or a digest of the files
+    options: str = ""  # those that change embeddings and differ from the defaults: ``prompts model``
 
     @property
     def label(self) -> str:
@@ -92,10 +84,10 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """All results of an evaluation; ``failures`` say by ``label: task`` why a task could not be run.
+    """All results of an evaluation: one row per score, with which all tables, figures and tests are computed.
 
     ``examples`` are by :attr:`Score.key` the ``(n,)`` scores of the examples in the task's order, where the metric is
-    their mean. Intervals and paired tests are computed from these.
+    their mean. ``failures`` say by ``label: task`` why a task could not be run.
     """
 
     models: list[ModelRecord] = field(default_factory=list)
@@ -114,8 +106,7 @@ class Evaluation:
         before = models.get(record.label, record)
         if before.identity != record.identity:
             self._drop(self.select(model=record.label))
-            prefix = f"{record.label}: "
-            self.failures = {key: why for key, why in self.failures.items() if not key.startswith(prefix)}
+            self.forget_failures(f"{record.label}: ")
         elif record.texts_per_second is None:
             record = replace(record, texts_per_second=before.texts_per_second)
         self.models = list({**models, record.label: record}.values())
@@ -132,17 +123,17 @@ class Evaluation:
         self.scores = [score for score in self.scores if score.key not in keys]
         self.examples = {key: values for key, values in self.examples.items() if key not in keys}
 
+    def forget_failures(self, *prefixes: str) -> None:
+        """Drop the failures whose keys begin with one of the prefixes."""
+        self.failures = {key: why for key, why in self.failures.items() if not key.startswith(prefixes)}
+
     def save(self, folder: Path) -> None:
         """Write ``scores.json`` and ``examples.npz`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / EXAMPLES) as partial, partial.open("wb") as handle:
             np.savez_compressed(handle, **self.examples)
-        content = {
-            "version": VERSION,
-            "models": [asdict(model) for model in self.models],
-            "scores": [asdict(score) for score in self.scores],
-            "failures": self.failures,
-        }
+        models, scores = (list(map(asdict, records)) for records in (self.models, self.scores))
+        content = {"version": 2, "models": models, "scores": scores, "failures": self.failures}
         write_whole(folder / SCORES, json.dumps(content, indent=1) + "\n")
 
 
@@ -152,49 +143,44 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         return Evaluation()
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        stored = np.load(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
         return Evaluation(
             [ModelRecord(**model) for model in content["models"]],
             [Score(**{**score, "languages": tuple(score["languages"])}) for score in content["scores"]],
-            _load_examples(folder / EXAMPLES),
+            dict(stored),
             dict(content["failures"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
-            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {SCORES} and run it again"
+            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {EXAMPLES}, or {SCORES} "
+            "too, and run it again"
         ) from None
-
-
-def _load_examples(path: Path) -> dict[str, NDArray[np.float32]]:
-    # A damaged file must not cost the scores.
-    try:
-        with np.load(path) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        logger.warning("%s: cannot be read (%s); evaluate again to have them", path, type(error).__name__)
-        return {}
 
 
 def labels(evaluation: Evaluation) -> list[str]:
     """Return the labels of the models that have scores, in the order of the evaluation's models."""
-    scored = dict.fromkeys(score.model for score in evaluation.scores)
-    listed = [model.label for model in evaluation.models if model.label in scored]
-    return list(dict.fromkeys([*listed, *scored]))
+    scored = {score.model for score in evaluation.scores}
+    return [model.label for model in evaluation.models if model.label in scored]
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not among the known ones, and offer similar ones."""
+    if name not in (known := sorted(set(known))):
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:10]
+        raise UserError(f"{kind} {name!r} is unknown; there are {', '.join(near) or 'none'}")
 
 
 def model_scores(
     evaluation: Evaluation, model: str, dimension: int | None = None, precision: str = "float32"
 ) -> list[Score]:
     """Return the scores of one model at one dimension (default: the largest) and precision."""
-    known = labels(evaluation)
-    if model not in known:
-        near = difflib.get_close_matches(model, known, n=3, cutoff=0.4) or known[:10]
-        raise UserError(f"no scores of model {model!r}; there are scores of {', '.join(near) or 'no model'}")
-    of_model = evaluation.select(model=model, precision=precision)
-    dimensions = sorted({score.dimension for score in of_model}, reverse=True)
-    if not dimensions or dimension not in (None, *dimensions):
-        offered = ", ".join(map(str, dimensions)) or "none"
+    check_known("model", model, (score.model for score in evaluation.scores))
+    found = evaluation.select(model=model, precision=precision)
+    known = sorted({score.dimension for score in found}, reverse=True)
+    if not known or dimension not in (None, *known):
+        offered = ", ".join(map(str, known)) or "none"
         raise UserError(f"model {model!r} lacks these scores in {precision}; dimensions with scores: {offered}")
-    return evaluation.select(of_model, dimension=dimension or dimensions[0])
+    return evaluation.select(found, dimension=dimension or known[0])
 
 
 def shared_scores(evaluation: Evaluation, models: Iterable[str]) -> dict[str, list[Score]]:
@@ -203,36 +189,26 @@ def shared_scores(evaluation: Evaluation, models: Iterable[str]) -> dict[str, li
     Models without such scores are ignored.
     """
     scored = [model for model in models if evaluation.select(model=model, precision="float32")]
-    found = {model: model_scores(evaluation, model) for model in scored}
-    tasks = shared_tasks(found.values())
-    return {model: [score for score in scores if score.task in tasks] for model, scores in found.items() if tasks}
+    return of_shared_tasks({model: model_scores(evaluation, model) for model in scored})
 
 
-def shared_tasks(groups: Iterable[Iterable[Score]]) -> set[str]:
-    """Return the tasks that all groups of scores have."""
-    tasks = [{score.task for score in scores} for scores in groups]
-    return set.intersection(*tasks) if tasks else set()
+def of_shared_tasks(groups: Mapping[_Key, Sequence[Score]]) -> dict[_Key, list[Score]]:
+    """Return the scores of the tasks that all groups have; empty if there are none."""
+    tasks = set.intersection(*({score.task for score in group} for group in groups.values())) if groups else set()
+    return {key: [score for score in group if score.task in tasks] for key, group in groups.items() if tasks}
 
 
-def by_task(scores: Iterable[Score]) -> dict[str, list[Score]]:
+def by_task(scores: Sequence[Score]) -> dict[str, list[Score]]:
     """Return the scores of each task, sorted by split and subset."""
-    tasks: dict[str, list[Score]] = {}
-    for score in scores:
-        tasks.setdefault(score.task, []).append(score)
-    return {task: sorted(found, key=lambda score: (score.split, score.subset)) for task, found in tasks.items()}
+    tasks: dict[str, list[Score]] = {score.task: [] for score in scores}
+    for score in sorted(scores, key=lambda score: (score.split, score.subset)):
+        tasks[score.task].append(score)
+    return tasks
 
 
-def task_mean(scores: Iterable[Score]) -> float:
+def task_mean(scores: Sequence[Score]) -> float:
     """Return the macro mean: the mean over tasks of their means over subsets, as MTEB averages."""
     return fmean(fmean(score.value for score in subsets) for subsets in by_task(scores).values())
-
-
-def view_means(scores: Iterable[Score]) -> dict[tuple[str, str, int, str, str], float]:
-    """Return the means over subsets by model, task, dimension, precision and metric."""
-    groups: dict[tuple[str, str, int, str, str], list[float]] = defaultdict(list)
-    for score in scores:
-        groups[score.model, score.task, score.dimension, score.precision, score.metric].append(score.value)
-    return {key: fmean(values) for key, values in groups.items()}
 
 
 @dataclass(frozen=True)
@@ -251,29 +227,25 @@ def find_sweeps(evaluation: Evaluation) -> list[Sweep]:
     A step is the number at the end of a revision, or of a folder ``checkpoint-N``. The finished model of such a folder
     is the run's folder or ``model`` in it.
     """
-    scored = set(labels(evaluation))
-    records = [record for record in evaluation.models if record.label in scored]
-    plain = {record.name.rstrip("/"): record.label for record in records if record.revision is None}
+    scored, plain = set(labels(evaluation)), {}
     steps: dict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
-    for record in records:
-        if found := _series_and_step(record):
-            steps[found[0]][found[1]] = record.label
+    for record in evaluation.models:
+        name, revision = record.name.rstrip("/"), record.revision
+        # Other models are called something-2, too.
+        if revision is None and (folder := re.fullmatch(r"(.+)/(checkpoint-\d+)", name)):
+            name, revision = folder.groups()
+        if record.label not in scored:
+            continue
+        if revision is None:
+            plain[name] = record.label
+        elif found := _REVISION.fullmatch(revision):
+            steps[name, found["before"], found["word"]][int(found["step"])] = record.label
     sweeps = []
     for (model, before, unit), found in steps.items():
         if len(found) > 1:
             final = plain.get(model) or plain.get(f"{model}/model")
             sweeps.append(Sweep(f"{model}@{before}{unit}" if before else model, unit, sorted(found.items()), final))
     return sweeps
-
-
-def _series_and_step(record: ModelRecord) -> tuple[tuple[str, str, str], int] | None:
-    """Return (model, what comes before the word in its revision, word) and the step."""
-    name = record.name.rstrip("/")
-    if record.revision is not None:
-        found = _REVISION.fullmatch(record.revision)
-        return found and ((name, found["before"], found["word"]), int(found["step"]))
-    found = _FOLDER.fullmatch(name)
-    return found and ((found["run"], "", found["word"]), int(found["step"]))
 
 
 def finished_models(evaluation: Evaluation) -> list[str]:

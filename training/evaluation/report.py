@@ -6,33 +6,45 @@ import json
 import logging
 import sys
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
-from jinja2 import Environment
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
 
 from training.common.outputs import check_output, write_whole
-from training.evaluation.figures.plots import draw_curves, draw_dimensions, draw_languages, draw_learning, draw_pareto
+from training.evaluation.figures import (
+    curves_figure,
+    dimensions_figure,
+    languages_figure,
+    learning_figure,
+    load_curves,
+    pareto_figure,
+    save,
+)
 from training.evaluation.records import (
     EXAMPLES,
     PRECISIONS,
     SCORES,
     Evaluation,
+    Score,
     bytes_per_vector,
     finished_models,
     load_evaluation,
-    view_means,
 )
-from training.evaluation.significance import Comparison, Interval, PairedTest, compare_models
-from training.evaluation.summary import Summary, as_dict, summarize, training_rows
+from training.evaluation.significance import Interval, TaskComparison, compare_models
+from training.evaluation.summary import Summary, summarize, training_rows
 
 logger = logging.getLogger("training")
 
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 # Files that evaluations and reports write into a folder.
 _OURS = (SCORES, EXAMPLES, "mteb", "report.html", "report.md", "report.json", "*.svg", "*.png", ".*")
+
+_FIGURES = {"dimensions": dimensions_figure, "pareto": pareto_figure, "learning": learning_figure}
 
 Cell = str | int | float | None
 
@@ -59,35 +71,38 @@ def write_report(
     rows: Mapping[str, int] | None = None,
     runs: Sequence[Path] = (),
     title: str = "Evaluation",
-) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json`` and the figures (SVG, PNG); return the HTML page.
+) -> str:
+    """Write ``report.html``, ``report.md``, ``report.json`` and the figures (SVG, PNG).
 
     The report compares two models by label, and has resource classes by training rows and loss curves of runs if given.
+    Returns what a terminal shows: the comparison, if any, and the path of the page.
     """
     output.mkdir(parents=True, exist_ok=True)
     summaries = [summarize(evaluation, model, rows) for model in finished_models(evaluation)]
-    comparison = compare_models(evaluation, *compare) if compare else None
-    tables = [comparison_table(comparison)] if comparison else []
-    tables += evaluation_tables(evaluation)
-    tables += [table for summary in summaries for table in summary_tables(summary)]
-    figures: list[Path] = []
+    comparison = compare_models(evaluation, *compare) if compare else []
+    tables = [comparison_table(comparison, *compare)] if compare else []
+    tables += [*evaluation_tables(evaluation), *(table for summary in summaries for table in summary_tables(summary))]
+    figures = []
     if find_spec("matplotlib"):
-        figures += [path for draw in (draw_dimensions, draw_pareto, draw_learning) for path in draw(evaluation, output)]
-        for number, summary in enumerate(summaries):
-            figures += draw_languages(summary, output, f"languages-{number}")
-        for number, run in enumerate(runs):
-            figures += draw_curves(run, output, f"curves-{number}")
+        drawn = {
+            **{name: draw(evaluation) for name, draw in _FIGURES.items()},
+            **{f"languages-{number}": languages_figure(summary) for number, summary in enumerate(summaries)},
+            **{f"curves-{number}": curves_figure(load_curves(run), str(run)) for number, run in enumerate(runs)},
+        }
+        figures = [path for name, figure in drawn.items() for path in save(figure, output, name)]
     else:
         logger.warning("the report has no figures: they need matplotlib, pip install matplotlib")
     content = {
-        "summaries": [as_dict(summary) for summary in summaries],
-        "comparison": asdict(comparison) if comparison else None,
+        "summaries": [asdict(summary) for summary in summaries],
+        "comparison": [{**asdict(row), "verdict": row.verdict} for row in comparison],
         "failures": evaluation.failures,
     }
     write_whole(output / "report.json", json.dumps(content, indent=1) + "\n")
-    write_whole(output / "report.md", as_markdown(title, tables, figures[1::2]))
-    write_whole(output / "report.html", as_html(title, tables, figures[::2]))
-    return output / "report.html"
+    svgs = ["<svg" + path.read_text(encoding="utf-8").partition("<svg")[2] for path in figures[::2]]
+    for name, images in (("report.md", figures[1::2]), ("report.html", svgs)):
+        template = _TEMPLATES.get_template(f"{name}.jinja")
+        write_whole(output / name, template.render(title=title, tables=tables, figures=images))
+    return "\n\n".join([*([as_text(tables[0])] if compare else []), f"{output / 'report.html'}\n"])
 
 
 def report_again(args: Namespace) -> None:
@@ -96,9 +111,7 @@ def report_again(args: Namespace) -> None:
     if output.resolve() != args.report.resolve():
         check_report_folder(output, [args.report / SCORES, *([args.manifest] if args.manifest else [])])
     rows = training_rows(args.manifest) if args.manifest else None
-    page = write_report(evaluation, output, compare=args.compare, rows=rows, runs=args.run)
-    compared = f"{comparison_text(evaluation, args.compare)}\n\n" if args.compare else ""
-    sys.stdout.write(f"{compared}{page}\n")
+    sys.stdout.write(write_report(evaluation, output, compare=args.compare, rows=rows, runs=args.run))
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
@@ -108,21 +121,29 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
         for each in evaluation.models
     ]
     yield Table("Models", ("model", "parameters", "dimensions", "texts per second"), models)
-    means = view_means(evaluation.scores)
-    # A baseline such as TF-IDF has no width.
-    rows = [
-        (model, task, width or None, precision, bytes_per_vector(width, precision) or None, 100 * means[view])
-        for view in sorted(means, key=lambda view: (view[1], view[0], -view[2], list(PRECISIONS).index(view[3])))
-        for model, task, width, precision, _ in [view]
-    ]
-    head = ("model", "task", "dimensions", "precision", "bytes per vector", "score (%), mean over subsets")
-    yield Table("Dimensions and precisions", head, rows)
+    yield view_table(evaluation.scores)
     if evaluation.failures:
         yield Table("Failed", ("model and task", "reason"), list(evaluation.failures.items()))
 
 
+def view_table(scores: Iterable[Score]) -> Table:
+    """Return the table of means over subsets by task, model, width and precision."""
+    values: dict[tuple[str, str, int, int, str], list[float]] = defaultdict(list)
+    for score in scores:
+        precision = list(PRECISIONS).index(score.precision)
+        values[score.task, score.model, -score.dimension, precision, score.metric].append(100 * score.value)
+    rows: list[tuple[Cell, ...]] = []
+    for (task, model, width, number, metric), found in sorted(values.items()):
+        precision = list(PRECISIONS)[number]
+        # A baseline such as TF-IDF has no width.
+        size = bytes_per_vector(-width, precision) or None
+        rows.append((model, task, -width or None, precision, size, metric, fmean(found)))
+    head = ("model", "task", "dimensions", "precision", "bytes per vector", "metric", "score (%), mean over subsets")
+    return Table("Dimensions and precisions", head, rows)
+
+
 def summary_tables(summary: Summary) -> Iterator[Table]:
-    """Yield one model's tables of means, tasks, languages, scripts, classes and bitexts."""
+    """Yield one model's tables of means, tasks, languages, scripts and classes."""
     of_model = f"{summary.model}, {summary.dimension} dimensions, {summary.precision}"
     means = [
         ("macro: mean over tasks", 100 * summary.macro),
@@ -137,74 +158,34 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
     ]
     yield Table(f"{of_model}: tasks", head, rows)
     # From the worst language on.
-    groups = {
-        "languages": summary.languages,
-        "scripts": summary.scripts,
-        "resource classes, by share of training rows": summary.classes,
-        "bitexts": summary.bitext,
-    }
-    head = ("name", "macro (%)", "micro (%)", "languages", "examples")
+    groups = {"languages": summary.languages, "scripts": summary.scripts}
+    groups["resource classes, by share of training rows"] = summary.classes
+    head = ("name", "score (%)", "languages", "examples")
     for name, found in groups.items():
-        rows = [(each.name, 100 * each.macro, 100 * each.micro, each.languages, each.examples) for each in found]
-        if rows:
+        if found:
+            rows = [(each.name, 100 * each.macro, each.languages, each.examples) for each in found]
             yield Table(f"{of_model}: {name}", head, rows)
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Sequence[TaskComparison], first: str, second: str) -> Table:
     """Return the table of two models, task by task and overall."""
     rows: list[tuple[Cell, ...]] = []
-    for task in comparison.tasks:
-        rows.append((task.task, *_difference(task.first, task.second, task.test, task.p_adjusted), task.verdict))
-    if (test := comparison.overall) is not None:
-        rows.append(("overall", *_difference(test.first, test.second, test, test.p_value), comparison.verdict))
-    interval = f"{100 * comparison.level:g} % interval, from"
-    head = ("task", "first (%)", "second (%)", "difference (points)", interval, "to", "p (Holm)", "verdict")
-    return Table(f"{comparison.first} (first) against {comparison.second} (second)", head, rows)
-
-
-def comparison_text(evaluation: Evaluation, models: Sequence[str]) -> str:
-    """Compare two models, by label, in a table for a terminal."""
-    return as_text(comparison_table(compare_models(evaluation, *models)))
-
-
-def _difference(first: float, second: float, test: PairedTest | None, p_value: float | None) -> tuple[Cell, ...]:
-    p = "" if p_value is None else f"{p_value:.3g}"
-    return (100 * first, 100 * second, 100 * (first - second), *_ends(test and test.difference), p)
+    for row in comparison:
+        scores = (100 * row.first, 100 * row.second, 100 * (row.first - row.second))
+        p_value = "" if row.p_adjusted is None else f"{row.p_adjusted:.3g}"
+        rows.append((row.task, *scores, *_ends(row.test and row.test.difference), p_value, row.verdict))
+    head = ("task", "first (%)", "second (%)", "difference (points)", "95 % from", "to", "p (Holm)", "verdict")
+    return Table(f"{first} (first) against {second} (second)", head, rows)
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (100 * interval.low, 100 * interval.high)
 
 
-def as_html(title: str, tables: Sequence[Table], figures: Sequence[Path]) -> str:
-    """Return a page with tables and SVG figures that loads nothing from elsewhere."""
-    environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters["shown"] = _shown
-    drawn = [path.read_text(encoding="utf-8").partition("<svg") for path in figures]
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, tables=tables, figures=["<svg" + svg for _, _, svg in drawn]) + "\n"
-
-
-def as_markdown(title: str, tables: Sequence[Table], figures: Sequence[Path]) -> str:
-    """Return the same as Markdown, with images that lie beside it."""
-    parts = [f"# {title}", *(f"![{path.stem}]({path.name})" for path in figures)]
-    for table in tables:
-        lines = [table.head, ["---"] * len(table.head), *([_shown(cell) for cell in row] for row in table.rows)]
-        escaped = (" | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) for line in lines)
-        parts.append(f"## {table.title}\n\n" + "\n".join(f"| {line} |" for line in escaped))
-    return "\n\n".join(parts) + "\n"
-
-
 def as_text(table: Table) -> str:
-    """Return a table for a terminal, texts left-aligned and numbers right-aligned."""
-    columns = list(zip(table.head, *table.rows, strict=True))
-    padded = []
-    for head, *cells in columns:
-        texts = [head, *map(_shown, cells)]
-        width = max(map(len, texts))
-        right = any(isinstance(cell, int | float) for cell in cells)
-        padded.append([text.rjust(width) if right else text.ljust(width) for text in texts])
-    return "\n".join([table.title, "", *("  ".join(line).rstrip() for line in zip(*padded, strict=True))])
+    """Return a table for a terminal."""
+    frame = pd.DataFrame([map(_shown, row) for row in table.rows], columns=table.head)
+    return f"{table.title}\n\n{frame.to_string(index=False)}"
 
 
 def _shown(cell: Cell) -> str:
@@ -213,3 +194,13 @@ def _shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.1f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+# Markdown names figures that lie beside it; the page holds them and loads nothing.
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=lambda name: name == "report.html.jinja",
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters["shown"] = _shown

@@ -7,7 +7,6 @@ intervals over these languages together are somewhat too narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,8 +18,6 @@ from training.common.errors import UserError
 from training.evaluation.records import Evaluation, Score, by_task, model_scores
 
 Floats = NDArray[np.float64]
-# Of both models, the examples of each group.
-Examples = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 LEVEL = 0.95
 # Resampled values held at once: 32 MiB of float64.
@@ -29,16 +26,17 @@ _BLOCK = 1 << 22
 _FEW_VALUES = 32
 # Up to this many differences that are not zero, all their signs are tried.
 _EXACT = 13
+# Otherwise so many random ones.
+_FLIPS = 9999
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float
     low: float
     high: float
-    level: float
     examples: int
 
 
@@ -51,21 +49,14 @@ class PairedTest:
     difference: Interval
     p_value: float
 
-    @property
-    def differs(self) -> bool:
-        """Whether the difference is significant at the interval's level, without correction."""
-        return self.p_value <= 1 - self.difference.level
 
-
-def bootstrap_interval(
-    groups: Sequence[ArrayLike], level: float = LEVEL, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_interval(groups: Sequence[ArrayLike], resamples: int = 2000) -> Interval:
     """Return the percentile bootstrap interval of the mean of group means (Efron and Tibshirani, 1993, chapter 13)."""
     arrays = _arrays(groups)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = np.mean([_resampled_means(values, resamples, rng) for values in arrays], axis=0)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(_mean_of_means(arrays), float(low), float(high), level, sum(map(len, arrays)))
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(_mean_of_means(arrays), float(low), float(high), sum(map(len, arrays)))
 
 
 def _resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
@@ -77,51 +68,44 @@ def _resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -
     return np.concatenate([values[drawn].mean(axis=1) for drawn in draws])
 
 
-def paired_test(
-    first: Sequence[ArrayLike], second: Sequence[ArrayLike], level: float = LEVEL, resamples: int = 9999, seed: int = 0
-) -> PairedTest:
+def paired_test(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> PairedTest:
     """Test whether two models differ on the same examples, by flipping the signs of their differences.
 
     If neither model is better, each difference could as well have the other sign (Fisher's randomization test for
-    pairs). All signs of a few differences are tried, which is exact; of many, ``resamples`` random ones, with the
-    p-value of Phipson and Smyth (2010), which is never zero. Both have ``(n_g,)`` values by group, in the same order.
+    pairs). All signs of a few differences are tried, which is exact; of many, random ones, with the p-value of Phipson
+    and Smyth (2010), which is never zero. Both have ``(n_g,)`` values by group, in the same order.
     """
     ours, theirs = _arrays(first), _arrays(second)
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     # What each example adds to the mean of the group means.
     shares = np.concatenate([values / (len(values) * len(differences)) for values in differences])
-    return PairedTest(
-        _mean_of_means(ours),
-        _mean_of_means(theirs),
-        bootstrap_interval(differences, level, min(resamples, 2000), seed),
-        _sign_flip_p_value(shares[shares != 0], resamples, np.random.default_rng(seed)),
-    )
+    p_value = _sign_flip_p_value(shares[shares != 0])
+    return PairedTest(_mean_of_means(ours), _mean_of_means(theirs), bootstrap_interval(differences), p_value)
 
 
-def _sign_flip_p_value(shares: Floats, resamples: int, rng: np.random.Generator) -> float:
+def _sign_flip_p_value(shares: Floats) -> float:
     count = len(shares)
     # The same sum in another order may be smaller by a rounding error.
     observed = abs(shares.sum()) * (1 - 1e-9)
     if count <= _EXACT:
         flipped = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         return float(np.mean(np.abs((1 - 2 * flipped) @ shares) >= observed))
-    extreme = 0
-    for rows in _blocks(resamples, shares):
+    rng, extreme = np.random.default_rng(0), 0
+    for rows in _blocks(_FLIPS, shares):
         bits = np.frombuffer(rng.bytes(-(-rows * count // 8)), np.uint8)
         flipped = np.unpackbits(bits, count=rows * count).reshape(rows, count)
         extreme += int((np.abs(shares.sum() - 2 * (flipped.astype(np.float64) @ shares)) >= observed).sum())
-    return (extreme + 1) / (resamples + 1)
+    return (extreme + 1) / (_FLIPS + 1)
 
 
 def _blocks(rows: int, values: Floats) -> Iterator[int]:
     """Yield the numbers of rows, as wide as the values, that are drawn at once."""
     at_once = max(1, _BLOCK // len(values))
-    for start in range(0, rows, at_once):
-        yield min(at_once, rows - start)
+    yield from (min(at_once, rows - start) for start in range(0, rows, at_once))
 
 
 def _mean_of_means(groups: Sequence[Floats]) -> float:
-    return math.fsum(float(values.mean()) for values in groups) / len(groups)
+    return float(np.mean([values.mean() for values in groups]))
 
 
 def _arrays(groups: Sequence[ArrayLike]) -> list[Floats]:
@@ -156,86 +140,56 @@ class TaskComparison:
     task: str
     first: float
     second: float
-    subsets: int
     test: PairedTest | None
     p_adjusted: float | None
-    differs: bool | None
-    verdict: str
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on all tasks that both have, and the paired test of the mean over the tested tasks."""
-
-    first: str
-    second: str
-    level: float
-    tasks: list[TaskComparison]
-    overall: PairedTest | None
-    left_out: list[str]
-    verdict: str
+    @property
+    def verdict(self) -> str:
+        """What the test found."""
+        if self.p_adjusted is None:
+            return "not tested: its metric is no mean over examples"
+        if self.p_adjusted > 1 - LEVEL:
+            return "no difference found"
+        return "the first is better" if self.first > self.second else "the second is better"
 
 
 def compare_models(
     evaluation: Evaluation, first: str, second: str, dimension: int | None = None, precision: str = "float32"
-) -> Comparison:
+) -> list[TaskComparison]:
     """Compare two models, by label, on the tasks and subsets that both were scored on.
 
-    ``dimension`` is that of both; default: each model's largest.
+    The last row, ``overall``, is the mean over the tested tasks. ``dimension`` is that of both; default: each model's
+    largest.
     """
     if first == second:
         raise UserError(f"cannot compare {first!r} with itself; name two models")
-    ours, theirs = (by_task(model_scores(evaluation, model, dimension, precision)) for model in (first, second))
-    common = {task: pairs for task in ours if (pairs := _common(ours[task], theirs.get(task, [])))}
+    found = (model_scores(evaluation, model, dimension, precision) for model in (first, second))
+    ours, theirs = ({(score.task, score.split, score.subset): score for score in scores} for scores in found)
+    common = by_task([score for key, score in ours.items() if key in theirs])
     if not common:
         raise UserError(f"{first!r} and {second!r} have no task in common; evaluate both on the same tasks")
-    examples = {task: found for task, pairs in common.items() if (found := _examples(evaluation, pairs))}
-    tests = {task: paired_test(*found) for task, found in examples.items()}
+    means: dict[str, list[float]] = {}
+    examples: dict[str, list[list[NDArray[np.float32]]]] = {}
+    for task, own in common.items():
+        sides = [own, [theirs[task, score.split, score.subset] for score in own]]
+        means[task] = [fmean(score.value for score in scores) for scores in sides]
+        found = [examples_of(evaluation, scores) for scores in sides]
+        data = [[score.data for score in scores] for scores in sides]
+        if all(found):
+            examples[task] = found
+            data = [[data, *map(len, values)] for data, values in zip(data, found, strict=True)]
+        if data[0] != data[1]:
+            raise UserError(f"task {task!r}: the two models were scored on different data; evaluate both on the same")
+    tests = {task: paired_test(*sides) for task, sides in examples.items()}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    tasks = []
-    for task, pairs in common.items():
-        means = [fmean(score.value for score in scores) for scores in zip(*pairs, strict=True)]
-        differs, verdict = None, "not tested: its metric is no mean over examples"
-        if task in tests:
-            differs = adjusted[task] <= 1 - LEVEL
-            verdict = _verdict(differs, means[0] - means[1])
-        tasks.append(TaskComparison(task, *means, len(pairs), tests.get(task), adjusted.get(task), differs, verdict))
-    overall = _overall(list(examples.values())) if examples else None
-    verdict = "no task could be tested" if overall is None else _verdict(overall.differs, overall.difference.mean)
-    left_out = sorted((ours.keys() | theirs.keys()) - common.keys())
-    return Comparison(first, second, LEVEL, tasks, overall, left_out, verdict)
+    rows = [TaskComparison(task, *of_task, tests.get(task), adjusted.get(task)) for task, of_task in means.items()]
+    if examples:
+        overall = paired_test(*(_weighted(groups) for groups in zip(*examples.values(), strict=True)))
+        rows.append(TaskComparison("overall", overall.first, overall.second, overall, overall.p_value))
+    return rows
 
 
-def _common(ours: Sequence[Score], theirs: Sequence[Score]) -> list[tuple[Score, Score]]:
-    """Return the scores of both on the subsets that both have."""
-    others = {(score.split, score.subset): score for score in theirs}
-    return [(score, others[key]) for score in ours if (key := (score.split, score.subset)) in others]
-
-
-def _examples(evaluation: Evaluation, pairs: Sequence[tuple[Score, Score]]) -> Examples | None:
-    first, second = (examples_of(evaluation, scores) for scores in zip(*pairs, strict=True))
-    lengths = [list(map(len, found or [])) for found in (first, second)]
-    if any(one.data != other.data for one, other in pairs) or (first and second and lengths[0] != lengths[1]):
-        raise UserError(
-            f"task {pairs[0][0].task!r}: the two models were scored on different data; evaluate both on the same "
-            "version of the task"
-        )
-    return (first, second) if first and second else None
-
-
-def _verdict(differs: bool, difference: float) -> str:
-    if not differs:
-        return "no difference found"
-    return "the first is better" if difference > 0 else "the second is better"
-
-
-def _overall(examples: Sequence[Examples]) -> PairedTest:
-    """Test the mean over tasks: an example counts by its share of its subset, the subset by its share of its task."""
-    # The test weights all groups equally; scaled by (groups / tasks / subsets), their mean is the mean over tasks.
-    groups = sum(len(first) for first, _ in examples)
-    scaled: Examples = ([], [])
-    for task in examples:
-        weight = groups / len(examples) / len(task[0])
-        for side, values in zip(scaled, task, strict=True):
-            side.extend(weight * np.asarray(each, np.float64) for each in values)
-    return paired_test(*scaled)
+def _weighted(tasks: Sequence[Sequence[NDArray[np.float32]]]) -> list[Floats]:
+    """Scale the examples of tasks so that the mean over groups (subsets) is the mean over tasks of their means."""
+    groups = sum(map(len, tasks))
+    return [groups / len(tasks) / len(task) * np.asarray(values, np.float64) for task in tasks for values in task]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 from langcodes import Language
 
@@ -48,15 +48,13 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """The score of one language, script, class or kind of bitext.
+    """The score of one language, script or class.
 
-    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group; ``micro`` is the
-    mean over scores, weighted by their examples.
+    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group.
     """
 
     name: str
     macro: float
-    micro: float
     languages: int
     examples: int
 
@@ -76,20 +74,9 @@ class Summary:
     languages: list[GroupScore]
     scripts: list[GroupScore]
     classes: list[GroupScore]
-    bitext: list[GroupScore]
     macro: float
     micro: float
     language_macro: float | None
-
-    @property
-    def worst(self) -> list[GroupScore]:
-        """The ten languages with the lowest scores."""
-        return self.languages[:10]
-
-
-def as_dict(summary: Summary) -> dict[str, Any]:
-    """Return a summary as JSON holds it, with the names of its worst languages."""
-    return {**asdict(summary), "worst": [group.name for group in summary.worst]}
 
 
 def summarize(
@@ -101,67 +88,35 @@ def summarize(
 ) -> Summary:
     """Summarize the scores of one model, by label; by class of training data if its rows by language are given."""
     scores = model_scores(evaluation, model, dimension, precision)
-    of_language: dict[str, list[Score]] = {}
-    for score in scores:
-        for language in languages_of(score):
-            of_language.setdefault(language, []).append(score)
-    languages = _sorted(_group(code, found, task_mean(found), 1) for code, found in of_language.items())
-    macro = {group.name: group.macro for group in languages}
-    scripts = {code: code.partition("-")[2] or "unknown" for code in macro}
-    classes = _grouped(macro, of_language, {code: resource_class(code, rows) for code in macro}) if rows else []
+    rows_of_languages = [(s.key, s.task, s.value, s.examples, language) for s in scores for language in languages_of(s)]
+    frame = pd.DataFrame(rows_of_languages, columns=["key", "task", "value", "examples", "language"])
+    languages = _groups(frame, lambda language: language)
+    classes = _groups(frame, lambda language: resource_class(language, rows)) if rows else []
+    weights = [score.examples for score in scores]
     return Summary(
         model=model,
         dimension=scores[0].dimension,
         precision=precision,
         tasks=[_task(evaluation, found) for found in by_task(scores).values()],
         languages=languages,
-        scripts=_sorted(_grouped(macro, of_language, scripts)),
+        scripts=_groups(frame, lambda language: language.partition("-")[2] or "unknown"),
         classes=sorted(classes, key=lambda group: CLASSES.index(group.name)),
-        bitext=_bitext(scores),
         macro=task_mean(scores),
-        micro=_micro(scores),
-        language_macro=fmean(macro.values()) if macro else None,
+        micro=fmean((score.value for score in scores), weights if any(weights) else None),
+        language_macro=fmean(group.macro for group in languages) if languages else None,
     )
 
 
-def languages_of(score: Score) -> tuple[str, ...]:
-    """Return the languages that a score belongs to."""
-    if len(score.languages) == 2:
-        others = tuple(language for language in score.languages if not _is_english(language))
-        return tuple(dict.fromkeys(others)) or score.languages[:1]
-    return score.languages if len(score.languages) == 1 else ()
-
-
-def _sorted(groups: Iterable[GroupScore]) -> list[GroupScore]:
-    return sorted(groups, key=lambda group: (group.macro, group.name))
-
-
-def _grouped(
-    macro: Mapping[str, float], of_language: Mapping[str, list[Score]], names: Mapping[str, str]
-) -> list[GroupScore]:
-    """Group languages by the name of each language's group."""
+def _groups(scores: pd.DataFrame, name_of: Callable[[str], str]) -> list[GroupScore]:
+    """Group languages by name; the macro mean of a language is that over its tasks."""
+    macro = scores.groupby(["language", "task"]).value.mean().groupby("language").mean()
     groups = []
-    for name in dict.fromkeys(names.values()):
-        members = [code for code in macro if names[code] == name]
+    for name, own in scores.groupby(scores.language.map(name_of)):
+        languages = own.language.unique()
         # A bitext of two languages of the group is one score, not two.
-        scores = list({score.key: score for code in members for score in of_language[code]}.values())
-        groups.append(_group(name, scores, fmean(macro[code] for code in members), len(members)))
-    return groups
-
-
-def _group(name: str, scores: Sequence[Score], macro: float, languages: int) -> GroupScore:
-    return GroupScore(name, macro, _micro(scores), languages, sum(score.examples for score in scores))
-
-
-def _bitext(scores: Iterable[Score]) -> list[GroupScore]:
-    bitexts = [score for score in scores if score.task_type == "BitextMining" and len(score.languages) == 2]
-    groups = []
-    for name, is_centred in (("English-centred", True), ("any-to-any", False)):
-        found = [score for score in bitexts if any(map(_is_english, score.languages)) == is_centred]
-        if found:
-            languages = {language for score in found for language in score.languages}
-            groups.append(_group(name, found, task_mean(found), len(languages)))
-    return groups
+        examples = own.drop_duplicates("key").examples.sum()
+        groups.append(GroupScore(name, float(macro[languages].mean()), len(languages), int(examples)))
+    return sorted(groups, key=lambda group: (group.macro, group.name))
 
 
 def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
@@ -171,29 +126,22 @@ def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
     return TaskScore(first.task, first.task_type, first.metric, value, len(scores), count, interval)
 
 
-def _micro(scores: Sequence[Score]) -> float:
-    weights = [score.examples for score in scores]
-    return fmean((score.value for score in scores), weights if any(weights) else None)
-
-
-def _is_english(language: str) -> bool:
-    return language.split("-")[0] == "eng"
+def languages_of(score: Score) -> tuple[str, ...]:
+    """Return the languages that a score belongs to."""
+    if len(score.languages) == 2:
+        others = tuple(language for language in score.languages if language.split("-")[0] != "eng")
+        return tuple(dict.fromkeys(others)) or score.languages[:1]
+    return score.languages if len(score.languages) == 1 else ()
 
 
 def resource_class(language: str, rows: Mapping[str, int]) -> str:
     """Return ``high`` for at least 1 % of all rows, ``middle`` for 0.1 %, ``low`` for fewer, ``none`` without rows.
 
-    A language is an ISO 639-3 code with or without script; rows of a code without script count for each script.
+    A language is an ISO 639-3 code with script; rows of a code without script count for each script.
     """
-    code, _, script = language.partition("-")
-    if script:
-        own = rows.get(language, 0) + rows.get(code, 0)
-    else:
-        own = sum(count for name, count in rows.items() if name.split("-")[0] == code)
-    if own <= 0:
-        return "none"
+    own = rows.get(language, 0) + rows.get(language.partition("-")[0], 0)
     share = own / sum(rows.values())
-    return next(name for name, least in SHARES.items() if share >= least)
+    return next(name for name, least in SHARES.items() if share >= least) if own > 0 else "none"
 
 
 def training_rows(manifest: Path) -> dict[str, int]:
@@ -219,29 +167,23 @@ def _rows(source: CollectionSurvey, pair: bool) -> Counter[str]:
     if len(source.languages) == 1 or not source.files or not all(file.tells_language for file in source.files):
         return divided(source.kept, source.languages, pair)
     counts: Counter[str] = Counter()
-    for file in source.files:
-        counts += _counted(PublishedFile(file.name))
+    for name in (each.name for each in source.files):
+        file = PublishedFile(name)
+        names = [column for column in ("lang", "script") if column in file.schema.names]
+        for batch in file.further_columns(names):
+            for row in pa.Table.from_batches([batch]).group_by(names).aggregate([([], "count_all")]).to_pylist():
+                counts[_code(name, row["lang"], row.get("script"))] += row["count_all"]
     # Rounded up: a language with a row is not one without.
     return Counter({code: -(-count * source.kept // counts.total()) for code, count in counts.items()})
 
 
-def _counted(file: PublishedFile) -> Counter[str]:
-    """Count the rows of a file by language, reading only the columns that name it."""
-    names = [name for name in ("lang", "script") if name in file.schema.names]
-    found: Counter[str] = Counter()
-    for batch in file.further_columns(names):
-        for row in pa.Table.from_batches([batch]).group_by(names).aggregate([([], "count_all")]).to_pylist():
-            found[_code(file, row["lang"], row.get("script"))] += row["count_all"]
-    return found
-
-
-def _code(file: PublishedFile, tag: str | None, script: str | None) -> str:
+def _code(file: str, tag: str | None, script: str | None) -> str:
     if tag is None:
         return SEVERAL
     try:
         code = iso639_3(tag)
     except ValueError as error:
-        raise UserError(f"{file.path}: column 'lang' holds {tag!r}: {error}") from None
+        raise UserError(f"{file}: column 'lang' holds {tag!r}: {error}") from None
     script = script or Language.get(tag).script
     return f"{code}-{script}" if script else code
 

@@ -14,7 +14,8 @@ from hub_cards.hub_terms import SPECIAL_LANGUAGES
 from hub_cards.markdown import Markdown, code, link, plain, shell_json, shell_word
 from hub_cards.render import render_model_card
 from training.common.languages import language_name
-from training.evaluation.figures.plots import dimension_points
+from training.evaluation.figures import dimension_points
+from training.evaluation.pairs import TASK
 from training.evaluation.records import (
     Evaluation,
     Score,
@@ -26,7 +27,6 @@ from training.evaluation.records import (
     task_mean,
 )
 from training.evaluation.significance import Interval, bootstrap_interval, examples_of
-from training.evaluation.stage_pairs import TASK
 from training.evaluation.summary import SHARES, GroupScore, languages_of, resource_class, summarize
 from training.publishing.card_lineage import base_links, lineage_facts, model_metadata, origins, reference_text
 from training.publishing.evaluation import EVALUATION, RESULTS, drawn_figures, own_label

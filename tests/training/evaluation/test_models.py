@@ -1,30 +1,44 @@
-"""Which model is loaded, and with which options and prompts; models of others are given what mteb gives them."""
+"""Which model is loaded, and with which prompts; views find and score what mteb's own wrappers do."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
 import pytest
 
 pytest.importorskip("mteb")
 
+
+from collections import Counter
+
 import mteb
+import numpy as np
 from datasets import Dataset
+from mteb.models import ModelMeta
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.models.model_implementations import MODEL_REGISTRY
 from mteb.models.model_implementations.qwen3_models import instruction_template
+from mteb.models.search_wrappers import SearchEncoderWrapper
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from tests.training.evaluation.local_runs import write
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from training.common.errors import UserError
-from training.evaluation.models import load_model, registered_options, revisions_of
-from training.evaluation.views import EncoderView
-from training.models.model_ref import ModelRef, find_model
+from training.evaluation import models
+from training.evaluation.encoding import calibrate, quantized, unit_length
+from training.evaluation.local_tasks import pair_tasks
+from training.evaluation.models import (
+    EncoderView,
+    EvaluatedModel,
+    Prompts,
+    load_model,
+    registered_options,
+    revisions_of,
+)
+from training.evaluation.records import ModelRecord
+from training.models.model_ref import ModelRef
 
 PUBLISHED = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"]
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。"]
@@ -73,14 +87,6 @@ def test_a_model_trained_with_instructions_gets_the_published_ones_beside_its_ow
     assert own.record.label == f"{folder} (prompts model)" and load(folder).record.label == str(folder)
 
 
-def test_a_model_trained_without_instructions_gets_none_by_default(save):
-    folder = save({"query": "", "document": ""})
-    found = load(folder)
-    assert found.prompts.template is None and not any(found.prompts.own.values()) and found.prompts.described == "none"
-    assert load(folder, prompts="published").prompts.template is not None
-    assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
-
-
 @pytest.mark.parametrize(
     ("prompts", "ours"),
     [
@@ -93,37 +99,20 @@ def test_a_model_trained_without_instructions_gets_none_by_default(save):
     ],
 )
 def test_a_model_is_f2llms_if_its_whole_template_is(save, prompts, ours):
-    assert (load(save(prompts)).prompts.template is not None) == ours
+    folder = save(prompts)
+    assert (load(folder).prompts.template is not None) == ours
+    assert load(folder, prompts="published").prompts.template is not None
 
 
-def test_a_published_model_is_loaded_as_the_registry_says(save, monkeypatch):
-    from training.models import encoders, model_ref
-
-    name, asked, folder = PUBLISHED.name, {}, save()
-    local = encoders.SentenceTransformer
-
-    def from_folder(place, **options):
-        asked.update(options, place=place)
-        return local(str(folder), trust_remote_code=True)
-
-    monkeypatch.setattr(encoders, "SentenceTransformer", from_folder)
-    monkeypatch.setattr(model_ref, "model_revision", lambda place, key, revision: revision)
-    monkeypatch.setattr(model_ref, "model_file", lambda place, file, revision=None: folder / file)
-    found = load(name)
-    assert asked["place"] == name and asked["revision"] == PUBLISHED.revision
-    assert asked["model_kwargs"] == {"dtype": "bfloat16"} and asked["trust_remote_code"] is False
-    assert found.meta.name == name and found.meta.revision == PUBLISHED.revision
-    assert found.prompts.by_task == PUBLISHED.loader_kwargs["prompts_dict"] and not found.prompts.own
-    assert found.store.model.tokenizer("a").input_ids[-1] == found.store.model.tokenizer.eos_token_id
+def test_the_models_default_prompt_is_for_what_is_neither_query_nor_document(save):
+    assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
 
 
-def test_texts_are_truncated_at_the_length_asked_for(save, caplog):
+def test_texts_are_truncated_at_the_length_asked_for_or_the_models(save):
     folder = save()
     longest = SentenceTransformer(str(folder), trust_remote_code=True).max_seq_length
-    assert load_model(str(folder), None, 4).store.model.max_seq_length == 4
-    assert load(folder).store.model.max_seq_length == longest and "tokens of a text at most" not in caplog.text
-    assert load_model(str(folder), None, 4096).store.model.max_seq_length == longest
-    assert f"reads {longest} tokens of a text at most, not --max-length 4096" in caplog.text
+    lengths = [load_model(str(folder), None, asked).store.model.max_seq_length for asked in (4, 4096, 8192)]
+    assert lengths == [4, longest, longest]
 
 
 def test_bad_names_are_one_line(tmp_path, refuses):
@@ -133,17 +122,6 @@ def test_bad_names_are_one_line(tmp_path, refuses):
         load("nobody/nothing")
     with refuses("its revisions cannot be listed"):
         revisions_of("nobody/nothing")
-
-
-def test_a_run_stands_for_its_model_and_else_for_its_newest_checkpoint(tmp_path, save, refuses):
-    folder, stage = save(), tmp_path / "run/stage"
-    stage.mkdir(parents=True)
-    for name, found in (("checkpoint-10", "checkpoint-10"), ("checkpoint-9", "checkpoint-10"), ("model", "model")):
-        (stage / name).symlink_to(folder)
-        assert find_model(str(stage), None) == (str(stage / found), None)
-    assert find_model("owner/name", "step-3") == ("owner/name", "step-3")
-    with refuses("name one of its stages: stage"):
-        find_model(str(tmp_path / "run"), None)
 
 
 @pytest.fixture
@@ -160,15 +138,18 @@ def registered(folder, monkeypatch):
         update = {"name": "org/model", "loader": loader, "loader_kwargs": options}
         monkeypatch.setitem(MODEL_REGISTRY, "org/model", PUBLISHED.model_copy(update=update))
         found = ModelRef("org/model", str(folder), None, "commit")
-        monkeypatch.setattr("training.evaluation.models.resolve", lambda *_: found)
-        return load_model("org/model", None, 512)
+        asked = []
+        monkeypatch.setattr("training.evaluation.models.resolve", lambda *args: asked.append(args) or found)
+        ours = load_model("org/model", None, 512)
+        assert asked == [("org/model", "MODEL", PUBLISHED.revision)] and ours.meta.name == "org/model"
+        return ours
 
     return load
 
 
 def check_same(model, wrapper):
     """Compare our embeddings of texts in different tasks with those of mteb's wrapper."""
-    view = EncoderView(model.store, model.meta, model.store.width, prompts=model.prompts)
+    view = EncoderView(model)
     for task, prompt_type in CASES:
         metadata = mteb.get_task(task).metadata
         batches = DataLoader(Dataset.from_dict({"text": TEXTS}), batch_size=8)
@@ -209,7 +190,7 @@ def test_a_model_of_others_keeps_its_own_prompts(folder, caplog):
     assert ours.prompts.own == QWEN3_PROMPTS and ours.prompts.template is None
     check_same(ours, SentenceTransformerEncoderWrapper(str(folder), device="cpu"))
     (line,) = [each for each in caplog.messages if "pooled by" in each]
-    parts = (str(folder), "as it was saved", "prompts: its own", "float32", "pooled by lasttoken", "most 512 tokens")
+    parts = (str(folder), "float32", "pooled by lasttoken", "most 512 tokens", "Find what answers")
     assert all(part in line for part in parts)
 
 
@@ -232,3 +213,119 @@ def test_options_of_the_registry_are_used(registered):
     model = ours.store.model
     assert model.tokenizer.padding_side == "left" and ours.store.width == 8
     assert model[1].include_prompt is False and str(model.dtype) == "torch.bfloat16"
+
+
+TEMPLATE = "Instruct: {instruction}\nQuery: "
+QUERY, DOCUMENT = PromptType.query, PromptType.document
+
+
+@pytest.fixture
+def view(store):
+    def make(prompts=None, dimension=32, precision="float32"):
+        meta = ModelMeta.create_empty({"name": "a/b"})
+        return EncoderView(EvaluatedModel(ModelRecord("a/b"), store, meta, prompts or Prompts()), dimension, precision)
+
+    return make
+
+
+@pytest.fixture
+def local(tmp_path, sentences):
+    return pair_tasks(write(tmp_path / "pairs.parquet", query=sentences, passage=sentences), "Names")
+
+
+BANKING, STS, BUCC = "Banking77Classification", "STS22.v2", "BUCC.v2"
+OWN = {"query": "own: ", "document": ""}
+PLAIN = Prompts({"query": "query: ", "document": "passage: ", "STS": "same: "})
+SORT = Prompts(OWN, {BANKING: "Sort."}, TEMPLATE, default="own: ")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "task", "prompt_type", "expected"),
+    [
+        # An instruction for the task goes before the model's own prompt.
+        (SORT, BANKING, None, "Instruct: Sort.\nQuery: "),
+        (SORT, BANKING, DOCUMENT, ""),
+        (SORT, STS, None, "own: "),
+        (SORT, STS, QUERY, "own: "),
+        # Plain prompts are given as mteb gives them.
+        (PLAIN, BANKING, QUERY, "query: "),
+        (PLAIN, BANKING, DOCUMENT, "passage: "),
+        (PLAIN, BANKING, None, ""),
+        (PLAIN, STS, None, "same: "),
+        (None, BANKING, QUERY, ""),
+        (Prompts({"p": "first: "}, default="first: "), BANKING, None, "first: "),
+    ],
+)
+def test_prompts(view, prompts, task, prompt_type, expected):
+    assert view(prompts).prompt(mteb.get_task(task).metadata, prompt_type) == expected
+
+
+def test_tasks_of_mteb_get_the_instruction_for_their_type_and_local_ones_the_models_own(view, local):
+    instructions = MODEL_REGISTRY["codefuse-ai/F2LLM-v2-80M"].loader_kwargs["prompts_dict"]
+    used = view(Prompts(OWN, instructions, TEMPLATE, default="own: "))
+    assert BUCC not in instructions
+    assert used.prompt(mteb.get_task(BUCC).metadata, None) == f"Instruct: {instructions['BitextMining']}\nQuery: "
+    assert {used.prompt(task.metadata, QUERY) for task in local} == {"own: "}
+
+
+def test_training_and_test_texts_share_the_scale_of_int8(view, sentences):
+    halves = [{"text": sentences[:5]}], [{"text": sentences[5:]}]
+    options = {"task_metadata": mteb.get_task(BANKING).metadata, "hf_subset": "default"}
+    whole, stored = view(), view(precision="int8")
+    exact = [unit_length(whole.encode(each, hf_split="test", **options)) for each in halves]
+    for half, split, embeddings in zip(halves, ("train", "test"), exact, strict=True):
+        expected = quantized(embeddings, "int8", calibrate(exact[0]))
+        np.testing.assert_array_equal(stored.encode(half, hf_split=split, **options), expected)
+
+
+@pytest.fixture
+def data(sentences):
+    corpus = [{"id": f"d{n}", "title": text[:5], "text": text} for n, text in enumerate(sentences)]
+    queries = [{"id": f"q{n}", "text": text[::-1]} for n, text in enumerate(sentences[:4])]
+    return Dataset.from_list(corpus), Dataset.from_list(queries)
+
+
+@pytest.fixture
+def search(local):
+    def found(searcher, data, **options):
+        shared = {"task_metadata": local[0].metadata, "hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}
+        searcher.index(data[0], num_proc=None, **shared)
+        return searcher.search(data[1], num_proc=None, **{"top_k": 3, **options}, **shared)
+
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "binary"])
+@pytest.mark.parametrize("ranked", [None, {"q0": ["d3", "d1"], "q1": [], "q2": ["d9"], "q3": ["d0", "d5", "d2"]}])
+def test_it_finds_what_mteb_finds(precision, ranked, view, data, search):
+    options = Prompts({"query": "q: ", "document": "d: "}), 16, precision
+    expected = search(SearchEncoderWrapper(view(*options)), data, top_ranked=ranked)
+    actual = search(view(*options), data, top_ranked=ranked)
+    assert set(actual) == set(expected)
+    for query in expected:
+        # The worst of three may tie with the fourth.
+        assert sorted(actual[query].values()) == pytest.approx(sorted(expected[query].values()), abs=1e-5)
+        if precision == "float32":
+            assert set(actual[query]) == set(expected[query])
+
+
+def test_int8_documents_are_calibrated_on_their_corpus_and_found_by_queries_in_float32(store, view, data, search):
+    searcher, (corpus, queries) = view(dimension=16, precision="int8"), data
+    assert "QT_8bit" in searcher.mteb_model_meta.experiment_name
+    # The corpus of another subset does not change the scale.
+    search(searcher, (corpus.select(range(2)), queries))
+    similarities = search(searcher, data)
+    documents = unit_length(store.encode([f"{row['title']} {row['text']}" for row in corpus], "")[:, :16])
+    asked = store.encode(queries["text"], "")[:, :16]
+    stored = quantized(documents, "int8", calibrate(documents))
+    cosines = asked @ stored.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(stored, axis=1)
+    expected = np.sort(cosines, axis=1)[:, -3:]
+    np.testing.assert_allclose([sorted(each.values()) for each in similarities.values()], expected, atol=1e-5)
+
+
+def test_blocks_make_no_difference_and_few_documents_are_all_found(monkeypatch, view, data, search):
+    whole = search(view(), data, top_k=50)
+    assert all(len(documents) == len(data[0]) for documents in whole.values())
+    monkeypatch.setattr(models, "_SIMILARITIES", 3 * len(data[0]))
+    for query, documents in search(view(), data, top_k=50).items():
+        assert documents == pytest.approx(whole[query], abs=1e-6)

@@ -1,30 +1,50 @@
-"""The command: scores are those of an independent computation, resumed but never stale, and faults are named."""
+"""The command: scores are those of mteb and of scikit-learn, resumed but never stale, and faults are named."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from sklearn.metrics import ndcg_score
 
 pytest.importorskip("mteb")
 
-from sentence_transformers import SentenceTransformer
 
-import training.evaluate
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import mteb
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import (
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskMultilabelClassification,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
+from sentence_transformers import SentenceTransformer
+from sklearn.metrics import ndcg_score
+
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.local_runs import write
 from training.evaluate import main
-from training.evaluation import encoding, runner, scoring
-from training.evaluation.records import load_evaluation
+from training.evaluation import encoding, models, runner
+from training.evaluation.encoding import EmbeddingStore
+from training.evaluation.local_tasks import classification as classification_task
+from training.evaluation.local_tasks import labels_of, pair_tasks
+from training.evaluation.models import EncoderView, EvaluatedModel, Prompts
+from training.evaluation.records import Evaluation, ModelRecord, load_evaluation
+from training.evaluation.runner import (
+    agree,
+    evaluate_model,
+    has_examples,
+    recorded,
+)
 
 
 @pytest.fixture
@@ -39,11 +59,6 @@ def pairs(tmp_path, sentences):
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def encoded(monkeypatch):
     """Grows by the texts of every call that asks for embeddings."""
     texts, encode = [], encoding.EmbeddingStore.encode
@@ -54,6 +69,11 @@ def encoded(monkeypatch):
 
     monkeypatch.setattr(encoding.EmbeddingStore, "encode", watched)
     return texts
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
 
 
 @pytest.fixture
@@ -101,8 +121,8 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
         (["MODEL"], "nothing to evaluate on"),
         (["MODEL", "--local", "PAIRS", "--max-length", "0"], "--max-length must be at least 1"),
         (["MODEL", "--local", "PAIRS", "--compare", "MODEL", "other"], "--compare 'other' is unknown; there are"),
-        (["MODEL", "--local", "PAIRS", "--output", "PAIRS"], "there is a file of that name; give a folder"),
-        (["MODEL", "--local", "PAIRS", "PAIRS"], "two tasks are called PairsBitextMining, PairsRetrieval"),
+        (["MODEL", "--local", "PAIRS", "--output", "PAIRS"], "pairs.parquet: is read"),
+        (["MODEL", "--local", "PAIRS", "PAIRS"], "two tasks are called PairsRetrieval"),
         (["MODEL", "--local", "PAIRS", "--manifest", "none.yaml"], "none.yaml"),
         # A fault in a further model costs nothing that comes first.
         (["MODEL", "--local", "PAIRS", "--against", "EMPTY"], "holds no model"),
@@ -116,14 +136,9 @@ def test_bad_input_is_one_line(options, message, folder, pairs, out, tmp_path, c
     assert message in capsys.readouterr().err and not encoded
 
 
-def test_a_command_names_a_model_or_a_report(capsys):
-    for words in ([], ["MODEL", "--report", "FOLDER"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(words)
-    assert "not allowed with" in capsys.readouterr().err
-
-
-def test_a_model_that_was_trained_on_is_evaluated_again(folder, run, out, tiny_tokenizer, tiny_model, encoded):
+def test_a_model_that_was_trained_on_or_reads_less_is_evaluated_again(
+    folder, run, out, tiny_tokenizer, tiny_model, encoded
+):
     found = []
     for scale in (1.0, -1.0):
         with torch.no_grad():
@@ -133,6 +148,10 @@ def test_a_model_that_was_trained_on_is_evaluated_again(folder, run, out, tiny_t
         assert run() == 0 and encoded
         found.append(values(out))
     assert found[0] != found[1]
+    encoded.clear()
+    assert run("--max-length", 4) == 0 and encoded
+    encoded.clear()
+    assert run("--max-length", 4) == 0 and not encoded
 
 
 def test_changed_data_are_evaluated_again_and_not_compared(
@@ -147,14 +166,6 @@ def test_changed_data_are_evaluated_again_and_not_compared(
     encoded.clear()
     assert run() == 0 and encoded
     assert len(values(out)) == 2 * len(before) and values(out)[-len(before) :] != before
-
-
-def test_texts_truncated_at_another_length_are_evaluated_again(run, encoded):
-    assert run() == 0
-    encoded.clear()
-    assert run("--max-length", 4) == 0 and encoded
-    encoded.clear()
-    assert run("--max-length", 4) == 0 and not encoded
 
 
 def test_a_task_out_of_reach_is_noted_and_the_others_stay(folder, run, out, capsys):
@@ -198,7 +209,7 @@ def test_checkpoints_of_a_run_are_its_revisions(folder, run, out, tmp_path, caps
 def test_a_task_that_computes_its_score_in_another_way_is_not_run_again_for_its_examples(
     run, out, encoded, monkeypatch
 ):
-    monkeypatch.setattr(scoring, "agree", lambda values, score: False)
+    monkeypatch.setattr(runner, "agree", lambda values, score: False)
     assert run() == 0
     found = load_evaluation(out)
     assert {len(each) for each in found.examples.values()} == {0} and {s.examples for s in found.scores} == {5}
@@ -220,14 +231,12 @@ def test_a_model_that_is_too_narrow_costs_neither_the_others_nor_the_report(
     assert run("--dims", 16, "--against", tmp_path / "narrow") == 0 and values(out)
 
 
-def test_damaged_examples_are_computed_again_and_scores_stay(run, out, caplog, encoded):
+def test_examples_that_were_deleted_are_computed_again(run, out, encoded):
     assert run() == 0
-    for content in ((out / "examples.npz").read_bytes()[:300], b""):
-        (out / "examples.npz").write_bytes(content)
-        assert len(load_evaluation(out).scores) == 2 and "cannot be read" in caplog.text
-        encoded.clear()
-        assert run() == 0 and encoded
-        assert len(load_evaluation(out).examples) == 2
+    (out / "examples.npz").unlink()
+    encoded.clear()
+    assert run() == 0 and encoded
+    assert len(load_evaluation(out).examples) == len(load_evaluation(out).scores) == 2
 
 
 def test_two_commands_that_evaluate_into_one_folder_wait(out, monkeypatch):
@@ -244,9 +253,156 @@ def test_two_commands_that_evaluate_into_one_folder_wait(out, monkeypatch):
     assert ended == [0, 0, 0] and sorted((out / "scores").read_text()) == ["a", "b", "c"]
 
 
-def test_the_command_starts_as_a_script_whose_folder_hides_no_library():
-    """The folder of a script comes first in the path."""
-    script = Path(training.evaluate.__file__)
-    ended = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0 and "--report FOLDER" in ended.stdout, ended.stderr
-    assert not {path.stem for path in script.parent.iterdir()} & sys.stdlib_module_names - {"__init__"}
+TEXTS = [f"{word} {number} {other}" for number in range(5) for word in "ab" for other in ("rain", "sun", "wind")]
+HALF = len(TEXTS) // 2
+SIDES = {"sentence1": TEXTS[:HALF], "sentence2": TEXTS[HALF:]}
+
+
+def make(kind, metric, data, languages=("eng-Latn",)):
+    """A task of one of mteb's classes over data in memory: by split, or by subset and split."""
+    task_type = kind.__name__.removeprefix("AbsTask")
+    metadata = TaskMetadata(
+        name=f"Memory{task_type}",
+        description="In memory.",
+        dataset={"path": "memory", "revision": "1"},
+        type=task_type,
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=languages,
+        main_score=metric,
+    )
+    task = type(metadata.name, (kind,), {"metadata": metadata, "load_data": lambda self, **_: None})()
+    task.dataset, task.data_loaded = data, True
+    return task
+
+
+def splits(*names, **columns):
+    return DatasetDict({name: Dataset.from_dict(columns) for name in names or ["test"]})
+
+
+def sts():
+    return make(AbsTaskSTS, "cosine_spearman", splits(**SIDES, score=np.linspace(0, 5, HALF).tolist()))
+
+
+def pair_classification():
+    return make(AbsTaskPairClassification, "max_ap", splits(**SIDES, labels=[n % 2 for n in range(HALF)]))
+
+
+def clustering():
+    data = splits(sentences=TEXTS, labels=[n % 3 for n in range(len(TEXTS))])
+    task = make(AbsTaskClustering, "v_measure", data)
+    task.max_fraction_of_documents_to_embed, task.max_documents_to_embed, task.max_documents_per_cluster = None, 20, 10
+    return task
+
+
+def multilabel():
+    data = splits("train", "test", text=TEXTS, label=[[n % 2, 2 + n % 3] for n in range(len(TEXTS))])
+    return make(AbsTaskMultilabelClassification, "accuracy", data)
+
+
+def classification():
+    halves = splits("train", "test", text=TEXTS, label=[n // 3 % 2 for n in range(len(TEXTS))])
+    languages = {"en": ["eng-Latn"], "de": ["deu-Latn"]}
+    return make(AbsTaskClassification, "accuracy", dict.fromkeys(languages, halves), languages)
+
+
+def parallel_bitext():
+    data = splits(eng=TEXTS[:HALF], deu=TEXTS[HALF:], fra=TEXTS[:HALF][::-1])
+    languages = {"eng-deu": ["eng-Latn", "deu-Latn"], "eng-fra": ["eng-Latn", "fra-Latn"]}
+    task = make(AbsTaskBitextMining, "f1", data, languages)
+    task.parallel_subsets = True
+    return task
+
+
+def retrieval():
+    corpus = [{"id": f"d{n}", "title": text[:1], "text": text} for n, text in enumerate(TEXTS)]
+    queries = [{"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS[::4])]
+    relevant = {f"q{n}": {f"d{(5 * n) % len(TEXTS)}": 2, f"d{n}": 1} for n in range(len(queries))}
+    data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries), "relevant_docs": relevant}
+    return make(AbsTaskRetrieval, "ndcg_at_10", {"default": {"test": {**data, "top_ranked": None}}})
+
+
+KINDS = [sts, pair_classification, clustering, multilabel, classification, parallel_bitext, retrieval]
+
+
+@pytest.fixture
+def model(store):
+    meta = ModelMeta.create_empty({"name": "a/b", "revision": "1"})
+    return EvaluatedModel(ModelRecord("model", identity="1"), store, meta, Prompts())
+
+
+@pytest.fixture
+def evaluate(model, tmp_path):
+    def run(*tasks, into=None, **options):
+        found = Evaluation() if into is None else into
+        evaluate_model(model, tasks, found, tmp_path / "evaluated", **options)
+        return found
+
+    return run
+
+
+def by_subset(evaluation, **fields):
+    assert not evaluation.failures
+    return {score.subset: score.value for score in evaluation.select(**fields)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_mteb_alone_whatever_was_evaluated_before(kind, evaluate, encoder, capsys, monkeypatch):
+    (result,) = mteb.evaluate(
+        SentenceTransformerEncoderWrapper(encoder), kind(), cache=None, co2_tracker=False, show_progress_bar=False
+    ).task_results
+    expected = {each["hf_subset"]: pytest.approx(each["main_score"], abs=2e-5) for each in result.scores["test"]}
+    capsys.readouterr()
+    assert by_subset(evaluate(kind())) == expected
+    # The bar over tasks is shown, and no bar of mteb or datasets.
+    shown = capsys.readouterr().err
+    assert "model: 100%" in shown and shown.count("%|") == shown.count("model: ")
+    # Narrower views first, and the same task again.
+    task, other = kind(), retrieval() if kind is not retrieval else sts()
+    first = evaluate(other, task, dims=[8, 32], precisions=["int8", "float32"])
+    assert by_subset(first, task=task.metadata.name, dimension=32, precision="float32") == expected
+    found = evaluate(task)
+    assert by_subset(found) == expected and all(score.examples > 0 for score in found.scores)
+    # What is known is not encoded again.
+    before = list(found.scores)
+    monkeypatch.setattr(EmbeddingStore, "encode", None)
+    assert evaluate(kind(), into=found).scores == before and not found.failures
+
+
+def test_a_view_that_fails_is_named_and_the_others_stay(evaluate, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("no bits")
+
+    monkeypatch.setattr(models, "quantized", fails)
+    found = evaluate(sts(), dims=[32, 8], precisions=["int8", "float32"])
+    assert {(score.dimension, score.precision) for score in found.scores} == {(32, "float32"), (8, "float32")}
+    assert found.failures == {f"model: MemorySTS, {dim} dimensions, int8": "RuntimeError: no bits" for dim in (32, 8)}
+
+
+RETRIEVAL_METRICS = ["ndcg_at_10", "map_at_10", "recall_at_5", "precision_at_5", "hit_rate_at_1", "mrr_at_10"]
+
+
+@pytest.mark.parametrize(("number", "metrics"), [(0, RETRIEVAL_METRICS), (1, ["f1", "accuracy"]), (2, ["accuracy"])])
+def test_examples_average_to_every_metric(number, metrics, model, tmp_path, sentences):
+    # Few dimensions: some of the answers are wrong.
+    view = EncoderView(model, 2)
+    queries = [*sentences, *(f"{text} {text}" for text in sentences)]
+    path = write(tmp_path / "pairs.parquet", query=queries, passage=[text[::-1] for text in queries])
+    labels = labels_of("here", [f"{text} {n}" for n in range(4) for text in sentences], ([*"a" * 10, *"b" * 10]) * 2)
+    task = [*pair_tasks(path, "Names"), classification_task("Names", tmp_path, ["eng-Latn"], labels)][number]
+    for metric in metrics:
+        task.metadata = task.metadata.model_copy(update={"main_score": metric})
+        with recorded(task) as found:
+            options = {"co2_tracker": False, "show_progress_bar": False, "prediction_folder": tmp_path / "unused"}
+            (result,) = mteb.evaluate(view, task, cache=None, **options).task_results
+        examples = found["test", "default"]
+        assert len(examples) == 20 and 0 < examples.mean() < 1 and not (tmp_path / "unused").exists()
+        assert examples.mean() == pytest.approx(result.scores["test"][0][metric], abs=2e-5)
+
+
+def test_metrics_that_are_not_a_mean_have_no_examples():
+    names = ["STS22.v2", "TwentyNewsgroupsClustering.v2", "SprintDuplicateQuestions", "NFCorpus"]
+    assert [has_examples(task) for task in map(mteb.get_task, names)] == [False, False, False, True]
+    hits = np.array([0, 1], np.float32)
+    assert agree(hits, 0.5) and not agree(hits, 0.6) and not agree(hits[:0], 0.0)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.training.evaluation.synthetic import evaluation, many_languages, score
+from tests.training.evaluation.synthetic import evaluation, score
 from training.evaluation.records import Evaluation
-from training.evaluation.summary import as_dict, languages_of, resource_class, summarize, training_rows
+from training.evaluation.summary import languages_of, resource_class, summarize, training_rows
 
 PUBLISHED = Path(__file__).parents[3] / "training" / "data" / "manifests"
 HAND = Evaluation(
@@ -35,12 +35,11 @@ def test_languages_scripts_and_classes_by_hand():
     # German: retrieval 0.2, bitexts (0.4 + 0.9) / 2; Russian: 0.6 and 0.9; English: its own texts alone.
     german = (0.2 + 0.65) / 2
     assert macro(summary.languages) == pytest.approx({"deu-Latn": german, "rus-Cyrl": 0.75, "eng-Latn": 1.0})
+    assert [group.name for group in summary.languages] == ["deu-Latn", "rus-Cyrl", "eng-Latn"]
     assert macro(summary.scripts) == pytest.approx({"Latn": (german + 1.0) / 2, "Cyrl": 0.75})
-    assert macro(summary.bitext) == pytest.approx({"English-centred": 0.4, "any-to-any": 0.9})
     assert [group.name for group in summary.classes] == ["high", "low", "none"]
     latin = next(group for group in summary.scripts if group.name == "Latn")
     assert (latin.languages, latin.examples) == (2, 170)
-    assert latin.micro == pytest.approx((0.2 * 10 + 0.4 * 10 + 0.9 * 50 + 100) / 170)
 
 
 def test_macro_and_micro_means_by_hand():
@@ -55,14 +54,6 @@ def test_languages_of_a_score():
     assert languages_of(score(("deu-Latn", "rus-Cyrl"))) == ("deu-Latn", "rus-Cyrl")
     assert languages_of(score(("eng-Latn", "eng-Latn"))) == ("eng-Latn",)
     assert languages_of(score(("a", "b", "c"))) == languages_of(score(())) == ()
-
-
-def test_the_worst_ten_of_many_are_named():
-    summary = summarize(evaluation(many_languages(), dimensions=(8,), precisions=("float32",)), "large")
-    values = [group.macro for group in summary.languages]
-    assert values == sorted(values) and len(values) == 240
-    worst = as_dict(summary)["worst"]
-    assert len(worst) == 10 and worst[0] == summary.languages[0].name
 
 
 def test_tasks_have_intervals_where_examples_have_scores():
@@ -82,9 +73,9 @@ MIXED = {"deu": 2, "deu-Latn": 98, "srp-Cyrl": 1, "srp": 1, "eng": 99_898}
 @pytest.mark.parametrize(
     ("language", "rows", "expected"),
     [
-        *[("eng-Latn", ROWS, "high"), ("isl", ROWS, "middle"), ("srp-Latn", ROWS, "middle")],
+        *[("eng-Latn", ROWS, "high"), ("isl-Latn", ROWS, "middle"), ("srp-Latn", ROWS, "middle")],
         *[("fao-Latn", ROWS, "low"), ("srp-Cyrl", ROWS, "low"), ("tlh-Latn", ROWS, "none")],
-        *[("deu-Latn", MIXED, "middle"), ("deu", MIXED, "middle"), ("deu-Runr", MIXED, "low"), ("srp", MIXED, "low")],
+        *[("deu-Latn", MIXED, "middle"), ("deu-Runr", MIXED, "low")],
     ],
 )
 def test_classes_are_shares_of_the_rows(language, rows, expected):

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.training.recipes import write_single_stage
-from training.evaluation.pairs import load_pairs
-from training.evaluation.stage_pairs import sample_pairs
+from training.evaluation.pairs import load_pairs, sample_pairs
 
 # Ten steps; every second one is evaluated and saved.
 WATCHED = {

@@ -1,4 +1,4 @@
-"""Quality against dimensions, cost and training steps, by language, and the losses of a training."""
+"""Figures of an evaluation: dimensions, cost, training steps, languages and losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.common.errors import UserError
 from training.common.run_folder import numbered_checkpoints
-from training.evaluation.figures.style import line_style, new_figure, save, short_labels, shortened
 from training.evaluation.records import (
     PRECISIONS,
     Evaluation,
@@ -20,14 +21,19 @@ from training.evaluation.records import (
     bytes_per_vector,
     find_sweeps,
     finished_models,
+    of_shared_tasks,
     shared_scores,
-    shared_tasks,
     task_mean,
 )
 from training.evaluation.summary import GroupScore, Summary
 
-# Rows of a figure, one for each model; panels and their columns, one for each source; markers on a line.
-_MOST_MODELS, _MOST_SOURCES, _COLUMNS, _MOST_MARKERS = 6, 60, 5, 12
+# Lines differ in colour, line style and marker, so also in grey. The colours are those of Okabe and Ito ("Color
+# Universal Design", 2008) for colour-blind readers, without yellow; neighbours differ in lightness.
+COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+# Columns of panels, one for each source, and markers on a line.
+_COLUMNS, _MOST_MARKERS = 5, 12
 _PRECISION_NAMES = {"float32": "32-bit float", "int8": "8-bit integer", "binary": "1 bit"}
 # Up to this many tasks have a line each; more are grouped by type.
 _FEW_TASKS = 4
@@ -38,16 +44,61 @@ _FRONT = "Pareto front"
 _COSTS = {"parameters": ("Parameters", False), "texts_per_second": ("Texts encoded per second", True)}
 _KINDS = {"loss_source/": "training", "eval_source/": "validation"}
 
-# Cells in a row of languages, and inches; cells have one size in all figures.
-_CELLS, _CELL_WIDTH, _CELL_HEIGHT, _ABOVE, _BELOW = 16, 0.62, 0.42, 0.5, 0.68
+# Languages in a row.
+_CELLS = 16
 # From yellow (low) to dark blue (high): the order is the same in grey and for colour-blind readers.
 _COLOUR_MAP = "cividis_r"
+_FRAMED = 10
 
 # x and y of the points of a line, and lines by name.
 Line = Sequence[tuple[float, float]]
 Points = dict[str, list[tuple[int, float]]]
 # By source and kind of loss, steps and losses.
 Curves = dict[str, Points]
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour, line style and marker of the line with a number; the first 28 differ, neighbours in all three."""
+    traits = {"color": COLOURS, "linestyle": _DASHES, "marker": _MARKERS}
+    return {trait: values[number % len(values)] for trait, values in traits.items()}
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write ``name.svg`` and ``name.png``, or nothing without a figure; the same figure gives the same bytes."""
+    if figure is None:
+        return []
+    from matplotlib import rc_context
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.svg", folder / f"{name}.png"]
+    # Text stays text, to be searched and read aloud; ids are salted by name, since figures share a page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(files[0], metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(files[1], dpi=110)
+    return files
+
+
+def short_labels(names: Sequence[str], most: int = 28) -> list[str]:
+    """Return the last parts of names, as many as tell all of them apart, shortened."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    labels = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts), default=0) + 1))
+    found = next((each for each in labels if len(set(each)) == len(set(names))), names)
+    return [shortened(label, most) for label in found]
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name without its middle if it is longer than ``most``, escaped for matplotlib."""
+    # A dollar sign would begin a formula.
+    shown = name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+    return shown.replace("$", r"\$")
+
+
+def _new_figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib; install it with pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **more: Any) -> dict[str, Any]:
@@ -61,48 +112,32 @@ def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **mo
     return drawn
 
 
-def _model_rows(models: int, width: float, columns: int) -> tuple[Any, Any]:
-    """Return a figure with a row of axes per model, up to a maximum that is named in its title."""
-    shown = min(models, _MOST_MODELS)
-    figure = new_figure(width, 3.4 * shown + 0.4)
-    if shown < models:
-        figure.suptitle(f"{shown} of {models} models", fontsize=10)
-    return figure, figure.subplots(shown, columns, squeeze=False, sharey="row")
-
-
-def draw_dimensions(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``dimensions.svg`` and ``.png``; nothing if no model was scored at two dimensions or precisions."""
-    return save(dimensions_figure(evaluation), folder, "dimensions")
-
-
 def dimension_points(evaluation: Evaluation, model: str) -> Points:
     """Return dimensions and mean scores in percent by precision, over the tasks that were scored at all of them."""
-    grouped: dict[tuple[str, int], list[Score]] = defaultdict(list)
+    grouped: dict[tuple[int, int], list[Score]] = defaultdict(list)
     for score in evaluation.select(model=model):
-        grouped[score.precision, score.dimension].append(score)
-    tasks = shared_tasks(grouped.values())
-    points: Points = {}
-    for precision, dimension in sorted(grouped, key=lambda view: (list(PRECISIONS).index(view[0]), view[1])):
-        scores = [score for score in grouped[precision, dimension] if score.task in tasks]
-        if scores:
-            points.setdefault(precision, []).append((dimension, 100 * task_mean(scores)))
-    return points
+        grouped[list(PRECISIONS).index(score.precision), score.dimension].append(score)
+    points: Points = defaultdict(list)
+    for (precision, dimension), scores in sorted(of_shared_tasks(grouped).items()):
+        points[list(PRECISIONS)[precision]].append((dimension, 100 * task_mean(scores)))
+    return dict(points)
 
 
 def dimensions_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: a row per model, a line per precision, over dimensions and over bytes."""
+    """Return a row per model, a line per precision, over dimensions and over bytes; None if no model has two views."""
     found = {model: dimension_points(evaluation, model) for model in finished_models(evaluation)}
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     if not swept:
         return None
-    figure, grid = _model_rows(len(swept), 10, 2)
-    for (left, right), (model, points) in zip(grid, swept.items(), strict=False):
-        dims = {_PRECISION_NAMES[precision]: line for precision, line in points.items()}
-        sizes = {
-            _PRECISION_NAMES[precision]: [(bytes_per_vector(dimension, precision), value) for dimension, value in line]
-            for precision, line in points.items()
-        }
-        for axes, lines, label in ((left, dims, "Dimensions kept"), (right, sizes, "Bytes per vector")):
+    figure = _new_figure(10, 3.4 * len(swept) + 0.4)
+    grid = figure.subplots(len(swept), 2, squeeze=False, sharey="row")
+    kinds = (("Dimensions kept", lambda dimension, precision: dimension), ("Bytes per vector", bytes_per_vector))
+    for (left, right), (model, points) in zip(grid, swept.items(), strict=True):
+        for axes, (label, size_of) in zip((left, right), kinds, strict=True):
+            lines = {
+                _PRECISION_NAMES[precision]: [(size_of(dimension, precision), value) for dimension, value in line]
+                for precision, line in points.items()
+            }
             _plot(axes, lines, [list(PRECISIONS).index(precision) for precision in points])
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -111,11 +146,6 @@ def dimensions_figure(evaluation: Evaluation) -> Any:
         left.set_ylabel(_SCORE)
         left.legend(title="Precision", fontsize=9)
     return figure
-
-
-def draw_learning(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``learning.svg`` and ``.png``; nothing if no model was scored at two steps."""
-    return save(learning_figure(evaluation), folder, "learning")
 
 
 def learning_points(evaluation: Evaluation, sweep: Sweep) -> tuple[Points, float | None]:
@@ -139,13 +169,13 @@ def learning_points(evaluation: Evaluation, sweep: Sweep) -> tuple[Points, float
 
 
 def learning_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: a row per model, a line per task or type of task."""
+    """Return a row per model, a line per task or type of task, over training steps; None if no model has two."""
     found = [(sweep, *learning_points(evaluation, sweep)) for sweep in find_sweeps(evaluation)]
     found = [(sweep, lines, final) for sweep, lines, final in found if lines]
     if not found:
         return None
-    figure, grid = _model_rows(len(found), 8.5, 1)
-    for [axes], (sweep, lines, final) in zip(grid, found, strict=False):
+    figure = _new_figure(8.5, 3.4 * len(found) + 0.4)
+    for axes, (sweep, lines, final) in zip(figure.subplots(len(found), squeeze=False).flat, found, strict=True):
         _plot(axes, lines)[MEAN].set_linewidth(2.4)
         if final is not None:
             axes.axhline(final, color="0.35", linewidth=0.8, linestyle=(0, (8, 3)), label="Finished model")
@@ -157,28 +187,22 @@ def learning_figure(evaluation: Evaluation) -> Any:
     return figure
 
 
-def draw_pareto(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``pareto.svg`` and ``.png``; nothing if fewer than two models have a size or rate and share tasks."""
-    return save(pareto_figure(evaluation), folder, "pareto")
-
-
 def pareto_front(points: Sequence[tuple[float, float]], more_is_better: bool = False) -> list[int]:
     """Return the positions of the points (x, quality) that no other dominates, by ascending x.
 
     More quality is better; ``more_is_better`` says whether more of x is, too.
     """
-    sign = -1 if more_is_better else 1
-    front: list[int] = []
-    for number in sorted(range(len(points)), key=lambda i: (sign * points[i][0], -points[i][1])):
-        if not front or points[number][1] > points[front[-1]][1] or points[number] == points[front[-1]]:
-            front.append(number)
-    return sorted(front, key=lambda i: points[i])
+    x, quality = np.array(points).T * [[1 if more_is_better else -1], [1]]
+    as_good = (x[:, None] >= x) & (quality[:, None] >= quality)
+    dominated = (as_good & ~as_good.T).any(axis=0)
+    return sorted(np.flatnonzero(~dominated).tolist(), key=lambda number: points[number])
 
 
 def pareto_figure(evaluation: Evaluation) -> Any:
-    """Return the figure: float32 at full width over the tasks that all models share, against what a model costs.
+    """Return float32 quality at full width, over the tasks that all models share, against what a model costs.
 
-    Models on the Pareto front, which no other model dominates, have filled markers.
+    Models on the Pareto front, which no other model dominates, have filled markers. None if fewer than two models have
+    a size or rate and share tasks.
     """
     scores = shared_scores(evaluation, finished_models(evaluation))
     quality = {label: 100 * task_mean(found) for label, found in scores.items()}
@@ -186,8 +210,10 @@ def pareto_figure(evaluation: Evaluation) -> Any:
     costs = [cost for cost in _COSTS if sum(bool(getattr(record, cost)) for record in models) > 1]
     if not costs:
         return None
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
     names = short_labels([record.label for record in models], most=32)
-    figure = new_figure(5 * len(costs) + 2.6, max(4.8, 0.18 * len(models) + 1))
+    figure = _new_figure(5 * len(costs) + 2.6, max(4.8, 0.18 * len(models) + 1))
     handles: dict[str, Any] = dict.fromkeys([_FRONT, *names])
     for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs, strict=True):
         label, more_is_better = _COSTS[cost]
@@ -203,26 +229,20 @@ def pareto_figure(evaluation: Evaluation) -> Any:
         for position, marker in enumerate(drawn.values()):
             if position not in front:
                 marker.set_markerfacecolor("white")
-        _scale_costs(axes)
+        axes.set_xscale("log")
+        axes.margins(x=0.1, y=0.1)
+        low, high = axes.get_xlim()
+        # Within one decade, matplotlib chooses automatic ticks.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        # Billions as in names of models: 1.7B.
+        axes.xaxis.get_major_formatter().ENG_PREFIXES = {**EngFormatter.ENG_PREFIXES, 9: "B"}
         axes.set_xlabel(f"{label} (log scale)")
     figure.axes[0].set_ylabel(_SCORE)
     legend = {name: handle for name, handle in handles.items() if handle}
     figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize=8)
     return figure
-
-
-def _scale_costs(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.1)
-    low, high = axes.get_xlim()
-    # Within one decade, matplotlib chooses automatic ticks.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    # Billions as in names of models: 1.7B.
-    axes.xaxis.get_major_formatter().ENG_PREFIXES = {**EngFormatter.ENG_PREFIXES, 9: "B"}
 
 
 def find_log(run: Path) -> Path | None:
@@ -248,43 +268,31 @@ def load_curves(run: Path) -> Curves:
     return {source: dict(kinds) for source, kinds in curves.items()}
 
 
-def draw_curves(run: Path, folder: Path, name: str = "curves") -> list[Path]:
-    """Write ``name.svg`` and ``.png``, a panel per source; nothing if the log has no losses of sources."""
-    curves = load_curves(run)
-    return save(curves_figure(curves, str(run)) if curves else None, folder, name)
-
-
 def curves_figure(curves: Curves, title: str = "") -> Any:
-    """Return the figure of the losses of at least one source."""
-    shown = sorted(sorted(curves, key=lambda source: -_last_loss(curves[source]))[:_MOST_SOURCES])
-    columns = min(len(shown), _COLUMNS)
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
+    """Return a panel per source with its losses; None without sources."""
+    if not curves:
+        return None
+    columns = min(len(curves), _COLUMNS)
+    rows = math.ceil(len(curves) / columns)
+    figure = _new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     handles: dict[str, Any] = {}
-    for number, (axes, source, name) in enumerate(zip(grid, shown, short_labels(shown, most=26), strict=False)):
-        lines = {kind.capitalize(): curves[source][kind] for kind in _KINDS.values() if kind in curves[source]}
-        styles = [style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]]
-        handles |= _plot(axes, lines, styles, markersize=3.5, linewidth=1.2)
+    names = sorted(curves)
+    for number, (axes, source, name) in enumerate(zip(grid, names, short_labels(names, 26), strict=False)):
+        styles = {kind: style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]}
+        lines = {kind.capitalize(): curves[source][kind] for kind in styles}
+        handles |= _plot(axes, lines, list(styles.values()), markersize=3.5, linewidth=1.2)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(name, fontsize=8)
         # Above an incomplete last row, some columns end in the row before.
-        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(shown))
-    for axes in figure.axes[len(shown) :]:
+        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(curves))
+    for axes in figure.axes[len(curves) :]:
         axes.remove()
     figure.supxlabel("Training step", fontsize=10)
     figure.supylabel("Loss (nats)", fontsize=10)
-    if len(shown) < len(curves):
-        title = f"{title}\n{len(shown)} of {len(curves)} sources: those whose last loss is the highest".strip()
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, x=0.01, ha="left")
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2, fontsize=9)
     return figure
-
-
-def _last_loss(kinds: Points) -> float:
-    """Return the last validation loss, or training loss if there is none; infinity if it is not a number."""
-    last = kinds[next(kind for kind in reversed(_KINDS.values()) if kind in kinds)][-1][1]
-    return last if math.isfinite(last) else math.inf
 
 
 def lay_out(languages: Sequence[GroupScore]) -> list[str | GroupScore]:
@@ -292,22 +300,18 @@ def lay_out(languages: Sequence[GroupScore]) -> list[str | GroupScore]:
 
     Scripts with more languages come first.
     """
-    scripts: dict[str, list[GroupScore]] = defaultdict(list)
-    for group in languages:
-        scripts[group.name.partition("-")[2] or "other"].append(group)
-    cells: list[str | GroupScore] = []
-    for script, members in sorted(scripts.items(), key=lambda item: (-len(item[1]), item[0])):
-        cells += [script, *sorted(members, key=lambda member: member.macro)]
-    return cells
-
-
-def draw_languages(summary: Summary, folder: Path, name: str = "languages") -> list[Path]:
-    """Write ``name.svg`` and ``name.png``; nothing if no score has a language."""
-    return save(languages_figure(summary) if summary.languages else None, folder, name)
+    scripts: dict[str, list[str | GroupScore]] = {}
+    for group in sorted(languages, key=lambda group: group.macro):
+        script = group.name.partition("-")[2] or "other"
+        scripts.setdefault(script, [script]).append(group)
+    order = sorted(scripts, key=lambda script: (-len(scripts[script]), script))
+    return [cell for script in order for cell in scripts[script]]
 
 
 def languages_figure(summary: Summary) -> Any:
-    """Return the figure: a cell per language with its score, the lowest ten framed."""
+    """Return a cell per language with its score, the lowest ten framed; None without languages."""
+    if not summary.languages:
+        return None
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -315,13 +319,11 @@ def languages_figure(summary: Summary) -> Any:
 
     cells = lay_out(summary.languages)
     rows = -(-len(cells) // _CELLS)
-    width, height = _CELLS * _CELL_WIDTH, rows * _CELL_HEIGHT + _ABOVE + _BELOW
-    figure = new_figure(width, height)
-    figure.set_layout_engine("none")
-    axes = figure.add_axes((0.01, _BELOW / height, 0.98, rows * _CELL_HEIGHT / height))
-    lowest, highest = summary.languages[0].macro, summary.languages[-1].macro
-    colours = ScalarMappable(Normalize(100 * lowest, 100 * highest), colormaps[_COLOUR_MAP])
-    worst = summary.worst if len(summary.languages) > len(summary.worst) else []
+    figure = _new_figure(10, 0.42 * rows + 1.2)
+    axes = figure.subplots()
+    limits = Normalize(100 * summary.languages[0].macro, 100 * summary.languages[-1].macro)
+    colours = ScalarMappable(limits, colormaps[_COLOUR_MAP])
+    worst = summary.languages[:_FRAMED] if len(summary.languages) > _FRAMED else []
     centred = {"ha": "center", "va": "center"}
     for number, cell in enumerate(cells):
         row, column = divmod(number, _CELLS)
@@ -340,6 +342,5 @@ def languages_figure(summary: Summary) -> Any:
     framed = f"; the {len(worst)} lowest framed" if worst else ""
     title = f"{shortened(summary.model, 56)}\nScore (%) of {len(summary.languages)} languages by script{framed}"
     axes.set_title(title, fontsize=10, loc="left")
-    scale = figure.add_axes((0.01, 0.48 / height, 0.4, 0.12 / height))
-    figure.colorbar(colours, cax=scale, orientation="horizontal", label="Mean score over tasks (%)")
+    figure.colorbar(colours, ax=axes, location="bottom", shrink=0.4, aspect=40, anchor=(0, 1), label=_SCORE)
     return figure

@@ -7,24 +7,28 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from tests.training.evaluation.synthetic import evaluation, score
-from training.evaluation.figures.plots import (
+from tests.training.evaluation.synthetic import LANGUAGES, evaluation, many_languages, score
+from training.evaluation.figures import (
     MEAN,
     curves_figure,
     dimension_points,
     dimensions_figure,
-    draw_curves,
-    draw_dimensions,
-    draw_learning,
-    draw_pareto,
+    languages_figure,
+    lay_out,
     learning_figure,
     learning_points,
+    line_style,
     load_curves,
     pareto_figure,
     pareto_front,
+    save,
+    short_labels,
+    shortened,
 )
 from training.evaluation.records import Evaluation, ModelRecord, find_sweeps, model_scores, task_mean
+from training.evaluation.summary import GroupScore, summarize
 
 SWEEP = {"dimensions": (64, 32, 8), "precisions": ("binary", "float32")}
 STEPS = (100, 200, 1000)
@@ -115,11 +119,14 @@ def test_nothing_is_drawn_of_too_little(tmp_path):
     apart = family(FAMILY[:2])
     apart.scores[1] = score(model=FAMILY[1][0], task="Another")
     unpriced = family([("a", 1e6, 100, 0.5), ("b", 0, 0, 0.6)])
-    assert draw_dimensions(evaluation(dimensions=(64,), precisions=("float32",)), tmp_path) == []
-    assert draw_learning(one, tmp_path) == draw_learning(evaluation(), tmp_path) == []
-    assert [draw_pareto(each, tmp_path) for each in (apart, unpriced, Evaluation())] == [[], [], []]
-    assert draw_curves(write_log(tmp_path / "run", {"step": 1, "loss": 2.0}), tmp_path) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert dimensions_figure(evaluation(dimensions=(64,), precisions=("float32",))) is None
+    assert learning_figure(one) is learning_figure(evaluation()) is None
+    assert [pareto_figure(each) for each in (apart, unpriced, Evaluation())] == [None] * 3
+    assert curves_figure(load_curves(write_log(tmp_path / "run", {"step": 1, "loss": 2.0}))) is None
+    clustering = evaluation(dimensions=(64,), precisions=("float32",))
+    clustering.scores = clustering.select(task="Groups")
+    assert languages_figure(summarize(clustering, "large")) is None
+    assert save(None, tmp_path / "none", "none") == [] and not (tmp_path / "none").exists()
 
 
 def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere():
@@ -147,14 +154,11 @@ def test_bytes_are_those_of_a_packed_vector():
     assert left.get_ylabel() == "Mean score over tasks (%)" and left.get_title("left") == "one"
 
 
-def test_finished_models_have_a_row_up_to_six():
+def test_finished_models_with_several_views_have_a_row():
     made = evaluation(qualities={"m@step-1": 0.5, "m@step-2": 0.6, "m": 0.7}, **SWEEP)
-    made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)]
+    made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)] + [ModelRecord("plain")]
+    made.scores += [score(model="plain")]
     assert [axes.get_title("left") for axes in dimensions_figure(made).axes] == ["m", ""]
-    many = evaluation(qualities={f"m{number}": 0.5 for number in range(8)}, **SWEEP)
-    many.scores += [score(model="plain")]
-    figure = dimensions_figure(many)
-    assert len(figure.axes) == 12 and figure.get_suptitle() == "6 of 8 models"
 
 
 def learnt(made):
@@ -186,14 +190,6 @@ def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_mode
     apart = learning({"A": "STS", "B": "STS"}, final=None)
     apart.scores = [found for found in apart.scores if (found.model == "org/m@step-200") == (found.task == "A")]
     assert not learnt(apart)[0] and learning_figure(apart) is None
-
-
-def test_learning_axes_say_what_they_show():
-    (axes,) = learning_figure(learning({"A": "STS", "B": "STS"})).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Step", "Mean score over tasks (%)")
-    assert axes.get_title("left") == "org/m"
-    assert axes.get_lines()[-1].get_ydata() == pytest.approx([75, 75])
-    assert texts(axes.get_legend().get_texts()) == [MEAN, "A", "B", "Finished model"]
 
 
 @pytest.mark.parametrize("more_is_better", [False, True])
@@ -275,12 +271,51 @@ def test_every_source_has_a_panel_and_all_have_one_legend(sources, columns):
     assert labelled == [False] * (sources - columns) + [True] * columns
 
 
-def test_of_too_many_sources_those_with_the_highest_loss_are_drawn():
-    made = curves(70)
-    made["data/source-00"]["validation"][-1] = (40, math.nan)
-    figure = curves_figure(made)
-    # By the last validation, which is higher than the last loss of training.
-    ordered = sorted(made, key=lambda source: -made[source].get("validation", made[source]["training"])[-1][1])
-    expected = {"data/source-00", *[source for source in ordered if source != "data/source-00"][:59]}
-    assert {axes.get_title() for axes in figure.axes} == {source.removeprefix("data/") for source in expected}
-    assert figure.get_suptitle() == "60 of 70 sources: those whose last loss is the highest"
+def summary(*languages):
+    return summarize(evaluation(languages, dimensions=(64,), precisions=("float32",)), "large")
+
+
+def lightness(colour):
+    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
+
+
+def test_scripts_with_more_languages_come_first_and_the_lowest_score_in_each():
+    groups = [GroupScore(name, value, 1, 10) for name, value in (("a-X", 0.3), ("b-Y", 0.9), ("c-Y", 0.1))]
+    assert lay_out(groups) == ["Y", groups[2], groups[1], "X", groups[0]]
+
+
+@pytest.mark.parametrize("languages", [LANGUAGES, many_languages(40), many_languages()], ids=len)
+def test_every_language_has_a_cell_the_darker_the_higher_its_score(languages):
+    found = summary(*languages)
+    figure = languages_figure(found)
+    figure.draw_without_rendering()
+    grid, scale = figure.axes
+    assert {language.partition("-")[0] for language in languages} <= {text.get_text() for text in grid.texts}
+    thick = [patch for patch in grid.patches if patch.get_linewidth() > 2]
+    assert len(grid.patches) == len(languages) and len(thick) == (10 if len(languages) > 10 else 0)
+    assert len({patch.get_xy() for patch in grid.patches}) == len(languages)
+    # In grey, too; the black frame can be seen on low scores.
+    scores = [cell.macro for cell in lay_out(found.languages) if not isinstance(cell, str)]
+    shades = dict(zip(scores, (lightness(patch.get_facecolor()) for patch in grid.patches), strict=True))
+    assert [shades[score] for score in sorted(shades)] == sorted(shades.values(), reverse=True)
+    assert all(lightness(patch.get_facecolor()) > 0.4 and lightness(patch.get_edgecolor()) == 0 for patch in thick)
+    assert scale.get_xlim() == pytest.approx((100 * found.languages[0].macro, 100 * found.languages[-1].macro))
+    (title,) = [text for text in grid.findobj(Text) if "languages by script" in text.get_text()]
+    for text in (*grid.texts, title, scale.xaxis.label):
+        extent = text.get_window_extent()
+        assert figure.bbox.contains(*extent.p0) and figure.bbox.contains(*extent.p1), text.get_text()
+
+
+def test_names_are_short_but_different_and_begin_no_formula():
+    assert short_labels(["codefuse-ai/F2LLM-v2-80M", "intfloat/e5"]) == ["F2LLM-v2-80M", "e5"]
+    assert short_labels(["runs/a/model", "runs/b/model/", "c"]) == ["a/model", "b/model", "c"]
+    assert short_labels(["same", "same", "/"]) == ["same", "same", ""]
+    assert shortened("abcdefghijklmnop", 8) == "abc…mnop"
+    assert shortened("abcdefgh", 8) == "abcdefgh"
+    assert shortened("$5 and $6", 20) == r"\$5 and \$6"
+
+
+def test_neighbouring_lines_differ_in_every_trait():
+    styles = [line_style(number) for number in range(28)]
+    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 28
+    assert all(styles[n][trait] != styles[n + 1][trait] for n in range(27) for trait in styles[0])
