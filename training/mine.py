@@ -11,8 +11,7 @@ from argparse import BooleanOptionalAction
 from dataclasses import fields
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -40,9 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
-    group.add_argument(
-        "--bitext", nargs="+", help="sources whose pairs are translations (default: all symmetric retrieval sources)"
-    )
+    group.add_argument("--bitext", nargs="+", help="sources of translations (default: all symmetric retrieval sources)")
     group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
     group = parser.add_argument_group("model")
@@ -50,21 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
     group.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
-    group.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that comes with the model; it can do and read all that you can, your Hub token included",
-    )
+    trust = "run code that comes with the model; it can do and read all that you can, your Hub token included"
+    group.add_argument("--trust-remote-code", action="store_true", help=trust)
 
     group = parser.add_argument_group("resources")
     group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")
-    group.add_argument(
-        "--max-corpus-in-memory",
-        type=int,
-        default=Resources.max_corpus_in_memory,
-        metavar="N",
-        help="passages searched at once; more are searched N by N (%(default)s)",
-    )
+    most, at_once = Resources.max_corpus_in_memory, "passages searched at once; more are searched N by N (%(default)s)"
+    group.add_argument("--max-corpus-in-memory", type=int, default=most, metavar="N", help=at_once)
     group.add_argument("--search", choices=SEARCHES, default=Resources.search, help="(%(default)s)")
     group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
     return parser

@@ -14,8 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-# Run as a script from a checkout: the repository is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.config.arguments import StageArguments
-from training.config.recipe import Recipe
 from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
 
@@ -38,10 +32,10 @@ _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "va
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
 
 
-def _rows(negatives: int) -> dict[str, list[str]]:
+def _rows(negatives):
     """Eighty rows: "the red river" → "river, red"; negatives name other things."""
     pairs = [(colour, name) for colour in _COLOURS for name in _NAMES]
-    columns: dict[str, list[str]] = {
+    columns = {
         "query": [f"the {colour} {name}" for colour, name in pairs],
         "passage": [f"{name}, {colour}" for colour, name in pairs],
     }
@@ -51,7 +45,7 @@ def _rows(negatives: int) -> dict[str, list[str]]:
     return columns
 
 
-def write_sources(folder: Path) -> Path:
+def write_sources(folder):
     """Writes one source of each task type with its manifest; returns the manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -73,7 +67,7 @@ def write_sources(folder: Path) -> Path:
     return manifest
 
 
-def write_recipe(folder: Path, **keys: Any) -> Path:
+def write_recipe(folder, **keys):
     """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults."""
     manifest = write_sources(folder / "data")
     pairs = pa.table(
@@ -116,7 +110,7 @@ def write_recipe(folder: Path, **keys: Any) -> Path:
     return recipe
 
 
-def write_single_stage(folder: Path, **keys: Any) -> Path:
+def write_single_stage(folder, **keys):
     """Writes the first stage as a recipe of its own, its keys replaced by ``keys``; None takes one out."""
     content = yaml.safe_load(write_recipe(folder).read_text())
     stage = {**content, **content.pop("stages")["stage1"], **keys}
@@ -126,14 +120,16 @@ def write_single_stage(folder: Path, **keys: Any) -> Path:
     return recipe
 
 
-def recipe_writer(folder: Path) -> Callable[..., Path]:
-    """Makes a function that writes a recipe of the keys given, or of YAML text, after those of ``ONE_STAGE``."""
+def recipe_writer(folder):
+    """Makes a function that writes a recipe of the keys given, or of YAML text, over those of ``ONE_STAGE``."""
 
-    def write(keys: dict[str, Any] | str, name: str = "recipe.yaml", base: dict[str, Any] = ONE_STAGE) -> Path:
+    def write(keys, name="recipe.yaml", base=ONE_STAGE):
         path = folder / name
         path.parent.mkdir(exist_ok=True, parents=True)
-        text = keys if isinstance(keys, str) else yaml.safe_dump(keys, sort_keys=False)
-        path.write_text((yaml.safe_dump(base) if base else "") + (text if keys else ""))
+        dump = yaml.safe_dump
+        path.write_text(
+            (dump(base) if base else "") + keys if isinstance(keys, str) else dump({**base, **keys}, sort_keys=False)
+        )
         return path
 
     return write
@@ -143,11 +139,11 @@ class KilledError(BaseException):
     """Ends a training the way a killed process ends it: nothing cleans up."""
 
 
-def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+def at_step(patch, step, action):
     """Let trainings call ``action`` as a step begins."""
     training_step = F2LLMTrainer.training_step
 
-    def acting(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+    def acting(self, *args, **kwargs):
         if self.state.global_step == step:
             action()
         return training_step(self, *args, **kwargs)
@@ -155,10 +151,10 @@ def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) ->
     patch.setattr(F2LLMTrainer, "training_step", acting)
 
 
-def killed(recipe: Path, step: int, *words: str) -> None:
+def killed(recipe, step, *words):
     """Train until a step begins, as if the process was killed then."""
 
-    def die() -> None:
+    def die():
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
@@ -166,7 +162,7 @@ def killed(recipe: Path, step: int, *words: str) -> None:
         main([str(recipe), *words])
 
 
-def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2) -> str:
+def error_of(words, capsys, status=2):
     """Return the last line of a run that ends with this status, without a traceback."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == status
@@ -175,17 +171,17 @@ def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2
     return output.splitlines()[-1]
 
 
-def grow_loss(patch: pytest.MonkeyPatch) -> None:
+def grow_loss(patch):
     """Lets every evaluation of a training, also of those forked from here, find a greater loss than the one before."""
     metrics = F2LLMTrainer._metrics
 
-    def grown(self: F2LLMTrainer, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+    def grown(self, by_source, prefix):
         return {**metrics(self, by_source, prefix), f"{prefix}_loss": float(self.state.global_step)}
 
     patch.setattr(F2LLMTrainer, "_metrics", grown)
 
 
-def only_stage(recipe: Recipe) -> StageArguments:
+def only_stage(recipe):
     """The arguments of a recipe's only stage."""
     (stage,) = recipe.stages
     return stage.arguments

@@ -11,11 +11,13 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,9 +41,8 @@ class Executor:
 
     name: str = "local"
     workers: int | None = None  # tasks at once; if None, one per core on this machine and all at once elsewhere
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the datatrove executor (Slurm: ``partition``, ``time``)
+    # Of datatrove's executor (Slurm: ``partition``, ``time``).
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_executor(value: str | None) -> Executor | None:
@@ -59,10 +60,6 @@ def read_executor(value: str | None) -> Executor | None:
         raise UserError(f"executor: there is no {name!r}; use one of {', '.join(_NAMES)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UserError(f"executor: workers must be a positive number, got {workers!r}")
-    # A run copies its recipe to where others may read it.
-    if secret := sorted({"token", "secrets"} & options.keys()):
-        remedy = "take it out, and log in with `hf auth login`: jobs get that token"
-        raise UserError(f"executor: {secret[0]!r} would be copied to the run's folder; {remedy}")
     if options and name == "local":
         raise UserError(f"executor 'local' takes workers only, not {', '.join(options)}; take that out")
     return Executor(name, workers, options)
@@ -103,7 +100,7 @@ def _run_locally(phase: Phase, logs: Path, workers: int) -> None:
     left = [(phase, task, mark) for task, mark in marks.items() if not mark.exists()]
     if min(workers, len(left)) > 1:
         logger.info("%s: %d tasks", phase.name, len(left))
-        for _ in run_in_workers(_do_and_mark, left, min(workers, len(left))):
+        for _ in run_in_workers(_do, left, min(workers, len(left))):
             pass
         return
     for _, task, mark in left:
@@ -111,12 +108,7 @@ def _run_locally(phase: Phase, logs: Path, workers: int) -> None:
         mark.touch()
 
 
-def _do_and_mark(phase: Phase, task: int, mark: Path) -> None:
-    _do(phase, task)
-    mark.touch()
-
-
-def _do(phase: Phase, task: int) -> None:
+def _do(phase: Phase, task: int, mark: Path | None = None) -> None:
     """Run a task in another process, from which not every library's error can be sent back."""
     # Tasks share the cores already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -126,33 +118,29 @@ def _do(phase: Phase, task: int) -> None:
         raise
     except Exception as error:
         raise StoppedError(f"{phase.name}, task {task}: {type(error).__name__}: {in_one_line(error)}") from None
+    if mark is not None:
+        mark.touch()
 
 
-class _Step:
-    """A phase as a step of a datatrove pipeline. Executors treat exceptions differently: messages travel as files."""
-
-    def __init__(self, phase: Phase, failures: Path) -> None:
-        self.phase, self.failures = phase, failures
-
-    def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        try:
-            _do(self.phase, rank)
-        except (UserError, StoppedError) as error:
-            self.failures.mkdir(parents=True, exist_ok=True)
-            failure = {"user": isinstance(error, UserError), "message": str(error)}
-            (self.failures / f"{rank:05d}.json").write_text(json.dumps(failure))
-            raise
+def _step(phase: Phase, failures: Path, data: object, rank: int = 0, world_size: int = 1) -> None:
+    """Run a task as a step of datatrove, whose executors treat exceptions differently: messages travel as files."""
+    try:
+        _do(phase, rank)
+    except (UserError, StoppedError) as error:
+        failures.mkdir(parents=True, exist_ok=True)
+        failure = {"user": isinstance(error, UserError), "message": str(error)}
+        (failures / f"{rank:05d}.json").write_text(json.dumps(failure))
+        raise
 
 
 def _run_elsewhere(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
     """Run a phase with datatrove after the phase ``before``; return datatrove's executor if it only submitted jobs."""
     failures, failed = logs / "failures", None
-    running = _make(phase, logs, executor, before)
+    running = _make(phase, logs, failures, executor, before)
     if not running.get_incomplete_ranks():
         return None
     logger.info("%s: %d tasks (%s)", phase.name, phase.tasks, executor.name)
-    for path in failures.glob("*.json"):
-        path.unlink()
+    shutil.rmtree(failures, ignore_errors=True)
     try:
         running.run()
     except Exception as error:
@@ -168,7 +156,7 @@ def _run_elsewhere(phase: Phase, logs: Path, executor: Executor, before: Any) ->
     return None
 
 
-def _make(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
+def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: Any) -> Any:
     # They take a second to import.
     from datatrove import executor as datatrove
     from loguru import logger as datatrove_logger
@@ -177,17 +165,14 @@ def _make(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
     root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")
     if root not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, path]))
-    options = {"workers": executor.workers or -1, **executor.options}
-    if executor.name == "slurm":
-        options["depends"] = before
-    elif executor.name == "ray":
-        datatrove_logger.disable("datatrove")
-        options.setdefault("mem_per_cpu_gb", 0.5)
-    make = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor")
+    own = {"slurm": {"depends": before}, "ray": {"mem_per_cpu_gb": 0.5}}.get(executor.name, {})
+    options = {"workers": executor.workers or -1, **own, **executor.options}
+    make, steps = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor"), [partial(_step, phase, failures)]
     try:
         if executor.name == "ray":
+            datatrove_logger.disable("datatrove")
             _start_ray()
-        return make(pipeline=[_Step(phase, logs / "failures")], tasks=phase.tasks, logging_dir=str(logs), **options)
+        return make(pipeline=steps, tasks=phase.tasks, logging_dir=str(logs), **options)
     # TypeError: also for arguments that datatrove does not know, or that are given here.
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from training.common.errors import UserError, in_one_line
 
@@ -60,8 +59,8 @@ class RemoteFile:
 class Content:
     """The content of a file to upload: a file on disk, or bytes.
 
-    Hashes are computed once and hold for what is sent: a small file is read with them and sent from memory, a large one
-    must not change until it is sent.
+    Hashes hold for what is sent: a small file is read once and sent from memory, a large one must not change until it
+    is sent.
     """
 
     source: Path | bytes
@@ -89,21 +88,11 @@ class Content:
         """Bytes."""
         return len(self.payload) if isinstance(self.payload, bytes) else self._stamp[0]
 
-    def _digest(self, digest: Any) -> str:
-        with BytesIO(self.payload) if isinstance(self.payload, bytes) else self.payload.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return digest.hexdigest()
-
     @cached_property
     def sha256(self) -> str:
         """Hash of the content, in hexadecimal digits."""
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def _blob(self) -> str:
-        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
+        with BytesIO(self.payload) if isinstance(self.payload, bytes) else self.payload.open("rb") as file:
+            return sha_fileobj(file).hex()
 
     @property
     def is_unchanged(self) -> bool:
@@ -114,7 +103,9 @@ class Content:
         """Return whether a file of a revision has this content; only files of the same size are hashed."""
         if remote.size != self.size:
             return False
-        return self._blob == remote.blob if remote.sha256 is None else self.sha256 == remote.sha256
+        if remote.sha256 is not None:
+            return remote.sha256 == self.sha256
+        return git_hash(self.payload if isinstance(self.payload, bytes) else self.payload.read_bytes()) == remote.blob
 
 
 def same_files(wanted: Mapping[str, Content], found: Mapping[str, RemoteFile]) -> bool:

@@ -17,8 +17,7 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.command import duration, operations, size
 from training.common.errors import UserError, in_one_line
 from training.config.arguments import StageArguments
-from training.config.inputs import Input, find_inputs, missing_error
-from training.config.recipe import Recipe, Stage, made_by
+from training.config.recipe import Input, Recipe, Stage, find_inputs, made_by, missing_error
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherPass, teacher_pass
@@ -331,7 +330,7 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     origin = _origin_of(args, earlier, all_sources if needs_data else [])
     target = origin.config
     if args.prune_to is not None:
-        target = pruned_config(origin.config, args.prune_to_fields(), "key 'prune_to'")
+        target = pruned_config(origin.config, args.mapping("prune_to"), "key 'prune_to'")
     length = min(args.planned_text_tokens, args.max_length)
     tokens = args.calibration_texts * length if args.prune_to is not None and args.importance is None else 0
     data = [away or f"{args.manifest} (local)"] if needs_data else ["none: activations were measured before"]

@@ -52,7 +52,7 @@ def prune_stage(stage: Stage) -> None:
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer).eval()
     # Fails on a shape that does not fit before the data is prepared.
-    target = None if args.prune_to is None else pruned_config(model.config, args.prune_to_fields(), "key 'prune_to'")
+    target = None if args.prune_to is None else pruned_config(model.config, args.mapping("prune_to"), "key 'prune_to'")
     sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
     output_dir, before = Path(args.output_dir), model.num_parameters()
     write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))

@@ -21,8 +21,7 @@ from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEA
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
-from training.config.inputs import require_inputs
-from training.config.recipe import Recipe, Stage, made_by
+from training.config.recipe import Recipe, Stage, made_by, require_inputs
 from training.evaluation.report import check_report_folder
 from training.evaluation.stage_pairs import evaluate_and_report
 from training.models.saved_prompts import given_prompt, set_query_prompt

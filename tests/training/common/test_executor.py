@@ -99,8 +99,7 @@ def test_the_recipe_key(value, expected):
     ("value", "wrong"),
     [
         *[("dask", "'dask'"), ('{"name": 3}', "3"), ("{", "JSON"), ('{"workers": 0}', "0")],
-        *[('{"workers": "two"}', "'two'"), ('{"name": "jobs", "token": "hf_secret"}', "`hf auth login`")],
-        *[('{"secrets": {"HF_TOKEN": "hf_secret"}}', "`hf auth login`"), ('{"queue": "long"}', "queue")],
+        *[('{"workers": "two"}', "'two'"), ('{"queue": "long"}', "queue")],
     ],
 )
 def test_a_faulty_recipe_key(refuses, value, wrong):

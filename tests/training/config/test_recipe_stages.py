@@ -1,24 +1,23 @@
-"""Recipes of several files and stages: what extends, and what names of stages and folders mean."""
+"""Recipes of several files and stages: what extends, what names of stages and folders mean, what a stage reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 import training
 from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
-from training.config.recipe import load_recipe
+from training.config.recipe import find_inputs, load_recipe, require_inputs
 
+SHAPE = {"hidden_size": 8}
 QUICKSTART = Path(training.__file__).parent / "recipes" / "quickstart" / "recipe.yaml"
 
 
 @pytest.fixture
 def write(tmp_path):
     return recipe_writer(tmp_path)
-
-
-# Extends
 
 
 def test_extends_replaces_keys_of_the_other_file(write):
@@ -83,9 +82,6 @@ def test_stage_extends_a_faulty_recipe(write, refuses, base, parts):
                 load_recipe(write(keys))
 
 
-# Stages
-
-
 def test_stages_inherit_shared_keys_and_have_their_own_folders(write):
     stages = {"first": {"max_length": 11}, "second": {"cap": None}, "third": {"output_dir": "elsewhere"}}
     loaded = load_recipe(write({"seed": 5, "max_length": 99, "cap": 7, "stages": stages}))
@@ -131,4 +127,69 @@ def test_quickstart_loads():
     assert second.arguments.model == "runs/quickstart/stage1/model"
     assert first.arguments.lr_scheduler_kwargs == second.arguments.lr_scheduler_kwargs == {"min_lr": 1e-5}
     assert (first.arguments.instructions, second.arguments.instructions) == (False, True)
-    assert first.arguments.model_config_fields()["hidden_size"] == 128
+    assert first.arguments.mapping("model_config")["hidden_size"] == 128
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(name="recipe.yaml", **stages):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "stages": stages}))
+        return load_recipe(path)
+
+    return write
+
+
+def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp_path):
+    (tmp_path / "there").mkdir()
+    made = recipe(
+        a={"model": str(tmp_path / "there"), "teacher": "some/model"},
+        b={"model": "a", "prune_to": SHAPE},
+        c={"model": "a", "prune_to": SHAPE, "importance": "b"},
+        d={"model": "c", "tokenizer": "/nowhere/at/all"},
+    )
+    found = {(stage.name, each.key): each for stage in made.stages for each in find_inputs(made, stage)}
+    assert found["a", "model"].there and not found["a", "model"].missing
+    assert found["a", "teacher"].on_hub and not found["a", "teacher"].missing
+    assert found["b", "model"].missing and found["b", "model"].maker.name == "a"
+    assert found["c", "importance"].maker.name == "b"
+    assert found["d", "model"].maker.name == "c"
+    assert found["d", "tokenizer"].missing and found["d", "tokenizer"].maker is None
+    require_inputs(made, made.stages[:3])
+
+
+@pytest.mark.parametrize(
+    ("key", "made_there", "keys"),
+    [
+        *((key, "model/config.json", {}) for key in ("model", "teacher", "tokenizer")),
+        ("importance", "importance.safetensors", {"prune_to": SHAPE}),
+    ],
+)
+def test_a_missing_input_names_stage_and_command(recipe, refuses, tmp_path, key, made_there, keys):
+    made = recipe(a={"model": "some/model", **keys}, b={"model": "some/model", **keys, key: "a"})
+    require_inputs(made, made.stages)
+    file = tmp_path / "run/a" / made_there
+    # The folder of the run may be there without what is read.
+    (tmp_path / "run/a").mkdir(parents=True)
+    command = f"python training/run_stage.py {made.path} --stage a"
+    with refuses("stage 'b'", f"{key} '{file.parent}' is missing; stage 'a' makes it: {command}"):
+        require_inputs(made, made.stages[1:])
+    require_inputs(made, made.stages[1:], finished=["b"])
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    require_inputs(made, made.stages[1:])
+
+
+def test_recipes_beside_it_are_looked_through(recipe, refuses, tmp_path):
+    recipe("all.yaml", first={"model": "some/model"}, second={"model": "first"})
+    (tmp_path / "broken.yaml").write_text("sed: 1\n")
+    (tmp_path / "notes.yaml").write_text("- a list\n")
+    made = recipe("own.yaml", b={"model": str(tmp_path / "run/first/model")})
+    with refuses("stage 'first' makes it", f"run_stage.py {tmp_path}/all.yaml --stage first"):
+        require_inputs(made, made.stages)
+
+
+def test_what_nothing_makes_is_said(recipe, refuses, tmp_path):
+    made = recipe(a={"model": str(tmp_path / "away")})
+    with refuses(made.path, "stage 'a'", f"model '{tmp_path}/away' is missing, and no stage", "check the path"):
+        require_inputs(made, made.stages)

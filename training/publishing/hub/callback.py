@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.errors import UserError, in_one_line
+from training.common.hub import check_revision
 from training.publishing.hub.checkpoints import CheckpointUpload
 from training.publishing.hub.hub import Hub
 from training.publishing.hub.retries import HubUnavailableError, RetryPolicy
@@ -32,10 +34,17 @@ _REMEDY = (
 )
 
 
-def push_callback(repo: str, run: Path, interruption: Interruption | None = None) -> PushCheckpoints:
-    """Return the callback of a run, after checking the login. A Hub that is down is only logged."""
+def check_uploads(run: Path) -> None:
+    """Refuse uploads that cannot work, without the network: before a run prepares its data."""
     if find_spec("jinja2") is None:
         raise UserError("key 'push_checkpoints' needs jinja2; install it: pip install -e '.[publish]'")
+    if get_token() is None:
+        raise UserError("key 'push_checkpoints': not logged in to the Hub; run 'hf auth login' or set HF_TOKEN")
+    check_revision("key 'output_dir'", run.resolve().name)
+
+
+def push_callback(repo: str, run: Path, interruption: Interruption | None = None) -> PushCheckpoints:
+    """Return the callback of a run, after checking the login. A Hub that is down is only logged."""
     ended: list[UserError | HubUnavailableError | None] = []
 
     def check_login() -> None:
