@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
@@ -45,19 +46,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    evaluation = [evaluation_file(argument) for argument in arguments.evaluation]
-    evaluation += evaluation_tasks(arguments.mteb) if arguments.mteb else []
+    given = vars(arguments)
+    evaluation = [evaluation_file(each) for each in given.pop("evaluation")]
+    evaluation += evaluation_tasks(mteb) if (mteb := given.pop("mteb")) else []
+    duplicates = DeduplicationOptions(**{each.name: given.pop(each.name) for each in fields(DeduplicationOptions)})
     decontaminate(
-        arguments.manifest,
-        arguments.output,
-        DeduplicationOptions(arguments.exact, arguments.near, arguments.across, arguments.similarity),
-        evaluation,
-        negatives=arguments.negatives,
-        remove=arguments.remove,
-        data_dir=arguments.data_dir,
-        executor=read_executor(arguments.executor),
+        **{**given, "executor": read_executor(given["executor"])}, duplicates=duplicates, evaluation=evaluation
     )
-    sys.stdout.write((arguments.output / TABLE).read_text(encoding="utf-8"))
+    sys.stdout.write((given["output"] / TABLE).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -67,24 +67,20 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
     sources = load_manifest(arguments.manifest, arguments.data_dir)
     require_local(sources)
     # The negatives of clustering and classification are texts of other classes, which scores do not tell.
     chosen = select_sources(sources, arguments.sources, None if arguments.sources else ["retrieval"])
     bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
-    given = vars(arguments)
     model = {key: given[key] for key in ("max_length", "truncate_dim", "dtype", "batch_size", "trust_remote_code")}
+    options = MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)})
     executor = read_executor(arguments.executor) or Executor()
-    mine(
-        chosen,
-        find_miner(arguments.model, **model),
-        arguments.output,
-        MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)}),
-        bitext=[] if arguments.no_guard else bitext,
-        others=[source for source in sources if source not in chosen],
-        resources=Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor),
-        manifest=arguments.manifest,
-    )
+    resources = Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor)
+    others = [source for source in sources if source not in chosen]
+    guard = {"bitext": [] if arguments.no_guard else bitext, "others": others}
+    miner = find_miner(arguments.model, **model)
+    mine(chosen, miner, arguments.output, options, **guard, resources=resources, manifest=arguments.manifest)
 
 
 if __name__ == "__main__":

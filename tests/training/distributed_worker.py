@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from unittest import mock
 
 from accelerate import PartialState
@@ -29,15 +28,15 @@ from training.run_stage import main
 from training.trainer import trainer
 
 
-def _shard() -> None:
+def _shard():
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
-def _at(rank: int, step: int, action: Callable[[], None]) -> None:
+def _at(rank, step, action):
     training_step = trainer.F2LLMTrainer.training_step
 
-    def acting(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
+    def acting(self, *args, **kwargs):
         if self.args.process_index == rank and self.state.global_step == step:
             action()
         return training_step(self, *args, **kwargs)
@@ -45,16 +44,16 @@ def _at(rank: int, step: int, action: Callable[[], None]) -> None:
     trainer.F2LLMTrainer.training_step = acting
 
 
-def _die(rank: int, step: int) -> None:
+def _die(rank, step):
     gather = "training.trainer.gradient_cache._gather"
     _at(rank, step, lambda: mock.patch(gather, lambda *args: os.kill(os.getpid(), signal.SIGKILL)).start())
 
 
-def _terminate(rank: int, step: int) -> None:
+def _terminate(rank, step):
     _at(rank, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def _fork(processes: int, port: int) -> None:
+def _fork(processes, port):
     """Returns in every child; the parent waits for all of them and ends with the worst of their statuses."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -14,7 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 _WORDS = "the red green blue river city lake answer question negative Instruct Query query passage : , ? . |".split()
 
 
-def save_foreign_teacher(folder: Path, width: int) -> Path:
+def save_foreign_teacher(folder, width):
     """Writes one with random weights and embeddings of the given width; returns its folder."""
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *_WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -26,7 +26,7 @@ NEGATIVES = 7
 SHORTEST, MEDIAN, LONGEST = 2, 12, 48
 
 
-def main(rows: int, max_tokens: int) -> None:
+def main(rows, max_tokens):
     """Takes a step over ``rows`` rows of nine distinct texts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def main(rows: int, max_tokens: int) -> None:
     sys.stdout.write(f"{len(layout.chunks)} {_peak() - before:.1f}\n")
 
 
-def _peak() -> float:
+def _peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

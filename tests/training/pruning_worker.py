@@ -24,7 +24,7 @@ from training.pruning.shape import pruned_config
 PRUNED = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")
 
 
-def main(folder: Path) -> None:
+def main(folder):
     """Writes the checkpoint, loads it, and cuts it three times by one calibration."""
     torch.set_num_threads(1)
     random_model(F2LLMConfig.from_family("f2llm-v2-0.6b")).save_pretrained(folder / "whole")

@@ -1,8 +1,7 @@
 """Where work runs: phases of tasks on local processes, Ray, Slurm or Hugging Face Jobs; worker processes; ranks.
 
-The recipe key ``executor`` chooses where. Local tasks run in worker processes of this module, whose death is noticed;
-elsewhere ``datatrove`` runs them. Both mark finished tasks in the same files: after a kill at any moment, the next run
-does only the tasks that are left, on any executor.
+Elsewhere than on this machine, ``datatrove`` runs the tasks. Finished tasks are marked in the same files everywhere:
+after a kill at any moment, the next run does only the tasks that are left, on any executor.
 """
 
 from __future__ import annotations
@@ -49,12 +48,10 @@ def read_executor(value: str | None) -> Executor | None:
     """Read the recipe key ``executor``: a name, or JSON with ``name``, ``workers`` and datatrove's own arguments."""
     if not value:
         return None
-    options = {"name": value}
-    if value.lstrip().startswith("{"):
-        try:
-            options = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"executor: not valid JSON ({error})") from None
+    try:
+        options = json.loads(value) if value.lstrip().startswith("{") else {"name": value}
+    except ValueError as error:
+        raise UserError(f"executor: not valid JSON ({error})") from None
     name, workers = options.pop("name", "local"), options.pop("workers", None)
     if name not in _NAMES:
         raise UserError(f"executor: there is no {name!r}; use one of {', '.join(_NAMES)}")
@@ -170,22 +167,18 @@ def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: 
     make, steps = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor"), [partial(_step, phase, failures)]
     try:
         if executor.name == "ray":
+            # Optional package: pip install 'f2llm[ray]'.
+            import ray
+
             datatrove_logger.disable("datatrove")
-            _start_ray()
+            env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+            quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+            # Joins the cluster that the environment names, or starts one on this machine.
+            ray.init(ignore_reinit_error=True, runtime_env=env, **quiet)
         return make(pipeline=steps, tasks=phase.tasks, logging_dir=str(logs), **options)
     # TypeError: also for arguments that datatrove does not know, or that are given here.
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None
-
-
-def _start_ray() -> None:
-    """Join the cluster that the environment names, or start one on this machine."""
-    # Optional package: pip install 'f2llm[ray]'.
-    import ray
-
-    if not ray.is_initialized():
-        env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=env)
 
 
 def run_in_workers(

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 
 # Suffix of the branch on which a new revision is made.
 SCRATCH = ".partial"
@@ -27,14 +27,18 @@ LARGE_BYTES = 2**20
 
 def check_repository(name: str, option: str = "--repo") -> str:
     """Return the name of a repository if it is ``ORG/NAME``; ``option`` is where the user gave it."""
-    fault = "it is not ORG/NAME" if name.count("/") != 1 else ""
+    if name.count("/") != 1 or not may_be_on_hub(name):
+        raise UserError(f"{option} {name!r}: it is not ORG/NAME; give the owner and the name, such as my-org/my-model")
+    return name
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Return whether the Hub allows the name, with or without an organisation."""
     try:
         validate_repo_id(name)
-    except HFValidationError as error:
-        fault = fault or in_one_line(error)
-    if fault:
-        raise UserError(f"{option} {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
-    return name
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_revision(option: str, name: str) -> str:

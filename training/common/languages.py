@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import langcodes
@@ -21,8 +21,8 @@ _LOCALE = re.compile(
 )
 # Modifiers that name a script; others ("@valencia", "@euro", "@ijekavian") keep the usual one.
 _MODIFIER_SCRIPTS = {
-    **{"latin": "Latn", "ijekavianlatin": "Latn", "iqtelif": "Latn", "cyrillic": "Cyrl"},
-    **{"devanagari": "Deva", "arabic": "Arab", "shaw": "Shaw"},
+    **dict.fromkeys(("latin", "ijekavianlatin", "iqtelif"), "Latn"),
+    **{"cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab", "shaw": "Shaw"},
 }
 # Languages whose catalogs are in another script than most texts of their speakers.
 _CATALOG_SCRIPTS = {"crh": "Latn"}
@@ -54,12 +54,10 @@ def iso639_3(tag: str) -> str:
 
 def iso639_3_as_written(tag: str) -> str | None:
     """Return the ISO 639-3 code of a tag, not that of a preferred tag (``"tgl"`` for ``"tl"``), or None."""
-    if not langcodes.tag_is_valid(tag):
-        return None
-    try:
-        return langcodes.Language.get(tag, normalize=False).to_alpha3()
-    except LookupError:
-        return None
+    with suppress(LookupError):
+        if langcodes.tag_is_valid(tag):
+            return langcodes.Language.get(tag, normalize=False).to_alpha3()
+    return None
 
 
 def iso639_1(code: str) -> str | None:
@@ -79,11 +77,10 @@ def script_of(tag: str) -> str:
 
 def usual_script(tag: str) -> str:
     """Return :func:`script_of`, or ``"Zyyy"`` (undetermined) for any text without a known script."""
-    try:
-        # For the undetermined language, langcodes returns the most common script.
+    # For the undetermined language, langcodes returns the most common script.
+    with suppress(ValueError):
         return "Zyyy" if tag == "und" else script_of(tag)
-    except ValueError:
-        return "Zyyy"
+    return "Zyyy"
 
 
 def macrolanguage(tag: str) -> str:

@@ -1,23 +1,19 @@
 """The keys of a recipe's stage: default, help, role and range of each, and what they mean together.
 
-A role decides whether a model card lists the key and whether it may change in a resumed run:
+The role of a key says whether model cards list it, and whether it may change in a resumed run:
 
-========  ==============  ===================================================================
-role      on model cards  in a resumed run
-========  ==============  ===================================================================
-learnt    yes             must stay: it changes what is learnt, or how that is judged
-running   yes             may change: how the same is computed, watched or ended
-path      no              must stay: a path, or how many machines share the work
-machine   no              may change: an account, a machine or a log
-========  ==============  ===================================================================
+- ``learnt``: listed, must stay: it changes what is learnt, or how that is judged;
+- ``running``: listed, may change: how the same is computed, watched or ended;
+- ``path``: not listed, must stay: a path, or how many machines share the work;
+- ``machine``: not listed, may change: an account, a machine or a log.
 """
 
 # ruff: noqa: RUF009 (the helpers return fields)
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from functools import partial
@@ -191,8 +187,8 @@ class StageArguments(LoraArguments, TrainingArguments):
         self.fsdp = {"true": True, "false": False}.get(str(self.fsdp).lower(), self.fsdp)
         # Transformers accepts any text here, and fails in the training.
         self.mapping("lr_scheduler_kwargs")
-        if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
-            # A text alone is a pattern or 'all-linear'.
+        # A text alone is a pattern or 'all-linear'.
+        if len(self.optim_target_modules or ()) == 1:
             (self.optim_target_modules,) = self.optim_target_modules
         if self.use_liger_kernel or self.liger_kernel_config is not None:
             # Liger's default replaces the forward pass of a language model by one that computes its loss.
@@ -246,8 +242,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     @property
     def lora_keys(self) -> list[str]:
         """The keys of the adapter that were given, other than ``lora``; False says as little as a missing key."""
-        names = [each.name for each in fields(LoraArguments) if each.name != "lora"]
-        return [name for name in names if getattr(self, name) not in (None, False)]
+        return [each.name for each in fields(LoraArguments)[1:] if getattr(self, each.name) not in (None, False)]
 
     @property
     def chooses_by_pairs(self) -> bool:
@@ -274,10 +269,8 @@ class StageArguments(LoraArguments, TrainingArguments):
                 return matryoshka_dims(hidden_size, self.matryoshka_min_dim)
             except ValueError as error:
                 raise UserError(f"key 'matryoshka_min_dim': {error}") from None
-        wrong = [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]
-        if wrong:
-            what = f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions"
-            raise UserError(f"{what}; give widths from 1 to {hidden_size}")
+        if wrong := [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]:
+            raise UserError(f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions")
         # The full width is what the model is used at when nobody truncates.
         return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)
 
@@ -290,7 +283,7 @@ class StageArguments(LoraArguments, TrainingArguments):
             has, wants = getattr(config, name), getattr(published, name)
             if has != wants:
                 what = f"model {self.model!r} is not {self.model_family}: its {name} is {has}, not {wants}"
-                raise UserError(f"{what}; give another 'model', or correct 'model_family' or take it out")
+                raise UserError(f"{what}; correct 'model' or 'model_family'")
 
 
 def greater_is_better(metric: str) -> bool:
@@ -368,13 +361,7 @@ def check_given(keys: Mapping[str, Any]) -> None:
 
 
 def _holds_secret(value: Any) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        # A mapping as the command line gives it; invalid JSON is refused where it is read.
-        with suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, Mapping):
-        named = any(isinstance(each, str) and each and SECRET_NAME.search(str(name)) for name, each in value.items())
-        return named or any(map(_holds_secret, value.values()))
-    if isinstance(value, list):
-        return any(map(_holds_secret, value))
-    return isinstance(value, str) and bool(SECRET.search(value))
+    # The command line gives a mapping as JSON.
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    names = re.findall(r'"([^"]+)": *"[^"]', text)
+    return bool(SECRET.search(text)) or any(map(SECRET_NAME.search, names))

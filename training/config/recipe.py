@@ -1,14 +1,7 @@
 """Recipes: YAML files that say what to train, command lines that change them, and what their stages read.
 
-A recipe is a mapping of the keys of :class:`~training.config.arguments.StageArguments`, with two more:
-
-- ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
-- ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
-  writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
-  ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may also extend a recipe of one stage: it takes all keys
-  of it but ``output_dir``.
-
-:mod:`training.common.yaml_file` says where relative paths start.
+A recipe maps keys of :class:`~training.config.arguments.StageArguments` to values. ``extends`` names another recipe,
+and ``stages`` maps names to the keys of stages, which run in order: training/config/README.md describes both.
 """
 
 from __future__ import annotations
@@ -24,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from training.common.errors import UserError
+from training.common.hub import may_be_on_hub
 from training.common.run_folder import FINAL_MODEL, IMPORTANCE_FILE
 from training.common.yaml_file import RULE, load_yaml, unknown_key, with_paths
 from training.config.arguments import StageArguments, check_given
@@ -283,8 +275,8 @@ def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
             continue
         path = _path_of(key, name)
         maker = None if path.exists() else next(_makers(recipe, stage, path), None)
-        on_hub = not path.exists() and maker is None and key != "importance" and _may_be_on_hub(name)
-        found.append(Input(key, name, path.exists(), maker, on_hub))
+        elsewhere = not path.exists() and maker is None and key != "importance"
+        found.append(Input(key, name, path.exists(), maker, elsewhere and may_be_on_hub(name)))
     return found
 
 
@@ -292,14 +284,6 @@ def _path_of(key: str, name: str) -> Path:
     """Return what must exist; the file of a measurement that is named by its folder."""
     path = Path(name)
     return path / IMPORTANCE_FILE if key == "importance" and path.suffix != Path(IMPORTANCE_FILE).suffix else path
-
-
-def _may_be_on_hub(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _makers(recipe: Recipe, stage: Stage, path: Path) -> Iterator[Maker]:

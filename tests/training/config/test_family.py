@@ -100,14 +100,6 @@ def test_a_stage_of_the_family_is_the_recipe_beside_it(family):
         assert single.keys == stage.keys
 
 
-def test_another_output_folder_moves_the_whole_family():
-    moved = load_recipe(FAMILY, {"use_cpu": True, "output_dir": "elsewhere"})
-    for stage in moved.stages:
-        args = stage.arguments
-        read = [args.output_dir, args.teacher, args.importance, None if "Qwen/" in args.model else args.model]
-        assert all(path.startswith("elsewhere/") for path in read if path is not None)
-
-
 def test_the_family_is_planned_without_network(monkeypatch, capsys, tmp_path):
     def refuse(*args):
         raise AssertionError("the plan reaches for the network")

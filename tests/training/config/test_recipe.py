@@ -110,18 +110,12 @@ def test_checkpointing_by_its_newer_and_its_older_name(read, key):
     ("words", "expected"),
     [
         ("", {}),
-        ("--seed 9", {"seed": "9"}),
-        ("--seed=9", {"seed": "9"}),
         ("--max-length 9", {"max_length": "9"}),
-        ("--max_steps -1", {"max_steps": "-1"}),
-        ("--bf16", {"bf16": True}),
-        ("--fsdp", {"fsdp": True}),
+        ("--max_steps -1 --fsdp", {"max_steps": "-1", "fsdp": True}),
         ("--bf16 --seed 9", {"bf16": True, "seed": "9"}),
-        ("--bf16 false", {"bf16": "false"}),
         ("--sources a b --seed=9", {"sources": ["a", "b"], "seed": "9"}),
-        ("--query_instruction=a=b", {"query_instruction": "a=b"}),
-        ("--query_instruction=", {"query_instruction": ""}),
-        ("--seed 1 --seed 2", {"seed": "2"}),
+        ("--query_instruction=a=b --bf16 false", {"query_instruction": "a=b", "bf16": "false"}),
+        ("--query_instruction= --seed 1 --seed 2", {"query_instruction": "", "seed": "2"}),
     ],
 )
 def test_command_line(words, expected):
@@ -132,11 +126,8 @@ def test_command_line(words, expected):
     ("words", "parts"),
     [
         *((f"--compile --{key} --seed 1", [f"--{key} VALUE"]) for key in ("model", "learning_rate", "report_to")),
-        ("--learning_rat=1", ["command line", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ("--learning-rat 1", ["command line", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ("recipe2.yaml", ["command line", "'recipe2.yaml'"]),
-        ("-x 1", ["command line", "'-x'"]),
-        ("9 --seed", ["command line", "'9'"]),
     ],
 )
 def test_bad_command_line(refuses, words, parts):
@@ -145,10 +136,8 @@ def test_bad_command_line(refuses, words, parts):
 
 
 def test_overrides_replace_keys_of_every_stage(write, read):
-    words = ["--seed", "9", "--learning_rate=1e-5", "--sources", "a", "b", "--matryoshka=no"]
-    arguments = read({"seed": 1, "sources": ["x"]}, *words)
-    assert (arguments.seed, arguments.learning_rate, arguments.sources) == (9, 1e-5, ["a", "b"])
-    assert arguments.matryoshka is False
+    arguments = read({"seed": 1, "sources": ["x"]}, "--seed", "9", "--sources", "a", "b")
+    assert (arguments.seed, arguments.sources) == (9, ["a", "b"])
     path = write({"seed": 1, "stages": {"a": {"seed": 2, "cap": 3}, "b": {"model": "a"}}})
     stages = load_recipe(path, {"seed": "9", "cap": "4"}).stages
     assert [(stage.arguments.seed, stage.arguments.cap) for stage in stages] == [(9, 4), (9, 4)]
@@ -206,15 +195,12 @@ def test_faulty_recipe(write, refuses, keys, parts):
     ("key", "value", "shown"),
     [
         ("learning_rate", "fast", "'fast'"),
-        ("learning_rate", {"a": 1}, '{"a": 1}'),
         ("learning_rate", [0.1, 0.2], "0.2"),
         ("global_batch_size", "many", "'many'"),
         ("global_batch_size", 2.5, "'2.5'"),
-        ("cap", "1.5e0", "'1.5'"),
         ("seed", 2**70, "at most"),
         ("seed", True, "'true'"),
         ("matryoshka", "maybe", "maybe"),
-        ("matryoshka", 2, "2"),
         ("matryoshka_dimensions", [64, "x"], "'x'"),
         ("lora_target_modules", [], "at least one"),
         ("eval_strategy", "sometimes", "'sometimes'"),

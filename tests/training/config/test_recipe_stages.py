@@ -21,15 +21,13 @@ def write(tmp_path):
 
 
 def test_extends_replaces_keys_of_the_other_file(write):
-    base = write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
+    write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
     write({"extends": "family/base.yaml", "seed": 2}, "middle.yaml", base={})
     path = write({"extends": "../middle.yaml", "cap": None, "temperature": 0.1}, "own/recipe.yaml", base={})
     loaded = load_recipe(path)
     arguments = only_stage(loaded)
     assert (arguments.seed, arguments.cap, arguments.max_length, arguments.temperature) == (2, None, 99, 0.1)
     assert loaded.path == path and "extends" not in loaded.stages[0].keys
-    # From a second branch, by its absolute path.
-    assert only_stage(load_recipe(write({"extends": str(base)}, "own/b.yaml", base={}))).seed == 1
     write({"stages": {"first": {"seed": 1}, "second": {"model": "first"}}}, "staged.yaml")
     stages = load_recipe(write({"extends": "staged.yaml", "max_length": 9}, base={})).stages
     assert [(stage.name, stage.arguments.max_length) for stage in stages] == [("first", 9), ("second", 9)]
@@ -40,9 +38,6 @@ def test_extends_in_a_circle(write, refuses, length):
     for number in range(length):
         path = write({"extends": f"{(number + 1) % length}.yaml"}, f"{number}.yaml")
     with refuses(path.parent, ".yaml", "extends itself"):
-        load_recipe(path)
-    path = write({"extends": "../deep/recipe.yaml"}, "deep/recipe.yaml")
-    with refuses("recipe.yaml", "extends itself"):
         load_recipe(path)
 
 
@@ -76,10 +71,8 @@ def test_stage_extends_a_recipe_of_one_stage(write):
 def test_stage_extends_a_faulty_recipe(write, refuses, base, parts):
     if base is not None:
         write(base, "base.yaml")
-    for keys in ({"stages": {"a": {"extends": "base.yaml"}}}, {"extends": "base.yaml"}):
-        if "stages" in keys or parts[-1] != "has stages":
-            with refuses(*parts):
-                load_recipe(write(keys))
+    with refuses(*parts):
+        load_recipe(write({"stages": {"a": {"extends": "base.yaml"}}}))
 
 
 def test_stages_inherit_shared_keys_and_have_their_own_folders(write):
