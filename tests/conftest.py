@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from copy import deepcopy
 from tempfile import mkdtemp
 
@@ -14,7 +13,6 @@ os.environ["HF_MODULES_CACHE"] = mkdtemp(prefix="f2llm-tests-")
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, append_eos
@@ -41,9 +39,6 @@ SENTENCES = [
     "विशाल पांडा बाँस खाते हैं।",
     "판다는 대나무를 먹는다.",
 ]
-
-RandomBatch = Callable[..., dict[str, Tensor]]
-
 
 # Environments that cannot be this one: option, and what is in it.
 OTHER_PYTHONS = {
@@ -91,19 +86,9 @@ def sentences():
 @pytest.fixture(scope="session")
 def tiny_config():
     """Two layers, 32 wide, 320 tokens. Shared by the whole session: pass ``deepcopy(tiny_config)`` to a model."""
-    return F2LLMConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=PAD,
-        eos_token_id=EOS,
-    )
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return F2LLMConfig(vocab_size=320, **shape, pad_token_id=PAD, bos_token_id=PAD, eos_token_id=EOS)
 
 
 @pytest.fixture(scope="session")

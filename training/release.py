@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository 
 from training.common.command import command_parser, require, run_command
 
 if __name__ == "__main__":
-    require("jinja2", "publish")
     require("matplotlib", "publish")
 
 from training.data.releasing.release import MAX_FILE_BYTES, release

@@ -45,19 +45,10 @@ def save_model(folder, config, tokenizer, seed=0, **fields):
 def write_distributed_recipe(folder, models, stages, **keys):
     """Writes the recipe with the given stages; ``models`` holds the folders ``student``, ``teacher`` and others."""
     content = {
-        "output_dir": str(folder / "run"),
-        "prepared_dir": str(folder / "prepared"),
-        "manifest": str(write_sources(folder / "data")),
-        "model": str(models / "student"),
-        **SMALL,
-        "max_tokens_per_forward": 150,
-        "global_batch_size": 12,
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 5,
-        "save_steps": 4,
-        **keys,
+        **{"output_dir": str(folder / "run"), "prepared_dir": str(folder / "prepared")},
+        **{"manifest": str(write_sources(folder / "data")), "model": str(models / "student"), **SMALL},
+        **{"max_tokens_per_forward": 150, "global_batch_size": 12, "max_steps": STEPS, "logging_steps": 1},
+        **{"eval_strategy": "steps", "eval_steps": 5, "save_steps": 4, **keys},
     }
     meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}
     meant["CACHE"] = str(folder / "embeddings")

@@ -18,14 +18,8 @@ def save_foreign_teacher(folder, width):
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-    )
+    shape = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = BertConfig(vocab_size=len(vocabulary), hidden_size=width, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         # Embeddings that are far from unit length.

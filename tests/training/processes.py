@@ -57,24 +57,10 @@ def torchrun(processes, script, *words):
 
 def accelerate(folder, processes, script, *words):
     """The command that runs a script under FSDP2; its configuration is written to ``folder``."""
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "FSDP",
-        "use_cpu": True,
-        "mixed_precision": "no",
-        "num_machines": 1,
-        "machine_rank": 0,
-        "num_processes": processes,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
-        "fsdp_config": {
-            "fsdp_version": 2,
-            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-            "fsdp_reshard_after_forward": True,
-            "fsdp_cpu_ram_efficient_loading": False,
-        },
-    }
+    config = yaml.safe_load((ROOT / "training/launch/fsdp.yaml").read_text())
+    config |= {"use_cpu": True, "mixed_precision": "no", "num_processes": processes}
+    config |= {"main_process_ip": "127.0.0.1", "main_process_port": free_port()}
+    config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] = False
     path = folder / "fsdp2.yaml"
     path.write_text(yaml.safe_dump(config))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]

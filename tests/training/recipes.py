@@ -17,16 +17,14 @@ ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
 NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
 # What the small trainings have in common.
 SMALL = {
-    "max_length": 32,
-    "num_hard_negatives_retrieval": 3,
-    "num_hard_negatives_clustering": 4,
-    "validation_share": 0.1,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "save_strategy": "steps",
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
+    **{
+        "max_length": 32,
+        "num_hard_negatives_retrieval": 3,
+        "num_hard_negatives_clustering": 4,
+        "validation_share": 0.1,
+    },
+    **{"learning_rate": 1e-3, "warmup_steps": 2, "save_strategy": "steps"},
+    **{"report_to": "none", "use_cpu": True, "disable_tqdm": True},
 }
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
@@ -35,13 +33,10 @@ _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"
 def _rows(negatives):
     """Eighty rows: "the red river" → "river, red"; negatives name other things."""
     pairs = [(colour, name) for colour in _COLOURS for name in _NAMES]
-    columns = {
-        "query": [f"the {colour} {name}" for colour, name in pairs],
-        "passage": [f"{name}, {colour}" for colour, name in pairs],
-    }
+    passages = [f"{name}, {colour}" for colour, name in pairs]
+    columns = {"query": [f"the {colour} {name}" for colour, name in pairs], "passage": passages}
     for k in range(1, negatives + 1):
-        others = [pairs[(i + 7 * k) % len(pairs)] for i in range(len(pairs))]
-        columns[f"negative_{k}"] = [f"{name}, {colour}" for colour, name in others]
+        columns[f"negative_{k}"] = passages[7 * k % len(pairs) :] + passages[: 7 * k % len(pairs)]
     return columns
 
 
@@ -51,17 +46,9 @@ def write_sources(folder):
     entries = []
     for task_type, negatives in (("retrieval", 4), ("clustering", 5), ("classification", 1)):
         pq.write_table(pa.table(_rows(negatives)), folder / f"{task_type}.parquet")
-        entries.append(
-            {
-                "name": f"tiny_{task_type}",
-                "files": f"{task_type}.parquet",
-                "task_type": task_type,
-                "symmetric": task_type == "clustering",
-                "instruction": "Given a phrase, retrieve its inversion.",
-                "languages": ["eng"],
-                "licence": "CC0-1.0",
-            }
-        )
+        entry = {"name": f"tiny_{task_type}", "files": f"{task_type}.parquet", "task_type": task_type}
+        entry |= {"symmetric": task_type == "clustering", "instruction": "Given a phrase, retrieve its inversion."}
+        entries.append(entry | {"languages": ["eng"], "licence": "CC0-1.0"})
     manifest = folder / "manifest.yaml"
     manifest.write_text(yaml.safe_dump({"sources": entries}))
     return manifest
@@ -69,44 +56,22 @@ def write_sources(folder):
 
 def write_recipe(folder, **keys):
     """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults."""
-    manifest = write_sources(folder / "data")
-    pairs = pa.table(
-        {
-            "query": ["the red river", "the blue lake"],
-            "passage": ["river, red", "lake, blue"],
-            "lang": ["eng", "eng"],
-            "script": ["Latn", "Latn"],
-        }
-    )
-    pq.write_table(pairs, folder / "data" / "pairs.parquet")
+    manifest, pairs = write_sources(folder / "data"), folder / "data/pairs.parquet"
+    texts = {"query": ["the red river", "the blue lake"], "passage": ["river, red", "lake, blue"]}
+    pq.write_table(pa.table({**texts, "lang": ["eng", "eng"], "script": ["Latn", "Latn"]}), pairs)
     shared = {
-        "output_dir": str(folder / "run"),
-        "manifest": str(manifest),
-        **SMALL,
-        "global_batch_size": 16,
-        "num_train_epochs": 2,
-        "logging_steps": 5,
-        "eval_strategy": "epoch",
-        "save_steps": 3,
+        **{"output_dir": str(folder / "run"), "manifest": str(manifest), **SMALL, "global_batch_size": 16},
+        **{"num_train_epochs": 2, "logging_steps": 5, "eval_strategy": "epoch", "save_steps": 3},
     }
     model = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
+        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
     }
-    stage1 = {
-        "tokenizer": "train",
-        "tokenizer_vocab_size": 400,
-        "model_config": model,
-        "task_types": ["retrieval"],
-        "instructions": False,
-    }
-    stage2 = {"model": "stage1", "evaluation_pairs": str(folder / "data" / "pairs.parquet")}
+    stage1 = {"tokenizer": "train", "tokenizer_vocab_size": 400, "model_config": model}
+    stage1 |= {"task_types": ["retrieval"], "instructions": False}
+    stages = {"stage1": stage1, "stage2": {"model": "stage1", "evaluation_pairs": str(pairs)}}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": {"stage1": stage1, "stage2": stage2}}))
+    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": stages}))
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""Where work runs: phases of tasks on local processes, Ray, Slurm or Hugging Face Jobs; worker processes; ranks.
+"""Where work runs: phases of tasks on local processes, Ray, Slurm or Hugging Face Jobs; worker processes.
 
 Elsewhere than on this machine, ``datatrove`` runs the tasks. Finished tasks are marked in the same files everywhere:
 after a kill at any moment, the next run does only the tasks that are left, on any executor.
@@ -18,12 +18,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from training.common.errors import StoppedError, UserError, in_one_line
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -215,13 +212,3 @@ def _end_with_the_command() -> None:
     """End this process when the command that started it is gone; it would work on unseen."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def as_first_process(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
-    """Broadcast rank 0's metrics so that all ranks, which call this together, make the same decision."""
-    if accelerator.num_processes == 1:
-        return metrics
-    # Data commands do not load torch.
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([metrics])[0]

@@ -173,14 +173,12 @@ class StageArguments(LoraArguments, TrainingArguments):
         """Give the keys the values that transformers reads."""
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
-        if self.activation_checkpointing is None:
-            self.activation_checkpointing = self.gradient_checkpointing
-        self.activation_checkpointing_kwargs = (
-            self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
-        )
-        self.activation_checkpointing_kwargs = self.mapping("activation_checkpointing_kwargs") or None
+        # The older names mean the same.
+        newer, name = self.activation_checkpointing, "activation_checkpointing_kwargs"
+        self.activation_checkpointing = self.gradient_checkpointing if newer is None else newer
         self.gradient_checkpointing = self.activation_checkpointing
-        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
+        name = name if getattr(self, name) is not None else "gradient_checkpointing_kwargs"
+        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = self.mapping(name) or None
         counted = str(self.include_num_input_tokens_seen).lower()
         self.include_num_input_tokens_seen = _TOKENS_SEEN.get(counted, counted)
         # Documented as a truth value, but declared as a text.
@@ -326,26 +324,19 @@ EVALUATION = _keys_by("resume", "evaluation")
 
 # All other keys of transformers are refused: they would have no effect, or do harm. What to do instead:
 _INSTEAD = {
-    "give 'global_batch_size', the rows over all processes, and 'max_tokens_per_forward', what is encoded at once": (
-        "per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size torch_empty_cache_steps"
-    ),
-    "give 'push_checkpoints: ORG/NAME', and publish the finished model by training/publish.py": (
-        "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision"
-    ),
-    "set the variable HF_TOKEN or run 'hf auth login'": "hub_token",
-    "give 'compile: true'": "torch_compile torch_compile_backend torch_compile_mode",
-    "add --resume to the command, or give 'model: FOLDER' to start from the weights of a checkpoint": (
-        "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint"
-    ),
-    "give 'seed', which the order of the batches follows": (
-        "data_seed dataloader_drop_last train_sampling_strategy length_column_name dataloader_in_order"
-    ),
-    "give 'fsdp' or 'deepspeed', or start with 'accelerate launch --config_file'": "parallelism_config",
-    "give 'save_strategy: no' to save the finished model alone": "save_only_model",
+    "per_device_|gradient_acc|auto_find|torch_empty": "give 'global_batch_size', the rows over all processes, and "
+    "'max_tokens_per_forward', what is encoded at once",
+    "hub_token": "set the variable HF_TOKEN or run 'hf auth login'",
+    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME', and publish the finished model by training/publish.py",
+    "torch_compile": "give 'compile: true'",
+    "resume_|ignore_data|restore_": "add --resume to the command, or give 'model: FOLDER' to start from a checkpoint",
+    "data_seed|dataloader_(drop|in_)|length_|train_sampling": "give 'seed', which decides the order of the batches",
+    "parallelism": "give 'fsdp' or 'deepspeed', or start with 'accelerate launch --config_file'",
+    "save_only": "give 'save_strategy: no' to save the finished model alone",
+    "": "this trainer packs texts and divides batches itself; take it out",
 }
-_HINTS = {name: remedy for remedy, names in _INSTEAD.items() for name in names.split()}
 REFUSED = {
-    each.name: _HINTS.get(each.name, "this trainer packs texts and divides batches itself; take it out")
+    each.name: next(remedy for pattern, remedy in _INSTEAD.items() if re.match(pattern, each.name))
     for each in fields(StageArguments)
     if each.name not in LEARNT | RUNNING | PATHS | MACHINE
 }

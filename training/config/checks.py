@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Iterator
 from dataclasses import fields
@@ -23,16 +24,12 @@ SHAPE = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 # Ranges of transformers' own keys; numpy takes seeds of 32 bits.
-_AT_LEAST_1 = ("save_total_limit", "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb")
-_AT_LEAST_0 = (
-    *("dataloader_num_workers", "eval_steps", "eval_delay", "max_grad_norm", "learning_rate", "weight_decay"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon"),
-)
+_AT_LEAST_0 = "eval_steps eval_delay max_grad_norm learning_rate weight_decay adam_beta1 adam_beta2"
 _RANGES = {
-    **{name: {"least": 1} for name in _AT_LEAST_1},
-    **{name: {"least": 0} for name in _AT_LEAST_0},
+    **{name: {"least": 1} for name in ("save_total_limit", "dataloader_prefetch_factor", "ddp_timeout")},
+    **{name: {"least": 0} for name in ("adam_epsilon", "dataloader_num_workers", *_AT_LEAST_0.split())},
     **{"seed": {"least": 0, "most": 2**32 - 1}, "save_steps": {"above": 0}},
-    **{"num_train_epochs": {"above": 0, "most": 1_000_000}},
+    **{"num_train_epochs": {"above": 0, "most": 1_000_000}, "ddp_bucket_cap_mb": {"least": 1}},
 }
 # A rule of a key, when it holds, and how it reads.
 _LIMITS = (
@@ -117,51 +114,29 @@ def _needs(a: Any) -> list[tuple[str, str, Any]]:
 
 def _faults(a: Any) -> list[tuple[Any, str]]:
     """Return whether something is wrong, and the message then."""
-    cut, tokens, kernels = (
-        "keys 'prune_to' and 'trim_vocabulary' cut a model",
-        a.max_tokens_per_forward,
-        "cross_entropy",
-    )
+    cut, tokens = "keys 'prune_to' and 'trim_vocabulary' cut a model", a.max_tokens_per_forward or math.inf
     no_pairs = a.chooses_by_pairs and not (a.evaluation_pairs and a.evaluation_sample)
-    pairs = "is measured on pairs; give 'evaluation_pairs' and 'evaluation_sample', their number"
     saves_nothing = a.save_strategy == "best" and a.eval_strategy == "no" and not a.prunes
-    untaught = a.teacher and not a.distillation_weight and not a.prunes
+    metric, untaught = a.metric_for_best_model, a.teacher and not a.distillation_weight and not a.prunes
+    adapter = "key 'push_checkpoints': those of a stage with 'lora' hold an adapter alone; publish the finished adapter"
+    losses = [name for name, used in (a.liger_kernel_config or {}).items() if used and name.endswith("cross_entropy")]
     return [
         (a.max_steps < 1 and a.max_steps != -1, f"key 'max_steps' must be at least 1 or -1, got {a.max_steps}"),
-        (
-            tokens is not None and tokens < a.max_length,
-            f"key 'max_tokens_per_forward' must hold the longest text; give at least 'max_length' ({a.max_length})",
-        ),
+        (tokens < a.max_length, f"key 'max_tokens_per_forward': give at least 'max_length' ({a.max_length})"),
         (a.fp16 and a.device.type == "cpu", "key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out"),
-        (
-            a.use_liger_kernel and not is_liger_kernel_available(),
-            "key 'use_liger_kernel' needs a package; 'pip install liger-kernel', or take the key out",
-        ),
-        *(
-            (
-                on and name.endswith(kernels),
-                f"key 'liger_kernel_config': an embedding model has no {name!r}; give false",
-            )
-            for name, on in (a.liger_kernel_config or {}).items()
-        ),
+        (a.use_liger_kernel and not is_liger_kernel_available(), "key 'use_liger_kernel': 'pip install liger-kernel'"),
+        (losses, f"key 'liger_kernel_config': an embedding model has no {losses}; give false"),
         (a.compile and a.lora_dropout, "key 'lora_dropout' draws differently in compiled layers; take 'compile' out"),
         (a.compile and a.lora_dora, "key 'compile': torch compiles DoRA again for every layer; take it out"),
         (a.prunes and a.model is None, f"{cut}; give it as 'model'"),
         (a.prunes and a.lora, f"{cut} and train nothing; take 'lora' out"),
         (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
         (a.tokenizer == "train" and a.model is not None, "key 'tokenizer': 'model' needs its own; leave the key out"),
-        (
-            (a.model is None) == (a.model_config is None),
-            "give exactly one of the keys 'model' (what to start from) and 'model_config' (a new model)",
-        ),
+        ((a.model is None) == (a.model_config is None), "give exactly one of the keys 'model' and 'model_config'"),
         (untaught, "key 'teacher' teaches nothing with 'distillation_weight: 0'; take one of them out"),
-        (no_pairs, f"key 'metric_for_best_model': {a.metric_for_best_model!r} {pairs}"),
+        (no_pairs, f"key 'metric_for_best_model': {metric!r} needs 'evaluation_pairs' and 'evaluation_sample'"),
         (saves_nothing, "key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'"),
-        (
-            a.push_checkpoints and a.lora,
-            "key 'push_checkpoints': checkpoints of a stage with 'lora' hold an adapter alone; leave it out, and merge "
-            "and publish the finished adapter",
-        ),
+        (a.push_checkpoints and a.lora, adapter),
     ]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from training.common.executor import as_first_process
 from training.common.languages import iso639_3
 from training.common.outputs import locked, write_whole
 from training.common.run_folder import run_of
@@ -146,7 +146,7 @@ class PairsCallback(TrainerCallback):
             embeddings = torch.nn.functional.normalize(embeddings.cpu()[self._positions], dim=-1)
             queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
             values = [each for dim in self._dims for each in ranking_scores(queries, candidates, self._pairs, dim)]
-        metrics.update(as_first_process(self._accelerator, dict(zip(self.metric_names, values, strict=True))))
+        metrics.update(broadcast_object_list([dict(zip(self.metric_names, values, strict=True))])[0])
 
 
 def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
 from training.common.errors import NonFiniteError
-from training.common.executor import as_first_process
 from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
@@ -244,7 +244,7 @@ class F2LLMTrainer(SavingTrainer):
             name: sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
             for name, batches in losses.items()
         }
-        metrics = as_first_process(self.accelerator, self._metrics(by_source, metric_key_prefix))
+        metrics = broadcast_object_list([self._metrics(by_source, metric_key_prefix)])[0]
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)

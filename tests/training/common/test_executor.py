@@ -87,7 +87,7 @@ def test_a_worker_that_the_system_kills_stops_the_work_and_the_rest_goes_on_late
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        *((None, None), ("", None), ("ray", Executor("ray")), ('{"workers": 3}', Executor("local", 3))),
+        *((None, None), ("ray", Executor("ray")), ('{"workers": 3}', Executor("local", 3))),
         ('{"name": "slurm", "workers": 8, "partition": "cpu"}', Executor("slurm", 8, {"partition": "cpu"})),
     ],
 )

@@ -19,10 +19,7 @@ OUT_OF_RANGE = {
     **{"max_steps": [0, -2], "seed": [-1, 2**32, 2**70], "lora_alpha": [-2], "lora_dropout": [1.0], "cap": [0, -1]},
     **{"prune_hidden": ["norm"], "prune_layers": ["last"], "early_stopping_threshold": [-0.1, math.nan]},
     **{key: [0] for key in ("max_length", "matryoshka_min_dim", "global_batch_size", "save_steps", "save_total_limit")},
-    **{
-        key: [0]
-        for key in ("evaluation_sample_candidates", "early_stopping_patience", "calibration_texts", "lora_rank")
-    },
+    **{key: [0] for key in ("evaluation_sample_candidates", "early_stopping_patience", "lora_rank")},
     **{key: [0] for key in ("planned_text_tokens", "max_tokens_per_forward", "calibration_texts")},
     **{key: [-1] for key in (f"num_hard_negatives_{kind}" for kind in ("retrieval", "clustering", "classification"))},
     **{key: [-5] for key in ("logging_steps", "dataloader_num_workers", "evaluation_sample")},
@@ -137,12 +134,11 @@ def test_liger_kernels(refuses, monkeypatch):
 @pytest.mark.parametrize(
     ("keys", "beside", "line"),
     [
-        ({"eval_steps": 5}, {"eval_strategy": "steps"}, "eval_strategy: steps"),
-        ({"save_steps": 5, "save_strategy": "epoch"}, {"save_strategy": "steps"}, "save_strategy: steps"),
-        ({"logging_steps": 5, "logging_strategy": "epoch"}, {"logging_strategy": "steps"}, "logging_strategy: steps"),
-        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"},
-         "lr_scheduler_type: constant_with_warmup"),
-        ({"adam_beta1": 0.8, "optim": "sgd"}, {"optim": "adamw_torch"}, "optim: adamw_torch"),
+        ({"eval_steps": 5}, {"eval_strategy": "steps"}, None),
+        ({"save_steps": 5, "save_strategy": "epoch"}, {"save_strategy": "steps"}, None),
+        ({"logging_steps": 5, "logging_strategy": "epoch"}, {"logging_strategy": "steps"}, None),
+        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"}, None),
+        ({"adam_beta1": 0.8, "optim": "sgd"}, {"optim": "adamw_torch"}, None),
         ({"metric_for_best_model": "loss", "eval_strategy": "steps", "save_strategy": "steps"},
          {"load_best_model_at_end": True}, "load_best_model_at_end: true"),
         ({"distillation_weight": 0.5}, {"teacher": "some/teacher"}, "teacher: MODEL"),
@@ -150,9 +146,9 @@ def test_liger_kernels(refuses, monkeypatch):
         ({"matryoshka_min_dim": 8, "matryoshka": False}, {"matryoshka": True}, "matryoshka: true"),
         ({"matryoshka_min_dim": 8, "matryoshka_dimensions": [16]}, {"matryoshka_dimensions": None},
          "matryoshka_dimensions: null"),
-        ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, "max_steps: -1"),
+        ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, None),
         ({"calibration_texts": 5}, {"prune_to": {"num_hidden_layers": 1}}, "prune_to: SHAPE"),
-        ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, "optim: apollo_adamw"),
+        ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, None),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True},
          "activation_checkpointing: true"),
     ],
@@ -162,6 +158,7 @@ def test_an_unread_key_is_logged_with_the_line_to_write(tmp_path, keys, beside, 
         (only,) = load_recipe(recipe_writer(tmp_path)(given)).stages
         return list(unread_keys(only.arguments, only.keys))
 
+    line = line or ": ".join(map(str, *beside.items()))
     assert unread(**keys) == [f"key {next(iter(keys))!r} has no effect without '{line}'"]
     assert unread(**{**keys, **beside}) == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ _REMEDY = (
 
 def check_uploads(run: Path) -> None:
     """Refuse uploads that cannot work, without the network: before a run prepares its data."""
-    if find_spec("jinja2") is None:
-        raise UserError("key 'push_checkpoints' needs jinja2; install it: pip install -e '.[publish]'")
     if get_token() is None:
         raise UserError("key 'push_checkpoints': not logged in to the Hub; run 'hf auth login' or set HF_TOKEN")
     check_revision("key 'output_dir'", run.resolve().name)
