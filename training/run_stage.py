@@ -51,11 +51,7 @@ def main(words: list[str] | None = None) -> int:
     if not words or words[0].startswith("-"):
         words = [str(QUICKSTART), *words]
 
-    def work() -> None:
-        with ended_by_signals():
-            _run(words)
-
-    status = run_command(work, resumes=True)
+    status = run_command(lambda: _run(words), resumes=True)
     # Only after good work: with some processes gone, the others would wait for them here.
     if status == 0 and torch.distributed.is_initialized():
         # Together: a process that is still at work crashes when another closes the connections.
@@ -64,6 +60,7 @@ def main(words: list[str] | None = None) -> int:
     return status
 
 
+@ended_by_signals()
 def _run(words: list[str]) -> None:
     parser = make_parser()
     arguments, keys = parser.parse_known_args(words)

@@ -1,15 +1,9 @@
 """Runs run_stage.py's command line in a process that a test wants out of the ordinary: ``WORKER MODE recipe.yaml ...``.
 
-``sharded``
-    accelerate knows FSDP on accelerators only and turns to DDP, without a word, for processes on the CPU. Here it is
-    told that the processes have a device each, and that the device is the CPU.
-``dies:RANK:STEP``
-    The process of this rank kills itself in the middle of a step: the others are about to gather embeddings.
-``terminated:RANK:STEP``
-    The process of this rank, and no other, receives a SIGTERM in this step.
-``forks:PROCESSES:PORT``
-    So many processes, which share the time that the imports take, in the environment that torchrun would give them.
-    No launcher watches over them.
+``sharded``: FSDP on the CPU, where accelerate would turn to DDP: it is told that each process has a device, the CPU.
+``dies:RANK:STEP``: this process kills itself in the middle of a step, when the others are about to gather embeddings.
+``terminated:RANK:STEP``: this process, and no other, receives a SIGTERM in this step.
+``forks:PROCESSES:PORT``: so many processes, which share the time of the imports, as torchrun would start them.
 
 Modes are joined by ``+``.
 """

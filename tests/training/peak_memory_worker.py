@@ -1,8 +1,7 @@
 """Prints the chunks of a step and its peak memory in MiB: ``peak_memory_worker.py ROWS MAX_TOKENS``.
 
 The model is the 80M model with a small vocabulary. The figure is the growth of the process's peak resident memory from
-before the model is made until a step is done: weights, gradients, activations, cached embeddings and the loss with
-matryoshka; the interpreter and its libraries are left out, the optimizer's state is not there.
+before the model is made until a step is done.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ SHORTEST, MEDIAN, LONGEST = 2, 12, 48
 
 
 def main(rows, max_tokens):
-    """Takes a step over ``rows`` rows of nine distinct texts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = _peak()

@@ -68,7 +68,6 @@ def accelerate(folder, processes, script, *words):
 
 
 def free_port():
-    """A port of this machine that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -96,14 +95,12 @@ class Run:
         return self.log.read_text() if self.log.exists() else ""
 
     def line(self):
-        """What it said in the end, which must be its only complaint."""
         assert "Traceback" not in self.output, self.output
         complaints = [line for line in self.output.splitlines() if line.startswith(("error: ", "stopped: "))]
         assert len(complaints) == 1 and self.output.rstrip().endswith(complaints[0]), self.output
         return complaints[0]
 
     def wait(self, timeout=120):
-        """Its exit status, negative if a signal killed it."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.kill()

@@ -41,7 +41,6 @@ def _rows(negatives):
 
 
 def write_sources(folder):
-    """Writes one source of each task type with its manifest; returns the manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for task_type, negatives in (("retrieval", 4), ("clustering", 5), ("classification", 1)):
@@ -105,7 +104,6 @@ class KilledError(BaseException):
 
 
 def at_step(patch, step, action):
-    """Let trainings call ``action`` as a step begins."""
     training_step = F2LLMTrainer.training_step
 
     def acting(self, *args, **kwargs):
@@ -137,7 +135,6 @@ def error_of(words, capsys, status=2):
 
 
 def grow_loss(patch):
-    """Lets every evaluation of a training, also of those forked from here, find a greater loss than the one before."""
     metrics = F2LLMTrainer._metrics
 
     def grown(self, by_source, prefix):
@@ -147,6 +144,5 @@ def grow_loss(patch):
 
 
 def only_stage(recipe):
-    """The arguments of a recipe's only stage."""
     (stage,) = recipe.stages
     return stage.arguments

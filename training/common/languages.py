@@ -1,7 +1,4 @@
-"""Language codes: ISO 639-1, ISO 639-3, ISO 15924 scripts and BCP 47 tags, by way of ``langcodes`` and CLDR.
-
-A tag that is malformed or has no answer raises a ``ValueError``, except where None or a default is documented.
-"""
+"""Language codes: ISO 639, ISO 15924 scripts, BCP 47 tags, of ``langcodes`` and CLDR; ValueError for bad tags."""
 
 from __future__ import annotations
 
@@ -84,11 +81,7 @@ def usual_script(tag: str) -> str:
 
 
 def macrolanguage(tag: str) -> str:
-    """Return the macrolanguage of a tag, without script, region or deprecated spelling.
-
-    Tags with the same macrolanguage may name the same speech: ``"mo"`` and ``"ro"``, ``"tl"`` and ``"fil"``,
-    ``"fa_AF"`` and ``"prs"``.
-    """
+    """Return the macrolanguage of a tag: ``"ro"`` for ``"mo"``; tags with the same one may name one speech."""
     with _reading(tag):
         return langcodes.standardize_tag(tag, macro=True).split("-")[0]
 
@@ -106,9 +99,7 @@ def _two_letters() -> dict[str, str]:
 
 
 def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
-    """Return the ISO 639-3 codes of the language or language pair at the end of a file's name, if there is one.
-
-    Examples are ``webfaq_kor``, ``mqa_ko``, ``mrtidy_korean`` and ``unpc_ar2en``.
+    """Return the ISO 639-3 codes at the end of a file's name, as in ``mqa_ko``, ``mrtidy_korean`` or ``unpc_ar2en``.
 
     Only languages ``among`` these are considered. If it is empty or contains ``mul`` (several languages), all are, but
     only in the last part of the name. ``stem`` is a name without its suffix.
@@ -123,12 +114,11 @@ def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
     return []
 
 
-def _code_of_word(word: str) -> str | None:
-    """Return the ISO 639-3 code of a two- or three-letter code or an English name."""
-    tag = word if re.fullmatch("[a-z]{2,3}", word) else _tags_by_name().get(word.lower())
-    return iso639_3_as_written(tag) if tag else None
-
-
 @cache
 def _tags_by_name() -> dict[str, str]:
     return {name.lower(): tag for tag, name in Locale("en").languages.items()}
+
+
+def _code_of_word(word: str) -> str | None:
+    tag = word if re.fullmatch("[a-z]{2,3}", word) else _tags_by_name().get(word.lower())
+    return iso639_3_as_written(tag) if tag else None

@@ -155,8 +155,8 @@ def clear_partials(folder: Path) -> None:
 def locked(output: Path, busy: str | None = None) -> Iterator[None]:
     """Keep other commands from writing the same output until the block ends or this process dies.
 
-    Check for a finished output before, since its disk may be read-only, and again in the block, since another command
-    may have made it meanwhile. With ``busy``, the error is raised instead of waiting for that command.
+    Look for a finished output before (its disk may be read-only) and again in the block (another command may have made
+    it). With ``busy``, the error is raised instead of waiting for that command.
     """
     # Two spellings of a path are one output.
     path = output.resolve()

@@ -128,16 +128,31 @@ def _read(path: Path, seen: tuple[Path, ...] = (), stages: Collection[str] = ())
     """Read a recipe file with what it and its stages extend; names of ``stages`` are no paths."""
     if path.resolve() in seen:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    keys, seen = load_yaml(path), (*seen, path.resolve())
-    _check_known(path, keys, "stages", "extends")
-    extended = keys.pop("extends", None)
-    base = {} if extended is None else _read(path.parent / str(extended), seen, stages)
-    if "stages" in keys:
+    return _extended(path, load_yaml(path), (*seen, path.resolve()), stages)
+
+
+def _extended(
+    path: Path, keys: dict[str, Any], seen: tuple[Path, ...], stages: Collection[str], name: str | None = None
+) -> dict[str, Any]:
+    """Return the keys of a file, or of its stage ``name``, over those of the recipe that they extend."""
+    known = [*_STAGE_KEYS, "extends", *(["stages"] if name is None else [])]
+    for key in keys:
+        if key not in known:
+            raise unknown_key(str(path), key, known)
+    base = {} if keys.get("extends") is None else _read(path.parent / str(keys["extends"]), seen, stages)
+    if name is not None:
+        if "stages" in base:
+            raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; name a recipe of one")
+        base.pop("output_dir", None)
+    elif "stages" in keys:
         _check_stages(path, keys["stages"])
     stages = {*stages, *base.get("stages", ()), *keys.get("stages", ())}
+    own = {key: value for key, value in keys.items() if key not in ("extends", "stages")}
     # Here, not where stages are made: the paths are relative to the file in which they stand.
-    own = {name: _read_stage(path, name, stage, seen, stages) for name, stage in keys.pop("stages", {}).items()}
-    return {**base, **with_paths(path, keys, stages), **({"stages": own} if own else {})}
+    result = {**base, **with_paths(path, own, stages)}
+    if "stages" in keys:
+        result["stages"] = {name: _extended(path, of, seen, stages, name) for name, of in keys["stages"].items()}
+    return result
 
 
 def _check_stages(path: Path, stages: Any) -> None:
@@ -146,26 +161,6 @@ def _check_stages(path: Path, stages: Any) -> None:
     for name in stages:
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
-
-
-def _read_stage(
-    path: Path, name: str, keys: dict[str, Any], seen: tuple[Path, ...], stages: Collection[str]
-) -> dict[str, Any]:
-    """Return a stage's keys after those of the recipe that it extends."""
-    _check_known(path, keys, "extends")
-    own = with_paths(path, {key: value for key, value in keys.items() if key != "extends"}, stages)
-    if keys.get("extends") is None:
-        return own
-    base = _read(path.parent / str(keys["extends"]), seen, stages)
-    if "stages" in base:
-        raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; extend a recipe of one")
-    return {key: value for key, value in base.items() if key != "output_dir"} | own
-
-
-def _check_known(path: Path, keys: dict[str, Any], *more: str) -> None:
-    for key in keys:
-        if key not in _STAGE_KEYS and key not in more:
-            raise unknown_key(str(path), key, [*_STAGE_KEYS, *more])
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:

@@ -198,7 +198,6 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def written(tmp_path, small_blocks):
-    """A file of 64 blocks, the last of which is cut."""
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 24 + b"the end" * 30)
     write_checksums(path)

@@ -214,22 +214,3 @@ def test_wrong_value(write, refuses, key, value, shown):
     path = write({"stages": {"first": {key: value, **({"fsdp": True} if key == "fsdp_config" else {})}}})
     with refuses(path, "stage 'first'", key, shown):
         load_recipe(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [
-        ("max_lengths", "max_length"),
-        ("batch_size", "global_batch_size"),
-        ("sed", "seed"),
-        # Near by chance.
-        ("lr", None),
-    ],
-)
-def test_unknown_key_names_the_one_that_is_meant(write, refuses, key, meant):
-    remedy = "--help lists the known ones" if meant is None else f"did you mean {meant!r}?"
-    with refuses("command line", repr(key), remedy):
-        command_line_overrides([f"--{key}", "1"])
-    path = write({key: 1})
-    with refuses(path, repr(key), remedy):
-        load_recipe(path)
