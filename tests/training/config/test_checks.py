@@ -1,4 +1,4 @@
-"""Values that a stage refuses, and keys that have no effect beside others, with what to give instead."""
+"""Values and keys that a stage refuses, and keys that have no effect beside others, with what to give instead."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import pytest
 
 from tests.training.recipes import error_of, recipe_writer, write_single_stage
-from training.config.arguments import StageArguments
+from training.config.arguments import LEARNT, MACHINE, PATHS, REFUSED, RUNNING, StageArguments, check_given
 from training.config.checks import unread_keys
-from training.config.recipe import load_recipe
+from training.config.recipe import command_line_overrides, load_recipe
 from training.run_stage import main
 
 OUT_OF_RANGE = {
@@ -37,6 +37,7 @@ SAMPLED = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 9, "eval_st
 BEST = {"metric_for_best_model": "pairs_accuracy"}
 PATIENT = {"early_stopping_patience": 2}
 NEW = {"model": None}
+SECRET = "hf_" + "aB3" * 12
 
 
 def stage(**keys):
@@ -172,6 +173,12 @@ def test_a_stage_that_cuts_a_model_leaves_keys_of_training_stages_out(tmp_path, 
         assert f"key {key!r} has no effect on a stage that cuts a model" in caplog.text
 
 
+def test_uploads_are_checked_before_the_data_is_prepared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.publishing.hub.callback.get_token", lambda: None)
+    error = error_of([write_single_stage(tmp_path, push_checkpoints="org/name")], capsys)
+    assert "'push_checkpoints': not logged in" in error and not (tmp_path / "run").exists()
+
+
 def test_unread_keys_are_logged_when_the_stage_runs(tmp_path, caplog):
     recipe = write_single_stage(tmp_path, eval_strategy=False, eval_steps=3, max_steps=1)
     assert main([str(recipe)]) == 0
@@ -183,3 +190,47 @@ def test_a_schedule_that_cannot_be_computed_to_its_end(tmp_path, capsys):
     error = error_of([write_single_stage(tmp_path, **keys)], capsys)
     assert "a schedule of 2 steps" in error and "'warmup_steps: 2'" in error
     assert main([str(write_single_stage(tmp_path, **keys)), "--warmup_steps", "1"]) == 0
+
+
+def test_every_key_has_one_role():
+    roles = [LEARNT, RUNNING, PATHS, MACHINE, {*REFUSED}]
+    assert sum(map(len, roles)) == len(set().union(*roles))
+    assert {"learning_rate", "temperature"} <= LEARNT and "output_dir" in MACHINE and "model" in PATHS
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_key_without_effect_is_refused_whatever_its_value(refuses, tmp_path, key):
+    write = recipe_writer(tmp_path)
+    for value in ("x", False, 3):
+        with refuses("stage 'recipe'", repr(key), "no effect", REFUSED[key]):
+            load_recipe(write({key: value}))
+    with refuses(repr(key), REFUSED[key]):
+        load_recipe(write({}), command_line_overrides([f"--{key}=x"]))
+    # Nothing was given.
+    load_recipe(write({key: None}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hub_token", SECRET),
+        ("executor", {"name": "slurm", "env_command": f"export HF_TOKEN={SECRET}"}),
+        ("executor", {"name": "slurm", "sbatch_args": {"api_key": "0123"}}),
+        ("executor", '{"name": "slurm", "password": "0123"}'),
+        ("builder_options", {"locale_dirs": [f"https://user:{SECRET}@host/x"]}),
+        ("data_dir", "https://alice:0123@host/data"),
+        ("run_name", f"try with {SECRET}"),
+    ],
+)
+def test_no_secret_gets_into_the_folder_of_a_run(tmp_path, key, value):
+    with pytest.raises(ValueError, match=key) as caught:
+        load_recipe(recipe_writer(tmp_path)({key: value}))
+    message = str(caught.value)
+    assert "HF_TOKEN" in message and len(message.splitlines()) == 1
+    assert SECRET not in message and "0123" not in message
+
+
+def test_what_only_looks_like_a_secret():
+    check_given({"executor": {"name": "slurm", "time": "01:00:00", "partition": "cpu"}})
+    check_given({"data_dir": "hf://datasets/org/name", "model_config": {"pad_token_id": 0, "eos_token_id": 1}})
+    check_given({"data_dir": "https://host:8080/data@v1", "run_name": "hf_experiment"})
