@@ -25,7 +25,7 @@ from training.run_stage import main
 
 ROOT = Path(__file__).parents[2]
 _CONTEXT = multiprocessing.get_context("fork")
-_PLACES = {
+_POINTS = {
     "setup": "training.stages.setup.set_seed",
     "step": "training.trainer.trainer.F2LLMTrainer.training_step",
     "evaluation": "training.evaluation.runner.evaluate",
@@ -136,7 +136,7 @@ def _train(words, log, signals, file_size):
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     logging.getLogger().handlers.clear()
-    for place, name in _PLACES.items():
+    for place, name in _POINTS.items():
         due = [each for each in signals if each.place == place]
         if due:
             _patch(name, due)
