@@ -117,7 +117,7 @@ def _faults(a: Any) -> list[tuple[Any, str]]:
     cut, tokens = "keys 'prune_to' and 'trim_vocabulary' cut a model", a.max_tokens_per_forward or math.inf
     no_pairs = a.chooses_by_pairs and not (a.evaluation_pairs and a.evaluation_sample)
     saves_nothing = a.save_strategy == "best" and a.eval_strategy == "no" and not a.prunes
-    metric, untaught = a.metric_for_best_model, a.teacher and not a.distillation_weight and not a.prunes
+    metric = a.metric_for_best_model
     adapter = "key 'push_checkpoints': those of a stage with 'lora' hold an adapter alone; publish the finished adapter"
     losses = [name for name, used in (a.liger_kernel_config or {}).items() if used and name.endswith("cross_entropy")]
     return [
@@ -133,7 +133,6 @@ def _faults(a: Any) -> list[tuple[Any, str]]:
         (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
         (a.tokenizer == "train" and a.model is not None, "key 'tokenizer': 'model' needs its own; leave the key out"),
         ((a.model is None) == (a.model_config is None), "give exactly one of the keys 'model' and 'model_config'"),
-        (untaught, "key 'teacher' teaches nothing with 'distillation_weight: 0'; take one of them out"),
         (no_pairs, f"key 'metric_for_best_model': {metric!r} needs 'evaluation_pairs' and 'evaluation_sample'"),
         (saves_nothing, "key 'save_strategy: best' saves nothing without evaluations; give 'eval_strategy: epoch'"),
         (a.push_checkpoints and a.lora, adapter),
@@ -170,6 +169,7 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
         ("matryoshka_min_dim", not args.matryoshka or narrows, "matryoshka_dimensions: null"),
         ("calibration_texts prune_hidden prune_layers", args.prunes, "prune_to: SHAPE"),
         ("distillation_weight", args.teacher is not None, "teacher: MODEL"),
+        ("teacher push_checkpoints", not args.prunes, "prune_to: null"),
         (recomputes, args.activation_checkpointing, "activation_checkpointing: true"),
         ("liger_kernel_config", args.use_liger_kernel, "use_liger_kernel: true"),
     )

@@ -7,7 +7,6 @@ and ``stages`` maps names to the keys of stages, which run in order: training/co
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from training.common.run_folder import FINAL_MODEL, IMPORTANCE_FILE
 from training.common.yaml_file import RULE, load_yaml, unknown_key, with_paths
 from training.config.arguments import StageArguments, check_given
 
-logger = logging.getLogger("training")
-
 # Keys that may name an earlier stage, and what of its folder they then mean.
 _MADE_BY_STAGES = {
     **dict.fromkeys(("model", "teacher", "tokenizer"), FINAL_MODEL),
@@ -36,8 +33,6 @@ _MADE_BY_STAGES = {
 _STAGE_KEYS = {each.name: str(each.type) for each in fields(StageArguments) if each.init}
 # Declared as texts, but may be true.
 _MAY_BE_TRUE = ("fsdp", "include_num_input_tokens_seen")
-# A recipe may give these to all of its stages; one that cuts a model does not read them.
-_UNREAD_IN_PRUNING = ("teacher", "push_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -172,10 +167,6 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
     # A configuration that is a file may be missing.
     except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{path}: stage {name!r}: {' '.join(str(error).split())}") from None
-    for key in _UNREAD_IN_PRUNING if arguments.prunes else ():
-        if keys.pop(key, None) is not None:
-            logger.info("stage %r: key %r has no effect on a stage that cuts a model", name, key)
-            setattr(arguments, key, None)
     return Stage(name, keys, arguments)
 
 
@@ -266,7 +257,7 @@ def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
     found = []
     for key in ("model", "teacher", "tokenizer", "importance"):
         name = getattr(stage.arguments, key)
-        if name is None or (key, name) == ("tokenizer", "train"):
+        if name is None or (key, name) == ("tokenizer", "train") or (key == "teacher" and stage.arguments.prunes):
             continue
         path = _path_of(key, name)
         maker = None if path.exists() else next(_makers(recipe, stage, path), None)

@@ -75,7 +75,6 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"max_tokens_per_forward": 100}, ["'max_tokens_per_forward'", "'max_length' (1024)"]),
         ({"task_types": ["retrieval", "sts"]}, ["'task_types'", "'sts'", "clustering"]),
         ({"executor": "dask"}, ["executor", "'dask'"]),
-        ({"teacher": "some/teacher", "distillation_weight": 0}, ["'teacher'", "'distillation_weight: 0'"]),
         ({"optim_args": "a=1"}, ["'optim_args'", "'optim: OPTIMIZER'"]),
         ({"fsdp_config": {"a": 1}}, ["'fsdp_config'", "'fsdp: true'"]),
         ({"activation_checkpointing_kwargs": {"use_reentrent": True}}, ["did you mean 'use_reentrant'?"]),
@@ -141,6 +140,8 @@ def test_liger_kernels(refuses, monkeypatch):
          "matryoshka_dimensions: null"),
         ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, None),
         ({"calibration_texts": 5}, {"prune_to": {"num_hidden_layers": 1}}, "prune_to: SHAPE"),
+        ({"push_checkpoints": "org/name", "prune_to": {"num_hidden_layers": 1}}, {"prune_to": None}, "prune_to: null"),
+        ({"teacher": "some/teacher", "prune_to": {"num_hidden_layers": 1}}, {"prune_to": None}, "prune_to: null"),
         ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, None),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True},
          "activation_checkpointing: true"),
@@ -154,15 +155,6 @@ def test_an_unread_key_is_logged_with_the_line_to_write(tmp_path, keys, beside, 
     line = line or ": ".join(map(str, *beside.items()))
     assert unread(**keys) == [f"key {next(iter(keys))!r} has no effect without '{line}'"]
     assert unread(**{**keys, **beside}) == []
-
-
-def test_a_stage_that_cuts_a_model_leaves_keys_of_training_stages_out(tmp_path, caplog):
-    shared = {"teacher": "some/teacher", "push_checkpoints": "org/name", "prune_to": {"num_hidden_layers": 1}}
-    with caplog.at_level("INFO"):
-        (only,) = load_recipe(recipe_writer(tmp_path)(shared)).stages
-    for key in ("teacher", "push_checkpoints"):
-        assert key not in only.keys and getattr(only.arguments, key) is None
-        assert f"key {key!r} has no effect on a stage that cuts a model" in caplog.text
 
 
 def test_uploads_are_checked_before_the_data_is_prepared(tmp_path, capsys, monkeypatch):
