@@ -33,10 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
     dtypes = ["bfloat16", "float16", "float32"]
     average.add_argument("--dtype", choices=dtypes, help="of the weights written (default: the models' own)")
     average.add_argument("--max-shard-size", help=f"maximum size of a file of weights ({MAX_SHARD_SIZE})")
-    adapter = parser.add_argument_group("to merge an adapter into its base, in fp32")
-    adapter.add_argument("--base", help="where its base is now, if not where the adapter says")
-    accept = "merge although the base may have other weights than recorded"
-    adapter.add_argument("--accept-other-base", action="store_true", help=accept)
     return parser
 
 

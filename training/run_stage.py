@@ -90,10 +90,10 @@ def _uploads(stage: Stage) -> Uploads | None:
     if not repo or stage.arguments.prunes or not stage.arguments.should_save:
         return None
     # The Hub client and the cards are loaded only by runs that upload.
-    from training.publishing.hub.callback import check_uploads, push_callback, push_what_waits
+    from training.publishing.hub.callback import check_uploads, push_callback, push_pending
 
     check_uploads(run)
-    return Uploads(partial(push_callback, repo, run), partial(push_what_waits, repo, run))
+    return Uploads(partial(push_callback, repo, run), partial(push_pending, repo, run))
 
 
 if __name__ == "__main__":

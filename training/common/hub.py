@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
@@ -48,15 +49,6 @@ def check_revision(option: str, name: str) -> str:
     if name.endswith(SCRATCH):
         raise UserError(f"{option} {name!r}: names that end with {SCRATCH} are those of unfinished uploads")
     return name
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a revision."""
-
-    size: int
-    blob: str  # git's id of the file, or of the pointer to a large file
-    sha256: str | None = None  # of large files
 
 
 @dataclass(frozen=True)
@@ -103,16 +95,16 @@ class Content:
         """Whether what is sent is still what was hashed."""
         return isinstance(self.payload, bytes) or Content(self.payload)._stamp == self._stamp
 
-    def is_in(self, remote: RemoteFile) -> bool:
+    def is_in(self, file: RepoFile) -> bool:
         """Return whether a file of a revision has this content; only files of the same size are hashed."""
-        if remote.size != self.size:
+        if file.size != self.size:
             return False
-        if remote.sha256 is not None:
-            return remote.sha256 == self.sha256
-        return git_hash(self.payload if isinstance(self.payload, bytes) else self.payload.read_bytes()) == remote.blob
+        if file.lfs is not None:
+            return file.lfs.sha256 == self.sha256
+        return git_hash(self.payload if isinstance(self.payload, bytes) else self.payload.read_bytes()) == file.blob_id
 
 
-def same_files(wanted: Mapping[str, Content], found: Mapping[str, RemoteFile]) -> bool:
+def same_files(wanted: Mapping[str, Content], found: Mapping[str, RepoFile]) -> bool:
     """Return whether a revision holds exactly the wanted files, not counting :data:`ATTRIBUTES`."""
     return {*wanted} - {ATTRIBUTES} == {*found} - {ATTRIBUTES} and all(
         path in found and content.is_in(found[path]) for path, content in wanted.items()

@@ -63,7 +63,7 @@ def push_callback(repo: str, run: Path, interruption: Interruption | None = None
     return PushCheckpoints(repo, run, interruption)
 
 
-def push_what_waits(repo: str, run: Path) -> None:
+def push_pending(repo: str, run: Path) -> None:
     """Upload what an earlier training left in the queue, for a limited time."""
     if UploadQueue(run).pending():
         callback = push_callback(repo, run)

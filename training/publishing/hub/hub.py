@@ -15,7 +15,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from huggingface_hub.hf_api import RepoFile
 
 from training.common.errors import UserError
-from training.common.hub import ATTRIBUTES, SCRATCH, Content, RemoteFile, same_files
+from training.common.hub import ATTRIBUTES, SCRATCH, Content, same_files
 from training.common.outputs import temporary_folder
 from training.publishing.hub.retries import RetryPolicy
 
@@ -105,13 +105,13 @@ class HubRepository:
         listed = {"branch": refs.branches, "tag": refs.tags}
         return {kind: {each.name: each.target_commit for each in found} for kind, found in listed.items()}
 
-    def files(self, revision: str = "main") -> dict[str, RemoteFile] | None:
+    def files(self, revision: str = "main") -> dict[str, RepoFile] | None:
         """Return the files of a branch, tag or commit by path, or None if there is no such revision."""
 
-        def listed() -> dict[str, RemoteFile]:
+        def listed() -> dict[str, RepoFile]:
             entries = self.hub.api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=self.kind)
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
-            return {each.path: RemoteFile(each.size, each.blob_id, each.lfs and each.lfs.sha256) for each in files}
+            return {each.path: each for each in files}
 
         return self._find(f"listing {self.name} at {revision}", listed)
 

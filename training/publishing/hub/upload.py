@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import RepoCard
+from huggingface_hub.hf_api import RepoFile
 
 from training.common.errors import UserError
-from training.common.hub import ATTRIBUTES, Content, RemoteFile, check_repository, check_revision, same_files
+from training.common.hub import ATTRIBUTES, Content, check_repository, check_revision, same_files
 from training.common.outputs import write_whole
 from training.publishing.hub.hub import Hub, HubRepository
 from training.publishing.record import RECORD, ModelRelease, load_release
@@ -212,7 +213,7 @@ def upload(hub: Hub, place: Destination, files: Mapping[str, Content], conflict:
 
 def check_replacement(
     repo: HubRepository, place: Destination, files: Mapping[str, Content], conflict: ConflictCheck
-) -> Mapping[str, RemoteFile]:
+) -> Mapping[str, RepoFile]:
     """Refuse to replace another model or dataset, or to move a tag. Return the files on the branch now."""
     before = repo.files(place.revision)
     if place.replace:
