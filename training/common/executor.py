@@ -179,11 +179,8 @@ def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: 
 
 
 def run_in_workers(
-    work: Callable[..., Any],
-    arguments: Iterable[tuple[Any, ...]],
-    workers: int,
-    initializer: Callable[[], None] | None = None,
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    work: Callable[..., Any], arguments: Iterable[tuple], workers: int, initializer: Callable[[], None] | None = None
+) -> Iterator[tuple[tuple, Any]]:
     """Call a function in worker processes and yield arguments and result of each call as it finishes.
 
     After an exception of a call, which is raised unchanged, running calls finish and no further call starts. The
@@ -196,19 +193,16 @@ def run_in_workers(
             for done in as_completed(calls):
                 yield calls[done], done.result()
         except BrokenProcessPool:
-            what = "the system killed a worker process, most likely for want of memory; give fewer workers"
-            raise StoppedError(what) from None
+            raise StoppedError("the system killed a worker process, for want of memory; give fewer workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    def end_with_the_command() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_command, daemon=True).start()
     if initializer is not None:
         initializer()
-
-
-def _end_with_the_command() -> None:
-    """End this process when the command that started it is gone; it would work on unseen."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -275,18 +275,16 @@ def _path_of(key: str, name: str) -> Path:
 def _makers(recipe: Recipe, stage: Stage, path: Path) -> Iterator[Maker]:
     """Yield the stages that make a path: those of the recipe, then those of the files beside it."""
     own = {each.name: each.keys for each in recipe.stages if each.name != stage.name}
-    recipes = [(recipe.path, own, recipe.overrides)]
-    for file in sorted({*recipe.path.parent.glob("*.y*ml")} - {recipe.path}):
-        # A file is a recipe if it can be read as one; other faults in it show when it is run.
+    for file in [recipe.path, *sorted({*recipe.path.parent.glob("*.y*ml")} - {recipe.path})]:
+        is_own = file == recipe.path
+        # A file beside it is a recipe if it can be read as one; other faults in it show when it is run.
         with suppress(UserError):
-            recipes.append((file, _read_stages(file, {})[1], {}))
-    for file, stages, overrides in recipes:
-        for name, keys in stages.items():
-            if _makes(keys, path):
-                words = ["python", "training/run_stage.py", str(file), "--stage", name]
-                for key, value in overrides.items():
-                    words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-                yield Maker(name, keys, shlex.join(words))
+            for name, keys in (own if is_own else _read_stages(file, {})[1]).items():
+                if _makes(keys, path):
+                    words = ["python", "training/run_stage.py", str(file), "--stage", name]
+                    for key, value in recipe.overrides.items() if is_own else ():
+                        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+                    yield Maker(name, keys, shlex.join(words))
 
 
 def _makes(keys: Mapping[str, Any], path: Path) -> bool:
