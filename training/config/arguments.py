@@ -107,9 +107,7 @@ class StageArguments(LoraArguments, TrainingArguments):
 
     # Batches
     global_batch_size: int = learnt(512, "Maximum rows of a batch over all processes.", least=1)
-    max_tokens_per_forward: int | None = running(
-        None, "Maximum tokens encoded at once: the memory.", least=1, resume="chunks"
-    )
+    max_tokens_per_forward: int | None = running(None, "Maximum tokens encoded at once.", least=1, resume="chunks")
     num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
     num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
     num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
