@@ -66,7 +66,7 @@ def _run(words: list[str]) -> None:
     arguments, keys = parser.parse_known_args(words)
     if arguments.help:
         sys.stdout.write(f"{parser.format_help()}\nKeys of a recipe, also given as --key value:\n\n{recipe_help()}")
-        return
+        raise SystemExit(0)
     if arguments.measure and not arguments.dry_run:
         raise UserError("command line: --measure belongs to --dry-run; add it")
     overrides = {**(device_overrides() if arguments.dry_run else {}), **command_line_overrides(keys)}
