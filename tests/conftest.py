@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
 from copy import deepcopy
 from tempfile import mkdtemp
 
@@ -14,8 +13,7 @@ os.environ["HF_MODULES_CACHE"] = mkdtemp(prefix="f2llm-tests-")
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import Qwen2Tokenizer
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, append_eos
 from tests.hub_server.client import client_waits, hub_server
@@ -42,9 +40,6 @@ SENTENCES = [
     "판다는 대나무를 먹는다.",
 ]
 
-RandomBatch = Callable[..., dict[str, Tensor]]
-
-
 # Environments that cannot be this one: option, and what is in it.
 OTHER_PYTHONS = {
     "onnx-python": "the dependency group onnx",
@@ -55,16 +50,16 @@ OTHER_PYTHONS = {
 }
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     for option, packages in OTHER_PYTHONS.items():
         parser.addoption(f"--{option}", metavar="PATH", help=f"interpreter of an environment with {packages}")
 
 
 @pytest.fixture
-def other_python(request: pytest.FixtureRequest) -> Callable[[str], str]:
+def other_python(request):
     """``other_python("onnx-python")``: the interpreter that was given; without one the test is skipped."""
 
-    def find(option: str) -> str:
+    def find(option):
         path = request.config.getoption(f"--{option}")
         if path is None:
             pytest.skip(f"needs --{option} PATH, an interpreter with {OTHER_PYTHONS[option]}")
@@ -73,41 +68,31 @@ def other_python(request: pytest.FixtureRequest) -> Callable[[str], str]:
     return find
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
-def sentences() -> list[str]:
+def sentences():
     """Ten short texts in nine languages, those the tiny tokenizer was trained on."""
     return list(SENTENCES)
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> F2LLMConfig:
+def tiny_config():
     """Two layers, 32 wide, 320 tokens. Shared by the whole session: pass ``deepcopy(tiny_config)`` to a model."""
-    return F2LLMConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=PAD,
-        eos_token_id=EOS,
-    )
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return F2LLMConfig(vocab_size=320, **shape, pad_token_id=PAD, bos_token_id=PAD, eos_token_id=EOS)
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerBase:
+def tiny_tokenizer():
     """A byte-level BPE tokenizer of 300 tokens that appends EOS. Shared by the whole session: copy before changing."""
     blank = Qwen2Tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer = blank.train_new_from_iterator(iter(SENTENCES), vocab_size=300, show_progress=False)
@@ -116,7 +101,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def tiny_model(tiny_config: F2LLMConfig) -> F2LLMModel:
+def tiny_model(tiny_config):
     """A fresh model on the CPU, fp32, in eval mode; the same weights in every test."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -124,14 +109,14 @@ def tiny_model(tiny_config: F2LLMConfig) -> F2LLMModel:
 
 
 @pytest.fixture(scope="session")
-def random_batch(tiny_config: F2LLMConfig) -> RandomBatch:
+def random_batch(tiny_config):
     """``random_batch(lengths, side="right", seed=0)``: a padded batch of random texts that end with EOS.
 
     Returns ``input_ids`` and ``attention_mask``, both ``(len(lengths), max(lengths))``. ``side`` says where the padding
     goes: ``"right"``, ``"left"`` or ``"both"``.
     """
 
-    def build(lengths: Sequence[int], side: str = "right", seed: int = 0) -> dict[str, Tensor]:
+    def build(lengths, side="right", seed=0):
         generator = torch.Generator().manual_seed(seed)
         width = max(lengths)
         input_ids = torch.full((len(lengths), width), PAD)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 
 import pytest
 
 from tests.benchmarks import run
-from tests.benchmarks.common import describe_hardware
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from tests.benchmarks.machine import describe_hardware
+from tests.benchmarks.timing import Contestant, add_ratio, measure
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +64,6 @@ def test_disagreement_ends_the_measurement_before_anything_is_timed():
 
     with pytest.raises(AssertionError, match="they differ"):
         measure("case", {"stock": Contestant(lambda: 1), "ours": Contestant(lambda: 2)}, 1, check=check)
-
-
-def test_results_are_kept_as_they_come():
-    kept = []
-    suite = Suite(on_result=lambda: kept.append(deepcopy(results)))
-    results = suite.results()
-    suite.add(measure("case", {"stock": Contestant(lambda: 1)}, 1))
-    suite.add_point({"axis": "batch"})
-    suite.notes.append("said at the end")
-    assert [(len(each["measurements"]), len(each["points"])) for each in kept] == [(1, 0), (1, 1)]
-    assert results["notes"] == ["said at the end"]
 
 
 def test_an_optional_contestant_that_fails_is_left_out_with_its_reason():

@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-# The recipe is not an installed package: find it when this file runs as a script from a checkout.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 import datasets
 
@@ -23,7 +22,7 @@ from training.data.building.build_file import build_from_file
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = command_parser("build.py", __doc__)
-    parser.add_argument("build_file", metavar="BUILD.yaml", help="lists the raw data sets and their formats")
+    parser.add_argument("path", metavar="BUILD.yaml", help="lists the raw data sets and their formats")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where to write; finished sources are kept")
     return parser
 
@@ -33,11 +32,7 @@ def main(words: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(words)
     # The bars of `datasets` would outnumber the lines of the log.
     datasets.disable_progress_bars()
-
-    def work() -> None:
-        build_from_file(arguments.build_file, arguments.output)
-
-    return run_command(work)
+    return run_command(lambda: build_from_file(**vars(arguments)))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 from training.common.executor import read_executor
@@ -42,23 +42,18 @@ def make_parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = make_parser().parse_args(words)
+    return run_command(lambda: _run(arguments))
 
-    def work() -> None:
-        evaluation = [evaluation_file(argument) for argument in arguments.evaluation]
-        evaluation += evaluation_tasks(arguments.mteb) if arguments.mteb else []
-        decontaminate(
-            arguments.manifest,
-            arguments.output,
-            DeduplicationOptions(arguments.exact, arguments.near, arguments.across, arguments.similarity),
-            evaluation,
-            negatives=arguments.negatives,
-            remove=arguments.remove,
-            data_dir=arguments.data_dir,
-            executor=read_executor(arguments.executor),
-        )
-        sys.stdout.write((arguments.output / TABLE).read_text(encoding="utf-8"))
 
-    return run_command(work)
+def _run(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
+    evaluation = [evaluation_file(each) for each in given.pop("evaluation")]
+    evaluation += evaluation_tasks(mteb) if (mteb := given.pop("mteb")) else []
+    duplicates = DeduplicationOptions(**{each.name: given.pop(each.name) for each in fields(DeduplicationOptions)})
+    decontaminate(
+        **{**given, "executor": read_executor(given["executor"])}, duplicates=duplicates, evaluation=evaluation
+    )
+    sys.stdout.write((given["output"] / TABLE).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

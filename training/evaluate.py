@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, require, run_command
 from training.evaluation.records import DEFAULT_MAX_LENGTH, PRECISIONS
@@ -48,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit status, see :func:`~training.common.command.run_command`."""
+    """Run the command and return its exit status."""
     args = make_parser().parse_args(words)
     if args.report:
         return run_command(lambda: report_again(args))

@@ -13,8 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 from training.common.errors import UserError

@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 from training.models.merging import MAX_SHARD_SIZE, merge_named
@@ -22,26 +21,16 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = command_parser("merge.py", __doc__)
     parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="a folder, a run, a checkpoint of it, or ORG/NAME[@REVISION]; or one adapter",
+        "models", nargs="+", metavar="MODEL", help="folder, run, checkpoint, ORG/NAME[@REVISION]; or one adapter"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the merged model")
     average = parser.add_argument_group("to average models")
     how = average.add_mutually_exclusive_group()
     how.add_argument("--weights", type=float, nargs="+", help="weight of each model (default: equal weights)")
-    how.add_argument(
-        "--slerp",
-        type=float,
-        nargs="?",
-        const=0.5,
-        metavar="T",
-        help="spherical interpolation between two models, at T from 0 to 1 (%(const)s)",
-    )
-    average.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights written (default: the models' own)"
-    )
+    slerp = "spherical interpolation between two models, at T from 0 to 1 (%(const)s)"
+    how.add_argument("--slerp", type=float, nargs="?", const=0.5, metavar="T", help=slerp)
+    dtypes = ["bfloat16", "float16", "float32"]
+    average.add_argument("--dtype", choices=dtypes, help="of the weights written (default: the models' own)")
     average.add_argument("--max-shard-size", help=f"maximum size of a file of weights ({MAX_SHARD_SIZE})")
     return parser
 

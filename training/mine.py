@@ -11,8 +11,7 @@ from argparse import BooleanOptionalAction
 from dataclasses import fields
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -40,9 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
-    group.add_argument(
-        "--bitext", nargs="+", help="sources whose pairs are translations (default: all symmetric retrieval sources)"
-    )
+    group.add_argument("--bitext", nargs="+", help="sources of translations (default: all symmetric retrieval sources)")
     group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
     group = parser.add_argument_group("model")
@@ -50,21 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
     group.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
-    group.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that comes with the model; it can do and read all that you can, your Hub token included",
-    )
+    trust = "run code that comes with the model; it can do and read all that you can, your Hub token included"
+    group.add_argument("--trust-remote-code", action="store_true", help=trust)
 
     group = parser.add_argument_group("resources")
     group.add_argument("--cache", type=Path, help="folder of cached embeddings (default: in the output folder)")
-    group.add_argument(
-        "--max-corpus-in-memory",
-        type=int,
-        default=Resources.max_corpus_in_memory,
-        metavar="N",
-        help="passages searched at once; more are searched N by N (%(default)s)",
-    )
+    most, at_once = Resources.max_corpus_in_memory, "passages searched at once; more are searched N by N (%(default)s)"
+    group.add_argument("--max-corpus-in-memory", type=int, default=most, metavar="N", help=at_once)
     group.add_argument("--search", choices=SEARCHES, default=Resources.search, help="(%(default)s)")
     group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
     return parser
@@ -78,24 +67,20 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
     sources = load_manifest(arguments.manifest, arguments.data_dir)
     require_local(sources)
     # The negatives of clustering and classification are texts of other classes, which scores do not tell.
     chosen = select_sources(sources, arguments.sources, None if arguments.sources else ["retrieval"])
     bitext = select_sources(sources, arguments.bitext) if arguments.bitext else bitext_sources(sources)
-    given = vars(arguments)
     model = {key: given[key] for key in ("max_length", "truncate_dim", "dtype", "batch_size", "trust_remote_code")}
+    options = MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)})
     executor = read_executor(arguments.executor) or Executor()
-    mine(
-        chosen,
-        find_miner(arguments.model, **model),
-        arguments.output,
-        MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)}),
-        bitext=[] if arguments.no_guard else bitext,
-        others=[source for source in sources if source not in chosen],
-        resources=Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor),
-        manifest=arguments.manifest,
-    )
+    resources = Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor)
+    others = [source for source in sources if source not in chosen]
+    guard = {"bitext": [] if arguments.no_guard else bitext, "others": others}
+    miner = find_miner(arguments.model, **model)
+    mine(chosen, miner, arguments.output, options, **guard, resources=resources, manifest=arguments.manifest)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from transformers import AutoConfig, PreTrainedTokenizerBase
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 from training.common.errors import OutputError, UserError
@@ -84,27 +81,15 @@ def _prepare(arguments: argparse.Namespace) -> None:
     counts = tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in TASK_TYPES)
     options = PreparationOptions(**given, instructions=not arguments.raw, num_hard_negatives=counts)
     tokenizer = load_tokenizer(arguments.tokenizer)
-    longest = _longest(arguments.tokenizer, tokenizer)
+    longest = tokenizer.model_max_length
     if options.max_length > longest:
-        raise UserError(
-            f"--max-length {options.max_length} is more than the {longest} tokens of a text that "
-            f"{arguments.tokenizer} reads; give --max-length {longest}"
-        )
+        what = f"--max-length {options.max_length} is more than the {longest} tokens of a text that"
+        raise UserError(f"{what} {arguments.tokenizer} reads; give --max-length {longest}")
     try:
         prepared = prepare(sources, tokenizer, arguments.output, options, executor)
     except OutputError as error:
         raise error.advising("give another --output") from None
     sys.stdout.write("\n".join([sources_table(prepared), *filter(None, map(put_aside, prepared))]) + "\n")
-
-
-def _longest(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Maximum tokens of a text for a tokenizer and, if it belongs to one, its model."""
-    try:
-        positions = AutoConfig.from_pretrained(name, trust_remote_code=False).max_position_embeddings
-    # A tokenizer without a model, or the model of another library: only the tokenizer matters.
-    except Exception:
-        return tokenizer.model_max_length
-    return min(positions, tokenizer.model_max_length)
 
 
 if __name__ == "__main__":

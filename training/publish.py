@@ -14,27 +14,18 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-# Run as a script from a checkout: the repository is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, run_command
 
-_HUB = "training.publishing.hub"
 # What each command does, the function that does it, and the arguments of those that upload, as named in _ARGUMENTS.
 # Only the function of the given command is imported: most load torch.
+_HUB, _UPLOAD = "training.publishing.hub", "--repo --tag --revision --message --private --replace --dry-run"
 _COMMANDS = {
     "pack": ("turn a finished run into a folder that can be uploaded", "training.publishing.pack.run", ""),
     "verify": ("check a packed folder; exits with 1 and a list of faults", "training.publishing.verify.run", ""),
-    "push": (
-        "upload a packed folder",
-        f"{_HUB}.upload.run_push",
-        "folder --repo --private --tag --revision --message --data --replace --no-verify --dry-run",
-    ),
-    "push-data": (
-        "upload a dataset release",
-        f"{_HUB}.upload.run_push_data",
-        "folder --repo --private --tag --revision --message --replace --dry-run",
-    ),
+    "push": ("upload a packed folder", f"{_HUB}.upload.run_push", f"folder {_UPLOAD} --data --no-verify"),
+    "push-data": ("upload a dataset release", f"{_HUB}.upload.run_push_data", f"folder {_UPLOAD}"),
     "push-checkpoints": (
         "upload every checkpoint of a run as its own revision",
         f"{_HUB}.checkpoints.run_push_checkpoints",
@@ -60,8 +51,10 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--message": {"help": "message of the commit"},
     "--stage-name": {"help": "what revisions are named after (default: the run's folder)"},
     "--data": {
-        **{"action": "append", "default": [], "metavar": "ORG/NAME"},
-        "help": "dataset on the Hub that the model was trained on, for its card; may be given several times",
+        "action": "append",
+        "default": [],
+        "metavar": "ORG/NAME",
+        "help": "training data, for the card; repeatable",
     },
     "--replace": {**_FLAG, "help": "replace another model, dataset, tag or revision of other weights"},
     "--no-verify": {**_FLAG, "help": "upload a packed folder even if its checks find faults"},

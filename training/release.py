@@ -9,13 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 from training.common.command import command_parser, require, run_command
 
 if __name__ == "__main__":
-    require("jinja2", "publish")
     require("matplotlib", "publish")
 
 from training.data.releasing import MAX_FILE_BYTES, release
@@ -37,10 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command and return its exit status."""
     given = vars(make_parser().parse_args(words))
     max_file_bytes = given.pop("max_file_mb") * 10**6
-    return run_command(lambda: release(**given, max_file_bytes=max_file_bytes) and 0)
+    return run_command(lambda: release(**given, max_file_bytes=max_file_bytes))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-# Run as a script from a checkout: the recipe is not an installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository is not an installed package
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -19,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.config.recipe import Stage, command_line_overrides, load_recipe, recipe_help
-from training.evaluation.pairs import check_stage_pairs
+from training.evaluation.stage_pairs import check_stage_pairs
 from training.planning.plan import device_overrides, show_plans
 from training.stages.stage import Uploads, run_recipe
 from training.trainer.stopping import ended_by_signals
@@ -30,25 +29,21 @@ QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recip
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command, without the keys of a recipe."""
     parser = command_parser("run_stage.py", __doc__, add_help=False)
+    flag = {"action": "store_true"}
     parser.add_argument("recipe", nargs="?", type=Path, default=QUICKSTART, help="the recipe, a YAML file")
     parser.add_argument("--stage", action="append", help="run this stage of the recipe only (repeatable)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints; skip finished stages")
-    parser.add_argument(
-        "--accept-changes", action="store_true", help="resume although recipe or data changed since the run was started"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show what each stage reads and makes, its steps, tokens, memory and FLOPs, but do not train; local data "
-        "is prepared and counted, other data is estimated from the manifest",
-    )
-    parser.add_argument("--measure", action="store_true", help="with --dry-run: run ten steps for time and memory")
-    parser.add_argument("-h", "--help", action="store_true", help="describe this command and every key of a recipe")
+    parser.add_argument("--resume", **flag, help="go on from the last checkpoints; skip finished stages")
+    accept = "resume although recipe or data changed since the run was started"
+    parser.add_argument("--accept-changes", **flag, help=accept)
+    plan = "show what each stage reads and makes, its steps, tokens, memory and FLOPs; prepares local data to count it"
+    parser.add_argument("--dry-run", **flag, help=plan)
+    parser.add_argument("--measure", **flag, help="with --dry-run: run ten steps for time and memory")
+    parser.add_argument("-h", "--help", **flag, help="describe this command and every key of a recipe")
     return parser
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command and return its exit status."""
     # The bars of reading and writing weights.
     disable_progress_bar()
     words = sys.argv[1:] if words is None else list(words)
@@ -56,11 +51,7 @@ def main(words: list[str] | None = None) -> int:
     if not words or words[0].startswith("-"):
         words = [str(QUICKSTART), *words]
 
-    def work() -> None:
-        with ended_by_signals():
-            _run(words)
-
-    status = run_command(work, resumes=True)
+    status = run_command(lambda: _run(words), resumes=True)
     # Only after good work: with some processes gone, the others would wait for them here.
     if status == 0 and torch.distributed.is_initialized():
         # Together: a process that is still at work crashes when another closes the connections.
@@ -69,6 +60,7 @@ def main(words: list[str] | None = None) -> int:
     return status
 
 
+@ended_by_signals()
 def _run(words: list[str]) -> None:
     parser = make_parser()
     arguments, keys = parser.parse_known_args(words)
@@ -83,21 +75,24 @@ def _run(words: list[str]) -> None:
     for name in arguments.stage or []:
         if name not in names:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
-    chosen = [stage for stage in recipe.stages if not arguments.stage or stage.name in arguments.stage]
+    chosen = [stage for stage in recipe.stages if stage.name in (arguments.stage or names)]
     check_stage_pairs([stage.arguments for stage in chosen])
     if arguments.dry_run:
         show_plans(recipe, chosen, arguments.measure)
-    else:
-        run_recipe(recipe, chosen, arguments.resume, arguments.accept_changes, _uploads)
+        return
+    # Before anything runs: they are checked here.
+    uploads = {stage.name: _uploads(stage) for stage in chosen}
+    run_recipe(recipe, chosen, arguments.resume, arguments.accept_changes, lambda stage: uploads[stage.name])
 
 
 def _uploads(stage: Stage) -> Uploads | None:
     repo, run = stage.arguments.push_checkpoints, Path(stage.arguments.output_dir)
-    if not repo:
+    if not repo or stage.arguments.prunes or not stage.arguments.should_save:
         return None
     # The Hub client and the cards are loaded only by runs that upload.
-    from training.publishing.hub.callback import push_callback, push_pending
+    from training.publishing.hub.callback import check_uploads, push_callback, push_pending
 
+    check_uploads(run)
     return Uploads(partial(push_callback, repo, run), partial(push_pending, repo, run))
 
 

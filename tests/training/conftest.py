@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,13 +31,11 @@ def _text(kind, number, words=4):
 
 def _columns(name, rows, negatives):
     """Queries are distinct, passages and negatives repeat, every tenth passage is long."""
+    ks = range(1, negatives + 1)
     return {
         "query": [_text(f"{name} question", row) for row in rows],
         "passage": [_text(f"{name} answer", row % 61, 60 if row % 10 == 0 else 4) for row in rows],
-        **{
-            f"negative_{k}": [_text(f"{name} negative", (row * 3 + k * 17) % 97) for row in rows]
-            for k in range(1, negatives + 1)
-        },
+        **{f"negative_{k}": [_text(f"{name} negative", (row * 3 + k * 17) % 97) for row in rows] for k in ks},
     }
 
 
@@ -60,10 +59,7 @@ def small_tokenizer():
 
 @pytest.fixture
 def write_source(tmp_path):
-    def write(name="source", **kwargs):
-        return _write_source(tmp_path, name, **kwargs)
-
-    return write
+    return partial(_write_source, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.recipes import SMALL, write_sources
 
@@ -31,9 +29,7 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_model(
-    folder: Path, config: F2LLMConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **fields: Any
-) -> F2LLMModel:
+def save_model(folder, config, tokenizer, seed=0, **fields):
     """Writes a new model, of the configuration with the given fields replaced, as a released folder."""
     config = deepcopy(config)
     for name, value in fields.items():
@@ -46,22 +42,13 @@ def save_model(
     return model
 
 
-def write_distributed_recipe(folder: Path, models: Path, stages: list[str], **keys: Any) -> Path:
+def write_distributed_recipe(folder, models, stages, **keys):
     """Writes the recipe with the given stages; ``models`` holds the folders ``student``, ``teacher`` and others."""
     content = {
-        "output_dir": str(folder / "run"),
-        "prepared_dir": str(folder / "prepared"),
-        "manifest": str(write_sources(folder / "data")),
-        "model": str(models / "student"),
-        **SMALL,
-        "max_tokens_per_forward": 150,
-        "global_batch_size": 12,
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 5,
-        "save_steps": 4,
-        **keys,
+        **{"output_dir": str(folder / "run"), "prepared_dir": str(folder / "prepared")},
+        **{"manifest": str(write_sources(folder / "data")), "model": str(models / "student"), **SMALL},
+        **{"max_tokens_per_forward": 150, "global_batch_size": 12, "max_steps": STEPS, "logging_steps": 1},
+        **{"eval_strategy": "steps", "eval_steps": 5, "save_steps": 4, **keys},
     }
     meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}
     meant["CACHE"] = str(folder / "embeddings")

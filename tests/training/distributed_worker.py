@@ -1,15 +1,9 @@
 """Runs run_stage.py's command line in a process that a test wants out of the ordinary: ``WORKER MODE recipe.yaml ...``.
 
-``sharded``
-    accelerate knows FSDP on accelerators only and turns to DDP, without a word, for processes on the CPU. Here it is
-    told that the processes have a device each, and that the device is the CPU.
-``dies:RANK:STEP``
-    The process of this rank kills itself in the middle of a step: the others are about to gather embeddings.
-``terminated:RANK:STEP``
-    The process of this rank, and no other, receives a SIGTERM in this step.
-``forks:PROCESSES:PORT``
-    So many processes, which share the time that the imports take, in the environment that torchrun would give them.
-    No launcher watches over them.
+``sharded``: FSDP on the CPU, where accelerate would turn to DDP: it is told that each process has a device, the CPU.
+``dies:RANK:STEP``: this process kills itself in the middle of a step, when the others are about to gather embeddings.
+``terminated:RANK:STEP``: this process, and no other, receives a SIGTERM in this step.
+``forks:PROCESSES:PORT``: so many processes, which share the time of the imports, as torchrun would start them.
 
 Modes are joined by ``+``.
 """
@@ -19,7 +13,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from unittest import mock
 
 from accelerate import PartialState
@@ -29,15 +22,15 @@ from training.run_stage import main
 from training.trainer import trainer
 
 
-def _shard() -> None:
+def _shard():
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
-def _at(rank: int, step: int, action: Callable[[], None]) -> None:
+def _at(rank, step, action):
     training_step = trainer.F2LLMTrainer.training_step
 
-    def acting(self: trainer.F2LLMTrainer, *args: object, **kwargs: object) -> object:
+    def acting(self, *args, **kwargs):
         if self.args.process_index == rank and self.state.global_step == step:
             action()
         return training_step(self, *args, **kwargs)
@@ -45,16 +38,16 @@ def _at(rank: int, step: int, action: Callable[[], None]) -> None:
     trainer.F2LLMTrainer.training_step = acting
 
 
-def _die(rank: int, step: int) -> None:
-    gather = "training.trainer.step.gather_rows"
+def _die(rank, step):
+    gather = "training.trainer.gradient_cache._gather"
     _at(rank, step, lambda: mock.patch(gather, lambda *args: os.kill(os.getpid(), signal.SIGKILL)).start())
 
 
-def _terminate(rank: int, step: int) -> None:
+def _terminate(rank, step):
     _at(rank, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def _fork(processes: int, port: int) -> None:
+def _fork(processes, port):
     """Returns in every child; the parent waits for all of them and ends with the worst of their statuses."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -14,20 +12,14 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 _WORDS = "the red green blue river city lake answer question negative Instruct Query query passage : , ? . |".split()
 
 
-def save_foreign_teacher(folder: Path, width: int) -> Path:
+def save_foreign_teacher(folder, width):
     """Writes one with random weights and embeddings of the given width; returns its folder."""
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *_WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-    )
+    shape = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = BertConfig(vocab_size=len(vocabulary), hidden_size=width, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         # Embeddings that are far from unit length.

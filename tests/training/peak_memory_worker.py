@@ -1,8 +1,7 @@
 """Prints the chunks of a step and its peak memory in MiB: ``peak_memory_worker.py ROWS MAX_TOKENS``.
 
 The model is the 80M model with a small vocabulary. The figure is the growth of the process's peak resident memory from
-before the model is made until a step is done: weights, gradients, activations, cached embeddings and the loss with
-matryoshka; the interpreter and its libraries are left out, the optimizer's state is not there.
+before the model is made until a step is done.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ NEGATIVES = 7
 SHORTEST, MEDIAN, LONGEST = 2, 12, 48
 
 
-def main(rows: int, max_tokens: int) -> None:
-    """Takes a step over ``rows`` rows of nine distinct texts."""
+def main(rows, max_tokens):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = _peak()
@@ -52,7 +50,7 @@ def main(rows: int, max_tokens: int) -> None:
     sys.stdout.write(f"{len(layout.chunks)} {_peak() - before:.1f}\n")
 
 
-def _peak() -> float:
+def _peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

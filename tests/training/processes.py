@@ -15,9 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import yaml
@@ -26,7 +25,7 @@ from training.run_stage import main
 
 ROOT = Path(__file__).parents[2]
 _CONTEXT = multiprocessing.get_context("fork")
-_PLACES = {
+_POINTS = {
     "setup": "training.stages.setup.set_seed",
     "step": "training.trainer.trainer.F2LLMTrainer.training_step",
     "evaluation": "training.evaluation.runner.evaluate",
@@ -35,7 +34,7 @@ _PLACES = {
 }
 
 
-def run_bounded(command: list[str], seconds: float = 240) -> subprocess.CompletedProcess[str]:
+def run_bounded(command, seconds=240):
     """Runs a command with all processes that it starts; after ``seconds`` they are killed and the test fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -49,41 +48,26 @@ def run_bounded(command: list[str], seconds: float = 240) -> subprocess.Complete
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def torchrun(processes: int, script: Path, *words: object) -> list[str]:
+def torchrun(processes, script, *words):
     """The command that runs a script on so many processes of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     rendezvous = ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     return [*launcher, *rendezvous, str(script), *map(str, words)]
 
 
-def accelerate(folder: Path, processes: int, script: Path, *words: object) -> list[str]:
+def accelerate(folder, processes, script, *words):
     """The command that runs a script under FSDP2; its configuration is written to ``folder``."""
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "FSDP",
-        "use_cpu": True,
-        "mixed_precision": "no",
-        "num_machines": 1,
-        "machine_rank": 0,
-        "num_processes": processes,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
-        "fsdp_config": {
-            "fsdp_version": 2,
-            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-            "fsdp_reshard_after_forward": True,
-            "fsdp_cpu_ram_efficient_loading": False,
-        },
-    }
+    config = yaml.safe_load((ROOT / "training/launch/fsdp.yaml").read_text())
+    config |= {"use_cpu": True, "mixed_precision": "no", "num_processes": processes}
+    config |= {"main_process_ip": "127.0.0.1", "main_process_port": free_port()}
+    config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] = False
     path = folder / "fsdp2.yaml"
     path.write_text(yaml.safe_dump(config))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     return [*launcher, str(script), *map(str, words)]
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -101,31 +85,29 @@ class SignalAt(NamedTuple):
 class Run:
     """A training that has been started; its output is in ``log``."""
 
-    def __init__(self, words: Sequence[str], log: Path, signals: Sequence[SignalAt], file_size: int | None) -> None:
+    def __init__(self, words, log, signals, file_size):
         self.log = log
         self._process = _CONTEXT.Process(target=_train, args=(list(words), log, list(signals), file_size))
         self._process.start()
 
     @property
-    def output(self) -> str:
+    def output(self):
         return self.log.read_text() if self.log.exists() else ""
 
-    def line(self) -> str:
-        """What it said in the end, which must be its only complaint."""
+    def line(self):
         assert "Traceback" not in self.output, self.output
         complaints = [line for line in self.output.splitlines() if line.startswith(("error: ", "stopped: "))]
         assert len(complaints) == 1 and self.output.rstrip().endswith(complaints[0]), self.output
         return complaints[0]
 
-    def wait(self, timeout: float = 120) -> int:
-        """Its exit status, negative if a signal killed it."""
+    def wait(self, timeout=120):
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.kill()
             raise TimeoutError(self.output)
         return self._process.exitcode
 
-    def wait_for(self, condition: Callable[[], Any], timeout: float = 120) -> bool:
+    def wait_for(self, condition, timeout=120):
         """Whether the condition came true before the training ended."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -137,24 +119,24 @@ class Run:
             time.sleep(0.001)
         return True
 
-    def kill(self) -> None:
+    def kill(self):
         self._process.kill()
         self._process.join()
 
 
-def start(words: Sequence[object], folder: Path, signals: Sequence[SignalAt] = (), file_size: int | None = None) -> Run:
+def start(words, folder, signals=(), file_size=None):
     """Starts ``run_stage.py`` with these words; a file that outgrows ``file_size`` bytes finds the disk full."""
     number = len(list(folder.glob("*.log")))
     return Run([str(word) for word in words], folder / f"{number}.log", signals, file_size)
 
 
-def _train(words: list[str], log: Path, signals: list[SignalAt], file_size: int | None) -> None:
+def _train(words, log, signals, file_size):
     os.setsid()
     sys.stdout = sys.stderr = log.open("w", buffering=1)
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     logging.getLogger().handlers.clear()
-    for place, name in _PLACES.items():
+    for place, name in _POINTS.items():
         due = [each for each in signals if each.place == place]
         if due:
             _patch(name, due)
@@ -163,7 +145,7 @@ def _train(words: list[str], log: Path, signals: list[SignalAt], file_size: int 
     sys.exit(main(words))
 
 
-def _send(due: SignalAt) -> None:
+def _send(due):
     if due.group:
         # From outside of the group: loader workers know a signal of the trainer's own.
         command = ["kill", f"-{int(due.number)}", "--", f"-{os.getpid()}"]
@@ -172,10 +154,10 @@ def _send(due: SignalAt) -> None:
         os.kill(os.getpid(), due.number)
 
 
-def _patch(name: str, signals: list[SignalAt]) -> None:
+def _patch(name, signals):
     original, calls = pkgutil.resolve_name(name), []
 
-    def sending(*args: Any, **kwargs: Any) -> Any:
+    def sending(*args, **kwargs):
         for each in signals:
             if each.nth == len(calls):
                 _send(each)

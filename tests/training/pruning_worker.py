@@ -1,7 +1,6 @@
-"""Cuts a random checkpoint of the 0.6B shape to the three smaller sizes: ``pruning_worker.py FOLDER``.
+"""Cuts a random checkpoint of the 0.6B shape to the three smaller sizes, and writes what stock transformers finds.
 
-Writes ``found.json``: by name the parameters that stock transformers counts in what was saved and the seconds that it
-took to cut and save it, and the peak of the process in MiB, interpreter and libraries included.
+``pruning_worker.py FOLDER`` writes ``found.json``: parameters and seconds of each, and the process's peak in MiB.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from training.pruning.pruning import prune
 PRUNED = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")
 
 
-def main(folder: Path) -> None:
-    """Writes the checkpoint, loads it, and cuts it three times by one calibration."""
+def main(folder):
     torch.set_num_threads(1)
     random_model(F2LLMConfig.from_family("f2llm-v2-0.6b")).save_pretrained(folder / "whole")
     model = F2LLMModel.from_pretrained(folder / "whole").eval()

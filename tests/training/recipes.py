@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.config.arguments import StageArguments
-from training.config.recipe import Recipe
 from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
 
@@ -23,100 +17,64 @@ ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
 NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
 # What the small trainings have in common.
 SMALL = {
-    "max_length": 32,
-    "num_hard_negatives_retrieval": 3,
-    "num_hard_negatives_clustering": 4,
-    "validation_share": 0.1,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "save_strategy": "steps",
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
+    **{
+        "max_length": 32,
+        "num_hard_negatives_retrieval": 3,
+        "num_hard_negatives_clustering": 4,
+        "validation_share": 0.1,
+    },
+    **{"learning_rate": 1e-3, "warmup_steps": 2, "save_strategy": "steps"},
+    **{"report_to": "none", "use_cpu": True, "disable_tqdm": True},
 }
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
 _COLOURS = ["red", "green", "blue", "white", "black", "grey", "golden", "silver"]
 
 
-def _rows(negatives: int) -> dict[str, list[str]]:
+def _rows(negatives):
     """Eighty rows: "the red river" → "river, red"; negatives name other things."""
     pairs = [(colour, name) for colour in _COLOURS for name in _NAMES]
-    columns: dict[str, list[str]] = {
-        "query": [f"the {colour} {name}" for colour, name in pairs],
-        "passage": [f"{name}, {colour}" for colour, name in pairs],
-    }
+    passages = [f"{name}, {colour}" for colour, name in pairs]
+    columns = {"query": [f"the {colour} {name}" for colour, name in pairs], "passage": passages}
     for k in range(1, negatives + 1):
-        others = [pairs[(i + 7 * k) % len(pairs)] for i in range(len(pairs))]
-        columns[f"negative_{k}"] = [f"{name}, {colour}" for colour, name in others]
+        columns[f"negative_{k}"] = passages[7 * k % len(pairs) :] + passages[: 7 * k % len(pairs)]
     return columns
 
 
-def write_sources(folder: Path) -> Path:
-    """Writes one source of each task type with its manifest; returns the manifest's path."""
+def write_sources(folder):
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for task_type, negatives in (("retrieval", 4), ("clustering", 5), ("classification", 1)):
         pq.write_table(pa.table(_rows(negatives)), folder / f"{task_type}.parquet")
-        entries.append(
-            {
-                "name": f"tiny_{task_type}",
-                "files": f"{task_type}.parquet",
-                "task_type": task_type,
-                "symmetric": task_type == "clustering",
-                "instruction": "Given a phrase, retrieve its inversion.",
-                "languages": ["eng"],
-                "licence": "CC0-1.0",
-            }
-        )
+        entry = {"name": f"tiny_{task_type}", "files": f"{task_type}.parquet", "task_type": task_type}
+        entry |= {"symmetric": task_type == "clustering", "instruction": "Given a phrase, retrieve its inversion."}
+        entries.append(entry | {"languages": ["eng"], "licence": "CC0-1.0"})
     manifest = folder / "manifest.yaml"
     manifest.write_text(yaml.safe_dump({"sources": entries}))
     return manifest
 
 
-def write_recipe(folder: Path, **keys: Any) -> Path:
+def write_recipe(folder, **keys):
     """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults."""
-    manifest = write_sources(folder / "data")
-    pairs = pa.table(
-        {
-            "query": ["the red river", "the blue lake"],
-            "passage": ["river, red", "lake, blue"],
-            "lang": ["eng", "eng"],
-            "script": ["Latn", "Latn"],
-        }
-    )
-    pq.write_table(pairs, folder / "data" / "pairs.parquet")
+    manifest, pairs = write_sources(folder / "data"), folder / "data/pairs.parquet"
+    texts = {"query": ["the red river", "the blue lake"], "passage": ["river, red", "lake, blue"]}
+    pq.write_table(pa.table({**texts, "lang": ["eng", "eng"], "script": ["Latn", "Latn"]}), pairs)
     shared = {
-        "output_dir": str(folder / "run"),
-        "manifest": str(manifest),
-        **SMALL,
-        "global_batch_size": 16,
-        "num_train_epochs": 2,
-        "logging_steps": 5,
-        "eval_strategy": "epoch",
-        "save_steps": 3,
+        **{"output_dir": str(folder / "run"), "manifest": str(manifest), **SMALL, "global_batch_size": 16},
+        **{"num_train_epochs": 2, "logging_steps": 5, "eval_strategy": "epoch", "save_steps": 3},
     }
     model = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
+        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
     }
-    stage1 = {
-        "tokenizer": "train",
-        "tokenizer_vocab_size": 400,
-        "model_config": model,
-        "task_types": ["retrieval"],
-        "instructions": False,
-    }
-    stage2 = {"model": "stage1", "evaluation_pairs": str(folder / "data" / "pairs.parquet")}
+    stage1 = {"tokenizer": "train", "tokenizer_vocab_size": 400, "model_config": model}
+    stage1 |= {"task_types": ["retrieval"], "instructions": False}
+    stages = {"stage1": stage1, "stage2": {"model": "stage1", "evaluation_pairs": str(pairs)}}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": {"stage1": stage1, "stage2": stage2}}))
+    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": stages}))
     return recipe
 
 
-def write_single_stage(folder: Path, **keys: Any) -> Path:
+def write_single_stage(folder, **keys):
     """Writes the first stage as a recipe of its own, its keys replaced by ``keys``; None takes one out."""
     content = yaml.safe_load(write_recipe(folder).read_text())
     stage = {**content, **content.pop("stages")["stage1"], **keys}
@@ -126,14 +84,16 @@ def write_single_stage(folder: Path, **keys: Any) -> Path:
     return recipe
 
 
-def recipe_writer(folder: Path) -> Callable[..., Path]:
-    """Makes a function that writes a recipe of the keys given, or of YAML text, after those of ``ONE_STAGE``."""
+def recipe_writer(folder):
+    """Makes a function that writes a recipe of the keys given, or of YAML text, over those of ``ONE_STAGE``."""
 
-    def write(keys: dict[str, Any] | str, name: str = "recipe.yaml", base: dict[str, Any] = ONE_STAGE) -> Path:
+    def write(keys, name="recipe.yaml", base=ONE_STAGE):
         path = folder / name
         path.parent.mkdir(exist_ok=True, parents=True)
-        text = keys if isinstance(keys, str) else yaml.safe_dump(keys, sort_keys=False)
-        path.write_text((yaml.safe_dump(base) if base else "") + (text if keys else ""))
+        dump = yaml.safe_dump
+        path.write_text(
+            (dump(base) if base else "") + keys if isinstance(keys, str) else dump({**base, **keys}, sort_keys=False)
+        )
         return path
 
     return write
@@ -143,11 +103,10 @@ class KilledError(BaseException):
     """Ends a training the way a killed process ends it: nothing cleans up."""
 
 
-def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Let trainings call ``action`` as a step begins."""
+def at_step(patch, step, action):
     training_step = F2LLMTrainer.training_step
 
-    def acting(self: F2LLMTrainer, *args: Any, **kwargs: Any) -> Any:
+    def acting(self, *args, **kwargs):
         if self.state.global_step == step:
             action()
         return training_step(self, *args, **kwargs)
@@ -155,10 +114,10 @@ def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) ->
     patch.setattr(F2LLMTrainer, "training_step", acting)
 
 
-def killed(recipe: Path, step: int, *words: str) -> None:
+def killed(recipe, step, *words):
     """Train until a step begins, as if the process was killed then."""
 
-    def die() -> None:
+    def die():
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
@@ -166,7 +125,7 @@ def killed(recipe: Path, step: int, *words: str) -> None:
         main([str(recipe), *words])
 
 
-def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2) -> str:
+def error_of(words, capsys, status=2):
     """Return the last line of a run that ends with this status, without a traceback."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == status
@@ -175,17 +134,15 @@ def error_of(words: list[object], capsys: pytest.CaptureFixture, status: int = 2
     return output.splitlines()[-1]
 
 
-def grow_loss(patch: pytest.MonkeyPatch) -> None:
-    """Lets every evaluation of a training, also of those forked from here, find a greater loss than the one before."""
+def grow_loss(patch):
     metrics = F2LLMTrainer._metrics
 
-    def grown(self: F2LLMTrainer, by_source: dict[str, float], prefix: str) -> dict[str, float]:
+    def grown(self, by_source, prefix):
         return {**metrics(self, by_source, prefix), f"{prefix}_loss": float(self.state.global_step)}
 
     patch.setattr(F2LLMTrainer, "_metrics", grown)
 
 
-def only_stage(recipe: Recipe) -> StageArguments:
-    """The arguments of a recipe's only stage."""
+def only_stage(recipe):
     (stage,) = recipe.stages
     return stage.arguments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ MODULES = {
 }
 
 
-def _imports(name: str) -> Iterator[tuple[str, bool]]:
+def _imports(name):
     """Modules of training/ that a module imports, and whether it does so inside a function."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     inside = {id(node) for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) for node in ast.walk(each)}
@@ -36,24 +35,19 @@ def _imports(name: str) -> Iterator[tuple[str, bool]]:
         yield from ((each, id(node) in inside) for each in found if each in MODULES and each != "training")
 
 
-def _room(name: str) -> str | None:
+def _room(name):
     """The room of a module; None for a command."""
     parts = name.split(".")
     return parts[1] if len(parts) > 2 or (len(parts) == 2 and MODULES[name].name == "__init__.py") else None
 
 
-def test_directly_in_training_are_commands_and_rooms() -> None:
-    folders = {path.parent.name for path in (ROOT / "training").glob("*/__init__.py")}
-    assert folders == set(ROOMS)
-
-
 @pytest.mark.parametrize("name", [name for name in MODULES if _room(name) is not None])
-def test_a_room_imports_only_rooms_before_it(name: str) -> None:
+def test_a_room_imports_only_rooms_before_it(name):
     allowed = ROOMS[: ROOMS.index(_room(name)) + 1]
     assert [each for each, _ in _imports(name) if _room(each) not in allowed] == []
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_no_module_imports_itself_in_a_circle():
     graph = {name: {each for each, _ in _imports(name)} for name in MODULES}
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in leaves:
@@ -61,12 +55,13 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     assert not graph
 
 
-def test_the_readme_lists_the_rooms_in_order() -> None:
+def test_the_readme_lists_the_rooms_in_order():
     text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
     assert tuple(re.findall(r"^\| \[`(\w+)/`\]\(\1/README\.md\)", text, flags=re.MULTILINE)) == ROOMS
+    assert {path.parent.name for path in (ROOT / "training").glob("*/__init__.py")} == {*ROOMS}
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_each_room_has_a_short_readme(room: str) -> None:
+def test_each_room_has_a_short_readme(room):
     lines = (ROOT / "training" / room / "README.md").read_text(encoding="utf-8").splitlines()
     assert 15 <= len(lines) <= 60

@@ -16,10 +16,13 @@ from typing import Any
 from training.common.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
-# Environment variables that hold secrets, and text that looks like one: a Hub token, the login in a URL (as in proxy
-# addresses), the signature of a URL.
-_SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-_TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
+# Names of variables and keys that hold secrets, and text that looks like one: a Hub token, the login in a URL (as in
+# proxy addresses), the signature of a URL.
+SECRET_NAME = re.compile(
+    r"(^|_)(api|access|auth|hub|hf|bearer|secret)_?(token|key)$|(^|_)(token|password|passwd|secret|credentials?)$",
+    re.IGNORECASE,
+)
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
 
 
 def command_parser(name: str, doc: str, **options: Any) -> argparse.ArgumentParser:
@@ -35,22 +38,21 @@ def command_parser(name: str, doc: str, **options: Any) -> argparse.ArgumentPars
     )
 
 
-def run_command(work: Callable[[], int | None], resumes: bool = False) -> int:
+def run_command(work: Callable[[], object], resumes: bool = False) -> int:
     """Run a command and return its exit status; an error is reported in one line.
 
-    The status is 0 for success; 1 if the work stopped (a full disk, a failed task, work submitted to a cluster) or the
-    program has a bug, whose traceback goes to a file; 2 for faulty input; 128 plus the number of the signal that ended
-    it (130 for Ctrl-C). Finished work is kept in all cases. Ranks other than 0 name themselves.
-
-    A result of ``work`` is the exit status. ``resumes``: the command continues with ``--resume`` and its errors say
-    where it stopped.
+    The status is 0 for success, or the number that ``work`` returns; 1 if it stopped (a full disk, a failed task, work
+    submitted to a cluster) or the program has a bug, whose traceback goes to a file; 2 for faulty input; 128 plus the
+    number of the signal that ended it (130 for Ctrl-C). Finished work is kept in all cases. Ranks other than 0 name
+    themselves. ``resumes``: the command continues with ``--resume`` and its errors say where it stopped.
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     for library in _QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        return work() or 0
+        result = work()
+        return result if isinstance(result, int) else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = _ending(error, resumes)
         process = f"[process {rank}] " if rank else ""
@@ -69,14 +71,13 @@ def require(package: str, extra: str) -> None:
 
 def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, int]:
     """Return the message and the exit status of an error."""
-    again = f"To go on, run the same command {'with --resume' if resumes else 'again'}"
     status, what = 1, in_one_line(error)
     if isinstance(error, UserError):
         return f"error: {error}", 2
-    if isinstance(error, StoppedError) and resumes:
-        return f"stopped: {error}", 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
-    # The remedy in a StoppedError is about training.
     if isinstance(error, StoppedError):
+        if resumes:
+            return f"stopped: {error}", 128 + error.signal if isinstance(error, InterruptedTrainingError) else 1
+        # The remedy is about training.
         what = error.what
     # A full disk or a folder that cannot be written loses no work.
     elif isinstance(error, OSError):
@@ -93,27 +94,23 @@ def _ending(error: Exception | KeyboardInterrupt, resumes: bool) -> tuple[str, i
     else:
         what = _without_secrets(f"{type(error).__name__}: {what}")
         return f"error: unexpected {what}; please report it, with its traceback: {_saved_traceback(error)}", 1
-    return f"stopped: {what}. {again}", status
+    return f"stopped: {what}. To go on, run the same command {'with --resume' if resumes else 'again'}", status
 
 
 def _saved_traceback(error: Exception) -> str:
     """Return the path of a new file with the traceback, readable by the user only."""
     text = _without_secrets("".join(traceback.format_exception(error)))
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="f2llm-traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            file.write(text)
-    except OSError as reason:
-        return f"not saved ({reason})"
+    options = {"prefix": "f2llm-traceback-", "suffix": ".txt", "delete": False, "encoding": "utf-8"}
+    with tempfile.NamedTemporaryFile("w", errors="backslashreplace", **options) as file:
+        file.write(text)
     return file.name
 
 
 def _without_secrets(text: str) -> str:
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) > 5:
+        if SECRET_NAME.search(name) and len(value) > 5:
             text = text.replace(value, f"<{name}>")
-    return _TOKEN.sub("<token>", text)
+    return SECRET.sub("<token>", text)
 
 
 def size(number: float) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 
 class _AdvisingError(Exception):
-    """An error with a ``remedy`` that another command can replace; one that is the same everywhere is in ``what``."""
+    """A message ``what`` and, as a second argument, a ``remedy`` that depends on the command."""
 
     _between = "; "
-
-    def __init__(self, what: str | BaseException, remedy: str | None = None) -> None:
-        super().__init__(*([what] if remedy is None else [what, remedy]))
 
     def __str__(self) -> str:
         return self._between.join(map(str, self.args))
@@ -45,7 +42,7 @@ class NonFiniteError(StoppedError):
 class InterruptedTrainingError(StoppedError):
     """A signal asked training to stop; ``signal`` is its number."""
 
-    def __init__(self, what: str, remedy: str | None = None, signal: int = 0) -> None:
+    def __init__(self, what: str, remedy: str, signal: int = 0) -> None:
         super().__init__(what, remedy)
         self.signal = signal
 

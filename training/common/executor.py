@@ -1,8 +1,7 @@
-"""Where work runs: phases of tasks on local processes, Ray, Slurm or Hugging Face Jobs; worker processes; ranks.
+"""Where work runs: phases of tasks on local processes, Ray, Slurm or Hugging Face Jobs; worker processes.
 
-The recipe key ``executor`` chooses where. Local tasks run in worker processes of this module, whose death is noticed;
-elsewhere ``datatrove`` runs them. Both mark finished tasks in the same files: after a kill at any moment, the next run
-does only the tasks that are left, on any executor.
+Elsewhere than on this machine, ``datatrove`` runs the tasks. Finished tasks are marked in the same files everywhere:
+after a kill at any moment, the next run does only the tasks that are left, on any executor.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from training.common.errors import StoppedError, UserError, in_one_line
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -39,30 +37,23 @@ class Executor:
 
     name: str = "local"
     workers: int | None = None  # tasks at once; if None, one per core on this machine and all at once elsewhere
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the datatrove executor (Slurm: ``partition``, ``time``)
+    # Of datatrove's executor (Slurm: ``partition``, ``time``).
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_executor(value: str | None) -> Executor | None:
     """Read the recipe key ``executor``: a name, or JSON with ``name``, ``workers`` and datatrove's own arguments."""
     if not value:
         return None
-    options = {"name": value}
-    if value.lstrip().startswith("{"):
-        try:
-            options = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"executor: not valid JSON ({error})") from None
+    try:
+        options = json.loads(value) if value.lstrip().startswith("{") else {"name": value}
+    except ValueError as error:
+        raise UserError(f"executor: not valid JSON ({error})") from None
     name, workers = options.pop("name", "local"), options.pop("workers", None)
     if name not in _NAMES:
         raise UserError(f"executor: there is no {name!r}; use one of {', '.join(_NAMES)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UserError(f"executor: workers must be a positive number, got {workers!r}")
-    # A run copies its recipe to where others may read it.
-    if secret := sorted({"token", "secrets"} & options.keys()):
-        remedy = "take it out, and log in with `hf auth login`: jobs get that token"
-        raise UserError(f"executor: {secret[0]!r} would be copied to the run's folder; {remedy}")
     if options and name == "local":
         raise UserError(f"executor 'local' takes workers only, not {', '.join(options)}; take that out")
     return Executor(name, workers, options)
@@ -103,7 +94,7 @@ def _run_locally(phase: Phase, logs: Path, workers: int) -> None:
     left = [(phase, task, mark) for task, mark in marks.items() if not mark.exists()]
     if min(workers, len(left)) > 1:
         logger.info("%s: %d tasks", phase.name, len(left))
-        for _ in run_in_workers(_do_and_mark, left, min(workers, len(left))):
+        for _ in run_in_workers(_do, left, min(workers, len(left))):
             pass
         return
     for _, task, mark in left:
@@ -111,12 +102,7 @@ def _run_locally(phase: Phase, logs: Path, workers: int) -> None:
         mark.touch()
 
 
-def _do_and_mark(phase: Phase, task: int, mark: Path) -> None:
-    _do(phase, task)
-    mark.touch()
-
-
-def _do(phase: Phase, task: int) -> None:
+def _do(phase: Phase, task: int, mark: Path | None = None) -> None:
     """Run a task in another process, from which not every library's error can be sent back."""
     # Tasks share the cores already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -126,33 +112,29 @@ def _do(phase: Phase, task: int) -> None:
         raise
     except Exception as error:
         raise StoppedError(f"{phase.name}, task {task}: {type(error).__name__}: {in_one_line(error)}") from None
+    if mark is not None:
+        mark.touch()
 
 
-class _Step:
-    """A phase as a step of a datatrove pipeline. Executors treat exceptions differently: messages travel as files."""
-
-    def __init__(self, phase: Phase, failures: Path) -> None:
-        self.phase, self.failures = phase, failures
-
-    def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        try:
-            _do(self.phase, rank)
-        except (UserError, StoppedError) as error:
-            self.failures.mkdir(parents=True, exist_ok=True)
-            failure = {"user": isinstance(error, UserError), "message": str(error)}
-            (self.failures / f"{rank:05d}.json").write_text(json.dumps(failure))
-            raise
+def _step(phase: Phase, failures: Path, data: object, rank: int = 0, world_size: int = 1) -> None:
+    """Run a task as a step of datatrove, whose executors treat exceptions differently: messages travel as files."""
+    try:
+        _do(phase, rank)
+    except (UserError, StoppedError) as error:
+        failures.mkdir(parents=True, exist_ok=True)
+        failure = {"user": isinstance(error, UserError), "message": str(error)}
+        (failures / f"{rank:05d}.json").write_text(json.dumps(failure))
+        raise
 
 
 def _run_elsewhere(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
     """Run a phase with datatrove after the phase ``before``; return datatrove's executor if it only submitted jobs."""
     failures, failed = logs / "failures", None
-    running = _make(phase, logs, executor, before)
+    running = _make(phase, logs, failures, executor, before)
     if not running.get_incomplete_ranks():
         return None
     logger.info("%s: %d tasks (%s)", phase.name, phase.tasks, executor.name)
-    for path in failures.glob("*.json"):
-        path.unlink()
+    shutil.rmtree(failures, ignore_errors=True)
     try:
         running.run()
     except Exception as error:
@@ -168,7 +150,7 @@ def _run_elsewhere(phase: Phase, logs: Path, executor: Executor, before: Any) ->
     return None
 
 
-def _make(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
+def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: Any) -> Any:
     # They take a second to import.
     from datatrove import executor as datatrove
     from loguru import logger as datatrove_logger
@@ -177,38 +159,28 @@ def _make(phase: Phase, logs: Path, executor: Executor, before: Any) -> Any:
     root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")
     if root not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, path]))
-    options = {"workers": executor.workers or -1, **executor.options}
-    if executor.name == "slurm":
-        options["depends"] = before
-    elif executor.name == "ray":
-        datatrove_logger.disable("datatrove")
-        options.setdefault("mem_per_cpu_gb", 0.5)
-    make = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor")
+    own = {"slurm": {"depends": before}, "ray": {"mem_per_cpu_gb": 0.5}}.get(executor.name, {})
+    options = {"workers": executor.workers or -1, **own, **executor.options}
+    make, steps = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor"), [partial(_step, phase, failures)]
     try:
         if executor.name == "ray":
-            _start_ray()
-        return make(pipeline=[_Step(phase, logs / "failures")], tasks=phase.tasks, logging_dir=str(logs), **options)
+            # Optional package: pip install 'f2llm[ray]'.
+            import ray
+
+            datatrove_logger.disable("datatrove")
+            env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+            quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+            # Joins the cluster that the environment names, or starts one on this machine.
+            ray.init(ignore_reinit_error=True, runtime_env=env, **quiet)
+        return make(pipeline=steps, tasks=phase.tasks, logging_dir=str(logs), **options)
     # TypeError: also for arguments that datatrove does not know, or that are given here.
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None
 
 
-def _start_ray() -> None:
-    """Join the cluster that the environment names, or start one on this machine."""
-    # Optional package: pip install 'f2llm[ray]'.
-    import ray
-
-    if not ray.is_initialized():
-        env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=env)
-
-
 def run_in_workers(
-    work: Callable[..., Any],
-    arguments: Iterable[tuple[Any, ...]],
-    workers: int,
-    initializer: Callable[[], None] | None = None,
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    work: Callable[..., Any], arguments: Iterable[tuple], workers: int, initializer: Callable[[], None] | None = None
+) -> Iterator[tuple[tuple, Any]]:
     """Call a function in worker processes and yield arguments and result of each call as it finishes.
 
     After an exception of a call, which is raised unchanged, running calls finish and no further call starts. The
@@ -221,29 +193,16 @@ def run_in_workers(
             for done in as_completed(calls):
                 yield calls[done], done.result()
         except BrokenProcessPool:
-            what = "the system killed a worker process, most likely for want of memory; give fewer workers"
-            raise StoppedError(what) from None
+            raise StoppedError("the system killed a worker process, for want of memory; give fewer workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    def end_with_the_command() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_command, daemon=True).start()
     if initializer is not None:
         initializer()
-
-
-def _end_with_the_command() -> None:
-    """End this process when the command that started it is gone; it would work on unseen."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def as_first_process(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
-    """Broadcast rank 0's metrics so that all ranks, which call this together, make the same decision."""
-    if accelerator.num_processes == 1:
-        return metrics
-    # Data commands do not load torch.
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([metrics])[0]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from training.common.errors import UserError, in_one_line
+from training.common.errors import UserError
 
 # Suffix of the branch on which a new revision is made.
 SCRATCH = ".partial"
@@ -29,14 +28,18 @@ LARGE_BYTES = 2**20
 
 def check_repository(name: str, option: str = "--repo") -> str:
     """Return the name of a repository if it is ``ORG/NAME``; ``option`` is where the user gave it."""
-    fault = "it is not ORG/NAME" if name.count("/") != 1 else ""
+    if name.count("/") != 1 or not may_be_on_hub(name):
+        raise UserError(f"{option} {name!r}: it is not ORG/NAME; give the owner and the name, such as my-org/my-model")
+    return name
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Return whether the Hub allows the name, with or without an organisation."""
     try:
         validate_repo_id(name)
-    except HFValidationError as error:
-        fault = fault or in_one_line(error)
-    if fault:
-        raise UserError(f"{option} {name!r}: {fault}; give the owner and the name, such as my-org/my-model")
-    return name
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_revision(option: str, name: str) -> str:
@@ -52,8 +55,8 @@ def check_revision(option: str, name: str) -> str:
 class Content:
     """The content of a file to upload: a file on disk, or bytes.
 
-    Hashes are computed once and hold for what is sent: a small file is read with them and sent from memory, a large one
-    must not change until it is sent.
+    Hashes hold for what is sent: a small file is read once and sent from memory, a large one must not change until it
+    is sent.
     """
 
     source: Path | bytes
@@ -81,21 +84,11 @@ class Content:
         """Bytes."""
         return len(self.payload) if isinstance(self.payload, bytes) else self._stamp[0]
 
-    def _digest(self, digest: Any) -> str:
-        with BytesIO(self.payload) if isinstance(self.payload, bytes) else self.payload.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return digest.hexdigest()
-
     @cached_property
     def sha256(self) -> str:
         """Hash of the content, in hexadecimal digits."""
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def _blob(self) -> str:
-        # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
+        with BytesIO(self.payload) if isinstance(self.payload, bytes) else self.payload.open("rb") as file:
+            return sha_fileobj(file).hex()
 
     @property
     def is_unchanged(self) -> bool:
@@ -106,7 +99,9 @@ class Content:
         """Return whether a file of a revision has this content; only files of the same size are hashed."""
         if file.size != self.size:
             return False
-        return self._blob == file.blob_id if file.lfs is None else self.sha256 == file.lfs.sha256
+        if file.lfs is not None:
+            return file.lfs.sha256 == self.sha256
+        return git_hash(self.payload if isinstance(self.payload, bytes) else self.payload.read_bytes()) == file.blob_id
 
 
 def same_files(wanted: Mapping[str, Content], found: Mapping[str, RepoFile]) -> bool:

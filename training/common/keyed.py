@@ -10,16 +10,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-# The mixing step of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
+# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+_GOLDEN_GAMMA, *_MIX = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
@@ -27,7 +19,10 @@ def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
-            state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN_GAMMA)
+            state = (state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN_GAMMA
+            state = (state ^ (state >> np.uint64(30))) * _MIX[0]
+            state = (state ^ (state >> np.uint64(27))) * _MIX[1]
+            state = state ^ (state >> np.uint64(31))
     return state
 
 

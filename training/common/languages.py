@@ -1,13 +1,10 @@
-"""Language codes: ISO 639-1, ISO 639-3, ISO 15924 scripts and BCP 47 tags, by way of ``langcodes`` and CLDR.
-
-A tag that is malformed or has no answer raises a ``ValueError``, except where None or a default is documented.
-"""
+"""Language codes: ISO 639, ISO 15924 scripts, BCP 47 tags, of ``langcodes`` and CLDR; ValueError for bad tags."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import langcodes
@@ -21,8 +18,8 @@ _LOCALE = re.compile(
 )
 # Modifiers that name a script; others ("@valencia", "@euro", "@ijekavian") keep the usual one.
 _MODIFIER_SCRIPTS = {
-    **{"latin": "Latn", "ijekavianlatin": "Latn", "iqtelif": "Latn", "cyrillic": "Cyrl"},
-    **{"devanagari": "Deva", "arabic": "Arab", "shaw": "Shaw"},
+    **dict.fromkeys(("latin", "ijekavianlatin", "iqtelif"), "Latn"),
+    **{"cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab", "shaw": "Shaw"},
 }
 # Languages whose catalogs are in another script than most texts of their speakers.
 _CATALOG_SCRIPTS = {"crh": "Latn"}
@@ -54,12 +51,10 @@ def iso639_3(tag: str) -> str:
 
 def iso639_3_as_written(tag: str) -> str | None:
     """Return the ISO 639-3 code of a tag, not that of a preferred tag (``"tgl"`` for ``"tl"``), or None."""
-    if not langcodes.tag_is_valid(tag):
-        return None
-    try:
-        return langcodes.Language.get(tag, normalize=False).to_alpha3()
-    except LookupError:
-        return None
+    with suppress(LookupError):
+        if langcodes.tag_is_valid(tag):
+            return langcodes.Language.get(tag, normalize=False).to_alpha3()
+    return None
 
 
 def iso639_1(code: str) -> str | None:
@@ -79,19 +74,14 @@ def script_of(tag: str) -> str:
 
 def usual_script(tag: str) -> str:
     """Return :func:`script_of`, or ``"Zyyy"`` (undetermined) for any text without a known script."""
-    try:
-        # For the undetermined language, langcodes returns the most common script.
+    # For the undetermined language, langcodes returns the most common script.
+    with suppress(ValueError):
         return "Zyyy" if tag == "und" else script_of(tag)
-    except ValueError:
-        return "Zyyy"
+    return "Zyyy"
 
 
 def macrolanguage(tag: str) -> str:
-    """Return the macrolanguage of a tag, without script, region or deprecated spelling.
-
-    Tags with the same macrolanguage may name the same speech: ``"mo"`` and ``"ro"``, ``"tl"`` and ``"fil"``,
-    ``"fa_AF"`` and ``"prs"``.
-    """
+    """Return the macrolanguage of a tag: ``"ro"`` for ``"mo"``; tags with the same one may name one speech."""
     with _reading(tag):
         return langcodes.standardize_tag(tag, macro=True).split("-")[0]
 
@@ -109,9 +99,7 @@ def _two_letters() -> dict[str, str]:
 
 
 def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
-    """Return the ISO 639-3 codes of the language or language pair at the end of a file's name, if there is one.
-
-    Examples are ``webfaq_kor``, ``mqa_ko``, ``mrtidy_korean`` and ``unpc_ar2en``.
+    """Return the ISO 639-3 codes at the end of a file's name, as in ``mqa_ko``, ``mrtidy_korean`` or ``unpc_ar2en``.
 
     Only languages ``among`` these are considered. If it is empty or contains ``mul`` (several languages), all are, but
     only in the last part of the name. ``stem`` is a name without its suffix.
@@ -126,12 +114,11 @@ def languages_in_name(stem: str, among: Collection[str] = ()) -> list[str]:
     return []
 
 
-def _code_of_word(word: str) -> str | None:
-    """Return the ISO 639-3 code of a two- or three-letter code or an English name."""
-    tag = word if re.fullmatch("[a-z]{2,3}", word) else _tags_by_name().get(word.lower())
-    return iso639_3_as_written(tag) if tag else None
-
-
 @cache
 def _tags_by_name() -> dict[str, str]:
     return {name.lower(): tag for tag, name in Locale("en").languages.items()}
+
+
+def _code_of_word(word: str) -> str | None:
+    tag = word if re.fullmatch("[a-z]{2,3}", word) else _tags_by_name().get(word.lower())
+    return iso639_3_as_written(tag) if tag else None

@@ -155,8 +155,8 @@ def clear_partials(folder: Path) -> None:
 def locked(output: Path, busy: str | None = None) -> Iterator[None]:
     """Keep other commands from writing the same output until the block ends or this process dies.
 
-    Check for a finished output before, since its disk may be read-only, and again in the block, since another command
-    may have made it meanwhile. With ``busy``, the error is raised instead of waiting for that command.
+    Look for a finished output before (its disk may be read-only) and again in the block (another command may have made
+    it). With ``busy``, the error is raised instead of waiting for that command.
     """
     # Two spellings of a path are one output.
     path = output.resolve()
@@ -165,13 +165,12 @@ def locked(output: Path, busy: str | None = None) -> Iterator[None]:
     lock = FileLock(path / _LOCK if inside else path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if busy is not None:
-                raise UserError(f"{output}: {busy}") from None
-            logger.info("%s: another command is writing it; waiting for that one to end", output)
-            lock.acquire()
+        lock.acquire(blocking=False)
+    except Timeout:
+        if busy is not None:
+            raise UserError(f"{output}: {busy}") from None
+        logger.info("%s: another command is writing it; waiting for that one to end", output)
+        lock.acquire()
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error})", "give another path") from None
     try:
@@ -190,21 +189,19 @@ def check_output(
     Inputs that do not exist, such as Hub names, are ignored. ``ours`` are names that the folder may hold already (``*``
     as in file names); None allows any. ``option`` is the one to change.
     """
-    other, path = f"give another {option}", output.resolve()
-    for each in reads:
-        read = each.resolve()
-        if not read.exists():
-            continue
-        if path == read:
-            raise OutputError(f"{output}: is read", other)
-        if read.is_relative_to(path):
-            raise OutputError(f"{output}: holds {each.name}, which is read", other)
-        if path.is_relative_to(read):
-            raise OutputError(f"{output}: lies in {each}, which is read", other)
-    if ours is None or not output.exists():
-        return
-    if not output.is_dir():
-        raise OutputError(f"{output}: is a file, so that a folder cannot be written there", other)
-    for path in sorted(output.iterdir()):
-        if not any(fnmatch(path.name, each) for each in (*ours, _LOCK)):
-            raise OutputError(f"{output}: holds {path.name}, which this command did not write", other)
+    path, fault = output.resolve(), None
+    for read in [each.resolve() for each in reads if each.exists()]:
+        if read == path:
+            fault = "is read"
+        elif read.is_relative_to(path):
+            fault = f"holds {read.name}, which is read"
+        elif path.is_relative_to(read):
+            fault = f"lies in {read}, which is read"
+    if ours is not None and path.is_file():
+        fault = "is a file, so that a folder cannot be written there"
+    elif ours is not None and path.exists():
+        names = sorted(each.name for each in path.iterdir())
+        foreign = next((name for name in names if not any(fnmatch(name, each) for each in (*ours, _LOCK))), None)
+        fault = fault or (foreign and f"holds {foreign}, which this command did not write")
+    if fault:
+        raise OutputError(f"{output}: {fault}", f"give another {option}")

@@ -71,23 +71,18 @@ def missing_part(checkpoint: Path) -> str | None:
     if not holds_model(checkpoint):
         return _MODEL_CONFIGS[0]
     for name, others in _NEEDED.items():
-        if not (checkpoint / name).is_file() and not any(any(checkpoint.glob(other)) for other in others):
+        if not any(any(checkpoint.glob(each)) for each in (name, *others)):
             return name
-    try:
-        index = json.loads((checkpoint / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        shards = sorted({*index["weight_map"].values()})
-    # Most checkpoints have no index; loading reports a damaged one.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        shards = []
-    return next((name for name in shards if not (checkpoint / name).is_file()), None)
+    index = checkpoint / "model.safetensors.index.json"
+    shards = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()} if index.is_file() else ()
+    return next((name for name in sorted(shards) if not (checkpoint / name).is_file()), None)
 
 
 def rotate(output_dir: Path, limit: int | None, best: Path | None = None) -> None:
     """Delete the oldest checkpoints above ``limit``, but never the newest or the best one."""
-    whole = checkpoints(output_dir) if limit else []
-    surplus = max(len(whole) - (limit or 0), 0)
-    spared = {path.resolve() for path in (*whole[-1:], *([best] if best else []))}
-    for checkpoint in [path for path in whole if path.resolve() not in spared][:surplus]:
+    whole = checkpoints(output_dir)
+    surplus = max(len(whole) - limit, 0) if limit else 0
+    for checkpoint in [path for path in whole[:-1] if best is None or path.resolve() != best.resolve()][:surplus]:
         discard(checkpoint)
 
 
@@ -123,12 +118,10 @@ def manifest_of(run: Path) -> Path | None:
 
 def from_run(key: str, keys: Mapping[str, Any]) -> Any:
     """Return a recipe value that does not depend on the working directory: a path becomes relative to the run."""
-    value, output_dir = keys.get(key), keys.get("output_dir")
-    if key not in PATH_KEYS or not isinstance(value, str) or output_dir is None:
-        return value
-    if "://" in value or os.path.isabs(value) != os.path.isabs(str(output_dir)):
-        return value
-    return os.path.relpath(value, str(output_dir))
+    value, output_dir = keys.get(key), str(keys.get("output_dir", ""))
+    is_path = key in PATH_KEYS and isinstance(value, str) and output_dir and "://" not in value
+    same_kind = is_path and os.path.isabs(value) == os.path.isabs(output_dir)
+    return os.path.relpath(value, output_dir) if same_kind else value
 
 
 def place_of(run: Path, keys: Mapping[str, Any], written: str) -> Path:

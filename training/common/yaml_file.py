@@ -1,9 +1,7 @@
 """YAML files that people write: read strictly, with errors that name the file, and with relative paths resolved.
 
-What a recipe reads is relative to the folder of the file that names it. What it writes is relative to the working
-directory: ``output_dir``, ``prepared_dir``, ``teacher_cache_dir``, the manifest of a ``builder``, and everything below
-these. A model that does not lie beside the recipe was written by a run, or is on the Hub. On the command line all paths
-are relative to the working directory.
+A relative path in a recipe is one beside the recipe if that exists. Otherwise, like all paths of the command line, it
+starts at the working directory: what the recipe writes, a model that a run made, or a name on the Hub.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,12 @@ import yaml
 
 from training.common.errors import UserError, in_one_line
 
-RULE = (
-    "a relative path starts at the folder of the file in which it stands, on the command line at the working directory"
+RULE = "a relative path starts at the folder of its file; in a recipe, if nothing is there, at the working directory"
+_READ = (
+    *("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed"),
+    *("model", "teacher", "tokenizer", "importance"),
 )
-_WRITTEN = ("output_dir", "prepared_dir", "teacher_cache_dir")
-_READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed")
-_MODELS = ("model", "teacher", "tokenizer", "importance")
-PATH_KEYS = (*_WRITTEN, *_READ, *_MODELS)
+PATH_KEYS = ("output_dir", "prepared_dir", "teacher_cache_dir", *_READ)
 
 
 # libyaml reads a manifest of thousands of lines ten times as fast; not every build of PyYAML has it.
@@ -53,13 +50,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(path: Path, named_in_file: bool = False) -> dict[str, Any]:
-    """Read a YAML mapping; if it may be ``named_in_file``, errors explain relative paths."""
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        rule = f" ({RULE})" if named_in_file else ""
-        raise UserError(f"{path}: no such file; check the path{rule}") from None
+        raise UserError(f"{path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML file") from None
     # A number of thousands of digits, for one, raises a ValueError.
@@ -70,78 +66,38 @@ def load_yaml(path: Path, named_in_file: bool = False) -> dict[str, Any]:
     return content
 
 
-def unknown_key(where: str, key: Any, known: Sequence[str], meant: Mapping[str, str] | None = None) -> UserError:
-    """Return the error for an unknown key, with the known one that was probably meant.
-
-    ``meant`` has known keys by their names in other programs.
-    """
-    name = str(key)
-    other = (meant or {}).get(name.lower())
-    if other in known:
-        near = [other]
+def unknown_key(where: str, key: Any, known: Sequence[str]) -> UserError:
+    """Return the error for an unknown key, with the known one that was probably meant."""
     # Half the letters of short words are equal by chance: "lr" is near "lora".
-    elif len(name) <= 3:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        near = near or [each for each in known if each.startswith(name)]
-    else:
-        near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6 if len(str(key)) > 3 else 0.75)
     listed = f"known keys are {', '.join(sorted(known))}" if len(known) < 20 else "--help lists the known ones"
     return UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else listed}")
 
 
-class _InFile(str):
-    """A path in a file, with the folder of that file."""
+def with_paths(file: Path, keys: Mapping[str, Any], stages: Collection[str] = ()) -> dict[str, Any]:
+    """Return the keys of a recipe file, with the paths of what lies beside the file as seen from here.
 
-    __slots__ = ("folder",)
-    folder: Path
-
-
-def in_file(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a recipe file with paths that remember the file's folder."""
+    Names of ``stages`` are no paths; ``tokenizer: train`` trains one.
+    """
     result = dict(keys)
-    for key in (*_READ, *_MODELS):
-        # Some keys take JSON instead of a path.
-        if isinstance(keys.get(key), str) and not keys[key].lstrip().startswith("{"):
-            result[key] = _InFile(keys[key])
-            result[key].folder = file.parent
+    for key in _READ:
+        path = keys.get(key)
+        if isinstance(path, str) and path not in stages and (key, path) != ("tokenizer", "train"):
+            result[key] = _beside(file, path)
     options = keys.get("builder_options")
     if isinstance(options, str):
         # Text that is not JSON is refused where the key is read.
         with suppress(ValueError):
             options = json.loads(options)
-    if isinstance(options, dict) and isinstance(options.get("locale_dirs"), list):
-        folders = [_from_file(file.parent, each) if isinstance(each, str) else each for each in options["locale_dirs"]]
-        result["builder_options"] = {**options, "locale_dirs": folders}
+    if isinstance(options, dict) and isinstance(folders := options.get("locale_dirs"), list):
+        result["builder_options"] = {**options, "locale_dirs": [_beside(file, str(each)) for each in folders]}
     return result
 
 
-def placed(keys: Mapping[str, Any], output_dir: str | None = None) -> dict[str, Any]:
-    """Resolve the paths of a stage's merged keys, which :func:`in_file` marked, to the working directory.
-
-    ``output_dir`` is that of the recipe, which the command line may have replaced in ``keys``.
-    """
-    folders = [os.path.normpath(str(each)) for each in (output_dir, keys.get("output_dir")) if each is not None]
-    # Every relative path lies below the working directory: it says nothing about a path.
-    written = [folder for folder in folders if folder != "."]
-    if keys.get("builder") is not None and keys.get("manifest") is not None:
-        written.append(os.path.normpath(os.path.dirname(str(keys["manifest"]))))
-    return {key: _placed(key, value, written) if isinstance(value, _InFile) else value for key, value in keys.items()}
-
-
-def _placed(key: str, value: _InFile, written: list[str]) -> str:
-    text = str(value)
-    if "://" in text or any(Path(os.path.normpath(text)).is_relative_to(folder) for folder in written):
-        return text
-    if key in _MODELS and ((key, text) == ("tokenizer", "train") or not os.path.exists(value.folder / text)):
-        return text
-    return _from_file(value.folder, text)
-
-
-def _from_file(folder: Path, path: str) -> str:
-    """Return a path in a file of a folder, seen from the working directory."""
-    if os.path.isabs(path):
+def _beside(file: Path, path: str) -> str:
+    there = os.path.join(file.parent, path)
+    if os.path.isabs(path) or not os.path.exists(there):
         return path
-    there = os.path.join(folder, path)
     short = os.path.relpath(there)
     # Behind a link, `..` leads somewhere else.
-    return short if os.path.realpath(short) == os.path.realpath(there) else os.path.join(os.path.abspath(folder), path)
+    return short if os.path.realpath(short) == os.path.realpath(there) else os.path.abspath(file.parent) + "/" + path

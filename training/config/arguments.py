@@ -1,9 +1,19 @@
-"""The keys of a recipe's stage: default, help, role and range of each, and what they mean together."""
+"""The keys of a recipe's stage: default, help, role and range of each, and what they mean together.
+
+The role of a key says whether model cards list it, and whether it may change in a resumed run:
+
+- ``learnt``: listed, must stay: it changes what is learnt, or how that is judged;
+- ``running``: listed, may change: how the same is computed, watched or ended;
+- ``path``: not listed, must stay: a path, or how many machines share the work;
+- ``machine``: not listed, may change: an account, a machine or a log.
+"""
 
 # ruff: noqa: RUF009 (the helpers return fields)
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from functools import partial
@@ -14,9 +24,12 @@ from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
+from training.common.command import SECRET, SECRET_NAME
 from training.common.errors import UserError
-from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_finite, check_keys_together, check_ranges
+from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_keys_together, check_ranges
 from training.data.instructions import TextFormat
+from training.data.manifest import TASK_TYPES
+from training.data.preparation.plan import ON_BAD_ROW
 
 # The linear layers of attention and MLP.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -32,13 +45,12 @@ _TOKENS_SEEN = {"true": "all", "all": "all", "non_padding": "all", "false": "no"
 def _key(role: str, default: Any, help_text: str, **rules: Any) -> Any:
     """Return a field whose metadata says all that must be known of a key.
 
-    ``rules`` are ``least`` and ``most`` (inclusive), ``choices``, and ``resume`` where the role does not say whether
-    the key may change in a resumed run (see :mod:`training.config.stage_keys`).
+    ``rules`` are ``least`` and ``most`` (inclusive), ``above`` and ``below`` (exclusive), ``choices``, and ``resume``
+    where the role does not say whether the key may change in a resumed run.
     """
     return field(default=default, metadata={"help": help_text, "rules": {"role": role, **rules}})
 
 
-# A key's role decides whether a card lists it and a resumed run may change it: see training/config/stage_keys.py.
 learnt, running, path, machine = (partial(_key, role) for role in ("learnt", "running", "path", "machine"))
 
 
@@ -49,7 +61,7 @@ class LoraArguments:
     lora: bool = learnt(False, "Train a low-rank adapter of 'model' only; the result names its base.", resume="never")
     lora_rank: int | None = learnt(None, "Rank of the adapter; 16 if left out.", least=1, resume="never")
     lora_alpha: int | None = learnt(None, "Updates are scaled by alpha / rank; 2 * rank if left out.", least=1)
-    lora_dropout: float | None = learnt(None, "Dropout on the adapter's inputs; none if left out.")
+    lora_dropout: float | None = learnt(None, "Dropout on the adapter's inputs; none if left out.", least=0, below=1)
     lora_target_modules: list[str] | None = learnt(None, "Linear layers to adapt; all if left out.", resume="never")
     lora_dora: bool = learnt(False, "DoRA: learn the length of each weight vector, too.", resume="never")
     lora_rslora: bool = learnt(False, "Scale by the square root of the rank, which large ranks need.")
@@ -69,13 +81,13 @@ class StageArguments(LoraArguments, TrainingArguments):
     builder: str | None = learnt(None, "Builder of the manifest and its files if they are missing: cldr, gettext.")
     builder_options: str | None = learnt(None, "Options of the builder, as JSON.")
     sources: list[str] | None = learnt(None, "Names of the sources to train on, with * as in file names; default: all.")
-    task_types: list[str] | None = learnt(None, "Task types: retrieval, clustering, classification; default: all.")
+    task_types: list[str] | None = learnt(None, f"Of {', '.join(TASK_TYPES)}; default: all.", choices=TASK_TYPES)
     cap: int | None = learnt(None, "Maximum rows per source (deterministic sample).", least=1)
     source_caps: str | None = learnt(None, "Maximum rows of single sources, as JSON: name (with *) to number.")
     validation_share: float = learnt(0.01, "Share of the rows kept for validation.", least=0, most=1)
     prepared_dir: str | None = path(None, "Folder of tokenised sources, or a stage; default: OUTPUT_DIR/prepared.")
     executor: str | None = path(None, "Where data is prepared: local, ray, slurm or jobs; or JSON with its arguments.")
-    on_bad_row: str = learnt("error", "Bad rows of the data: error stops, quarantine sets them aside.")
+    on_bad_row: str = learnt("error", "Bad rows: error stops, quarantine sets them aside.", choices=ON_BAD_ROW)
 
     # Text
     tokenizer: str | None = path(None, "Name or folder of a tokenizer, or 'train'; the model's own if left out.")
@@ -95,13 +107,13 @@ class StageArguments(LoraArguments, TrainingArguments):
 
     # Batches
     global_batch_size: int = learnt(512, "Maximum rows of a batch over all processes.", least=1)
-    max_tokens_per_forward: int | None = running(None, "Maximum tokens encoded at once: the memory.", resume="chunks")
+    max_tokens_per_forward: int | None = running(None, "Maximum tokens encoded at once.", least=1, resume="chunks")
     num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
     num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
     num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
 
     # Objective
-    temperature: float = learnt(0.05, "Divisor of the cosines.")
+    temperature: float = learnt(0.05, "Divisor of the cosines.", above=0)
     matryoshka: bool = learnt(True, "Train nested widths.")
     matryoshka_min_dim: int = learnt(8, "Narrowest width trained, a power of two.", least=1)
     matryoshka_dimensions: list[int] | None = learnt(None, "Widths trained; powers of two if left out.")
@@ -140,7 +152,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     logging_steps: float = running(50, "Log every so many steps.", least=0)
     logging_first_step: bool = machine(True, "Log the first step.")
     report_to: list[str] | None = machine(None, "Trackers, 'all' or 'none'; default: TensorBoard if it is installed.")
-    include_num_input_tokens_seen: str = machine("no", "Count the tokens trained on: 'all', 'non_padding' or 'no'.")
+    include_num_input_tokens_seen: str = machine("no", "Count the tokens trained on: all or no.", choices=("all", "no"))
     optim_target_modules: list[str] | None = learnt(None, "Modules that GaLore or APOLLO adapt.", resume="never")
     # Releases of transformers before 5.23 have these under their older names only.
     activation_checkpointing: bool | None = running(None, "Compute layers again in the backward pass, to save memory.")
@@ -151,12 +163,9 @@ class StageArguments(LoraArguments, TrainingArguments):
     ddp_broadcast_buffers: bool | None = machine(False, "Passed to torch's DistributedDataParallel.")
 
     def __post_init__(self) -> None:
-        # Before transformers rounds them; again for those in mappings, which it reads.
-        check_finite(self)
         self._settle()
         self._settle_direction()
         super().__post_init__()
-        check_finite(self)
         check_ranges(self)
         check_keys_together(self)
 
@@ -164,24 +173,21 @@ class StageArguments(LoraArguments, TrainingArguments):
         """Give the keys the values that transformers reads."""
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
-        for name in ("checkpointing", "checkpointing_kwargs"):
-            newer = getattr(self, f"activation_{name}")
-            setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}") if newer is None else newer)
-        self.activation_checkpointing_kwargs = self.mapping("activation_checkpointing_kwargs") or None
+        # The older names mean the same.
+        newer, name = self.activation_checkpointing, "activation_checkpointing_kwargs"
+        self.activation_checkpointing = self.gradient_checkpointing if newer is None else newer
         self.gradient_checkpointing = self.activation_checkpointing
-        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
+        name = name if getattr(self, name) is not None else "gradient_checkpointing_kwargs"
+        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = self.mapping(name) or None
         counted = str(self.include_num_input_tokens_seen).lower()
         self.include_num_input_tokens_seen = _TOKENS_SEEN.get(counted, counted)
-        if str(self.fsdp).lower() in ("true", "false"):
-            # Documented as a truth value, but declared as a text.
-            self.fsdp = str(self.fsdp).lower() == "true"
+        # Documented as a truth value, but declared as a text.
+        self.fsdp = {"true": True, "false": False}.get(str(self.fsdp).lower(), self.fsdp)
         # Transformers accepts any text here, and fails in the training.
         self.mapping("lr_scheduler_kwargs")
-        if isinstance(self.optim_target_modules, list) and len(self.optim_target_modules) == 1:
-            # A text alone is a pattern or 'all-linear'.
+        # A text alone is a pattern or 'all-linear'.
+        if len(self.optim_target_modules or ()) == 1:
             (self.optim_target_modules,) = self.optim_target_modules
-        if self.trackio_static_space_id == "false":
-            self.trackio_static_space_id = False
         if self.use_liger_kernel or self.liger_kernel_config is not None:
             # Liger's default replaces the forward pass of a language model by one that computes its loss.
             self.liger_kernel_config = {"fused_linear_cross_entropy": False, **self.mapping("liger_kernel_config")}
@@ -193,16 +199,12 @@ class StageArguments(LoraArguments, TrainingArguments):
         if metric is None:
             return
         greater = greater_is_better(metric)
-        what = f"of {metric!r} the {'greater' if greater else 'lower'} value is better"
         if self.greater_is_better is (not greater):
-            line = f"greater_is_better: {str(greater).lower()}"
-            raise UserError(f"key 'greater_is_better': {what}; give '{line}' or take the key out")
+            what = f"of {metric!r} the {'greater' if greater else 'lower'} value is better"
+            raise UserError(f"key 'greater_is_better': {what}; give '{str(greater).lower()}' or take the key out")
         self.greater_is_better = greater
         if follows:
-            mode = "max" if greater else "min"
-            self.lr_scheduler_kwargs = {"mode": mode, **self.mapping("lr_scheduler_kwargs")}
-            if self.lr_scheduler_kwargs["mode"] != mode:
-                raise UserError(f"key 'lr_scheduler_kwargs': {what}; give 'mode: {mode}' or take 'mode' out")
+            self.lr_scheduler_kwargs = {**self.mapping("lr_scheduler_kwargs"), "mode": "max" if greater else "min"}
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return a copy of the value of a key that holds a mapping, which a recipe gives as JSON."""
@@ -218,8 +220,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     @property
     def num_hard_negatives(self) -> dict[str, int]:
         """Hard negatives drawn per row, by task type."""
-        kinds = ("retrieval", "clustering", "classification")
-        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in kinds}
+        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in TASK_TYPES}
 
     @property
     def prepared_folder(self) -> Path:
@@ -239,8 +240,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     @property
     def lora_keys(self) -> list[str]:
         """The keys of the adapter that were given, other than ``lora``; False says as little as a missing key."""
-        names = [each.name for each in fields(LoraArguments) if each.name != "lora"]
-        return [name for name in names if getattr(self, name) not in (None, False)]
+        return [each.name for each in fields(LoraArguments)[1:] if getattr(self, each.name) not in (None, False)]
 
     @property
     def chooses_by_pairs(self) -> bool:
@@ -252,14 +252,6 @@ class StageArguments(LoraArguments, TrainingArguments):
         """The templates of a teacher with another tokenizer."""
         given = {name: getattr(self, f"teacher_{name}") for name in ("query_template", "document_template")}
         return TextFormat(**{name: template for name, template in given.items() if template is not None})
-
-    def model_config_fields(self) -> dict[str, Any]:
-        """Return the fields of ``model_config``."""
-        return self.mapping("model_config")
-
-    def prune_to_fields(self) -> dict[str, Any]:
-        """Return the shape of ``prune_to``."""
-        return self.mapping("prune_to")
 
     def cap_of(self, source: str) -> int | None:
         """Return the maximum rows of a source: the smallest cap that fits its name; None for all."""
@@ -275,10 +267,8 @@ class StageArguments(LoraArguments, TrainingArguments):
                 return matryoshka_dims(hidden_size, self.matryoshka_min_dim)
             except ValueError as error:
                 raise UserError(f"key 'matryoshka_min_dim': {error}") from None
-        wrong = [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]
-        if wrong:
-            what = f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions"
-            raise UserError(f"{what}; give widths from 1 to {hidden_size}")
+        if wrong := [dim for dim in self.matryoshka_dimensions if not 1 <= dim <= hidden_size]:
+            raise UserError(f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions")
         # The full width is what the model is used at when nobody truncates.
         return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)
 
@@ -291,7 +281,7 @@ class StageArguments(LoraArguments, TrainingArguments):
             has, wants = getattr(config, name), getattr(published, name)
             if has != wants:
                 what = f"model {self.model!r} is not {self.model_family}: its {name} is {has}, not {wants}"
-                raise UserError(f"{what}; give another 'model', or correct 'model_family' or take it out")
+                raise UserError(f"{what}; correct 'model' or 'model_family'")
 
 
 def greater_is_better(metric: str) -> bool:
@@ -299,3 +289,70 @@ def greater_is_better(metric: str) -> bool:
     name = metric.removeprefix("eval_")
     # A source's loss, even if the source is named after a score.
     return not name.startswith("source/") and any(score in name for score in _SCORES)
+
+
+# Keys that only transformers declares; the others have their role in the metadata of their field.
+_OF_TRANSFORMERS = {
+    "learnt": "num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
+    "optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 use_liger_kernel seed "
+    "full_determinism eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps "
+    "load_best_model_at_end metric_for_best_model greater_is_better",
+    "running": "gradient_checkpointing gradient_checkpointing_kwargs",
+    "path": "fsdp fsdp_config deepspeed",
+    "machine": "output_dir use_cpu save_total_limit save_on_each_node debug skip_memory_metrics run_name project "
+    "trackio_space_id trackio_bucket_id trackio_static_space_id disable_tqdm logging_strategy log_on_each_node "
+    "log_level log_level_replica dataloader_num_workers dataloader_prefetch_factor dataloader_persistent_workers "
+    "dataloader_pin_memory ddp_timeout ddp_backend ddp_bucket_cap_mb ddp_static_graph",
+}
+
+
+def _keys_by(rule: str, value: str) -> frozenset[str]:
+    return frozenset(each.name for each in fields(StageArguments) if each.metadata.get("rules", {}).get(rule) == value)
+
+
+LEARNT, RUNNING, PATHS, MACHINE = (
+    _keys_by("role", role) | {*names.split()} for role, names in _OF_TRANSFORMERS.items()
+)
+# Keys that cannot change in a resumed run, because its checkpoints hold what follows from them.
+NEVER = _keys_by("resume", "never") | {"optim", "optim_args", "fp16"}
+# Keys that may change unless evaluation pairs choose the best model: scores before and after would not compare.
+SAMPLE = _keys_by("resume", "sample")
+# Keys that may change unless dropout is drawn: it depends on how the texts are divided.
+CHUNKS = _keys_by("resume", "chunks")
+# Keys of the finished model's evaluation, which may change afterwards.
+EVALUATION = _keys_by("resume", "evaluation")
+
+# All other keys of transformers are refused: they would have no effect, or do harm. What to do instead:
+_INSTEAD = {
+    "per_device_|gradient_acc|auto_find|torch_empty": "give 'global_batch_size', the rows over all processes, and "
+    "'max_tokens_per_forward', what is encoded at once",
+    "hub_token": "set the variable HF_TOKEN or run 'hf auth login'",
+    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME', and publish the finished model by training/publish.py",
+    "torch_compile": "give 'compile: true'",
+    "resume_|ignore_data|restore_": "add --resume to the command, or give 'model: FOLDER' to start from a checkpoint",
+    "data_seed|dataloader_(drop|in_)|length_|train_sampling": "give 'seed', which decides the order of the batches",
+    "parallelism": "give 'fsdp' or 'deepspeed', or start with 'accelerate launch --config_file'",
+    "save_only": "give 'save_strategy: no' to save the finished model alone",
+    "": "this trainer packs texts and divides batches itself; take it out",
+}
+REFUSED = {
+    each.name: next(remedy for pattern, remedy in _INSTEAD.items() if re.match(pattern, each.name))
+    for each in fields(StageArguments)
+    if each.name not in LEARNT | RUNNING | PATHS | MACHINE
+}
+
+
+def check_given(keys: Mapping[str, Any]) -> None:
+    """Refuse keys given to a stage that would have no effect with any value, and values that hold a secret."""
+    for key, value in keys.items():
+        if key in REFUSED:
+            raise UserError(f"key {key!r} has no effect: {REFUSED[key]}")
+        if _holds_secret(value):
+            raise UserError(f"key {key!r} holds a secret; set it as an environment variable, such as HF_TOKEN")
+
+
+def _holds_secret(value: Any) -> bool:
+    # The command line gives a mapping as JSON.
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    names = re.findall(r'"([^"]+)": *"[^"]', text)
+    return bool(SECRET.search(text)) or any(map(SECRET_NAME.search, names))

@@ -1,34 +1,28 @@
-"""Recipes: YAML files that say what to train, and command lines that change them.
+"""Recipes: YAML files that say what to train, command lines that change them, and what their stages read.
 
-A recipe is a mapping of the keys of :class:`~training.config.arguments.StageArguments`, with two more:
-
-- ``extends: other.yaml`` starts from another recipe, whose keys it may replace;
-- ``stages`` names several stages in order, each a mapping of keys. The other keys are shared by all of them; each stage
-  writes to ``OUTPUT_DIR/<stage>``, and ``model: <stage>`` starts from what an earlier one made; so do ``teacher``,
-  ``tokenizer``, ``importance`` and ``prepared_dir``. A stage may also extend a recipe of one stage: it takes all keys
-  of it but ``output_dir``.
-
-:mod:`training.common.yaml_file` says where relative paths start.
+A recipe maps keys of :class:`~training.config.arguments.StageArguments` to values. ``extends`` names another recipe,
+and ``stages`` maps names to the keys of stages, which run in order: training/config/README.md describes both.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
 from training.common.errors import UserError
-from training.common.run_folder import FINAL_MODEL
-from training.common.yaml_file import in_file, load_yaml, placed, unknown_key
-from training.config.arguments import StageArguments
-from training.config.stage_keys import check_given
+from training.common.hub import may_be_on_hub
+from training.common.run_folder import FINAL_MODEL, IMPORTANCE_FILE
+from training.common.yaml_file import RULE, load_yaml, unknown_key, with_paths
+from training.config.arguments import StageArguments, check_given
 
 # Keys that may name an earlier stage, and what of its folder they then mean.
 _MADE_BY_STAGES = {
@@ -39,12 +33,6 @@ _MADE_BY_STAGES = {
 _STAGE_KEYS = {each.name: str(each.type) for each in fields(StageArguments) if each.init}
 # Declared as texts, but may be true.
 _MAY_BE_TRUE = ("fsdp", "include_num_input_tokens_seen")
-# What other programs call the keys.
-_MEANT = {
-    **{"lr": "learning_rate", "batch_size": "global_batch_size", "epochs": "num_train_epochs", "steps": "max_steps"},
-    **{"data": "manifest", "dataset": "manifest", "model_name_or_path": "model", "max_seq_length": "max_length"},
-    **{"num_hard_negatives": "num_hard_negatives_retrieval", "lora_r": "lora_rank", "optimizer": "optim"},
-}
 
 
 @dataclass(frozen=True)
@@ -94,87 +82,80 @@ def recipe_help() -> str:
 def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe and check all of it before anything runs; ``overrides`` replace keys in every stage."""
     path, overrides = Path(path), overrides or {}
-    output_dir, stages = read_stages(path, overrides)
+    output_dir, stages = _read_stages(path, overrides)
     return Recipe(path, [_stage(path, name, keys) for name, keys in stages.items()], output_dir, overrides)
 
 
-def read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
+def _read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Return the folder that a recipe writes to and the keys of each stage, whose values are not checked yet."""
     keys = _read(path)
     stages = keys.pop("stages", None)
     if stages is None:
-        only = placed({**keys, **overrides}, keys.get("output_dir"))
+        only = {**keys, **overrides}
         return _output_dir(path, only), {path.stem: only}
-    _check_stages(path, stages)
-    shared = {**keys, **{key: value for key, value in overrides.items() if key == "output_dir"}}
-    for key in ("output_dir", *_MADE_BY_STAGES):
-        if isinstance(value := overrides.get(key, shared.get(key)), list):
-            raise UserError(f"{path}: key {key!r} takes one value, got {value!r}")
-    output_dir = _output_dir(path, shared)
+    overrides = dict(overrides)
+    output_dir = _output_dir(path, {**keys, "output_dir": overrides.pop("output_dir", keys.get("output_dir"))})
     result: dict[str, dict[str, Any]] = {}
     for name, own in stages.items():
-        stage_keys = {**shared, "output_dir": str(output_dir / name), **own}
-        stage_keys |= {key: value for key, value in overrides.items() if key != "output_dir"}
+        result[name] = {**keys, "output_dir": str(output_dir / name), **own, **overrides}
         for key, part in _MADE_BY_STAGES.items():
-            value = stage_keys.get(key)
+            value = result[name].get(key)
+            if isinstance(value, list | dict):
+                raise UserError(f"{path}: stage {name!r}: key {key!r} takes one value, got {value!r}")
             # `tokenizer: train` trains one, even if a stage is called so.
             if value not in stages or (key, value) == ("tokenizer", "train"):
                 continue
-            if value not in result:
+            if value == name or value not in result:
                 raise UserError(f"{path}: stage {name!r}: stage {value!r}, named as {key}, has not run; put it before")
-            stage_keys[key] = str(Path(str(result[value]["output_dir"])) / part)
-        result[name] = placed(stage_keys, keys.get("output_dir"))
+            result[name][key] = str(Path(str(result[value]["output_dir"])) / part)
     return output_dir, result
+
+
+def _output_dir(path: Path, keys: Mapping[str, Any]) -> Path:
+    value = keys.get("output_dir")
+    if not value or isinstance(value, list | dict):
+        fault = f"takes one value, got {value!r}" if value else "is missing; add it"
+        raise UserError(f"{path}: key 'output_dir' {fault}")
+    return Path(str(value))
+
+
+def _read(path: Path, seen: tuple[Path, ...] = (), stages: Collection[str] = ()) -> dict[str, Any]:
+    """Read a recipe file with what it and its stages extend; names of ``stages`` are no paths."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
+    return _extended(path, load_yaml(path), (*seen, path.resolve()), stages)
+
+
+def _extended(
+    path: Path, keys: dict[str, Any], seen: tuple[Path, ...], stages: Collection[str], name: str | None = None
+) -> dict[str, Any]:
+    """Return the keys of a file, or of its stage ``name``, over those of the recipe that they extend."""
+    known = [*_STAGE_KEYS, "extends", *(["stages"] if name is None else [])]
+    for key in keys:
+        if key not in known:
+            raise unknown_key(str(path), key, known)
+    base = {} if keys.get("extends") is None else _read(path.parent / str(keys["extends"]), seen, stages)
+    if name is not None:
+        if "stages" in base:
+            raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; name a recipe of one")
+        base.pop("output_dir", None)
+    elif "stages" in keys:
+        _check_stages(path, keys["stages"])
+    stages = {*stages, *base.get("stages", ()), *keys.get("stages", ())}
+    own = {key: value for key, value in keys.items() if key not in ("extends", "stages")}
+    # Here, not where stages are made: the paths are relative to the file in which they stand.
+    result = {**base, **with_paths(path, own, stages)}
+    if "stages" in keys:
+        result["stages"] = {name: _extended(path, of, seen, stages, name) for name, of in keys["stages"].items()}
+    return result
 
 
 def _check_stages(path: Path, stages: Any) -> None:
     if not isinstance(stages, dict) or not stages or not all(isinstance(keys, dict) for keys in stages.values()):
         raise UserError(f"{path}: key 'stages' must map names of stages to their keys")
-    for name, keys in stages.items():
+    for name in stages:
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise UserError(f"{path}: stage {name!r}: the name becomes a folder; use letters, put numbers in quotes")
-        for key in _MADE_BY_STAGES:
-            if not isinstance(keys.get(key), str | None):
-                raise UserError(f"{path}: stage {name!r}: key {key!r} cannot be {keys[key]!r}; name one")
-
-
-def _output_dir(path: Path, keys: dict[str, Any]) -> Path:
-    if not keys.get("output_dir"):
-        raise UserError(f"{path}: key 'output_dir' is missing; add it")
-    return Path(str(keys["output_dir"]))
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file with what it and its stages extend."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    keys, seen = load_yaml(path, named_in_file=bool(seen)), (*seen, path.resolve())
-    _check_known(path, keys, "stages", "extends")
-    if isinstance(stages := keys.get("stages"), dict):
-        # Here, not where stages are made: the paths are relative to the file in which they stand.
-        own = {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
-        keys["stages"] = stages | {name: _read_stage(path, name, stage, seen) for name, stage in own.items()}
-    base, keys = keys.pop("extends", None), in_file(path, keys)
-    return keys if base is None else {**_read(path.parent / str(base), seen), **keys}
-
-
-def _read_stage(path: Path, name: Any, keys: dict[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a stage's keys after those of the recipe that it extends."""
-    _check_known(path, keys, "extends")
-    extended, keys = keys.get("extends"), in_file(path, {key: own for key, own in keys.items() if key != "extends"})
-    if extended is None:
-        return keys
-    base = _read(path.parent / str(extended), seen)
-    if "stages" in base:
-        raise UserError(f"{path}: stage {name!r} extends {extended}, which has stages; extend a recipe of one")
-    base.pop("output_dir", None)
-    return {**base, **keys}
-
-
-def _check_known(path: Path, keys: dict[str, Any], *more: str) -> None:
-    for key in keys:
-        if key not in _STAGE_KEYS and key not in more:
-            raise unknown_key(str(path), key, [*_STAGE_KEYS, *more], _MEANT)
 
 
 def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
@@ -201,10 +182,12 @@ def _as_words(keys: Mapping[str, Any]) -> list[str]:
     words = []
     for key, value in keys.items():
         value = "none" if (key, value) == ("report_to", []) else value
-        if isinstance(value, list) and "list" not in _STAGE_KEYS[key]:
+        if not isinstance(value, list):
+            words.append(f"--{key}={_word(key, value)}")
+        elif "list" in _STAGE_KEYS[key]:
+            words += [f"--{key}", *(_word(key, each) for each in value)]
+        else:
             raise UserError(f"key {key!r} takes one value, got {value!r}")
-        several = isinstance(value, list)
-        words += [f"--{key}", *(_word(key, each) for each in value)] if several else [f"--{key}={_word(key, value)}"]
     return words
 
 
@@ -229,7 +212,7 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if key not in _STAGE_KEYS:
-                raise unknown_key("command line", key, sorted(_STAGE_KEYS), _MEANT)
+                raise unknown_key("command line", key, sorted(_STAGE_KEYS))
             given[key] = [value] if equals else []
         elif key is None:
             raise UserError(f"command line: {word!r} belongs to no key; write --key value")
@@ -239,3 +222,90 @@ def command_line_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not values and "bool" not in _STAGE_KEYS[key] and key not in _MAY_BE_TRUE:
             raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
     return {key: values if len(values) > 1 else values[0] if values else True for key, values in given.items()}
+
+
+class Maker(NamedTuple):
+    """The stage that makes an input: its name, its keys, and the command line that runs it alone."""
+
+    name: str
+    keys: Mapping[str, Any]
+    command: str
+
+
+class Input(NamedTuple):
+    """One thing that a stage reads: a path or a name on the Hub, given as ``key``."""
+
+    key: str
+    name: str
+    there: bool  # on this machine
+    maker: Maker | None = None  # the stage that makes it, if it is not there and such a stage is known
+    on_hub: bool = False  # not there, no stage makes it, and its name may be one of the Hub
+
+    @property
+    def missing(self) -> bool:
+        """Whether it has to be made before the stage can run."""
+        return not self.there and not self.on_hub
+
+    def described(self) -> str:
+        """Describe where it comes from."""
+        made = "missing: no stage makes it" if self.maker is None else f"made by stage {self.maker.name}"
+        return f"{self.name}, {'there' if self.there else 'on the Hub' if self.on_hub else made}"
+
+
+def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
+    """Look for what a stage reads: on disk, then among the stages of its recipe and of the recipes beside it."""
+    found = []
+    for key in ("model", "teacher", "tokenizer", "importance"):
+        name = getattr(stage.arguments, key)
+        if name is None or (key, name) == ("tokenizer", "train") or (key == "teacher" and stage.arguments.prunes):
+            continue
+        path = _path_of(key, name)
+        maker = None if path.exists() else next(_makers(recipe, stage, path), None)
+        elsewhere = not path.exists() and maker is None and key != "importance"
+        found.append(Input(key, name, path.exists(), maker, elsewhere and may_be_on_hub(name)))
+    return found
+
+
+def _path_of(key: str, name: str) -> Path:
+    """Return what must exist; the file of a measurement that is named by its folder."""
+    path = Path(name)
+    return path / IMPORTANCE_FILE if key == "importance" and path.suffix != Path(IMPORTANCE_FILE).suffix else path
+
+
+def _makers(recipe: Recipe, stage: Stage, path: Path) -> Iterator[Maker]:
+    """Yield the stages that make a path: those of the recipe, then those of the files beside it."""
+    own = {each.name: each.keys for each in recipe.stages if each.name != stage.name}
+    for file in [recipe.path, *sorted({*recipe.path.parent.glob("*.y*ml")} - {recipe.path})]:
+        is_own = file == recipe.path
+        # A file beside it is a recipe if it can be read as one; other faults in it show when it is run.
+        with suppress(UserError):
+            for name, keys in (own if is_own else _read_stages(file, {})[1]).items():
+                if _makes(keys, path):
+                    words = ["python", "training/run_stage.py", str(file), "--stage", name]
+                    for key, value in recipe.overrides.items() if is_own else ():
+                        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+                    yield Maker(name, keys, shlex.join(words))
+
+
+def _makes(keys: Mapping[str, Any], path: Path) -> bool:
+    output_dir = Path(str(keys["output_dir"]))
+    measures = keys.get("prune_to") is not None and keys.get("importance") is None
+    return path == output_dir / FINAL_MODEL or (measures and path == output_dir / IMPORTANCE_FILE)
+
+
+def require_inputs(recipe: Recipe, chosen: Sequence[Stage], finished: Collection[str] = ()) -> None:
+    """Refuse stages that lack something they read and that no earlier one of them makes; finished ones read nothing."""
+    made: list[Mapping[str, Any]] = []
+    for stage in chosen:
+        for each in find_inputs(recipe, stage) if stage.name not in finished else []:
+            if each.missing and not any(_makes(keys, _path_of(each.key, each.name)) for keys in made):
+                raise missing_error(recipe, stage, each)
+        made.append(stage.keys)
+
+
+def missing_error(recipe: Recipe, stage: Stage, missing: Input) -> UserError:
+    """Return the error for a missing input, with the command that makes it."""
+    what = f"{recipe.path}: stage {stage.name!r}: {missing.key} {missing.name!r} is missing"
+    if missing.maker is None:
+        return UserError(f"{what}, and no stage here or in a recipe beside it makes it; check the path ({RULE})")
+    return UserError(f"{what}; stage {missing.maker.name!r} makes it: {missing.maker.command}")

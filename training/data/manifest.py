@@ -88,7 +88,7 @@ _TOP_KINDS = {"sources": list, "root": str, **dict.fromkeys(_COUNTS, dict[str, i
 def read_manifest(path: Path | str, data_dir: Path | str | None = None) -> Manifest:
     """Read a manifest without looking for its files; ``data_dir`` replaces its ``root`` or folder."""
     path = Path(path)
-    content = {key: value for key, value in load_yaml(path, named_in_file=True).items() if value is not None}
+    content = {key: value for key, value in load_yaml(path).items() if value is not None}
     _check(str(path), content, _TOP_KINDS, ["sources"])
     entries = [_entry(path, number, written) for number, written in enumerate(content["sources"], start=1)]
     root = content.get("root", ".")

@@ -18,7 +18,13 @@ from training.common.errors import UserError
 from training.common.hub import check_repository
 from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints, place_of
 from training.common.yaml_file import load_yaml
-from training.config.stage_keys import LEARNT, MACHINE, PLACES, REFUSED, RUNNING
+from training.config.arguments import (
+    LEARNT,
+    MACHINE,
+    PATHS,
+    REFUSED,
+    RUNNING,
+)
 from training.models.merging import MERGE
 from training.models.model_folder import ADAPTER, load_json
 from training.models.model_ref import MERGED_ADAPTER
@@ -28,7 +34,7 @@ from training.publishing.record import RECORD
 COMMIT = re.compile("[0-9a-f]{40}")
 PUBLIC_KEYS = LEARNT | RUNNING
 # Every other key: it names a path, an account or a machine, or has no effect here.
-WITHHELD_KEYS = PLACES | MACHINE | frozenset(REFUSED)
+WITHHELD_KEYS = PATHS | MACHINE | frozenset(REFUSED)
 # Vocabulary files of a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
 # Keys whose value is a mapping, which a command line gives as JSON.

@@ -12,9 +12,16 @@ from training.common.errors import OutputError
 from training.common.outputs import write_whole
 from training.common.run_folder import FINAL_MODEL, RECIPE, from_run, holds_model, last_checkpoint, step_of
 from training.common.yaml_file import load_yaml
+from training.config.arguments import (
+    CHUNKS,
+    EVALUATION,
+    MACHINE,
+    NEVER,
+    RUNNING,
+    SAMPLE,
+)
 from training.config.checks import FOLLOWING_SCHEDULERS
 from training.config.recipe import Stage, read_values
-from training.config.stage_keys import CHUNKS, EVALUATION, MACHINE, NEVER, RUNNING, SAMPLE
 
 logger = logging.getLogger(__name__)
 

@@ -231,7 +231,7 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
         if args.model is not None:
             config = F2LLMConfig.from_pretrained(base_of(args.model))
         else:
-            fields = {**token_fields, **args.model_config_fields()}
+            fields = {**token_fields, **args.mapping("model_config")}
             family = fields.pop("family", None)
             config = F2LLMConfig(**fields) if family is None else F2LLMConfig.from_family(family, **fields)
     if config.num_attention_heads % config.num_key_value_heads:

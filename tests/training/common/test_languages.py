@@ -16,9 +16,6 @@ def test_two_letters_where_there_are_two():
     codes = {code for code in Locale("en").languages if len(code) == 2} - {"sh"}
     three = {langcodes.Language.get(code, normalize=False).to_alpha3() for code in codes}
     assert len(three) == 183 and {iso639_1(code) for code in three} == codes
-
-
-def test_names():
     expected = {"deu": "German", "ceb": "Cebuano", "hbs": "Serbo-Croatian", "qqq": "qqq"}
     assert {code: language_name(code) for code in expected} == expected
 

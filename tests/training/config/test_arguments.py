@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -37,22 +36,12 @@ def test_published_numbers_are_the_defaults():
     assert stage(**{f"num_hard_negatives_{kind}": n for kind, n in counts.items()}).num_hard_negatives == counts
 
 
-def test_mappings():
-    assert stage().model_config_fields() == stage().prune_to_fields() == {}
-    fields = {"hidden_size": 64, "family": "f2llm-v2-80m", "layer_types": None}
-    assert stage(model=None, model_config=json.dumps(fields)).model_config_fields() == fields
-    options = {"locale_dirs": ["here"]}
-    assert stage(builder="gettext", builder_options=json.dumps(options)).mapping("builder_options") == options
-
-
 @pytest.mark.parametrize(
     ("cap", "source_caps", "expected"),
     [
         (None, None, {"web_kor": None, "sts": None}),
         (9, None, {"web_kor": 9, "sts": 9}),
-        (None, '{"web_*": 5}', {"web_kor": 5, "sts": None}),
         (9, '{"web_*": 5, "web_kor": 7}', {"web_kor": 5, "sts": 9}),
-        (3, '{"*": 5}', {"web_kor": 3, "sts": 3}),
         (None, '{"web_*": 1e4}', {"web_kor": 10_000, "sts": None}),
     ],
 )
@@ -66,7 +55,6 @@ def test_smallest_cap_that_fits_a_source(cap, source_caps, expected):
     [
         ({}, 320, [320, 256, 128, 64, 32, 16, 8]),
         ({"matryoshka_min_dim": 64}, 320, [320, 256, 128, 64]),
-        ({"matryoshka_min_dim": 32}, 32, [32]),
         ({"matryoshka": False, "matryoshka_dimensions": [999]}, 320, None),
         ({"matryoshka_dimensions": [64, 100, 64]}, 320, [320, 100, 64]),
         ({"matryoshka_dimensions": [1, 320]}, 320, [320, 1]),
@@ -79,9 +67,7 @@ def test_trained_widths(keys, hidden_size, expected):
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [
-        ({"matryoshka_dimensions": [64, 512]}, ["'matryoshka_dimensions'", [512], 320]),
         ({"matryoshka_dimensions": [-8, 0, 8, 321]}, ["'matryoshka_dimensions'", [-8, 0, 321], 320]),
-        ({"matryoshka_min_dim": 512}, ["'matryoshka_min_dim'", 512]),
         ({"matryoshka_min_dim": 24}, ["'matryoshka_min_dim'", 24]),
     ],
 )
@@ -90,31 +76,23 @@ def test_width_that_does_not_fit_the_model(refuses, keys, parts):
         stage(**keys).train_dims(320)
 
 
-# The direction of metrics
-
-
 @pytest.mark.parametrize(("metric", "greater"), [*((m, False) for m in LOSSES), *((m, True) for m in SCORES)])
 def test_direction_follows_the_metric(refuses, metric, greater):
     assert greater_is_better(metric) is greater
     assert evaluated(metric_for_best_model=metric).chooses_by_pairs == ("pairs_" in metric)
     assert evaluated(metric_for_best_model=metric).greater_is_better is greater
     assert evaluated(metric_for_best_model=metric, greater_is_better=greater).greater_is_better is greater
-    with refuses("'greater_is_better'", repr(metric), f"'greater_is_better: {str(greater).lower()}'"):
+    with refuses("'greater_is_better'", repr(metric), f"give '{str(greater).lower()}'"):
         evaluated(metric_for_best_model=metric, greater_is_better=not greater)
 
 
 @pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
 @pytest.mark.parametrize(("metric", "mode"), [(None, "min"), ("retrieval", "min"), ("pairs_accuracy", "max")])
-def test_a_learning_rate_that_follows_a_metric_follows_it_in_its_direction(refuses, scheduler, metric, mode):
+def test_a_learning_rate_that_follows_a_metric_follows_it_in_its_direction(scheduler, metric, mode):
     told = {"lr_scheduler_type": scheduler, "metric_for_best_model": metric}
     assert evaluated(**told).lr_scheduler_kwargs == {"mode": mode}
     kept = evaluated(**told, lr_scheduler_kwargs='{"patience": 3}').lr_scheduler_kwargs
     assert kept == {"patience": 3, "mode": mode}
-    with refuses("'lr_scheduler_kwargs'", f"'mode: {mode}'"):
-        evaluated(**told, lr_scheduler_kwargs={"mode": {"min": "max", "max": "min"}[mode]})
-
-
-# Adapters
 
 
 def test_defaults_of_an_adapter(tmp_path):

@@ -7,7 +7,6 @@ import warnings
 import pytest
 
 from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
-from training.config import recipe
 from training.config.arguments import StageArguments
 from training.config.recipe import command_line_overrides, load_recipe
 
@@ -23,9 +22,6 @@ def read(write):
     return lambda keys="", *words: only_stage(load_recipe(write(keys), command_line_overrides(words)))
 
 
-# Values
-
-
 def test_recipe_without_stages_is_one_stage(write):
     (stage,) = load_recipe(str(write({"seed": 3}, "small.yaml"))).stages
     assert stage.name == "small" and stage.keys == {**ONE_STAGE, "seed": 3}
@@ -34,54 +30,31 @@ def test_recipe_without_stages_is_one_stage(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "expected"),
+    ("text", "expected"),
     [
-        *((f"learning_rate: {text}", "learning_rate", 1e-5) for text in ("1e-5", "1.0e-5", "1E-5", "0.00001")),
-        *((f"learning_rate: {text}", "learning_rate", float(text)) for text in ("2", ".5")),
-        ("learning_rate: '3e-4'", "learning_rate", 3e-4),
-        *((f"max_steps: {text}", "max_steps", 1000) for text in ("1000", "'1000'", "1_000", "1e3", "1.0e3")),
-        *((f"max_steps: {text}", "max_steps", int(float(text))) for text in ("-1", "2.5E+1", "7.")),
-        ("max_steps: 9223372036854775807", "max_steps", 2**63 - 1),
-        *((f"mask_duplicates: {text}", "mask_duplicates", True) for text in ("true", "yes", "on")),
-        *((f"matryoshka: {text}", "matryoshka", False) for text in ("false", "no", "'false'", "0")),
-        ("matryoshka_dimensions: [6.4e1, 32]", "matryoshka_dimensions", [64, 32]),
-        ("matryoshka_dimensions: 64", "matryoshka_dimensions", [64]),
-        ("sources: [web_*, sts]", "sources", ["web_*", "sts"]),
-        ("sources: web_*", "sources", ["web_*"]),
-        ("cap: null", "cap", None),
-        ("seed: null", "seed", 42),
-        ("optim_target_modules: [attn, mlp]", "optim_target_modules", ["attn", "mlp"]),
-        ("optim_target_modules: all-linear", "optim_target_modules", "all-linear"),
-        ("trackio_static_space_id: false", "trackio_static_space_id", False),
-        ("trackio_static_space_id: org/space", "trackio_static_space_id", "org/space"),
-        ("lr_scheduler_kwargs: {min_lr: 1e-5}", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
-        ("liger_kernel_config: {rope: false}", "liger_kernel_config",
-         {"rope": False, "fused_linear_cross_entropy": False}),
-        ("activation_checkpointing_kwargs: {use_reentrant: false}", "activation_checkpointing_kwargs",
-         {"use_reentrant": False}),
-        ("warmup_steps: 0.1", "warmup_steps", 0.1),
-        ("eval_steps: 1e2", "eval_steps", 100.0),
-        ("tf32: false", "tf32", False),
-        ("disable_tqdm: yes", "disable_tqdm", True),
-        ("ddp_timeout: 7.2e3", "ddp_timeout", 7200),
-        ("report_to: [tensorboard, wandb]", "report_to", ["tensorboard", "wandb"]),
-        ("report_to: tensorboard", "report_to", ["tensorboard"]),
-        ("report_to: []", "report_to", []),
-        ("report_to: none", "report_to", []),
-        ("report_to: [none]", "report_to", []),
-        ("fsdp: true", "fsdp", True),
-        ("fsdp: false", "fsdp", False),
-        ("fsdp: full_shard", "fsdp", True),
-        *((f"include_num_input_tokens_seen: {text}", "include_num_input_tokens_seen", "all")
-          for text in ("non_padding", "all", "true")),
-        *((f"include_num_input_tokens_seen: {text}", "include_num_input_tokens_seen", "no")
-          for text in ("no", "false", "'no'")),
+        *((f"learning_rate: {text}", 1e-5) for text in ("1e-5", "1.0e-5", "1E-5", "0.00001", "'1e-5'")),
+        *((f"max_steps: {text}", 1000) for text in ("1000", "'1000'", "1_000", "1e3", "1.0e3")),
+        *((f"mask_duplicates: {text}", True) for text in ("true", "yes", "on")),
+        *((f"matryoshka: {text}", False) for text in ("false", "no", "'false'", "0")),
+        *((f"include_num_input_tokens_seen: {text}", "all") for text in ("non_padding", "true")),
+        *((f"include_num_input_tokens_seen: {text}", "no") for text in ("no", "'no'")),
+        *(("max_steps: -1", -1), ("max_steps: 9223372036854775807", 2**63 - 1), ("ddp_timeout: 7.2e3", 7200)),
+        *(("cap: null", None), ("seed: null", 42), ("warmup_steps: 0.1", 0.1), ("tf32: false", False)),
+        *(("matryoshka_dimensions: [6.4e1, 32]", [64, 32]), ("matryoshka_dimensions: 64", [64])),
+        *(("sources: web_*", ["web_*"]), ("fsdp: true", True), ("fsdp: false", False)),
+        *(("report_to: tensorboard", ["tensorboard"]), ("report_to: []", []), ("report_to: [none]", [])),
+        ("optim_target_modules: [attn, mlp]", ["attn", "mlp"]),
+        ("optim_target_modules: all-linear", "all-linear"),
+        ("lr_scheduler_kwargs: {min_lr: 1e-5}", {"min_lr": 1e-5}),
+        ("liger_kernel_config: {rope: false}", {"rope": False, "fused_linear_cross_entropy": False}),
+        ("activation_checkpointing_kwargs: {use_reentrant: false}", {"use_reentrant": False}),
     ],
-)  # fmt: skip
-def test_values_of_several_types(read, text, key, expected):
+)
+def test_values_of_several_types(read, text, expected):
+    key, value = text.split(": ", 1)
     found = getattr(read(f"{text}\n"), key)
     assert isinstance(found, type(expected)) and found == expected
-    value = text.partition(": ")[2].strip("'")
+    value = value.strip("'")
     if value[0] not in "[{" and value not in ("null", "on"):
         assert getattr(read("", f"--{key}={value}"), key) == expected
 
@@ -96,7 +69,7 @@ def test_no_as_yaml_reads_it(read, written):
 def test_mapping_arrives_whole(write, read):
     config = {"hidden_size": 64, "rms_norm_eps": 0.5, "layer_types": None, "family": "größer", "use_cache": True}
     path = write({"output_dir": "x", "model_config": config}, base={})
-    assert only_stage(load_recipe(path)).model_config_fields() == config
+    assert only_stage(load_recipe(path)).mapping("model_config") == config
     assert read("source_caps: {web_*: 1e4}\n").cap_of("web_kor") == 10_000
 
 
@@ -119,25 +92,16 @@ def test_checkpointing_by_its_newer_and_its_older_name(read, key):
         assert getattr(arguments, f"{name}_kwargs") == {"use_reentrant": False}
 
 
-# The command line
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("", {}),
-        ("--seed 9", {"seed": "9"}),
-        ("--seed=9", {"seed": "9"}),
         ("--max-length 9", {"max_length": "9"}),
-        ("--max_steps -1", {"max_steps": "-1"}),
-        ("--bf16", {"bf16": True}),
-        ("--fsdp", {"fsdp": True}),
+        ("--max_steps -1 --fsdp", {"max_steps": "-1", "fsdp": True}),
         ("--bf16 --seed 9", {"bf16": True, "seed": "9"}),
-        ("--bf16 false", {"bf16": "false"}),
         ("--sources a b --seed=9", {"sources": ["a", "b"], "seed": "9"}),
-        ("--query_instruction=a=b", {"query_instruction": "a=b"}),
-        ("--query_instruction=", {"query_instruction": ""}),
-        ("--seed 1 --seed 2", {"seed": "2"}),
+        ("--query_instruction=a=b --bf16 false", {"query_instruction": "a=b", "bf16": "false"}),
+        ("--query_instruction= --seed 1 --seed 2", {"query_instruction": "", "seed": "2"}),
     ],
 )
 def test_command_line(words, expected):
@@ -148,11 +112,8 @@ def test_command_line(words, expected):
     ("words", "parts"),
     [
         *((f"--compile --{key} --seed 1", [f"--{key} VALUE"]) for key in ("model", "learning_rate", "report_to")),
-        ("--learning_rat=1", ["command line", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ("--learning-rat 1", ["command line", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ("recipe2.yaml", ["command line", "'recipe2.yaml'"]),
-        ("-x 1", ["command line", "'-x'"]),
-        ("9 --seed", ["command line", "'9'"]),
     ],
 )
 def test_bad_command_line(refuses, words, parts):
@@ -161,10 +122,8 @@ def test_bad_command_line(refuses, words, parts):
 
 
 def test_overrides_replace_keys_of_every_stage(write, read):
-    words = ["--seed", "9", "--learning_rate=1e-5", "--sources", "a", "b", "--matryoshka=no"]
-    arguments = read({"seed": 1, "sources": ["x"]}, *words)
-    assert (arguments.seed, arguments.learning_rate, arguments.sources) == (9, 1e-5, ["a", "b"])
-    assert arguments.matryoshka is False
+    arguments = read({"seed": 1, "sources": ["x"]}, "--seed", "9", "--sources", "a", "b")
+    assert (arguments.seed, arguments.sources) == (9, ["a", "b"])
     path = write({"seed": 1, "stages": {"a": {"seed": 2, "cap": 3}, "b": {"model": "a"}}})
     stages = load_recipe(path, {"seed": "9", "cap": "4"}).stages
     assert [(stage.arguments.seed, stage.arguments.cap) for stage in stages] == [(9, 4), (9, 4)]
@@ -180,9 +139,6 @@ def test_overridden_output_dir_moves_all_stages(write):
         assert only_stage(load_recipe(write(keys, base={}), {"output_dir": "x"})).output_dir.startswith("x")
 
 
-# Faults
-
-
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [
@@ -190,12 +146,8 @@ def test_overridden_output_dir_moves_all_stages(write):
         ("stages:\n  a: {seed: 1}\n  a: {seed: 2}\n", ["'a'", "twice"]),
         ({"learning_rat": 1}, ["unknown key", "did you mean 'learning_rate'?"]),
         ({"stages": {"a": {"tokeniser": "train"}}}, ["unknown key", "did you mean 'tokenizer'?"]),
-        ({"global-batch-size": 8}, ["unknown key", "did you mean 'global_batch_size'?"]),
-        ({"extend": "x.yaml"}, ["unknown key", "did you mean 'extends'?"]),
         ({"stage": {}}, ["unknown key", "did you mean 'stages'?"]),
-        ({"qqq": 1}, ["unknown key", "--help lists"]),
         ({1: 1}, ["unknown key", "--help lists"]),
-        ({True: 1}, ["unknown key", "--help lists"]),
         ({"output_dir": None}, ["'output_dir'", "missing"]),
         ({"output_dir": None, "stages": {"a": {}}}, ["'output_dir'", "missing"]),
         ({"stages": {"first": {}, "second": {"temperature": 0}}}, ["stage 'second'", "'temperature'"]),
@@ -229,21 +181,18 @@ def test_faulty_recipe(write, refuses, keys, parts):
     ("key", "value", "shown"),
     [
         ("learning_rate", "fast", "'fast'"),
-        ("learning_rate", {"a": 1}, '{"a": 1}'),
         ("learning_rate", [0.1, 0.2], "0.2"),
         ("global_batch_size", "many", "'many'"),
         ("global_batch_size", 2.5, "'2.5'"),
-        ("cap", "1.5e0", "'1.5'"),
-        ("seed", 2**70, "between 0 and"),
+        ("seed", 2**70, "at most"),
         ("seed", True, "'true'"),
         ("matryoshka", "maybe", "maybe"),
-        ("matryoshka", 2, "2"),
         ("matryoshka_dimensions", [64, "x"], "'x'"),
         ("lora_target_modules", [], "at least one"),
         ("eval_strategy", "sometimes", "'sometimes'"),
         ("lr_scheduler_type", "round", "'round'"),
         ("source_caps", {"web_*": 1e-4}, "0.0001"),
-        ("include_num_input_tokens_seen", "some", "'all'"),
+        ("include_num_input_tokens_seen", "some", "some"),
         ("fsdp_config", "/nowhere.json", "/nowhere.json"),
     ],
 )
@@ -251,31 +200,3 @@ def test_wrong_value(write, refuses, key, value, shown):
     path = write({"stages": {"first": {key: value, **({"fsdp": True} if key == "fsdp_config" else {})}}})
     with refuses(path, "stage 'first'", key, shown):
         load_recipe(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [
-        ("lr", "learning_rate"),
-        ("LR", "learning_rate"),
-        ("batch_size", "global_batch_size"),
-        ("num_hard_negatives", "num_hard_negatives_retrieval"),
-        ("max_lengths", "max_length"),
-        ("sed", "seed"),
-        ("see", "seed"),
-        # Short words that are near by chance
-        ("lq", None),
-        ("xr", None),
-    ],
-)
-def test_unknown_key_names_the_one_that_is_meant(write, refuses, key, meant):
-    remedy = "--help lists the known ones" if meant is None else f"did you mean {meant!r}?"
-    with refuses("command line", repr(key), remedy):
-        command_line_overrides([f"--{key}", "1"])
-    path = write({key: 1})
-    with refuses(path, repr(key), remedy):
-        load_recipe(path)
-
-
-def test_all_meanings_are_keys():
-    assert set(recipe._MEANT.values()) <= set(recipe._STAGE_KEYS) and not set(recipe._MEANT) & set(recipe._STAGE_KEYS)

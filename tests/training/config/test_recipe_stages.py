@@ -1,16 +1,31 @@
-"""Recipes of several files and stages: what extends, and what names of stages and folders mean."""
+"""Recipes of several files and stages: what extends, what names and paths mean, and what a stage reads."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import training
-from tests.training.recipes import ONE_STAGE, only_stage, recipe_writer
-from training.config.recipe import load_recipe
+from tests.training.recipes import ONE_STAGE, error_of, only_stage, recipe_writer
+from training.common.yaml_file import RULE
+from training.config.recipe import Stage, find_inputs, load_recipe, require_inputs
+from training.stages.continuation import check_keys
 
+SHAPE = {"hidden_size": 8}
 QUICKSTART = Path(training.__file__).parent / "recipes" / "quickstart" / "recipe.yaml"
+
+READ = {
+    **{
+        "manifest": "data/m.yaml",
+        "data_dir": "data",
+        "evaluation_pairs": "p.parquet",
+        "evaluation_candidates": "c.csv",
+    },
+    **{"model": "some/model", "teacher": "some/teacher"},
+}
 
 
 @pytest.fixture
@@ -18,19 +33,14 @@ def write(tmp_path):
     return recipe_writer(tmp_path)
 
 
-# Extends
-
-
 def test_extends_replaces_keys_of_the_other_file(write):
-    base = write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
+    write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
     write({"extends": "family/base.yaml", "seed": 2}, "middle.yaml", base={})
     path = write({"extends": "../middle.yaml", "cap": None, "temperature": 0.1}, "own/recipe.yaml", base={})
     loaded = load_recipe(path)
     arguments = only_stage(loaded)
     assert (arguments.seed, arguments.cap, arguments.max_length, arguments.temperature) == (2, None, 99, 0.1)
     assert loaded.path == path and "extends" not in loaded.stages[0].keys
-    # From a second branch, by its absolute path.
-    assert only_stage(load_recipe(write({"extends": str(base)}, "own/b.yaml", base={}))).seed == 1
     write({"stages": {"first": {"seed": 1}, "second": {"model": "first"}}}, "staged.yaml")
     stages = load_recipe(write({"extends": "staged.yaml", "max_length": 9}, base={})).stages
     assert [(stage.name, stage.arguments.max_length) for stage in stages] == [("first", 9), ("second", 9)]
@@ -41,9 +51,6 @@ def test_extends_in_a_circle(write, refuses, length):
     for number in range(length):
         path = write({"extends": f"{(number + 1) % length}.yaml"}, f"{number}.yaml")
     with refuses(path.parent, ".yaml", "extends itself"):
-        load_recipe(path)
-    path = write({"extends": "../deep/recipe.yaml"}, "deep/recipe.yaml")
-    with refuses("recipe.yaml", "extends itself"):
         load_recipe(path)
 
 
@@ -77,13 +84,8 @@ def test_stage_extends_a_recipe_of_one_stage(write):
 def test_stage_extends_a_faulty_recipe(write, refuses, base, parts):
     if base is not None:
         write(base, "base.yaml")
-    for keys in ({"stages": {"a": {"extends": "base.yaml"}}}, {"extends": "base.yaml"}):
-        if "stages" in keys or parts[-1] != "has stages":
-            with refuses(*parts):
-                load_recipe(write(keys))
-
-
-# Stages
+    with refuses(*parts):
+        load_recipe(write({"stages": {"a": {"extends": "base.yaml"}}}))
 
 
 def test_stages_inherit_shared_keys_and_have_their_own_folders(write):
@@ -131,4 +133,170 @@ def test_quickstart_loads():
     assert second.arguments.model == "runs/quickstart/stage1/model"
     assert first.arguments.lr_scheduler_kwargs == second.arguments.lr_scheduler_kwargs == {"min_lr": 1e-5}
     assert (first.arguments.instructions, second.arguments.instructions) == (False, True)
-    assert first.arguments.model_config_fields()["hidden_size"] == 128
+    assert first.arguments.mapping("model_config")["hidden_size"] == 128
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(name="recipe.yaml", **stages):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "stages": stages}))
+        return load_recipe(path)
+
+    return write
+
+
+def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp_path):
+    (tmp_path / "there").mkdir()
+    made = recipe(
+        a={"model": str(tmp_path / "there"), "teacher": "some/model"},
+        b={"model": "a", "prune_to": SHAPE},
+        c={"model": "a", "prune_to": SHAPE, "importance": "b"},
+        d={"model": "c", "tokenizer": "/nowhere/at/all"},
+    )
+    found = {(stage.name, each.key): each for stage in made.stages for each in find_inputs(made, stage)}
+    assert found["a", "model"].there and not found["a", "model"].missing
+    assert found["a", "teacher"].on_hub and not found["a", "teacher"].missing
+    assert found["b", "model"].missing and found["b", "model"].maker.name == "a"
+    assert found["c", "importance"].maker.name == "b"
+    assert found["d", "model"].maker.name == "c"
+    assert found["d", "tokenizer"].missing and found["d", "tokenizer"].maker is None
+    require_inputs(made, made.stages[:3])
+
+
+@pytest.mark.parametrize(
+    ("key", "made_there", "keys"),
+    [
+        *((key, "model/config.json", {}) for key in ("model", "teacher", "tokenizer")),
+        ("importance", "importance.safetensors", {"prune_to": SHAPE}),
+    ],
+)
+def test_a_missing_input_names_stage_and_command(recipe, refuses, tmp_path, key, made_there, keys):
+    made = recipe(a={"model": "some/model", **keys}, b={"model": "some/model", **keys, key: "a"})
+    require_inputs(made, made.stages)
+    file = tmp_path / "run/a" / made_there
+    # The folder of the run may be there without what is read.
+    (tmp_path / "run/a").mkdir(parents=True)
+    command = f"python training/run_stage.py {made.path} --stage a"
+    with refuses("stage 'b'", f"{key} '{file.parent}' is missing; stage 'a' makes it: {command}"):
+        require_inputs(made, made.stages[1:])
+    require_inputs(made, made.stages[1:], finished=["b"])
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    require_inputs(made, made.stages[1:])
+
+
+def test_recipes_beside_it_are_looked_through(recipe, refuses, tmp_path):
+    recipe("all.yaml", first={"model": "some/model"}, second={"model": "first"})
+    (tmp_path / "broken.yaml").write_text("sed: 1\n")
+    (tmp_path / "notes.yaml").write_text("- a list\n")
+    made = recipe("own.yaml", b={"model": str(tmp_path / "run/first/model")})
+    with refuses("stage 'first' makes it", f"run_stage.py {tmp_path}/all.yaml --stage first"):
+        require_inputs(made, made.stages)
+
+
+def test_what_nothing_makes_is_said(recipe, refuses, tmp_path):
+    made = recipe(a={"model": str(tmp_path / "away")})
+    with refuses(made.path, "stage 'a'", f"model '{tmp_path}/away' is missing, and no stage", "check the path"):
+        require_inputs(made, made.stages)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Writes recipes into ``project``; the working directory is ``here``, beside it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return recipe_writer(tmp_path / "project")
+
+
+def make(*paths):
+    for path in paths:
+        Path("../project", path).parent.mkdir(parents=True, exist_ok=True)
+        Path("../project", path).touch()
+
+
+def keys_of(path, **overrides):
+    (stage,) = load_recipe(path, overrides).stages
+    return stage.keys
+
+
+def test_what_lies_beside_the_file_is_read_there(here, monkeypatch):
+    path = here(READ)
+    # Nothing is there: the working directory, or the Hub.
+    assert keys_of(path).items() >= READ.items()
+    make("data/m.yaml", "p.parquet", "c.csv", "some/model", "some/teacher")
+    keys = keys_of(path)
+    assert {key: keys[key] for key in READ} == {key: f"../project/{path}" for key, path in READ.items()}
+    # Paths of the command line start at the working directory.
+    assert keys_of(path, manifest="data/m.yaml")["manifest"] == "data/m.yaml"
+    monkeypatch.chdir(path.parent)
+    assert keys_of(Path("recipe.yaml")).items() >= READ.items()
+
+
+def test_what_is_written_starts_at_the_working_directory(here):
+    written = {"output_dir": "out", "prepared_dir": "prepared", "teacher_cache_dir": "cache", "teacher": "some/teacher"}
+    make("out/x", "prepared/x", "cache/x")
+    assert keys_of(here(written)).items() >= written.items()
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps])
+def test_folders_of_a_builder_are_read_beside_the_file(here, form):
+    make("mine/x")
+    options = {"locale_dirs": ["mine", "/usr/share/locale", "other"]}
+    keys = keys_of(here({"builder": "gettext", "manifest": "built/m.yaml", "builder_options": form(options)}))
+    assert keys["builder_options"] == {"locale_dirs": ["../project/mine", "/usr/share/locale", "other"]}
+    assert keys["manifest"] == "built/m.yaml"
+
+
+def test_what_is_not_a_relative_path_stays(here):
+    keys = {"data_dir": "hf://datasets/a/b", "manifest": "/data/m.yaml", "fsdp": True, "fsdp_config": '{"version": 2}'}
+    assert keys_of(here(keys)).items() >= keys.items()
+    make("train/x", "first/x")
+    new = {"model": None, "model_config": {"hidden_size": 8}, "tokenizer": "train"}
+    assert keys_of(here(new))["tokenizer"] == "train"
+    # The name of a stage comes before a folder beside the recipe.
+    stages = {"first": {"model": "some/model"}, "second": {"model": "first"}}
+    for recipe in (here({"stages": stages}, "a.yaml"), here({"extends": "a.yaml", "teacher": "first"}, base={})):
+        assert load_recipe(recipe, {"teacher": None}).stages[1].keys["model"] == "runs/x/first/model"
+
+
+def test_each_file_of_a_chain_has_its_own_folder(here):
+    here({"manifest": "m.yaml", "evaluation_pairs": "p.parquet"}, "family/base.yaml")
+    here({"extends": "family/base.yaml", "data_dir": "data"}, "middle.yaml", base={})
+    here({"extends": "../middle.yaml", "evaluation_pairs": "own.parquet"}, "own/leaf.yaml", base={})
+    path = here({"stages": {"a": {"extends": "own/leaf.yaml", "evaluation_candidates": "c.parquet"}}})
+    make("family/m.yaml", "data/x", "own/own.parquet", "c.parquet")
+    keys, expected = keys_of(path), ("family/m.yaml", "data", "own/own.parquet", "c.parquet")
+    assert [keys[key] for key in list(READ)[:4]] == [f"../project/{each}" for each in expected]
+
+
+def test_past_a_link_the_path_still_leads_to_the_file(here, tmp_path):
+    real = here({"manifest": "../data/m.yaml"}, "deep/er/recipe.yaml")
+    make("deep/data/m.yaml")
+    (tmp_path / "here/link").symlink_to(real.parent)
+    keys = keys_of(Path("link/recipe.yaml"))
+    assert Path(keys["manifest"]).resolve() == tmp_path / "project/deep/data/m.yaml"
+
+
+def test_a_missing_model_tells_the_rule(here, capsys):
+    (Path("../project") / "folder.yaml").mkdir(parents=True)
+    error = error_of([here({"manifest": "m.yaml", "model": "no/such/model"})], capsys)
+    assert "model 'no/such/model' is missing" in error and RULE in error
+
+
+def test_a_run_is_the_same_from_every_working_directory(here, tmp_path, monkeypatch, refuses):
+    path = here({"output_dir": "runs/x", "manifest": "m.yaml", "model": "Org/model", "teacher": "runs/big/model"})
+    make("m.yaml")
+    (stage,) = load_recipe(path).stages
+    run = tmp_path / "here/runs/x"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stage.keys))
+    monkeypatch.chdir(tmp_path)
+    elsewhere = {"output_dir": "here/runs/x", "teacher": "here/runs/big/model"}
+    (again,) = load_recipe(path, elsewhere).stages
+    assert again.keys["manifest"] != stage.keys["manifest"]
+    assert check_keys(run, again, accept_changes=False) == {}
+    for key in ("manifest", "teacher", "model"):
+        changed = Stage("x", {**again.keys, key: "other/model"}, again.arguments)
+        with refuses(run, key):
+            check_keys(run, changed, accept_changes=False)

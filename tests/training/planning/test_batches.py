@@ -79,7 +79,7 @@ def test_files_that_are_there_count(stage, tmp_path):
 def test_what_cannot_be_estimated_is_refused(stage, refuses, tmp_path):
     with refuses("no source fits ['none']"):
         estimated_sizes(stage(sources=["none"]))
-    with refuses("unknown task type 'ranking'"):
+    with refuses("'task_types' cannot be 'ranking'"):
         estimated_sizes(stage(task_types=["ranking"]))
     args = stage()
     text = (tmp_path / "manifest.yaml").read_text()
