@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.benchmarks import run
-from tests.benchmarks.machine import describe_hardware
+from tests.benchmarks.common import describe_hardware
 from tests.benchmarks.timing import Contestant, add_ratio, measure
 
 

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.config.recipe import Stage, command_line_overrides, load_recipe, recipe_help
-from training.evaluation.stage_pairs import check_stage_pairs
+from training.evaluation.pairs import check_stage_pairs
 from training.planning.plan import device_overrides, show_plans
 from training.stages.stage import Uploads, run_recipe
 from training.trainer.stopping import ended_by_signals

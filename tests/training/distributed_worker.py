@@ -39,7 +39,7 @@ def _at(rank, step, action):
 
 
 def _die(rank, step):
-    gather = "training.trainer.gradient_cache._gather"
+    gather = "training.trainer.step.gather_rows"
     _at(rank, step, lambda: mock.patch(gather, lambda *args: os.kill(os.getpid(), signal.SIGKILL)).start())
 
 

@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import ndcg_score
@@ -29,7 +30,6 @@ from torch.nn.functional import normalize as unit
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from training.common.errors import UserError
-from training.common.executor import as_first_process
 from training.common.languages import iso639_3, usual_script
 from training.common.outputs import locked, write_whole
 from training.common.run_folder import run_of
@@ -312,7 +312,7 @@ class PairsCallback(TrainerCallback):
             embeddings = unit(embeddings.cpu()[self._positions], dim=-1)
             queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
             values = [each for dim in self._dims for each in ranking_scores(queries, candidates, self._pairs, dim)]
-        metrics.update(as_first_process(self._accelerator, dict(zip(self.metric_names, values, strict=True))))
+        metrics.update(broadcast_object_list([dict(zip(self.metric_names, values, strict=True))])[0])
 
 
 def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:

@@ -17,18 +17,17 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.command import duration, operations, size
 from training.common.errors import UserError
 from training.config.arguments import StageArguments
-from training.config.inputs import Input, find_inputs, missing_error
-from training.config.recipe import Recipe, Stage, made_by
+from training.config.recipe import Input, Recipe, Stage, find_inputs, made_by, missing_error
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import learns_from_teacher
-from training.evaluation.stage_pairs import load_stage_pairs
+from training.evaluation.pairs import load_stage_pairs
 from training.models.adapters import adapter_config
 from training.models.model_folder import count_parameters, forward_flops, user_error
 from training.models.model_ref import base_of
 from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
-from training.pruning.shape import pruned_config
+from training.pruning.plan import pruned_config
 from training.stages.setup import check_max_length, make_config, make_tokenizer, prepare_sources, read_sources
 
 
@@ -260,7 +259,7 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     origin = _origin_of(args, earlier, all_sources if needs_data else [])
     target, calibrates = origin.config, args.prune_to is not None and args.importance is None
     if args.prune_to is not None:
-        target = pruned_config(origin.config, args.prune_to_fields(), "key 'prune_to'")
+        target = pruned_config(origin.config, args.mapping("prune_to"), "key 'prune_to'")
     length, data, tokens = min(args.planned_text_tokens, args.max_length), "none: activations were measured before", 0
     if needs_data:
         data = (away or f"{args.manifest} (local)") + "; all texts are read for their tokens" * args.trim_vocabulary

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
 from training.common.run_folder import FINAL_MODEL, numbered_checkpoints, public_name
-from training.models.adapter_merging import trained_widths
 from training.models.adapters import expected_shapes
+from training.models.merging import trained_widths
 from training.models.model_folder import user_error
 from training.models.model_ref import MERGED_ADAPTER, AdapterFolder, base_revision, find_adapter
 from training.publishing.model_files import (

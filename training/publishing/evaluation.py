@@ -11,17 +11,17 @@ from typing import Any
 
 from training.common.errors import UserError
 from training.common.outputs import write_whole
-from training.evaluation.figures.plots import (
+from training.evaluation.figures import (
     Curves,
     curves_figure,
-    draw_dimensions,
-    draw_languages,
-    draw_learning,
-    draw_pareto,
+    dimensions_figure,
     find_log,
+    languages_figure,
+    learning_figure,
     load_curves,
+    pareto_figure,
+    save,
 )
-from training.evaluation.figures.style import save
 from training.evaluation.records import SCORES, Evaluation, ModelRecord, labels, load_evaluation
 from training.evaluation.summary import summarize
 from training.models.model_folder import read_json as read_settings
@@ -133,17 +133,16 @@ def _load_losses(folder: Path) -> dict[str, Curves]:
 def draw_figures(folder: Path) -> list[Path]:
     """Draw the figures of a packed folder as SVG and PNG, as far as there are numbers; always the same bytes."""
     evaluation = load_evaluation(folder / EVALUATION, missing_ok=True)
-    output, drawn = folder / FIGURES, []
     label = own_label(evaluation, load_release(folder).name)
+    figures = {"learning": learning_figure(evaluation)}
     if label is not None:
         models = [model for model in evaluation.models if model.label == label]
-        drawn += draw_dimensions(Evaluation(models, evaluation.select(model=label), evaluation.examples), output)
-        drawn += draw_languages(summarize(evaluation, label), output)
-        drawn += draw_pareto(evaluation, output)
-    drawn += draw_learning(evaluation, output)
+        own = Evaluation(models, evaluation.select(model=label), evaluation.examples)
+        figures |= {"dimensions": dimensions_figure(own), "pareto": pareto_figure(evaluation)}
+        figures["languages"] = languages_figure(summarize(evaluation, label))
     for number, (stage, curves) in enumerate(_load_losses(folder).items()):
-        drawn += save(curves_figure(curves, stage), output, f"curves-{number}")
-    return drawn
+        figures[f"curves-{number}"] = curves_figure(curves, stage)
+    return [path for name, figure in figures.items() for path in save(figure, folder / FIGURES, name)]
 
 
 def drawn_figures(folder: Path) -> dict[str, Any]:

@@ -91,7 +91,10 @@ class Lineage:
 
     def _visit_trained(self, state: ModelState, above: tuple[Path, ...]) -> tuple[tuple[Reference], Reference | None]:
         found: dict[str, Reference] = {}
-        for key in ("teacher", "model"):
+        # Some stages have the key of the whole recipe and learn nothing from the teacher.
+        weight = state.keys.get("distillation_weight")
+        is_taught = state.kind != "pruning" and (weight is None or float(weight) > 0)
+        for key in ("teacher", "model") if is_taught else ("model",):
             path = state.path_of(key)
             if path is None:
                 continue

@@ -26,8 +26,7 @@ from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource, put_aside, sources_table
 from training.distillation.distillation import Distillation, inspect_teacher, learns_from_teacher, make_distillation
-from training.evaluation.pairs import Pairs
-from training.evaluation.stage_pairs import PairsCallback, load_stage_pairs, sample_pairs
+from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sample_pairs
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error

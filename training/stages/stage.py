@@ -29,17 +29,15 @@ from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIP
 from training.common.yaml_file import load_yaml
 from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
-from training.config.inputs import require_inputs
-from training.config.recipe import Recipe, Stage, made_by
+from training.config.recipe import Recipe, Stage, made_by, require_inputs
 from training.data.prepared import PreparedSource
+from training.evaluation.pairs import evaluate_and_report
 from training.evaluation.report import check_report_folder
-from training.evaluation.stage_pairs import evaluate_and_report
 from training.models.encoding import packed_texts
 from training.models.saved_prompts import given_prompt, kept_prompts, set_query_prompt
 from training.pruning.importance import Importance, calibrate
-from training.pruning.plan import make_plan
+from training.pruning.plan import make_plan, pruned_config
 from training.pruning.pruning import apply_plan
-from training.pruning.shape import pruned_config
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources, set_up
@@ -284,7 +282,7 @@ def prune_stage(stage: Stage) -> None:
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer).eval()
     # Fails on a shape that does not fit before the data is prepared.
-    target = None if args.prune_to is None else pruned_config(model.config, args.prune_to_fields(), "key 'prune_to'")
+    target = None if args.prune_to is None else pruned_config(model.config, args.mapping("prune_to"), "key 'prune_to'")
     sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
     output_dir, before = Path(args.output_dir), model.num_parameters()
     write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))

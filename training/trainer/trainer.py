@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
 from training.common.errors import NonFiniteError
-from training.common.executor import as_first_process
 from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
@@ -223,7 +223,7 @@ class F2LLMTrainer(SavingTrainer):
             rows = len(batch["query"])
             losses[batch["source"]] += sum(terms.values()).item() * rows, rows
         by_source = {name: float(total / rows) for name, (total, rows) in losses.items()}
-        metrics = as_first_process(self.accelerator, self._metrics(by_source, "eval"))
+        metrics = broadcast_object_list([self._metrics(by_source, "eval")])[0]
         # Callbacks may add metrics: the log, and what chooses the best model, come after them.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)

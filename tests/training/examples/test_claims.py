@@ -36,8 +36,8 @@ def test_the_arms_of_a_claim_differ_in_nothing_else(better, worse, differs):
 
 def test_a_random_start_has_the_shape_of_the_pruned_one():
     stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
-    shape, whole = stages["pruned"].prune_to_fields(), stages["stage1"].model_config_fields()
-    assert stages["student_random"].model_config_fields() == {**whole, **shape}
+    shape, whole = stages["pruned"].mapping("prune_to"), stages["stage1"].mapping("model_config")
+    assert stages["student_random"].mapping("model_config") == {**whole, **shape}
 
 
 def test_mixed_accuracy_is_that_of_a_loop_over_rows(prepared_sources, tiny_model):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.machine import process_memory
+from tests.benchmarks.common import process_memory
 from training.models.merging import merge
 
 output, shard_size, small, *parents = sys.argv[1:]

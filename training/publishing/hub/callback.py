@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.errors import UserError, in_one_line
+from training.common.hub import check_revision
 from training.publishing.hub.checkpoints import CheckpointUpload, PushQueue
 from training.publishing.hub.hub import Hub, HubUnavailableError
 from training.publishing.hub.upload import Destination
@@ -27,6 +29,13 @@ _WAITS = (30.0, 900.0)
 _REMEDY = (
     "give another repository as 'push_checkpoints', or run publish.py push-checkpoints with --stage-name or --replace"
 )
+
+
+def check_uploads(run: Path) -> None:
+    """Refuse uploads that cannot work, without the network: before a run prepares its data."""
+    if get_token() is None:
+        raise UserError("key 'push_checkpoints': not logged in to the Hub; run 'hf auth login' or set HF_TOKEN")
+    check_revision("key 'output_dir'", run.resolve().name)
 
 
 def push_callback(repo: str, run: Path, interruption: Interruption | None = None) -> PushCheckpoints:

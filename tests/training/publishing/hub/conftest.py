@@ -14,7 +14,7 @@ import pytest
 from tests.hub_server.client import environment
 from tests.training.publishing.packed import NAME, write_packed
 from tests.training.recipes import write_sources
-from training.data.releasing.release import release
+from training.data.releasing import release
 from training.publishing.hub import hub as hub_module
 from training.publishing.hub.hub import Hub
 
