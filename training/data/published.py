@@ -250,11 +250,14 @@ def columns_of(table: pa.Table) -> dict[str, list[Any]]:
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows."""
+    """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows.
+
+    Without tables no file is written.
+    """
     tables, rows = iter(tables), 0
     first = next(tables, None)
     if first is None:
-        raise ValueError(f"{path}: there are no rows to write")
+        return 0
     options = {"compression": "zstd", "write_page_checksum": True}
     with whole_file(path) as partial, pq.ParquetWriter(partial, first.schema, **options) as writer:
         for table in chain([first], tables):

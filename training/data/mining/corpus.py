@@ -146,13 +146,12 @@ class EmbeddingCache:
     """Embeddings by the id of the text, in a folder that is named after ``made_by``: all else that they depend on.
 
     Files are complete or absent, are named after their ids and never change. Any number of tasks may therefore write at
-    once, and a repeated task writes the same file again. ``half`` stores 16 bits per number instead of 32.
+    once, and a repeated task writes the same file again.
     """
 
-    def __init__(self, folder: Path | str, made_by: Mapping[str, Any], half: bool = False) -> None:
-        description = json.dumps({**made_by, "dtype": "float16" if half else "float32"}, sort_keys=True, indent=2)
-        self.folder = Path(folder) / blake2b(description.encode(), digest_size=16).hexdigest()
-        self._dtype = np.float16 if half else np.float32
+    def __init__(self, folder: Path, made_by: Mapping[str, Any]) -> None:
+        description = json.dumps({**made_by, "dtype": "float32"}, sort_keys=True, indent=2)
+        self.folder = folder / blake2b(description.encode(), digest_size=16).hexdigest()
         path = self.folder / "embeddings.json"
         # A finished cache may lie on a read-only disk.
         if not path.is_file():
@@ -163,7 +162,7 @@ class EmbeddingCache:
         """Store ``(n, dimensions)`` embeddings of ``(n,)`` ids."""
         path = self.folder / f"{blake2b(ids.tobytes(), digest_size=16).hexdigest()}.npz"
         with locked(path):
-            save_arrays(path, ids=ids, vectors=vectors.astype(self._dtype))
+            save_arrays(path, ids=ids, vectors=vectors.astype(np.float32))
 
     def locate(self, ids: Ids) -> Located:
         """Look up distinct ids."""

@@ -150,21 +150,18 @@ class MiningOptions:
     keep_short: bool = _option(False, "keep rows with fewer negatives")
     replace: bool = _option(False, "drop the negatives that rows already have")
     instruction: bool = _option(True, "embed queries with their source's instruction, not the model's own prompt")
-    half_cache: bool = _option(False, "cache embeddings in 16 bits, which rounds scores")
 
     def __post_init__(self) -> None:
-        for name, least in (("top", 1), ("skip", 0), ("negatives", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.skip + self.negatives > self.top:
-            raise UserError(
-                f"top {self.top} leaves no {self.negatives} negatives after skip {self.skip}; raise top to "
-                f"{self.skip + self.negatives} at least, or lower the others"
-            )
-        if not -1 <= self.max_score <= 1.01:
-            raise UserError(f"max-score must be a cosine, -1 to 1, or 1.01 for no limit; got {self.max_score}")
-        if not 0 < self.relative <= 2:
-            raise UserError(f"relative must be above 0 and at most 2, got {self.relative}")
+        fits = {
+            "top": (self.top >= self.skip + self.negatives, "at least skip + negatives"),
+            "skip": (self.skip >= 0, "at least 0"),
+            "negatives": (self.negatives >= 1, "at least 1"),
+            "max_score": (-1 <= self.max_score <= 1.01, "a cosine, -1 to 1, or 1.01 for no limit"),
+            "relative": (0 < self.relative <= 2, "above 0 and at most 2"),
+        }
+        for name, (fit, expected) in fits.items():
+            if not fit:
+                raise UserError(f"{name.replace('_', '-')} must be {expected}, got {getattr(self, name)}")
 
 
 class Relations(NamedTuple):
