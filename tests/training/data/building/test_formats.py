@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from training.common.keyed import keyed_bits
 from training.data.building.formats import FORMATS, Row, distinct_below
-from training.data.building.raw_rows import RawRows
+from training.data.building.reader import RawRows, from_dataset
 
 NUMBERS = {0: "entailment", 1: "neutral", 2: "contradiction"}
 TEXTS = {0: "a language", 1: "a territory"}
@@ -21,7 +21,7 @@ def build(name, data, seed=0, **keys):
     """Return the rows of a format and what was dropped; columns are named as roles."""
     kind = FORMATS[name]
     raw = RawRows(
-        Dataset.from_dict(data),
+        from_dataset(Dataset.from_dict(data)),
         {role: role for role in data},
         "build.yaml: source 'some'",
         texts=kind.texts,
