@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from babel.core import get_global
 
-from training.common.errors import UserError
 from training.common.languages import macrolanguage
-from training.data.build_folder import build_folder
+from training.data.builders import builder
 from training.data.cldr.draws import Mask, Rows, draw_distinct, for_purpose, grouped
 from training.data.cldr.names import KINDS, CldrNames, read_names
 from training.data.manifest import MANIFEST, write_manifest
@@ -43,14 +42,15 @@ Drawn = tuple[Rows, Rows, Rows]
 Pools = Callable[[int], tuple[Rows, Rows]]
 
 
+@builder("cldr", format=_FORMAT, babel=babel.__version__)
 def build_cldr(
-    output_dir: Path | str,
+    folder: Path,
     *,
     seed: int = 0,
     held_out_share: float = 0.1,
     num_negatives: int = 24,
     languages: Sequence[str] | None = None,
-) -> Path:
+) -> dict[str, Any]:
     """Build training sources, their manifest and held-out names from the CLDR data in ``babel``.
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
@@ -58,7 +58,7 @@ def build_cldr(
     ``build.json``. No held-out text occurs in any source. A finished build with the same options is kept.
 
     Args:
-        output_dir: The folder to write, complete or not at all; it is returned.
+        folder: The folder to write, complete or not at all; it is returned.
         seed: The seed of every draw.
         held_out_share: The share of names to propose for holding out, in [0, 1). Names whose text stays in training
             under another concept or language are not held out, so the resulting share is smaller.
@@ -68,37 +68,17 @@ def build_cldr(
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
     """
-    if not 0 <= held_out_share < 1:
-        raise UserError(f"held_out_share is {held_out_share}; it must be at least 0 and below 1")
-    if num_negatives < 1:
-        raise UserError(f"num_negatives is {num_negatives}; it must be at least 1")
-    options = {
-        "format": _FORMAT,
-        "babel": babel.__version__,
-        "seed": seed,
-        "held_out_share": held_out_share,
-        "num_negatives": num_negatives,
-        "languages": None if languages is None else sorted(set(languages)),
-    }
-
-    def write(folder: Path) -> dict[str, Any]:
-        names = read_names(seed, languages)
-        return _write(folder, names, names.held_out(held_out_share), num_negatives)
-
-    return build_folder(Path(output_dir), "CLDR", options, write)
-
-
-def _write(folder: Path, names: CldrNames, held_out: Mask, num_negatives: int) -> dict[str, Any]:
+    names = read_names(seed, languages)
+    held_out = names.held_out(held_out_share)
     entries, counts, dropped = [], {}, {}
     # One source after the other, to keep only one in memory.
     for name, kind in SOURCES.items():
-        about = kind._asdict()
-        drawn = about.pop("draw")(names, np.flatnonzero(~held_out), num_negatives)
-        table, languages = _table(names, name, *drawn)
+        drawn = kind.draw(names, np.flatnonzero(~held_out), num_negatives)
+        table, spoken = _table(names, name, *drawn)
         _write_parquet(table, folder / f"{name}.parquet")
         counts[name], dropped[name] = len(table), len(drawn[0]) - len(table)
-        about |= {"languages": languages, "licence": LICENCE}
-        entries.append({"name": name, "files": [f"{name}.parquet"], **about})
+        about = {"task_type": kind.task_type, "symmetric": kind.symmetric, "instruction": kind.instruction}
+        entries.append({"name": name, "files": [f"{name}.parquet"], **about, "languages": spoken, "licence": LICENCE})
     write_manifest(folder / MANIFEST, entries)
     rows = np.flatnonzero(held_out)
     concept, language = names.concept[rows].tolist(), names.language[rows].tolist()

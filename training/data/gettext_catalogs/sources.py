@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
-from training.data.build_folder import build_folder
+from training.data.builders import builder
 from training.data.cldr.draws import Mask, Rows, first_distinct, for_purpose, grouped
 from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, Corpus, read_corpus
 from training.data.manifest import MANIFEST, write_manifest
@@ -38,8 +38,9 @@ _LENGTH_WEIGHT = 0.1
 _CHUNK_ELEMENTS = 4_000_000
 
 
+@builder("gettext", format=_FORMAT)
 def build_gettext(
-    output_dir: Path | str,
+    folder: Path,
     *,
     seed: int = 0,
     locale_dirs: Sequence[str] = LOCALE_DIRS,
@@ -48,7 +49,7 @@ def build_gettext(
     rows_per_language: int = 10_000,
     pairs_per_language: int = 2_000,
     held_out_per_language: int = 200,
-) -> Path:
+) -> dict[str, Any]:
     """Build training sources, their manifest and the messages of held-out programs from installed catalogs.
 
     The folder contains ``manifest.yaml``; ``gettext_translation.parquet`` (a message and its English source) and
@@ -59,34 +60,16 @@ def build_gettext(
     catalogs were installed or removed since.
 
     Args:
-        output_dir: The folder to write, complete or not at all; it is returned.
+        folder: The folder to write, complete or not at all; it is returned.
         seed: The seed of every draw.
         locale_dirs: Folders of catalogs, ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``.
-        held_out_share: Share of the programs to hold out, between 0 and 1; at least one program.
+        held_out_share: Share of the programs to hold out, in [0, 1); at least one program.
         num_negatives: Negatives per row.
         rows_per_language: Maximum rows per language in the first source, drawn evenly over programs.
         pairs_per_language: Maximum rows per language in the second source.
         held_out_per_language: Maximum held-out messages per language, drawn evenly over programs.
     """
-    if not 0 < held_out_share < 1:
-        raise UserError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
-    numbers = {
-        "num_negatives": num_negatives,
-        "rows_per_language": rows_per_language,
-        "pairs_per_language": pairs_per_language,
-        "held_out_per_language": held_out_per_language,
-    }
-    for name, value in numbers.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    folders = [str(folder) for folder in locale_dirs]
-    options = {"format": _FORMAT, "seed": seed, "locale_dirs": folders, "held_out_share": held_out_share, **numbers}
-    return build_folder(Path(output_dir), "gettext", options, lambda folder: _write(folder, options))
-
-
-def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    corpus = read_corpus(options["locale_dirs"], options["seed"], options["held_out_share"])
-    folders, num_negatives = ", ".join(options["locale_dirs"]), options["num_negatives"]
+    corpus, folders = read_corpus(locale_dirs, seed, held_out_share), ", ".join(locale_dirs)
     training, held_out = corpus.split()
     if not len(training) or not len(held_out):
         raise UserError(
@@ -94,8 +77,8 @@ def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
             "and language packs, or name more folders in 'locale_dirs'"
         )
     negatives = Negatives(corpus, training, num_negatives)
-    translated = _evenly(corpus, training, options["rows_per_language"])
-    paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, options["pairs_per_language"]))
+    translated = _evenly(corpus, training, rows_per_language)
+    paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, pairs_per_language))
     kinds = {
         "gettext_translation": ("English negatives", translated, corpus.english(translated)),
         "gettext_pairs": ("negatives of one language", paired, others),
@@ -118,7 +101,7 @@ def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
             "programs, or name more folders in 'locale_dirs'"
         )
     write_manifest(folder / MANIFEST, entries)
-    chosen = _evenly(corpus, held_out, options["held_out_per_language"])
+    chosen = _evenly(corpus, held_out, held_out_per_language)
     write_parquet(folder / "held_out.parquet", _tables(corpus, chosen, corpus.english(chosen)))
     candidates = pa.array(_texts(corpus, np.unique(corpus.english(held_out))), type=pa.string())
     write_parquet(folder / "candidates.parquet", [pa.table({"passage": candidates})])

@@ -84,10 +84,7 @@ def test_load_options_and_splits(tmp_path, load):
         ("csv", {}, ("'csv'", "'data_files'")),
         ("saved", {}, ("'train'", "test")),
         ("script", {}, ("scripts are no longer supported",)),
-        *(
-            ("csv", {"data_files": files}, ("no file", "check"))
-            for files in ("raw/*.csv", ["good.jsonl", "none*"])
-        ),
+        *(("csv", {"data_files": files}, ("no file", "check")) for files in ("raw/*.csv", ["good.jsonl", "none*"])),
         ("json", {"data_files": "empty"}, ("no rows",)),
         *(("csv", {"data_files": file}, ("cannot load", "check")) for file in ("empty", "header")),
         ("csv", {"data_files": "wide"}, ("cannot load",)),
