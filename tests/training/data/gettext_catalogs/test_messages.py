@@ -9,8 +9,7 @@ import pytest
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalog
 from training.common.errors import UserError
 from training.common.languages import iso639_3, locale_tag, script_of
-from training.data.gettext_catalogs.catalogs import find_catalogs, program_of, read_messages
-from training.data.gettext_catalogs.cleaning import clean, clean_pair
+from training.data.gettext_catalogs.messages import clean, clean_pair, find_catalogs, program_of, read_messages
 
 
 def write_mo(path, messages, charset="utf-8", order="<", plural=""):
