@@ -117,9 +117,7 @@ class TextBatch:
 class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row. It is open only while it is read.
 
-    Args:
-        path: A path or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
-        required_negatives: Number of negatives that every row must have.
+    ``path`` may be an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
     """
 
     def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
@@ -159,20 +157,17 @@ class PublishedFile:
     def require(self, negatives: int, task_type: str) -> None:
         """Refuse a file that has too few negative columns for a source of a task type."""
         there = len(self.negatives)
-        if there >= negatives:
-            return
-        what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
-        remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
-        if there == 0 and task_type != "retrieval":
-            remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
-        raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
+        if there < negatives:
+            what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
+            remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
+            raise UserError(
+                f"{what}; {remedy}, leave the source out, or add columns (training/mine.py finds negatives)"
+            )
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)
         if count != 1:
-            fault = (
-                "is there twice; rename one of them" if count else f"is missing; it has {', '.join(self.schema.names)}"
-            )
+            fault = "is there twice" if count else f"is missing; it has {', '.join(self.schema.names)}"
             raise UserError(f"{self.path}: column {name!r} {fault}")
         kind = self.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind

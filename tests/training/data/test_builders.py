@@ -68,6 +68,17 @@ def test_anything_else_is_left_alone(tmp_path, refuses, name):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["[]"]
 
 
+def test_a_failed_build_leaves_nothing(tmp_path):
+    @builder("test")
+    def fails(folder, *, seed=0):
+        (folder / "a.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fails(tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
 def test_two_commands_build_once(tmp_path):
     context = multiprocessing.get_context("fork")
     written = context.Queue()

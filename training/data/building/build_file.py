@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape, glob
@@ -30,8 +29,6 @@ from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
 logger = logging.getLogger(__name__)
 
 REPORT = "build.json"
-# Replaced sources are written here until all sources are built.
-_ASIDE = ".building"
 # Increase it when the same build file would build other rows than before.
 _FORMAT = 2
 # Arguments of load_dataset that have a key of their own or would change what it returns.
@@ -147,13 +144,9 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
 def build_from_file(path: Path | str, output: Path | str) -> Path:
     """Build the sources that a build file lists, and return their manifest.
 
-    Each source is one parquet file, complete or absent. A finished, unchanged source is kept; a changed one is replaced
-    when all sources are built. The manifest is written last: if it is there, so are all its sources. ``build.json``
-    counts, by source, the raw rows read, the rows written and the rows dropped for each reason.
-
-    Args:
-        path: The build file.
-        output: The folder to write. After an error its earlier contents stay, and so do the new sources built before.
+    Each source is one parquet file, complete or absent; a finished, unchanged one is kept. The manifest is written
+    last: if it is there, so are all its sources. ``build.json`` counts, by source, the raw rows read, the rows written
+    and the rows dropped for each reason.
     """
     path, output = Path(path), Path(output)
     seed, sources = load_build_file(path)
@@ -166,26 +159,20 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
         # Marks the folder as a build from the start, so that a killed build can be continued.
         _write_report(output, report)
         clear_partials(output)
-        aside = output / _ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        replaced = {}
         for source in sources:
             data = load_raw(source.where, source.dataset, path.parent, **source.load_options)
             fingerprint = _fingerprint(source, seed, data)
             file, built = output / f"{source.name}.parquet", report.get(source.name, {})
             if built.get("fingerprint") == fingerprint and file.is_file() and file.stat().st_size == built.get("bytes"):
                 logger.info("%s: kept, %d rows", source.name, built["rows"])
-            elif file.exists():
-                aside.mkdir(exist_ok=True)
-                replaced[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, aside / file.name)}
-            else:
-                report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, file)}
+                continue
+            # Neither manifest nor report may describe a file of another build.
+            (output / MANIFEST).unlink(missing_ok=True)
+            if report.pop(source.name, None):
                 _write_report(output, report)
-        for name in replaced:
-            (aside / f"{name}.parquet").replace(output / f"{name}.parquet")
-        _write_report(output, report | replaced)
+            report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, file)}
+            _write_report(output, report)
         write_manifest(output / MANIFEST, [source.entry for source in sources])
-        shutil.rmtree(aside, ignore_errors=True)
     return output / MANIFEST
 
 
@@ -198,7 +185,8 @@ def _raw_files(folder: Path, sources: list[RawSource]) -> Iterator[Path]:
 
 
 def _write_report(output: Path, report: dict[str, Any]) -> None:
-    write_whole(output / REPORT, json.dumps({"sources": report}, indent=2, ensure_ascii=False) + "\n")
+    content = {"sources": dict(sorted(report.items()))}
+    write_whole(output / REPORT, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _finished(output: Path) -> dict[str, Any]:

@@ -93,10 +93,7 @@ def _directed(
 
 
 def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[Row]:
-    """Yield every pair of at least the threshold's similarity, on a scale from 0 to 5, in both directions.
-
-    ``scale`` has the scores of the least and of the most similar pairs, which are mapped to 0 and 5.
-    """
+    """Yield every pair of at least the threshold's similarity in both directions; ``scale`` is mapped to 0 and 5."""
     lowest, highest = scale
     for _, row in raw:
         score = row.pop("score")
@@ -125,10 +122,7 @@ def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> 
 
 
 def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
-    """Yield for every text of a group but the last one a row with the next text as passage.
-
-    All pairs of a group would be its size squared, and large groups would outweigh the others.
-    """
+    """Yield for every text of a group but the last one a row with the next text; all pairs would be too many."""
     for _, row in raw:
         group = row["group"]
         if not isinstance(group, list) or not all(text is None or is_text(text) for text in group):
@@ -144,8 +138,7 @@ def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
 def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -> Iterator[Row]:
     """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives.
 
-    ``labels`` gives the meaning of each label: entailment, neutral, contradiction, or None to leave out the row. Keeps
-    all rows in memory, because the hypotheses of a premise may be far apart.
+    Keeps all rows in memory, because the hypotheses of a premise may be far apart.
     """
     meanings = {_label_text(label): meaning for label, meaning in labels.items()}
     # Hypotheses by premise and by label; dicts keep them distinct and in order.
@@ -186,10 +179,9 @@ def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[
 
 
 def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
-    """Yield every text as a row of clustering, with a drawn text of its class and drawn negatives of other classes.
+    """Yield every text with a drawn text of its class and drawn negatives of other classes.
 
-    Keeps all texts in memory. Left out are texts of several classes and texts with fewer than ``num_negatives`` texts
-    of other classes. Of a text in several spellings the first is kept.
+    Keeps all texts in memory. Texts of several classes are left out; of several spellings the first is kept.
     """
     # By normal form: text, number of the raw row, class and language.
     found: dict[str, tuple[str, int, int, str | None]] = {}
@@ -271,9 +263,6 @@ def _meaning(raw: RawRows, label: Any, meanings: Mapping[str, str | None], key: 
     if meanings.get(name) is None:
         raw.dropped[f"label is {name}"] += 1
     return meanings.get(name)
-
-
-# Keys of a build file
 
 
 def is_filled(value: Any) -> bool:

@@ -40,14 +40,10 @@ class RawData:
 
 
 def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: Any) -> RawData:
-    """Load one split of a data set.
+    """Load one split of a data set with the arguments of ``datasets.load_dataset``.
 
-    Args:
-        where: The beginning of an error message.
-        dataset: A name on the Hub, one of ``FILE_KINDS``, or a folder of data files or of ``Dataset.save_to_disk``.
-        folder: What paths are relative to.
-        split: The split.
-        **options: Arguments of ``datasets.load_dataset``.
+    ``dataset`` is a name on the Hub, one of ``FILE_KINDS``, or a folder of data files or of ``Dataset.save_to_disk``.
+    Paths are relative to ``folder``; ``where`` begins the message of an error.
     """
     path, is_kind = folder / dataset, dataset in FILE_KINDS
     # A folder takes precedence over a data set of the same name on the Hub.
@@ -58,13 +54,14 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
         if is_kind and "data_files" not in options:
             raise UserError("name the files to read in 'data_files'")
         if "data_files" in options and (is_folder or is_kind):
-            files = options["data_files"]
-            files = [files] if isinstance(files, str) else files
-            options["data_files"] = [file if "://" in file else str(folder / file) for file in files]
+            named = options["data_files"]
+            named = [named] if isinstance(named, str) else named
+            files = [file if "://" in file else str(folder / file) for file in named]
             # `datasets` leaves out a pattern that fits no file.
-            for file in options["data_files"]:
+            for file in files:
                 if "://" not in file and not glob(file, recursive=True):
                     raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
+            options["data_files"] = files
         if is_folder and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
@@ -162,12 +159,10 @@ class RawRows:
     """The rows of raw data, with the columns named by their role.
 
     Iterating yields the number and the columns of each row that has everything it must have; the others are counted.
-    ``columns`` has the column to read for each role: its name, a path into nested columns (``answers.text``; of a list
-    the first item), or for texts a list of them, to be joined by newlines.
     """
 
     data: RawData
-    columns: Mapping[str, str | Sequence[str]]
+    columns: Mapping[str, str | Sequence[str]]  # by role: a name, a path such as "answers.text", or texts to be joined
     where: str  # the beginning of an error message
     texts: Sequence[str] = ()  # roles that must be texts, neither missing nor blank
     values: Sequence[str] = ()  # roles that must not be missing

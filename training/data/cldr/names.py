@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from babel import localedata
 from scipy.sparse import csr_array
 
@@ -135,13 +136,12 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
                 rows.append((name, position, len(kept), "|".join((*concept, identifier))))
         kept.append(described)
 
-    texts, concept_index, language_index, labels = zip(*rows, strict=True)
-    numbers: dict[str, int] = {}
+    texts, concept, language, labels = zip(*rows, strict=True)
     return CldrNames(
         texts,
-        np.array(concept_index, dtype=np.intp),
-        np.array(language_index, dtype=np.intp),
-        np.array([numbers.setdefault(normalise(text), len(numbers)) for text in texts], dtype=np.intp),
+        np.array(concept, dtype=np.intp),
+        np.array(language, dtype=np.intp),
+        pd.factorize(np.array([normalise(text) for text in texts], dtype=object))[0],
         keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
         concepts,
         *zip(*kept, strict=True),

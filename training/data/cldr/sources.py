@@ -55,15 +55,8 @@ def build_cldr(
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
     (query, passage, lang, script, kind), ``candidates.parquet`` (passage: every distinct English name) and
-    ``build.json``. No held-out text occurs in any source. A finished build with the same options is kept.
-
-    Args:
-        folder: The folder to write, complete or not at all; it is returned.
-        seed: The seed of every draw.
-        held_out_share: The share of names to propose for holding out, in [0, 1). Names whose text stays in training
-            under another concept or language are not held out, so the resulting share is smaller.
-        num_negatives: Negatives per row of the retrieval and clustering sources; classification has one.
-        languages: CLDR identifiers of the languages to build besides English, or None for all with enough names.
+    ``build.json``. No held-out text occurs in any source; names that share their text with another concept or language
+    are not held out. ``languages`` are CLDR identifiers besides English, or None for all with enough names.
 
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
@@ -81,13 +74,13 @@ def build_cldr(
         entries.append({"name": name, "files": [f"{name}.parquet"], **about, "languages": spoken, "licence": LICENCE})
     write_manifest(folder / MANIFEST, entries)
     rows = np.flatnonzero(held_out)
-    concept, language = names.concept[rows].tolist(), names.language[rows].tolist()
+    concept, language = names.concept[rows], names.language[rows].tolist()
     evaluation = rows_table(
         [names.texts[row] for row in rows.tolist()],
         [names.texts[row] for row in names.english[concept].tolist()],
         lang=[names.codes[position] for position in language],
         script=[names.scripts[position] for position in language],
-        kind=[names.concepts[position][0] for position in concept],
+        kind=[names.concepts[position][0] for position in concept.tolist()],
     )
     _write_parquet(evaluation, folder / "held_out.parquet")
     candidates = dict.fromkeys(names.texts[row] for row in names.english.tolist())
@@ -108,10 +101,8 @@ def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: R
     # Labels follow the names.
     texts = pa.array([*names.texts, *LABELS], type=pa.string())
     text_id = np.append(names.text_id, [-1, -2])
-    paired = (passage >= 0) & (text_id[query] != text_id[passage])
-    kept = paired & (negatives[:, 0] >= 0)
-    text = "%s: %d rows; dropped %d (no other text, ambiguous, or too many of a language), %d with under %d negatives"
-    logger.info(text, name, kept.sum(), (~paired).sum(), (paired & ~kept).sum(), negatives.shape[1])
+    kept = (passage >= 0) & (text_id[query] != text_id[passage]) & (negatives[:, 0] >= 0)
+    logger.info("%s: %d rows, %d dropped", name, kept.sum(), (~kept).sum())
     query, passage, negatives = query[kept], passage[kept], negatives[kept]
     columns = {"query": query, "passage": passage}
     columns |= {f"negative_{number}": column for number, column in enumerate(negatives.T, start=1)}
@@ -126,11 +117,9 @@ def translation(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     query = rows[~names.is_english[rows]]
     kind = names.kind[names.english]
 
-    def pools(own: int) -> tuple[Rows, Rows]:
-        return names.english[kind == own], names.english[kind != own]
-
-    allowed = ~names.confusable
-    negatives = _draw(names, query, "translation negatives", names.kind[query], pools, num_negatives, allowed)
+    pools = lambda own: (names.english[kind == own], names.english[kind != own])  # noqa: E731
+    groups, allowed = names.kind[query], ~names.confusable
+    negatives = _draw(names, query, "translation negatives", groups, pools, num_negatives, allowed)
     return query, names.english[names.concept[query]], negatives
 
 
@@ -189,8 +178,8 @@ def _related(
     """
     index = {concept: position for position, concept in enumerate(names.concepts)}
 
+    # Which concept (column) is a fact of which territory (row), shape (concepts, concepts).
     def as_matrix(facts: Mapping[str, set[str]]) -> Mask:
-        """Return which concept (column) is a fact of which territory (row), shape (concepts, concepts)."""
         matrix = np.zeros((len(index), len(index)), dtype=bool)
         for territory, codes in facts.items():
             if ("territory", territory) in index:

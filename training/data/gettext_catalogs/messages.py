@@ -1,11 +1,7 @@
 """Message catalogs of gettext that are installed with programs, read as pairs of plain texts.
 
-A catalog lies at ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``, where the domain is a program or a part of one. Its layout is
-that of section "The Format of GNU MO Files" of the GNU gettext manual. No library reads it, because Python's
+The layout is that of section "The Format of GNU MO Files" of the GNU gettext manual. No library reads it: Python's
 ``gettext`` drops the plural of the source, and Babel refuses catalogs with an unusual date in their header.
-
-Placeholders (``%s``, ``{name}``) are removed, with the quotes and brackets that contained nothing else. They are equal
-on both sides, so a model could use them to match a text with its translation without understanding a word.
 """
 
 from __future__ import annotations
@@ -58,6 +54,7 @@ _BLOCK_TAG = re.compile(
 )
 _TAG = re.compile(r"</?(?!PRI\w+>)[A-Za-z][^<>]*>|<!--.*?-->", re.S)
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]\w*);")
+# Equal on both sides: a model could match a text with its translation without understanding a word.
 _PLACEHOLDER = re.compile(
     r"""
     %L?\d{1,2}(?![\d$.*A-Za-z]) | %\{[^{}]*\}                     # Qt and KDE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from training.data.cldr.draws import Keys, Mask, Rows, first_distinct, for_purpo
 from training.data.cleaning.normalise import normalise
 from training.data.gettext_catalogs.messages import (
     LOCALE_DIRS,
-    CatalogFile,
     clean_pair,
     find_catalogs,
     program_of,
@@ -70,19 +69,11 @@ def build_gettext(
     The folder contains ``manifest.yaml``; ``gettext_translation.parquet`` (a message and its English source) and
     ``gettext_pairs.parquet`` (a message in two languages), sorted by language, with columns ``lang``, ``script`` and
     ``domain``; ``held_out.parquet`` (query, passage, lang, script, domain) from programs that no source uses;
-    ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``, which counts what was
-    read and skipped. No held-out text occurs in any source. A finished build with the same options is kept, even if
-    catalogs were installed or removed since.
+    ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``. No held-out text occurs
+    in any source. A finished build is kept even if catalogs were installed or removed since.
 
-    Args:
-        folder: The folder to write, complete or not at all; it is returned.
-        seed: The seed of every draw.
-        locale_dirs: Folders of catalogs, ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``.
-        held_out_share: Share of the programs to hold out, in [0, 1); at least one program.
-        num_negatives: Negatives per row.
-        rows_per_language: Maximum rows per language in the first source, drawn evenly over programs.
-        pairs_per_language: Maximum rows per language in the second source.
-        held_out_per_language: Maximum held-out messages per language, drawn evenly over programs.
+    Catalogs are ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo`` in ``locale_dirs``. At least one program is held out. Where
+    there are more rows than asked for per language, they are drawn evenly over programs.
     """
     corpus, folders = read_corpus(locale_dirs, seed, held_out_share), ", ".join(locale_dirs)
     training, held_out = corpus.split()
@@ -170,8 +161,8 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
 
     Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
     """
-    by_language: dict[tuple[str, str], list[CatalogFile]] = defaultdict(list)
-    skipped: Counter[str] = Counter()
+    rows: list[tuple[str, str, tuple[str, str], str]] = []
+    known, skipped, catalogs, messages, damaged = set(), Counter(), 0, 0, []
     for file in find_catalogs(folders):
         try:
             tag = locale_tag(file.locale)
@@ -180,32 +171,30 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
             language = ("eng", "")
         if language[0] == "eng":
             skipped[file.locale] += 1
-        else:
-            by_language[language].append(file)
-    by_language = dict(sorted(by_language.items()))
-    domains = sorted({file.domain for files in by_language.values() for file in files})
+            continue
+        known.add((language, file.domain))
+        try:
+            read = list(read_messages(file.path))
+        except UserError as error:
+            logger.warning("%s; skipped", error)
+            damaged.append(str(file.path))
+            continue
+        catalogs, messages = catalogs + 1, messages + len(read)
+        pairs = (pair for message in read if (pair := clean_pair(*message, language[1])))
+        rows += [(*pair, language, file.domain) for pair in pairs]
+    languages, domains = (sorted({each[column] for each in known}) for column in (0, 1))
     held_out = _held_out(domains, seed, held_out_share)
     if held_out.all() or not held_out.any():
         raise UserError(
             f"{', '.join(map(str, folders))}: message catalogs of {len(domains)} programs, too few to train on some "
             f"and hold others out; {_MORE_PROGRAMS}"
         )
-    numbers = {name: number for number, name in enumerate(domains)}
-    rows: list[tuple[str, str, int, int]] = []
-    catalogs, messages, damaged = 0, 0, []
-    for language, ((_, script), files) in enumerate(by_language.items()):
-        # A translation that a held-out program shares with another one counts as that of the other one.
-        for file in sorted(files, key=lambda file: (held_out[numbers[file.domain]], file)):
-            try:
-                read = list(read_messages(file.path))
-            except UserError as error:
-                logger.warning("%s; skipped", error)
-                damaged.append(str(file.path))
-                continue
-            catalogs, messages = catalogs + 1, messages + len(read)
-            pairs = (pair for message in read if (pair := clean_pair(*message, script)))
-            rows += [(*pair, language, numbers[file.domain]) for pair in pairs]
     frame = pd.DataFrame(rows, columns=["english", "text", "language", "domain"])
+    frame["language"] = frame["language"].map({name: number for number, name in enumerate(languages)})
+    frame["domain"] = frame["domain"].map({name: number for number, name in enumerate(domains)})
+    # A translation that a held-out program shares with another one counts as that of the other one.
+    frame["held_out"] = held_out[frame["domain"].to_numpy(dtype=np.intp)]
+    frame = frame.sort_values(["language", "held_out"], kind="stable", ignore_index=True)
     sides = ["english", "text"]
     form_of = {text: normalise(text) for side in sides for text in frame[side].unique()}
     forms, _ = pd.factorize(pd.concat([frame[side].map(form_of) for side in sides]))
@@ -214,16 +203,16 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
     # The first spelling of each concept, and of each translation of it in one language.
     english, frame = frame.drop_duplicates("concept"), frame.drop_duplicates(["language", "form", "concept"])
     text, concept, language, domain = frame[["form", "concept", "language", "domain"]].to_numpy(dtype=np.intp).T
-    tags = _text_keys("-".join(language) for language in by_language)
+    tags = _text_keys("-".join(language) for language in languages)
     key = keyed_bits(seed, tags[language], _text_keys(english["english"])[concept], _text_keys(frame["text"]))
     return Corpus(
         texts=[*frame["text"], *english["english"]],
         text=np.concatenate((text, english["english_form"].to_numpy(dtype=np.intp))),
         concept=np.concatenate((concept, np.arange(len(english)))),
-        language=np.concatenate((language, np.full(len(english), len(by_language)))),
+        language=np.concatenate((language, np.full(len(english), len(languages)))),
         domain=domain,
         key=key,
-        languages=[*by_language, ("eng", "Latn")],
+        languages=[*languages, ("eng", "Latn")],
         domains=domains,
         held_out_domains=held_out,
         counts={"catalogs": catalogs, "messages": messages, "skipped_locales": skipped, "damaged": damaged},

@@ -33,9 +33,6 @@ _BATCH_ROWS = 8192
 _TEXT_SCHEMA = pa.schema([("text", pa.large_string())])
 
 
-# Ids and numbers
-
-
 def text_ids(texts: Iterable[str]) -> Ids:
     """Return ``(n,)`` ids; two of a thousand million texts have the same id with a probability of 1 in 10^21."""
     digests = b"".join(blake2b(text.encode(), digest_size=ID.itemsize).digest() for text in texts)
@@ -90,9 +87,6 @@ def distinct_texts(source: Source, side: str, first: NDArray[np.int64]) -> Itera
             row += len(batch)
 
 
-# Texts and arrays on disk
-
-
 class TextStore:
     """Texts by number, in a memory-mapped Arrow file with batches of ``CHUNK_TEXTS``."""
 
@@ -139,14 +133,10 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
         raise UserError(f"{path}: is damaged ({error}); delete it, and its content is computed again") from None
 
 
-# Cached embeddings
-
-
 class EmbeddingCache:
     """Embeddings by the id of the text, in a folder that is named after ``made_by``: all else that they depend on.
 
-    Files are complete or absent, are named after their ids and never change. Any number of tasks may therefore write at
-    once, and a repeated task writes the same file again.
+    Files are complete or absent, are named after their ids and never change: any number of tasks may write at once.
     """
 
     def __init__(self, folder: Path, made_by: Mapping[str, Any]) -> None:

@@ -1,12 +1,8 @@
 """Hard-negative mining: from pairs of query and passage to rows of the published format with negatives.
 
-The thresholds and their order are those of ``sentence_transformers.util.mine_hard_negatives``, and a test checks that
-the negatives are the same. That function is not called, because it holds the embeddings of the whole corpus and the
-candidates of all queries in memory and has neither a guard against translations nor counts.
-
-Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and a query's own text is never its
-negative. Both this and the positives hold for every spelling: case, spacing, punctuation and Unicode composition do not
-make another text.
+Thresholds and their order are those of ``sentence_transformers.util.mine_hard_negatives``, and a test checks that the
+negatives are the same. That function is not called: it holds the embeddings of the whole corpus and the candidates of
+all queries in memory, and has neither a guard against translations nor counts.
 """
 
 from __future__ import annotations
@@ -108,15 +104,8 @@ def mine(
     with the same input and options are not mined again, and other sources in the folder stay. A killed run continues
     where it was. If no row is left of any source, earlier results stay.
 
-    Args:
-        sources: What to mine. Negatives that rows already have stay before the mined ones.
-        miner: The model, from :func:`training.models.encoders.find_miner`.
-        output: The folder to write.
-        options: The thresholds; the published ones if None.
-        bitext: Sources whose pairs are translations, which are never negatives of each other.
-        others: Sources that are not mined, for the manifest of the output.
-        resources: Memory, cache and executor.
-        manifest: The file that the sources were read from.
+    ``miner`` is a model from :func:`training.models.encoders.find_miner`. The pairs of ``bitext`` sources are
+    translations, which are never negatives of each other. ``others`` are listed in the new manifest, not mined.
     """
     options, resources, output = options or MiningOptions(), resources or Resources(), Path(output).resolve()
     cache, search = Path(resources.cache or output / _EMBEDDINGS).resolve(), choose_search(resources.search)
@@ -134,22 +123,21 @@ def mine(
             return {**asdict(source), "files": [identity(file, cache / ".hashes") for file in source.files]}
 
         settings = [_FORMAT, miner.made_by(), asdict(options), list(map(described, bitext))]
-        left: dict[str, str] = {}
+        left: list[tuple[Source, str, dict[str, Numbered]]] = []
         for source in sources:
             made_by = json.dumps([*settings, described(source)], sort_keys=True, default=str)
             fingerprint = blake2b(made_by.encode(), digest_size=16).hexdigest()
-            entry = report.get(source.name, {"fingerprint": None})
-            missing = entry.get("kept") and not (output / f"{source.name}.parquet").is_file()
+            entry = report.get(source.name, {"fingerprint": None, "kept": 0})
+            missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
-                left[source.name] = fingerprint
-        # Checked before any work: a long run must not fail at its last source.
-        rows = {source.name: _read(source, options.top) for source in sources if source.name in left}
+                # Checked before any work: a long run must not fail at its last source.
+                left.append((source, fingerprint, _read(source, options.top)))
         translations = Translations(bitext if left else [])
         # Each worker loads the model: one per core would not fit. Workers may run in another folder.
         workers = resources.executor.workers or (1 if resources.executor.name == "local" else None)
         model = Path(miner.model)
-        for source in (source for source in sources if source.name in left):
-            own, fingerprint = rows.pop(source.name), left[source.name]
+        for source, fingerprint, rows in left:
+            numbers = rows["query"].numbers
             tasks = MiningTasks(
                 source=source,
                 folder=output / _WORK / source.name / fingerprint,
@@ -157,14 +145,14 @@ def mine(
                 miner=replace(miner, model=str(model.resolve())) if model.is_dir() else miner,
                 options=options,
                 # Positives are among the nearest, as in mine_hard_negatives.
-                window=options.top + int(np.bincount(own["query"].numbers).max()),
+                window=options.top + int(np.bincount(numbers).max()),
                 shard_texts=resources.max_corpus_in_memory,
                 search=search,
                 tasks=workers or _REMOTE_TASKS,
             )
-            counts = tasks.run(own, translations, replace(resources.executor, workers=workers))
+            counts = tasks.run(rows, translations, replace(resources.executor, workers=workers))
             report[source.name] = {
-                **tasks.write(output / f"{source.name}.parquet", own["query"].numbers),
+                **tasks.write(output / f"{source.name}.parquet", numbers),
                 **counts,
                 "model": miner.model,
                 "revision": miner.revision,
@@ -174,7 +162,7 @@ def mine(
             }
             write_whole(output / REPORT, json.dumps({"sources": report}, indent=2) + "\n")
             shutil.rmtree(tasks.folder)
-            logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(own["query"].numbers))
+            logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(numbers))
         _write_manifest(output, report, sources, others, options.negatives)
         shutil.rmtree(output / _WORK, ignore_errors=True)
     return {"sources": report}
@@ -256,8 +244,6 @@ class MiningTasks:
         texts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
         return {"texts": texts, "refused": dict(zip(RULES, refused.tolist(), strict=True))}
 
-    # Texts and arrays
-
     @property
     def _arrays(self) -> Path:
         return self.folder / "arrays.npz"
@@ -290,8 +276,6 @@ class MiningTasks:
         description = f"{self.source.name}: {what}"
         return tqdm(total=total, desc=description, unit=unit, position=task, disable=None if total else True)
 
-    # Embedding
-
     @property
     def _instruction(self) -> str | None:
         return self.source.instruction if self.options.instruction else None
@@ -323,8 +307,6 @@ class MiningTasks:
                         vectors = self.miner.embed_passages(texts)
                     cache.add(ids[numbers], vectors)
                     bar.update(len(numbers))
-
-    # Search
 
     def _results(self) -> list[Path]:
         """Return the file of each block of queries."""
@@ -373,8 +355,6 @@ class MiningTasks:
         relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
         negatives, refused = choose_negatives(nearest[0], relations, self.options)
         save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
-
-    # Mined rows
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
         """Write the rows with their negatives, in order and with all their other columns; no file without rows.

@@ -28,9 +28,6 @@ _NUMBERS = 1 << 26
 _MOST_QUERIES = 1024
 
 
-# Search
-
-
 class Nearest(NamedTuple):
     """The nearest passages of each query, nearest first; equal scores are in the order of the numbers."""
 
@@ -64,10 +61,7 @@ def merge(parts: Sequence[Nearest], k: int) -> Nearest:
 
 
 class ShardIndex:
-    """Exact search among ``(n, dimensions)`` vectors of unit length, of the passages from number ``first`` on.
-
-    FAISS or torch propose candidates, whose scores are then computed by :func:`pair_scores`.
-    """
+    """Exact search among ``(n, dimensions)`` vectors of unit length, of the passages from number ``first`` on."""
 
     def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
         self.vectors, self.first = vectors, first
@@ -102,9 +96,6 @@ class ShardIndex:
         return torch.topk(scores, k, dim=1)[1].cpu().numpy()
 
 
-# Translations
-
-
 def bitext_sources(sources: Sequence[Source]) -> list[Source]:
     """Return the sources whose pairs are taken for translations: symmetric retrieval.
 
@@ -129,9 +120,6 @@ class Translations:
     def groups(self, ids: Ids) -> NDArray[np.int64]:
         """Return ``(n,)`` group numbers of the ids of forms, -1 for those in no group."""
         return self._groups[find(ids, self._ids)]
-
-
-# Rules
 
 
 def _option(default: Any, text: str) -> Any:
@@ -181,12 +169,9 @@ def choose_negatives(
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``.
 
-    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. If a
-    query has several positives, the lowest of their scores counts.
-
-    Returns:
-        ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each
-        of ``RULES`` refused.
+    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. Returns
+    ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each of
+    ``RULES`` refused.
     """
     refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
     for rule, refuses in zip(RULES, _rules(nearest, relations, options), strict=True):
@@ -202,7 +187,7 @@ def choose_negatives(
 
 
 def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> list[NDArray[np.bool_]]:
-    """Return which candidates each of ``RULES`` refuses."""
+    """Return which candidates each of ``RULES`` refuses; the lowest score of several positives counts."""
     scores, texts = nearest
     group, form = relations.passage_group[texts], relations.passage_form[texts]
     owner, positives = relations.positive_query, relations.positive
