@@ -176,9 +176,9 @@ class PublishedFile:
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
-        """Yield the rows in order, and stop at the first bad row or leave out bad rows.
+        """Yield the rows in order, a few megabytes at once; ``raw`` removes the instructions of queries.
 
-        A batch has at most ``batch_rows`` rows and some megabytes. ``raw`` removes the instructions of queries.
+        The first bad row is an error, unless bad rows are to be skipped.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
@@ -196,10 +196,7 @@ class PublishedFile:
     def record_batches(
         self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield query, passage and negatives, or all columns, unchecked, bad rows included.
-
-        ``row_groups`` are the first row group to read and the one after the last.
-        """
+        """Yield query, passage and negatives, or all columns, unchecked, of a range of row groups or of all."""
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
@@ -245,10 +242,7 @@ def columns_of(table: pa.Table) -> dict[str, list[Any]]:
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows.
-
-    Without tables no file is written.
-    """
+    """Write tables of one schema to a file, whole or, without tables, not at all; return the number of rows."""
     tables, rows = iter(tables), 0
     first = next(tables, None)
     if first is None:

@@ -244,19 +244,14 @@ def _is_label(value: Any) -> bool:
 
 
 def _label_text(value: Any) -> str:
-    """Return one spelling of a label: the integer 1, a 1.0, true and the texts "1", "1.0" and "true" are the same.
-
-    Labels of csv files are texts, and a program may have written a column with gaps as floats.
-    """
+    """Return one spelling of a label: 1, 1.0, true and the texts of csv files "1", "1.0" and "true" are the same."""
     text = {"true": "1", "false": "0"}.get(str(value).lower(), str(value))
     return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text)
 
 
 def _meaning(raw: RawRows, label: Any, meanings: Mapping[str, str | None], key: str) -> str | None:
-    """Return the meaning of a raw row's label, or None, and count the row, if it is to be left out.
-
-    The label -1, which means "not labelled" in many data sets, need not be in ``meanings``.
-    """
+    """Return the meaning of a raw row's label, or None, and count the row, if it is to be left out."""
+    # Many data sets mark rows without a label with -1.
     name = _label_text(label)
     if name not in meanings and name != "-1":
         raise raw.refuse("label", f"holds the unknown label {label!r}; add it to {key!r}, null to leave it out")

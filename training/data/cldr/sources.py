@@ -94,10 +94,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: Rows) -> tuple[pa.Table, list[str]]:
-    """Return the complete rows of a source as texts, and its languages.
-
-    Rows whose query and passage are the same text ("Togo" in Finnish and in English) teach nothing and are left out.
-    """
+    """Return the complete rows of a source as texts, and its languages; "Togo" is no translation of "Togo"."""
     # Labels follow the names.
     texts = pa.array([*names.texts, *LABELS], type=pa.string())
     text_id = np.append(names.text_id, [-1, -2])
@@ -171,11 +168,7 @@ def _related(
     true_of: Mapping[str, set[str]],
     excluded: Collection[str],
 ) -> Drawn:
-    """Pair territories with names of another kind.
-
-    By the code of a territory, ``answers`` are the codes that a passage may name, ``true_of`` those that no negative
-    may name. ``excluded`` codes are never negatives.
-    """
+    """Pair territories with names of another kind: passages name answers, negatives nothing true of the territory."""
     index = {concept: position for position, concept in enumerate(names.concepts)}
 
     # Which concept (column) is a fact of which territory (row), shape (concepts, concepts).

@@ -102,8 +102,7 @@ def program_of(domain: str) -> str:
 def read_messages(path: Path) -> Iterator[tuple[str, str]]:
     """Yield every translated message of a catalog as (source text, translation), without its context.
 
-    A message with plural forms gives two pairs: the singular with the form for one, and the plural with the form that
-    most numbers take. Other forms, such as a dual, translate no English text.
+    A message with plural forms gives two pairs: with the form for one, and with the form that most numbers take.
     """
     try:
         entries = _entries(path.read_bytes())

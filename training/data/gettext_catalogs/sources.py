@@ -264,9 +264,9 @@ def _in_other_languages(corpus: Corpus, pool: Rows, rows: Rows) -> tuple[Rows, R
 
 
 def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
-    """Return at most ``most`` rows per language, in order: first one of each domain, then a second one, and so on.
+    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on.
 
-    Programs differ in size by a factor of a thousand, so a uniform draw would be one of few programs.
+    Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
     """
     columns = {"language": corpus.language[rows], "domain": corpus.domain[rows], "key": corpus.key[rows]}
     frame = pd.DataFrame(columns, index=rows).sort_values("key")
@@ -278,8 +278,8 @@ def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
 class Negatives:
     """Draws hard negatives: other messages of the same program that share words with the message.
 
-    No negative translates its query: two messages with a translation in common in any language are not negatives of
-    each other. ``rows`` are the translations that may appear in training, ``count`` is the number per row.
+    Two messages with a translation in common in any language are not negatives of each other. ``rows`` are the
+    translations that may appear in training.
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:
@@ -330,10 +330,7 @@ def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:
 
 
 def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:
-    """Return for each concept the concepts of the same domain that share most words, (concepts, count), padded with -1.
-
-    A concept of several domains has the neighbours of the first.
-    """
+    """Return for each concept those of its (first) domain that share most words, (concepts, count), padded with -1."""
     concepts, first = np.unique(corpus.concept[rows], return_index=True)
     texts = _texts(corpus, corpus.english(rows[first]))
     vectors = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True, dtype=np.float64).fit_transform(texts)
