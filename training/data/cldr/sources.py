@@ -134,11 +134,12 @@ def translation_pairs(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn
 
 def territory_currency(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Pair a territory with its legal tender of today in the same language; the negatives are no tender there."""
-    tender, current, once_tender = {}, {}, set()
-    for territory, currencies in get_global("territory_currencies").items():
-        tender[territory] = {code for code, _, end, is_tender in currencies if end is None and is_tender}
-        current[territory] = {code for code, _, end, _ in currencies if end is None}
-        once_tender |= {code for code, _, _, is_tender in currencies if is_tender}
+    known = get_global("territory_currencies")
+    tender = {
+        place: {code for code, _, end, legal in all_of if end is None and legal} for place, all_of in known.items()
+    }
+    current = {place: {code for code, _, end, _ in all_of if end is None} for place, all_of in known.items()}
+    once_tender = {code for all_of in known.values() for code, _, _, legal in all_of if legal}
     # Metals, funds, units of account and "testing currency code" would be too easy to rule out.
     excluded = {code for kind, code in names.concepts if kind == "currency"} - once_tender
     return _related(names, rows, num_negatives, "currency", tender, current, excluded)
@@ -146,16 +147,15 @@ def territory_currency(names: CldrNames, rows: Rows, num_negatives: int) -> Draw
 
 def territory_language(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Pair a territory with an official language in the same language; the negatives are not spoken there."""
-    official, spoken, members = {}, {}, defaultdict(set)
     # CLDR counts speakers of Dari under "fa" and names it "fa_AF": treat a macrolanguage as one language.
+    official, spoken, members = {}, {}, defaultdict(set)
     for kind, code in names.concepts:
         if kind == "language":
             members[macrolanguage(code)].add(code)
-    for territory, languages in get_global("territory_languages").items():
-        official[territory] = {
-            code.split("_")[0] for code, about in languages.items() if about["official_status"] in _OFFICIAL
-        }
-        spoken[territory] = set().union(*(members[macrolanguage(code)] for code in languages))
+    for place, languages in get_global("territory_languages").items():
+        of_state = [code for code, about in languages.items() if about["official_status"] in _OFFICIAL]
+        official[place] = {code.split("_")[0] for code in of_state}
+        spoken[place] = set().union(*(members[macrolanguage(code)] for code in languages))
     return _related(names, rows, num_negatives, "language", official, spoken, _NO_LANGUAGES)
 
 
