@@ -45,14 +45,6 @@ def test_round_trip_over_several_files(tmp_path):
     assert found.read().dtype == np.float32
 
 
-def test_anything_else_that_made_them_is_another_cache(tmp_path):
-    made_by = {"model": "a", "prompt": None}
-    EmbeddingCache(tmp_path, made_by).add(IDS, np.ones((100, 2)))
-    for other in ({**made_by, "model": "b"}, {**made_by, "prompt": ""}):
-        assert (EmbeddingCache(tmp_path, other).locate(IDS).file < 0).all()
-    assert (EmbeddingCache(tmp_path, dict(reversed(made_by.items()))).locate(IDS).file >= 0).all()
-
-
 @pytest.mark.parametrize("part", [IDS[50], np.ones(3, dtype=np.float32)])
 def test_flipped_bytes_are_noticed(cache, refuses, part):
     (path,) = cache.folder.glob("*.npz")

@@ -98,15 +98,6 @@ def test_each_rule(known, negatives, counts):
     assert {rule: count for rule, count in refused.items() if count} == counts
 
 
-def test_queries_do_not_mix():
-    nearest = Nearest(np.array([[0.9, 0.5, 0.4]] * 2, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2]]))
-    arrays = ([-1, -1], [-1, 4], [0, 1], [0, 1], np.float32([0.9, 0.9]), [-1, -1, 4], [0, 1, 2])
-    relations = Relations(*map(np.array, arrays))
-    negatives, counts = choose_negatives(nearest, relations, replace(OPEN, negatives=2))
-    assert negatives.tolist() == [[1, 2], [0, -1]]
-    assert counts["positive"] == 2 and counts["translation"] == 1
-
-
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
