@@ -117,9 +117,7 @@ class TextBatch:
 class PublishedFile:
     """One parquet file of a source, read in batches and checked row by row. It is open only while it is read.
 
-    Args:
-        path: A path or an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
-        required_negatives: Number of negatives that every row must have.
+    ``path`` may be an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
     """
 
     def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
@@ -159,20 +157,17 @@ class PublishedFile:
     def require(self, negatives: int, task_type: str) -> None:
         """Refuse a file that has too few negative columns for a source of a task type."""
         there = len(self.negatives)
-        if there >= negatives:
-            return
-        what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
-        remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
-        if there == 0 and task_type != "retrieval":
-            remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
-        raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
+        if there < negatives:
+            what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
+            remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
+            raise UserError(
+                f"{what}; {remedy}, leave the source out, or add columns (training/mine.py finds negatives)"
+            )
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)
         if count != 1:
-            fault = (
-                "is there twice; rename one of them" if count else f"is missing; it has {', '.join(self.schema.names)}"
-            )
+            fault = "is there twice" if count else f"is missing; it has {', '.join(self.schema.names)}"
             raise UserError(f"{self.path}: column {name!r} {fault}")
         kind = self.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -181,9 +176,9 @@ class PublishedFile:
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
-        """Yield the rows in order, and stop at the first bad row or leave out bad rows.
+        """Yield the rows in order, a few megabytes at once; ``raw`` removes the instructions of queries.
 
-        A batch has at most ``batch_rows`` rows and some megabytes. ``raw`` removes the instructions of queries.
+        The first bad row is an error, unless bad rows are to be skipped.
         """
         row = 0
         for batch in self.record_batches(batch_rows):
@@ -201,10 +196,7 @@ class PublishedFile:
     def record_batches(
         self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield query, passage and negatives, or all columns, unchecked, bad rows included.
-
-        ``row_groups`` are the first row group to read and the one after the last.
-        """
+        """Yield query, passage and negatives, or all columns, unchecked, of a range of row groups or of all."""
         columns = None if all_columns else ["query", "passage", *self.negatives]
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
@@ -250,11 +242,11 @@ def columns_of(table: pa.Table) -> dict[str, list[Any]]:
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Write tables of one schema to a file, one by one, whole or not at all; return the number of rows."""
+    """Write tables of one schema to a file, whole or, without tables, not at all; return the number of rows."""
     tables, rows = iter(tables), 0
     first = next(tables, None)
     if first is None:
-        raise ValueError(f"{path}: there are no rows to write")
+        return 0
     options = {"compression": "zstd", "write_page_checksum": True}
     with whole_file(path) as partial, pq.ParquetWriter(partial, first.schema, **options) as writer:
         for table in chain([first], tables):

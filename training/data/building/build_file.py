@@ -8,22 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape, glob
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 
 from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.common.yaml_file import load_yaml, unknown_key
 from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, Row, is_filled
-from training.data.building.raw_rows import JsonRows, RawRows, load_raw
+from training.data.building.reader import RawData, RawRows, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
@@ -31,8 +29,6 @@ from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
 logger = logging.getLogger(__name__)
 
 REPORT = "build.json"
-# Replaced sources are written here until all sources are built.
-_ASIDE = ".building"
 # Increase it when the same build file would build other rows than before.
 _FORMAT = 2
 # Arguments of load_dataset that have a key of their own or would change what it returns.
@@ -47,23 +43,25 @@ def _are_some_texts(value: Any) -> bool:
     return is_filled(value) or (_are_texts(value) and bool(value))
 
 
-_TOP = {
-    "seed": Key("a whole number from 0", lambda value: type(value) is int and value >= 0, 0),
-    "sources": Key("a list of at least one source", lambda value: isinstance(value, list) and bool(value)),
-}
+def _is_name(value: Any) -> bool:
+    return is_filled(value) and "/" not in value and not value.startswith(".")
+
+
+def _are_options(value: Any) -> bool:
+    return isinstance(value, dict) and not {*_NOT_OPTIONS} & {*value}
+
+
+_SEED = Key("a whole number from 0", lambda value: type(value) is int and value >= 0, 0)
+_SOURCES = Key("a list of at least one source", lambda value: isinstance(value, list) and bool(value))
 # Of a source. A key is optional if it has a default.
 _KEYS = {
-    "name": TEXT,
+    "name": Key("the name of a file, without '/' and a leading '.'", _is_name),
     "dataset": Key("a name on the Hub, a folder, or json, csv, parquet or text", is_filled),
     "config": TEXT._replace(default=None),
     "split": TEXT._replace(default="train"),
     "revision": TEXT._replace(default=None),
     "data_files": Key("a path or a list of paths", _are_some_texts, None),
-    "load_options": Key(
-        f"a mapping without {', '.join(_NOT_OPTIONS)}",
-        lambda value: isinstance(value, dict) and not {*_NOT_OPTIONS} & {*value},
-        {},
-    ),
+    "load_options": Key(f"a mapping without {', '.join(_NOT_OPTIONS)}", _are_options, {}),
     "format": Key(f"one of {', '.join(FORMATS)}", lambda value: isinstance(value, str) and value in FORMATS),
     "columns": Key("a mapping", lambda value: isinstance(value, dict)),
     "instruction": TEXT,
@@ -101,9 +99,9 @@ def load_build_file(path: Path) -> tuple[int, list[RawSource]]:
     """Read a build file; return its seed and its sources in order."""
     content = load_yaml(path)
     for key in content:
-        if key not in _TOP:
-            raise unknown_key(str(path), key, list(_TOP))
-    seed, entries = (key.value(str(path), name, content) for name, key in _TOP.items())
+        if key not in ("seed", "sources"):
+            raise unknown_key(str(path), key, ["seed", "sources"])
+    seed, entries = _SEED.value(str(path), "seed", content), _SOURCES.value(str(path), "sources", content)
     sources: dict[str, RawSource] = {}
     for number, entry in enumerate(entries, start=1):
         source = _read_source(f"{path}: source", number, entry)
@@ -122,27 +120,23 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         if key not in _KEYS and key not in kind.keys:
             raise unknown_key(where, key, [*_KEYS, *kind.keys])
     values = {name: key.value(where, name, entry) for name, key in _KEYS.items()}
-    if "/" in values["name"] or values["name"].startswith("."):
-        raise UserError(f"{where}: the name becomes a file; leave out '/' and a leading '.'")
-    if values["symmetric"] is None:
-        values["symmetric"] = kind.symmetric
-    known = (*kind.texts, *kind.values, *kind.optional)
-    for role in (*values["columns"], *kind.texts, *kind.values):
+    known, columns = (*kind.texts, *kind.values, *kind.optional), values["columns"]
+    for role in (*columns, *kind.texts, *kind.values):
         if role not in known:
             raise unknown_key(f"{where}: columns", role, known)
-        column = _COLUMNS if role in kind.texts else _COLUMN
-        column.value(f"{where}: columns", role, values["columns"])
-    about = {key: values[key] for key in ("instruction", "languages", "licence", "cap", "symmetric")}
+        (_COLUMNS if role in kind.texts else _COLUMN).value(f"{where}: columns", role, columns)
     named = {"name": values["config"], **{key: values[key] for key in ("split", "revision", "data_files")}}
+    entry_of = {"name": values["name"], "files": [f"{values['name']}.parquet"], "task_type": kind.task_type}
+    entry_of |= {key: values[key] for key in ("instruction", "languages", "licence", "cap")}
     return RawSource(
         name=values["name"],
         where=where,
         dataset=values["dataset"],
         load_options={key: value for key, value in named.items() if value is not None} | values["load_options"],
         format=kind,
-        columns=values["columns"],
+        columns=columns,
         options={name: key.value(where, name, entry) for name, key in kind.keys.items()},
-        entry={"name": values["name"], "files": [f"{values['name']}.parquet"], "task_type": kind.task_type, **about},
+        entry=entry_of | {"symmetric": kind.symmetric if values["symmetric"] is None else values["symmetric"]},
         on_bad_row=values["on_bad_row"],
     )
 
@@ -150,13 +144,9 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
 def build_from_file(path: Path | str, output: Path | str) -> Path:
     """Build the sources that a build file lists, and return their manifest.
 
-    Each source is one parquet file, complete or absent. A finished, unchanged source is kept; a changed one is replaced
-    when all sources are built. The manifest is written last: if it is there, so are all its sources. ``build.json``
-    counts, by source, the raw rows read, the rows written and the rows dropped for each reason.
-
-    Args:
-        path: The build file.
-        output: The folder to write. After an error its earlier contents stay, and so do the new sources built before.
+    Each source is one parquet file, complete or absent; a finished, unchanged one is kept. The manifest is written
+    last: if it is there, so are all its sources. ``build.json`` counts, by source, the raw rows read, the rows written
+    and the rows dropped for each reason.
     """
     path, output = Path(path), Path(output)
     seed, sources = load_build_file(path)
@@ -169,26 +159,20 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
         # Marks the folder as a build from the start, so that a killed build can be continued.
         _write_report(output, report)
         clear_partials(output)
-        aside = output / _ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        replaced = {}
         for source in sources:
-            dataset = load_raw(source.where, source.dataset, path.parent, **source.load_options)
-            fingerprint = _fingerprint(source, seed, dataset)
+            data = load_raw(source.where, source.dataset, path.parent, **source.load_options)
+            fingerprint = _fingerprint(source, seed, data)
             file, built = output / f"{source.name}.parquet", report.get(source.name, {})
             if built.get("fingerprint") == fingerprint and file.is_file() and file.stat().st_size == built.get("bytes"):
                 logger.info("%s: kept, %d rows", source.name, built["rows"])
-            elif file.exists():
-                aside.mkdir(exist_ok=True)
-                replaced[source.name] = {"fingerprint": fingerprint, **_build(source, seed, dataset, aside / file.name)}
-            else:
-                report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, dataset, file)}
+                continue
+            # Neither manifest nor report may describe a file of another build.
+            (output / MANIFEST).unlink(missing_ok=True)
+            if report.pop(source.name, None):
                 _write_report(output, report)
-        for name in replaced:
-            (aside / f"{name}.parquet").replace(output / f"{name}.parquet")
-        _write_report(output, report | replaced)
+            report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, file)}
+            _write_report(output, report)
         write_manifest(output / MANIFEST, [source.entry for source in sources])
-        shutil.rmtree(aside, ignore_errors=True)
     return output / MANIFEST
 
 
@@ -201,7 +185,8 @@ def _raw_files(folder: Path, sources: list[RawSource]) -> Iterator[Path]:
 
 
 def _write_report(output: Path, report: dict[str, Any]) -> None:
-    write_whole(output / REPORT, json.dumps({"sources": report}, indent=2, ensure_ascii=False) + "\n")
+    content = {"sources": dict(sorted(report.items()))}
+    write_whole(output / REPORT, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _finished(output: Path) -> dict[str, Any]:
@@ -214,30 +199,19 @@ def _finished(output: Path) -> dict[str, Any]:
         raise UserError(f"{output}: holds something else than a build from raw data; give another folder") from None
 
 
-def _build(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows, file: Path) -> dict[str, Any]:
+def _build(source: RawSource, seed: int, data: RawData, file: Path) -> dict[str, Any]:
     """Write the file of a source and return what ``build.json`` says about it."""
-    raw = RawRows(
-        dataset,
-        source.columns,
-        source.where,
-        texts=source.format.texts,
-        values=source.format.values,
-        optional=source.format.optional,
-        name=source.name,
-        seed=seed,
-        quarantine=source.on_bad_row == "quarantine",
-    )
-    tables = _tables(source, source.format.rows(raw, **source.options))
-    first = next(tables, None)
-    rows = 0 if first is None else write_parquet(file, chain([first], tables))
+    kind, quarantine = source.format, source.on_bad_row == "quarantine"
+    roles = {"texts": kind.texts, "values": kind.values, "optional": kind.optional}
+    raw = RawRows(data, source.columns, source.where, **roles, name=source.name, seed=seed, quarantine=quarantine)
+    rows = write_parquet(file, _tables(source, kind.rows(raw, **source.options)))
     dropped = {reason: count for reason, count in sorted(raw.dropped.items()) if count}
     reasons = "".join(f"; dropped {count}: {reason}" for reason, count in dropped.items())
     if not rows:
-        raise UserError(
-            f"{source.where}: no row is left of {len(raw)}{reasons}; check 'columns' and the keys of the format"
-        )
-    logger.info("%s: %d rows of %d read%s", source.name, rows, len(raw), reasons)
-    return {"bytes": file.stat().st_size, "read": len(raw), "rows": rows, "dropped": dropped}
+        fault = f"no row is left of {data.num_rows}{reasons}; check 'columns' and the keys of the format"
+        raise UserError(f"{source.where}: {fault}")
+    logger.info("%s: %d rows of %d read%s", source.name, rows, data.num_rows, reasons)
+    return {"bytes": file.stat().st_size, "read": data.num_rows, "rows": rows, "dropped": dropped}
 
 
 def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
@@ -253,10 +227,8 @@ def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
         )
 
 
-def _fingerprint(source: RawSource, seed: int, dataset: datasets.Dataset | JsonRows) -> str:
+def _fingerprint(source: RawSource, seed: int, data: RawData) -> str:
     """Return a hash of everything that the rows depend on."""
-    # Private, but the key of the cache of `datasets`: depends on a file's time, or the revision of a set on the Hub.
-    data = dataset.fingerprint if isinstance(dataset, JsonRows) else [dataset._fingerprint, len(dataset)]
-    kind = source.format.rows.__name__
-    described = [_FORMAT, seed, source.name, kind, source.lang, source.columns, source.options, source.on_bad_row, data]
+    described = [source.name, source.format.rows.__name__, source.lang, source.columns, source.options]
+    described = [_FORMAT, seed, *described, source.on_bad_row, data.fingerprint]
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()

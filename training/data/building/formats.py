@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
-from training.data.building.raw_rows import RawRows, is_text
+from training.data.building.reader import RawRows, is_text
 from training.data.cleaning.normalise import normalise
 
 # The default of a key without one.
@@ -45,10 +45,11 @@ class Key(NamedTuple):
     def value(self, where: str, name: str, entry: Mapping[str, Any]) -> Any:
         """Return the value of the key in a part of the build file, or its default."""
         value = entry.get(name, self.default)
-        if value is REQUIRED:
-            raise UserError(f"{where}: key {name!r} is missing; give {self.expected}")
-        if value is not self.default and not self.fits(value):
-            raise UserError(f"{where}: key {name!r} cannot be {value!r}; give {self.expected}")
+        if value is self.default and value is not REQUIRED:
+            return value
+        if value is REQUIRED or not self.fits(value):
+            fault = "is missing" if value is REQUIRED else f"cannot be {value!r}"
+            raise UserError(f"{where}: key {name!r} {fault}; give {self.expected}")
         return value
 
 
@@ -69,13 +70,18 @@ class Format:
 
 def pairs(raw: RawRows, *, both_directions: bool = False) -> Iterator[Row]:
     """Yield every pair as a row, and with ``both_directions`` also the passage as query."""
-    query, passage = raw.texts
     for _, row in raw:
-        yield from _directed(raw, row[query], row[passage], both_directions, row["lang"], row.get("passage_lang"))
+        yield from _directed(raw, *row.values(), both_directions=both_directions)
 
 
 def _directed(
-    raw: RawRows, query: str, passage: str, both_directions: bool, lang: str | None, passage_lang: str | None = None
+    raw: RawRows,
+    query: str,
+    passage: str,
+    lang: str | None,
+    passage_lang: str | None = None,
+    *,
+    both_directions: bool = True,
 ) -> Iterator[Row]:
     """Yield a pair in one or both directions; count and leave out a pair of equal texts."""
     if query.strip() == passage.strip():
@@ -86,11 +92,53 @@ def _directed(
         yield Row(passage, query, lang=passage_lang or lang)
 
 
+def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[Row]:
+    """Yield every pair of at least the threshold's similarity in both directions; ``scale`` is mapped to 0 and 5."""
+    lowest, highest = scale
+    for _, row in raw:
+        score = row.pop("score")
+        try:
+            # Scores of csv files are texts.
+            similarity = (float(score) - lowest) / (highest - lowest)
+        except (TypeError, ValueError):
+            raise raw.refuse("score", f"holds {score!r}, which is not a number; correct it") from None
+        # Nor is NaN on the scale.
+        if not -_TOLERANCE <= similarity <= 1 + _TOLERANCE:
+            raise raw.refuse("score", f"holds {score}, which is off the scale {list(scale)}; correct 'scale'")
+        if 5 * similarity < threshold - _TOLERANCE:
+            raw.dropped["score is below the threshold"] += 1
+        else:
+            yield from _directed(raw, **row)
+
+
+def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> Iterator[Row]:
+    """Yield every pair with the label of duplicates, or every pair if no column ``label`` is named."""
+    for _, row in raw:
+        label = row.pop("label")
+        if "label" in raw.columns and (label is None or _label_text(label) != _label_text(duplicate_label)):
+            raw.dropped[f"label is not {duplicate_label}"] += 1
+        else:
+            yield from _directed(raw, **row, both_directions=both_directions)
+
+
+def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
+    """Yield for every text of a group but the last one a row with the next text; all pairs would be too many."""
+    for _, row in raw:
+        group = row["group"]
+        if not isinstance(group, list) or not all(text is None or is_text(text) for text in group):
+            raw.dropped[raw.not_text("group", group, "a list of texts")] += 1
+            continue
+        texts = list(dict.fromkeys(text for text in group if text and text.strip()))
+        if len(texts) < 2:
+            raw.dropped["group has fewer than two different texts"] += 1
+        for query, passage in pairwise(texts):
+            yield from _directed(raw, query, passage, row["lang"], both_directions=both_directions)
+
+
 def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -> Iterator[Row]:
     """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives.
 
-    ``labels`` gives the meaning of each label: entailment, neutral, contradiction, or None to leave out the row. Keeps
-    all rows in memory, because the hypotheses of a premise may be far apart.
+    Keeps all rows in memory, because the hypotheses of a premise may be far apart.
     """
     meanings = {_label_text(label): meaning for label, meaning in labels.items()}
     # Hypotheses by premise and by label; dicts keep them distinct and in order.
@@ -120,55 +168,6 @@ def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -
             yield Row(premise, hypothesis, negatives[:num_negatives], lang)
 
 
-def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[Row]:
-    """Yield every pair of at least the threshold's similarity, on a scale from 0 to 5, in both directions.
-
-    ``scale`` has the scores of the least and of the most similar pairs, which are mapped to 0 and 5.
-    """
-    lowest, highest = scale
-    for _, row in raw:
-        score = row.pop("score")
-        try:
-            # Scores of csv files are texts.
-            similarity = (float(score) - lowest) / (highest - lowest)
-        except (TypeError, ValueError):
-            raise raw.refuse("score", f"holds {score!r}, which is not a number; correct it") from None
-        # Nor is NaN on the scale.
-        if not -_TOLERANCE <= similarity <= 1 + _TOLERANCE:
-            raise raw.refuse("score", f"holds {score}, which is off the scale {list(scale)}; correct 'scale'")
-        if 5 * similarity < threshold - _TOLERANCE:
-            raw.dropped["score is below the threshold"] += 1
-        else:
-            yield from _directed(raw, **row, both_directions=True)
-
-
-def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> Iterator[Row]:
-    """Yield every pair with the label of duplicates, or every pair if no column ``label`` is named."""
-    for _, row in raw:
-        label = row.pop("label")
-        if "label" in raw.columns and (label is None or _label_text(label) != _label_text(duplicate_label)):
-            raw.dropped[f"label is not {duplicate_label}"] += 1
-        else:
-            yield from _directed(raw, **row, both_directions=both_directions)
-
-
-def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
-    """Yield for every text of a group but the last one a row with the next text as passage.
-
-    All pairs of a group would be its size squared, and large groups would outweigh the others.
-    """
-    for _, row in raw:
-        group = row["group"]
-        if not isinstance(group, list) or not all(text is None or is_text(text) for text in group):
-            raw.dropped[raw.not_text("group", group, "a list of texts")] += 1
-            continue
-        texts = list(dict.fromkeys(text for text in group if text and text.strip()))
-        if len(texts) < 2:
-            raw.dropped["group has fewer than two different texts"] += 1
-        for query, passage in pairwise(texts):
-            yield from _directed(raw, query, passage, both_directions, row["lang"])
-
-
 def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[Row]:
     """Yield every text with the text of its label and that of the other one; a label of None leaves out a row."""
     meanings = {_label_text(label): text for label, text in label_texts.items()}
@@ -180,10 +179,9 @@ def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[
 
 
 def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
-    """Yield every text as a row of clustering, with a drawn text of its class and drawn negatives of other classes.
+    """Yield every text with a drawn text of its class and drawn negatives of other classes.
 
-    Keeps all texts in memory. Left out are texts of several classes and texts with fewer than ``num_negatives`` texts
-    of other classes. Of a text in several spellings the first is kept.
+    Keeps all texts in memory. Texts of several classes are left out; of several spellings the first is kept.
     """
     # By normal form: text, number of the raw row, class and language.
     found: dict[str, tuple[str, int, int, str | None]] = {}
@@ -201,33 +199,27 @@ def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
         else:
             raw.dropped["text has several labels"] += 1 + (form not in ambiguous)
             ambiguous.add(form)
-    kept = [each for form, each in found.items() if form not in ambiguous]
+    # A class is contiguous in this order, so the other classes are what comes before and after it.
+    kept = sorted((each for form, each in found.items() if form not in ambiguous), key=lambda each: each[2])
     numbers, classes = (np.array([each[column] for each in kept], dtype=np.int64) for column in (1, 2))
-
-    sizes = np.bincount(classes)
-    size = sizes[classes]
+    starts, size = np.searchsorted(classes, classes), np.bincount(classes)[classes]
     alone, few = size < 2, len(kept) - size < num_negatives
     raw.dropped["class has no other text"] += int(alone.sum())
     raw.dropped[f"other classes have fewer than {num_negatives} texts"] += int((few & ~alone).sum())
     wanted = np.flatnonzero(~alone & ~few)
-    # A class is contiguous in this order, so the other classes are what comes before and after it.
-    order = np.argsort(classes, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
+    wanted = wanted[np.argsort(numbers[wanted])]
     for rows in np.split(wanted, range(_CHUNK_ROWS, len(wanted), _CHUNK_ROWS)):
-        own, start = size[rows], starts[classes[rows]]
+        own, start = size[rows], starts[rows]
         keys = [
             keyed_bits(raw.seed, text_key(purpose), text_key(raw.name), numbers[rows])
             for purpose in ("labelled passage", "labelled negatives")
         ]
         passage = distinct_below(keys[0], own - 1, 1)[:, 0] + start
-        passage += passage >= position[rows]
-        negatives = distinct_below(keys[1], len(order) - own, num_negatives)
+        passage += passage >= rows
+        negatives = distinct_below(keys[1], len(kept) - own, num_negatives)
         negatives += np.where(negatives >= start[:, None], own[:, None], 0)
-        for row, other, others in zip(rows.tolist(), order[passage].tolist(), order[negatives].tolist(), strict=True):
-            text, _, _, lang = kept[row]
-            yield Row(text, kept[other][0], [kept[negative][0] for negative in others], lang)
+        for row, other, others in zip(rows.tolist(), passage.tolist(), negatives.tolist(), strict=True):
+            yield Row(kept[row][0], kept[other][0], [kept[negative][0] for negative in others], kept[row][3])
 
 
 def distinct_below(keys: NDArray[np.uint64], bounds: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -252,28 +244,20 @@ def _is_label(value: Any) -> bool:
 
 
 def _label_text(value: Any) -> str:
-    """Return one spelling of a label: the integer 1, a 1.0, true and the texts "1", "1.0" and "true" are the same.
-
-    Labels of csv files are texts, and a program may have written a column with gaps as floats.
-    """
+    """Return one spelling of a label: 1, 1.0, true and the texts of csv files "1", "1.0" and "true" are the same."""
     text = {"true": "1", "false": "0"}.get(str(value).lower(), str(value))
     return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text)
 
 
 def _meaning(raw: RawRows, label: Any, meanings: Mapping[str, str | None], key: str) -> str | None:
-    """Return the meaning of a raw row's label, or None, and count the row, if it is to be left out.
-
-    The label -1, which means "not labelled" in many data sets, need not be in ``meanings``.
-    """
+    """Return the meaning of a raw row's label, or None, and count the row, if it is to be left out."""
+    # Many data sets mark rows without a label with -1.
     name = _label_text(label)
     if name not in meanings and name != "-1":
         raise raw.refuse("label", f"holds the unknown label {label!r}; add it to {key!r}, null to leave it out")
     if meanings.get(name) is None:
         raw.dropped[f"label is {name}"] += 1
     return meanings.get(name)
-
-
-# Keys of a build file
 
 
 def is_filled(value: Any) -> bool:
@@ -298,38 +282,27 @@ def _are_label_texts(value: Any) -> bool:
 TEXT = Key("a text", is_filled)
 NUMBER = Key("a number of at least 1", lambda value: type(value) is int and value >= 1)
 FLAG = Key("true or false", lambda value: isinstance(value, bool))
-_NLI = f"a mapping of labels to {', '.join(_NLI_LABELS)} or null, with entailment among them"
-_TWO_TEXTS = "a mapping of labels to two different texts, such as {0: negative, 1: positive}"
-_STS_KEYS = {
-    "threshold": Key("a number from 0 to 5", lambda value: type(value) in (int, float) and 0 <= value <= 5, 4),
-    "scale": Key("a list of the lowest and the highest score, such as [0, 1]", _is_scale, [0, 5]),
-}
-_BOTH = {"both_directions": FLAG._replace(default=False)}
-_NEGATIVES = {"num_negatives": NUMBER._replace(default=24)}
+_LABELS = Key(
+    f"a mapping of labels to {', '.join(_NLI_LABELS)} or null, with entailment among them",
+    _are_nli_labels,
+    {label: label for label in _NLI_LABELS},
+)
+_LABEL_TEXTS = Key("a mapping of labels to two different texts, such as {0: no, 1: yes}", _are_label_texts)
+_THRESHOLD = Key("a number from 0 to 5", lambda value: type(value) in (int, float) and 0 <= value <= 5, 4)
+_SCALE = Key("a list of the lowest and the highest score, such as [0, 1]", _is_scale, [0, 5])
+_LABEL = Key("a text, a number or a truth value", _is_label, 1)
+_BOTH, _NEGATIVES = {"both_directions": FLAG._replace(default=False)}, {"num_negatives": NUMBER._replace(default=24)}
 _PAIR, _LANGS, _LABELLED = ("query", "passage"), ("lang", "passage_lang"), (("text",), ("label",))
+_STS, _DUPLICATES = {"threshold": _THRESHOLD, "scale": _SCALE}, {"duplicate_label": _LABEL, **_BOTH}
+_RETRIEVAL = "retrieval"
 
 FORMATS = {
-    "pairs": Format(pairs, "retrieval", _PAIR, optional=_LANGS, keys=_BOTH),
-    "summaries": Format(pairs, "retrieval", ("summary", "article")),
-    "nli": Format(
-        nli,
-        "retrieval",
-        ("premise", "hypothesis"),
-        ("label",),
-        keys={"labels": Key(_NLI, _are_nli_labels, {label: label for label in _NLI_LABELS}), **_NEGATIVES},
-    ),
-    "sts": Format(sts, "retrieval", _PAIR, ("score",), _LANGS, symmetric=True, keys=_STS_KEYS),
-    "duplicates": Format(
-        duplicates,
-        "retrieval",
-        _PAIR,
-        optional=("label", *_LANGS),
-        symmetric=True,
-        keys={"duplicate_label": Key("a text, a number or a truth value", _is_label, 1), **_BOTH},
-    ),
-    "duplicate_groups": Format(duplicate_groups, "retrieval", values=("group",), symmetric=True, keys=_BOTH),
+    "pairs": Format(pairs, _RETRIEVAL, _PAIR, optional=_LANGS, keys=_BOTH),
+    "summaries": Format(pairs, _RETRIEVAL, ("summary", "article")),
+    "nli": Format(nli, _RETRIEVAL, ("premise", "hypothesis"), ("label",), keys={"labels": _LABELS, **_NEGATIVES}),
+    "sts": Format(sts, _RETRIEVAL, _PAIR, ("score",), _LANGS, symmetric=True, keys=_STS),
+    "duplicates": Format(duplicates, _RETRIEVAL, _PAIR, optional=("label", *_LANGS), symmetric=True, keys=_DUPLICATES),
+    "duplicate_groups": Format(duplicate_groups, _RETRIEVAL, values=("group",), symmetric=True, keys=_BOTH),
     "labelled": Format(labelled, "clustering", *_LABELLED, symmetric=True, keys=_NEGATIVES),
-    "two_way": Format(
-        two_way, "classification", *_LABELLED, num_negatives=1, keys={"label_texts": Key(_TWO_TEXTS, _are_label_texts)}
-    ),
+    "two_way": Format(two_way, "classification", *_LABELLED, num_negatives=1, keys={"label_texts": _LABEL_TEXTS}),
 }

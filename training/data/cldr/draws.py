@@ -40,18 +40,9 @@ def draw_distinct(
 ) -> Rows:
     """Draw for each row ``count`` items of different identity from the two pools of the row's group.
 
-    Three of four items come from the first pool while it lasts, the others from the second.
-
-    Args:
-        keys: One key per row, shape (rows,).
-        groups: The group of each row, shape (rows,).
-        pools: Returns the first and the second pool of a group; either may be empty.
-        identity: The identity of every item, indexed by item; two items of one identity count as one.
-        count: Items per row.
-        allowed: Given rows of shape (n, 1) and items of shape (n, m), returns which items each row may have, (n, m).
-
-    Returns:
-        Items, shape (rows, count); all -1 for a row with fewer than ``count`` possible items.
+    Three of four items come from the first pool while it lasts, the others from the second; either may be empty. Keys
+    and groups have shape (rows,), identities are indexed by item. ``allowed`` says for rows (n, 1) and items (n, m)
+    which items each row may have, (n, m). Returns (rows, count); all -1 for a row with fewer possible items.
     """
     drawn = np.full((len(keys), count), -1, dtype=np.intp)
     # Twice the need outlasts the repeats of a draw with replacement.

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from babel import localedata
 from scipy.sparse import csr_array
 
@@ -81,8 +82,8 @@ class CldrNames:
     def confusable(self) -> Mask:
         """Whether a name of one concept may stand for the other one, shape (concepts, concepts).
 
-        Two concepts are confusable if some text names both in any language, or if a third concept shares a text with
-        each. The name of a confusable concept cannot be a negative: the text does not tell which one is meant.
+        That is so if some text names both in any language, or if a third concept shares a text with each: the text of a
+        negative would not tell which one is meant.
         """
         occurs = csr_array((np.ones(len(self.texts), dtype=np.float32), (self.text_id, self.concept)))
         shares = ((occurs.T @ occurs).toarray() > 0).astype(np.float32)
@@ -94,10 +95,9 @@ class CldrNames:
         return np.bincount(pairs[:, 0])[self.text_id]
 
     def held_out(self, share: float) -> Mask:
-        """Choose the names to hold out of training, shape (names,).
+        """Choose the names to hold out of training, shape (names,): a drawn share of those that are not English.
 
-        A keyed draw proposes ``share`` of the names that are not English. A proposed text is held out only if it names
-        no other concept in any language, and if no name of the same text stays in training.
+        A text is held out only if it names no other concept in any language, and if no name with it stays in training.
         """
         proposed = ~self.is_english & (keyed_uniform(text_key("held out"), self.draw_key) < share)
         staying = np.bincount(self.text_id, weights=~proposed)[self.text_id]
@@ -105,18 +105,16 @@ class CldrNames:
 
 
 def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
-    """Read the names of every language that has at least ``MIN_NAMES`` of them.
+    """Read the names of every language that has at least ``MIN_NAMES`` of them; the seed is that of draw keys.
 
-    Args:
-        seed: The seed of the rows' draw keys.
-        languages: CLDR identifiers to read besides English, or None for all base languages (those without ``_``).
+    ``languages`` are CLDR identifiers to read besides English, or None for all base languages (those without ``_``).
     """
     known = sorted(identifier for identifier in localedata.locale_identifiers() if "_" not in identifier)
     if unknown := sorted({*(languages or ())} - {*known}):
         raise UserError(f"languages {unknown} are not base languages of CLDR; use identifiers such as 'de' or 'yue'")
     english = _names_in(ENGLISH)
     concepts = tuple(sorted(english, key=lambda concept: (KINDS.index(concept[0]), concept[1])))
-    # Text, concept and language of each row, and the label of its key.
+    # Text, concept, language and the label of the draw key of each name.
     rows: list[tuple[str, int, int, str]] = []
     kept: list[tuple[str, str, str]] = []
     for identifier in known if languages is None else sorted({ENGLISH, *languages}):
@@ -135,13 +133,12 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
                 rows.append((name, position, len(kept), "|".join((*concept, identifier))))
         kept.append(described)
 
-    texts, concept_index, language_index, labels = zip(*rows, strict=True)
-    numbers: dict[str, int] = {}
+    texts, concept, language, labels = zip(*rows, strict=True)
     return CldrNames(
         texts,
-        np.array(concept_index, dtype=np.intp),
-        np.array(language_index, dtype=np.intp),
-        np.array([numbers.setdefault(normalise(text), len(numbers)) for text in texts], dtype=np.intp),
+        np.array(concept, dtype=np.intp),
+        np.array(language, dtype=np.intp),
+        pd.factorize(np.array([normalise(text) for text in texts], dtype=object))[0],
         keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
         concepts,
         *zip(*kept, strict=True),

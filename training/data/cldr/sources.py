@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from babel.core import get_global
 
-from training.common.errors import UserError
 from training.common.languages import macrolanguage
-from training.data.build_folder import build_folder
+from training.data.builders import builder
 from training.data.cldr.draws import Mask, Rows, draw_distinct, for_purpose, grouped
 from training.data.cldr.names import KINDS, CldrNames, read_names
 from training.data.manifest import MANIFEST, write_manifest
@@ -43,71 +42,45 @@ Drawn = tuple[Rows, Rows, Rows]
 Pools = Callable[[int], tuple[Rows, Rows]]
 
 
+@builder("cldr", format=_FORMAT, babel=babel.__version__)
 def build_cldr(
-    output_dir: Path | str,
+    folder: Path,
     *,
     seed: int = 0,
     held_out_share: float = 0.1,
     num_negatives: int = 24,
     languages: Sequence[str] | None = None,
-) -> Path:
+) -> dict[str, Any]:
     """Build training sources, their manifest and held-out names from the CLDR data in ``babel``.
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
     (query, passage, lang, script, kind), ``candidates.parquet`` (passage: every distinct English name) and
-    ``build.json``. No held-out text occurs in any source. A finished build with the same options is kept.
-
-    Args:
-        output_dir: The folder to write, complete or not at all; it is returned.
-        seed: The seed of every draw.
-        held_out_share: The share of names to propose for holding out, in [0, 1). Names whose text stays in training
-            under another concept or language are not held out, so the resulting share is smaller.
-        num_negatives: Negatives per row of the retrieval and clustering sources; classification has one.
-        languages: CLDR identifiers of the languages to build besides English, or None for all with enough names.
+    ``build.json``. No held-out text occurs in any source; names that share their text with another concept or language
+    are not held out. ``languages`` are CLDR identifiers besides English, or None for all with enough names.
 
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
     """
-    if not 0 <= held_out_share < 1:
-        raise UserError(f"held_out_share is {held_out_share}; it must be at least 0 and below 1")
-    if num_negatives < 1:
-        raise UserError(f"num_negatives is {num_negatives}; it must be at least 1")
-    options = {
-        "format": _FORMAT,
-        "babel": babel.__version__,
-        "seed": seed,
-        "held_out_share": held_out_share,
-        "num_negatives": num_negatives,
-        "languages": None if languages is None else sorted(set(languages)),
-    }
-
-    def write(folder: Path) -> dict[str, Any]:
-        names = read_names(seed, languages)
-        return _write(folder, names, names.held_out(held_out_share), num_negatives)
-
-    return build_folder(Path(output_dir), "CLDR", options, write)
-
-
-def _write(folder: Path, names: CldrNames, held_out: Mask, num_negatives: int) -> dict[str, Any]:
+    names = read_names(seed, languages)
+    held_out = names.held_out(held_out_share)
     entries, counts, dropped = [], {}, {}
     # One source after the other, to keep only one in memory.
     for name, kind in SOURCES.items():
-        about = kind._asdict()
-        drawn = about.pop("draw")(names, np.flatnonzero(~held_out), num_negatives)
-        table, languages = _table(names, name, *drawn)
+        drawn = kind.draw(names, np.flatnonzero(~held_out), num_negatives)
+        table, spoken = _table(names, name, *drawn)
         _write_parquet(table, folder / f"{name}.parquet")
         counts[name], dropped[name] = len(table), len(drawn[0]) - len(table)
-        about |= {"languages": languages, "licence": LICENCE}
-        entries.append({"name": name, "files": [f"{name}.parquet"], **about})
+        about = {"task_type": kind.task_type, "symmetric": kind.symmetric, "instruction": kind.instruction}
+        entries.append({"name": name, "files": [f"{name}.parquet"], **about, "languages": spoken, "licence": LICENCE})
     write_manifest(folder / MANIFEST, entries)
     rows = np.flatnonzero(held_out)
-    concept, language = names.concept[rows].tolist(), names.language[rows].tolist()
+    concept, language = names.concept[rows], names.language[rows].tolist()
     evaluation = rows_table(
         [names.texts[row] for row in rows.tolist()],
         [names.texts[row] for row in names.english[concept].tolist()],
         lang=[names.codes[position] for position in language],
         script=[names.scripts[position] for position in language],
-        kind=[names.concepts[position][0] for position in concept],
+        kind=[names.concepts[position][0] for position in concept.tolist()],
     )
     _write_parquet(evaluation, folder / "held_out.parquet")
     candidates = dict.fromkeys(names.texts[row] for row in names.english.tolist())
@@ -121,17 +94,12 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: Rows) -> tuple[pa.Table, list[str]]:
-    """Return the complete rows of a source as texts, and its languages.
-
-    Rows whose query and passage are the same text ("Togo" in Finnish and in English) teach nothing and are left out.
-    """
+    """Return the complete rows of a source as texts, and its languages; "Togo" is no translation of "Togo"."""
     # Labels follow the names.
     texts = pa.array([*names.texts, *LABELS], type=pa.string())
     text_id = np.append(names.text_id, [-1, -2])
-    paired = (passage >= 0) & (text_id[query] != text_id[passage])
-    kept = paired & (negatives[:, 0] >= 0)
-    text = "%s: %d rows; dropped %d (no other text, ambiguous, or too many of a language), %d with under %d negatives"
-    logger.info(text, name, kept.sum(), (~paired).sum(), (paired & ~kept).sum(), negatives.shape[1])
+    kept = (passage >= 0) & (text_id[query] != text_id[passage]) & (negatives[:, 0] >= 0)
+    logger.info("%s: %d rows, %d dropped", name, kept.sum(), (~kept).sum())
     query, passage, negatives = query[kept], passage[kept], negatives[kept]
     columns = {"query": query, "passage": passage}
     columns |= {f"negative_{number}": column for number, column in enumerate(negatives.T, start=1)}
@@ -146,11 +114,9 @@ def translation(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     query = rows[~names.is_english[rows]]
     kind = names.kind[names.english]
 
-    def pools(own: int) -> tuple[Rows, Rows]:
-        return names.english[kind == own], names.english[kind != own]
-
-    allowed = ~names.confusable
-    negatives = _draw(names, query, "translation negatives", names.kind[query], pools, num_negatives, allowed)
+    pools = lambda own: (names.english[kind == own], names.english[kind != own])  # noqa: E731
+    groups, allowed = names.kind[query], ~names.confusable
+    negatives = _draw(names, query, "translation negatives", groups, pools, num_negatives, allowed)
     return query, names.english[names.concept[query]], negatives
 
 
@@ -168,11 +134,12 @@ def translation_pairs(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn
 
 def territory_currency(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Pair a territory with its legal tender of today in the same language; the negatives are no tender there."""
-    tender, current, once_tender = {}, {}, set()
-    for territory, currencies in get_global("territory_currencies").items():
-        tender[territory] = {code for code, _, end, is_tender in currencies if end is None and is_tender}
-        current[territory] = {code for code, _, end, _ in currencies if end is None}
-        once_tender |= {code for code, _, _, is_tender in currencies if is_tender}
+    known = get_global("territory_currencies")
+    tender = {
+        place: {code for code, _, end, legal in all_of if end is None and legal} for place, all_of in known.items()
+    }
+    current = {place: {code for code, _, end, _ in all_of if end is None} for place, all_of in known.items()}
+    once_tender = {code for all_of in known.values() for code, _, _, legal in all_of if legal}
     # Metals, funds, units of account and "testing currency code" would be too easy to rule out.
     excluded = {code for kind, code in names.concepts if kind == "currency"} - once_tender
     return _related(names, rows, num_negatives, "currency", tender, current, excluded)
@@ -180,16 +147,15 @@ def territory_currency(names: CldrNames, rows: Rows, num_negatives: int) -> Draw
 
 def territory_language(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Pair a territory with an official language in the same language; the negatives are not spoken there."""
-    official, spoken, members = {}, {}, defaultdict(set)
     # CLDR counts speakers of Dari under "fa" and names it "fa_AF": treat a macrolanguage as one language.
+    official, spoken, members = {}, {}, defaultdict(set)
     for kind, code in names.concepts:
         if kind == "language":
             members[macrolanguage(code)].add(code)
-    for territory, languages in get_global("territory_languages").items():
-        official[territory] = {
-            code.split("_")[0] for code, about in languages.items() if about["official_status"] in _OFFICIAL
-        }
-        spoken[territory] = set().union(*(members[macrolanguage(code)] for code in languages))
+    for place, languages in get_global("territory_languages").items():
+        of_state = [code for code, about in languages.items() if about["official_status"] in _OFFICIAL]
+        official[place] = {code.split("_")[0] for code in of_state}
+        spoken[place] = set().union(*(members[macrolanguage(code)] for code in languages))
     return _related(names, rows, num_negatives, "language", official, spoken, _NO_LANGUAGES)
 
 
@@ -202,15 +168,11 @@ def _related(
     true_of: Mapping[str, set[str]],
     excluded: Collection[str],
 ) -> Drawn:
-    """Pair territories with names of another kind.
-
-    By the code of a territory, ``answers`` are the codes that a passage may name, ``true_of`` those that no negative
-    may name. ``excluded`` codes are never negatives.
-    """
+    """Pair territories with names of another kind: passages name answers, negatives nothing true of the territory."""
     index = {concept: position for position, concept in enumerate(names.concepts)}
 
+    # Which concept (column) is a fact of which territory (row), shape (concepts, concepts).
     def as_matrix(facts: Mapping[str, set[str]]) -> Mask:
-        """Return which concept (column) is a fact of which territory (row), shape (concepts, concepts)."""
         matrix = np.zeros((len(index), len(index)), dtype=bool)
         for territory, codes in facts.items():
             if ("territory", territory) in index:

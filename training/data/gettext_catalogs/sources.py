@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,21 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
-from training.data.build_folder import build_folder
-from training.data.cldr.draws import Mask, Rows, first_distinct, for_purpose, grouped
-from training.data.gettext_catalogs.catalogs import LOCALE_DIRS, Corpus, read_corpus
+from training.common.languages import iso639_3, locale_tag, script_of
+from training.data.builders import builder
+from training.data.cldr.draws import Keys, Mask, Rows, first_distinct, for_purpose, grouped
+from training.data.cleaning.normalise import normalise
+from training.data.gettext_catalogs.messages import (
+    LOCALE_DIRS,
+    clean_pair,
+    find_catalogs,
+    program_of,
+    read_messages,
+)
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
+
+logger = logging.getLogger(__name__)
 
 # Programs translate under their own licences, most of them the GPL or the LGPL.
 LICENCE = "each program's own"
@@ -27,6 +40,7 @@ _INSTRUCTIONS = {
     "gettext_translation": "Retrieve the English translation.",
     "gettext_pairs": "Retrieve the translation into another language.",
 }
+_MORE_PROGRAMS = "install more programs and language packs, or name more folders in 'locale_dirs'"
 _ROWS_AT_ONCE = 5 * ROW_GROUP_ROWS
 # Other languages drawn for a message before it is given up.
 _PASSAGES_DRAWN = 8
@@ -38,8 +52,9 @@ _LENGTH_WEIGHT = 0.1
 _CHUNK_ELEMENTS = 4_000_000
 
 
+@builder("gettext", format=_FORMAT)
 def build_gettext(
-    output_dir: Path | str,
+    folder: Path,
     *,
     seed: int = 0,
     locale_dirs: Sequence[str] = LOCALE_DIRS,
@@ -48,54 +63,27 @@ def build_gettext(
     rows_per_language: int = 10_000,
     pairs_per_language: int = 2_000,
     held_out_per_language: int = 200,
-) -> Path:
+) -> dict[str, Any]:
     """Build training sources, their manifest and the messages of held-out programs from installed catalogs.
 
     The folder contains ``manifest.yaml``; ``gettext_translation.parquet`` (a message and its English source) and
     ``gettext_pairs.parquet`` (a message in two languages), sorted by language, with columns ``lang``, ``script`` and
     ``domain``; ``held_out.parquet`` (query, passage, lang, script, domain) from programs that no source uses;
-    ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``, which counts what was
-    read and skipped. No held-out text occurs in any source. A finished build with the same options is kept, even if
-    catalogs were installed or removed since.
+    ``candidates.parquet`` (passage: every English text of these programs); and ``build.json``. No held-out text occurs
+    in any source. A finished build is kept even if catalogs were installed or removed since.
 
-    Args:
-        output_dir: The folder to write, complete or not at all; it is returned.
-        seed: The seed of every draw.
-        locale_dirs: Folders of catalogs, ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo``.
-        held_out_share: Share of the programs to hold out, between 0 and 1; at least one program.
-        num_negatives: Negatives per row.
-        rows_per_language: Maximum rows per language in the first source, drawn evenly over programs.
-        pairs_per_language: Maximum rows per language in the second source.
-        held_out_per_language: Maximum held-out messages per language, drawn evenly over programs.
+    Catalogs are ``FOLDER/LOCALE/LC_MESSAGES/DOMAIN.mo`` in ``locale_dirs``. At least one program is held out. Where
+    there are more rows than asked for per language, they are drawn evenly over programs.
     """
-    if not 0 < held_out_share < 1:
-        raise UserError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
-    numbers = {
-        "num_negatives": num_negatives,
-        "rows_per_language": rows_per_language,
-        "pairs_per_language": pairs_per_language,
-        "held_out_per_language": held_out_per_language,
-    }
-    for name, value in numbers.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    folders = [str(folder) for folder in locale_dirs]
-    options = {"format": _FORMAT, "seed": seed, "locale_dirs": folders, "held_out_share": held_out_share, **numbers}
-    return build_folder(Path(output_dir), "gettext", options, lambda folder: _write(folder, options))
-
-
-def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    corpus = read_corpus(options["locale_dirs"], options["seed"], options["held_out_share"])
-    folders, num_negatives = ", ".join(options["locale_dirs"]), options["num_negatives"]
+    corpus, folders = read_corpus(locale_dirs, seed, held_out_share), ", ".join(locale_dirs)
     training, held_out = corpus.split()
     if not len(training) or not len(held_out):
         raise UserError(
-            f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; install more programs "
-            "and language packs, or name more folders in 'locale_dirs'"
+            f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; {_MORE_PROGRAMS}"
         )
     negatives = Negatives(corpus, training, num_negatives)
-    translated = _evenly(corpus, training, options["rows_per_language"])
-    paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, options["pairs_per_language"]))
+    translated = _evenly(corpus, training, rows_per_language)
+    paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, pairs_per_language))
     kinds = {
         "gettext_translation": ("English negatives", translated, corpus.english(translated)),
         "gettext_pairs": ("negatives of one language", paired, others),
@@ -103,37 +91,144 @@ def _write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     entries, counts = [], {}
     for name, (purpose, rows, passages) in kinds.items():
         drawn = negatives.draw(rows, passages, purpose)
-        kept = drawn[:, 0] >= 0
-        if not kept.any():
-            continue
-        rows, passages, drawn = rows[kept], passages[kept], drawn[kept]
+        rows, passages, drawn = (each[drawn[:, 0] >= 0] for each in (rows, passages, drawn))
         counts[name] = write_parquet(folder / f"{name}.parquet", _tables(corpus, rows, passages, drawn))
-        languages = np.unique(corpus.language[np.concatenate((rows, passages))]).tolist()
-        entry = {"name": name, "files": [f"{name}.parquet"], "task_type": "retrieval", "symmetric": True}
-        entry |= {"instruction": _INSTRUCTIONS[name], "languages": sorted({corpus.languages[i][0] for i in languages})}
-        entries.append({**entry, "licence": LICENCE})
+        if counts[name]:
+            languages = np.unique(corpus.language[np.concatenate((rows, passages))]).tolist()
+            entry = {"name": name, "files": [f"{name}.parquet"], "task_type": "retrieval", "symmetric": True}
+            codes = sorted({corpus.languages[language][0] for language in languages})
+            entries.append({**entry, "instruction": _INSTRUCTIONS[name], "languages": codes, "licence": LICENCE})
     if not entries:
         raise UserError(
-            f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', install more "
-            "programs, or name more folders in 'locale_dirs'"
+            f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', or {_MORE_PROGRAMS}"
         )
     write_manifest(folder / MANIFEST, entries)
-    chosen = _evenly(corpus, held_out, options["held_out_per_language"])
+    chosen = _evenly(corpus, held_out, held_out_per_language)
     write_parquet(folder / "held_out.parquet", _tables(corpus, chosen, corpus.english(chosen)))
     candidates = pa.array(_texts(corpus, np.unique(corpus.english(held_out))), type=pa.string())
     write_parquet(folder / "candidates.parquet", [pa.table({"passage": candidates})])
     return {
         **corpus.counts,
-        "english_texts": len(corpus.texts) - len(corpus.domain),
         "translations": len(corpus.domain),
         "languages": len({code for code, _ in corpus.languages[:-1]}),
-        "domains": len(corpus.domains),
         "held_out_domains": [corpus.domains[domain] for domain in np.flatnonzero(corpus.held_out_domains).tolist()],
-        "training_rows": len(training),
         "rows": counts,
         "held_out": len(chosen),
-        "candidates": len(candidates),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Distinct texts: the translations in the order of their languages, then the English source texts.
+
+    Texts are the same if they differ only in case, punctuation and spacing. A concept is an English text with its
+    translations.
+    """
+
+    texts: list[str]
+    text: Rows  # number of the normal form of each text
+    concept: Rows  # of each text
+    language: Rows  # of each text
+    domain: Rows  # of each translation
+    key: Keys  # of each translation, for draws
+    languages: list[tuple[str, str]]  # (ISO 639-3 code, ISO 15924 script); English is last
+    domains: list[str]
+    held_out_domains: Mask  # whether the program of each domain is held out
+    counts: dict[str, object]  # what was read and what was skipped, for build.json
+
+    def english(self, rows: Rows) -> Rows:
+        """Return the English texts of the concepts of some texts."""
+        return len(self.domain) + self.concept[rows]
+
+    def split(self) -> tuple[Rows, Rows]:
+        """Return the translations to train on, and those of held-out programs.
+
+        Held out are those of which neither side occurs in training, in any language. A text that translates several
+        English texts in one language is left out, too: it has no single right answer.
+        """
+        held_out = self.held_out_domains[self.domain]
+        training, rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        # English texts count as seen in training even if a cap leaves no row with them.
+        seen = np.unique(self.text[np.concatenate((training, self.english(training)))])
+        rows = rows[~np.isin(self.text[rows], seen) & ~np.isin(self.text[self.english(rows)], seen)]
+        query = self.text[rows] * len(self.languages) + self.language[rows]
+        _, group, size = np.unique(query, return_inverse=True, return_counts=True)
+        return training, rows[size[group] == 1]
+
+
+def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:
+    """Read the catalogs below some folders; hold out a share of the programs, at least one, drawn by the seed.
+
+    Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
+    """
+    rows: list[tuple[str, str, tuple[str, str], str]] = []
+    known, skipped, catalogs, messages, damaged = set(), Counter(), 0, 0, []
+    for file in find_catalogs(folders):
+        try:
+            tag = locale_tag(file.locale)
+            language = (iso639_3(tag), script_of(tag))
+        except ValueError:
+            language = ("eng", "")
+        if language[0] == "eng":
+            skipped[file.locale] += 1
+            continue
+        known.add((language, file.domain))
+        try:
+            read = list(read_messages(file.path))
+        except UserError as error:
+            logger.warning("%s; skipped", error)
+            damaged.append(str(file.path))
+            continue
+        catalogs, messages = catalogs + 1, messages + len(read)
+        pairs = (pair for message in read if (pair := clean_pair(*message, language[1])))
+        rows += [(*pair, language, file.domain) for pair in pairs]
+    languages, domains = (sorted({each[column] for each in known}) for column in (0, 1))
+    held_out = _held_out(domains, seed, held_out_share)
+    if held_out.all() or not held_out.any():
+        raise UserError(
+            f"{', '.join(map(str, folders))}: message catalogs of {len(domains)} programs, too few to train on some "
+            f"and hold others out; {_MORE_PROGRAMS}"
+        )
+    frame = pd.DataFrame(rows, columns=["english", "text", "language", "domain"])
+    frame["language"] = frame["language"].map({name: number for number, name in enumerate(languages)})
+    frame["domain"] = frame["domain"].map({name: number for number, name in enumerate(domains)})
+    # A translation that a held-out program shares with another one counts as that of the other one.
+    frame["held_out"] = held_out[frame["domain"].to_numpy(dtype=np.intp)]
+    frame = frame.sort_values(["language", "held_out"], kind="stable", ignore_index=True)
+    sides = ["english", "text"]
+    form_of = {text: normalise(text) for side in sides for text in frame[side].unique()}
+    forms, _ = pd.factorize(pd.concat([frame[side].map(form_of) for side in sides]))
+    frame["english_form"], frame["form"] = np.split(forms, 2)
+    frame["concept"], _ = pd.factorize(frame["english_form"])
+    # The first spelling of each concept, and of each translation of it in one language.
+    english, frame = frame.drop_duplicates("concept"), frame.drop_duplicates(["language", "form", "concept"])
+    text, concept, language, domain = frame[["form", "concept", "language", "domain"]].to_numpy(dtype=np.intp).T
+    tags = _text_keys("-".join(language) for language in languages)
+    key = keyed_bits(seed, tags[language], _text_keys(english["english"])[concept], _text_keys(frame["text"]))
+    return Corpus(
+        texts=[*frame["text"], *english["english"]],
+        text=np.concatenate((text, english["english_form"].to_numpy(dtype=np.intp))),
+        concept=np.concatenate((concept, np.arange(len(english)))),
+        language=np.concatenate((language, np.full(len(english), len(languages)))),
+        domain=domain,
+        key=key,
+        languages=[*languages, ("eng", "Latn")],
+        domains=domains,
+        held_out_domains=held_out,
+        counts={"catalogs": catalogs, "messages": messages, "skipped_locales": skipped, "damaged": damaged},
+    )
+
+
+def _text_keys(texts: Iterable[str]) -> Keys:
+    return np.array([text_key(text) for text in texts], dtype=np.uint64)
+
+
+def _held_out(domains: Sequence[str], seed: int, share: float) -> Mask:
+    """Return which domains to hold out, (domains,): those of the programs whose keys draw the smallest numbers."""
+    programs = sorted({program_of(domain) for domain in domains})
+    draws = keyed_bits(seed, text_key("held-out program"), _text_keys(programs))
+    chosen = {programs[position] for position in np.argsort(draws)[: max(1, round(share * len(programs)))].tolist()}
+    return np.array([program_of(domain) in chosen for domain in domains], dtype=bool)
 
 
 def _tables(corpus: Corpus, rows: Rows, passages: Rows, negatives: Rows | None = None) -> Iterator[pa.Table]:
@@ -169,9 +264,9 @@ def _in_other_languages(corpus: Corpus, pool: Rows, rows: Rows) -> tuple[Rows, R
 
 
 def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
-    """Return at most ``most`` rows per language, in order: first one of each domain, then a second one, and so on.
+    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on.
 
-    Programs differ in size by a factor of a thousand, so a uniform draw would be one of few programs.
+    Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
     """
     columns = {"language": corpus.language[rows], "domain": corpus.domain[rows], "key": corpus.key[rows]}
     frame = pd.DataFrame(columns, index=rows).sort_values("key")
@@ -183,8 +278,8 @@ def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
 class Negatives:
     """Draws hard negatives: other messages of the same program that share words with the message.
 
-    No negative translates its query: two messages with a translation in common in any language are not negatives of
-    each other. ``rows`` are the translations that may appear in training, ``count`` is the number per row.
+    Two messages with a translation in common in any language are not negatives of each other. ``rows`` are the
+    translations that may appear in training.
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:
@@ -235,10 +330,7 @@ def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:
 
 
 def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:
-    """Return for each concept the concepts of the same domain that share most words, (concepts, count), padded with -1.
-
-    A concept of several domains has the neighbours of the first.
-    """
+    """Return for each concept those of its (first) domain that share most words, (concepts, count), padded with -1."""
     concepts, first = np.unique(corpus.concept[rows], return_index=True)
     texts = _texts(corpus, corpus.english(rows[first]))
     vectors = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True, dtype=np.float64).fit_transform(texts)

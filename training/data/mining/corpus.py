@@ -33,9 +33,6 @@ _BATCH_ROWS = 8192
 _TEXT_SCHEMA = pa.schema([("text", pa.large_string())])
 
 
-# Ids and numbers
-
-
 def text_ids(texts: Iterable[str]) -> Ids:
     """Return ``(n,)`` ids; two of a thousand million texts have the same id with a probability of 1 in 10^21."""
     digests = b"".join(blake2b(text.encode(), digest_size=ID.itemsize).digest() for text in texts)
@@ -90,9 +87,6 @@ def distinct_texts(source: Source, side: str, first: NDArray[np.int64]) -> Itera
             row += len(batch)
 
 
-# Texts and arrays on disk
-
-
 class TextStore:
     """Texts by number, in a memory-mapped Arrow file with batches of ``CHUNK_TEXTS``."""
 
@@ -139,20 +133,15 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
         raise UserError(f"{path}: is damaged ({error}); delete it, and its content is computed again") from None
 
 
-# Cached embeddings
-
-
 class EmbeddingCache:
     """Embeddings by the id of the text, in a folder that is named after ``made_by``: all else that they depend on.
 
-    Files are complete or absent, are named after their ids and never change. Any number of tasks may therefore write at
-    once, and a repeated task writes the same file again. ``half`` stores 16 bits per number instead of 32.
+    Files are complete or absent, are named after their ids and never change: any number of tasks may write at once.
     """
 
-    def __init__(self, folder: Path | str, made_by: Mapping[str, Any], half: bool = False) -> None:
-        description = json.dumps({**made_by, "dtype": "float16" if half else "float32"}, sort_keys=True, indent=2)
-        self.folder = Path(folder) / blake2b(description.encode(), digest_size=16).hexdigest()
-        self._dtype = np.float16 if half else np.float32
+    def __init__(self, folder: Path, made_by: Mapping[str, Any]) -> None:
+        description = json.dumps({**made_by, "dtype": "float32"}, sort_keys=True, indent=2)
+        self.folder = folder / blake2b(description.encode(), digest_size=16).hexdigest()
         path = self.folder / "embeddings.json"
         # A finished cache may lie on a read-only disk.
         if not path.is_file():
@@ -163,7 +152,7 @@ class EmbeddingCache:
         """Store ``(n, dimensions)`` embeddings of ``(n,)`` ids."""
         path = self.folder / f"{blake2b(ids.tobytes(), digest_size=16).hexdigest()}.npz"
         with locked(path):
-            save_arrays(path, ids=ids, vectors=vectors.astype(self._dtype))
+            save_arrays(path, ids=ids, vectors=vectors.astype(np.float32))
 
     def locate(self, ids: Ids) -> Located:
         """Look up distinct ids."""

@@ -1,12 +1,8 @@
 """Hard-negative mining: from pairs of query and passage to rows of the published format with negatives.
 
-The thresholds and their order are those of ``sentence_transformers.util.mine_hard_negatives``, and a test checks that
-the negatives are the same. That function is not called, because it holds the embeddings of the whole corpus and the
-candidates of all queries in memory and has neither a guard against translations nor counts.
-
-Two things differ. Scores equal to a limit are refused, as published (``< 0.8``), and a query's own text is never its
-negative. Both this and the positives hold for every spelling: case, spacing, punctuation and Unicode composition do not
-make another text.
+Thresholds and their order are those of ``sentence_transformers.util.mine_hard_negatives``, and a test checks that the
+negatives are the same. That function is not called: it holds the embeddings of the whole corpus and the candidates of
+all queries in memory, and has neither a guard against translations nor counts.
 """
 
 from __future__ import annotations
@@ -18,22 +14,47 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.data.cleaning.normalise import normalise
 from training.data.manifest import MANIFEST, Source, write_manifest
-from training.data.mining.corpus import SIDES, Numbered, TextStore, numbered, read_ids, text_ids
-from training.data.mining.search import MiningOptions, Translations, choose_search
-from training.data.mining.tasks import MiningTasks
+from training.data.mining.corpus import (
+    CHUNK_TEXTS,
+    SIDES,
+    EmbeddingCache,
+    Located,
+    Numbered,
+    TextStore,
+    distinct_texts,
+    form_ids,
+    load_arrays,
+    numbered,
+    read_ids,
+    save_arrays,
+    text_ids,
+)
+from training.data.mining.search import (
+    RULES,
+    MiningOptions,
+    Nearest,
+    Relations,
+    ShardIndex,
+    Translations,
+    choose_negatives,
+    choose_search,
+    merge,
+    pair_scores,
+)
 from training.data.published import PublishedFile, rows_table, write_parquet
 from training.data.storage import identity
 
@@ -43,6 +64,10 @@ REPORT = "mining.json"
 _EMBEDDINGS, _WORK = "embeddings", ".work"
 # Increase it when the same input gives other negatives than before.
 _FORMAT = 4
+# Queries whose candidates are in memory together.
+BLOCK_QUERIES = 16_384
+# Positives whose scores are computed at once.
+_PAIRS = 1024
 _BATCH_ROWS = 8192
 # Tasks of a remote executor without a number of workers.
 _REMOTE_TASKS = 8
@@ -79,211 +104,295 @@ def mine(
     with the same input and options are not mined again, and other sources in the folder stay. A killed run continues
     where it was. If no row is left of any source, earlier results stay.
 
-    Args:
-        sources: What to mine. Negatives that rows already have stay before the mined ones.
-        miner: The model, from :func:`training.models.encoders.find_miner`.
-        output: The folder to write.
-        options: The thresholds; the published ones if None.
-        bitext: Sources whose pairs are translations, which are never negatives of each other.
-        others: Sources that are not mined, for the manifest of the output.
-        resources: Memory, cache and executor.
-        manifest: The file that the sources were read from.
+    ``miner`` is a model from :func:`training.models.encoders.find_miner`. The pairs of ``bitext`` sources are
+    translations, which are never negatives of each other. ``others`` are listed in the new manifest, not mined.
     """
+    options, resources, output = options or MiningOptions(), resources or Resources(), Path(output).resolve()
+    cache, search = Path(resources.cache or output / _EMBEDDINGS).resolve(), choose_search(resources.search)
     reads = [file for source in (*sources, *bitext, *others) for file in source.files if isinstance(file, Path)]
     reads += [Path(miner.model), *([manifest] if manifest else [])]
-    output = Path(output).resolve()
     check_output(output, reads)
+    check_output(cache, reads, option="--cache")
     with locked(output):
-        run = _Run(miner, output, options or MiningOptions(), resources or Resources(), reads)
-        # Checked before any work: a long run must not fail at its last source.
-        rows = {source.name: run.read(source) for source in run.unfinished(sources, bitext)}
-        translations = Translations(bitext if rows else [])
-        for source in sources:
-            if source.name in rows:
-                run.mine(source, rows.pop(source.name), translations)
-        return run.finish(sources, others)
-
-
-class _Run:
-    """One output folder and what has been mined into it."""
-
-    def __init__(
-        self, miner: Any, output: Path, options: MiningOptions, resources: Resources, reads: list[Path]
-    ) -> None:
-        self._miner, self._output, self._options, self._resources = miner, output, options, resources
-        self._search, self._report_path = choose_search(resources.search), output / REPORT
-        self._cache = Path(resources.cache or output / _EMBEDDINGS).resolve()
-        check_output(self._cache, reads, option="--cache")
-        self._report: dict[str, Any] = {}
-        if self._report_path.exists():
-            try:
-                # Sources of earlier runs stay.
-                self._report = dict(json.loads(self._report_path.read_text())["sources"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self._report_path}: not a report of mining; give another --output") from None
-        elif not (output / _WORK).exists():
-            check_output(output, ours=[_EMBEDDINGS, ".*"])
+        report = _read_report(output)
         output.mkdir(exist_ok=True)
         clear_partials(output)
-        self._fingerprints: dict[str, str] = {}
 
-    def unfinished(self, sources: Sequence[Source], bitext: Sequence[Source]) -> list[Source]:
-        """Return the sources that are not mined yet with the same input and options."""
-        settings = [_FORMAT, self._miner.made_by(), asdict(self._options), [self._described(each) for each in bitext]]
-        left = []
+        def described(source: Source) -> dict[str, Any]:
+            # A file keeps its identity when its folder moves.
+            return {**asdict(source), "files": [identity(file, cache / ".hashes") for file in source.files]}
+
+        settings = [_FORMAT, miner.made_by(), asdict(options), list(map(described, bitext))]
+        left: list[tuple[Source, str, dict[str, Numbered]]] = []
         for source in sources:
-            made_by = json.dumps([*settings, self._described(source)], sort_keys=True, default=str)
+            made_by = json.dumps([*settings, described(source)], sort_keys=True, default=str)
             fingerprint = blake2b(made_by.encode(), digest_size=16).hexdigest()
-            self._fingerprints[source.name] = fingerprint
-            entry = self._report.get(source.name, {"fingerprint": None})
-            if entry["fingerprint"] != fingerprint or (entry["kept"] and not self._file(source).is_file()):
-                left.append(source)
-        return left
-
-    def _described(self, source: Source) -> dict[str, Any]:
-        # A file keeps its identity when its folder moves.
-        return {**asdict(source), "files": [identity(file, self._cache / ".hashes") for file in source.files]}
-
-    def _file(self, source: Source) -> Path:
-        return self._output / f"{source.name}.parquet"
-
-    def read(self, source: Source) -> dict[str, Numbered]:
-        """Read and check a source; only ids of its texts are held in memory."""
-        rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
-        passages = len(rows["passage"].ids)
-        if passages < self._options.top:
-            raise UserError(
-                f"source {source.name!r}: its {passages} distinct passages are fewer than top {self._options.top}; "
-                "lower --top or leave the source out of --sources"
+            entry = report.get(source.name, {"fingerprint": None, "kept": 0})
+            missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
+            if entry["fingerprint"] != fingerprint or missing:
+                # Checked before any work: a long run must not fail at its last source.
+                left.append((source, fingerprint, _read(source, options.top)))
+        translations = Translations(bitext if left else [])
+        # Each worker loads the model: one per core would not fit. Workers may run in another folder.
+        workers = resources.executor.workers or (1 if resources.executor.name == "local" else None)
+        model = Path(miner.model)
+        for source, fingerprint, rows in left:
+            numbers = rows["query"].numbers
+            tasks = MiningTasks(
+                source=source,
+                folder=output / _WORK / source.name / fingerprint,
+                cache=cache,
+                miner=replace(miner, model=str(model.resolve())) if model.is_dir() else miner,
+                options=options,
+                # Positives are among the nearest, as in mine_hard_negatives.
+                window=options.top + int(np.bincount(numbers).max()),
+                shard_texts=resources.max_corpus_in_memory,
+                search=search,
+                tasks=workers or _REMOTE_TASKS,
             )
-        return rows
+            counts = tasks.run(rows, translations, replace(resources.executor, workers=workers))
+            report[source.name] = {
+                **tasks.write(output / f"{source.name}.parquet", numbers),
+                **counts,
+                "model": miner.model,
+                "revision": miner.revision,
+                "options": asdict(options),
+                "fingerprint": fingerprint,
+                "manifest": {**asdict(source), "files": [f"{source.name}.parquet"]},
+            }
+            write_whole(output / REPORT, json.dumps({"sources": report}, indent=2) + "\n")
+            shutil.rmtree(tasks.folder)
+            logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(numbers))
+        _write_manifest(output, report, sources, others, options.negatives)
+        shutil.rmtree(output / _WORK, ignore_errors=True)
+    return {"sources": report}
 
-    def mine(self, source: Source, rows: Mapping[str, Numbered], translations: Translations) -> None:
-        """Mine one source and report it."""
-        options, executor, model = self._options, self._resources.executor, Path(self._miner.model)
-        # Each worker loads the model: one per core would not fit.
-        workers = executor.workers or (1 if executor.name == "local" else None)
-        tasks = MiningTasks(
-            name=source.name,
-            folder=self._output / _WORK / source.name / self._fingerprints[source.name],
-            cache=self._cache,
-            # Workers may run in another folder.
-            miner=replace(self._miner, model=str(model.resolve())) if model.is_dir() else self._miner,
-            instruction=source.instruction if options.instruction else None,
-            options=options,
-            # Positives are among the nearest, as in mine_hard_negatives.
-            window=options.top + int(np.bincount(rows["query"].numbers).max()),
-            shard_texts=self._resources.max_corpus_in_memory,
-            search=self._search,
-            tasks=workers or _REMOTE_TASKS,
+
+def _read_report(output: Path) -> dict[str, Any]:
+    """Return the entries of earlier runs by source, which stay."""
+    path = output / REPORT
+    if not path.exists():
+        if not (output / _WORK).exists():
+            check_output(output, ours=[_EMBEDDINGS, ".*"])
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["sources"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a report of mining; give another --output") from None
+
+
+def _read(source: Source, top: int) -> dict[str, Numbered]:
+    """Read and check a source; only ids of its texts are held in memory."""
+    rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
+    passages = len(rows["passage"].ids)
+    if passages < top:
+        raise UserError(
+            f"source {source.name!r}: its {passages} distinct passages are fewer than top {top}; "
+            "lower --top or leave the source out of --sources"
         )
-        tasks.lay_out(source, rows, translations)
-        texts = tasks.count_texts()
-        _run_tasks(tasks, replace(executor, workers=workers))
-        negatives, refused = tasks.results()
-        counts = _write_mined(
-            source, self._file(source), rows["query"].numbers, negatives, tasks.texts("passage"), options
+    return rows
+
+
+def _write_manifest(
+    output: Path, report: Mapping[str, Any], sources: Sequence[Source], others: Sequence[Source], negatives: int
+) -> None:
+    """Write the manifest of all mined sources with rows and of the sources that were not mined."""
+    empty = [source.name for source in sources if not report[source.name]["kept"]]
+    if len(empty) == len(sources):
+        raise UserError(
+            f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them); "
+            "raise --top, loosen the thresholds, lower --negatives or add --keep-short"
         )
-        self._report[source.name] = {
-            **counts,
-            "texts": texts,
-            "refused": refused,
-            "model": self._miner.model,
-            "revision": self._miner.revision,
-            "options": asdict(options),
-            "fingerprint": self._fingerprints[source.name],
-            "manifest": {**asdict(source), "files": [self._file(source).name]},
-        }
-        write_whole(self._report_path, json.dumps({"sources": self._report}, indent=2) + "\n")
-        shutil.rmtree(tasks.folder)
-        logger.info("%s: %d of %d rows kept", source.name, counts["kept"], counts["rows"])
-
-    def finish(self, sources: Sequence[Source], others: Sequence[Source]) -> dict[str, Any]:
-        """Write the manifest of all mined sources with rows and of the sources that were not mined."""
-        least = self._options.negatives
-        empty = [source for source in sources if not self._report[source.name]["kept"]]
-        if len(empty) == len(sources):
-            raise UserError(
-                f"no row of any source has {least} negatives (see {self._report_path} for what refused them); "
-                "raise --top, loosen the thresholds, lower --negatives or add --keep-short"
-            )
-        for source in empty:
-            logger.warning("%s: no row has %d negatives", source.name, least)
-            # The file of an earlier run, which is replaced only now that there are other results.
-            self._file(source).unlink(missing_ok=True)
-        entries = [entry["manifest"] for entry in self._report.values() if entry["kept"]]
-        for source in others:
-            if source.name not in self._report:
-                files = [os.path.relpath(Path(file).resolve(), self._output) for file in source.files]
-                entries.append({**asdict(source), "files": files})
-        write_manifest(self._output / MANIFEST, entries)
-        shutil.rmtree(self._output / _WORK, ignore_errors=True)
-        return {"sources": self._report}
+    for name in empty:
+        logger.warning("%s: no row has %d negatives", name, negatives)
+        # The file of an earlier run, which is replaced only now that there are other results.
+        (output / f"{name}.parquet").unlink(missing_ok=True)
+    entries = [entry["manifest"] for entry in report.values() if entry["kept"]]
+    for source in others:
+        if source.name not in report:
+            files = [os.path.relpath(Path(file).resolve(), output) for file in source.files]
+            entries.append({**asdict(source), "files": files})
+    write_manifest(output / MANIFEST, entries)
 
 
-def _run_tasks(tasks: MiningTasks, executor: Executor) -> None:
-    # Phases are named after the number of tasks: task 0 of 2 is not task 0 of 3.
-    logs = tasks.folder / "tasks"
-    embed = Phase(f"embed-{tasks.tasks}", tasks.embed, tasks.tasks)
-    run_phases([embed], logs, executor)
-    if tasks.count_texts()["embedded"]:
-        # The cache was emptied after a stopped run had recorded these tasks as done.
-        shutil.rmtree(logs / embed.name)
-        run_phases([embed], logs, executor)
-    count = min(tasks.tasks, tasks.blocks)
-    search = replace(tasks, tasks=count)
-    run_phases([Phase(f"search-{count}", search.search_blocks, count)], logs, executor)
+@dataclass(frozen=True)
+class MiningTasks:
+    """The work on one source: embed its texts, then search its passages, in tasks that any worker can do."""
 
+    source: Source
+    folder: Path  # texts, arrays by name and results, shared by all workers
+    cache: Path  # folder of cached embeddings
+    miner: Any  # a training.models.encoders.Miner
+    options: MiningOptions
+    window: int  # candidates per query that the rules see
+    shard_texts: int  # passages whose embeddings are in memory together
+    search: str  # faiss or torch
+    tasks: int  # number of tasks that share the work
 
-# Mined rows
+    def run(self, rows: Mapping[str, Numbered], translations: Translations, executor: Executor) -> dict[str, Any]:
+        """Do what is left of the work; return how many texts were embedded and how many candidates were refused."""
+        if not self._arrays.exists():
+            self._lay_out(rows, translations)
+        missing = np.concatenate([self._located(side).file for side in SIDES]) < 0
+        phases = [Phase("embed", self.embed, self.tasks)] if missing.any() else []
+        if not all(result.exists() for result in self._results()):
+            phases.append(Phase("search", self.search_blocks, self.tasks))
+        # Tasks see what is left. Marks of a stopped run would be wrong if its cache was emptied since.
+        shutil.rmtree(self.folder / "tasks", ignore_errors=True)
+        run_phases(phases, self.folder / "tasks", executor)
+        refused = sum(load_arrays(result, "refused")[0] for result in self._results())
+        texts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
+        return {"texts": texts, "refused": dict(zip(RULES, refused.tolist(), strict=True))}
 
+    @property
+    def _arrays(self) -> Path:
+        return self.folder / "arrays.npz"
 
-def _write_mined(
-    source: Source,
-    path: Path,
-    numbers: NDArray[np.int64],
-    mined: NDArray[np.int64],
-    passages: TextStore,
-    options: MiningOptions,
-) -> dict[str, int]:
-    """Write a source with its mined negatives, in the order of its rows and with all its other columns.
+    def _texts(self, side: str) -> TextStore:
+        return TextStore(self.folder / f"{side}.arrow")
 
-    ``numbers`` ``(rows,)`` are those of the rows' queries, and ``mined`` ``(queries, negatives)`` those of passages, -1
-    where there are too few. Returns the rows read, kept and dropped; without rows, no file is written.
-    """
-    files = [PublishedFile(file) for file in source.files]
-    others: dict[str, pa.DataType] = {}
-    for file in files:
-        known = {*SIDES, *file.negatives, *others}
-        others |= {field.name: field.type for field in file.schema if field.name not in known}
-    rows = kept_rows = 0
+    def _lay_out(self, rows: Mapping[str, Numbered], translations: Translations) -> None:
+        """Write everything that tasks read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for side in SIDES:
+            TextStore.write(self.folder / f"{side}.arrow", distinct_texts(self.source, side, rows[side].first))
+        forms = {side: form_ids(self._texts(side)) for side in SIDES}
+        form = np.unique(np.concatenate([*forms.values()]), return_inverse=True)[1]
+        query_form, passage_form = np.split(form, [len(forms["query"])])
+        # The positives of a query are the passages of all rows whose query is a spelling of it, sorted by query.
+        query, passage = (rows[side].numbers for side in SIDES)
+        passages_of_form = csr_array((np.ones(len(query), dtype=bool), (query_form[query], passage)))
+        save_arrays(
+            self._arrays,
+            **{side: rows[side].ids for side in SIDES},
+            query_form=query_form,
+            query_group=translations.groups(forms["query"]),
+            passage_form=passage_form,
+            passage_group=translations.groups(forms["passage"]),
+            pairs=np.stack(passages_of_form[query_form].nonzero()).astype(np.int64),
+        )
 
-    def tables() -> Iterator[pa.Table]:
-        nonlocal rows, kept_rows
+    def _bar(self, total: int, what: str, unit: str, task: int) -> tqdm:
+        description = f"{self.source.name}: {what}"
+        return tqdm(total=total, desc=description, unit=unit, position=task, disable=None if total else True)
+
+    @property
+    def _instruction(self) -> str | None:
+        return self.source.instruction if self.options.instruction else None
+
+    def _cache(self, side: str) -> EmbeddingCache:
+        made_by = {"role": side, **self.miner.made_by()}
+        return EmbeddingCache(self.cache, made_by | ({"instruction": self._instruction} if side == "query" else {}))
+
+    def _located(self, side: str) -> Located:
+        return self._cache(side).locate(*load_arrays(self._arrays, side))
+
+    def embed(self, task: int) -> None:
+        """Embed the texts that are not cached in every ``tasks``-th chunk.
+
+        Chunks do not depend on the number of shards, workers or tasks, and neither do the last bits of embeddings.
+        """
+        for side in SIDES:
+            (ids,) = load_arrays(self._arrays, side)
+            cache, store = self._cache(side), self._texts(side)
+            missing = cache.locate(ids).file < 0
+            starts = range(task * CHUNK_TEXTS, len(ids), self.tasks * CHUNK_TEXTS)
+            chunks = [start + np.flatnonzero(missing[start : start + CHUNK_TEXTS]) for start in starts]
+            with self._bar(sum(map(len, chunks)), f"embed {side}", "text", task) as bar:
+                for numbers in filter(len, chunks):
+                    texts = store.take(numbers).tolist()
+                    if side == "query":
+                        vectors = self.miner.embed_queries(texts, self._instruction)
+                    else:
+                        vectors = self.miner.embed_passages(texts)
+                    cache.add(ids[numbers], vectors)
+                    bar.update(len(numbers))
+
+    def _results(self) -> list[Path]:
+        """Return the file of each block of queries."""
+        (ids,) = load_arrays(self._arrays, "query")
+        return [self.folder / f"negatives-{block:05d}.npz" for block in range(-(-len(ids) // BLOCK_QUERIES))]
+
+    def search_blocks(self, task: int) -> None:
+        """Choose the negatives of every ``tasks``-th block of queries."""
+        left = [(block, path) for block, path in enumerate(self._results()) if block % self.tasks == task]
+        left = [(block * BLOCK_QUERIES, path) for block, path in left if not path.exists()]
+        queries, passages = (self._located(side) for side in SIDES)
+        firsts = range(0, len(passages.file), self.shard_texts)
+        index: ShardIndex | None = None
+
+        def shards() -> Iterator[ShardIndex]:
+            nonlocal index
+            for first in firsts:
+                if index is None or index.first != first:
+                    # Freed before the next one is read: two may not fit.
+                    index = None
+                    index = ShardIndex(passages.read(first, first + self.shard_texts), first, self.search)
+                yield index
+
+        total = sum(len(queries.file[start : start + BLOCK_QUERIES]) for start, _ in left) * len(firsts)
+        with self._bar(total, "search", "query", task) as bar:
+            for start, path in left:
+                self._search_block(path, start, queries.read(start, start + BLOCK_QUERIES), shards(), bar)
+
+    def _search_block(
+        self, path: Path, start: int, vectors: NDArray[np.float32], shards: Iterator[ShardIndex], bar: tqdm
+    ) -> None:
+        names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
+        (pair_query, pair_passage), form, group, passage_form, passage_group = load_arrays(self._arrays, *names)
+        own = slice(start, start + len(vectors))
+        pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
+        owner, positive = pair_query[pairs] - start, pair_passage[pairs]
+        score = np.zeros(len(positive), dtype=np.float32)
+        nearest: list[Nearest] = []
+        for shard in shards:
+            nearest = [merge([*nearest, shard.search(vectors, self.window, bar.update)], self.window)]
+            here = np.flatnonzero((positive >= shard.first) & (positive < shard.first + len(shard.vectors)))
+            for some in np.split(here, range(_PAIRS, len(here), _PAIRS)):
+                passages = shard.vectors[positive[some] - shard.first]
+                score[some] = pair_scores(vectors[owner[some]], passages[:, None])[:, 0]
+            del shard
+        relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
+        negatives, refused = choose_negatives(nearest[0], relations, self.options)
+        save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
+
+    def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
+        """Write the rows with their negatives, in order and with all their other columns; no file without rows.
+
+        ``numbers`` ``(rows,)`` are those of the rows' queries. Returns how many rows were read, kept and dropped.
+        """
+        mined = np.concatenate([load_arrays(result, "negatives")[0] for result in self._results()])
+        files, passages = list(map(PublishedFile, self.source.files)), self._texts("passage")
+        others: dict[str, pa.DataType] = {}
         for file in files:
-            names = [] if options.replace else file.negatives
-            for batch in file.record_batches(_BATCH_ROWS, all_columns=True):
-                texts = passages.take(mined[numbers[rows : rows + len(batch)]])
-                own = batch.select(names).to_pylist()
-                negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                kept = [row for row, each in enumerate(negatives) if options.keep_short or each[-1] is not None]
-                rows, kept_rows = rows + len(batch), kept_rows + len(kept)
-                if not kept:
-                    continue
-                columns = list(zip(*(negatives[row] for row in kept), strict=True))
-                batch = batch.take(pa.array(kept))
-                table = rows_table(*(batch.column(side).to_pylist() for side in SIDES), columns)
-                for name, kind in others.items():
-                    there = name in batch.schema.names
-                    column = batch.column(name).cast(kind) if there else pa.nulls(len(batch), kind)
-                    table = table.append_column(name, column)
-                yield table
+            known = {*SIDES, *file.negatives, *others}
+            others |= {field.name: field.type for field in file.schema if field.name not in known}
 
-    found = tables()
-    first = next(found, None)
-    if first is not None:
-        write_parquet(path, chain([first], found))
-    return {"rows": rows, "kept": kept_rows, "dropped": rows - kept_rows}
+        def tables() -> Iterator[pa.Table]:
+            row = 0
+            for file in files:
+                names = [] if self.options.replace else file.negatives
+                for batch in file.record_batches(_BATCH_ROWS, all_columns=True):
+                    texts = passages.take(mined[numbers[row : row + len(batch)]])
+                    row += len(batch)
+                    own = batch.select(names).to_pylist()
+                    negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
+                    kept = [
+                        row for row, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None
+                    ]
+                    if not kept:
+                        continue
+                    columns = list(zip(*(negatives[row] for row in kept), strict=True))
+                    batch = batch.take(pa.array(kept))
+                    table = rows_table(*(batch.column(side).to_pylist() for side in SIDES), columns)
+                    for name, kind in others.items():
+                        there = name in batch.schema.names
+                        column = batch.column(name).cast(kind) if there else pa.nulls(len(batch), kind)
+                        table = table.append_column(name, column)
+                    yield table
+
+        kept = write_parquet(path, tables())
+        return {"rows": len(numbers), "kept": kept, "dropped": len(numbers) - kept}
 
 
 def _fill(own: Iterable[str | None], mined: NDArray[np.object_]) -> list[str | None]:

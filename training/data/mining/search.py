@@ -28,9 +28,6 @@ _NUMBERS = 1 << 26
 _MOST_QUERIES = 1024
 
 
-# Search
-
-
 class Nearest(NamedTuple):
     """The nearest passages of each query, nearest first; equal scores are in the order of the numbers."""
 
@@ -64,10 +61,7 @@ def merge(parts: Sequence[Nearest], k: int) -> Nearest:
 
 
 class ShardIndex:
-    """Exact search among ``(n, dimensions)`` vectors of unit length, of the passages from number ``first`` on.
-
-    FAISS or torch propose candidates, whose scores are then computed by :func:`pair_scores`.
-    """
+    """Exact search among ``(n, dimensions)`` vectors of unit length, of the passages from number ``first`` on."""
 
     def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
         self.vectors, self.first = vectors, first
@@ -102,9 +96,6 @@ class ShardIndex:
         return torch.topk(scores, k, dim=1)[1].cpu().numpy()
 
 
-# Translations
-
-
 def bitext_sources(sources: Sequence[Source]) -> list[Source]:
     """Return the sources whose pairs are taken for translations: symmetric retrieval.
 
@@ -131,9 +122,6 @@ class Translations:
         return self._groups[find(ids, self._ids)]
 
 
-# Rules
-
-
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -150,21 +138,18 @@ class MiningOptions:
     keep_short: bool = _option(False, "keep rows with fewer negatives")
     replace: bool = _option(False, "drop the negatives that rows already have")
     instruction: bool = _option(True, "embed queries with their source's instruction, not the model's own prompt")
-    half_cache: bool = _option(False, "cache embeddings in 16 bits, which rounds scores")
 
     def __post_init__(self) -> None:
-        for name, least in (("top", 1), ("skip", 0), ("negatives", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.skip + self.negatives > self.top:
-            raise UserError(
-                f"top {self.top} leaves no {self.negatives} negatives after skip {self.skip}; raise top to "
-                f"{self.skip + self.negatives} at least, or lower the others"
-            )
-        if not -1 <= self.max_score <= 1.01:
-            raise UserError(f"max-score must be a cosine, -1 to 1, or 1.01 for no limit; got {self.max_score}")
-        if not 0 < self.relative <= 2:
-            raise UserError(f"relative must be above 0 and at most 2, got {self.relative}")
+        fits = {
+            "top": (self.top >= self.skip + self.negatives, "at least skip + negatives"),
+            "skip": (self.skip >= 0, "at least 0"),
+            "negatives": (self.negatives >= 1, "at least 1"),
+            "max_score": (-1 <= self.max_score <= 1.01, "a cosine, -1 to 1, or 1.01 for no limit"),
+            "relative": (0 < self.relative <= 2, "above 0 and at most 2"),
+        }
+        for name, (fit, expected) in fits.items():
+            if not fit:
+                raise UserError(f"{name.replace('_', '-')} must be {expected}, got {getattr(self, name)}")
 
 
 class Relations(NamedTuple):
@@ -184,12 +169,9 @@ def choose_negatives(
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``.
 
-    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. If a
-    query has several positives, the lowest of their scores counts.
-
-    Returns:
-        ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each
-        of ``RULES`` refused.
+    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. Returns
+    ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each of
+    ``RULES`` refused.
     """
     refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
     for rule, refuses in zip(RULES, _rules(nearest, relations, options), strict=True):
@@ -205,7 +187,7 @@ def choose_negatives(
 
 
 def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> list[NDArray[np.bool_]]:
-    """Return which candidates each of ``RULES`` refuses."""
+    """Return which candidates each of ``RULES`` refuses; the lowest score of several positives counts."""
     scores, texts = nearest
     group, form = relations.passage_group[texts], relations.passage_form[texts]
     owner, positives = relations.positive_query, relations.positive

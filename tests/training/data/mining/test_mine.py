@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from tests.training.data.mining.mining_helpers import random_vectors, read_output, save_vectors, write_pairs
+from tests.training.data.mining.mining_helpers import random_vectors, save_vectors, write_pairs
 from training import mine as command
-from training.data.cldr.sources import build_cldr
 from training.data.manifest import load_manifest, write_manifest
-from training.data.mining.corpus import form_ids
 from training.data.mining.mining import Resources, mine
-from training.data.mining.search import MiningOptions, Translations
-from training.data.published import PublishedFile
+from training.data.mining.search import MiningOptions
 from training.models.encoders import find_miner
-from training.models.loading import train_tokenizer
 
 PAIRS = [(f"q{number}", f"p{number}") for number in range(60)]
 
@@ -47,40 +40,6 @@ def words(folder, tmp_path_factory):
     ]
     write_manifest(data / "manifest.yaml", [{**vars(source), "files": source.files} for source in sources])
     return ["--manifest", str(data / "manifest.yaml"), "--model", str(folder)]
-
-
-def test_names_of_cldr(tmp_path):
-    """Mined by spelling among English names, guarded by translations into two languages."""
-    data = build_cldr(tmp_path / "cldr", languages=["de", "sw"])
-    table = pq.read_table(data / "cldr_translation.parquet", columns=["query", "passage"]).to_pydict()
-    tokenizer = train_tokenizer(iter(table["query"] + table["passage"]), vocab_size=600)
-    weights = np.random.default_rng(0).standard_normal((len(tokenizer), 64)).astype(np.float32)
-    bag = StaticEmbedding(tokenizer.backend_tokenizer, embedding_weights=weights)
-    SentenceTransformer(modules=[bag], device="cpu").save(str(tmp_path / "model"))
-    words = ["--manifest", str(data / "manifest.yaml"), "--model", str(tmp_path / "model"), "--replace"]
-    words += ["--sources", "cldr_translation", "--max-corpus-in-memory", "200", "--no-instruction"]
-    assert command.main([*words, "--output", str(tmp_path / "out")]) == 0
-    counts = json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]["cldr_translation"]
-    assert counts["options"]["top"] == 100 and not counts["options"]["instruction"]
-    assert counts["kept"] + counts["dropped"] == counts["rows"] == len(table["query"])
-    assert counts["kept"] > 0.5 * counts["rows"] and counts["refused"]["positive"] > 0.5 * counts["rows"]
-    assert counts["texts"]["embedded"] == sum(len(set(column)) for column in table.values())
-    source, *others = load_manifest(tmp_path / "out" / "manifest.yaml")
-    before = load_manifest(data / "manifest.yaml")
-    assert {each.name for each in (source, *others)} == {each.name for each in before}
-    assert source.instruction == "Retrieve the English name." and "deu" in source.languages
-    assert sum(map(len, PublishedFile(source.files[0], required_negatives=24).batches())) == counts["kept"]
-    guard = Translations([each for each in before if each.name.startswith("cldr_trans")])
-    for row in read_output(tmp_path / "out", "cldr_translation")[::7]:
-        groups = guard.groups(form_ids(row[f"negative_{number}"] for number in range(1, 25)))
-        assert (groups != guard.groups(form_ids([row["passage"]]))).all() and row["lang"]
-
-
-def test_model_is_known_by_its_files(folder, tmp_path):
-    words = [word for pair in PAIRS for word in pair]
-    same, other = (save_vectors(tmp_path / str(seed), random_vectors(words, seed=seed)) for seed in (0, 1))
-    made_by = [find_miner(str(path)).made_by() for path in (folder, same, other)]
-    assert made_by[0] == made_by[1] != made_by[2]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +78,7 @@ def test_bad_folders_and_numbers(miner, tmp_path, refuses):
     ("more", "message"),
     [
         (["--sources", "no*"], "no source fits 'no*'"),
-        (["--top", "10"], "top 10"),
+        (["--top", "10"], "top must be"),
         (["--executor", "{oops"], "executor: not valid JSON"),
         (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),

@@ -15,7 +15,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from modeling_f2llm.prompts import instruct
-from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.data.mining.mining_helpers import (
     encode_calls,
     negatives_of,
@@ -26,7 +25,7 @@ from tests.training.data.mining.mining_helpers import (
 )
 from training.common.executor import Executor
 from training.data.manifest import load_manifest
-from training.data.mining import corpus, tasks
+from training.data.mining import corpus, mining
 from training.data.mining.mining import Resources, mine
 from training.data.mining.search import MiningOptions
 from training.data.published import PublishedFile
@@ -85,9 +84,9 @@ def run(miner, tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Several chunks of texts and blocks of queries; other processes do not see it."""
-    for module in (corpus, tasks):
+    for module in (corpus, mining):
         monkeypatch.setattr(module, "CHUNK_TEXTS", 32)
-    monkeypatch.setattr(tasks, "BLOCK_QUERIES", 64)
+    monkeypatch.setattr(mining, "BLOCK_QUERIES", 64)
 
 
 # The negatives
@@ -213,35 +212,14 @@ def test_other_spellings_are_not_negatives(tmp_path, run):
     # Nor the positive of the query in another spelling.
     rows, _ = negatives("twice", [*pairs, ("Query5 ", "island8")])
     assert not rows["query5"] & {"island0", "island8"} and "island1" in rows["query5"]
-    # A translation is one in every spelling.
-    bitext = write_pairs(tmp_path / "bitext", [("query7", "CURAÇAO!")], name="bitext")
-    rows, _ = negatives("guarded", pairs, bitext=[bitext])
-    assert not rows["query7"] & {*spellings}
-
-
-def test_translations_are_not_negatives(tmp_path, run):
-    # Each passage has a translation beside it and one of that beside that; queries are near all three.
-    vectors = random_vectors([f"q{n}" for n in range(20)], dimensions=24)
-    pairs = []
-    for number in range(20):
-        for step, language in enumerate(("en", "de", "sw"), start=1):
-            noise = random_vectors([f"{language}{number}"], dimensions=24, seed=100 * step + number)
-            vectors |= {word: vectors[f"q{number}"] + 0.3 * step * vector for word, vector in noise.items()}
-        pairs.append((f"q{number}", f"en{number}"))
-    fillers = [(f"other{number}", text) for number in range(20) for text in (f"de{number}", f"sw{number}")]
-    vectors |= random_vectors([query for query, _ in fillers], dimensions=24, seed=5)
-    source = write_pairs(tmp_path / "source", [*pairs, *fillers])
-    bitext = [
-        write_pairs(tmp_path / "a", [(f"de{n}", f"en{n}") for n in range(20)], name="a", symmetric=True),
-        write_pairs(tmp_path / "b", [(f"sw{n}", f"de{n}") for n in range(20)], name="b", symmetric=True),
-    ]
-    miner = find_miner(str(save_vectors(tmp_path / "model", vectors)))
-    planted = {f"q{number}": {f"de{number}", f"sw{number}"} for number in range(20)}
-    for known, expected in [((), 2), (bitext[:1], 1), (bitext, 0)]:
-        report = run(source, f"out{expected}", replace(PURE, top=30, negatives=5), miner, bitext=known)
-        rows = [row for row in read_output(tmp_path / f"out{expected}") if row["query"] in planted]
-        assert [len(planted[row["query"]] & set(negatives_of(row))) for row in rows] == [expected] * 20
-        assert (report["refused"]["translation"] > 0) == bool(known)
+    # A translation is one in every spelling, directly or by a chain of pairs.
+    query = next(query for query, count in found.items() if count == 1)
+    chain = [[(query, "Korsou")], [("Korsou", "CURAÇAO!")]]
+    bitext = [write_pairs(tmp_path / "bitext", each, name=each[0][0]) for each in chain]
+    for known, expected in ((bitext[:1], 1), (bitext, 0)):
+        rows, report = negatives(f"guarded{expected}", pairs, bitext=known)
+        assert len(rows[query] & {*spellings}) == expected
+    assert report["refused"]["translation"] > 0
 
 
 # The same bytes
@@ -281,19 +259,6 @@ def test_processes_change_nothing(tmp_path, run, name):
     assert report["texts"] == {"embedded": 29_000, "cached": 0}
 
 
-def test_transformer_in_shards(tiny_model, tiny_tokenizer, sentences, tmp_path, run):
-    build_sentence_transformer(tiny_model, tiny_tokenizer).save_pretrained(str(tmp_path / "model"))
-    miner = find_miner(str(tmp_path / "model"), max_length=24, truncate_dim=16)
-    pairs = [(f"{one} {number}", f"{number} {one[::-1]}") for number, one in enumerate(sentences * 6)]
-    source = write_pairs(tmp_path / "source", pairs)
-    options = MiningOptions(top=20, skip=2, max_score=1.01, relative=1.1, negatives=8, keep_short=True)
-    for name, size in (("whole", 1000), ("shards", 17)):
-        run(source, name, options, miner, resources=Resources(max_corpus_in_memory=size))
-    assert contents(tmp_path / "whole") == contents(tmp_path / "shards")
-    cached = next((tmp_path / "whole" / "embeddings").glob("*/*.npz"))
-    assert np.load(cached)["vectors"].shape == (60, 16)
-
-
 # The cache and killed runs
 
 
@@ -315,8 +280,11 @@ def test_second_run_encodes_only_what_is_new(source, run, tmp_path, small_units)
     pq.write_table(pa.concat_tables([pq.read_table(source.files[0]), more]), source.files[0])
     assert encoded(source)[0] == ["new"]
     assert {*encoded(replace(source, instruction="Find another."))[0]} == {*used, "new"}
-    other = find_miner(str(save_vectors(tmp_path / "other", random_vectors([*QUERIES, *PASSAGES], seed=1))))
-    assert {*encoded(source, miner=other)[0]} == {*used, "new", *PASSAGES}
+    # A model is known by its files.
+    for seed, every in ((1, [*used, "new", *PASSAGES]), (1, []), (2, [*used, "new", *PASSAGES])):
+        vectors = random_vectors([*QUERIES, *PASSAGES], seed=seed)
+        other = find_miner(str(save_vectors(tmp_path / str(next(outputs)), vectors)))
+        assert {*encoded(source, miner=other)[0]} == {*every}
 
 
 def test_sources_of_several_runs_share_a_folder(source, run, tmp_path):
@@ -351,8 +319,8 @@ def test_killed_run_goes_on(source, run, tmp_path, small_units, monkeypatch, emp
         run(source)
     # Within the search, when one of three blocks is done.
     calls.clear()
-    choose = tasks.choose_negatives
-    monkeypatch.setattr(tasks, "choose_negatives", stop_at(2, choose))
+    choose = mining.choose_negatives
+    monkeypatch.setattr(mining, "choose_negatives", stop_at(2, choose))
     with pytest.raises(KeyboardInterrupt), encode_calls() as encoded:
         run(source)
     texts = texts_of(encoded)
@@ -361,14 +329,14 @@ def test_killed_run_goes_on(source, run, tmp_path, small_units, monkeypatch, emp
     if emptied:
         for path in (tmp_path / "out" / "embeddings").glob("*/*.npz"):
             path.unlink()
-    monkeypatch.setattr(tasks, "choose_negatives", stop_at(-1, choose))
+    monkeypatch.setattr(mining, "choose_negatives", stop_at(-1, choose))
     with encode_calls() as encoded:
         run(source)
     assert len(calls) == 2 and len(texts_of(encoded)) == (270 if emptied else 0)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_queries_that_carry_an_instruction_get_no_other(run, miner, tmp_path):
+def test_queries_that_carry_an_instruction_get_no_other(run, miner, folder, tmp_path):
     pairs = [(instruct("Its own.", query), passage) for query, passage in zip(QUERIES[:60], PASSAGES[:60], strict=True)]
     pairs[::2] = zip(QUERIES[:60:2], PASSAGES[:60:2], strict=True)
     # In the template of Qwen3-Embedding.
@@ -377,6 +345,7 @@ def test_queries_that_carry_an_instruction_get_no_other(run, miner, tmp_path):
         run(write_pairs(tmp_path / "source", pairs))
     prompts = [(len(texts), prompt) for texts, prompt in calls]
     assert prompts == [(30, instruct("Find it.")), (30, ""), (60, None)]
+    assert find_miner(str(folder), truncate_dim=3).embed_passages(PASSAGES[:2]).shape == (2, 3)
     # The model's own prompt replaces an instruction in the text.
     bare = miner.embed_queries(QUERIES[:3], None)
     for carried in ("Instruct: q9\nQuery:{}".format, partial(instruct, "q9")):

@@ -1,17 +1,30 @@
-"""Plain text from the messages of programs.
+"""Message catalogs of gettext that are installed with programs, read as pairs of plain texts.
 
-Placeholders (``%s``, ``{name}``) are removed, with the quotes and brackets that contained nothing else. They are equal
-on both sides, so a model could use them to match a text with its translation without understanding a word.
+The layout is that of section "The Format of GNU MO Files" of the GNU gettext manual. No library reads it: Python's
+``gettext`` drops the plural of the source, and Babel refuses catalogs with an unusual date in their header.
 """
 
 from __future__ import annotations
 
 import html
 import re
+import struct
 import unicodedata
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from gettext import c2py
+from pathlib import Path
+from typing import NamedTuple
 
+from training.common.errors import UserError
 from training.data.cleaning.normalise import normalise
+
+# Where Debian, Fedora, Arch and others install catalogs, and where Ubuntu's language packs do.
+LOCALE_DIRS = ("/usr/share/locale", "/usr/share/locale-langpack")
+_MAGIC = b"\xde\x12\x04\x95"
+_CHARSET = re.compile(r"charset=([\w-]+)", re.IGNORECASE)
+_PLURAL = re.compile(r"^plural-forms:.*?plural\s*=\s*([^;\n]+)", re.IGNORECASE | re.MULTILINE)
 
 # Longer messages are manual pages, of which a model would read only the beginning.
 _LONGEST = 300
@@ -41,6 +54,7 @@ _BLOCK_TAG = re.compile(
 )
 _TAG = re.compile(r"</?(?!PRI\w+>)[A-Za-z][^<>]*>|<!--.*?-->", re.S)
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]\w*);")
+# Equal on both sides: a model could match a text with its translation without understanding a word.
 _PLACEHOLDER = re.compile(
     r"""
     %L?\d{1,2}(?![\d$.*A-Za-z]) | %\{[^{}]*\}                     # Qt and KDE
@@ -61,6 +75,78 @@ _LOOSE_SPACE = re.compile(r"\s+(?=[,.;:!?)\]}。、，：；！？）])|(?<=[(\[
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _CONTROL = re.compile(r"\\[nrt](?![a-z])|[\x00-\x1f\x7f]")
 _ENDS = re.compile(r"\A[\s:：,;*•·\-–—/|=)}\]]+|(?:[\s:：…,;|=/\-–—]|\.{2,})+\Z")
+
+
+class CatalogFile(NamedTuple):
+    """One catalog: the locale of its folder, the domain of its name, and its path."""
+
+    locale: str
+    domain: str
+    path: Path
+
+
+def find_catalogs(folders: Sequence[Path | str]) -> list[CatalogFile]:
+    """List the catalogs below some folders by locale and domain; a missing folder has none."""
+    return sorted(
+        CatalogFile(path.parent.parent.name, path.stem, path)
+        for folder in folders
+        for path in Path(folder).glob("*/LC_MESSAGES/*.mo")
+    )
+
+
+def program_of(domain: str) -> str:
+    """Return the program that a domain belongs to: its name without a version (``"gtk"`` for ``"gtk30"``)."""
+    return re.sub(r"[-_.]?v?[0-9][0-9.]*$", "", domain.lower()) or domain.lower()
+
+
+def read_messages(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield every translated message of a catalog as (source text, translation), without its context.
+
+    A message with plural forms gives two pairs: with the form for one, and with the form that most numbers take.
+    """
+    try:
+        entries = _entries(path.read_bytes())
+        header = next((translation for source, translation in entries if not source), b"").decode("utf-8", "replace")
+        charset = match[1] if (match := _CHARSET.search(header)) else "utf-8"
+        texts = [(source.decode(charset), translation.decode(charset)) for source, translation in entries if source]
+    except (OSError, ValueError, LookupError, struct.error) as error:
+        raise UserError(f"{path}: not a readable message catalog ({error}); install its package again") from None
+    one, many = _plural_forms(match[1].strip() if (match := _PLURAL.search(header)) else "n != 1")
+    for source, translation in texts:
+        singular, *plural = source.rpartition("\x04")[2].split("\0")
+        if plural:
+            forms = translation.split("\0")
+            yield singular, forms[min(one, len(forms) - 1)]
+            yield plural[0], forms[min(many, len(forms) - 1)]
+        else:
+            yield singular, translation
+
+
+def _entries(content: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the raw messages of a catalog; raise ValueError or struct.error if it is none or incomplete."""
+    order = "<" if content[:4] == _MAGIC else ">"
+    if content[:4] not in (_MAGIC, _MAGIC[::-1]):
+        raise ValueError("it does not begin like one")
+    count, *starts = struct.unpack_from(f"{order}3I", content, 8)
+    columns = []
+    for start in starts:
+        numbers = struct.unpack_from(f"{order}{2 * count}I", content, start)
+        spans = list(zip(numbers[1::2], numbers[::2], strict=True))
+        if any(first + length > len(content) for first, length in spans):
+            raise ValueError("it is cut short")
+        columns.append([content[first : first + length] for first, length in spans])
+    return list(zip(*columns, strict=True))
+
+
+@cache
+def _plural_forms(expression: str) -> tuple[int, int]:
+    """Return the form for one and the form that most numbers from 2 on take, given the C expression of a header."""
+    try:
+        form = c2py(expression)
+        return form(1), Counter(map(form, range(2, 200))).most_common(1)[0][0]
+    except (ValueError, ZeroDivisionError):
+        # gettext falls back to the Germanic rule, too.
+        return 0, 1
 
 
 def clean_pair(source: str, translation: str, script: str) -> tuple[str, str] | None:

@@ -9,8 +9,7 @@ import pytest
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalog
 from training.common.errors import UserError
 from training.common.languages import iso639_3, locale_tag, script_of
-from training.data.gettext_catalogs.catalogs import find_catalogs, program_of, read_messages
-from training.data.gettext_catalogs.cleaning import clean, clean_pair
+from training.data.gettext_catalogs.messages import clean, clean_pair, find_catalogs, program_of, read_messages
 
 
 def write_mo(path, messages, charset="utf-8", order="<", plural=""):
@@ -83,22 +82,17 @@ def test_damaged_catalog_is_named(tmp_path, length):
         ("sr@ijekavianlatin", "sr-Latn", "srp", "Latn"),
         ("sr_RS@ijekavian", "sr-RS", "srp", "Cyrl"),
         ("ca@valencia", "ca", "cat", "Latn"),
-        ("ks@devanagari", "ks-Deva", "kas", "Deva"),
         ("zh_HK", "zh-HK", "zho", "Hant"),
         ("pa_PK", "pa-PK", "pan", "Arab"),
         ("de_DE.UTF-8@euro", "de-DE", "deu", "Latn"),
-        ("crh", "crh-Latn", "crh", "Latn"),
     ],
 )
 def test_locales(locale, tag, code, script):
     assert locale_tag(locale) == tag
     assert (iso639_3(tag), script_of(tag)) == (code, script)
-
-
-@pytest.mark.parametrize("name", ["C", "POSIX", "l10n", "de_de", ""])
-def test_names_that_are_no_locale(name):
-    with pytest.raises(ValueError, match="does not name a locale"):
-        locale_tag(name)
+    for name in ("C", "POSIX", "l10n", "de_de", ""):
+        with pytest.raises(ValueError, match="does not name a locale"):
+            locale_tag(name)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,257 @@
+"""Raw rows: one split of a data set that ``datasets`` finds, as dicts of the columns that a build file names.
+
+``datasets`` gives a column one type, which turns a number among texts, or a text that looks like a number or a date,
+into something else. Values of csv files are therefore read as texts, and each row of a JSON file is decoded alone.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.packaged_modules.json.json import JsonConfig
+from pandas.errors import ParserWarning
+
+from training.common.errors import UserError, in_one_line
+
+# The names by which `datasets` loads files that are not laid out as a data set.
+FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
+
+LocatedRows = Iterator[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Rows on disk, which can be read any number of times."""
+
+    column_names: list[str]
+    num_rows: int
+    fingerprint: Any  # a JSON value that changes with the rows
+    read: Callable[[list[str]], LocatedRows]  # yields where each row is in its file, and at least these columns of it
+
+
+def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: Any) -> RawData:
+    """Load one split of a data set with the arguments of ``datasets.load_dataset``.
+
+    ``dataset`` is a name on the Hub, one of ``FILE_KINDS``, or a folder of data files or of ``Dataset.save_to_disk``.
+    Paths are relative to ``folder``; ``where`` begins the message of an error.
+    """
+    path, is_kind = folder / dataset, dataset in FILE_KINDS
+    # A folder takes precedence over a data set of the same name on the Hub.
+    is_folder = not is_kind and path.is_dir()
+    if is_folder:
+        dataset, folder = str(path), path
+    try:
+        if is_kind and "data_files" not in options:
+            raise UserError("name the files to read in 'data_files'")
+        if "data_files" in options and (is_folder or is_kind):
+            named = options["data_files"]
+            named = [named] if isinstance(named, str) else named
+            files = [file if "://" in file else str(folder / file) for file in named]
+            # `datasets` leaves out a pattern that fits no file.
+            for file in files:
+                if "://" not in file and not glob(file, recursive=True):
+                    raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
+            options["data_files"] = files
+        if is_folder and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(path)
+            splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+            return from_dataset(splits[split])
+        config = datasets.load_dataset_builder(dataset, **options).config
+        if isinstance(config, JsonConfig):
+            return _from_json(config, split)
+        if isinstance(config, CsvConfig):
+            return from_dataset(_load_csv(dataset, split, options))
+        return from_dataset(datasets.load_dataset(dataset, split=split, **options))
+    except UserError as error:
+        reason = str(error)
+    # `datasets` can raise any exception on a corrupt file; some name the reason in their cause only.
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = f"{in_one_line(cause) or type(cause).__name__}; check dataset, config, split, data_files, load_options"
+    raise UserError(f"{where}: cannot load split {split!r} of {dataset!r}: {reason}")
+
+
+def from_dataset(dataset: datasets.Dataset) -> RawData:
+    """Return the rows of a data set, which stay memory-mapped."""
+
+    def read(columns: list[str]) -> LocatedRows:
+        # The default format decodes values by the features, which may differ from what is in the file.
+        for number, row in enumerate(dataset.select_columns(columns).with_format(None)):
+            yield f"row {number}", row
+
+    # Private, but the key of the cache of `datasets`: depends on a file's time, or the revision of a set on the Hub.
+    return RawData(dataset.column_names, len(dataset), [dataset._fingerprint, len(dataset)], read)
+
+
+def _load_csv(dataset: str, split: str, options: dict[str, Any]) -> datasets.Dataset:
+    options = {"keep_default_na": False, "index_col": False, **options}
+    with warnings.catch_warnings():
+        # For a row with more fields than the header, pandas would make an index or drop the rest.
+        warnings.simplefilter("error", ParserWarning)
+        names = datasets.load_dataset(dataset, split=split, **{**options, "nrows": 1}).column_names
+        options["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+        return datasets.load_dataset(dataset, split=split, **options)
+
+
+def _from_json(config: JsonConfig, split: str) -> RawData:
+    """Decode every row now, to report a faulty one before any work."""
+    name = split.partition("[")[0]
+    files, manager = config.data_files[name], datasets.DownloadManager()
+    paths = {file: manager.download_and_extract(file) for file in files}
+    number, columns = 0, {}
+    for _, row in _json_rows(config, paths):
+        number += 1
+        columns |= dict.fromkeys(row)
+    # A part of a split, such as "train[:10]".
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: number})
+    number = len(range(number)[part.from_ : part.to])
+    if not columns or not number:
+        raise UserError("there are no rows in its files; check 'data_files' and 'split'")
+    read = lambda _: islice(_json_rows(config, paths), part.from_, part.to)  # noqa: E731
+    return RawData([*columns], number, [split, config.field, *files, *files.origin_metadata], read)
+
+
+def _json_rows(config: JsonConfig, paths: Mapping[str, str]) -> LocatedRows:
+    """Yield the rows of files with one object per line, or with one list of objects, in the order of the files."""
+    # The encoding "utf-8-sig" is UTF-8 without the byte order mark that Windows writes.
+    encoding = "utf-8-sig" if config.encoding == "utf-8" else config.encoding
+    for name, path in paths.items():
+        with open(path, encoding=encoding, errors=config.encoding_errors) as file:
+            first = next((line for line in file if line.strip()), "").strip()
+            file.seek(0)
+            if not first:
+                continue
+            if config.field is None and not first.startswith("[") and first != "{":
+                lines = ((f"{name}: line {number}", line) for number, line in enumerate(file, start=1))
+                rows = ((where, _decoded(where, line)) for where, line in lines if line.strip())
+            else:
+                content = _decoded(name, file.read())
+                if config.field is not None:
+                    content = content.get(config.field) if isinstance(content, dict) else None
+                if not isinstance(content, list):
+                    raise UserError(f"{name}: expected a list of JSON objects; write one, or one object per line")
+                rows = ((f"{name}: item {number}", item) for number, item in enumerate(content, start=1))
+            for where, row in rows:
+                if not isinstance(row, dict):
+                    raise UserError(f"{where} is {str(row)[:100]!r}, not a JSON object; correct it")
+                yield where, row
+
+
+def _decoded(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({in_one_line(error)}); correct it") from None
+
+
+@dataclass
+class RawRows:
+    """The rows of raw data, with the columns named by their role.
+
+    Iterating yields the number and the columns of each row that has everything it must have; the others are counted.
+    """
+
+    data: RawData
+    columns: Mapping[str, str | Sequence[str]]  # by role: a name, a path such as "answers.text", or texts to be joined
+    where: str  # the beginning of an error message
+    texts: Sequence[str] = ()  # roles that must be texts, neither missing nor blank
+    values: Sequence[str] = ()  # roles that must not be missing
+    optional: Sequence[str] = ()  # roles that may be missing or not be among the columns; they are None then
+    name: str = ""  # of the source, for the keys of draws
+    seed: int = 0  # of draws
+    quarantine: bool = False  # leave out and count rows with a value of another type instead of text: no error
+    dropped: Counter[str] = field(default_factory=Counter)  # rows left out in the last iteration, by reason
+
+    def __post_init__(self) -> None:
+        self._paths: dict[str, list[list[str]]] = {}
+        for role, named in self.columns.items():
+            for column in [named] if isinstance(named, str) else named:
+                # The name of a column may contain dots.
+                path = [column] if column in self.data.column_names else column.split(".")
+                if path[0] not in self.data.column_names:
+                    remedy = f"correct 'columns', the data has {', '.join(self.data.column_names)}"
+                    raise UserError(f"{self.where}: there is no column {column!r} for {role!r}; {remedy}")
+                self._paths.setdefault(role, []).append(path)
+        self._location = ""  # of the current row
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        self.dropped.clear()
+        read = [*dict.fromkeys(path[0] for paths in self._paths.values() for path in paths)]
+        for number, (location, row) in enumerate(self.data.read(read)):
+            self._location = location
+            values = {role: self._value(role, row) for role in (*self.texts, *self.values, *self.optional)}
+            fault = next(filter(None, (self._fault(role, value) for role, value in values.items())), None)
+            if fault is None:
+                yield number, values
+            else:
+                self.dropped[fault] += 1
+
+    def refuse(self, role: str, fault: str) -> UserError:
+        """Return the error for a faulty column of the current row; ``fault`` says what to do."""
+        return UserError(f"{self.where}: {self._location}, column {self.columns[role]!r} ({role}) {fault}")
+
+    def not_text(self, role: str, value: Any, expected: str = "text") -> str:
+        """Return the reason to count for a row with a value that is not text, or raise if such rows are errors."""
+        if self.quarantine:
+            return f"{role} is not text"
+        remedy = "correct the row, name another column, or leave such rows out with 'on_bad_row: quarantine'"
+        raise self.refuse(role, f"holds {repr(value)[:100]}, which is not {expected}; {remedy}")
+
+    def _value(self, role: str, row: Mapping[str, Any]) -> Any:
+        """Return the value of a role; several texts are joined, and one that is not text is returned alone."""
+        found = [_walk(row, path) for path in self._paths.get(role, ())]
+        if self._is_text(role):
+            found = map(_first, found)
+        parts = [part for part in found if part is not None]
+        wrong = [part for part in parts if not isinstance(part, str)]
+        if wrong or len(parts) < 2:
+            return next(iter([*wrong, *parts]), None)
+        return "\n".join(text for text in parts if text.strip())
+
+    def _is_text(self, role: str) -> bool:
+        return role in self.texts or role in ("lang", "passage_lang")
+
+    def _fault(self, role: str, value: Any) -> str | None:
+        """Return why the current row is left out because of a value, if it is."""
+        if value is None or (role not in self.texts and value == ""):
+            return None if role in self.optional else f"{role} is missing"
+        if self._is_text(role) and not is_text(value):
+            return self.not_text(role, value)
+        return f"{role} is blank" if role in self.texts and not value.strip() else None
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a text that can be encoded as UTF-8; half a surrogate pair of JSON cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _first(value: Any) -> Any:
+    """Return the first item of a nested list, or None of an empty one."""
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return value
+
+
+def _walk(value: Any, path: Sequence[str]) -> Any:
+    """Return the value at the end of a path; of what has no such parts, a value that is refused as text."""
+    for step in path:
+        value = _first(value)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            return {f"without {step}": value}
+        value = value.get(step)
+    return value
